@@ -1,0 +1,35 @@
+# One image for every command: `docker run IMAGE ingest`, `… worker`, `… status`.
+# Two stages, so that nothing that only the build needs is shipped.
+
+FROM python:3.11-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/maskline
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY schemas schemas
+COPY runtime runtime
+COPY ingest ingest
+COPY worker worker
+COPY handlers handlers
+COPY console console
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/maskline/bin/pip install --constraint constraints.txt .
+
+FROM python:3.11-slim
+# The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over.
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin maskline \
+    && install --directory --owner maskline --group maskline /var/lib/maskline/spool
+COPY --from=build /opt/maskline /opt/maskline
+ENV PATH=/opt/maskline/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MASKLINE_ADMIN_PORT=9090 \
+    MASKLINE_SPOOL_DIR=/var/lib/maskline/spool
+# Handler modules mounted below are found by their dotted names: /app/my_handlers/fares.py is my_handlers.fares.
+WORKDIR /app
+USER maskline
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['MASKLINE_ADMIN_PORT'] + '/healthz', timeout=4)"]
+ENTRYPOINT ["maskline"]
+CMD ["ingest"]

@@ -1,0 +1,36 @@
+# Everything a developer types. Each target does its own set-up; nothing needs root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := console handlers ingest runtime schemas worker
+
+.PHONY: setup dev test check format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+dev: $(STAMP)
+	@$(BIN)/maskline dev --demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
+
+check: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/deptry .
+
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .maskline build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,62 @@
+"""Command line arguments: a parser that ends in one clear line, and kinds of value that commands share."""
+
+import argparse
+import re
+from typing import Final, NoReturn
+
+from schemas.errors import ConfigError
+
+_SPAN: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?\Z")
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is a ConfigError, which the command line shows as one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.partition(" ")[2]
+        where = f"{command}: " if command else ""
+        raise ConfigError(f"{where}{message} (see {self.prog} --help)")
+
+
+def share(text: str) -> float:
+    """0 to 1, or 0% to 100%."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, not {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    if not re.match(r"[0-9]{1,12}\Z", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not re.match(r"[0-9]{1,18}\Z", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}")
+    return int(text)
+
+
+def span(text: str) -> tuple[int, int]:
+    """`3` or `1-3`."""
+    match = _SPAN.match(text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise argparse.ArgumentTypeError(f"must be a number or a range as 1-3, not {text!r}")
+    return low, high
+
+
+def rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(
+            f"must be a number a second, 0 for as fast as possible, not {text!r}"
+        )
+    return value

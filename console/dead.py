@@ -1,0 +1,314 @@
+"""`maskline dead list` and `maskline dead show ID`: the callbacks that could not be handled, and why.
+
+Phone numbers are shown as tokens, the same as in the logs, unless `--reveal` asks for them, which is logged.
+"""
+
+import argparse
+import getpass
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import hiredis
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from console.arguments import Parser, positive
+from console.inquiry import Inquiry, ask
+from runtime.link import pack
+from runtime.logs import configure_logging, get_logger
+from schemas.callback import RawCallback, decode_callback
+from schemas.decode import parameter_pairs
+from schemas.errors import MasklineError, NotDecodableError, RedisUnavailableError, UndecodableEntryError
+from schemas.parameters import parse_parameters
+from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
+from worker.deadletter import DEAD_FIELD, DeadLetter, decode_dead_letter, public_id, split_public_id
+
+PAGE: Final = 500
+"""Dead letters read at a time: each carries its callback, up to some 64 KiB."""
+REASON_SHOWN_CHARS: Final = 60
+
+_log = get_logger("maskline.console")
+
+
+class NoSuchLetterError(MasklineError):
+    """The id names no dead letter."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """What the list says of a dead letter; `--json` prints exactly this."""
+
+    id: str
+    session_uuid: str | None
+    event_name: str | None
+    sequence_number: int | None
+    handler: str | None
+    """None if none was reached."""
+    code: str
+    reason: str
+    attempts: int
+    received_at: datetime | None
+    failed_at: datetime
+    group: str
+    partition: int
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    command: int = arguments.run(arguments)
+    return command
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="maskline dead", description="The callbacks that could not be handled, and why.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    listing = commands.add_parser("list", help="all dead letters, oldest first")
+    listing.add_argument("--json", action="store_true", help="an array of objects")
+    listing.add_argument("--session", metavar="UUID", help="of this session only")
+    listing.add_argument("--limit", type=positive, metavar="N", help="only the latest N")
+    listing.set_defaults(run=_list)
+    showing = commands.add_parser("show", help="one dead letter with its traceback and original request")
+    showing.add_argument("id", help="as the list has it")
+    showing.add_argument("--json", action="store_true", help="as JSON")
+    showing.add_argument("--reveal", action="store_true", help="show phone numbers; that you did is logged")
+    showing.set_defaults(run=_show)
+    return parser
+
+
+# List
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    async def question(inquiry: Inquiry) -> int:
+        rows = await read_rows(inquiry)
+        if arguments.session:
+            rows = [row for row in rows if row.session_uuid == arguments.session]
+        if arguments.limit:
+            rows = rows[-arguments.limit :]
+        if arguments.json:
+            _print_json(rows)
+        else:
+            _print_rows(rows)
+        return 0
+
+    return ask(question)
+
+
+async def read_rows(inquiry: Inquiry) -> list[Row]:
+    """All dead letters, by when they were given up. Only their rows are held, not their callbacks."""
+    lengths = await inquiry.send(
+        [pack("XLEN", inquiry.keys.dead(number)) for number in range(inquiry.partitions)]
+    )
+    rows: list[Row] = []
+    for number, length in enumerate(lengths):
+        start = "-"
+        while length:
+            entries = await _read_page(inquiry, number, start)
+            rows += (
+                _row(number, entry_id, letter)
+                for entry_id, letter in map(_decode, entries)
+                if letter is not None
+            )
+            if len(entries) < PAGE:
+                break
+            start = f"({entries[-1][0].decode()}"
+    return sorted(rows, key=lambda row: (row.failed_at, row.partition, row.id))
+
+
+async def _read_page(inquiry: Inquiry, partition: int, start: str) -> list[Any]:
+    (reply,) = await inquiry.send([pack("XRANGE", inquiry.keys.dead(partition), start, "+", "COUNT", PAGE)])
+    if isinstance(reply, hiredis.ReplyError):
+        raise RedisUnavailableError(f"the dead letters of partition {partition} cannot be read: {reply}")
+    entries: list[Any] = reply
+    return entries
+
+
+def _decode(entry: Any) -> tuple[str, DeadLetter | None]:
+    """An entry's id and letter; None where somebody else wrote it."""
+    entry_id, fields = entry
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    try:
+        return entry_id.decode(), decode_dead_letter(values.get(DEAD_FIELD, b""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return entry_id.decode(), None
+
+
+def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
+    return Row(
+        id=public_id(partition, entry_id),
+        session_uuid=letter.session_uuid,
+        event_name=letter.event_name,
+        sequence_number=letter.sequence_number,
+        handler=letter.handler,
+        code=letter.code,
+        reason=redact(letter.reason),
+        attempts=letter.attempts,
+        received_at=None if letter.received_at_ms is None else _time(letter.received_at_ms),
+        failed_at=_time(letter.failed_at_ms),
+        group=letter.group,
+        partition=partition,
+    )
+
+
+def _print_rows(rows: list[Row]) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if rows:
+        table = Table(box=box.SIMPLE)
+        for name in ("id", "failed at", "session", "event", "number", "handler", "tries", "reason"):
+            table.add_column(name, no_wrap=True)
+        for row in rows:
+            reason = " ".join(f"{row.code}: {row.reason}".split())
+            table.add_row(
+                row.id,
+                f"{row.failed_at:%Y-%m-%d %H:%M:%S}",
+                row.session_uuid or "",
+                row.event_name or "",
+                "" if row.sequence_number is None else str(row.sequence_number),
+                row.handler or "none",
+                str(row.attempts),
+                reason if len(reason) <= REASON_SHOWN_CHARS else reason[: REASON_SHOWN_CHARS - 1] + "…",
+            )
+        # As wide as it must be: an id that is cut off cannot be given to `show`.
+        console.print(table, width=max(console.width, console.measure(table).maximum))
+    console.print(f"{len(rows):,} dead letters" if rows else "no dead letters")
+
+
+# Show
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    async def question(inquiry: Inquiry) -> int:
+        configure_logging(inquiry.settings)
+        partition, entry_id, letter = await _read_letter(inquiry, arguments.id)
+        if arguments.reveal:
+            _log.warning("phone numbers of a dead letter are shown", id=arguments.id, user=_user())
+        whole = describe(partition, entry_id, letter, reveal=arguments.reveal)
+        if arguments.json:
+            _print_json(whole)
+        else:
+            for line in _lines(whole):
+                print(line)
+        return 0
+
+    return ask(question)
+
+
+async def _read_letter(inquiry: Inquiry, text: str) -> tuple[int, str, DeadLetter]:
+    unknown = NoSuchLetterError(f"there is no dead letter {text[:60]!r}")
+    try:
+        partition, entry_id = split_public_id(text)
+    except ValueError:
+        raise unknown from None
+    if not 0 <= partition < inquiry.partitions:
+        raise unknown
+    (reply,) = await inquiry.send(
+        [pack("XRANGE", inquiry.keys.dead(partition), entry_id, entry_id, "COUNT", 1)]
+    )
+    if not reply or isinstance(reply, hiredis.ReplyError):
+        raise unknown
+    _, letter = _decode(reply[0])
+    if letter is None:
+        raise unknown
+    return partition, entry_id, letter
+
+
+def describe(partition: int, entry_id: str, letter: DeadLetter, *, reveal: bool) -> dict[str, Any]:
+    """Everything about a dead letter. Without `reveal`, no text in it holds a phone number."""
+    masked = (lambda text: text) if reveal else redact
+    whole: dict[str, Any] = msgspec.structs.asdict(_row(partition, entry_id, letter))
+    whole["entry_id"] = letter.entry_id
+    whole["traceback"] = None if letter.traceback is None else redact(letter.traceback)
+    whole["request"] = None
+    try:
+        callback = decode_callback(letter.callback)
+    except UndecodableEntryError:
+        whole["foreign_entry"] = {
+            masked(_text(name)): masked(_text(value)) for name, value in letter.foreign_fields
+        } or masked(_text(letter.callback))
+    else:
+        whole["request"] = _request(callback, reveal=reveal)
+    return whole
+
+
+def _request(callback: RawCallback, *, reveal: bool) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "method": callback.method,
+        "content_type": callback.content_type,
+        "auth_id": callback.auth_id,
+        "replayed": callback.replayed,
+    }
+    try:
+        pairs = parameter_pairs(
+            parse_parameters(callback.method, callback.query, callback.content_type, callback.body)
+        )
+    except NotDecodableError as error:
+        request["not_decodable"] = str(error)
+        masked = (lambda text: text) if reveal else redact
+        return request | {"query": masked(_text(callback.query)), "body": masked(_text(callback.body))}
+    request["parameters"] = [
+        [name, value] if reveal else [redact(name), _masked(name, value)] for name, value in pairs
+    ]
+    if reveal:
+        request |= {"query": _text(callback.query), "body": _text(callback.body)}
+    return request
+
+
+def _masked(name: str, value: str) -> str:
+    if name in NUMBER_ATTRIBUTES and value:
+        return number_token(value)
+    return redact(value)
+
+
+def _lines(whole: dict[str, Any]) -> Iterator[str]:
+    nested = ("request", "traceback", "foreign_entry")
+    for name, value in whole.items():
+        if name not in nested:
+            yield f"{name.replace('_', ' '):16} {_shown(value)}"
+    request = whole["request"]
+    if request is not None:
+        yield ""
+        yield "request"
+        for name, value in request.items():
+            if name != "parameters":
+                yield f"  {name.replace('_', ' '):14} {_shown(value)}"
+        for name, value in request.get("parameters", ()):
+            yield f"  {_printable(name)} = {_printable(value)}"
+    if "foreign_entry" in whole:
+        yield ""
+        yield f"entry            {_shown(whole['foreign_entry'])}"
+    if whole["traceback"]:
+        yield ""
+        yield from (_printable(line) for line in whole["traceback"].splitlines())
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:%Y-%m-%d %H:%M:%S.%f} UTC" if isinstance(value, datetime) else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Without control characters: what a stranger sent must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")
+
+
+def _time(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")

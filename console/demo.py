@@ -1,0 +1,148 @@
+"""`maskline dev --demo`: plays a few dozen shuffled sessions at the running nodes and judges what came out.
+
+The judge knows what was sent. It asks for little, so that a slow machine is no failure: everything sent was handled
+exactly once, and within a session and run the numbers rise, but for what was flagged late.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from console.live import Handled, listen
+from console.simulate.plan import PlanOptions, SessionPlan, fit, interleave, plan_sessions
+from console.simulate.player import Player, Target
+from console.simulate.report import Ledger, report
+from console.simulate.sessions import SessionOptions
+from schemas.settings import Settings
+
+SESSIONS: Final = 30
+RATE: Final = 150.0
+"""Callbacks a second: fast enough to be over in seconds, slow enough to read along."""
+SETTLE_TIMEOUT_S: Final = 30.0
+"""On top of the gap timeout: how long the nodes may take to handle what was sent."""
+
+Key = tuple[str, str, int | None]
+
+
+class Verdict(NamedTuple):
+    sent: int
+    """Different callbacks, duplicates not counted."""
+    missing: int
+    """Sent and not handled."""
+    repeated: int
+    """Handled more often than sent."""
+    misplaced: int
+    """Behind a greater number of their lane and run, and not flagged late."""
+
+    @property
+    def good(self) -> bool:
+        return not (self.missing or self.repeated or self.misplaced)
+
+
+def judge(sent: Counter[Key], handled: Iterable[Handled]) -> Verdict:
+    """Compare what was sent (session, event name, number) with what was handled, in that order."""
+    seen: Counter[Key] = Counter()
+    latest: dict[tuple[str, bool, int], int] = {}
+    misplaced = 0
+    for event in handled:
+        seen[event.session_uuid, event.event_name, event.number] += 1
+        if event.number is None or event.order == "late":
+            continue
+        lane = event.session_uuid, event.recording, event.run
+        if event.number <= latest.get(lane, -1):
+            misplaced += 1
+        latest[lane] = event.number
+    return Verdict(sent.total(), (sent - seen).total(), (seen - sent).total(), misplaced)
+
+
+class Demo:
+    """One play against the nodes of this process. `sent` fills while it plays."""
+
+    def __init__(self, settings: Settings, target: Target) -> None:
+        session = SessionOptions(
+            first_sequence=settings.first_sequence, recording_sequence=settings.recording_sequence
+        )
+        options = PlanOptions(
+            seed=random.SystemRandom().randrange(10**6),
+            sessions=SESSIONS,
+            losses=0.01,
+            session=session,
+        )
+        self.options = fit(options, RATE)
+        self._shared = settings.recording_sequence == "shared"
+        self._settle_s = settings.gap_timeout_ms / 1000 + SETTLE_TIMEOUT_S
+        self._target = target
+        self._sent: Counter[Key] = Counter()
+        self._sessions: set[str] = set()
+        self._handled: list[Handled] = []
+        self._progress = asyncio.Event()
+
+    async def play(self, stop: asyncio.Event, write: Callable[[str], None]) -> bool:
+        """Play, wait until all of it is handled, and write the verdict; whether it is good."""
+        options = self.options
+        write(
+            f"playing {options.sessions} sessions: {options.shuffle:.0%} of the callbacks come up to "
+            f"{options.window} places late, {options.duplicates:.0%} twice, {options.losses:.0%} never"
+        )
+        ledger = Ledger(self._plan)
+        end = listen(self._note)
+        try:
+            player = Player(self._target, rate=RATE, on_sent=ledger.sent)
+            tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), stop)
+            if not stop.is_set() and tally.all_taken:
+                await self._settled(stop)
+        finally:
+            end()
+        if stop.is_set():
+            return True
+        verdict = judge(self._sent, self._handled)
+        summary = report(str(self._target.url), options, ledger, tally)
+        orders = Counter(handled.order for handled in self._handled)
+        write(
+            f"{ledger.sessions} sessions: {verdict.sent} events sent, {summary['duplicates']} of them twice, "
+            f"{summary['lost']} lost on purpose; p99 of the answers {summary['latency_ms']['p99']:.0f} ms"
+        )
+        write(
+            f"handled: {orders['in_order']} in order, {orders['after_gap']} after a gap, {orders['late']} late, "
+            f"{orders['unsequenced']} unsequenced"
+        )
+        if not tally.all_taken:
+            write(f"NOT TAKEN: answers {dict(tally.answers)}, unanswered {dict(tally.unanswered)}")
+        elif not verdict.good:
+            write(
+                f"WRONG: {verdict.missing} not handled, {verdict.repeated} handled twice, "
+                f"{verdict.misplaced} out of order"
+            )
+        else:
+            write("every event reached the handler once, each session in order")
+        return tally.all_taken and verdict.good
+
+    def _plan(self, plan: SessionPlan) -> None:
+        for send in plan.sends:
+            event = send.event
+            self._sessions.add(event.session_uuid)
+            if not send.duplicate:
+                self._sent[event.session_uuid, event.event_name, event.number] += 1
+
+    def _note(self, handled: Handled) -> None:
+        if handled.session_uuid in self._sessions:
+            # With one sequence for both, recording events stand in the lane of the others.
+            self._handled.append(handled._replace(recording=handled.recording and not self._shared))
+            self._progress.set()
+
+    async def _settled(self, stop: asyncio.Event) -> None:
+        """Wait until as many were handled as were sent, or the time is up."""
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            async with asyncio.timeout(self._settle_s):
+                while len(self._handled) < self._sent.total() and not stop.is_set():
+                    self._progress.clear()
+                    moved = asyncio.create_task(self._progress.wait())
+                    await asyncio.wait((stopped, moved), return_when=asyncio.FIRST_COMPLETED)
+                    moved.cancel()
+        except TimeoutError:
+            pass
+        finally:
+            stopped.cancel()

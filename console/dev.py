@@ -1,0 +1,310 @@
+"""`maskline dev`: an embedded Valkey, an ingest node, a worker and a live view in one process and one terminal.
+
+What is not set is made up here and said: the server and an account under `.maskline`, free ports. What is set
+is taken as it is, so that dev shows what production would do with it.
+"""
+
+import asyncio
+import contextlib
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import msgspec
+from rich.console import Console
+
+from console import live
+from console.account import STATE_DIRECTORY, Account, find_account, throw_away_account
+from console.arguments import Parser
+from console.arrivals import Arrivals
+from console.demo import Demo
+from console.embedded import EmbeddedServer
+from console.simulate.command import DEFAULT_URL
+from console.simulate.player import Target
+from console.view import Counts, View
+from ingest.node import ADMIN_PORT, IngestNode
+from runtime.logs import configure_logging
+from runtime.process import run
+from runtime.store import Store
+from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.keys import Keys
+from schemas.parameters import Parameters
+from schemas.settings import Settings, SettingsReading, read_settings
+from worker.node import ADMIN_PORT_DEFAULT, WorkerNode
+
+PORTS_TRIED: Final = 100
+"""From the default upwards; somebody who runs more than that on one machine sets the port."""
+READY_TIMEOUT_S: Final = 15.0
+READY_POLL_S: Final = 0.02
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="maskline dev",
+        description="Run everything in this terminal: an embedded Valkey (unless MASKLINE_REDIS_URL is set), "
+        "ingest, a worker, and a view of what arrives and how it was put in order.",
+    )
+    parser.add_argument("--demo", action="store_true", help="play a few dozen simulated sessions at once")
+    parser.add_argument("--exit", action="store_true", help="end after the demo: 0 if all went well, else 1")
+    arguments = parser.parse_args(argv)
+    if arguments.exit and not arguments.demo:
+        raise ConfigError("dev: --exit belongs to --demo")
+    reading = read_settings()
+    # Without handlers of the user's own, nothing but trouble is worth a line beside the live view.
+    quiet = reading.sources["log_level"] == "default" and reading.sources["handlers"] == "default"
+    log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
+    configure_logging(log_settings if quiet else reading.settings)
+    dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit)
+    return run(dev.run, stop_timeout_ms=reading.settings.stop_timeout_ms)
+
+
+class Dev:
+    """One run of everything."""
+
+    def __init__(self, reading: SettingsReading, *, demo: bool, exit_after: bool) -> None:
+        self._reading = reading
+        self._demo = demo
+        self._exit_after = exit_after
+        self._console = Console()
+        self._embedded: EmbeddedServer | None = None
+        self._worker: WorkerNode | None = None
+        """Once it has started."""
+
+    async def run(self, stop: asyncio.Event) -> int:
+        # A closed terminal is a stop like any other.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stop.set)
+        async with contextlib.AsyncExitStack() as stack:
+            settings = await self._prepare(stack)
+            ingest_settings, worker_settings = self._with_ports(settings)
+            ingest, worker = IngestNode(ingest_settings), WorkerNode(worker_settings, handler_modules=[live])
+            view = await self._view(stack, settings)
+            await worker.start()
+            stack.push_async_callback(worker.stop)
+            self._worker = worker
+            await ingest.start()
+            stack.push_async_callback(ingest.stop)
+            await _until_ready(ingest.admin_url, worker.admin_url)
+            account = find_account(settings, None, None)
+            self._greet(settings, account, ingest, worker)
+            return await self._serve(stop, settings, _target(settings, account, ingest.url), worker, view)
+
+    async def _serve(
+        self, stop: asyncio.Event, settings: Settings, target: Target, worker: WorkerNode, view: View
+    ) -> int:
+        """Until stopped, or until something ends that must not."""
+        stopped = asyncio.create_task(stop.wait())
+        failed = asyncio.create_task(worker.failed())
+        watched: set[asyncio.Task[Any]] = {stopped, failed}
+        gone: asyncio.Task[int] | None = None
+        if self._embedded is not None:
+            gone = asyncio.create_task(self._embedded.wait())
+            watched.add(gone)
+        demo: asyncio.Task[bool] | None = None
+        if self._demo:
+            demo = asyncio.create_task(Demo(settings, target).play(stop, self._say))
+            watched.add(demo)
+        try:
+            while True:
+                done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                if failed in done:
+                    raise failed.result()
+                if gone is not None and gone in done:
+                    assert self._embedded is not None  # noqa: S101  gone is its end
+                    self._say(f"the embedded server has ended: {self._embedded.last_words()}")
+                    return 1
+                if stopped in done:
+                    return 0
+                assert demo is not None  # noqa: S101  nothing else is watched
+                good = demo.result()
+                await view.written()
+                if self._exit_after:
+                    view.summarise()
+                    return 0 if good else 1
+                self._say("the nodes go on: Ctrl-C ends them")
+        finally:
+            for task in watched:
+                task.cancel()
+            await asyncio.gather(*watched, return_exceptions=True)
+
+    # Setting up
+
+    async def _prepare(self, stack: contextlib.AsyncExitStack) -> Settings:
+        """The settings with a server and an account."""
+        settings, sources = self._reading
+        changes: dict[str, Any] = {}
+        if not settings.redis_url:
+            self._embedded = EmbeddedServer(STATE_DIRECTORY / "valkey")
+            await self._embedded.start()
+            stack.push_async_callback(self._embedded.stop)
+            changes["redis_url"] = self._embedded.url
+        if not settings.auth_tokens:
+            account = throw_away_account()
+            changes["auth_tokens"] = ((account.auth_id, account.auth_token),)
+        if sources["handlers"] == "default":
+            changes["handlers"] = ()  # the view says what handlers.log would
+        return msgspec.structs.replace(settings, **changes)
+
+    def _with_ports(self, settings: Settings) -> tuple[Settings, Settings]:
+        """The same for ingest and for the worker: two admin ports, and free ones where none was set."""
+        taken: set[int] = set()
+        port = settings.port
+        if self._reading.sources["port"] == "default":
+            port = self._free_port(settings.host, port, taken, "MASKLINE_PORT")
+        taken.add(port)
+        admin_port = settings.admin_port
+        if admin_port is None:
+            admin_port = self._free_port(settings.admin_host, ADMIN_PORT, taken, "the admin port of ingest")
+            taken.add(admin_port)
+            worker_port = self._free_port(
+                settings.admin_host, ADMIN_PORT_DEFAULT, taken, "the admin port of the worker"
+            )
+        else:
+            worker_port = admin_port + 1 if admin_port else 0
+        replace = msgspec.structs.replace
+        return (
+            replace(settings, port=port, admin_port=admin_port),
+            replace(settings, port=port, admin_port=worker_port),
+        )
+
+    def _free_port(self, host: str, wanted: int, taken: set[int], what: str) -> int:
+        for port in range(wanted, wanted + PORTS_TRIED):
+            if port not in taken and _is_free(host, port):
+                if port != wanted and wanted not in taken:
+                    self._say(f"{what}: {wanted} is taken, so it is {port}")
+                return port
+        return wanted  # and the node says why it cannot be had
+
+    async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
+        """A view that writes until everything else has stopped."""
+        try:
+            link = await Store(settings).connect("maskline-dev")
+        except RedisUnavailableError as error:
+            raise ConfigError(f"MASKLINE_REDIS_URL: {error}") from None
+        stack.callback(link.close)
+        arrivals = Arrivals(link, Keys(settings.namespace, settings.group), settings.partitions)
+        await arrivals.start()
+        view = View(self._console, arrivals, lambda: _counts(arrivals, self._worker))
+        tasks = [asyncio.create_task(arrivals.run()), asyncio.create_task(view.run())]
+
+        async def end() -> None:
+            view.summarise()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        stack.push_async_callback(end)
+        stack.callback(live.listen(view.show))
+        return view
+
+    # Speaking
+
+    def _say(self, line: str = "") -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _greet(self, settings: Settings, account: Account, ingest: IngestNode, worker: WorkerNode) -> None:
+        server = f"embedded, data in {STATE_DIRECTORY}/valkey" if self._embedded else Store(settings).address
+        callback_url = _public(settings, ingest.url)
+        self._say(f"callbacks   {callback_url}   (account {account.auth_id})")
+        self._say(f"ingest      {ingest.admin_url}/readyz  {ingest.admin_url}/metrics")
+        self._say(f"worker      {worker.admin_url}/readyz  {worker.admin_url}/metrics")
+        self._say(f"redis       {server}")
+        if settings.handlers:
+            self._say(f"handlers    {', '.join(settings.handlers)}")
+        self._say()
+        self._say("Send one event by hand:")
+        self._say("  " + curl_line(_target(settings, account, ingest.url)))
+        self._say("Play sessions from another terminal in this directory:")
+        self._say("  " + simulate_line(ingest.url))
+        self._say()
+
+
+def curl_line(target: Target) -> str:
+    """A signed request to paste into a shell. Pasted again, it is a duplicate."""
+    pairs = [
+        ("EventName", "SessionSecondPartyAnswer"),
+        ("SessionUUID", str(uuid.uuid4())),
+        ("SequenceNumber", "1"),
+        ("From", "+14155550123"),
+        ("To", "+14155550199"),
+    ]
+    nonce = uuid.uuid4().hex
+    signature = target.sign("POST", Parameters([], pairs, None), nonce)
+    return shlex.join(
+        [
+            "curl",
+            "-i",
+            str(target.url),
+            "-H",
+            f"X-Plivo-Signature-V3: {signature}",
+            "-H",
+            f"X-Plivo-Signature-V3-Nonce: {nonce}",
+            "-d",
+            urlencode(pairs),
+        ]
+    )
+
+
+def simulate_line(url: str) -> str:
+    command = "maskline" if shutil.which("maskline") else sys.argv[0]
+    with contextlib.suppress(ValueError):
+        command = str(Path(command).relative_to(Path.cwd()))
+    words = [command, "simulate"]
+    if url != DEFAULT_URL:
+        words += ["--url", url]
+    return shlex.join(words)
+
+
+def _public(settings: Settings, url: str) -> str:
+    return settings.public_url + urlsplit(url).path if settings.public_url else url
+
+
+def _target(settings: Settings, account: Account, url: str) -> Target:
+    return Target(url, account.auth_token, signed_url=_public(settings, url))
+
+
+def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
+    if worker is None:
+        return Counts(*[0] * len(Counts._fields))
+    stats = worker.stats
+    released = stats.released
+    return Counts(
+        arrived=arrivals.total,
+        handled=stats.handled[live.NAME],
+        in_order=released["in_order"],
+        after_gap=released["after_gap"],
+        late=released["late"],
+        unsequenced=released["unsequenced"],
+        duplicates=stats.duplicates,
+        held=sum(partition.held for partition in worker.partitions),
+        dead=sum(stats.dead.values()),
+    )
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+async def _until_ready(*admin_urls: str) -> None:
+    """Wait until the nodes say that they are ready; a server that is away is no reason not to start."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as client:
+            for url in admin_urls:
+                while True:
+                    async with client.get(f"{url}/readyz") as response:
+                        if response.status == 200:
+                            break
+                    await asyncio.sleep(READY_POLL_S)

@@ -1,0 +1,56 @@
+"""The handler module of `maskline dev`: tells listeners in this process what was handled, in that order.
+
+No phone number passes through here: only the session, the name, the number in sequence and the order.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from schemas import Event, RecordingEvent
+from worker import Context, on
+
+NAME: Final = "maskline dev"
+"""What logs and counts call this handler."""
+
+
+class Handled(NamedTuple):
+    """An event that reached the handlers."""
+
+    session_uuid: str
+    entry_id: str
+    event_name: str
+    recording: bool
+    number: int | None
+    run: int
+    order: str
+    missing: tuple[int, ...]
+    received_at: datetime
+
+
+Listener = Callable[[Handled], None]
+
+_listeners: Final[list[Listener]] = []
+
+
+def listen(listener: Listener) -> Callable[[], None]:
+    """Call `listener` with every handled event; what is returned ends it."""
+    _listeners.append(listener)
+    return lambda: _listeners.remove(listener)
+
+
+@on(Event, name=NAME, retries=0)
+async def tell(event: Event, ctx: Context) -> None:
+    handled = Handled(
+        ctx.session_uuid,
+        ctx.entry_id,
+        event.event_name,
+        isinstance(event, RecordingEvent),
+        ctx.sequence_number,
+        ctx.run,
+        ctx.order,
+        ctx.missing,
+        ctx.received_at,
+    )
+    for listener in _listeners:
+        listener(handled)

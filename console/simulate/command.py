@@ -1,0 +1,246 @@
+"""`maskline simulate`: the arguments, the progress, the report."""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TextIO
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from console.account import find_account
+from console.arguments import Parser, natural, positive, rate, share, span
+from console.simulate.plan import (
+    PlanOptions,
+    Send,
+    SessionPlan,
+    expectation,
+    fit,
+    interleave,
+    plan_sessions,
+)
+from console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
+from console.simulate.report import Ledger, lines, report
+from console.simulate.sessions import SessionOptions
+from runtime.process import run
+from schemas.errors import ConfigError
+from schemas.settings import Settings, load_settings
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
+DEFAULT_RATE: Final = 100.0
+DEFAULT_CONCURRENCY: Final = 32
+SEED_MAX: Final = 999_999
+"""Drawn seeds are short enough to be read out; given ones may be longer."""
+PLAIN_PROGRESS_S: Final = 5.0
+"""Between two lines of progress where there is no terminal."""
+
+
+def main(argv: list[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    settings = load_settings()
+    target = _target(arguments, settings)
+    options = fit(_options(arguments), arguments.rate)
+    with contextlib.ExitStack() as stack:
+        expected = stack.enter_context(_open(arguments.expect)) if arguments.expect else None
+        return run(lambda stop: _simulate(arguments, target, options, expected, stop))
+
+
+async def _simulate(
+    arguments: argparse.Namespace,
+    target: Target,
+    options: PlanOptions,
+    expected: TextIO | None,
+    stop: asyncio.Event,
+) -> int:
+    def planned(plan: SessionPlan) -> None:
+        if expected is not None:
+            expected.write(msgspec.json.encode(expectation(plan, options)).decode() + "\n")
+
+    ledger = Ledger(planned)
+    if not arguments.json:
+        for line in _headline(str(target.url), options, arguments.rate):
+            print(line, flush=True)
+    with _progress(options.sessions, ledger, quiet=arguments.json) as advance:
+
+        def sent(send: Send) -> None:
+            ledger.sent(send)
+            advance()
+
+        player = Player(
+            target,
+            rate=arguments.rate,
+            concurrency=arguments.concurrency,
+            answer_timeout_s=arguments.timeout,
+            on_sent=sent,
+        )
+        tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), stop)
+    summary = report(str(target.url), options, ledger, tally)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(summary)).decode())
+    else:
+        for line in lines(summary):
+            print(line)
+        if not tally.answers and tally.unanswered:
+            print(f"nobody answered: is an ingest node listening at {target.url}?")
+    return 0 if tally.all_taken else 1
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="maskline simulate",
+        description="Play simulated masking sessions, signed as Plivo signs, against a URL. "
+        "Exit code 0 if every callback was answered 200.",
+    )
+    where = parser.add_argument_group("where to")
+    where.add_argument("--url", default=DEFAULT_URL, help="the callback URL (%(default)s)")
+    where.add_argument("--auth-id", help="sign as this account (default: the first of MASKLINE_AUTH_TOKENS)")
+    where.add_argument("--auth-token", help="sign with this token; other users of the machine can see it")
+    where.add_argument(
+        "--signed-url",
+        help="what the signature covers, if not the URL dialled (default: MASKLINE_PUBLIC_URL and the path)",
+    )
+    sessions = parser.add_argument_group("what happens")
+    sessions.add_argument("--sessions", type=positive, default=20, metavar="N", help="(%(default)s)")
+    sessions.add_argument("--calls", type=span, default=(1, 3), metavar="N|N-M", help="a session (1-3)")
+    sessions.add_argument("--first-sequence", type=natural, default=1, metavar="N", help="(%(default)s)")
+    sessions.add_argument(
+        "--recording-sequence",
+        choices=("own", "shared"),
+        default="own",
+        help="do recording events count apart or with the others (%(default)s)",
+    )
+    sessions.add_argument("--restart-numbering", action="store_true", help="number each call from the start")
+    sessions.add_argument(
+        "--vocabulary", choices=("old", "new", "both"), default="both", help="of events (%(default)s)"
+    )
+    sessions.add_argument(
+        "--seed",
+        type=natural,
+        metavar="N",
+        help="same seed, same bytes: a server that had them takes them as duplicates (drawn, and shown)",
+    )
+    way = parser.add_argument_group("what goes wrong on the way (a share: 0.1 or 10%)")
+    way.add_argument("--shuffle", type=share, default=0.3, metavar="SHARE", help="come late (%(default)s)")
+    way.add_argument(
+        "--shuffle-window", type=natural, default=4, metavar="N", help="by up to N callbacks (%(default)s)"
+    )
+    way.add_argument("--duplicates", type=share, default=0.1, metavar="SHARE", help="(%(default)s)")
+    way.add_argument("--losses", type=share, default=0.0, metavar="SHARE", help="never sent (%(default)s)")
+    requests = parser.add_argument_group("how it is sent")
+    requests.add_argument(
+        "--rate", type=rate, default=DEFAULT_RATE, metavar="N", help="callbacks/s, 0: no pause (%(default)g)"
+    )
+    requests.add_argument(
+        "--concurrency", type=positive, default=DEFAULT_CONCURRENCY, metavar="N", help="(%(default)s)"
+    )
+    requests.add_argument(
+        "--at-once", type=positive, default=16, metavar="N", help="sessions under way at once (%(default)s)"
+    )
+    requests.add_argument("--get", type=share, default=0.1, metavar="SHARE", help="by GET (%(default)s)")
+    requests.add_argument(
+        "--json-bodies", type=share, default=0.05, metavar="SHARE", help="as JSON (%(default)s)"
+    )
+    requests.add_argument(
+        "--timeout", type=positive, default=int(ANSWER_TIMEOUT_S), metavar="S", help="(%(default)s s)"
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--json", action="store_true", help="the report as JSON")
+    shown.add_argument(
+        "--expect", metavar="FILE", help="write what a handler should see of each session, as JSON lines"
+    )
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> PlanOptions:
+    seed = arguments.seed
+    if seed is None:
+        seed = random.SystemRandom().randint(1, SEED_MAX)
+    return PlanOptions(
+        seed=seed,
+        sessions=arguments.sessions,
+        shuffle=arguments.shuffle,
+        window=arguments.shuffle_window,
+        duplicates=arguments.duplicates,
+        losses=arguments.losses,
+        get=arguments.get,
+        json_bodies=arguments.json_bodies,
+        at_once=arguments.at_once,
+        session=SessionOptions(
+            calls_min=arguments.calls[0],
+            calls_max=arguments.calls[1],
+            first_sequence=arguments.first_sequence,
+            recording_sequence=arguments.recording_sequence,
+            restart_numbering=arguments.restart_numbering,
+            vocabulary=arguments.vocabulary,
+        ),
+    )
+
+
+def _target(arguments: argparse.Namespace, settings: Settings) -> Target:
+    signed = arguments.signed_url
+    if signed is None and settings.public_url:
+        signed = settings.public_url + urlsplit(arguments.url).path
+    for option, url in (("--url", arguments.url), ("--signed-url", signed)):
+        if url is not None and not _dialable(url):
+            raise ConfigError(f"simulate: {option} must be a URL as {DEFAULT_URL}, not {url!r}")
+    account = find_account(settings, arguments.auth_id, arguments.auth_token)
+    return Target(arguments.url, account.auth_token, signed_url=signed)
+
+
+def _dialable(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _open(path: str) -> TextIO:
+    try:
+        return Path(path).open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"simulate: --expect {path} cannot be written: {error.strerror}") from None
+
+
+def _headline(url: str, options: PlanOptions, per_second: float) -> Iterator[str]:
+    pace = f"{per_second:g} callbacks/s" if per_second else "as fast as possible"
+    yield f"playing {options.sessions:,} sessions at {url}, {pace}, --seed {options.seed}"
+    yield (
+        f"{options.shuffle:.0%} come up to {options.window} callbacks late, {options.duplicates:.0%} twice, "
+        f"{options.losses:.0%} never"
+    )
+
+
+@contextlib.contextmanager
+def _progress(sessions: int, ledger: Ledger, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Yields what to call after each request: a bar on a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield lambda: None
+        return
+    if sys.stdout.isatty():
+        columns: list[Any] = [
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("sessions"),
+            TimeElapsedColumn(),
+        ]
+        with Progress(*columns, console=Console(), transient=True) as bar:
+            task = bar.add_task("", total=sessions)
+            yield lambda: bar.update(task, completed=ledger.sessions_done)
+        return
+    said = time.monotonic()
+
+    def advance() -> None:
+        nonlocal said
+        if time.monotonic() - said >= PLAIN_PROGRESS_S:
+            said = time.monotonic()
+            print(f"{ledger.sessions_done:,} of {sessions:,} sessions", flush=True)
+
+    yield advance

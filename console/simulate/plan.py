@@ -1,0 +1,230 @@
+"""What goes wrong on the way: losses, displacement, duplicates; and in which order everything is sent.
+
+Rules
+- Nothing but a planned loss is missing, a duplicate is byte-equal to its first, and nothing is displaced by
+  more than the window within its session.
+- SessionTimeout is sent when all earlier callbacks of its session are answered: in truth it is an hour later.
+  Where a displaced opening could not be told from a continuation (numbering that starts again, or at 0),
+  openings are neither displaced nor lost and stand alone. Both by `epoch`: a callback waits for all lower.
+- At most `at_once` sessions are under way at a time, one callback each a round: so a window of W callbacks is
+  at most (W + 1) x `at_once` requests, which `fit` keeps far below the worker's gap timeout at a given rate.
+
+All of it is a function of the seed; sessions are made as they are needed, so a million need no memory.
+"""
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+
+from console.simulate.sessions import SessionOptions, SimulatedEvent, make_session
+from schemas.parameters import FORM_TYPE, JSON_TYPE, Parameters
+
+DISPLACED_MAX_S: Final = 1.0
+"""How long a displaced callback may come late at most: far less than the gap timeout, 5 s by default."""
+DUPLICATE_WINDOW: Final = 8
+"""How many callbacks of its session a duplicate follows at most: within the 64 that a worker remembers."""
+
+WHOLE_ATTRIBUTES: Final = ("PinRetryCounter", "PlivoHangupCauseCode", "SequenceNumber")
+"""Written as numbers, or null, in a JSON body."""
+
+
+class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares are 0 to 1."""
+
+    seed: int
+    sessions: int = 20
+    shuffle: float = 0.3
+    window: int = 4
+    duplicates: float = 0.1
+    losses: float = 0.0
+    get: float = 0.1
+    json_bodies: float = 0.05
+    at_once: int = 16
+    session: SessionOptions = SessionOptions()
+
+
+class Send(NamedTuple):
+    """One request to make."""
+
+    session: int
+    epoch: int
+    """It waits until every callback of its session with a lower epoch is answered."""
+    method: str
+    query: str
+    content_type: str
+    body: bytes
+    parameters: Parameters
+    """What the query and the body say, for the signature."""
+    event: SimulatedEvent
+    duplicate: bool
+
+
+class SessionPlan(NamedTuple):
+    sends: list[Send]
+    """In the order of this session's sending."""
+    lost: list[SimulatedEvent]
+
+    @property
+    def duplicates(self) -> int:
+        return sum(send.duplicate for send in self.sends)
+
+
+def fit(options: PlanOptions, rate: float) -> PlanOptions:
+    """Narrow window and sessions at once, so that at this rate DISPLACED_MAX_S holds."""
+    if rate <= 0:
+        return options
+    requests = int(rate * DISPLACED_MAX_S)
+    window = max(0, min(options.window, requests - 1))
+    at_once = max(1, min(options.at_once, requests // (window + 1)))
+    return msgspec.structs.replace(options, window=window, at_once=at_once)
+
+
+def plan_session(index: int, options: PlanOptions) -> SessionPlan:
+    """What is sent of one session."""
+    events = make_session(options.seed, index, options.session)
+    rng = random.Random(f"{options.seed}:{index}:way")  # noqa: S311  not for secrets
+    lone = options.session.restart_numbering or options.session.first_sequence == 0
+    sent: list[SimulatedEvent] = []
+    lost: list[SimulatedEvent] = []
+    for event in events:
+        keep = (lone and event.opens) or rng.random() >= options.losses
+        (sent if keep else lost).append(event)
+    order = [(event, False) for event in _displace(rng, sent, lone=lone, options=options)]
+    order = _repeat(rng, order, options.duplicates)
+    requests: dict[int, Send] = {}
+    sends: list[Send] = []
+    epoch = 0
+    for event, duplicate in order:
+        alone = not duplicate and _stands_alone(event, lone=lone)
+        epoch += alone
+        first = requests.get(id(event))
+        if first is None:
+            first = requests[id(event)] = _request(rng, index, event, options)
+        sends.append(first._replace(epoch=epoch, duplicate=duplicate))
+        epoch += alone
+    return SessionPlan(sends, lost)
+
+
+def plan_sessions(options: PlanOptions) -> Iterator[SessionPlan]:
+    return (plan_session(index, options) for index in range(options.sessions))
+
+
+def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[Send]:
+    """All requests in sending order: rounds of one callback of each session under way."""
+    rng = random.Random(f"{options.seed}:rounds")  # noqa: S311  not for secrets
+    waiting = iter(plans)
+    under_way: list[Iterator[Send]] = []
+    while True:
+        under_way += (iter(plan.sends) for plan in islice(waiting, options.at_once - len(under_way)))
+        if not under_way:
+            return
+        rng.shuffle(under_way)
+        going_on: list[Iterator[Send]] = []
+        for sends in under_way:
+            send = next(sends, None)
+            if send is not None:
+                going_on.append(sends)
+                yield send
+        under_way = going_on
+
+
+def expectation(plan: SessionPlan, options: PlanOptions) -> dict[str, Any]:
+    """What a handler should see of a session if nothing is later than the gap timeout: a line of `--expect`.
+
+    Numbered events stand in handling order, lane by lane; unsequenced ones come as they arrive.
+    """
+    sent = [send.event for send in plan.sends if not send.duplicate]
+    lanes: dict[str, list[dict[str, Any]]] = {"status": [], "recording": []}
+    for lane, shown in lanes.items():
+        numbered = sorted(
+            (event.run, event.number, event.event_name)
+            for event in sent
+            if event.lane == lane and event.number is not None
+        )
+        run, following = 0, options.session.first_sequence
+        for event_run, number, name in numbered:
+            if event_run != run:
+                run, following = event_run, options.session.first_sequence
+            missing = list(range(following, number))
+            following = number + 1
+            shown.append(
+                {
+                    "event_name": name,
+                    "sequence_number": number,
+                    "run": run,
+                    "order": "after_gap" if missing else "in_order",
+                    "missing": missing,
+                }
+            )
+    some = (sent or plan.lost)[0]
+    return {
+        "session_uuid": some.session_uuid,
+        **lanes,
+        "unsequenced": [event.event_name for event in sent if event.lane == "unsequenced"],
+        "duplicates": plan.duplicates,
+        "lost": [{"event_name": event.event_name, "sequence_number": event.number} for event in plan.lost],
+    }
+
+
+def _stands_alone(event: SimulatedEvent, *, lone: bool) -> bool:
+    return event.ends_session or (lone and event.opens)
+
+
+def _displace(
+    rng: random.Random, events: list[SimulatedEvent], *, lone: bool, options: PlanOptions
+) -> list[SimulatedEvent]:
+    """Put a share of the events up to `window` places later, never across one that stands alone."""
+    keyed: list[tuple[int, float, SimulatedEvent]] = []
+    segment = 0
+    for place, event in enumerate(events):
+        alone = _stands_alone(event, lone=lone)
+        segment += alone
+        later = 0.0
+        if options.window and rng.random() < options.shuffle:
+            later = rng.randint(1, options.window) + 0.5
+        keyed.append((segment, place + later, event))
+        segment += alone
+    keyed.sort(key=lambda entry: entry[:2])
+    return [event for _, _, event in keyed]
+
+
+def _repeat(
+    rng: random.Random, order: list[tuple[SimulatedEvent, bool]], share: float
+) -> list[tuple[SimulatedEvent, bool]]:
+    """Send a share of the events once more, up to DUPLICATE_WINDOW places later."""
+    tie = count()
+    keyed: list[tuple[float, int, tuple[SimulatedEvent, bool]]] = []
+    for place, (event, _) in enumerate(order):
+        keyed.append((place, next(tie), (event, False)))
+        if rng.random() < share:
+            keyed.append((place + rng.randint(0, DUPLICATE_WINDOW) + 0.5, next(tie), (event, True)))
+    keyed.sort(key=lambda entry: entry[:2])
+    return [entry for _, _, entry in keyed]
+
+
+def _request(rng: random.Random, session: int, event: SimulatedEvent, options: PlanOptions) -> Send:
+    pairs = list(event.parameters.items())
+    draw = rng.random()
+    if draw < options.get:
+        return Send(session, 0, "GET", urlencode(pairs), "", b"", Parameters(pairs, [], None), event, False)
+    if draw < options.get + options.json_bodies:
+        members = _members(event.parameters)
+        body = json.dumps(members, separators=(",", ":")).encode()
+        return Send(session, 0, "POST", "", JSON_TYPE, body, Parameters([], [], members), event, False)
+    body = urlencode(pairs).encode()
+    return Send(session, 0, "POST", "", FORM_TYPE, body, Parameters([], pairs, None), event, False)
+
+
+def _members(parameters: dict[str, str]) -> dict[str, Any]:
+    """A JSON body's members: whole numbers as such, what is no number there as null."""
+    members: dict[str, Any] = dict(parameters)
+    for name in WHOLE_ATTRIBUTES:
+        if name in members:
+            text = parameters[name]
+            members[name] = int(text) if text.isdigit() else None
+    return members

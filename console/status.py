@@ -1,0 +1,247 @@
+"""`maskline status`: who owns which partitions, what waits, what was given up.
+
+Exit code 1 where something needs a person: no live worker, or callbacks that wait in partitions nobody owns. Dead
+letters are shown; they alone are no fault of the system.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import hiredis
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from console.arguments import Parser
+from console.inquiry import Inquiry, ask
+from runtime.link import pack
+from schemas.errors import RedisUnavailableError
+
+PER_PARTITION: Final = 5
+"""Commands about one partition, in the order in which `_read_partition` takes the replies."""
+WORKERS_NAMED_MAX: Final = 20
+"""Workers listed for a reader; `--json` has them all."""
+
+
+class PartitionStatus(msgspec.Struct, frozen=True):
+    partition: int
+    owner: str | None
+    """The worker's id; None where nobody holds the lease."""
+    fencing_token: int | None
+    lease_ms: int | None
+    """What is left of the lease."""
+    stored: int
+    """Callbacks in the stream, handled ones in retention included."""
+    unread: int
+    """Callbacks behind the group's cursor."""
+    pending: int
+    """Callbacks read and not done: under way, being retried, or waiting for a missing number."""
+    dead_letters: int
+
+    @property
+    def waiting(self) -> int:
+        return self.unread + self.pending
+
+
+class RedisStatus(msgspec.Struct, frozen=True):
+    address: str
+    version: str
+    used_memory_bytes: int
+    maxmemory_bytes: int
+    maxmemory_policy: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    namespace: str
+    group: str
+    healthy: bool
+    problems: list[str]
+    workers: dict[str, int]
+    """Live workers with the number of their partitions."""
+    stored: int
+    unread: int
+    pending: int
+    dead_letters: int
+    redis: RedisStatus
+    partitions: list[PartitionStatus]
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser(
+        prog="maskline status",
+        description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives or "
+        "callbacks wait in partitions that nobody owns.",
+    )
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--all", action="store_true", help="list quiet partitions as well")
+    arguments = parser.parse_args(argv)
+
+    async def show(inquiry: Inquiry) -> int:
+        status = await read_status(inquiry)
+        if arguments.json:
+            sys.stdout.write(msgspec.json.format(msgspec.json.encode(status)).decode() + "\n")
+        else:
+            _print_status(status, everything=arguments.all)
+        return 0 if status.healthy else 1
+
+    return ask(show)
+
+
+async def read_status(inquiry: Inquiry) -> Status:
+    keys, settings = inquiry.keys, inquiry.settings
+    commands = [
+        pack("INFO", "server"),
+        pack("INFO", "memory"),
+        pack("TIME"),
+        pack("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+    ]
+    for number in range(inquiry.partitions):
+        commands += [
+            pack("GET", keys.lease(number)),
+            pack("PTTL", keys.lease(number)),
+            pack("XLEN", keys.callbacks(number)),
+            pack("XINFO", "GROUPS", keys.callbacks(number)),
+            pack("XLEN", keys.dead(number)),
+        ]
+    server, memory, time, heartbeats, *replies = await inquiry.send(commands)
+    for reply in (server, memory, time, heartbeats):
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailableError(f"Redis refuses: {reply}")
+    now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
+    partitions = [
+        _read_partition(number, settings.group, replies[number * PER_PARTITION :][:PER_PARTITION])
+        for number in range(inquiry.partitions)
+    ]
+    live = [
+        name.decode()
+        for name, beat_ms in zip(heartbeats[::2], heartbeats[1::2], strict=True)
+        if float(beat_ms) >= now_ms - settings.lease_ttl_ms
+    ]
+    owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
+    # Whoever holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
+    workers = {name: owned[name] for name in sorted({*live, *owned})}
+    problems = list(find_problems(workers, partitions))
+    return Status(
+        namespace=settings.namespace,
+        group=settings.group,
+        healthy=not problems,
+        problems=problems,
+        workers=workers,
+        stored=sum(partition.stored for partition in partitions),
+        unread=sum(partition.unread for partition in partitions),
+        pending=sum(partition.pending for partition in partitions),
+        dead_letters=sum(partition.dead_letters for partition in partitions),
+        redis=_redis_status(inquiry.address, _info(server) | _info(memory)),
+        partitions=partitions,
+    )
+
+
+def find_problems(workers: dict[str, int], partitions: Sequence[PartitionStatus]) -> Iterator[str]:
+    if not workers:
+        yield "no worker is alive"
+    stuck = [partition for partition in partitions if partition.owner is None and partition.waiting]
+    if stuck:
+        waiting = sum(partition.waiting for partition in stuck)
+        yield f"{waiting:,} callbacks wait in {len(stuck):,} partitions that nobody owns"
+
+
+def _read_partition(number: int, group: str, replies: Sequence[Any]) -> PartitionStatus:
+    lease, left_ms, stored, groups, dead = replies
+    if isinstance(groups, hiredis.ReplyError):
+        groups = []  # no stream yet
+    for reply in (lease, left_ms, stored, dead):
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailableError(f"partition {number} cannot be read: {reply}")
+    token, _, owner = lease.decode().partition(" ") if lease is not None else ("", "", "")
+    unread, pending = stored, 0  # of a group that has not begun
+    for fields in groups:
+        facts = dict(zip(fields[::2], fields[1::2], strict=True))
+        if facts[b"name"].decode() == group:
+            pending = facts[b"pending"]
+            # The server knows no lag where entries around the cursor are gone: what is stored is the most it can be.
+            unread = stored if facts.get(b"lag") is None else facts[b"lag"]
+    return PartitionStatus(
+        partition=number,
+        owner=owner or None,
+        fencing_token=int(token) if token else None,
+        lease_ms=left_ms if lease is not None and left_ms >= 0 else None,
+        stored=stored,
+        unread=unread,
+        pending=pending,
+        dead_letters=dead,
+    )
+
+
+def _info(reply: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value for name, _, value in pairs}
+
+
+def _redis_status(address: str, info: dict[str, str]) -> RedisStatus:
+    # Valkey says under redis_version which Redis it is compatible with.
+    valkey = info.get("valkey_version")
+    return RedisStatus(
+        address=address,
+        version=f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', '?')}",
+        used_memory_bytes=int(info.get("used_memory", 0)),
+        maxmemory_bytes=int(info.get("maxmemory", 0)),
+        maxmemory_policy=info.get("maxmemory_policy", "?"),
+    )
+
+
+def _print_status(status: Status, *, everything: bool) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    shown = [
+        partition
+        for partition in status.partitions
+        if everything or partition.waiting or partition.dead_letters or partition.owner is None
+    ]
+    if shown:
+        console.print(_table(shown))
+    quiet = len(status.partitions) - len(shown)
+    if quiet:
+        console.print(
+            f"{quiet:,} of {len(status.partitions):,} partitions are owned and have nothing waiting"
+        )
+    for name, owned in list(status.workers.items())[:WORKERS_NAMED_MAX]:
+        console.print(f"worker      {name}: {owned:,} partitions")
+    if len(status.workers) > WORKERS_NAMED_MAX:
+        console.print(f"            and {len(status.workers) - WORKERS_NAMED_MAX:,} more workers")
+    redis = status.redis
+    limit = f" of {redis.maxmemory_bytes / 2**20:,.1f}" if redis.maxmemory_bytes else ""
+    console.print(
+        f"redis       {redis.version} at {redis.address}, {redis.used_memory_bytes / 2**20:,.1f}{limit} MiB used"
+    )
+    console.print(
+        f"group       {status.group} of {status.namespace}: {status.unread:,} unread, {status.pending:,} pending, "
+        f"{status.stored:,} stored, {status.dead_letters:,} dead letters"
+    )
+    for problem in status.problems:
+        console.print(f"PROBLEM     {problem}", style="bold red")
+    if status.healthy:
+        console.print("healthy", style="green")
+
+
+def _table(partitions: Sequence[PartitionStatus]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for name in ("partition", "owner", "token", "lease ms", "unread", "pending", "stored", "dead"):
+        table.add_column(name, justify="left" if name == "owner" else "right", no_wrap=True)
+    for partition in partitions:
+        table.add_row(
+            str(partition.partition),
+            partition.owner or "nobody",
+            _optional(partition.fencing_token),
+            _optional(partition.lease_ms),
+            f"{partition.unread:,}",
+            f"{partition.pending:,}",
+            f"{partition.stored:,}",
+            f"{partition.dead_letters:,}",
+        )
+    return table
+
+
+def _optional(value: int | None) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,105 @@
+"""Keeps the publisher connected: opens the link, agrees on the layout, opens the next one when it is lost."""
+
+import asyncio
+import random
+from typing import Final
+
+from ingest.metrics import Metrics
+from ingest.publisher import Publisher
+from runtime.link import Link
+from runtime.logs import get_logger
+from runtime.store import Store, check_layout
+from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.settings import Settings
+
+BACKOFF_FIRST_S: Final = 0.05
+"""A restart of Redis takes less than a second: the first tries are quick."""
+BACKOFF_MAX_S: Final = 2.0
+"""A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
+START_TIMEOUT_S: Final = 2.0
+"""How long the start waits for the first connection before the node listens without it."""
+
+_log = get_logger("maskline.ingest")
+
+
+def backoff_s(attempt: int, chance: float) -> float:
+    """The wait after so many tries: doubled each time up to a bound, half of it by chance (0 … 1)."""
+    # The exponent is bounded as well: 2.0**1100 is no float any more.
+    ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempt, 16))
+    return ceiling * (0.5 + 0.5 * chance)
+
+
+class Connector:
+    """Owns the link of a publisher."""
+
+    def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, *, name: str) -> None:
+        self._settings = settings
+        self._store = Store(settings)
+        self._publisher = publisher
+        self._metrics = metrics
+        self._name = name
+        self._link: Link | None = None
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.trouble = "not connected yet"
+        """Why callbacks cannot go to Redis, empty while they can."""
+
+    @property
+    def address(self) -> str:
+        return self._store.address
+
+    async def start(self) -> None:
+        """Connect, or go on trying in the background where Redis is away.
+
+        Raises ConfigError where waiting cannot help: refused credentials, another number of partitions.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._connect()
+        except (RedisUnavailableError, TimeoutError) as error:
+            self._away(str(error) or f"no answer within {START_TIMEOUT_S:g} s")
+        self._task = asyncio.create_task(self._keep_connected())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._link is not None:
+            self._link.close()
+
+    async def _connect(self) -> None:
+        self._lost.clear()
+        link = await self._store.connect(self._name, self._lost.set)
+        try:
+            await check_layout(link, self._settings)
+        except BaseException:
+            link.close()
+            raise
+        if self._lost.is_set():
+            raise RedisUnavailableError("the connection to Redis was lost at once")
+        self._link = link
+        self.trouble = ""
+        self._publisher.attach(link)
+        self._metrics.connects += 1
+        _log.info("connected to Redis", redis=self.address)
+
+    async def _keep_connected(self) -> None:
+        attempt = 0
+        while True:
+            if self._publisher.attached:
+                attempt = 0
+                await self._lost.wait()
+                self._away("the connection to Redis was lost")
+            await asyncio.sleep(backoff_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
+            attempt += 1
+            try:
+                await self._connect()
+            except (RedisUnavailableError, ConfigError) as error:
+                self._away(str(error))
+
+    def _away(self, trouble: str) -> None:
+        self._publisher.detach(trouble)
+        if trouble != self.trouble:  # once per reason, not once per try
+            _log.warning("callbacks cannot go to Redis", redis=self.address, reason=trouble)
+        self.trouble = trouble

@@ -1,0 +1,210 @@
+"""Whether a request is a callback to be taken, and what goes into which stream for it. No I/O, no clock.
+
+In two steps, so that what can be refused by its head is refused before its body is read:
+
+| step | refused as |
+| --- | --- |
+| path is `/callbacks` or `/callbacks/{auth_id}` | 404 `unknown_path` |
+| the account of the path is configured | 404 `unknown_account` |
+| POST or GET | 405 `method_not_allowed` |
+| announced length within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
+| signature and nonce are there | 403 `signature_missing`, `nonce_missing` |
+| body within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
+| parameters can be decoded | 400 `not_decodable` |
+| signature fits | 403 `signature_wrong` |
+
+Everything else is taken, also what bears no SessionUUID or EventName: it was signed, so it is Plivo's, and
+the worker puts it to the dead letters where somebody can look at it.
+"""
+
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from ingest.accounts import Accounts, signer
+from ingest.origin import Headers, Origin
+from ingest.signatures import listed_values, v2_text, v3_texts
+from schemas.callback import RawCallback, encode_callback
+from schemas.decode import parameter_pairs
+from schemas.errors import NotDecodableError
+from schemas.keys import partition_of
+from schemas.parameters import Parameters, parse_parameters
+from schemas.settings import Settings
+from schemas.values import is_null
+
+PATH: Final = "/callbacks"
+ACCOUNT_PATH: Final = "/callbacks/"
+METHODS: Final = ("POST", "GET")
+
+SIGNATURE_V3: Final = "X-Plivo-Signature-V3"
+SIGNATURE_MA_V3: Final = "X-Plivo-Signature-Ma-V3"
+NONCE_V3: Final = "X-Plivo-Signature-V3-Nonce"
+SIGNATURE_V2: Final = "X-Plivo-Signature-V2"
+SIGNATURE_MA_V2: Final = "X-Plivo-Signature-Ma-V2"
+NONCE_V2: Final = "X-Plivo-Signature-V2-Nonce"
+
+SESSION_UUID: Final = "SessionUUID"
+
+
+class Refused(NamedTuple):
+    """Not taken: the answer, with a stable word and a sentence that says what to do."""
+
+    status: int
+    code: str
+    detail: str
+
+
+class Accepted(NamedTuple):
+    """To be appended to the stream of the partition."""
+
+    partition: int
+    value: bytes
+
+
+class Head(NamedTuple):
+    """What is known of a request before its body."""
+
+    method: str
+    base: str
+    """The URL that was dialled, without the query."""
+    query: bytes
+    content_type: str
+    account: str
+    """The account of the path, empty for the common one."""
+    headers: Headers
+
+
+UNKNOWN_PATH: Final = Refused(404, "unknown_path", "callbacks go to /callbacks or /callbacks/{auth_id}")
+UNKNOWN_ACCOUNT: Final = Refused(404, "unknown_account", "this account is not configured here")
+METHOD_NOT_ALLOWED: Final = Refused(405, "method_not_allowed", "callbacks come by POST or GET")
+BODY_TOO_LARGE: Final = Refused(413, "body_too_large", "the body is larger than MASKLINE_MAX_BODY_BYTES")
+SIGNATURE_MISSING: Final = Refused(403, "signature_missing", f"the request has no {SIGNATURE_V3} header")
+NONCE_MISSING: Final = Refused(403, "nonce_missing", f"the request has no {NONCE_V3} header")
+SIGNATURE_WRONG: Final = Refused(403, "signature_wrong", "no token of ours makes this signature for this URL")
+
+
+class Intake:
+    """Decides about requests, by the settings."""
+
+    __slots__ = ("_accept_v2", "_accounts", "_max_body_bytes", "_partitions", "_verify", "origin")
+
+    def __init__(self, settings: Settings) -> None:
+        self._accounts = Accounts(settings.auth_tokens)
+        self._verify = settings.verify != "off"
+        self._accept_v2 = settings.accept_v2
+        self._partitions = settings.partitions
+        self._max_body_bytes = settings.max_body_bytes
+        self.origin = Origin(settings.public_url, settings.trusted_proxies)
+
+    def read_head(
+        self, method: str, target: str, headers: Headers, *, secure: bool = False, peer: str = ""
+    ) -> Head | Refused:
+        """First step: route the request, and refuse what its head alone shows to be none of ours."""
+        authority = ""
+        if not target.startswith("/"):
+            authority, target = _split_absolute(target)
+        if "#" in target:  # no part of a request target, but clients are known to leave it on
+            target = target.partition("#")[0]
+        path, _, query = target.partition("?")
+        if path == PATH:
+            account = ""
+        elif path.startswith(ACCOUNT_PATH) and len(path) > len(ACCOUNT_PATH):
+            account = path[len(ACCOUNT_PATH) :]
+            if not self._accounts.knows(account):
+                return UNKNOWN_ACCOUNT
+        else:
+            return UNKNOWN_PATH
+        if method not in METHODS:
+            return METHOD_NOT_ALLOWED
+        if self._announces_too_much(headers):
+            return BODY_TOO_LARGE
+        if self._verify and (refused := self._lacks_signature(headers)):
+            return refused
+        return Head(
+            method,
+            self.origin.base(authority, path, headers, secure=secure, peer=peer),
+            query.encode("utf-8", "surrogateescape"),
+            headers.get("Content-Type", ""),
+            account,
+            headers,
+        )
+
+    def decide(self, head: Head, body: bytes, received_at_ms: int) -> Accepted | Refused:
+        """Second step, with the whole body: verify, route to a partition, pack for the stream."""
+        if len(body) > self._max_body_bytes:
+            return BODY_TOO_LARGE
+        method, _, query, content_type, account, _ = head
+        if method == "GET":
+            body = b""  # the signature does not cover it
+        try:
+            parameters = parse_parameters(method, query, content_type, body)
+            session_uuid = _session_uuid(parameters)
+        except NotDecodableError as error:
+            return Refused(400, "not_decodable", str(error))
+        auth_id = self._signer(head, parameters) if self._verify else account
+        if auth_id is None:
+            return SIGNATURE_WRONG
+        if not content_type.isascii():
+            content_type = content_type.encode("ascii", "replace").decode()
+        if session_uuid:
+            partition = partition_of(session_uuid, self._partitions)
+        else:  # bound for the dead letters: anywhere, but the same callback always in the same place
+            partition = crc32(body, crc32(query)) % self._partitions
+        value = encode_callback(RawCallback(method, query, content_type, body, received_at_ms, auth_id))
+        return Accepted(partition, value)
+
+    def _announces_too_much(self, headers: Headers) -> bool:
+        length = headers.get("Content-Length", "")
+        return length.isdecimal() and int(length) > self._max_body_bytes
+
+    def _lacks_signature(self, headers: Headers) -> Refused | None:
+        if headers.get(SIGNATURE_V3, "") or headers.get(SIGNATURE_MA_V3, ""):
+            if headers.get(NONCE_V3, ""):
+                return None
+            refused = NONCE_MISSING
+        else:
+            refused = SIGNATURE_MISSING
+        if self._accept_v2 and (headers.get(SIGNATURE_V2, "") or headers.get(SIGNATURE_MA_V2, "")):
+            return None if headers.get(NONCE_V2, "") else NONCE_MISSING
+        return refused
+
+    def _signer(self, head: Head, parameters: Parameters) -> str | None:
+        """The account that signed the request; None where nobody did whose token is here."""
+        headers, accounts = head.headers, self._accounts
+        holders = accounts.holders(head.account)
+        if nonce := headers.get(NONCE_V3, ""):
+            texts = v3_texts(head.method, head.base, parameters, nonce)
+            if values := listed_values(headers.getall(SIGNATURE_V3, ())):
+                auth_id = signer(holders, texts, values)
+                if auth_id is not None:
+                    return auth_id
+            if values := listed_values(headers.getall(SIGNATURE_MA_V3, ())):
+                auth_id = signer(accounts.mains, texts, values)
+                if auth_id is not None:
+                    return auth_id
+        if self._accept_v2 and (nonce := headers.get(NONCE_V2, "")):
+            texts = (v2_text(head.base, nonce),)
+            return signer(holders, texts, listed_values(headers.getall(SIGNATURE_V2, ()))) or signer(
+                accounts.mains, texts, listed_values(headers.getall(SIGNATURE_MA_V2, ()))
+            )
+        return None
+
+
+def _split_absolute(target: str) -> tuple[str, str]:
+    """`http://host/path?query` to (`http://host`, `/path?query`); what is no URL has no path of ours."""
+    scheme, separator, rest = target.partition("://")
+    if scheme.lower() not in ("http", "https") or not separator:
+        return "", target
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host}", slash + path
+
+
+def _session_uuid(parameters: Parameters) -> str:
+    """The session as the worker will read it: the first that is not null, the body's before the query's."""
+    body = parameters.body
+    if parameters.json and SESSION_UUID in parameters.json:
+        body = parameter_pairs(Parameters([], [], {SESSION_UUID: parameters.json[SESSION_UUID]}))
+    for pairs in (body, parameters.query):
+        for name, text in pairs:
+            if name == SESSION_UUID and not is_null(text):
+                return text
+    return ""

@@ -1,0 +1,120 @@
+"""What an ingest process counts: plain numbers where requests run, made into metrics at the scrape."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+PREFIX: Final = "maskline_ingest_"
+
+BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+"""Callbacks per batch, up to the usual MASKLINE_IN_FLIGHT_MAX."""
+
+LATENCY_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""From a round trip on the same machine to several times the usual MASKLINE_PUBLISH_TIMEOUT_MS."""
+
+
+class Histogram:
+    """Counts by fixed buckets; `observe` costs a bisection."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as the text format wants them."""
+        seen = 0
+        rows: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            seen += count
+            rows.append((bound, seen))
+        return rows
+
+
+class Gauges(NamedTuple):
+    """What is so now, asked at the scrape."""
+
+    waiting: int
+    """Callbacks that wait for Redis."""
+    batches_under_way: int
+    requests_under_way: int
+    connections: int
+    redis_connected: bool
+
+
+class Metrics(Collector):
+    """The counts of one process."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        """Callbacks answered 200."""
+        self.refused: Counter[tuple[int, str]] = Counter()
+        """Other answers, by status and code."""
+        self.malformed = 0
+        """Requests that are no HTTP."""
+        self.connections_refused = 0
+        self.connects = 0
+        """Connections to Redis that were opened."""
+        self.batch_failures: Counter[str] = Counter()
+        """Batches that Redis did not confirm, by reason."""
+        self.batch_size = Histogram(BATCH_BUCKETS)
+        self.publish_s = Histogram(LATENCY_BUCKETS_S)
+        """From a batch's first callback to Redis's reply."""
+        self.gauges: Callable[[], Gauges] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            PREFIX + "requests", "Requests by answer and reason.", labels=["status", "reason"]
+        )
+        requests.add_metric(["200", "taken"], self.taken)
+        # A copy: scrapes run in a thread.
+        for (status, code), count in sorted(self.refused.copy().items()):
+            requests.add_metric([str(status), code], count)
+        requests.add_metric(["400", "malformed_http"], self.malformed)
+        yield requests
+        failures = CounterMetricFamily(
+            PREFIX + "batch_failures", "Batches that Redis did not confirm, by reason.", labels=["reason"]
+        )
+        for reason, count in sorted(self.batch_failures.copy().items()):
+            failures.add_metric([reason], count)
+        yield failures
+        yield CounterMetricFamily(
+            PREFIX + "connections_refused", "Connections over the bound.", value=self.connections_refused
+        )
+        yield CounterMetricFamily(
+            PREFIX + "redis_connects", "Connections to Redis that were opened.", value=self.connects
+        )
+        yield _histogram("batch_size", "Callbacks per batch.", self.batch_size)
+        yield _histogram("publish_seconds", "Time until Redis confirmed a batch.", self.publish_s)
+        if self.gauges is not None:
+            yield from _gauges(self.gauges())
+
+
+def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
+    return HistogramMetricFamily(
+        PREFIX + name, documentation, buckets=histogram.buckets(), sum_value=histogram.total
+    )
+
+
+def _gauges(now: Gauges) -> Iterator[Metric]:
+    yield GaugeMetricFamily(PREFIX + "waiting", "Callbacks that wait for Redis.", value=now.waiting)
+    yield GaugeMetricFamily(
+        PREFIX + "batches_under_way", "Batches that Redis has not answered.", value=now.batches_under_way
+    )
+    yield GaugeMetricFamily(
+        PREFIX + "requests_under_way", "Requests not answered yet.", value=now.requests_under_way
+    )
+    yield GaugeMetricFamily(PREFIX + "connections", "Open connections.", value=now.connections)
+    yield GaugeMetricFamily(
+        PREFIX + "redis_connected", "Whether Redis takes callbacks.", value=int(now.redis_connected)
+    )

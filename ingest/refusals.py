@@ -1,0 +1,54 @@
+"""Tells the operator why callbacks are refused: the first of each reason at once, then one line an interval.
+
+A flood of unsigned requests must not become a flood of log lines, and a wrong MASKLINE_PUBLIC_URL, the
+commonest slip of all, must show in the log with the URL that was checked.
+"""
+
+from time import monotonic
+from typing import Final
+
+from aiohttp import web
+
+from ingest.intake import SIGNATURE_WRONG, Refused
+from ingest.origin import Origin
+from runtime.logs import get_logger
+
+INTERVAL_S: Final = 10.0
+"""Per reason, of which there are two dozen."""
+
+_HINTS: Final = {
+    SIGNATURE_WRONG.code: {
+        "hint": "check MASKLINE_AUTH_TOKENS, and set MASKLINE_PUBLIC_URL if `url` is not what Plivo dials"
+    }
+}
+
+_log = get_logger("maskline.ingest")
+
+
+class RefusalLog:
+    """Logs refusals, few of them."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._next_at: dict[str, float] = {}
+        self._unlogged: dict[str, int] = {}
+
+    def note(self, refused: Refused, request: web.BaseRequest) -> None:
+        code = refused.code
+        now = monotonic()
+        if now < self._next_at.get(code, 0.0):
+            self._unlogged[code] = self._unlogged.get(code, 0) + 1
+            return
+        self._next_at[code] = now + INTERVAL_S
+        peer = request.remote or ""
+        path = request.raw_path.partition("?")[0]
+        _log.warning(
+            "callbacks are refused",
+            status=refused.status,
+            reason=code,
+            detail=refused.detail,
+            url=self._origin.base("", path, request.headers, secure=request.secure, peer=peer)[:200],
+            client=self._origin.client(request.headers, peer),
+            unlogged_before=self._unlogged.pop(code, 0),
+            **_HINTS.get(code, {}),
+        )

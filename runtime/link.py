@@ -1,0 +1,164 @@
+"""One pipelined connection to Redis: bytes out in one write a loop tick, replies back in order.
+
+redis-py sends a command, or a pipeline, and waits for its reply; intake and dispatch instead have many batches under
+way on one connection. A Link takes commands that are already packed, writes whatever gathered during a loop tick with
+one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2, since none of the replies
+read here gains by RESP3.
+
+A Link never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
+(`runtime.store`). Which commands were carried out before the loss is unknown, so what is sent must bear a repeat.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import hiredis
+from redis.exceptions import ResponseError
+
+from schemas.errors import RedisUnavailableError
+
+Argument = bytes | str | int
+
+REPLY_TIMEOUT_S: Final = 5.0
+"""A batch without its replies for so long means a connection that is dead or half-open: it is cut."""
+
+WATCH_INTERVAL_S: Final = 0.25
+
+_NOTHING: Final = object()
+
+
+def pack(*arguments: Argument) -> bytes:
+    """One command in Redis's wire format."""
+    parts = [b"*%d\r\n" % len(arguments)]
+    for argument in arguments:
+        if isinstance(argument, bytes):
+            value = argument
+        elif isinstance(argument, str):
+            value = argument.encode()
+        else:
+            value = b"%d" % argument
+        parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
+    return b"".join(parts)
+
+
+class _Batch:
+    """Commands that were sent together: their replies so far, and when they are overdue."""
+
+    __slots__ = ("count", "deadline", "future", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Any]], count: int, deadline: float) -> None:
+        self.future = future
+        self.count = count
+        self.deadline = deadline
+        self.replies: list[Any] = []
+
+
+class Link(asyncio.Protocol):
+    """A connected, authenticated Redis connection. Made by `runtime.store.Store.connect`."""
+
+    def __init__(self, on_lost: Callable[[], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[_Batch] = deque()
+        self._out: list[bytes] = []
+        self._lost: RedisUnavailableError | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._on_lost = on_lost
+
+    @property
+    def connected(self) -> bool:
+        return self._transport is not None and self._lost is None
+
+    # What callers use
+
+    def send(
+        self, packed: bytes, count: int, *, timeout_s: float = REPLY_TIMEOUT_S
+    ) -> asyncio.Future[list[Any]]:
+        """Send `count` packed commands; the future holds their replies in order.
+
+        Error replies stand in the list as `hiredis.ReplyError`. The future fails with RedisUnavailableError when the
+        connection is lost, or when the replies are not there after `timeout_s` (which loses the connection).
+        """
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        if self._lost is not None or self._transport is None:
+            future.set_exception(self._lost or RedisUnavailableError("not connected to Redis"))
+            return future
+        self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s))
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        return future
+
+    async def execute(self, *arguments: Argument, timeout_s: float = REPLY_TIMEOUT_S) -> Any:
+        """Send one command and return its reply. Raises ResponseError where the reply is an error."""
+        (reply,) = await self.send(pack(*arguments), 1, timeout_s=timeout_s)
+        if isinstance(reply, hiredis.ReplyError):
+            raise ResponseError(str(reply))
+        return reply
+
+    def close(self) -> None:
+        """Cut the connection; what is under way fails."""
+        self._fail("the connection to Redis was closed")
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A cast and no check: uvloop's transports are not derived from asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        reader.feed(data)
+        try:
+            while waiting:
+                batch = waiting[0]
+                replies, count = batch.replies, batch.count
+                while len(replies) < count:
+                    reply = reader.gets()
+                    if reply is _NOTHING:
+                        return
+                    replies.append(reply)
+                waiting.popleft()
+                if not batch.future.done():
+                    batch.future.set_result(replies)
+        except hiredis.ProtocolError:
+            self._fail("Redis sent something that is not its protocol")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(
+            f"the connection to Redis was lost: {type(exc).__name__ if exc else 'closed by the server'}"
+        )
+
+    # Inside
+
+    def _flush(self) -> None:
+        if self._out and self._transport is not None and self._lost is None:
+            self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+
+    def _check_deadline(self) -> None:
+        if self._waiting and self._waiting[0].deadline < self._loop.time():
+            self._fail("Redis did not answer in time")
+            return
+        self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
+
+    def _fail(self, why: str) -> None:
+        if self._lost is not None:
+            return
+        self._lost = RedisUnavailableError(why)
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        waiting, self._waiting = self._waiting, deque()
+        for batch in waiting:
+            if not batch.future.done():
+                batch.future.set_exception(RedisUnavailableError(why))
+                # Whoever sent and went away without looking is not to be warned about it at collection.
+                batch.future.exception()
+        if self._on_lost is not None:
+            self._on_lost()

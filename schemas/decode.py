@@ -1,0 +1,225 @@
+"""A raw callback to an event.
+
+Rules: nothing that was sent is lost. A parameter becomes the attribute it is known as; whatever has no
+attribute in that event, or cannot be read, is kept as text in `extra`, and `problems` names the unreadable.
+Only a callback without what every event needs (readable parameters, a session, an event's name) is refused,
+with a code for the dead letters.
+
+| parameter | becomes |
+| --- | --- |
+| known, null | attribute None |
+| known, readable | attribute |
+| known, unreadable | attribute None, text in `extra`, name in `problems` |
+| known, repeated with one value (and nulls) | attribute |
+| known, repeated with differing values | attribute None, list of texts in `extra`, name in `problems` |
+| SessionUUID, EventName, repeated with differing values | the first; list in `extra`, name in `problems` |
+| unknown | text in `extra`, a list where it is repeated with differing texts |
+
+Strategy: everything is text first (`parameter_pairs`), whatever it came as; `event_from_pairs` alone decides
+what a list of pairs means, by tables made once at import.
+"""
+
+from collections.abc import Callable
+from decimal import Decimal
+from hashlib import blake2b
+from types import NoneType
+from typing import Any, Final, NamedTuple, get_args, get_type_hints
+
+import msgspec
+
+from schemas.callback import RawCallback
+from schemas.errors import NotDecodableError, UndecodableEntryError
+from schemas.events import ATTRIBUTES, EVENT_TYPES, Event, UnknownEvent
+from schemas.parameters import Pairs, Parameters, parse_parameters
+from schemas.values import NULL_CHARS_MAX, NULLS, is_null, read_decimal, read_int, read_time
+
+SESSION_UUID_CHARS_MAX: Final = 128
+"""Plivo's have 36. The session is part of a Redis key and stands in every log line."""
+
+SEQUENCE_NUMBER_MAX: Final = 2**53 - 1
+"""The largest that Lua and JSON readers count exactly."""
+
+FINGERPRINT_BYTES: Final = 8
+"""Compared only among callbacks of one session and number, where 64 bits are plenty."""
+
+
+class DecodedCallback(NamedTuple):
+    event: Event
+    fingerprint: bytes
+    """Equal for equal parameters, whatever their order, and whether they came as form, query or JSON."""
+
+
+def decode_event(callback: RawCallback) -> DecodedCallback:
+    """Read a callback. Raises UndecodableEntryError and nothing else, whatever the bytes."""
+    try:
+        pairs = parameter_pairs(
+            parse_parameters(callback.method, callback.query, callback.content_type, callback.body)
+        )
+    except NotDecodableError as error:
+        raise UndecodableEntryError("not_decodable", str(error)) from None
+    return DecodedCallback(event_from_pairs(pairs), fingerprint_of(pairs))
+
+
+def parameter_pairs(parameters: Parameters) -> Pairs:
+    """All parameters as text, the body's before the query's.
+
+    A JSON string stands as it is, null as `null`, a boolean as `true` or `false`, a number and anything
+    nested as compact JSON. Raises NotDecodableError where JSON is nested too deeply to be written.
+    """
+    if parameters.json is None:
+        return parameters.body + parameters.query if parameters.query else parameters.body
+    pairs = [
+        (name, value if isinstance(value, str) else _json_text(value))
+        for name, value in parameters.json.items()
+    ]
+    return pairs + parameters.query
+
+
+_json_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def _json_text(value: Any) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    try:
+        return _json_encode(value).decode()
+    except RecursionError:
+        raise NotDecodableError("the JSON body is nested too deeply") from None
+
+
+_pack_pairs: Final = msgspec.msgpack.Encoder().encode
+
+
+def fingerprint_of(pairs: Pairs) -> bytes:
+    """Eight bytes over all parameters; packed with their lengths, so that no two lists share their bytes."""
+    return blake2b(_pack_pairs(sorted(pairs)), digest_size=FINGERPRINT_BYTES).digest()
+
+
+def _read_sequence_number(text: str) -> int:
+    number = read_int(text)
+    if not 0 <= number <= SEQUENCE_NUMBER_MAX:
+        raise ValueError("not a place in a sequence")
+    return number
+
+
+_Reader = Callable[[str], Any]
+
+# By what an attribute holds. A str is taken as it is, so it needs no reader.
+_READERS: Final[dict[type, _Reader]] = {int: read_int, Decimal: read_decimal}
+
+
+def _reader(attribute: str, annotation: Any) -> _Reader | None:
+    if attribute == "sequence_number":
+        return _read_sequence_number
+    (kind,) = (option for option in get_args(annotation) if option is not NoneType)
+    if kind is str:
+        return None
+    return _READERS.get(kind, read_time)
+
+
+class _Known(NamedTuple):
+    """What one type of event knows: Plivo's name to our name and the reader of its value."""
+
+    event_type: type[Event]
+    attributes: dict[str, tuple[str, _Reader | None]]
+
+
+def _known(event_type: type[Event]) -> _Known:
+    hints = get_type_hints(event_type)
+    return _Known(
+        event_type,
+        {
+            plivo_name: (attribute, _reader(attribute, hints[attribute]))
+            for attribute, plivo_name in ATTRIBUTES.items()
+            if attribute in hints and attribute != "session_uuid"
+        },
+    )
+
+
+_KNOWN: Final = {name: _known(event_type) for name, event_type in EVENT_TYPES.items()}
+_KNOWN_OF_UNKNOWN: Final = _known(UnknownEvent)
+
+
+def event_from_pairs(pairs: Pairs) -> Event:
+    """The event that a list of pairs means: the reference for any faster way to the same.
+
+    Raises UndecodableEntryError with the code `no_session_uuid`, `session_uuid_too_long` or `no_event_name`.
+    """
+    texts = dict(pairs)
+    extra: dict[str, str | list[str]] = {}
+    problems: list[str] = []
+    if len(texts) != len(pairs):
+        _settle_repeated(pairs, texts, extra, problems)
+    session_uuid, event_name = _identity(texts)
+    event_type, attributes = _KNOWN.get(event_name, _KNOWN_OF_UNKNOWN)
+    values: dict[str, Any] = {"session_uuid": session_uuid, "extra": extra}
+    if event_type is UnknownEvent:
+        values["event_name"] = event_name
+    for name, text in texts.items():
+        known = attributes.get(name)
+        if known is None:
+            extra[name] = text
+            continue
+        stripped = text.strip()  # is_null, without the price of a call for each value
+        if len(stripped) <= NULL_CHARS_MAX and stripped.lower() in NULLS:
+            continue
+        attribute, reader = known
+        if reader is None:
+            values[attribute] = text
+            continue
+        try:
+            values[attribute] = reader(text)
+        except ValueError:
+            extra[name] = text
+            problems.append(name)
+    if problems:
+        values["problems"] = tuple(problems)
+    return event_type(**values)
+
+
+def _identity(texts: dict[str, str]) -> tuple[str, str]:
+    """Take the session and the event's name out of the texts."""
+    session_uuid = texts.pop("SessionUUID", "")
+    if is_null(session_uuid):
+        raise UndecodableEntryError("no_session_uuid", "the callback names no SessionUUID")
+    if len(session_uuid) > SESSION_UUID_CHARS_MAX:
+        raise UndecodableEntryError(
+            "session_uuid_too_long",
+            f"the SessionUUID has {len(session_uuid)} characters, {SESSION_UUID_CHARS_MAX} at most",
+        )
+    event_name = texts.pop("EventName", "")
+    if is_null(event_name):
+        raise UndecodableEntryError("no_event_name", "the callback names no EventName")
+    return session_uuid, event_name
+
+
+def _settle_repeated(
+    pairs: Pairs, texts: dict[str, str], extra: dict[str, str | list[str]], problems: list[str]
+) -> None:
+    """Leave in `texts` one text of each repeated name, or none where it went to `extra` as a list."""
+    distinct: dict[str, list[str]] = {}
+    for name, text in pairs:
+        candidates = distinct.setdefault(name, [])
+        if text not in candidates:
+            candidates.append(text)
+    differing = {name: candidates for name, candidates in distinct.items() if len(candidates) > 1}
+
+    for name in ("SessionUUID", "EventName"):
+        candidates = differing.pop(name, [])
+        values = [text for text in candidates if not is_null(text)]
+        if values:
+            texts[name] = values[0]
+        if len(values) > 1:
+            extra[name] = candidates
+            problems.append(name)
+
+    attributes = _KNOWN.get(texts.get("EventName", ""), _KNOWN_OF_UNKNOWN).attributes
+    for name, candidates in differing.items():
+        values = [text for text in candidates if not is_null(text)]
+        if name in attributes and len(values) == 1:
+            texts[name] = values[0]
+        elif name not in attributes or values:
+            extra[name] = candidates
+            del texts[name]
+            if name in attributes:
+                problems.append(name)

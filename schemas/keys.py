@@ -1,0 +1,54 @@
+"""Every Redis key, in one place.
+
+All keys of a partition share the hash tag `{namespace:partition}`, so that one Lua call may touch them on
+Redis Cluster, where the partitions then spread over the nodes.
+
+| key | type | holds |
+| --- | --- | --- |
+| `{ns:p}:callbacks` | stream | raw callbacks of partition p, consumer groups at their cursors |
+| `{ns:p}:dead` | stream | dead letters of partition p, of all groups |
+| `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
+| `{ns:p}:fence:<group>` | hash | `token`: the last fencing token given out; `commit`: the last commit under it |
+| `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
+| `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
+| `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
+"""
+
+from collections.abc import Iterable
+from zlib import crc32
+
+
+def partition_of(session_uuid: str, partitions: int) -> int:
+    """The partition of a session, 0 … partitions - 1: the same on every node and every release."""
+    return crc32(session_uuid.encode()) % partitions
+
+
+class Keys:
+    """The keys of one namespace and, for what is kept per group, one consumer group."""
+
+    __slots__ = ("group", "layout", "namespace", "workers")
+
+    def __init__(self, namespace: str, group: str = "") -> None:
+        self.namespace = namespace
+        self.group = group
+        self.layout = f"{namespace}:layout"
+        self.workers = f"{namespace}:workers:{group}"
+
+    def callbacks(self, partition: int) -> str:
+        return f"{{{self.namespace}:{partition}}}:callbacks"
+
+    def dead(self, partition: int) -> str:
+        return f"{{{self.namespace}:{partition}}}:dead"
+
+    def lease(self, partition: int) -> str:
+        return f"{{{self.namespace}:{partition}}}:lease:{self.group}"
+
+    def fence(self, partition: int) -> str:
+        return f"{{{self.namespace}:{partition}}}:fence:{self.group}"
+
+    def session(self, partition: int, session_uuid: str) -> str:
+        return f"{{{self.namespace}:{partition}}}:session:{self.group}:{session_uuid}"
+
+    def sessions(self, partition: int, session_uuids: Iterable[str]) -> list[str]:
+        prefix = f"{{{self.namespace}:{partition}}}:session:{self.group}:"
+        return [prefix + session_uuid for session_uuid in session_uuids]

@@ -1,0 +1,115 @@
+"""Phone numbers out of logs, metrics, error texts and `repr`: each becomes a keyed token.
+
+The same number has the same token wherever it stands and however it is grouped, so that it can be followed
+through the logs without being known. The key is random until `set_token_key` gives the one that all nodes
+share.
+
+`redact` works on any text and errs on the side of hiding: what could be a dialable number of 8 to 15 digits
+goes. What is sure to be something else stays: the table is _KEPT.
+"""
+
+import hmac
+import os
+import re
+from typing import Final
+
+NUMBER_ATTRIBUTES: Final = frozenset({"From", "To", "FirstParty", "SecondParty"})
+"""Plivo's names of the attributes that hold real numbers. `VirtualNumber` is the mask, no person's number."""
+
+DIGITS_MIN: Final = 8
+DIGITS_MAX: Final = 15
+"""E.164 ends at 15 digits; below 8 a number cannot be told from any count."""
+
+TOKEN_HEX_CHARS: Final = 10
+"""40 bits: among a million numbers two may share a token, and a log line stays readable."""
+
+KEY_BYTES_MIN: Final = 16
+"""Half of what HMAC-SHA256 can use: a key that is shorter was not made by a generator."""
+
+_token_key = os.urandom(32)
+
+
+def set_token_key(key: bytes) -> None:
+    """Make all tokens of this process with this key, which the nodes of an installation share."""
+    global _token_key  # noqa: PLW0603 - one key a process, set once at start
+    if len(key) < KEY_BYTES_MIN:
+        raise ValueError(f"the key of number tokens needs {KEY_BYTES_MIN} bytes or more")
+    _token_key = key
+
+
+def number_token(text: str) -> str:
+    """The token of a number: `num_` and ten hexadecimal digits.
+
+    Numbers are compared by their digits, so `+1 415-555-0123` and `14155550123` are one; what has fewer
+    digits than a number (`anonymous`, a short code) is compared as it stands.
+    """
+    digits = "".join(_DIGIT.findall(text))
+    identity = digits if len(digits) >= DIGITS_MIN else text.strip()
+    digest = hmac.digest(_token_key, identity.encode("utf-8", "surrogatepass"), "sha256")
+    return "num_" + digest.hex()[:TOKEN_HEX_CHARS]
+
+
+def redact(text: str) -> str:
+    """The text with everything that looks like a dialable number replaced by its token."""
+    if _CANDIDATE.search(text) is None:
+        return text
+    return _PARTS.sub(_replace, text)
+
+
+_DIGIT: Final = re.compile(r"\d")
+
+# What may stand between two digits of one number, up to three together: blanks, hyphens of any kind, dots,
+# brackets, as they are or percent-encoded, and a form's `+` for a blank. Line breaks are not among them.
+_SEPARATOR: Final = r"(?:[ \t\u00a0\u2009\u202f.()\-\u2010-\u2015\u2212]|%(?:20|28|29|2[DdEe])|\+)"
+_CANDIDATE: Final = re.compile(rf"\d(?:{_SEPARATOR}{{0,3}}\d){{{DIGITS_MIN - 1},}}")
+"""A text without a match has nothing to hide; most end here."""
+
+# No further group of digits: otherwise it may be part of a number.
+_ENDS: Final = rf"(?!{_SEPARATOR}{{0,3}}\d)"
+_BYTE: Final = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
+_CLOCK: Final = r"(?:[01]\d|2[0-3])(?::|%3[Aa])[0-5]\d(?:(?::|%3[Aa])[0-6]\d(?:[.,]\d+)?)?(?!\d)"
+_OFFSET: Final = r"\ ?[+\-](?:0\d|1[0-4]):?[0-5]\d(?!\d)"
+_UUID: Final = r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])"
+_DATE: Final = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)"
+_ENTRY_ID: Final = r"1\d{12}-\d{1,10}(?!\d)"
+
+# Sure to be no number, where neither a letter, a digit nor a plus stands before it.
+_KEPT: Final = {
+    "UUID": _UUID,
+    "long hexadecimal identifier": r"(?=[0-9]*[A-Fa-f])[0-9A-Fa-f]{16,}(?![0-9A-Za-z])",
+    "memory address": r"0x[0-9A-Fa-f]{6,}(?![0-9A-Za-z])",
+    "ISO date and time": rf"{_DATE}(?:(?:T|\ ){_CLOCK}(?:{_OFFSET})?)?",
+    "the same, compact": r"(?:19|20)\d{6}T\d{6}(?!\d)",
+    "ID of a stream entry": _ENTRY_ID,
+    # Seconds or milliseconds. As numbers they would begin with country code 1, whose numbers have 11 digits.
+    "time since the epoch": rf"1[6-9]\d{{8}}(?:\.\d+|\d{{3}})?{_ENDS}",
+    "IPv4 address": rf"{_BYTE}(?:\.{_BYTE}){{3}}{_ENDS}",
+    "decimal": rf"\d+\.\d+{_ENDS}",
+}
+
+# Groups of digits, as far as the next of them does not begin what is unmistakably something else.
+_GROUPED: Final = rf"\d(?:(?:{_SEPARATOR}{{1,3}}(?!{_DATE}|{_ENTRY_ID}|{_UUID}))?\d){{{DIGITS_MIN - 1},}}"
+
+_PARTS: Final = re.compile(
+    rf"num_[0-9a-f]{{{TOKEN_HEX_CHARS}}}(?![0-9A-Za-z])"
+    rf"|(?<![0-9A-Za-z+])(?:{'|'.join(_KEPT.values())})"
+    rf"|(?P<number>(?:\+|%2[Bb])?[(]?{_GROUPED})"
+)
+
+_ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+
+
+def _replace(match: re.Match[str]) -> str:
+    number = match["number"]
+    if number is None:
+        return match[0]
+    number = _ESCAPE.sub(" ", number)
+    digits = len(_DIGIT.findall(number))
+    if digits <= DIGITS_MAX:
+        return number_token(number)
+    if number.isdigit():
+        return number  # one run of digits, too long to be dialled
+    pieces = number.split()
+    if all(DIGITS_MIN <= len(_DIGIT.findall(piece)) <= DIGITS_MAX for piece in pieces):
+        return " ".join(map(number_token, pieces))  # a list of numbers
+    return number_token(number)

@@ -1,0 +1,296 @@
+"""Kinds of setting values: text in, checked value out, and back to text for the operator.
+
+A kind says in one phrase what is allowed; `read` raises ValueError, whose text (where there is any) adds what
+in particular is wrong. That text never repeats the value: the value may be a secret.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+class Kind(NamedTuple):
+    """How one kind of value is read, shown and explained."""
+
+    allowed: str
+    """Ends the sentence "NAME must be …"."""
+    read: Callable[[str], Any]
+    native: type | None = None
+    """The TOML type that is taken besides text."""
+    show: Callable[[Any], str] = _plain
+    """For everything but secrets, `read(show(value)) == value`."""
+    secret: bool = False
+    """Never shown and never part of an error line; `show` leaves out what nobody may see."""
+
+
+_WHOLE: Final = re.compile(r"[0-9][0-9_]*\Z")
+_SIZE: Final = re.compile(r"([0-9][0-9_]*) ?([kmgt]i?b|b)?\Z", re.IGNORECASE)
+_UNITS: Final = {"": 1, "b": 1} | {
+    f"{letter}{binary}b": base ** (power + 1)
+    for binary, base in (("", 1000), ("i", 1024))
+    for power, letter in enumerate("kmgt")
+}
+_LABEL: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:%-]{1,255}\Z")
+_AUTH_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_AUTH_TOKEN: Final = re.compile(r"[!-+\--~]{1,256}\Z")  # printable ASCII without the comma
+REPLICAS_MAX: Final = 100
+"""WAIT for more replicas than anybody runs is a slip of the finger that would refuse every callback."""
+
+
+def _in_range(value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise ValueError
+    return value
+
+
+def _read_whole(text: str) -> int:
+    text = text.strip()
+    if not _WHOLE.match(text):
+        raise ValueError
+    return int(
+        text.replace("_", "")[:20]
+    )  # 20 digits lie outside every range, and int() of megabytes is slow
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number from low to high."""
+    return Kind(
+        f"a whole number from {low} to {high}", lambda text: _in_range(_read_whole(text), low, high), int
+    )
+
+
+def _read_size(text: str) -> int:
+    match = _SIZE.match(text.strip())
+    if not match:
+        raise ValueError
+    unit: int = _UNITS[(match[2] or "").lower()]
+    return _read_whole(match[1]) * unit
+
+
+def show_size(value: int) -> str:
+    """`1 GiB` where it comes out even in mebibytes or more, else the plain number."""
+    for letter, power in (("T", 4), ("G", 3), ("M", 2)):
+        if value and value % 1024**power == 0:
+            return f"{value // 1024**power} {letter}iB"
+    return str(value)
+
+
+def size(low: int, high: int) -> Kind:
+    """A number of bytes, with or without a unit."""
+    return Kind(
+        f"a size from {show_size(low)} to {show_size(high)} (bytes, or with a unit: 512MiB, 1 GiB)",
+        lambda text: _in_range(_read_size(text), low, high),
+        int,
+        show_size,
+    )
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words, in any case."""
+
+    def read(text: str) -> str:
+        word = text.strip().lower()
+        if word not in words:
+            raise ValueError
+        return word
+
+    return Kind(" or ".join((", ".join(words[:-1]), words[-1])), read)
+
+
+_TRUTHS: Final[dict[str, bool]] = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+def _read_flag(text: str) -> bool:
+    try:
+        return _TRUTHS[text.strip().lower()]
+    except KeyError:
+        raise ValueError from None
+
+
+FLAG: Final = Kind("true or false", _read_flag, bool, lambda value: "true" if value else "false")
+
+
+def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not pattern.match(text):
+            raise ValueError
+        return text
+
+    return read
+
+
+LABEL: Final = Kind("1 to 64 letters, digits, '_', '.' or '-'", _matching(_LABEL))
+HOST: Final = Kind("an address or a host name", _matching(_HOST))
+
+
+def _read_path(text: str) -> Path:
+    if not text.isprintable():
+        raise ValueError
+    path = Path(text)
+    return path.expanduser() if text.startswith("~") else path
+
+
+PATH: Final = Kind("a path", _read_path)
+
+
+def _items(text: str) -> list[str]:
+    """A list's items: by commas, or one a line, as files of secrets are written."""
+    return [item for part in re.split(r"[,\n]", text) if (item := part.strip())]
+
+
+def _comma_list(
+    allowed: str, read: Callable[[str], Any], show: Callable[[Any], str] = str, **options: Any
+) -> Kind:
+    def read_all(text: str) -> tuple[Any, ...]:
+        items = _items(text)
+        values: list[Any] = []
+        for position, item in enumerate(items, 1):
+            try:
+                values.append(read(item))
+            except ValueError as error:
+                reason = f"{error}, " if str(error) else ""
+                raise ValueError(f"{reason}entry {position} of {len(items)}") from None
+        return tuple(dict.fromkeys(values))
+
+    return Kind(allowed, read_all, list, lambda values: ",".join(map(show, values)), **options)
+
+
+def _read_network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        network = ipaddress.ip_network(text, strict=False)  # raises again unless only host bits are set
+        raise ValueError(f"host bits are set, the network is {network}") from None
+
+
+def _read_network_item(text: str) -> Network:
+    try:
+        return _read_network(text)
+    except ValueError as error:
+        # The library's own messages repeat the value without need.
+        raise ValueError(str(error) if "host bits are set, the" in str(error) else "") from None
+
+
+NETWORKS: Final = _comma_list("networks such as 10.0.0.0/8, comma-separated", _read_network_item)
+
+
+def _read_token(text: str) -> tuple[str, str]:
+    auth_id, colon, token = text.partition(":")
+    if not colon:
+        raise ValueError("no colon in it")
+    if not _AUTH_ID.match(auth_id):
+        raise ValueError("not an auth_id before the colon")
+    if not _AUTH_TOKEN.match(token):
+        raise ValueError("not a token after the colon")
+    return auth_id, token
+
+
+AUTH_TOKENS: Final = _comma_list(
+    "auth_id:token pairs, comma-separated", _read_token, lambda pair: f"{pair[0]}:***", secret=True
+)
+
+
+def _read_handler(text: str) -> str:
+    dotted = all(part.isidentifier() for part in text.split("."))
+    if not text.isprintable() or not (dotted or text.endswith(".py")):
+        raise ValueError
+    return text
+
+
+HANDLERS: Final = _comma_list("dotted modules or .py paths, comma-separated", _read_handler)
+
+
+def _read_durability(text: str) -> str:
+    text = text.strip().lower()
+    word, colon, count = text.partition(":")
+    if word == "replicas" and colon:
+        return f"replicas:{_in_range(_read_whole(count), 1, REPLICAS_MAX)}"
+    if text not in {"memory", "fsync"}:
+        raise ValueError
+    return text
+
+
+DURABILITY: Final = Kind(f"memory, fsync or replicas:N (N from 1 to {REPLICAS_MAX})", _read_durability)
+
+
+def _read_public_url(text: str) -> str:
+    url = urlsplit(text)
+    if (
+        url.scheme not in {"http", "https"}
+        or not url.hostname
+        or not text.isascii()
+        or not text.isprintable()
+    ):
+        raise ValueError
+    url.port  # noqa: B018 - raises ValueError for a port that is none
+    if " " in text or "?" in text or "#" in text:
+        raise ValueError("it has a query, a fragment or a space")
+    if "@" in url.netloc:
+        raise ValueError("it has a user name")
+    base = text.rstrip("/")
+    if re.search(r"/callbacks(/[^/]*)?\Z", base):
+        raise ValueError("leave /callbacks and what follows away")
+    return base
+
+
+PUBLIC_URL: Final = Kind("the start of a URL such as https://hooks.example.com", _read_public_url)
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "redis+sentinel")
+
+
+def _read_redis_url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in REDIS_SCHEMES:
+        raise ValueError
+    if not text.isprintable() or " " in text:
+        raise ValueError("it has a space or a control character in it")
+    if scheme == "unix":
+        if not rest.rpartition("@")[2].startswith("/"):
+            raise ValueError("unix:// needs an absolute path")
+        return text
+    url = urlsplit(text)
+    hosts = url.netloc.rpartition("@")[2]
+    if not hosts:
+        raise ValueError("it names no host")
+    for host in hosts.split(","):
+        if not re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:]+)(:[0-9]{1,5})?", host):
+            raise ValueError("host and port cannot be read (special characters in a password stand as %XX)")
+    path = url.path.strip("/")
+    if scheme == "redis+sentinel":
+        service, _, path = path.partition("/")
+        if not service:
+            raise ValueError("redis+sentinel:// needs a service: host:port,host:port/service")
+    elif "," in hosts and scheme != "redis+cluster":
+        raise ValueError("several hosts need redis+cluster:// or redis+sentinel://")
+    if path and not _WHOLE.match(path):
+        raise ValueError("what follows the host is the number of a database")
+    return text
+
+
+def hide_password(url: str) -> str:
+    """A Redis URL without its secrets; errs on the side of hiding, as a password may hold any character."""
+    scheme, separator, rest = url.partition("://")
+    if "password" in rest.lower() or not separator:
+        return f"{scheme}://***" if separator else "***"
+    return f"{scheme}://***@{rest.rpartition('@')[2]}" if "@" in rest else url
+
+
+REDIS_URL: Final = Kind(
+    "a Redis URL (" + ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES) + ")",
+    _read_redis_url,
+    show=hide_password,
+    secret=True,
+)

@@ -1,0 +1,177 @@
+"""Where settings stand and how they are read: arguments, environment, TOML file, files of single values.
+
+Arguments win over the environment, the environment over the TOML file of MASKLINE_CONFIG; in the last two,
+`NAME_FILE` names a file that holds the value. An empty value counts as not set. Whatever is unknown or wrong
+ends in a ConfigError of one line that names it: what is silently not applied costs more than a refused start.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from schemas.errors import ConfigError
+from schemas.setting_kinds import PATH, Kind
+
+PREFIX: Final = "MASKLINE_"
+FILE_SUFFIX: Final = "_FILE"
+CONFIG_NAME: Final = "MASKLINE_CONFIG"
+FILE_MAX_BYTES: Final = 1 << 20
+"""A file of settings is a few lines; the bound keeps a wrong path (/dev/zero) from filling the memory."""
+SHOWN_MAX_CHARS: Final = 60
+"""How much of a wrong value an error line repeats."""
+PATH_SHOWN_MAX_CHARS: Final = 255
+"""How much of a path: its end says most, so it should be there."""
+
+# What Kubernetes puts into containers for a Service called `maskline…` unless enableServiceLinks is false.
+_SERVICE_LINK: Final = re.compile(
+    r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?\Z|_PORT\Z"
+)
+_SERVICE_LINK_HINT: Final = "Kubernetes sets it for a Service of that name: set enableServiceLinks: false"
+
+
+class Setting(NamedTuple):
+    """One row of the table of settings."""
+
+    field: str
+    name: str
+    default: Any
+    kind: Kind
+    meaning: str
+    default_text: str
+
+    def show(self, value: Any) -> str:
+        """The value as it would be written, secrets hidden; empty where it is not set."""
+        return "" if value is None or value == "" else self.kind.show(value)
+
+
+class Found(NamedTuple):
+    value: Any
+    source: str
+    """`argument`, `environment`, `file` (TOML), or the `NAME_FILE` that it was read from."""
+
+
+class _Layer(NamedTuple):
+    """One place where settings stand."""
+
+    source: str
+    where: str
+    """Ends an error line, so that the operator looks in the right place."""
+    values: Mapping[str, Any]
+
+
+def gather(
+    settings: Iterable[Setting], environ: Mapping[str, str], arguments: Mapping[str, Any]
+) -> dict[str, Found]:
+    """What is set, by field. `arguments` are by field too, None where not given."""
+    names = {setting.name: setting for setting in settings}
+    given = {PREFIX + field.upper(): value for field, value in arguments.items() if value is not None}
+    own = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value.strip()}
+    layers = [_Layer("argument", "", given), _Layer("environment", "", own)]
+    if config := given.get(CONFIG_NAME) or own.get(CONFIG_NAME):
+        layers.append(_toml_layer(Path(config)))
+    found: dict[str, Found] = {}
+    for layer in layers:
+        for setting, entry in _read_layer(names, layer):
+            # Lower layers are read although they lose: what is wrong there is wrong all the same.
+            found.setdefault(setting.field, entry)
+    return found
+
+
+def _read_layer(names: Mapping[str, Setting], layer: _Layer) -> Iterator[tuple[Setting, Found]]:
+    for name, value in layer.values.items():
+        base = name.removesuffix(FILE_SUFFIX)
+        if name in names:
+            yield names[name], Found(_checked(names[name], value, layer.where), layer.source)
+        elif base in names and base != CONFIG_NAME:  # MASKLINE_CONFIG is the name of a file already
+            if base in layer.values:
+                raise ConfigError(f"{base} and {name} are both set{layer.where}: leave one away")
+            text = _value_file(name, value, layer.where, secret=names[base].kind.secret)
+            yield names[base], Found(_checked(names[base], text, f" (in the file of {name})"), name)
+        else:
+            raise ConfigError(f"{_unknown(name, names)}{layer.where}")
+
+
+def _checked(setting: Setting, value: Any, where: str) -> Any:
+    kind = setting.kind
+    if isinstance(value, (Path, tuple)):
+        return value  # an argument that is what it should be
+    try:
+        return kind.read(_as_text(kind, value))
+    except ValueError as error:
+        hint = f": {error}" if str(error) else ""
+    if setting.name == PREFIX + "PORT" and str(value).startswith("tcp://"):
+        hint = f" ({_SERVICE_LINK_HINT})"
+    shown = "" if kind.secret else f", not {_short(value)}"
+    raise ConfigError(f"{setting.name} must be {kind.allowed}{shown}{hint}{where}")
+
+
+def _as_text(kind: Kind, value: Any) -> str:
+    """A TOML value as it would stand in the environment."""
+    if isinstance(value, str):
+        return value
+    if kind.native is list and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    # bool is an int to Python, but `MASKLINE_PORT = true` is none to anybody else.
+    if type(value) is kind.native and kind.native is not list:
+        return str(value)
+    raise ValueError
+
+
+def _toml_layer(path: Path) -> _Layer:
+    shown = _short(path, PATH_SHOWN_MAX_CHARS)
+    try:
+        values = tomllib.loads(_file_text(path))
+    except OSError as error:
+        raise ConfigError(f"{CONFIG_NAME}: cannot read {shown}: {error.strerror}") from None
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{CONFIG_NAME}: {shown} is no TOML file: {reason}") from None
+    if CONFIG_NAME in values:
+        raise ConfigError(f"{CONFIG_NAME} cannot stand in the file that it names ({shown})")
+    kept = {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
+    return _Layer("file", f" (in {shown})", kept)
+
+
+def _value_file(name: str, path: Any, where: str, *, secret: bool) -> str:
+    shown = _short(path, PATH_SHOWN_MAX_CHARS)
+    if secret and not re.match(r"[~.]{0,2}/", str(path)):
+        shown = "what it names"  # which may be the secret itself, put under the wrong name
+    try:
+        text = _file_text(Path(PATH.read(_as_text(PATH, path)))).rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {shown}: {error.strerror}{where}") from None
+    except ValueError:
+        raise ConfigError(f"{name} must be the path of a file with text in it, not {shown}{where}") from None
+    if not text.strip():
+        raise ConfigError(f"{name}: {shown} is empty{where}")
+    return text
+
+
+def _file_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(FILE_MAX_BYTES + 1)
+    if len(data) > FILE_MAX_BYTES:
+        raise ValueError(f"larger than {FILE_MAX_BYTES} bytes")
+    return data.decode("utf-8-sig")
+
+
+def _unknown(name: str, names: Mapping[str, Setting]) -> str:
+    shown = _short(name)[1:-1]
+    if name.startswith(PREFIX) and _SERVICE_LINK.search(name):
+        return f"{shown} is no setting ({_SERVICE_LINK_HINT})"
+    # Compared without the prefix, which would make any two names look alike.
+    bare = [known.removeprefix(PREFIX) for known in names]
+    files = [known + FILE_SUFFIX for known in bare if PREFIX + known != CONFIG_NAME]
+    near = difflib.get_close_matches(name[:SHOWN_MAX_CHARS].upper().removeprefix(PREFIX), bare + files, n=1)
+    return f"{shown} is no setting" + (
+        f", did you mean {PREFIX}{near[0]}?" if near else ": `maskline settings` lists them all"
+    )
+
+
+def _short(value: Any, chars_max: int = SHOWN_MAX_CHARS) -> str:
+    """A value or a path for an error line: one line, printable, not long."""
+    text = str(value)
+    return ascii(text if len(text) <= chars_max else text[:chars_max] + "...")

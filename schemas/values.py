@@ -1,0 +1,120 @@
+"""Readers of single values: the text that Plivo sends, to a number, an amount, a time.
+
+Plivo writes every value as text and is not consistent about it, so the readers take what a person would read
+without doubt and nothing else. Each raises ValueError for a text it cannot read; none raises anything else,
+whatever the text. Digits are ASCII digits: `int()` and `Decimal()` alone would take `1_000` and `١٢` as well.
+"""
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final
+
+NULLS: Final = frozenset({"", "null", "none"})
+"""What stands for an absent value, in lower case and without the white space around it."""
+
+NULL_CHARS_MAX: Final = 4
+"""Length of the longest of them: a longer text needs no second look."""
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**63 - 1
+"""What msgpack, JSON readers and databases hold without loss. No documented value comes near."""
+
+NUMBER_CHARS_MAX: Final = 64
+"""A longer number is none: it keeps a body of digits from costing quadratic time."""
+
+TIME_CHARS_MAX: Final = 64
+"""Twice the longest format in use."""
+
+_SHORT_DIGITS: Final = 18
+"""So many digits always fit the range."""
+
+_INTEGER: Final = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
+_DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_OFFSET: Final = re.compile(r"[+-][0-9]{2}(?::?[0-9]{2})?")
+_ZONE_NAME: Final = re.compile(r"[A-Z]{2,5}")
+_REST_ZONE: Final = " +0000 UTC"
+_REST_CHARS_MIN: Final = len("2024-02-01 06:28") + len(_REST_ZONE)
+_DATE_CHARS: Final = len("2024-02-01")
+
+
+def is_null(text: str) -> bool:
+    """Whether a text stands for an absent value: empty, white space, `null` or `None` in any case."""
+    stripped = text.strip()
+    return len(stripped) <= NULL_CHARS_MAX and stripped.lower() in NULLS
+
+
+def read_int(text: str) -> int:
+    """A whole number of 64 bits. `60`, ` 60 `, `+60`, `60.0` read as 60; `60.5`, `6e1`, `1_000` do not."""
+    if len(text) <= _SHORT_DIGITS and text.isascii() and text.isdigit():
+        return int(text)
+    if len(text) > NUMBER_CHARS_MAX:
+        raise ValueError("too long for a whole number")
+    match = _INTEGER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("not a whole number")
+    value = int(match[1])
+    if not INT_MIN <= value <= INT_MAX:
+        raise ValueError("beyond 64 bits")
+    return value
+
+
+def read_decimal(text: str) -> Decimal:
+    """A finite decimal, exactly as written. No thousands separators, no currency."""
+    if len(text) > NUMBER_CHARS_MAX:
+        raise ValueError("too long for a decimal")
+    stripped = text.strip()
+    if _DECIMAL.fullmatch(stripped) is None:
+        raise ValueError("not a decimal")
+    return Decimal(stripped)
+
+
+def read_time(text: str) -> datetime:
+    """A time in UTC; one without an offset is UTC already, as Plivo's are.
+
+    | text | from |
+    | --- | --- |
+    | `2024-02-01 06:28:15 +0000 UTC` | Plivo's REST API (Go's way of printing a time) |
+    | `2024-02-01T06:28:15Z`, with an offset, without, with a space for the `T`, with a fraction | ISO 8601 |
+    | `2024-02-01 06:28:15.123456` | Python's way |
+
+    Digits after the microseconds are cut off, a date alone is its midnight. A zone's name counts only where
+    it is UTC's or follows an offset.
+    """
+    if len(text) > TIME_CHARS_MAX:
+        raise ValueError("too long for a time")
+    if text.endswith(_REST_ZONE) and len(text) >= _REST_CHARS_MIN and text[10] == " ":
+        iso = text[: -len(_REST_ZONE)] + "+00:00"  # the usual one: what follows gives the same, more slowly
+    else:
+        iso = _iso(text.upper().split())
+    moment = datetime.fromisoformat(iso)
+    if moment.tzinfo is UTC:
+        return moment
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("beyond the years 1 to 9999") from None
+
+
+def _iso(parts: list[str]) -> str:
+    """The blank-separated parts of a time (date, time, offset, zone's name) as ISO 8601 writes them."""
+    if not parts:
+        raise ValueError("empty")
+    iso = parts.pop(0)
+    if parts and parts[0][0].isdigit():
+        iso = f"{iso}T{parts.pop(0)}"
+    if "T" not in iso and (parts or len(iso) > _DATE_CHARS):
+        # fromisoformat takes any character before the time, so it would read an offset after a date as one.
+        raise ValueError("neither a date nor a date and a time")
+    match parts:
+        case []:
+            return iso
+        case ["UTC" | "GMT" | "Z"]:
+            return f"{iso}+00:00"
+        case [offset] if _OFFSET.fullmatch(offset):
+            return iso + offset
+        case [offset, name] if _OFFSET.fullmatch(offset) and _ZONE_NAME.fullmatch(name):
+            return iso + offset
+    raise ValueError("not a time zone")

@@ -1,0 +1,180 @@
+"""Group commit against a real server."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from ingest_kit import node_settings, until
+
+from ingest.connector import BACKOFF_FIRST_S, BACKOFF_MAX_S, Connector, backoff_s
+from ingest.metrics import Metrics
+from ingest.publisher import BATCHES_MAX, Publisher, PublishRefusedError
+from schemas.errors import RedisUnavailableError
+from schemas.keys import Keys
+from schemas.settings import Settings
+
+
+@asynccontextmanager
+async def publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, Metrics]]:
+    metrics = Metrics()
+    publisher = Publisher(settings, metrics)
+    connector = Connector(settings, publisher, metrics, name="test")
+    await connector.start()
+    try:
+        yield publisher, metrics
+    finally:
+        await connector.stop()
+
+
+async def test_concurrent_callbacks_share_batches(redis_server, namespace):
+    settings = node_settings(redis_server.url, namespace)
+    async with publishing(settings) as (publisher, metrics):
+        for _ in range(2):
+            await asyncio.gather(*(publisher.publish(n % 4, b"value %d" % n) for n in range(500)))
+        assert metrics.batch_size.total == 1000
+        assert sum(metrics.batch_size.counts) == 2  # each gather is one loop tick
+        assert (publisher.waiting, publisher.waiting_bytes, publisher.batches_under_way) == (0, 0, 0)
+    with redis_server.client() as client:
+        keys = Keys(namespace)
+        for partition in range(4):
+            found = [fields[b"c"] for _, fields in client.xrange(keys.callbacks(partition))]
+            assert found == [b"value %d" % n for n in range(500) if n % 4 == partition] * 2
+
+
+async def test_what_comes_while_batches_are_under_way_gathers(redis_server, namespace):
+    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):
+        under_way: list[int] = []
+
+        async def one(ticks: int) -> None:
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            waiter = publisher.publish(0, b"v")
+            under_way.append(publisher.batches_under_way)
+            await waiter
+
+        await asyncio.gather(*(one(ticks) for ticks in range(200)))
+        assert max(under_way) <= BATCHES_MAX
+        assert sum(metrics.batch_size.counts) < 200
+        assert metrics.batch_size.total == 200
+
+
+async def test_one_refused_callback_does_not_spoil_the_batch(redis_server, namespace):
+    with redis_server.client() as client:
+        client.set(Keys(namespace).callbacks(1), "not a stream")
+    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):
+        outcomes = await asyncio.gather(
+            *(publisher.publish(partition, b"v") for partition in (0, 1, 2)), return_exceptions=True
+        )
+        assert outcomes[0] is outcomes[2] is None
+        assert isinstance(outcomes[1], PublishRefusedError)
+        assert outcomes[1].code == "redis_wrongtype"
+        assert metrics.batch_failures == {"redis_wrongtype": 1}
+        await publisher.publish(0, b"still connected")
+        assert metrics.connects == 1
+
+
+async def test_a_full_server_refuses_and_takes_again(own_redis, namespace):
+    async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
+        with own_redis.client() as client:
+            client.config_set("maxmemory", "1")
+            with pytest.raises(PublishRefusedError, match="redis_oom"):
+                await publisher.publish(0, b"v")
+            client.config_set("maxmemory", "0")
+        await publisher.publish(0, b"v")
+
+
+async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace):
+    async with publishing(node_settings(own_redis.url, namespace)) as (publisher, metrics):
+        with own_redis.client() as client:
+            client.replicaof("127.0.0.1", "1")
+            with pytest.raises(PublishRefusedError, match="redis_readonly"):
+                await publisher.publish(0, b"v")
+            await until(lambda: not publisher.attached)
+            with pytest.raises(RedisUnavailableError):
+                publisher.publish(0, b"v")
+            client.replicaof("NO", "ONE")
+        await until(lambda: publisher.attached)
+        await publisher.publish(0, b"v")
+        assert metrics.connects == 2
+
+
+async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=100)
+    async with publishing(settings) as (publisher, metrics):
+        own_redis.pause()
+        waiters = []
+        for _ in range(BATCHES_MAX + 2):  # the last ones find all batches under way
+            waiters.append(publisher.publish(0, b"v"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert publisher.batches_under_way == BATCHES_MAX
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 5)
+        assert all(isinstance(outcome, RedisUnavailableError) for outcome in outcomes), outcomes
+        assert metrics.batch_failures["redis_timeout"] >= 1
+        assert (publisher.waiting, publisher.waiting_bytes, publisher.batches_under_way) == (0, 0, 0)
+        own_redis.resume()
+        await until(lambda: publisher.attached)
+        await publisher.publish(0, b"v")
+
+
+async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_redis, namespace):
+    async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
+        own_redis.kill()
+        with pytest.raises(RedisUnavailableError):
+            await publisher.publish(0, b"v")
+        await until(lambda: not publisher.attached)
+        own_redis.start()
+        await until(lambda: publisher.attached)
+        await publisher.publish(0, b"v")
+
+
+async def test_more_than_may_wait_is_refused_at_once(redis_server, namespace):
+    settings = node_settings(redis_server.url, namespace, in_flight_max=10)
+    async with publishing(settings) as (publisher, _):
+        waiters = [publisher.publish(0, b"v") for _ in range(10)]
+        with pytest.raises(PublishRefusedError, match="busy"):
+            publisher.publish(0, b"v")
+        await asyncio.gather(*waiters)
+        await publisher.publish(0, b"v")
+
+
+async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("ingest.publisher.WAITING_MAX_BYTES", 100)
+    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
+        waiter = publisher.publish(0, bytes(101))
+        with pytest.raises(PublishRefusedError, match="busy"):
+            publisher.publish(0, b"v")
+        await waiter
+        await publisher.publish(0, b"v")
+
+
+async def test_a_waiter_that_gave_up_harms_nobody(redis_server, namespace):
+    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
+        waiters = [publisher.publish(0, b"v") for _ in range(3)]
+        waiters[1].cancel()
+        await asyncio.gather(waiters[0], waiters[2])
+        assert publisher.waiting == 0
+
+
+async def test_metrics_are_valid_text(redis_server, namespace):
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):
+        await asyncio.gather(*(publisher.publish(0, b"v") for _ in range(7)))
+        registry = CollectorRegistry()
+        registry.register(metrics)
+        text = generate_latest(registry).decode()
+    assert 'maskline_ingest_batch_size_bucket{le="5"} 0.0' in text
+    assert 'maskline_ingest_batch_size_bucket{le="10"} 1.0' in text
+    assert "maskline_ingest_batch_size_sum 7.0" in text
+    assert re.search(r'publish_seconds_bucket\{le="\+Inf"\} 1\.0', text)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_backoff_grows_to_its_bound(chance):
+    waits = [backoff_s(attempt, chance) for attempt in (*range(12), 5_000)]
+    assert waits == sorted(waits)
+    assert BACKOFF_FIRST_S / 2 <= waits[0] <= BACKOFF_FIRST_S
+    assert BACKOFF_MAX_S / 2 <= waits[-1] <= BACKOFF_MAX_S

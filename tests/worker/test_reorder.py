@@ -1,0 +1,311 @@
+"""Each row of the decision table as an example to read; the properties are in test_reorder_model.py."""
+
+from hashlib import blake2b
+
+import pytest
+
+from worker.reorder import MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
+from worker.state import NEW_SESSION, RELEASED_REMEMBERED, decode_state, encode_state
+
+POLICY = Policy(gap_timeout_ms=5_000, first_sequence=1, held_max=256)
+
+
+def fingerprint(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+def event(
+    number: int | None,
+    at: int | None = None,
+    *,
+    ms: int = 0,
+    name: str = "",
+    recording: bool = False,
+    ends_session: bool = False,
+) -> Arrival:
+    """A callback, stamped `at` microseconds, that came at `ms`. Same arguments, same callback."""
+    mark = fingerprint(f"{number} {at} {name} {recording} {ends_session}")
+    return Arrival(number, mark, at, recording, ends_session, ms, None)
+
+
+def shown(outcome: Release | Duplicate) -> str:
+    """As `3 after_gap (2,) run 1`, where there is a gap and another run than the first."""
+    words = [("r" if outcome.arrival.recording else "") + str(outcome.arrival.number)]
+    if isinstance(outcome, Duplicate):
+        return f"{words[0]} duplicate"
+    words.append(outcome.order)
+    words += [str(outcome.missing)] if outcome.missing else []
+    words += [f"run {outcome.run}"] if outcome.run else []
+    return " ".join(words)
+
+
+def play(*arrivals: Arrival, policy: Policy = POLICY, session: Session | None = None) -> list[str]:
+    session = Session() if session is None else session
+    return [shown(outcome) for arrival in arrivals for outcome in session.arrive(arrival, policy)]
+
+
+# n = next; n > next
+
+
+def test_in_order() -> None:
+    assert play(event(1), event(2), event(3)) == ["1 in_order", "2 in_order", "3 in_order"]
+
+
+def test_a_number_that_comes_early_waits_for_those_before_it() -> None:
+    session = Session()
+    assert play(event(1), event(3), session=session) == ["1 in_order"]
+    assert (session.held, session.deadline_ms(POLICY)) == (1, 5_000)
+    assert play(event(2), session=session) == ["2 in_order", "3 in_order"]
+    assert (session.held, session.deadline_ms(POLICY)) == (0, None)
+
+
+def test_the_first_to_come_need_not_be_the_first() -> None:
+    assert play(event(3), event(2), event(1)) == ["1 in_order", "2 in_order", "3 in_order"]
+
+
+# opening
+
+
+def test_zero_opens_too() -> None:
+    assert play(event(0), event(1), event(2)) == ["0 in_order", "1 in_order", "2 in_order"]
+
+
+def test_zero_after_one_opened_is_late_and_starts_nothing() -> None:
+    assert play(event(1, 10), event(0, 20), event(2, 30)) == ["1 in_order", "0 late", "2 in_order"]
+
+
+def test_a_second_zero_later_in_time_starts_again_even_where_one_opened() -> None:
+    expected = ["1 in_order", "0 late", "0 in_order run 1", "1 in_order run 1"]
+    assert play(event(1, 10), event(0, 5), event(0, 50), event(1, 60)) == expected
+
+
+def test_another_first_number() -> None:
+    policy = Policy(5_000, first_sequence=5, held_max=256)
+    session = Session()
+    assert play(event(6), event(3), event(5), policy=policy, session=session) == [
+        "3 late",
+        "5 in_order",
+        "6 in_order",
+    ]
+    assert play(event(9), policy=policy) == []
+
+
+# duplicates
+
+
+def test_the_same_callback_again_is_a_duplicate_held_or_released() -> None:
+    expected = ["1 in_order", "1 duplicate", "3 duplicate", "2 in_order", "3 in_order", "3 duplicate"]
+    assert play(event(1), event(1), event(3), event(3), event(2), event(3)) == expected
+
+
+def test_a_duplicate_from_an_earlier_run_is_a_duplicate() -> None:
+    expected = ["1 in_order", "2 in_order", "1 in_order run 1", "2 duplicate", "2 in_order run 1"]
+    assert play(event(1, 10), event(2, 20), event(1, 30), event(2, 20), event(2, 40)) == expected
+
+
+def test_one_number_in_both_lanes_is_two_callbacks() -> None:
+    assert play(event(1), event(1, recording=True)) == ["1 in_order", "r1 in_order"]
+
+
+def test_what_is_no_longer_remembered_is_late() -> None:
+    session = Session()
+    play(*(event(number) for number in range(1, RELEASED_REMEMBERED + 2)), session=session)
+    assert play(event(2), event(1), session=session) == ["2 duplicate", "1 late"]
+
+
+# n < next
+
+
+def test_another_callback_of_a_released_number_is_late_unless_later_in_time() -> None:
+    assert play(event(1, 10), event(2, 20), event(1, 20, name="other")) == [
+        "1 in_order",
+        "2 in_order",
+        "1 late",
+    ]
+    assert play(event(1), event(1, name="other")) == ["1 in_order", "1 late"]
+    assert play(event(1), event(1, 10)) == ["1 in_order", "1 late"]
+
+
+def test_numbering_starts_again() -> None:
+    arrivals = [event(number, 10 * number) for number in (1, 2, 3)]
+    arrivals += [event(number, 100 + number) for number in (2, 1, 3, 4)]
+    assert play(*arrivals) == [
+        *("1 in_order", "2 in_order", "3 in_order"),
+        *("1 in_order run 1", "2 in_order run 1", "3 in_order run 1", "4 in_order run 1"),
+    ]
+
+
+def test_a_new_run_first_releases_what_the_old_one_held() -> None:
+    arrivals = [event(1, 10), event(3, 30), event(6, 60), event(7, 70), event(1, 100)]
+    assert play(*arrivals) == [
+        "1 in_order",
+        "3 after_gap (2,)",
+        "6 after_gap (4, 5)",
+        "7 in_order",
+        "1 in_order run 1",
+    ]
+
+
+@pytest.mark.parametrize("early", [4, 5])
+def test_what_is_stamped_after_the_restart_belongs_to_the_new_run(early: int) -> None:
+    """Next to the old run's numbers or not, it waits for the new run's."""
+    session = Session()
+    arrivals = [event(1, 10), event(3, 30), event(early, 140), event(1, 110)]
+    assert play(*arrivals, session=session) == ["1 in_order", "3 after_gap (2,)", "1 in_order run 1"]
+    assert session.held == 1
+    assert play(event(2, 120), event(3, 130), session=session)[:2] == ["2 in_order run 1", "3 in_order run 1"]
+
+
+def test_a_crash_while_a_run_is_ending_changes_nothing() -> None:
+    """The old run's last is stamped like the restart, and the new run's 4 would be next in the old one."""
+    arrivals = [event(1, 10), event(3, 110), event(4, 140), event(1, 110, name="other")]
+    session = Session()
+    outcomes = [outcome for arrival in arrivals for outcome in session.arrive(arrival, POLICY)]
+    assert [shown(outcome) for outcome in outcomes] == ["1 in_order", "3 after_gap (2,)", "1 in_order run 1"]
+    halfway = outcomes[1]
+    assert isinstance(halfway, Release)
+    successor = Session(decode_state(encode_state(halfway.state)))
+    assert play(arrivals[2], arrivals[3], session=successor) == ["1 in_order run 1"]
+    assert successor.state == session.state
+
+
+def test_a_run_ends_however_much_it_still_held() -> None:
+    """A second zero shows a restart because the first is remembered, and then no longer is."""
+    held = [event(number, number) for number in range(3, 3 + RELEASED_REMEMBERED)]
+    outcomes = play(event(1, 1), event(0, 0), *held, event(0, 1_000))
+    assert outcomes[:3] == ["1 in_order", "0 late", "3 after_gap (2,)"]
+    assert outcomes[-2:] == [f"{held[-1].number} in_order", "0 in_order run 1"]
+
+
+def test_a_run_that_cannot_end_goes_on() -> None:
+    """As above, but what should end the run was deleted from the stream: the next wait as for a gap."""
+    halfway = Session()
+    for arrival in (event(1, 10), event(3, 30), event(1, 100)):
+        outcomes = halfway.arrive(arrival, POLICY)
+    assert isinstance(outcomes[0], Release)
+    successor = Session(outcomes[0].state)
+    assert play(event(4, 140), event(5, 150, ms=1), session=successor) == []
+    assert [shown(one) for one in successor.expire(5_001, POLICY)] == ["4 in_order", "5 in_order"]
+    assert play(event(6, 160), session=successor) == ["6 in_order"]
+
+
+def test_what_comes_from_the_ended_run_is_late_whatever_its_number() -> None:
+    arrivals = [
+        event(1, 10),
+        event(2, 20),
+        event(1, 100),
+        event(2, 15, name="other"),
+        event(9, 90),
+        event(2, 110),
+    ]
+    assert play(*arrivals) == [
+        *("1 in_order", "2 in_order", "1 in_order run 1"),
+        *("2 late run 1", "9 late run 1", "2 in_order run 1"),
+    ]
+
+
+# gaps
+
+
+def test_a_gap_is_given_up_when_the_watermark_passes_its_time() -> None:
+    session = Session()
+    play(event(1), event(4, ms=100), event(5, ms=4_000), event(7, ms=4_500), session=session)
+    assert session.expire(5_099, POLICY) == ()
+    assert session.deadline_ms(POLICY) == 5_100
+    assert [shown(one) for one in session.expire(5_100, POLICY)] == ["4 after_gap (2, 3)", "5 in_order"]
+    assert session.deadline_ms(POLICY) == 9_500
+    assert play(event(2, ms=5_200), session=session) == ["2 late"]
+    assert [shown(one) for one in session.expire(10_000, POLICY)] == ["7 after_gap (6,)"]
+
+
+def test_everything_up_to_the_number_that_waited_too_long_goes() -> None:
+    session = Session()
+    play(event(1), event(9, ms=0), event(3, ms=4_000), event(11, ms=4_000), session=session)
+    assert [shown(one) for one in session.expire(5_000, POLICY)] == [
+        "3 after_gap (2,)",
+        "9 after_gap (4, 5, 6, 7, 8)",
+    ]
+    assert session.held == 1
+
+
+def test_an_arrival_expires_what_its_own_time_has_passed() -> None:
+    assert play(event(1), event(3), event(2, ms=5_000)) == ["1 in_order", "3 after_gap (2,)", "2 late"]
+
+
+def test_a_session_whose_first_events_are_lost() -> None:
+    session = Session()
+    play(event(4), session=session)
+    assert [shown(one) for one in session.expire(5_000, POLICY)] == ["4 after_gap (1, 2, 3)"]
+
+
+def test_a_huge_gap_is_named_by_its_first_numbers() -> None:
+    session = Session()
+    play(event(1), event(2**53 - 1), session=session)
+    (release,) = session.expire(5_000, POLICY)
+    assert release.missing == tuple(range(2, 2 + MISSING_MAX))
+    assert release.state.status.next == 2**53
+
+
+def test_too_many_held_give_up_the_lowest_gap() -> None:
+    policy = Policy(5_000, 1, held_max=3)
+    arrivals = [event(1), event(5), event(3), event(4), event(9)]
+    assert play(*arrivals, policy=policy) == ["1 in_order", "3 after_gap (2,)", "4 in_order", "5 in_order"]
+
+
+def test_the_lane_that_took_one_too_many_gives_up() -> None:
+    policy = Policy(5_000, 1, held_max=1)
+    assert play(event(3), event(5, recording=True), policy=policy) == ["r5 after_gap (1, 2, 3, 4)"]
+
+
+# unsequenced, and the end
+
+
+def test_an_event_without_a_number_does_not_wait() -> None:
+    expected = ["1 in_order", "None unsequenced", "None duplicate", "2 in_order", "3 in_order"]
+    assert play(event(1), event(3), event(None), event(None), event(2)) == expected
+
+
+def test_a_timeout_first_releases_all_that_is_held() -> None:
+    session = Session()
+    arrivals = [event(1), event(4), event(3), event(2, recording=True), event(None, ends_session=True)]
+    assert play(*arrivals, session=session) == [
+        "1 in_order",
+        "3 after_gap (2,)",
+        "4 in_order",
+        "r2 after_gap (1,)",
+        "None unsequenced",
+    ]
+    assert session.state.closed
+    assert play(event(None, ends_session=True), event(5), session=session) == ["None duplicate", "5 in_order"]
+    assert session.state.closed
+
+
+def test_a_timeout_with_a_number() -> None:
+    assert play(event(1), event(2, ends_session=True)) == ["1 in_order", "2 in_order"]
+    assert play(event(1), event(4, ends_session=True)) == ["1 in_order", "4 after_gap (2, 3)"]
+    assert play(event(1), event(1, ends_session=True)) == ["1 in_order", "1 late"]
+    assert play(event(1, 10), event(2, 20), event(2, 30, ends_session=True)) == [
+        "1 in_order",
+        "2 in_order",
+        "2 after_gap (1,) run 1",
+    ]
+
+
+# states
+
+
+def test_a_release_bears_the_state_right_after_it() -> None:
+    session = Session()
+    session.arrive(event(1, 10), POLICY)
+    session.arrive(event(3, 30), POLICY)
+    second, third = session.arrive(event(2, 20), POLICY)
+    assert isinstance(second, Release)
+    assert isinstance(third, Release)
+    assert (second.state.status.next, second.state.status.top_us) == (3, 20)
+    assert (third.state.status.next, third.state.status.top_us) == (4, 30)
+    assert third.state is session.state
+    assert NEW_SESSION.status.next is None
+
+
+def test_an_arrival_does_not_show_its_payload() -> None:
+    assert "+14155550123" not in repr(Arrival(1, b"12345678", None, False, False, 0, "+14155550123"))

@@ -1,0 +1,291 @@
+"""The reorderer and the brute-force model: every arrival order, a crash anywhere, any batching of expiry."""
+
+from dataclasses import dataclass
+from itertools import permutations
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reorder_model import Model
+
+from worker.reorder import Arrival, Duplicate, Policy, Release, Session
+from worker.state import SessionState, decode_state, encode_state
+
+GAP_MS = 5_000
+THE_END_MS = 10**9
+PLAIN = Policy(GAP_MS, first_sequence=1, held_max=256)
+
+Draft = tuple[int | None, bytes, int | None, bool, bool]
+"""An arrival without its time: number, fingerprint, timestamp, recording, ends the session."""
+Seen = tuple[object, str, tuple[int, ...], int]
+"""What is to be seen of a release: payload, order, missing, run."""
+
+
+@dataclass(frozen=True)
+class History:
+    policy: Policy
+    arrivals: tuple[Arrival, ...]
+    watermarks: tuple[tuple[int, ...], ...]
+    """Before each arrival (and after the last), what `expire` is called with."""
+
+
+def stamp(drafts: list[Draft], waits_ms: list[int]) -> tuple[Arrival, ...]:
+    arrived_ms, arrivals = 0, []
+    for index, (draft, wait_ms) in enumerate(zip(drafts, waits_ms, strict=True)):
+        arrived_ms += wait_ms
+        number, fingerprint, us, recording, ends = draft
+        arrivals.append(Arrival(number, fingerprint, us, recording, ends, arrived_ms, index))
+    return tuple(arrivals)
+
+
+def watermarks_between(arrivals: tuple[Arrival, ...], random: Random) -> tuple[tuple[int, ...], ...]:
+    between, start = [], 0
+    for arrival in arrivals:
+        between.append(
+            tuple(
+                sorted(random.randint(start, arrival.arrived_ms) for _ in range(random.choice((0, 0, 1, 2))))
+            )
+        )
+        start = arrival.arrived_ms
+    between.append((start + random.choice((0, 1, GAP_MS, 2 * GAP_MS)),))
+    return tuple(between)
+
+
+def policies() -> st.SearchStrategy[Policy]:
+    return st.builds(
+        Policy,
+        gap_timeout_ms=st.just(GAP_MS),
+        first_sequence=st.sampled_from((1, 1, 1, 0, 2, 5)),
+        held_max=st.sampled_from((256, 256, 1, 2, 3, 0)),
+    )
+
+
+WAITS_MS = (0, 0, 1, 200, 1_000, 3_000, GAP_MS - 1, GAP_MS, 7_000)
+
+
+@st.composite
+def wild_histories(draw: st.DrawFn) -> History:
+    """Anything at all, over few enough values to meet every corner."""
+    draft = st.tuples(
+        st.sampled_from((0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 9, None)),
+        st.sampled_from((b"aaaaaaaa", b"bbbbbbbb", b"cccccccc")),
+        st.one_of(st.none(), st.integers(0, 8)),
+        st.sampled_from((False, False, False, True)),
+        st.sampled_from((False,) * 12 + (True,)),
+    )
+    drafts = draw(st.lists(draft, max_size=16))
+    waits = draw(st.lists(st.sampled_from(WAITS_MS), min_size=len(drafts), max_size=len(drafts)))
+    arrivals = stamp(drafts, waits)
+    return History(draw(policies()), arrivals, watermarks_between(arrivals, draw(st.randoms())))
+
+
+@st.composite
+def call_histories(draw: st.DrawFn) -> History:
+    """Sessions as they are: calls whose numbering starts again or runs on, shuffled, doubled, with holes."""
+    random = draw(st.randoms())
+    own_recordings, start = random.random() < 0.5, random.choice((0, 1))
+    restarts = random.random() < 0.7
+    drafts: list[Draft] = []
+    numbers, clock_us = {False: start, True: start}, 1_000
+    for _ in range(random.choice((1, 2, 2, 3))):
+        if restarts:
+            numbers = {False: start, True: start}
+        for _ in range(random.randint(1, 6)):
+            clock_us += random.choice((0, 1, 1, 5, 30))
+            recording = random.random() < 0.25 and own_recordings
+            number = None if random.random() < 0.1 else numbers[recording]
+            numbers[recording] += number is not None
+            us = None if random.random() < 0.1 else clock_us
+            drafts.append((number, random.randbytes(8), us, recording, False))
+        clock_us += random.choice((1, 100))
+    if random.random() < 0.5:
+        drafts.append(
+            (random.choice((None, None, numbers[False])), random.randbytes(8), clock_us, False, True)
+        )
+    drafts = [draft for draft in drafts if random.random() > 0.1]
+    drafts += [draft for draft in drafts if random.random() < 0.15]
+    reach = random.choice((0, 2, 5, 100))
+    drafts = [
+        draft
+        for _, draft in sorted(
+            ((at + random.uniform(0, reach), draft) for at, draft in enumerate(drafts)),
+            key=lambda pair: pair[0],
+        )
+    ]
+    waits = [random.choice((0, 0, 0, 1, 10, 400, random.choice(WAITS_MS))) for _ in drafts]
+    arrivals = stamp(drafts, waits)
+    return History(draw(policies()), arrivals, watermarks_between(arrivals, random))
+
+
+@st.composite
+def long_histories(draw: st.DrawFn) -> History:
+    """More releases than are remembered, then repeats and zeros from around that bound."""
+    before = [(number, b"%08d" % number, number, False, False) for number in range(draw(st.integers(62, 68)))]
+    repeated = st.sampled_from(before[:6])
+    restarted = st.builds(
+        lambda one, us: (one[0], b"restarts", us, False, False), repeated, st.integers(60, 80)
+    )
+    arrivals = stamp(
+        [*before, *(tail := draw(st.lists(st.one_of(repeated, restarted), min_size=1, max_size=8)))],
+        [1] * (len(before) + len(tail)),
+    )
+    return History(PLAIN, arrivals, ((),) * (len(arrivals) + 1))
+
+
+histories = st.one_of(call_histories(), wild_histories())
+
+
+def seen(release: Release) -> Seen:
+    return (release.arrival.payload, release.order, release.missing, release.run)
+
+
+def again(session: Session) -> None:
+    """Put the state through its encoding, as at a takeover; what is held stays."""
+    encoded = encode_state(session.state)
+    session.state = decode_state(encoded)
+    assert encode_state(session.state) == encoded
+
+
+def play(history: History, *, reencode: bool = False) -> list[Release | Duplicate]:
+    session, outcomes = Session(), []
+    for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
+        for watermark_ms in watermarks:
+            outcomes += session.expire(watermark_ms, history.policy)
+        outcomes += session.arrive(arrival, history.policy)
+        assert session.held <= history.policy.held_max
+        if reencode:
+            again(session)
+    for watermark_ms in (*history.watermarks[-1], THE_END_MS):
+        outcomes += session.expire(watermark_ms, history.policy)
+    assert session.held == 0
+    assert session.deadline_ms(history.policy) is None
+    return outcomes
+
+
+def released(outcomes: list[Release | Duplicate]) -> list[Release]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Release)]
+
+
+def agree(history: History, outcomes: list[Release | Duplicate]) -> None:
+    model = Model(history.policy)
+    for arrival in history.arrivals:
+        model.arrive(arrival)
+    model.expire(THE_END_MS)
+    expected = [(one.arrival.payload, one.order, one.missing, one.run) for one in model.releases()]
+    assert [seen(release) for release in released(outcomes)] == expected
+    doubled = [outcome.arrival.payload for outcome in outcomes if isinstance(outcome, Duplicate)]
+    assert doubled == [arrival.payload for arrival in model.duplicates]
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories)
+def test_agrees_with_the_model(history: History) -> None:
+    agree(history, play(history))
+
+
+@settings(max_examples=40, deadline=None)
+@given(long_histories())
+def test_agrees_with_the_model_about_what_is_forgotten(history: History) -> None:
+    agree(history, play(history))
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories)
+def test_the_state_survives_its_encoding_at_every_step(history: History) -> None:
+    agree(history, play(history, reencode=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories)
+def test_how_often_expire_is_called_makes_no_difference(history: History) -> None:
+    never = History(history.policy, history.arrivals, ((),) * (len(history.arrivals) + 1))
+    one_by_one = play(history)
+    assert [seen(release) for release in released(play(never))] == [
+        seen(release) for release in released(one_by_one)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(histories)
+def test_nothing_is_lost_and_a_run_only_rises(history: History) -> None:
+    outcomes = play(history)
+    assert sorted(outcome.arrival.payload for outcome in outcomes) == list(range(len(history.arrivals)))
+    last: dict[tuple[bool, int], int] = {}
+    for release in released(outcomes):
+        assert bool(release.missing) <= (release.order == "after_gap")
+        if release.order in ("in_order", "after_gap"):
+            lane = (release.arrival.recording, release.run)
+            assert release.arrival.number is not None
+            assert release.arrival.number > last.get(lane, -1)
+            last[lane] = release.arrival.number
+
+
+def crash_and_go_on(
+    history: History, state: SessionState, handled: set[object], acknowledged: set[object]
+) -> list[tuple[Seen, bytes]]:
+    """A new owner: the committed state, and the stream again without what was handled or acknowledged."""
+    session, outcomes = Session(decode_state(encode_state(state))), []
+    for arrival in history.arrivals:
+        if arrival.payload not in handled and arrival.payload not in acknowledged:
+            outcomes += session.arrive(arrival, history.policy)
+    outcomes += session.expire(THE_END_MS, history.policy)
+    return [(seen(release), encode_state(release.state)) for release in released(outcomes)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories)
+def test_a_crash_after_any_release_changes_nothing(history: History) -> None:
+    outcomes = play(history)
+    releases = released(outcomes)
+    whole = [(seen(release), encode_state(release.state)) for release in releases]
+    every_duplicate = {one.arrival.payload for one in outcomes if isinstance(one, Duplicate)}
+    for cut in range(len(releases) + 1):
+        handled = {release.arrival.payload for release in releases[:cut]}
+        state = releases[cut - 1].state if cut else SessionState()
+        before = outcomes[: outcomes.index(releases[cut - 1])] if cut else []
+        # Duplicates dropped after the last commit may or may not have been acknowledged when the worker died.
+        dropped_before = {one.arrival.payload for one in before if isinstance(one, Duplicate)}
+        for acknowledged in (dropped_before, every_duplicate):
+            assert crash_and_go_on(history, state, handled, acknowledged) == whole[cut:]
+
+
+def instant(drafts: list[Draft]) -> History:
+    """All within the gap timeout."""
+    arrivals = stamp(drafts, [1] * len(drafts))
+    return History(PLAIN, arrivals, ((),) * (len(drafts) + 1))
+
+
+@pytest.mark.parametrize("missing", [(), (1,), (3,), (6,), (1, 2), (2, 5), (3, 4), (1, 3, 5)])
+def test_every_arrival_order_of_one_call(missing: tuple[int, ...]) -> None:
+    """Without the model: whatever the order, the numbers come rising, and the holes are named."""
+    numbers = [number for number in range(1, 7) if number not in missing]
+    expected, following = [], 1
+    for number in numbers:
+        hole = tuple(range(following, number))
+        expected.append((number, "after_gap" if hole else "in_order", hole))
+        following = number + 1
+    for shuffled in permutations(numbers):
+        history = instant([(number, b"%08d" % number, None, False, False) for number in shuffled])
+        got = [(one.arrival.number, one.order, one.missing) for one in released(play(history))]
+        assert got == expected
+
+
+SMALL_SESSIONS = {
+    "two calls, numbering starts again at one": [(1, 10), (2, 20), (3, 30), (1, 40), (2, 50), (3, 60)],
+    "two calls, numbering starts again at zero": [(0, 10), (1, 20), (2, 30), (0, 40), (1, 50), (2, 60)],
+    "two calls, the first with a hole": [(1, 10), (2, 20), (4, 30), (1, 40), (2, 50), (6, 60)],
+    "timestamps that say nothing": [(1, 10), (2, 10), (3, 10), (1, 10), (2, None), (3, None)],
+    "two callbacks of one number, twice": [(1, 10), (2, 20), (2, 21), (3, 30), (3, 30), (4, 40)],
+    "a number without its callback, and none at all": [(0, 5), (2, 20), (None, 1), (3, 30), (1, 40), (9, 8)],
+}
+
+
+@pytest.mark.parametrize("session", SMALL_SESSIONS.values(), ids=SMALL_SESSIONS.keys())
+def test_every_arrival_order_of_a_small_session_agrees_with_the_model(
+    session: list[tuple[int | None, int]],
+) -> None:
+    drafts = [(number, b"%08d" % at, us, False, False) for at, (number, us) in enumerate(session)]
+    for shuffled in permutations(drafts):
+        history = instant([*shuffled])
+        agree(history, play(history))

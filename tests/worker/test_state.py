@@ -1,0 +1,133 @@
+from contextlib import suppress
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.state import (
+    FINGERPRINT_BYTES,
+    NEW_SESSION,
+    RELEASED_BYTES,
+    RELEASED_REMEMBERED,
+    STATE_VERSION,
+    LaneState,
+    SessionState,
+    decode_state,
+    encode_state,
+    remember_released,
+    remember_unsequenced,
+    was_number_released,
+    was_released,
+    was_released_unsequenced,
+)
+
+NUMBERS = st.integers(0, 2**53)
+MOMENTS = st.one_of(st.none(), st.integers(-(2**55), 2**55))
+FINGERPRINTS = st.binary(min_size=FINGERPRINT_BYTES, max_size=FINGERPRINT_BYTES)
+
+
+def rings(entry_bytes: int) -> st.SearchStrategy[bytes]:
+    entry = st.binary(min_size=entry_bytes, max_size=entry_bytes)
+    return st.lists(entry, max_size=RELEASED_REMEMBERED).map(b"".join)
+
+
+LANES = st.builds(
+    LaneState,
+    next=st.one_of(st.none(), NUMBERS),
+    run=st.integers(0, 100),
+    opening=st.one_of(st.none(), NUMBERS),
+    released=rings(RELEASED_BYTES),
+    top_us=MOMENTS,
+    floor_us=MOMENTS,
+    ending_us=MOMENTS,
+)
+STATES = st.builds(
+    SessionState,
+    status=LANES,
+    recording=LANES,
+    unsequenced=rings(FINGERPRINT_BYTES),
+    closed=st.booleans(),
+)
+
+
+@given(STATES)
+def test_a_state_comes_back_as_it_was(state: SessionState) -> None:
+    assert decode_state(encode_state(state)) == state
+
+
+def test_a_new_session_is_small() -> None:
+    assert decode_state(encode_state(NEW_SESSION)) == NEW_SESSION
+    assert len(encode_state(NEW_SESSION)) < 32
+
+
+@given(st.binary(max_size=64))
+def test_garbage_raises_nothing_but_a_value_error(encoded: bytes) -> None:
+    with suppress(ValueError):
+        assert isinstance(decode_state(encoded), SessionState)
+
+
+def damaged(**lane: object) -> bytes:
+    status = {**msgspec.structs.asdict(LaneState()), **lane}
+    return msgspec.msgpack.encode(
+        [STATE_VERSION, [*status.values()], [*msgspec.structs.astuple(LaneState())]]
+    )
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(encode_state(NEW_SESSION)[:-1], id="cut short"),
+        pytest.param(encode_state(NEW_SESSION) + b"\x00", id="something behind"),
+        pytest.param(msgspec.msgpack.encode({"version": 1}), id="a map"),
+        pytest.param(damaged(next=-1), id="a negative number"),
+        pytest.param(damaged(run="0"), id="text for a number"),
+        pytest.param(damaged(released=b"x" * (RELEASED_BYTES + 1)), id="a ring of one entry and a bit"),
+        pytest.param(
+            encode_state(SessionState(unsequenced=b"x" * (FINGERPRINT_BYTES - 1))), id="part of a fingerprint"
+        ),
+    ],
+)
+def test_what_is_no_state_is_refused(encoded: bytes) -> None:
+    with pytest.raises(ValueError, match="not a session state"):
+        decode_state(encoded)
+
+
+@pytest.mark.parametrize(
+    "rest", [[], ["another", "shape"], [*msgspec.structs.astuple(NEW_SESSION)[1:], 1, 2]]
+)
+def test_another_version_is_refused_by_name_whatever_its_shape(rest: list[object]) -> None:
+    with pytest.raises(ValueError, match=f"version 2, and this release reads {STATE_VERSION}"):
+        decode_state(msgspec.msgpack.encode([STATE_VERSION + 1, *rest]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from((b"a" * 8, b"b" * 8, bytes(8)))), max_size=150))
+def test_a_ring_knows_the_last_64(history: list[tuple[int, bytes]]) -> None:
+    ring = b""
+    for number, fingerprint in history:
+        ring = remember_released(ring, number, fingerprint)
+    remembered = history[-RELEASED_REMEMBERED:]
+    for number in range(5):
+        assert was_number_released(ring, number) == (number in [known for known, _ in remembered])
+        for fingerprint in (b"a" * 8, b"b" * 8, bytes(8), b"c" * 8):
+            assert was_released(ring, number, fingerprint) == ((number, fingerprint) in remembered)
+
+
+@given(st.lists(FINGERPRINTS, max_size=150), FINGERPRINTS)
+def test_the_ring_of_unsequenced_knows_the_last_64(history: list[bytes], other: bytes) -> None:
+    ring = b""
+    for fingerprint in history:
+        ring = remember_unsequenced(ring, fingerprint)
+    remembered = history[-RELEASED_REMEMBERED:]
+    for fingerprint in (*history, other):
+        assert was_released_unsequenced(ring, fingerprint) == (fingerprint in remembered)
+
+
+def test_bytes_across_two_entries_are_no_entry() -> None:
+    ring = remember_unsequenced(remember_unsequenced(b"", b"abcdefgh"), b"ijklmnop")
+    assert not was_released_unsequenced(ring, b"efghijkl")
+    released = remember_released(remember_released(b"", 7, b"abcdefgh"), 8, b"ijklmnop")
+    assert not was_released(released, 7, b"efgh" + bytes(4))
+    assert not was_released(released, 7, (8).to_bytes(8, "big"))
+    assert was_released(released, 8, b"ijklmnop")

@@ -1,0 +1,48 @@
+"""`python -m worker`: a worker, or several processes of one."""
+
+import argparse
+import asyncio
+
+from runtime.logs import configure_logging
+from runtime.process import cli, run, supervise
+from schemas.settings import load_settings
+from worker.node import WorkerNode
+
+
+def main(argv: list[str]) -> int:
+    """Run a worker as the arguments and MASKLINE_ settings say; the exit code."""
+    arguments = _parser().parse_args(argv)
+    settings = load_settings()
+    configure_logging(settings)
+    node = WorkerNode(settings, index=arguments.index or 0)
+    if arguments.index is None and arguments.processes > 1:
+        return supervise(["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms)
+
+    async def serve(stop: asyncio.Event) -> int:
+        await node.start()
+        failed = asyncio.create_task(node.failed())
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((failed, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+        finally:
+            failed.cancel()
+            stopped.cancel()
+            await node.stop()
+        return 0
+
+    return run(serve, stop_timeout_ms=settings.stop_timeout_ms)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="maskline worker", description="Put each session's events in order and run the handlers."
+    )
+    parser.add_argument("--processes", type=int, default=1, help="worker processes to run (default 1)")
+    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,340 @@
+"""Handing released events to handlers: one event of a session at a time, many sessions at once.
+
+A bounded set of runner tasks takes sessions from one queue. A runner works through a session's events with plain
+awaits, so that a handler which never waits costs no task, no timer and no trip through the event loop; only when one
+does wait does another runner go on with the rest. Time limits are kept by one sweep over the attempts under way.
+
+A failed attempt is tried again after its backoff; meanwhile its session waits, and the runner does not.
+"""
+
+import asyncio
+import random
+import traceback
+from collections import deque
+from collections.abc import Callable
+from time import monotonic, time_ns
+from typing import Any, Final
+
+from runtime.logs import get_logger
+from schemas.events import Event
+from schemas.privacy import redact
+from worker.context import Context
+from worker.deadletter import TRACEBACK_MAX_CHARS, DeadLetter
+from worker.outcome import Verdict, judge, overtime
+from worker.partition import Partition
+from worker.registry import BoundHandler, Table
+from worker.reorder import Release
+from worker.session import Entry, LiveSession, Progress
+from worker.stats import Stats
+from worker.threads import HandlerThreads
+
+SWEEP_INTERVAL_S: Final = 0.05
+"""How late a time limit may strike."""
+
+TURNS_MAX: Final = 64
+"""Events a runner handles before it lets the event loop do other work, replies and commits foremost."""
+
+WAKE_MAX: Final = 4
+"""Runners woken at a time: few, since where handlers do not wait the first one does all the work."""
+
+TIME_LIMIT: Final = "timeout"
+
+_log = get_logger("maskline.worker")
+
+
+class _Attempt:
+    """What a runner is at, for the sweep and for a stop.
+
+    Times here are `time.monotonic()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner
+    that was stopped in the middle of them would believe in a lease that is long gone.
+    """
+
+    __slots__ = ("deadline", "handler", "partition", "task", "why")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.deadline = 0.0
+        self.handler = ""
+        self.partition: Partition | None = None
+        self.why = ""
+        """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
+
+
+class Dispatcher:
+    """Runs handlers.
+
+    `table`: the handlers of each type of event. `on_progress(partition)`: called after an event of the partition is
+    done, so that it gets committed. `late_dead`: late events go to the dead letters.
+    """
+
+    def __init__(
+        self, table: Table, *, concurrency: int, late_dead: bool, stats: Stats,
+        on_progress: Callable[[Partition], None],
+    ) -> None:  # fmt: skip
+        self._loop = asyncio.get_running_loop()
+        self._table = table
+        self._concurrency = concurrency
+        self._late_dead = late_dead
+        self._stats = stats
+        self._on_progress = on_progress
+        self._ready: deque[LiveSession] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._runners: set[asyncio.Task[None]] = set()
+        self._attempts: set[_Attempt] = set()
+        self._pump_scheduled = False
+        self._stopping = False
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        self._threads = HandlerThreads()
+        self.handler_at_work = ""
+        """The handler last started, for whoever finds the event loop blocked."""
+
+    # What the worker calls
+
+    def submit(self, sessions: list[LiveSession]) -> None:
+        """Run the events waiting in these sessions, whose `scheduled` is set."""
+        if sessions:
+            self._ready.extend(sessions)
+            self._schedule_pump()
+
+    def resume(self, partition: Partition) -> None:
+        """Take up what was put aside while the partition's lease was in doubt."""
+        for session in partition.sessions_with_work():
+            if not session.scheduled:
+                session.scheduled = True
+                self._ready.append(session)
+        self._schedule_pump()
+
+    @property
+    def busy(self) -> int:
+        """Sessions with a handler under way."""
+        return len(self._attempts)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._ready)
+
+    def cancel(self, partition: Partition | None, why: str) -> None:
+        """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
+        for attempt in self._attempts:
+            if not attempt.why and (partition is None or attempt.partition is partition):
+                attempt.why = why
+                attempt.task.cancel()
+
+    async def stop(self) -> None:
+        """End the runners. Call it when nothing is under way any more, or after `cancel`."""
+        self._stopping = True
+        self._sweeper.cancel()
+        for runner in self._runners:
+            runner.cancel()
+        await asyncio.gather(*self._runners, return_exceptions=True)
+        self._threads.stop()
+
+    # Runners
+
+    def _schedule_pump(self) -> None:
+        if not self._pump_scheduled and not self._stopping:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Wake runners for what is ready. It runs as its own callback: whoever works now is waiting for something."""
+        self._pump_scheduled = False
+        wanted = min(len(self._ready), WAKE_MAX)
+        while wanted and self._idle:
+            future = self._idle.pop()
+            if not future.done():
+                future.set_result(None)
+                wanted -= 1
+        while wanted and len(self._runners) < self._concurrency:
+            runner = self._loop.create_task(self._run())
+            self._runners.add(runner)
+            runner.add_done_callback(self._ended)
+            wanted -= 1
+
+    def _ended(self, runner: asyncio.Task[None]) -> None:
+        self._runners.discard(runner)
+        if not runner.cancelled() and (error := runner.exception()):
+            _log.error("a runner has failed, which is a fault in maskline", exc_info=error)
+            self._schedule_pump()
+
+    async def _run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in it
+        attempt, ready, turns = _Attempt(task), self._ready, 0
+        while not self._stopping:
+            while ready:
+                session = ready.popleft()
+                if ready:
+                    self._schedule_pump()
+                turns = await self._work(session, attempt, turns)
+                if turns >= TURNS_MAX:
+                    turns = 0
+                    await asyncio.sleep(0)
+            idle = self._loop.create_future()
+            self._idle.append(idle)
+            await idle
+
+    async def _work(self, session: LiveSession, attempt: _Attempt, turns: int) -> int:
+        """Handle a session's events until there are none, or one must wait. Returns the turns taken so far."""
+        partition = session.partition
+        partition.running += 1
+        attempt.partition = partition
+        self._attempts.add(attempt)
+        try:
+            while session.queue:
+                if partition.closed or monotonic() >= partition.lease_until:
+                    # Not ours to start. `resume` puts it back if the lease turns out to be held.
+                    session.scheduled = False
+                    return turns
+                release = session.queue[0]
+                retry_ms = await self._handle(session, release, attempt)
+                if attempt.why:
+                    session.scheduled = False
+                    attempt.why = ""
+                    return turns
+                if retry_ms is not None:
+                    self._loop.call_later(retry_ms / 1000, self._again, session)
+                    return turns
+                session.progress = None
+                partition.finish(session, release)
+                self._on_progress(partition)
+                turns += 1
+                if turns >= TURNS_MAX and session.queue:
+                    self.submit([session])
+                    return turns
+            session.scheduled = False
+            return turns
+        finally:
+            partition.running -= 1
+            self._attempts.discard(attempt)
+
+    def _again(self, session: LiveSession) -> None:
+        if not session.partition.closed:
+            self.submit([session])
+
+    # One event
+
+    async def _handle(self, session: LiveSession, release: Release, attempt: _Attempt) -> float | None:
+        """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done."""
+        event: Event = release.arrival.payload.event
+        if self._late_dead and release.order == "late":
+            self._bury(
+                session,
+                release,
+                Verdict(None, "late", "late: its place in the order had passed"),
+                None,
+                0,
+                None,
+            )
+            return None
+        soonest: float | None = None
+        progress = session.progress
+        for handler in self._table[type(event)]:
+            number = 1
+            if progress is not None:
+                if handler.name in progress.done:
+                    continue
+                wait_ms = progress.wait_ms(handler.name, monotonic())
+                if wait_ms > 0:
+                    soonest = wait_ms if soonest is None else min(soonest, wait_ms)
+                    continue
+                number += progress.attempts.get(handler.name, 0)
+            ctx = Context(release, handler.name, number, session.partition.token)
+            failure = await self._try(handler, event, ctx, attempt)
+            if attempt.why:
+                return None
+            if failure is None:
+                self._stats.handled[handler.name] += 1
+                if progress is not None:
+                    progress.done.add(handler.name)
+                continue
+            self._stats.failed[handler.name] += 1
+            if progress is None:
+                progress = session.progress = self._progress_so_far(event, handler.name)
+            verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
+            if verdict.delay_ms is None:
+                progress.done.add(handler.name)
+                self._bury(session, release, verdict, handler.name, number, failure)
+            else:
+                progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
+                soonest = verdict.delay_ms if soonest is None else min(soonest, verdict.delay_ms)
+                ctx.log.warning(
+                    "handler failed, will try again", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
+                )
+        return soonest
+
+    async def _try(
+        self, handler: BoundHandler, event: Event, ctx: Context, attempt: _Attempt
+    ) -> BaseException | None:
+        """Run one attempt and return what it failed with. `attempt.why` stays set where a stop has cancelled it."""
+        started = monotonic()
+        attempt.handler = self.handler_at_work = handler.name
+        attempt.deadline = started + handler.timeout_s
+        failure: BaseException | None = None
+        try:
+            if handler.in_thread:
+                await self._threads.run(handler.call, event, ctx)
+            else:
+                await handler.call(event, ctx)
+        except asyncio.CancelledError as error:
+            if not attempt.why:
+                raise
+            failure = error
+        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a handler raises is its own affair
+            failure = error
+        attempt.deadline = 0.0
+        self._stats.handler_seconds[handler.name] += monotonic() - started
+        if attempt.why:
+            attempt.task.uncancel()
+            if attempt.why == TIME_LIMIT:
+                attempt.why = ""
+                # A handler that came to its end all the same has handled the event.
+                failure = failure and overtime(handler)
+        return failure
+
+    def _progress_so_far(self, event: Event, failed: str) -> Progress:
+        """The record of an event whose handler `failed` is the first to fail: those before it have succeeded."""
+        progress = Progress()
+        for handler in self._table[type(event)]:
+            if handler.name == failed:
+                break
+            progress.done.add(handler.name)
+        return progress
+
+    def _bury(
+        self, session: LiveSession, release: Release, verdict: Verdict, handler: str | None, attempts: int,
+        failure: BaseException | None,
+    ) -> None:  # fmt: skip
+        entry: Entry = release.arrival.payload
+        where = "".join(traceback.format_exception(failure)) if failure is not None else None
+        session.partition.bury(
+            DeadLetter(
+                group=session.partition.group,
+                entry_id=entry.entry_id,
+                code=verdict.code,
+                reason=redact(verdict.reason),
+                failed_at_ms=time_ns() // 1_000_000,
+                callback=entry.encoded,
+                session_uuid=session.uuid,
+                event_name=entry.event.event_name,
+                sequence_number=release.arrival.number,
+                handler=handler,
+                attempts=attempts,
+                received_at_ms=entry.received_at_ms,
+                traceback=redact(where[-TRACEBACK_MAX_CHARS:]) if where else None,
+            )
+        )
+        _log.error(
+            "dead letter", code=verdict.code, reason=verdict.reason, handler=handler, attempts=attempts,
+            session_uuid=session.uuid, event_name=entry.event.event_name, sequence_number=release.arrival.number,
+        )  # fmt: skip
+
+    # Time limits
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        for attempt in self._attempts:
+            if attempt.deadline and attempt.deadline <= now and not attempt.why:
+                attempt.why = TIME_LIMIT
+                attempt.task.cancel()
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)

@@ -1,0 +1,52 @@
+#!lua
+-- Commit what an owner has done to a partition, if it still owns it.
+--
+-- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 … session states
+-- ARGV  1 lease value (fencing token, worker id)   2 commit number, never used before   3 group   4 consumer
+--       5 cursor: everything up to it was read   6 entries read up to the cursor, or -1 if unknown
+--       7 how many entries wait   8 how many are done   9 how many dead letters
+--       then the IDs that wait, the IDs that are done, the dead letters,
+--       then for every session state: its life in seconds, its value
+-- reply 1 committed (or was before: the repeat of a commit whose reply was lost), 0 fenced off: nothing was done
+--
+-- Entries are read with XREAD, which leaves no trace, so an owner that lost its lease cannot take any away. What the
+-- group knows is made here: the cursor by XGROUP SETID, the entries below it that are not done by XCLAIM FORCE.
+-- An entry that was done before anybody committed past it never enters the pending list at all.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+    return 0
+end
+if redis.call('HGET', KEYS[2], 'commit') == ARGV[2] then
+    return 1
+end
+
+-- unpack() takes at most about 8,000 values.
+local CHUNK = 1000
+local group, consumer = ARGV[3], ARGV[4]
+local at = 10
+local waiting, done, dead = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local first_waiting, first_done, first_dead = at, at + waiting, at + waiting + done
+at = first_dead + dead
+
+for i = first_dead, at - 1 do
+    redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
+end
+for i = 5, #KEYS do
+    redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at])
+    at = at + 2
+end
+for i = first_waiting, first_done - 1, CHUNK do
+    local ids = { unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1) }
+    ids[#ids + 1] = 'FORCE'
+    ids[#ids + 1] = 'JUSTID'
+    redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
+end
+if ARGV[6] == '-1' then
+    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[5])
+else
+    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[5], 'ENTRIESREAD', ARGV[6])
+end
+for i = first_done, first_dead - 1, CHUNK do
+    redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
+end
+redis.call('HSET', KEYS[2], 'commit', ARGV[2])
+return 1

@@ -1,0 +1,68 @@
+"""The worker's counts as Prometheus metrics, made when they are asked for."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from worker.node import WorkerNode
+
+PREFIX = "maskline_worker_"
+
+
+class WorkerCollector(Collector):
+    """Reads a node's counts. Names and meanings are listed in docs/operating.md."""
+
+    def __init__(self, node: "WorkerNode") -> None:
+        self._node = node
+
+    def collect(self) -> Iterable[Metric]:
+        stats, node = self._node.stats, self._node
+        partitions = node.partitions
+        totals: tuple[tuple[str, str, int], ...] = (
+            ("callbacks_read", "Stream entries read.", stats.read),
+            ("duplicates", "Callbacks dropped because they had come before.", stats.duplicates),
+            ("sequence_numbers_given_up", "Numbers that never came in time.", stats.given_up),
+            ("commits", "Commits that Redis took.", stats.commits),
+            ("commits_fenced", "Commits refused because the lease had gone.", stats.fenced),
+            ("leases_gained", "Partitions taken.", stats.leases_gained),
+            ("leases_lost", "Leases that ended without being given back.", stats.leases_lost),
+            ("loop_blocks", "Times a handler blocked the event loop for over a second.", stats.loop_blocks),
+            ("gaps_forced", "Gaps given up early because the process held too much.", stats.forced_gaps),
+            (
+                "states_unreadable",
+                "Session states that could not be read and were begun anew.",
+                stats.unreadable_states,
+            ),
+        )
+        for name, text, value in totals:
+            yield CounterMetricFamily(PREFIX + name, text, value)
+        labelled: tuple[tuple[str, str, str, Mapping[str, float]], ...] = (
+            ("events_released", "Events handed to handlers, by order.", "order", stats.released),
+            ("dead_letters", "Dead letters written, by code.", "code", stats.dead),
+            ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", stats.handled),
+            ("attempts_failed", "Attempts that failed, by handler.", "handler", stats.failed),
+            ("handler_seconds", "Time in handlers, awaiting included.", "handler", stats.handler_seconds),
+        )
+        for name, text, label, counts in labelled:
+            family = CounterMetricFamily(PREFIX + name, text, labels=[label])
+            for key, count in list(counts.items()):
+                family.add_metric([key], count)
+            yield family
+        gauges = (
+            ("partitions_owned", "Partitions owned.", node.owned),
+            ("live_workers", "Live workers of the group, as last seen.", node.live_workers),
+            ("redis_up", "1 while there is a connection to Redis.", int(node.connected)),
+            (
+                "events_unfinished",
+                "Events released to handlers and not done.",
+                sum(p.unfinished for p in partitions),
+            ),
+            ("events_held", "Events that wait for a missing number.", sum(p.held for p in partitions)),
+            ("sessions_cached", "Sessions in memory.", sum(p.live_sessions for p in partitions)),
+            ("handlers_running", "Sessions with a handler under way.", node.busy),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(PREFIX + name, text, value)

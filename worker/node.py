@@ -1,0 +1,178 @@
+"""A worker process: its parts put together, started and stopped in the right order."""
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from runtime.admin import AdminServer, Health
+from runtime.logs import get_logger
+from schemas.errors import ConfigError
+from schemas.keys import Keys
+from schemas.settings import Settings
+from worker.commits import Committer
+from worker.connection import Connection
+from worker.dispatch import Dispatcher
+from worker.leases import LeaseKeeper
+from worker.metrics import WorkerCollector
+from worker.partition import Partition
+from worker.reader import Reader
+from worker.registry import bind, load_handlers
+from worker.stats import Stats
+from worker.watchdog import Watchdog
+
+ADMIN_PORT_DEFAULT = 9091
+
+_log = get_logger("maskline.worker")
+
+
+class WorkerNode:
+    """A worker of one consumer group.
+
+    `handler_modules`: modules besides those of MASKLINE_HANDLERS. `index`: which of several processes this is; it is
+    added to the admin port. `start` raises ConfigError where settings or handler modules are wrong; Redis may be away.
+    """
+
+    def __init__(
+        self, settings: Settings, *, handler_modules: Sequence[ModuleType] = (), index: int = 0
+    ) -> None:
+        self.settings = settings
+        self.stats = Stats()
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._handlers = load_handlers([*settings.handlers, *handler_modules])
+        self._keys = Keys(settings.namespace, settings.group)
+        self._resources = AsyncExitStack()
+        self._index = index
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started = False
+
+    async def start(self) -> None:
+        settings = self.settings
+        self._connection = Connection(settings, f"maskline-worker-{self.worker_id}")
+        port = ADMIN_PORT_DEFAULT if settings.admin_port is None else settings.admin_port
+        registry = CollectorRegistry()
+        self.admin = AdminServer(
+            settings.admin_host, port + self._index if port else 0,
+            live=self._live, ready=self._ready, registry=registry,
+        )  # fmt: skip
+        async with AsyncExitStack() as undo:
+            table = bind(self._handlers, await self._open_resources())
+            undo.push_async_callback(self._resources.aclose)
+            await self._connection.start()
+            undo.push_async_callback(self._connection.stop)
+            await self.admin.start()
+            undo.pop_all()
+        self._dispatcher = Dispatcher(
+            table, concurrency=settings.concurrency, late_dead=settings.late == "dead", stats=self.stats,
+            on_progress=self._progressed,
+        )  # fmt: skip
+        self._committer = Committer(self._connection, self._keys, self.stats, self._fenced)
+        self._leases = LeaseKeeper(
+            self._connection,
+            self._keys,
+            self._dispatcher,
+            self._committer,
+            settings,
+            self.worker_id,
+            self.stats,
+        )
+        self._reader = self._leases.reader = Reader(
+            self._connection, self._keys, self._dispatcher, self._leases.opened,
+            outstanding_max=settings.outstanding_max, stats=self.stats, on_progress=self._committer.mark,
+        )  # fmt: skip
+        registry.register(WorkerCollector(self))
+        self._watchdog = Watchdog(lambda: self._dispatcher.handler_at_work, self._blocked)
+        self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._reader.run())]
+        self._started = True
+        _log.info(
+            "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
+            handlers=[spec.name for spec in self._handlers.specs], redis=self._connection.address,
+            admin=self.admin_url,
+        )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Finish what is under way, hand the rest back, give the leases back, close everything."""
+        if not self._started:
+            return
+        self._started = False
+        await self._leases.drain(self.settings.stop_timeout_ms / 1000)
+        self._watchdog.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._dispatcher.stop()
+        await self._resources.aclose()
+        await self._connection.stop()
+        await self.admin.stop()
+        _log.info("worker stopped", handled=sum(self.stats.released.values()))
+
+    async def failed(self) -> BaseException:
+        """Wait until a part of the worker has failed, which is a fault in maskline; never returns otherwise."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(iter(done)).exception() or RuntimeError("a part of the worker has ended")
+
+    # For metrics and health
+
+    @property
+    def partitions(self) -> Sequence[Partition]:
+        return self._leases.opened()
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://{self.admin.host}:{self.admin.port}"
+
+    @property
+    def owned(self) -> int:
+        return self._leases.owned
+
+    @property
+    def live_workers(self) -> int:
+        return len(self._leases.workers)
+
+    @property
+    def connected(self) -> bool:
+        return self._connection.up
+
+    @property
+    def busy(self) -> int:
+        return self._dispatcher.busy
+
+    def _live(self) -> Health:
+        return Health(True, {"worker": self.worker_id})
+
+    def _ready(self) -> Health:
+        details: dict[str, Any] = {"worker": self.worker_id, "redis": self._connection.trouble or "up"}
+        if self._started:
+            details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
+        return Health(self._started and self._connection.up, details)
+
+    # Inside
+
+    async def _open_resources(self) -> dict[str, Any]:
+        opened: dict[str, Any] = {}
+        for spec in self._handlers.resources:
+            try:
+                opened[spec.name] = await self._resources.enter_async_context(spec.open())
+            except Exception as error:
+                await self._resources.aclose()
+                raise ConfigError(
+                    f"the resource {spec.name} could not be opened: {type(error).__name__}: {error}"
+                ) from error
+        return opened
+
+    def _progressed(self, partition: Partition) -> None:
+        self._committer.mark(partition)
+        if self._reader.starved:
+            self._reader.wake()
+
+    def _fenced(self, partition: Partition) -> None:
+        self._leases.fenced(partition)
+
+    def _blocked(self) -> None:
+        self.stats.loop_blocks += 1

@@ -1,0 +1,409 @@
+"""A partition in the hands of its owner: which entries are open, which sessions are live, what is to be committed.
+
+No I/O and no clock of its own: the reader brings entries and session states in and carries the releases to the
+dispatcher; the dispatcher says what is done; the committer fetches a Commit and reports back. The testing harness
+uses it as it is, without Redis.
+
+What is kept true, so that a crash at any point loses and doubles nothing:
+- every entry up to the cursor is done or in the group's pending list once a commit is through;
+- a session's committed state knows of the releases whose handlers are done, and of no later one;
+- both are written by the same commit.
+"""
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from schemas.callback import CALLBACK_FIELD, decode_callback
+from schemas.decode import decode_event
+from schemas.errors import UndecodableEntryError
+from schemas.events import Event, SessionTimeout
+from schemas.privacy import redact
+from worker.deadletter import DeadLetter, encode_dead_letter
+from worker.reorder import Arrival, Duplicate, Policy, Release, Session
+from worker.session import Entry, LiveSession
+from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
+from worker.stats import Stats
+
+CLOSED_SESSION_TTL_S: Final = 3_600
+"""A session whose SessionTimeout was handled is remembered for an hour, for stragglers."""
+
+RECORDING_PREFIX: Final = "SessionRecording"
+
+
+class PartitionSettings(NamedTuple):
+    """What a partition needs of the settings."""
+
+    group: str
+    policy: Policy
+    recording_shared: bool
+    session_ttl_s: int
+
+
+class Commit(NamedTuple):
+    """What goes to Redis in one fenced call. Repeating it is harmless, by its number."""
+
+    number: int
+    cursor: str
+    entries_read: int
+    waiting: tuple[str, ...]
+    done: tuple[str, ...]
+    dead: tuple[bytes, ...]
+    states: tuple[tuple[str, int, bytes], ...]
+    """Session, life in seconds, encoded state."""
+
+
+class Decoded(NamedTuple):
+    """A batch of entries, decoded, before it is put in order."""
+
+    arrivals: list[Arrival]
+    unknown: list[str]
+    """Sessions that are not in memory: their states must be fetched from Redis first."""
+
+
+class Partition:
+    """One owned partition. `lease_value` and `token` come from the lease; the rest starts at the group's cursor."""
+
+    def __init__(
+        self, number: int, token: int, lease_value: str, cursor: str, entries_read: int, settings: PartitionSettings,
+        stats: Stats,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.token = token
+        self.lease_value = lease_value
+        self.cursor = cursor
+        """The last entry taken in: all up to it are done or open."""
+        self.read_id = cursor
+        """The last entry read; those between are on their way through the reader."""
+        self.entries_read = entries_read
+        self.watermark_ms = 0
+        self.lease_until = 0.0
+        """Until when the lease is surely held, by `time.monotonic()`."""
+        self.opened = False
+        """Caught up with the pending list: it may be read on from the cursor."""
+        self.closed = False
+        """Not mine any more, or about to be given back: nothing of it may start."""
+        self.lost = False
+        """Not mine any more: nothing of it may be committed."""
+        self.running = 0
+        """Sessions with a handler under way."""
+        self.unfinished = 0
+        """Entries released to handlers and not done."""
+        self.held = 0
+        self.session_cache = 0
+        """Sessions kept in memory; idle ones over it are dropped and read back when they are needed."""
+        self.commit_in_flight: Commit | None = None
+        self._settings = settings
+        self._stats = stats
+        self._sessions: dict[str, LiveSession] = {}
+        self._deadlines: list[tuple[int, str]] = []
+        self._open: dict[str, bool] = {}
+        """Entries that are not done; True once a commit has put them in the pending list."""
+        self._fresh: set[str] = set()
+        """Open entries that are not in the pending list yet."""
+        self._done: list[str] = []
+        self._dead: list[bytes] = []
+        self._changed: dict[str, SessionState] = {}
+        self._being_written: frozenset[str] = frozenset()
+        """Sessions whose states the commit under way writes: Redis may still answer with the old ones."""
+        self._uncommitted = False
+        self._commits = 0
+
+    # Entries in
+
+    def decode(
+        self, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, pending: bool, now_ms: int
+    ) -> Decoded:
+        """Decode stream entries; those that cannot be are dead letters from here on.
+
+        `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms` dates the
+        dead letters.
+        """
+        arrivals: list[Arrival] = []
+        unknown: dict[str, None] = {}
+        shared = self._settings.recording_shared
+        for raw_id, fields in entries:
+            entry_id = raw_id.decode()
+            if not pending:
+                self.cursor = entry_id
+                if self.entries_read >= 0:
+                    self.entries_read += 1
+            if pending:
+                self._open[entry_id] = True
+            else:
+                self._open[entry_id] = False
+                self._fresh.add(entry_id)
+            try:
+                callback = decode_callback(_value(fields))
+                event, fingerprint = decode_event(callback)
+            except UndecodableEntryError as error:
+                self._bury_undecoded(entry_id, fields, error, now_ms)
+                continue
+            if event.session_uuid not in self._sessions:
+                unknown[event.session_uuid] = None
+            arrivals.append(_arrival(Entry(entry_id, fields[1], callback, event), fingerprint, shared=shared))
+        return Decoded(arrivals, list(unknown))
+
+    def arrive(
+        self, decoded: Decoded, states: Mapping[str, bytes | None], watermark_ms: int
+    ) -> list[LiveSession]:
+        """Put a decoded batch in order and move the watermark on; return the sessions that now have work.
+
+        `states`: the encoded state of each unknown session, None for a new one. `watermark_ms`: how far the stream's
+        time has certainly come with this batch.
+        """
+        ready: list[LiveSession] = []
+        policy, stats = self._settings.policy, self._stats
+        for arrival in decoded.arrivals:
+            uuid = arrival.payload.event.session_uuid
+            session = self._sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
+            self._sessions[uuid] = session  # the dict's order is the order of use
+            session.touched_ms = arrival.arrived_ms
+            before = session.core.held
+            for decision in session.core.arrive(arrival, policy):
+                if isinstance(decision, Duplicate):
+                    stats.duplicates += 1
+                    self._finish_entry(decision.arrival.payload.entry_id)
+                else:
+                    self._release(session, decision, ready)
+            if before or session.core.held:
+                self._hold(session, before)
+        self.watermark_ms = max(self.watermark_ms, watermark_ms)
+        self._expire(ready)
+        self._evict()
+        return ready
+
+    def lost_while_pending(self, entry_id: str, now_ms: int) -> None:
+        """An entry of the pending list whose body somebody has deleted from the stream."""
+        self._open[entry_id] = True
+        error = UndecodableEntryError(
+            "entry_gone", "the entry was deleted from the stream before it was handled"
+        )
+        self._bury_undecoded(entry_id, (), error, now_ms)
+
+    @property
+    def next_deadline_ms(self) -> int | None:
+        """The stream's time at which the next gap is given up; None if nothing is held."""
+        while self._deadlines:
+            deadline, uuid = self._deadlines[0]
+            session = self._sessions.get(uuid)
+            if session is not None and session.deadline_ms == deadline:
+                return deadline
+            heapq.heappop(self._deadlines)
+        return None
+
+    def give_up_oldest(self) -> list[LiveSession]:
+        """Give up the gap that has waited longest, whatever the watermark: the process holds too much."""
+        ready: list[LiveSession] = []
+        deadline = self.next_deadline_ms
+        if deadline is not None:
+            self._expire_next(deadline, ready)
+        return ready
+
+    # Work done
+
+    def finish(self, session: LiveSession, release: Release) -> None:
+        """The first release of a session's queue is done: every handler has handled it or given it up."""
+        session.queue.popleft()
+        self.unfinished -= 1
+        self._changed[session.uuid] = release.state
+        self._finish_entry(release.arrival.payload.entry_id)
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Add a dead letter to the next commit."""
+        self._dead.append(encode_dead_letter(letter))
+        self._uncommitted = True
+        self._stats.dead[letter.code] += 1
+
+    # Commits out
+
+    @property
+    def group(self) -> str:
+        return self._settings.group
+
+    @property
+    def wants_commit(self) -> bool:
+        return self._uncommitted and self.commit_in_flight is None
+
+    @property
+    def uncommitted(self) -> bool:
+        """Something was done that Redis has not confirmed."""
+        return self._uncommitted or self.commit_in_flight is not None
+
+    def take_commit(self) -> Commit:
+        """What was done since the last one; it stays `commit_in_flight` until `committed`."""
+        self._commits += 1
+        settings = self._settings
+        commit = Commit(
+            self._commits,
+            self.cursor,
+            self.entries_read,
+            tuple(self._fresh),
+            tuple(self._done),
+            tuple(self._dead),
+            tuple(
+                (
+                    uuid,
+                    min(CLOSED_SESSION_TTL_S, settings.session_ttl_s)
+                    if state.closed
+                    else settings.session_ttl_s,
+                    encode_state(state),
+                )
+                for uuid, state in self._changed.items()
+            ),
+        )
+        for entry_id in self._fresh:
+            self._open[entry_id] = True
+        self._fresh.clear()
+        self._done = []
+        self._dead = []
+        self._being_written = frozenset(self._changed)
+        self._changed = {}
+        self._uncommitted = False
+        self.commit_in_flight = commit
+        return commit
+
+    def committed(self) -> None:
+        self.commit_in_flight = None
+        self._being_written = frozenset()
+
+    # What is in memory
+
+    @property
+    def live_sessions(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def open_entries(self) -> int:
+        return len(self._open)
+
+    def sessions_with_work(self) -> list[LiveSession]:
+        return [session for session in self._sessions.values() if session.queue]
+
+    # Inside
+
+    def _admit(self, uuid: str, encoded: bytes | None) -> LiveSession:
+        state = NEW_SESSION
+        if encoded is not None:
+            try:
+                state = decode_state(encoded)
+            except ValueError:
+                # Somebody has written over it. The session's order starts anew; its events are not lost for that.
+                self._stats.unreadable_states += 1
+        return LiveSession(uuid, Session(state), self)
+
+    def _release(self, session: LiveSession, release: Release, ready: list[LiveSession]) -> None:
+        session.queue.append(release)
+        self.unfinished += 1
+        stats = self._stats
+        stats.released[release.order] += 1
+        stats.given_up += len(release.missing)
+        if not session.scheduled:
+            session.scheduled = True
+            ready.append(session)
+
+    def _hold(self, session: LiveSession, before: int) -> None:
+        self.held += session.core.held - before
+        deadline = session.core.deadline_ms(self._settings.policy)
+        if deadline != session.deadline_ms:
+            session.deadline_ms = deadline
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, session.uuid))
+
+    def _expire(self, ready: list[LiveSession]) -> None:
+        while (deadline := self.next_deadline_ms) is not None and deadline <= self.watermark_ms:
+            self._expire_next(self.watermark_ms, ready)
+
+    def _expire_next(self, watermark_ms: int, ready: list[LiveSession]) -> None:
+        session = self._sessions[heapq.heappop(self._deadlines)[1]]
+        session.deadline_ms = None
+        before = session.core.held
+        for release in session.core.expire(watermark_ms, self._settings.policy):
+            self._release(session, release, ready)
+        self._hold(session, before)
+
+    def _finish_entry(self, entry_id: str) -> None:
+        if self._open.pop(entry_id):
+            self._done.append(entry_id)
+        else:
+            self._fresh.discard(entry_id)
+        self._uncommitted = True
+
+    def _bury_undecoded(
+        self, entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, now_ms: int
+    ) -> None:
+        ours = len(fields) == 2 and fields[0] == CALLBACK_FIELD
+        self.bury(
+            DeadLetter(
+                group=self._settings.group,
+                entry_id=entry_id,
+                code=error.code,
+                reason=redact(f"{error.code.replace('_', ' ')}: {error.detail}"),
+                failed_at_ms=now_ms,
+                callback=fields[1] if ours else b"",
+                received_at_ms=_received_at_ms(fields[1]) if ours else None,
+                foreign_fields=[] if ours else list(zip(fields[::2], fields[1::2], strict=False)),
+            )
+        )
+        self._finish_entry(entry_id)
+
+    def _evict(self) -> None:
+        """Drop idle sessions from memory: those over the bound, and those that Redis has forgotten as well."""
+        forgotten_ms = self.watermark_ms - self._settings.session_ttl_s * 1000
+        surplus = len(self._sessions) - self.session_cache
+        busy: list[LiveSession] = []
+        for uuid, session in list(_oldest(self._sessions, max(surplus, EVICTION_LOOK_MAX))):
+            if surplus <= 0 and session.touched_ms > forgotten_ms:
+                break
+            del self._sessions[uuid]
+            if session.idle and uuid not in self._changed and uuid not in self._being_written:
+                surplus -= 1
+            else:
+                busy.append(session)
+        for session in busy:
+            self._sessions[session.uuid] = session
+
+
+def _value(fields: Sequence[bytes]) -> bytes:
+    if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
+        raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
+    return fields[1]
+
+
+EVICTION_LOOK_MAX: Final = 16
+"""Sessions looked at for eviction with every batch, where the cache is not over its bound."""
+
+
+def _oldest(sessions: Mapping[str, LiveSession], count: int) -> Iterable[tuple[str, LiveSession]]:
+    for (uuid, session), _ in zip(sessions.items(), range(count), strict=False):
+        yield uuid, session
+
+
+def _arrival(entry: Entry, fingerprint: bytes, *, shared: bool) -> Arrival:
+    event = entry.event
+    return Arrival(
+        number=event.sequence_number,
+        fingerprint=fingerprint,
+        timestamp_us=_timestamp_us(event),
+        recording=not shared and event.event_name.startswith(RECORDING_PREFIX),
+        ends_session=isinstance(event, SessionTimeout),
+        arrived_ms=entry_ms(entry.entry_id),
+        payload=entry,
+    )
+
+
+def _timestamp_us(event: Event) -> int | None:
+    moment = event.event_timestamp
+    return None if moment is None else round(moment.timestamp() * 1_000_000)
+
+
+def entry_ms(entry_id: str) -> int:
+    """The time in the ID of a stream entry, milliseconds."""
+    return int(entry_id.partition("-")[0])
+
+
+def _received_at_ms(value: Any) -> int | None:
+    try:
+        return decode_callback(value).received_at_ms
+    except UndecodableEntryError:
+        return None

@@ -1,0 +1,266 @@
+"""Handlers and resources: how modules declare them, and how a worker finds them.
+
+`@on` and `@resource` only mark functions, so a handler stays a plain function that a test can call. Loading a module
+collects what is marked in its namespace; a table then says, for every type of event, which handlers want it.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints, overload
+
+from schemas.errors import ConfigError
+from schemas.events import EVENT_TYPES, Event, UnknownEvent
+from worker.retry import (
+    BACKOFF_MAX_MS_DEFAULT,
+    BACKOFF_MS_DEFAULT,
+    RETRIES_DEFAULT,
+    TIMEOUT_MS_DEFAULT,
+    RetryPolicy,
+)
+
+_HANDLER_MARK: Final = "__maskline_handlers__"
+_RESOURCE_MARK: Final = "__maskline_resource__"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class HandlerSpec(NamedTuple):
+    """A handler as declared."""
+
+    name: str
+    function: Callable[..., Any]
+    types: tuple[type[Event], ...]
+    policy: RetryPolicy
+    timeout_ms: int
+
+
+class _On:
+    """The decorator `on`: `@on(Type, …, retries=…)` for types of events, `@on.every` for all of them."""
+
+    def __call__(
+        self,
+        *types: type[Event],
+        retries: int = RETRIES_DEFAULT,
+        backoff_ms: int = BACKOFF_MS_DEFAULT,
+        backoff_max_ms: int = BACKOFF_MAX_MS_DEFAULT,
+        timeout_ms: int = TIMEOUT_MS_DEFAULT,
+        name: str | None = None,
+    ) -> Callable[[Function], Function]:
+        """Mark a function as the handler of one or more types of events, subclasses included.
+
+        - `retries`: tries after the first; after them the event goes to the dead letters for this handler.
+        - `backoff_ms`, `backoff_max_ms`: the wait before the first retry, doubled for each further one up to the
+          greatest. Milliseconds.
+        - `timeout_ms`: an attempt that takes longer has failed.
+        - `name`: what logs, metrics and dead letters call it; the module and function by default.
+
+        Raises ConfigError where a type is no event or an option makes no sense.
+        """
+        if not types:
+            raise ConfigError("@on needs at least one type of event; use @on.every for all of them")
+        given: tuple[Any, ...] = types
+        for kind in given:
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise ConfigError(f"@on takes types of events from `schemas`, not {kind!r}")
+        options: tuple[tuple[str, Any, int], ...] = (
+            ("retries", retries, 0),
+            ("backoff_ms", backoff_ms, 0),
+            ("backoff_max_ms", backoff_max_ms, 0),
+            ("timeout_ms", timeout_ms, 1),
+        )
+        for option, value, least in options:
+            if type(value) is not int or value < least:
+                raise ConfigError(f"@on: {option} must be a whole number of at least {least}, not {value!r}")
+        policy = RetryPolicy(retries, backoff_ms, backoff_max_ms)
+
+        def mark(function: Function) -> Function:
+            named = name or f"{function.__module__}.{function.__qualname__}"
+            spec = HandlerSpec(named, function, types, policy, timeout_ms)
+            setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
+            return function
+
+        return mark
+
+    @overload
+    def every(self, function: Function) -> Function: ...
+
+    @overload
+    def every(self, **options: Any) -> Callable[[Function], Function]: ...
+
+    def every(self, function: Any = None, **options: Any) -> Any:
+        """Mark a function as a handler of every event, unknown ones included: `@on.every` or `@on.every(retries=2)`."""
+        mark = self(Event, **options)
+        return mark if function is None else mark(function)
+
+
+on: Final = _On()
+
+
+def resource(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIterator[Any]]:
+    """Mark an async generator function, or an async context manager's, as a resource that handlers share.
+
+    It is entered once when the worker starts, before any handler runs, and closed after the last one ended. A handler
+    takes what it yields by a parameter of the function's name, or by a parameter annotated with the type it yields.
+    """
+    setattr(function, _RESOURCE_MARK, True)
+    return function
+
+
+class ResourceSpec(NamedTuple):
+    name: str
+    open: Callable[[], AbstractAsyncContextManager[Any]]
+    yields: Any
+    """The annotated type of what it yields, None where there is no annotation."""
+
+
+class Handlers(NamedTuple):
+    """Everything the loaded modules declare."""
+
+    specs: tuple[HandlerSpec, ...]
+    resources: tuple[ResourceSpec, ...]
+
+
+class BoundHandler(NamedTuple):
+    """A handler with its resources in place, ready to be called with an event and a context."""
+
+    name: str
+    call: Callable[..., Awaitable[Any]] | Callable[..., Any]
+    in_thread: bool
+    policy: RetryPolicy
+    timeout_s: float
+
+
+Table = dict[type[Event], tuple[BoundHandler, ...]]
+
+
+def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
+    """Import handler modules, by dotted name or by the path of a `.py` file, and collect what they declare.
+
+    Raises ConfigError, one line, where a module cannot be imported, declares nothing, two handlers share a name, or
+    a handler asks for a parameter that no resource fills.
+    """
+    specs: dict[str, HandlerSpec] = {}
+    resources: dict[str, ResourceSpec] = {}
+    for name in names:
+        module = _import(name) if isinstance(name, str) else name
+        found = False
+        for value in list(vars(module).values()):
+            for spec in _marked(value):
+                found = True
+                if specs.setdefault(spec.name, spec) is not spec:
+                    raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
+            if inspect.isfunction(value) and hasattr(value, _RESOURCE_MARK):
+                resources[value.__name__] = _resource_spec(value)
+        if not found:
+            raise ConfigError(
+                f"MASKLINE_HANDLERS: {module.__name__} declares no handler (a function marked with @on)"
+            )
+    handlers = Handlers(tuple(specs.values()), tuple(resources.values()))
+    for spec in handlers.specs:
+        _wanted(spec, handlers.resources)
+    return handlers
+
+
+def bind(handlers: Handlers, opened: dict[str, Any]) -> Table:
+    """The handlers of every type of event, in the order of their declaration, with the opened resources in place."""
+    bound: list[tuple[HandlerSpec, BoundHandler]] = []
+    for spec in handlers.specs:
+        call = spec.function
+        if wanted := _wanted(spec, handlers.resources):
+            call = functools.partial(call, **{parameter: opened[name] for parameter, name in wanted.items()})
+        in_thread = not _is_async(spec.function)
+        bound.append((spec, BoundHandler(spec.name, call, in_thread, spec.policy, spec.timeout_ms / 1000)))
+    kinds: list[type[Event]] = [*EVENT_TYPES.values(), UnknownEvent]
+    return {kind: tuple(handler for spec, handler in bound if issubclass(kind, spec.types)) for kind in kinds}
+
+
+def _marked(value: Any) -> Sequence[HandlerSpec]:
+    # Only functions: a mock or a proxy in the namespace claims to have every attribute.
+    return getattr(value, _HANDLER_MARK, ()) if inspect.isfunction(value) else ()
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        if name.endswith(".py"):
+            return _import_path(Path(name))
+        # A user's own module stands beside where the worker is started.
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(name)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _import_path(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"MASKLINE_HANDLERS: there is no file {path}")
+    # A file called queue.py must not take the place of the module queue.
+    name = path.stem if path.stem not in sys.modules else f"handlers_file_{path.stem}"
+    loaded = importlib.util.spec_from_file_location(name, path)
+    assert loaded is not None  # noqa: S101  a .py file always has a loader
+    assert loaded.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(loaded)
+    sys.modules[name] = module
+    loaded.loader.exec_module(module)
+    return module
+
+
+def _resource_spec(function: Callable[..., Any]) -> ResourceSpec:
+    name = function.__name__
+    if inspect.signature(function).parameters:
+        raise ConfigError(f"the resource {name} must take no parameters")
+    opener = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
+    if not (inspect.isasyncgenfunction(function) or hasattr(function, "__wrapped__")):
+        raise ConfigError(f"the resource {name} must be an async generator function that yields once")
+    hint = _hints(function).get("return")
+    yields = get_args(hint)[0] if get_origin(hint) is not None and get_args(hint) else None
+    return ResourceSpec(name, opener, yields)
+
+
+def _wanted(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, str]:
+    """The handler's parameters after event and context, by the resource that fills each."""
+    parameters = list(inspect.signature(spec.function).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) < 2:
+        raise ConfigError(
+            f"the handler {spec.name} must take an event and a context: def handler(event, ctx)"
+        )
+    names = {entry.name for entry in resources}
+    hints = _hints(spec.function)
+    wanted: dict[str, str] = {}
+    for parameter in parameters:
+        if parameter in positional[:2] or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint = hints.get(parameter.name)
+        by_type = [entry.name for entry in resources if hint is not None and entry.yields == hint]
+        if parameter.name in names:
+            wanted[parameter.name] = parameter.name
+        elif len(by_type) == 1:
+            wanted[parameter.name] = by_type[0]
+        elif parameter.default is parameter.empty:
+            problem = "no resource fills" if not by_type else "several resources fill"
+            raise ConfigError(f"the handler {spec.name}: {problem} its parameter {parameter.name}")
+    return wanted
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    # Annotations that only a type checker can resolve are no reason not to run.
+    try:
+        return get_type_hints(function)
+    except Exception:  # noqa: BLE001
+        return {}

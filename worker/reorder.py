@@ -1,0 +1,309 @@
+"""Puts one session's arrivals in order: the pure core, without I/O and clocks.
+
+Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `Session` carries it out.
+Strategy: what cannot be released yet is held in the order of the stream. After every release, all that is
+held is decided anew, in that order, as though it arrived just now. So what follows a release depends on the
+state right after it and on the arrivals not yet handled, and on nothing else: a worker that loads that state
+after a crash, and is fed those arrivals again, decides exactly as the one that died.
+Time is what the arrivals and the watermark say. An arrival first expires whatever its own time has passed,
+oldest first, so it makes no difference how often, or whether, the runtime called `expire` before it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple, cast
+
+import msgspec
+
+from worker.state import (
+    NEW_SESSION,
+    LaneState,
+    SessionState,
+    remember_released,
+    remember_unsequenced,
+    was_number_released,
+    was_released,
+    was_released_unsequenced,
+)
+
+Order = Literal["in_order", "after_gap", "late", "unsequenced"]
+
+MISSING_MAX: Final = 1_000
+"""Numbers that one release names as missing, the lowest ones. A gap of 2**53 is one odd callback away."""
+
+
+class Policy(NamedTuple):
+    """The settings that decide; the same for every session of a worker."""
+
+    gap_timeout_ms: int
+    """How long an arrival waits for the numbers before it."""
+    first_sequence: int
+    """The number that opens a run; 0 always does."""
+    held_max: int
+    """Arrivals of one session that wait at once. Each makes the next one dearer: keep to hundreds."""
+
+
+class Arrival(msgspec.Struct, frozen=True, eq=False):
+    """One callback as the reorderer sees it. Those of a session come with `arrived_ms` that never falls."""
+
+    number: int | None
+    """SequenceNumber, 0 … 2**53 - 1."""
+    fingerprint: bytes
+    """8 bytes, equal for equal parameters."""
+    timestamp_us: int | None
+    """EventTimestamp in microseconds since the epoch."""
+    recording: bool
+    """Counts in the recordings' lane."""
+    ends_session: bool
+    """A SessionTimeout."""
+    arrived_ms: int
+    """The time in its stream ID."""
+    payload: Any
+    """The caller's own."""
+
+    def __repr__(self) -> str:
+        # Without the payload, which may hold phone numbers.
+        return (
+            f"Arrival(number={self.number}, fingerprint={self.fingerprint.hex()}, "
+            f"timestamp_us={self.timestamp_us}, recording={self.recording}, "
+            f"ends_session={self.ends_session}, arrived_ms={self.arrived_ms})"
+        )
+
+
+class Release(msgspec.Struct, frozen=True, eq=False):
+    """An arrival that is now to be handled, after those released before it."""
+
+    arrival: Arrival
+    order: Order
+    missing: tuple[int, ...]
+    """Numbers given up just before; never more than MISSING_MAX."""
+    run: int
+    state: SessionState
+    """The session right after this release, to be committed once it was handled."""
+
+
+class Duplicate(msgspec.Struct, frozen=True, eq=False):
+    """An arrival that is held or was released already.
+
+    It is done with before whatever is released after it: once that is committed, this is not fed again.
+    """
+
+    arrival: Arrival
+
+
+_Verdict = Literal["in_order", "late", "hold", "restart"]
+_Outcomes = list[Release | Duplicate]
+
+
+def _decide(lane: LaneState, arrival: Arrival, number: int, first_sequence: int) -> _Verdict:
+    """The table, for an arrival that has a number and is no duplicate."""
+    at_us = arrival.timestamp_us
+    if at_us is not None:
+        if lane.floor_us is not None and at_us < lane.floor_us:
+            return "late"
+        if lane.ending_us is not None and at_us > lane.ending_us:
+            return "hold"  # the next run's
+    following = lane.next
+    if following is None:
+        if number in (first_sequence, 0):
+            return "in_order"
+        return "hold" if number > first_sequence else "late"
+    if number >= following:
+        return "in_order" if number == following else "hold"
+    return "restart" if _starts_run(lane, at_us, number, first_sequence) else "late"
+
+
+def _starts_run(lane: LaneState, at_us: int | None, number: int, first_sequence: int) -> bool:
+    """Whether a number that was passed shows that numbering started again."""
+    if at_us is None or lane.top_us is None or at_us <= lane.top_us:
+        return False
+    if at_us == lane.ending_us:
+        return True
+    if number == 0:
+        # A zero that comes after one has opened the run is the run's own, unless it had its zero already.
+        return not lane.opening or was_number_released(lane.released, 0)
+    return number >= first_sequence
+
+
+class Session:
+    """The order of one session: its state, and what it holds."""
+
+    __slots__ = ("_held", "state")
+
+    def __init__(self, state: SessionState = NEW_SESSION) -> None:
+        self.state = state
+        """After everything released so far, and, where numbering has started again since, in the new run."""
+        self._held: list[Arrival] = []  # in the order of the stream; all that _decide says "hold" of
+
+    @property
+    def held(self) -> int:
+        """How many arrivals wait."""
+        return len(self._held)
+
+    def deadline_ms(self, policy: Policy) -> int | None:
+        """The watermark at which `expire` has something to do; None while nothing is held."""
+        return self._held[0].arrived_ms + policy.gap_timeout_ms if self._held else None
+
+    def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
+        """Take the session's next arrival: what is released now, in order, and whether it was a duplicate."""
+        number = arrival.number
+        if number is not None and not self._held and not arrival.ends_session:
+            # Nearly every arrival: the one that is due, with none waiting.
+            lane = self.state.recording if arrival.recording else self.state.status
+            if _decide(lane, arrival, number, policy.first_sequence) == "in_order":
+                if was_released(lane.released, number, arrival.fingerprint):
+                    return (Duplicate(arrival),)
+                return (self._release(arrival, lane, number, "in_order", ()),)
+
+        outcomes: _Outcomes = []
+        self._expire(arrival.arrived_ms, policy, outcomes)
+        if self._is_duplicate(arrival):
+            outcomes.append(Duplicate(arrival))
+            return outcomes
+        if arrival.ends_session:
+            while self._held:
+                status = any(not held.recording for held in self._held)
+                self._give_up(not status, policy, outcomes)
+        if number is None:
+            outcomes.append(self._release_unsequenced(arrival))
+            return outcomes
+        self._held.append(arrival)
+        self._settle(policy, outcomes, len(self._held) - 1)
+        while len(self._held) > (0 if arrival.ends_session else policy.held_max):
+            self._give_up(self._held[-1].recording, policy, outcomes)
+        return outcomes
+
+    def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
+        """Give up the gaps whose time is over. The watermark never falls, nor passes an arrival to come."""
+        if not self._held or watermark_ms < self._held[0].arrived_ms + policy.gap_timeout_ms:
+            return ()
+        outcomes: _Outcomes = []
+        self._expire(watermark_ms, policy, outcomes)
+        return [outcome for outcome in outcomes if isinstance(outcome, Release)]
+
+    def _expire(self, watermark_ms: int, policy: Policy, outcomes: _Outcomes) -> None:
+        while self._held and self._held[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms:
+            self._give_up(self._held[0].recording, policy, outcomes)
+
+    def _is_duplicate(self, arrival: Arrival) -> bool:
+        if arrival.number is None:
+            return was_released_unsequenced(self.state.unsequenced, arrival.fingerprint)
+        if was_released(self._lane(arrival).released, arrival.number, arrival.fingerprint):
+            return True
+        return any(
+            held.number == arrival.number
+            and held.fingerprint == arrival.fingerprint
+            and held.recording == arrival.recording
+            for held in self._held
+        )
+
+    def _lane(self, arrival: Arrival) -> LaneState:
+        return self.state.recording if arrival.recording else self.state.status
+
+    def _settle(self, policy: Policy, outcomes: _Outcomes, at: int = 0) -> None:
+        """Decide what is held, from `at` on in the stream's order; all of it when the state has changed."""
+        held = self._held
+        while at < len(held):
+            arrival = held[at]
+            lane = self._lane(arrival)
+            number = _number(arrival)
+            verdict = _decide(lane, arrival, number, policy.first_sequence)
+            if verdict == "hold":
+                at += 1
+                continue
+            if verdict == "restart":
+                self._restart(arrival, held[:at], policy, outcomes)
+            else:
+                del held[at]
+                outcomes.append(self._release(arrival, lane, number, verdict, ()))
+            at = 0
+
+    def _restart(self, trigger: Arrival, before: list[Arrival], policy: Policy, outcomes: _Outcomes) -> None:
+        """One step towards the next run: what this one still holds goes first; once there is none, it begins.
+
+        Of what came before the trigger, those stamped later than it are the next run's.
+        """
+        trigger_us = cast("int", trigger.timestamp_us)  # without one, nothing starts a run
+        lane = self._lane(trigger)
+        old = [
+            held
+            for held in before
+            if held.recording == trigger.recording
+            and (held.timestamp_us is None or held.timestamp_us <= trigger_us)
+        ]
+        if old:
+            self._replace(trigger.recording, msgspec.structs.replace(lane, ending_us=trigger_us))
+            outcomes.append(self._release_lowest(old, policy))
+        else:
+            next_run = LaneState(
+                run=lane.run + 1, released=lane.released, top_us=lane.top_us, floor_us=lane.top_us
+            )
+            self._replace(trigger.recording, next_run)
+
+    def _give_up(self, recording: bool, policy: Policy, outcomes: _Outcomes) -> None:
+        """Give up the lowest gap of a lane that holds something: what waits behind it goes, and followers."""
+        lane = self.state.recording if recording else self.state.status
+        if lane.ending_us is None:
+            in_lane = [held for held in self._held if held.recording == recording]
+            outcomes.append(self._release_lowest(in_lane, policy))
+        else:
+            # A worker died while the run was ending, and what should end it never came again: it was deleted.
+            self._replace(recording, msgspec.structs.replace(lane, ending_us=None))
+        self._settle(policy, outcomes)
+
+    def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release:
+        lowest = min(candidates, key=_number)  # of several with one number the first that came
+        self._held.remove(lowest)
+        lane, number = self._lane(lowest), _number(lowest)
+        following = policy.first_sequence if lane.next is None else lane.next
+        missing = tuple(range(following, min(number, following + MISSING_MAX)))
+        return self._release(lowest, lane, number, "after_gap", missing)
+
+    def _release(
+        self, arrival: Arrival, lane: LaneState, number: int, order: Order, missing: tuple[int, ...]
+    ) -> Release:
+        """Release an arrival that has a number."""
+        at_us, top_us, floor_us = arrival.timestamp_us, lane.top_us, lane.floor_us
+        following, opening, ending_us = lane.next, lane.opening, lane.ending_us
+        if order != "late":
+            if following is None:
+                opening = number
+                if lane.run and at_us is not None:
+                    floor_us = at_us
+            following = number + 1
+        if at_us is not None:
+            if ending_us is not None and at_us >= ending_us:
+                at_us = ending_us - 1  # what ends the run stays later than everything released in it
+            if top_us is None or at_us > top_us:
+                top_us = at_us
+        released = remember_released(lane.released, number, arrival.fingerprint)
+        self._replace(
+            arrival.recording,
+            LaneState(following, lane.run, opening, released, top_us, floor_us, ending_us),
+            closed=arrival.ends_session,
+        )
+        return Release(arrival, order, missing, lane.run, self.state)
+
+    def _release_unsequenced(self, arrival: Arrival) -> Release:
+        state = self.state
+        self.state = SessionState(
+            state.version,
+            state.status,
+            state.recording,
+            remember_unsequenced(state.unsequenced, arrival.fingerprint),
+            state.closed or arrival.ends_session,
+        )
+        return Release(arrival, "unsequenced", (), self._lane(arrival).run, self.state)
+
+    def _replace(self, recording: bool, lane: LaneState, closed: bool = False) -> None:
+        state = self.state
+        self.state = SessionState(
+            state.version,
+            state.status if recording else lane,
+            lane if recording else state.recording,
+            state.unsequenced,
+            state.closed or closed,
+        )
+
+
+def _number(arrival: Arrival) -> int:
+    return cast("int", arrival.number)  # for what is held: without a number, nothing is

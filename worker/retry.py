@@ -1,0 +1,34 @@
+"""When a failed handler is tried again: exponential backoff with full jitter, bounded. Pure."""
+
+from typing import Final, NamedTuple
+
+RETRIES_DEFAULT: Final = 8
+BACKOFF_MS_DEFAULT: Final = 500
+BACKOFF_MAX_MS_DEFAULT: Final = 60_000
+TIMEOUT_MS_DEFAULT: Final = 30_000
+
+
+class RetryPolicy(NamedTuple):
+    """The options of `@on` that say how often and how soon."""
+
+    retries: int = RETRIES_DEFAULT
+    """Tries after the first: 3 means four attempts."""
+    backoff_ms: int = BACKOFF_MS_DEFAULT
+    """The first wait; doubled for every further one."""
+    backoff_max_ms: int = BACKOFF_MAX_MS_DEFAULT
+    """No wait is longer, not even one that a handler asked for."""
+
+    def delay_ms(self, attempt: int, *, after_ms: int | None, jitter: float) -> float | None:
+        """How long to wait after attempt number `attempt` (1, 2, …) failed; None if that was the last.
+
+        `after_ms` is what the handler asked for by Retry, taken as it is; otherwise the wait lies between half and
+        the whole of the backoff, where `jitter` (0 … 1, random) puts it, so that what failed together does not come
+        back together.
+        """
+        if attempt > self.retries:
+            return None
+        if after_ms is not None:
+            return min(after_ms, self.backoff_max_ms)
+        # The exponent is bounded so that a thousandth retry does not compute 2 ** 1000 first.
+        whole: int = min(self.backoff_ms << min(attempt - 1, 32), self.backoff_max_ms)
+        return whole * (0.5 + jitter / 2)

@@ -1,0 +1,71 @@
+"""What a worker keeps in memory of a stream entry and of a session."""
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from schemas.callback import RawCallback
+from schemas.events import Event
+from worker.reorder import Release, Session
+
+if TYPE_CHECKING:
+    from worker.partition import Partition
+
+
+class Entry:
+    """A stream entry that was read and decoded, until it is done."""
+
+    __slots__ = ("encoded", "entry_id", "event", "received_at_ms", "replayed")
+
+    def __init__(self, entry_id: str, encoded: bytes, callback: RawCallback, event: Event) -> None:
+        self.entry_id = entry_id
+        self.encoded = encoded
+        """The callback as it lies in the stream, for its dead letter."""
+        self.received_at_ms = callback.received_at_ms
+        self.replayed = callback.replayed
+        self.event = event
+
+
+class Progress:
+    """How far the handlers of a session's first event have come, once one of them has failed."""
+
+    __slots__ = ("_due", "attempts", "done")
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, int] = {}
+        """Failed attempts by handler."""
+        self.done: set[str] = set()
+        """Handlers that need not run again: they succeeded, or their dead letter is written."""
+        self._due: dict[str, float] = {}
+
+    def failed(self, handler: str, attempt: int, due: float) -> None:
+        """Attempt number `attempt` of a handler failed; the next is due at `due`, by `time.monotonic()`."""
+        self.attempts[handler] = attempt
+        self._due[handler] = due
+
+    def wait_ms(self, handler: str, now: float) -> float:
+        """How long the handler's next attempt has to wait yet; 0 or less if it is due."""
+        return (self._due.get(handler, now) - now) * 1000
+
+
+class LiveSession:
+    """A session in memory: its ordering, and what was released and waits for its handlers, in order."""
+
+    __slots__ = ("core", "deadline_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
+
+    def __init__(self, uuid: str, core: Session, partition: "Partition") -> None:
+        self.uuid = uuid
+        self.core = core
+        self.partition = partition
+        self.queue: deque[Release] = deque()
+        self.progress: Progress | None = None
+        self.scheduled = False
+        """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""
+        self.deadline_ms: int | None = None
+        """When, by the stream's time, the first of what is held gives its gap up."""
+        self.touched_ms = 0
+        """The stream's time of its last entry."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing held, nothing waiting: its state may be dropped from memory and read back."""
+        return not self.queue and not self.scheduled and not self.core.held

@@ -1,0 +1,139 @@
+"""What a worker remembers of a session: where its numbering stands and what was released of late.
+
+Rules: a state is immutable and complete: a new owner that loads the one committed with a release, and is fed
+what was not handled, decides as the old one would have. Held arrivals are no part of it: the stream's pending
+list has them. The rings are plain bytes, so that remembering one more release is a concatenation, and a state
+encodes at once.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+
+STATE_VERSION: Final = 1
+
+RELEASED_REMEMBERED: Final = 64
+"""Releases of a lane (and unsequenced ones of a session) whose repeats are known. Plivo repeats a callback
+within a minute, in which a session has a dozen events; 64 cover several calls, and cost a lane 1 KiB."""
+
+FINGERPRINT_BYTES: Final = 8
+NUMBER_BYTES: Final = 8
+RELEASED_BYTES: Final = NUMBER_BYTES + FINGERPRINT_BYTES
+
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One numbering of a session: its status events, or its recordings where they count apart."""
+
+    next: _Natural | None = None
+    """The number that is released at once; None while the run has released nothing yet."""
+    run: _Natural = 0
+    """How often numbering started again."""
+    opening: _Natural | None = None
+    """The first number released in this run."""
+    released: bytes = b""
+    """The last RELEASED_REMEMBERED released in any run, oldest first: number (big-endian) and fingerprint."""
+    top_us: int | None = None
+    """The latest EventTimestamp released; what goes while a run is ending counts as earlier than its end."""
+    floor_us: int | None = None
+    """An arrival stamped earlier belongs to a run that ended. None in run 0."""
+    ending_us: int | None = None
+    """The run is ending: the arrival with this EventTimestamp starts the next one, as soon as what this one
+    still held is released. Only to be seen if a worker died halfway through that."""
+
+
+class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Both lanes of a session, right after one release, as though nothing had arrived since."""
+
+    version: int = STATE_VERSION
+    status: LaneState = LaneState()
+    recording: LaneState = LaneState()
+    unsequenced: bytes = b""
+    """Fingerprints of the last RELEASED_REMEMBERED released without a number, oldest first."""
+    closed: bool = False
+    """A SessionTimeout was released."""
+
+
+class _Head(msgspec.Struct, frozen=True, array_like=True):
+    version: int
+
+
+NEW_SESSION: Final = SessionState()
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(SessionState)
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+
+_RELEASED_MAX_BYTES: Final = RELEASED_REMEMBERED * RELEASED_BYTES
+_UNSEQUENCED_MAX_BYTES: Final = RELEASED_REMEMBERED * FINGERPRINT_BYTES
+
+
+def encode_state(state: SessionState) -> bytes:
+    return _encoder.encode(state)
+
+
+def decode_state(encoded: bytes) -> SessionState:
+    """Read what `encode_state` wrote. Raises ValueError for anything else, and for another version."""
+    try:
+        state = _decoder.decode(encoded)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a session state: {_newer(encoded) or error}") from None
+    if state.version != STATE_VERSION:
+        raise ValueError(
+            f"not a session state: version {state.version}, and this release reads {STATE_VERSION}"
+        )
+    for ring, entry_bytes in (
+        (state.status.released, RELEASED_BYTES),
+        (state.recording.released, RELEASED_BYTES),
+        (state.unsequenced, FINGERPRINT_BYTES),
+    ):
+        if len(ring) % entry_bytes:
+            raise ValueError(f"not a session state: a ring of {len(ring)} bytes")
+    return state
+
+
+def _newer(encoded: bytes) -> str:
+    """Says so where another version's shape is why a state cannot be read."""
+    try:
+        version = _head_decoder.decode(encoded).version
+    except msgspec.MsgspecError:
+        return ""
+    return "" if version == STATE_VERSION else f"version {version}, and this release reads {STATE_VERSION}"
+
+
+def remember_released(ring: bytes, number: int, fingerprint: bytes) -> bytes:
+    return (ring + number.to_bytes(NUMBER_BYTES, "big") + fingerprint)[-_RELEASED_MAX_BYTES:]
+
+
+def was_released(ring: bytes, number: int, fingerprint: bytes) -> bool:
+    """Whether a lane's ring has this callback."""
+    # By the fingerprint: random bytes are found, or found missing, much faster than a number's zeros.
+    at = ring.find(fingerprint)
+    while at >= 0:
+        if at % RELEASED_BYTES == NUMBER_BYTES and _number_at(ring, at - NUMBER_BYTES) == number:
+            return True
+        at = ring.find(fingerprint, at + 1)
+    return False
+
+
+def was_number_released(ring: bytes, number: int) -> bool:
+    """Whether a lane's ring has this number, with whatever fingerprint."""
+    return any(_number_at(ring, at) == number for at in range(0, len(ring), RELEASED_BYTES))
+
+
+def _number_at(ring: bytes, at: int) -> int:
+    return int.from_bytes(ring[at : at + NUMBER_BYTES], "big")
+
+
+def remember_unsequenced(ring: bytes, fingerprint: bytes) -> bytes:
+    return (ring + fingerprint)[-_UNSEQUENCED_MAX_BYTES:]
+
+
+def was_released_unsequenced(ring: bytes, fingerprint: bytes) -> bool:
+    at = ring.find(fingerprint)
+    while at >= 0:
+        if at % FINGERPRINT_BYTES == 0:
+            return True
+        at = ring.find(fingerprint, at + 1)
+    return False

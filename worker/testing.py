@@ -1,0 +1,213 @@
+"""A harness for users' tests: callbacks in, in any order; what their handlers got, out. No Redis, no network.
+
+    async def test_fare_is_settled_once():
+        async with Harness("my_handlers") as harness:
+            hangup = callback("SessionSecondPartyHangup", sequence_number=2, amount="0.0170")
+            await harness.feed(hangup, callback("SessionSecondPartyAnswer", sequence_number=1), hangup)
+        assert [call.event.sequence_number for call in harness.calls] == [1, 2]
+        assert harness.duplicates == 1
+
+Decoding, ordering and dispatch are the worker's own. Time is the harness's: it stands still until `pass_time`, and
+retries come without their waits.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Self
+from urllib.parse import urlencode
+
+from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.events import Event
+from schemas.parameters import FORM_TYPE
+from worker.context import Context
+from worker.deadletter import DeadLetter, decode_dead_letter
+from worker.dispatch import Dispatcher
+from worker.partition import Partition, PartitionSettings
+from worker.registry import BoundHandler, bind, load_handlers
+from worker.reorder import Order, Policy
+from worker.retry import RetryPolicy
+from worker.stats import Stats
+
+START_MS: Final = 1_767_225_600_000
+"""Where the harness's time begins: 2026-01-01 00:00:00 UTC."""
+
+SESSION_UUID: Final = "5e551011-0000-4000-8000-000000000000"
+"""The session of callbacks that name none."""
+
+_SPELLINGS: Final = {
+    "session_uuid": "SessionUUID", "from_number": "From", "to_number": "To", "recording_uuid": "RecordingUUID",
+    "recording_url": "RecordingURL", "recording_resource_url": "RecordingResourceURL",
+}  # fmt: skip
+
+
+def callback(event_name: str, **attributes: object) -> dict[str, str]:
+    """The parameters of a callback, from attributes as handlers see them: `from_number=`, `billed_duration=`, …
+
+    None stands for an absent one. Names in Plivo's own spelling are taken as they are. The session is SESSION_UUID
+    unless one is given.
+    """
+    given = {"event_name": event_name, "session_uuid": SESSION_UUID, **attributes}
+    return {
+        _SPELLINGS.get(name, name if name[:1].isupper() else name.title().replace("_", "")): str(value)
+        for name, value in given.items()
+        if value is not None
+    }
+
+
+class Call(NamedTuple):
+    """One attempt of one handler."""
+
+    handler: str
+    event: Event
+    order: Order
+    missing: tuple[int, ...]
+    run: int
+    attempt: int
+    idempotency_key: str
+    error: BaseException | None
+    """What the handler raised, None if it came to its end."""
+
+
+class Harness:
+    """Runs handler modules (dotted names, `.py` paths or modules) on callbacks that a test feeds.
+
+    The settings have the meaning and the defaults of those of the same name (docs/settings.md).
+    """
+
+    def __init__(
+        self, *modules: str | ModuleType, gap_timeout_ms: int = 5_000, first_sequence: int = 1,
+        recording_sequence: str = "own", late: str = "deliver", held_max: int = 256, concurrency: int = 256,
+    ) -> None:  # fmt: skip
+        self.calls: list[Call] = []
+        """Every attempt, in the order they ended."""
+        self.dead_letters: list[DeadLetter] = []
+        self._handlers = load_handlers(modules)
+        self._settings = PartitionSettings(
+            group="workers",
+            policy=Policy(gap_timeout_ms, first_sequence, held_max),
+            recording_shared=recording_sequence == "shared",
+            session_ttl_s=86_400,
+        )
+        self._late_dead = late == "dead"
+        self._concurrency = concurrency
+        self._stats = Stats()
+        self._resources = AsyncExitStack()
+        self._now_ms = START_MS
+        self._entries = 0
+        self._done = asyncio.Event()
+
+    @property
+    def duplicates(self) -> int:
+        """Callbacks that were dropped because they had come before."""
+        return self._stats.duplicates
+
+    @property
+    def waiting(self) -> int:
+        """Events that wait for a missing number."""
+        return self._partition.held
+
+    async def __aenter__(self) -> Self:
+        opened = {
+            spec.name: await self._resources.enter_async_context(spec.open())
+            for spec in self._handlers.resources
+        }
+        table = {
+            kind: tuple(self._recorded(handler) for handler in handlers)
+            for kind, handlers in bind(self._handlers, opened).items()
+        }
+        self._dispatcher = Dispatcher(
+            table, concurrency=self._concurrency, late_dead=self._late_dead, stats=self._stats,
+            on_progress=lambda _: self._done.set(),
+        )  # fmt: skip
+        self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._stats)
+        self._partition.lease_until = math.inf
+        self._partition.session_cache = 1_000_000
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._dispatcher.cancel(None, "the test is over")
+        await self._dispatcher.stop()
+        await self._resources.aclose()
+
+    async def feed(self, *callbacks: Mapping[str, str] | RawCallback) -> None:
+        """Take callbacks in, in this order, at the harness's time; return when no handler has anything to do."""
+        entries = []
+        for given in callbacks:
+            self._entries += 1
+            entry_id = f"{self._now_ms}-{self._entries}"
+            entries.append((entry_id.encode(), [CALLBACK_FIELD, encode_callback(self._raw(given))]))
+        decoded = self._partition.decode(entries, pending=False, now_ms=self._now_ms)
+        self._dispatcher.submit(self._partition.arrive(decoded, {}, self._now_ms))
+        await self._settle()
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let the stream's time pass: gaps that have waited long enough are given up."""
+        self._now_ms += round(seconds * 1000)
+        await self.feed()
+
+    def _raw(self, given: Mapping[str, str] | RawCallback) -> RawCallback:
+        if isinstance(given, RawCallback):
+            return given
+        return RawCallback("POST", b"", FORM_TYPE, urlencode(given).encode(), self._now_ms, "")
+
+    async def _settle(self) -> None:
+        while self._partition.unfinished:
+            self._done.clear()
+            await self._done.wait()
+        if self._partition.wants_commit:
+            commit = self._partition.take_commit()
+            self._partition.committed()
+            self.dead_letters += [decode_dead_letter(letter) for letter in commit.dead]
+
+    def _recorded(self, handler: BoundHandler) -> BoundHandler:
+        def record(event: Event, ctx: Context, error: BaseException | None) -> None:
+            self.calls.append(
+                Call(
+                    handler.name,
+                    event,
+                    ctx.order,
+                    ctx.missing,
+                    ctx.run,
+                    ctx.attempt,
+                    ctx.idempotency_key,
+                    error,
+                )
+            )
+
+        at_once = handler.policy._replace(backoff_ms=0, backoff_max_ms=0)
+        call: Callable[..., Any] = _recording(handler.call, record, in_thread=handler.in_thread)
+        return handler._replace(call=call, policy=RetryPolicy(*at_once))
+
+
+def _recording(
+    call: Callable[..., Any],
+    record: Callable[[Event, Context, BaseException | None], None],
+    *,
+    in_thread: bool,
+) -> Callable[..., Any]:
+    def plain(event: Event, ctx: Context) -> Any:
+        try:
+            result = call(event, ctx)
+        except BaseException as error:
+            record(event, ctx, error)
+            raise
+        record(event, ctx, None)
+        return result
+
+    async def awaiting(event: Event, ctx: Context) -> Any:
+        work: Awaitable[Any] = call(event, ctx)
+        try:
+            result = await work
+        except BaseException as error:
+            record(event, ctx, error)
+            raise
+        record(event, ctx, None)
+        return result
+
+    return plain if in_thread else awaiting
+
+
+__all__ = ["SESSION_UUID", "Call", "Harness", "callback"]
