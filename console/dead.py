@@ -160,12 +160,12 @@ def _print_rows(rows: list[Row]) -> None:
         for name in ("id", "failed at", "session", "event", "number", "handler", "tries", "reason"):
             table.add_column(name, no_wrap=True)
         for row in rows:
-            reason = " ".join(f"{row.code}: {row.reason}".split())
+            reason = _printable(" ".join(row.reason.split()))
             table.add_row(
                 row.id,
                 f"{row.failed_at:%Y-%m-%d %H:%M:%S}",
-                row.session_uuid or "",
-                row.event_name or "",
+                _printable(row.session_uuid or ""),
+                _printable(row.event_name or ""),
                 "" if row.sequence_number is None else str(row.sequence_number),
                 row.handler or "none",
                 str(row.attempts),

@@ -73,6 +73,12 @@ class Connector:
         link = await self._store.connect(self._name, self._lost.set)
         try:
             await check_layout(link, self._settings)
+        except (ValueError, TypeError, LookupError) as error:
+            # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
+            link.close()
+            raise RedisUnavailableError(
+                f"no Redis answers at {self.address} ({type(error).__name__})"
+            ) from None
         except BaseException:
             link.close()
             raise

@@ -1,6 +1,7 @@
 """Group commit against a real server."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from ingest_kit import node_settings, until
 from ingest.connector import BACKOFF_FIRST_S, BACKOFF_MAX_S, Connector, backoff_s
 from ingest.metrics import Metrics
 from ingest.publisher import BATCHES_MAX, Publisher, PublishRefusedError
+from runtime.store import Store
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -128,6 +130,32 @@ async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_r
         own_redis.start()
         await until(lambda: publisher.attached)
         await publisher.publish(0, b"v")
+
+
+async def test_something_that_is_no_redis_is_survived(redis_server, namespace, monkeypatch):
+    """An echo is what a connection to oneself looks like, which the kernel makes of a port nobody listens on."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    metrics = Metrics()
+    settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
+    publisher = Publisher(settings, metrics)
+    connector = Connector(settings, publisher, metrics, name="test")
+    try:
+        await connector.start()
+        await until(lambda: "no Redis answers" in connector.trouble)
+        assert not publisher.attached
+        monkeypatch.setattr(connector, "_store", Store(node_settings(redis_server.url, namespace)))
+        await until(lambda: publisher.attached)
+    finally:
+        await connector.stop()
+        server.close()
 
 
 async def test_more_than_may_wait_is_refused_at_once(redis_server, namespace):
