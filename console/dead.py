@@ -13,11 +13,11 @@ from typing import Any, Final
 import hiredis
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from console.arguments import Parser, positive
 from console.inquiry import Inquiry, ask
+from console.tables import print_table
 from runtime.link import pack
 from runtime.logs import configure_logging, get_logger
 from schemas.callback import RawCallback, decode_callback
@@ -154,7 +154,6 @@ def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
 
 
 def _print_rows(rows: list[Row]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     if rows:
         table = Table(box=box.SIMPLE)
         for name in ("id", "failed at", "session", "event", "number", "handler", "tries", "reason"):
@@ -171,9 +170,8 @@ def _print_rows(rows: list[Row]) -> None:
                 str(row.attempts),
                 reason if len(reason) <= REASON_SHOWN_CHARS else reason[: REASON_SHOWN_CHARS - 1] + "…",
             )
-        # As wide as it must be: an id that is cut off cannot be given to `show`.
-        console.print(table, width=max(console.width, console.measure(table).maximum))
-    console.print(f"{len(rows):,} dead letters" if rows else "no dead letters")
+        print_table(table)
+    print(f"{len(rows):,} dead letters" if rows else "no dead letters")
 
 
 # Show

@@ -12,11 +12,11 @@ from typing import Any, Final
 import hiredis
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from console.arguments import Parser
 from console.inquiry import Inquiry, ask
+from console.tables import plain_console, print_table
 from runtime.link import pack
 from schemas.errors import RedisUnavailableError
 
@@ -193,14 +193,14 @@ def _redis_status(address: str, info: dict[str, str]) -> RedisStatus:
 
 
 def _print_status(status: Status, *, everything: bool) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
     shown = [
         partition
         for partition in status.partitions
         if everything or partition.waiting or partition.dead_letters or partition.owner is None
     ]
     if shown:
-        console.print(_table(shown))
+        print_table(_table(shown))
     quiet = len(status.partitions) - len(shown)
     if quiet:
         console.print(

@@ -152,7 +152,8 @@ def _unbroken(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
 
 
 def _console(*, colors: bool) -> Processor:
-    # Rich tracebacks show local variables, and with them phone numbers.
+    # The text of an exception is made before the privacy step. This formatter is the one that structlog does not warn
+    # about then; its others show local variables, and with them phone numbers.
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 

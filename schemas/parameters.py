@@ -108,8 +108,7 @@ def parse_parameters(method: str, query: bytes, content_type: str, body: bytes) 
     """All parameters of a request; a GET's body is no part of them, as Plivo's signature does not cover it.
 
     A POST body without a Content-Type is read as a form. Raises NotDecodableError for a body of another type
-    than
-    form or JSON, for broken JSON, for what is no UTF-8, and for too many parameters.
+    than form or JSON, for broken JSON, for what is no UTF-8, and for too many parameters.
     """
     pairs = parse_pairs(query)
     if method == "GET" or not body:

@@ -4,7 +4,8 @@ A dead letter is an entry of its partition's stream `{ns:p}:dead` with one field
 id is `<partition>-<entry id>`.
 """
 
-from typing import Final
+import re
+from typing import Any, Final
 
 import msgspec
 
@@ -39,9 +40,19 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     foreign_fields: list[tuple[bytes, bytes]] = []
     """The fields of an entry that is none of ours."""
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What `repr` and `rich` may show: never the callback, which holds phone numbers."""
+        hidden = {"callback": len(self.callback), "foreign_fields": len(self.foreign_fields)}
+        return [(name, hidden.get(name, getattr(self, name))) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"DeadLetter({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(DeadLetter)
+
+_PUBLIC_ID: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,20}-[0-9]{1,20})")
 
 
 def decode_dead_letter(value: bytes) -> DeadLetter:
@@ -55,6 +66,7 @@ def public_id(partition: int, entry_id: str) -> str:
 
 def split_public_id(text: str) -> tuple[int, str]:
     """The partition and entry ID of a public id. Raises ValueError for anything else."""
-    partition, _, entry_id = text.partition("-")
-    milliseconds, _, counter = entry_id.partition("-")
-    return int(partition), f"{int(milliseconds)}-{int(counter)}"
+    match = _PUBLIC_ID.fullmatch(text)
+    if match is None:
+        raise ValueError("not the id of a dead letter")
+    return int(match[1]), match[2]

@@ -8,6 +8,7 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 """
 
 import asyncio
+import inspect
 import random
 import traceback
 from collections import deque
@@ -20,7 +21,7 @@ from schemas.events import Event
 from schemas.privacy import redact
 from worker.context import Context
 from worker.deadletter import TRACEBACK_MAX_CHARS, DeadLetter
-from worker.outcome import Verdict, judge, overtime
+from worker.outcome import Verdict, judge, overtime, storable, unstoppable
 from worker.partition import Partition
 from worker.registry import BoundHandler, Table
 from worker.reorder import Release
@@ -37,7 +38,13 @@ TURNS_MAX: Final = 64
 WAKE_MAX: Final = 4
 """Runners woken at a time: few, since where handlers do not wait the first one does all the work."""
 
+CANCEL_GRACE_S: Final = 5.0
+"""How long a handler that was cancelled may take to end. One that does not is left to itself."""
+
 TIME_LIMIT: Final = "timeout"
+
+ASIDE: Final = -1.0
+"""In place of a wait: the event is put aside until `resume`."""
 
 _log = get_logger("maskline.worker")
 
@@ -49,15 +56,19 @@ class _Attempt:
     that was stopped in the middle of them would believe in a lease that is long gone.
     """
 
-    __slots__ = ("deadline", "handler", "partition", "task", "why")
+    __slots__ = ("abandoned", "deadline", "handler", "number", "session", "task", "why")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
         self.deadline = 0.0
-        self.handler = ""
-        self.partition: Partition | None = None
+        """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
+        self.handler: BoundHandler | None = None
+        self.number = 0
+        self.session: LiveSession | None = None
         self.why = ""
         """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
+        self.abandoned = False
+        """The handler ignores its cancellation: nothing that it still does is looked at."""
 
 
 class Dispatcher:
@@ -85,8 +96,7 @@ class Dispatcher:
         self._stopping = False
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         self._threads = HandlerThreads()
-        self.handler_at_work = ""
-        """The handler last started, for whoever finds the event loop blocked."""
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     # What the worker calls
 
@@ -113,20 +123,34 @@ class Dispatcher:
     def waiting(self) -> int:
         return len(self._ready)
 
+    def handler_at_work(self) -> str:
+        """The handler that has the event loop at this moment, if one has: for a thread that finds it blocked."""
+        task = asyncio.current_task(self._loop)
+        for attempt in list(self._attempts):
+            if attempt.task is task and attempt.handler is not None:
+                return attempt.handler.name
+        return ""
+
     def cancel(self, partition: Partition | None, why: str) -> None:
         """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
         for attempt in self._attempts:
-            if not attempt.why and (partition is None or attempt.partition is partition):
+            session = attempt.session
+            if not attempt.why and (partition is None or (session and session.partition is partition)):
                 attempt.why = why
+                attempt.deadline = monotonic() + CANCEL_GRACE_S
                 attempt.task.cancel()
 
     async def stop(self) -> None:
         """End the runners. Call it when nothing is under way any more, or after `cancel`."""
         self._stopping = True
         self._sweeper.cancel()
-        for runner in self._runners:
+        runners = {*self._runners, *self._abandoned}
+        for runner in runners:
             runner.cancel()
-        await asyncio.gather(*self._runners, return_exceptions=True)
+        if runners:
+            _, late = await asyncio.wait(runners, timeout=CANCEL_GRACE_S)
+            if late:
+                _log.error("handlers ignore that they were cancelled", count=len(late))
         self._threads.stop()
 
     # Runners
@@ -153,16 +177,19 @@ class Dispatcher:
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
         self._runners.discard(runner)
+        self._abandoned.discard(runner)
         if not runner.cancelled() and (error := runner.exception()):
             _log.error("a runner has failed, which is a fault in maskline", exc_info=error)
-            self._schedule_pump()
+        self._schedule_pump()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
         attempt, ready, turns = _Attempt(task), self._ready, 0
-        while not self._stopping:
-            while ready:
+        # A runner that somebody else has cancelled ends: the loop is closing, or a handler has cancelled its own
+        # task and caught it. Another one takes its place if it is needed.
+        while not self._stopping and not task.cancelling():
+            while ready and not self._stopping and not task.cancelling():
                 session = ready.popleft()
                 if ready:
                     self._schedule_pump()
@@ -170,6 +197,8 @@ class Dispatcher:
                 if turns >= TURNS_MAX:
                     turns = 0
                     await asyncio.sleep(0)
+            if task.cancelling():
+                return
             idle = self._loop.create_future()
             self._idle.append(idle)
             await idle
@@ -178,7 +207,7 @@ class Dispatcher:
         """Handle a session's events until there are none, or one must wait. Returns the turns taken so far."""
         partition = session.partition
         partition.running += 1
-        attempt.partition = partition
+        attempt.session = session
         self._attempts.add(attempt)
         try:
             while session.queue:
@@ -192,21 +221,27 @@ class Dispatcher:
                     session.scheduled = False
                     attempt.why = ""
                     return turns
+                turns += 1
+                if retry_ms == ASIDE:
+                    session.scheduled = False
+                    return turns
                 if retry_ms is not None:
                     self._loop.call_later(retry_ms / 1000, self._again, session)
+                    if partition.wants_commit:  # another handler's dead letter
+                        self._on_progress(partition)
                     return turns
                 session.progress = None
                 partition.finish(session, release)
                 self._on_progress(partition)
-                turns += 1
                 if turns >= TURNS_MAX and session.queue:
                     self.submit([session])
                     return turns
             session.scheduled = False
             return turns
         finally:
-            partition.running -= 1
-            self._attempts.discard(attempt)
+            if not attempt.abandoned:
+                partition.running -= 1
+                self._attempts.discard(attempt)
 
     def _again(self, session: LiveSession) -> None:
         if not session.partition.closed:
@@ -228,7 +263,7 @@ class Dispatcher:
             )
             return None
         soonest: float | None = None
-        progress = session.progress
+        progress, begun = session.progress, False
         for handler in self._table[type(event)]:
             number = 1
             if progress is not None:
@@ -239,6 +274,10 @@ class Dispatcher:
                     soonest = wait_ms if soonest is None else min(soonest, wait_ms)
                     continue
                 number += progress.attempts.get(handler.name, 0)
+            if begun and (monotonic() >= session.partition.lease_until or attempt.task.cancelling()):
+                session.progress = progress or self._progress_so_far(event, handler.name)
+                return 0.0 if attempt.task.cancelling() else ASIDE
+            begun = True
             ctx = Context(release, handler.name, number, session.partition.token)
             failure = await self._try(handler, event, ctx, attempt)
             if attempt.why:
@@ -268,20 +307,32 @@ class Dispatcher:
     ) -> BaseException | None:
         """Run one attempt and return what it failed with. `attempt.why` stays set where a stop has cancelled it."""
         started = monotonic()
-        attempt.handler = self.handler_at_work = handler.name
-        attempt.deadline = started + handler.timeout_s
-        failure: BaseException | None = None
+        attempt.handler, attempt.number = handler, ctx.attempt
+        in_thread, failure = handler.in_thread, None
         try:
-            if handler.in_thread:
-                await self._threads.run(handler.call, event, ctx)
+            if in_thread:
+
+                def on_start() -> None:
+                    # Waiting for a thread is no fault of the handler's.
+                    attempt.deadline = monotonic() + handler.timeout_s
+
+                result = await self._threads.run(handler.call, event, ctx, on_start=on_start)
+                if inspect.isawaitable(result):  # a plain function around an async one
+                    in_thread = False
+                    await result
             else:
+                attempt.deadline = started + handler.timeout_s
                 await handler.call(event, ctx)
         except asyncio.CancelledError as error:
-            if not attempt.why:
+            if self._stopping and not attempt.why:
                 raise
+            failure = error  # not by us: something that the handler waited for was cancelled
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever a handler raises is its own affair
             failure = error
-        except (Exception, SystemExit) as error:  # noqa: BLE001  whatever a handler raises is its own affair
-            failure = error
+        if attempt.abandoned:
+            raise asyncio.CancelledError
         attempt.deadline = 0.0
         self._stats.handler_seconds[handler.name] += monotonic() - started
         if attempt.why:
@@ -289,7 +340,7 @@ class Dispatcher:
             if attempt.why == TIME_LIMIT:
                 attempt.why = ""
                 # A handler that came to its end all the same has handled the event.
-                failure = failure and overtime(handler)
+                failure = failure and overtime(handler, in_thread=in_thread)
         return failure
 
     def _progress_so_far(self, event: Event, failed: str) -> Progress:
@@ -306,13 +357,15 @@ class Dispatcher:
         failure: BaseException | None,
     ) -> None:  # fmt: skip
         entry: Entry = release.arrival.payload
-        where = "".join(traceback.format_exception(failure)) if failure is not None else None
+        where = "".join(traceback.format_exception(failure)) if failure is not None else ""
+        # Numbers go before the beginning does: the second half of one would not be recognised.
+        where = redact(storable(where[-2 * TRACEBACK_MAX_CHARS :]))[-TRACEBACK_MAX_CHARS:]
         session.partition.bury(
             DeadLetter(
                 group=session.partition.group,
                 entry_id=entry.entry_id,
                 code=verdict.code,
-                reason=redact(verdict.reason),
+                reason=verdict.reason,
                 failed_at_ms=time_ns() // 1_000_000,
                 callback=entry.encoded,
                 session_uuid=session.uuid,
@@ -321,7 +374,7 @@ class Dispatcher:
                 handler=handler,
                 attempts=attempts,
                 received_at_ms=entry.received_at_ms,
-                traceback=redact(where[-TRACEBACK_MAX_CHARS:]) if where else None,
+                traceback=where or None,
             )
         )
         _log.error(
@@ -333,8 +386,37 @@ class Dispatcher:
 
     def _sweep(self) -> None:
         now = monotonic()
-        for attempt in self._attempts:
-            if attempt.deadline and attempt.deadline <= now and not attempt.why:
+        overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
+        for attempt in overdue:
+            if attempt.why:
+                self._abandon(attempt)
+            else:
                 attempt.why = TIME_LIMIT
+                attempt.deadline = now + CANCEL_GRACE_S
                 attempt.task.cancel()
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def _abandon(self, attempt: _Attempt) -> None:
+        """Go on without an attempt whose handler ignores that it was cancelled."""
+        session, handler = attempt.session, attempt.handler
+        assert session is not None  # noqa: S101  it is under way
+        assert handler is not None  # noqa: S101
+        attempt.abandoned = True
+        self._attempts.discard(attempt)
+        session.partition.running -= 1
+        runner = attempt.task
+        self._runners.discard(runner)
+        self._abandoned.add(runner)
+        _log.error("a handler ignores that it was cancelled", handler=handler.name, session_uuid=session.uuid)
+        if attempt.why != TIME_LIMIT:
+            session.scheduled = False
+            return
+        release = session.queue[0]
+        if session.progress is None:
+            session.progress = self._progress_so_far(release.arrival.payload.event, handler.name)
+        session.progress.done.add(handler.name)
+        self._stats.failed[handler.name] += 1
+        failure = unstoppable(handler)
+        verdict = judge(failure, handler.policy, attempt.number, jitter=0)
+        self._bury(session, release, verdict, handler.name, attempt.number, failure)
+        self.submit([session])

@@ -87,7 +87,7 @@ class WorkerNode:
             outstanding_max=settings.outstanding_max, stats=self.stats, on_progress=self._committer.mark,
         )  # fmt: skip
         registry.register(WorkerCollector(self))
-        self._watchdog = Watchdog(lambda: self._dispatcher.handler_at_work, self._blocked)
+        self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked)
         self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._reader.run())]
         self._started = True
         _log.info(

@@ -1,10 +1,16 @@
 """How an attempt may end, what a handler may raise to say so itself, and what follows from it. Pure."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from schemas.errors import MasklineError
+from schemas.privacy import redact
 from worker.registry import BoundHandler
 from worker.retry import RetryPolicy
+
+REASON_MAX_CHARS: Final = 1_000
+"""Of an exception's text. Some carry whole answers of a server; the traceback has more of it."""
+
+_Failure = TypeVar("_Failure", bound=BaseException)
 
 
 class Retry(MasklineError):  # noqa: N818  read aloud in a handler: `raise Retry(after_ms=500)`
@@ -15,7 +21,7 @@ class Retry(MasklineError):  # noqa: N818  read aloud in a handler: `raise Retry
 
     def __init__(self, reason: str = "", *, after_ms: int | None = None) -> None:
         super().__init__(reason or "the handler asked for another try")
-        if after_ms is not None and after_ms < 0:
+        if after_ms is not None and not after_ms >= 0:  # NaN is not, either
             raise ValueError("after_ms must not be negative")
         self.after_ms = after_ms
 
@@ -31,8 +37,8 @@ class HandlerTimeoutError(MasklineError):
     """An attempt took longer than the handler's `timeout_ms`."""
 
 
-class ThreadHungError(MasklineError):
-    """A plain handler did not end within its `timeout_ms`, and a thread cannot be stopped."""
+class HandlerHungError(MasklineError):
+    """An attempt did not end within its `timeout_ms`, and cannot be stopped: it may yet do its work."""
 
 
 class Verdict(NamedTuple):
@@ -42,29 +48,65 @@ class Verdict(NamedTuple):
     """When to try again; None sends the event to the dead letters for this handler."""
     code: str
     reason: str
+    """One line, without phone numbers."""
 
 
-def overtime(handler: BoundHandler) -> MasklineError:
+def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
     """The failure of an attempt that was cut off by its time limit."""
     limit = f"no end after {handler.timeout_s * 1000:.0f} ms"
-    return ThreadHungError(limit) if handler.in_thread else HandlerTimeoutError(limit)
+    if in_thread:
+        return HandlerHungError(f"{limit}, in a thread, which cannot be stopped")
+    return HandlerTimeoutError(limit)
+
+
+def unstoppable(handler: BoundHandler) -> MasklineError:
+    """The failure of an attempt that was cut off by its time limit, and has not ended for all that."""
+    return HandlerHungError(f"no end after {handler.timeout_s * 1000:.0f} ms, nor after it was cancelled")
 
 
 def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: float) -> Verdict:
-    """Decide what follows attempt number `attempt` (1, 2, …) that failed with `failure`; `jitter` is 0 … 1."""
-    if isinstance(failure, Reject):
-        return Verdict(None, "rejected", f"rejected: {failure}")
-    if isinstance(failure, ThreadHungError):
-        # The thread may yet do its work, so a second try could do it twice.
-        return Verdict(None, "timed_out", f"timed out in a thread, which cannot be stopped: {failure}")
+    """Decide what follows attempt number `attempt` (1, 2, …) that failed with `failure`; `jitter` is 0 … 1.
+
+    Retry and Reject count in an exception group as well, which is how they leave a TaskGroup.
+    """
+    if (rejected := _within(failure, Reject)) is not None:
+        return Verdict(None, "rejected", f"rejected: {_told(rejected)}")
+    if isinstance(failure, HandlerHungError):
+        # A second try could do the work twice.
+        return Verdict(None, "timed_out", f"timed out: {_told(failure)}")
     timed_out = isinstance(failure, HandlerTimeoutError)
-    cause = f"{'timed out' if timed_out else type(failure).__name__}: {failure}"
-    delay_ms = policy.delay_ms(
-        attempt, after_ms=failure.after_ms if isinstance(failure, Retry) else None, jitter=jitter
-    )
+    cause = f"{'timed out' if timed_out else type(failure).__name__}: {_told(failure)}"
+    asked = _within(failure, Retry)
+    delay_ms = policy.delay_ms(attempt, after_ms=asked.after_ms if asked else None, jitter=jitter)
     if delay_ms is not None:
         return Verdict(delay_ms, "failed", cause)
     code = "timed_out" if timed_out else "retries_exhausted"
     return Verdict(
         None, code, f"retries exhausted after {attempt} attempt{'s' if attempt > 1 else ''}: {cause}"
     )
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: an exception's may have lone surrogates, of a file name for instance."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _within(failure: BaseException, kind: type[_Failure]) -> _Failure | None:
+    if isinstance(failure, kind):
+        return failure
+    if isinstance(failure, BaseExceptionGroup):
+        for member in failure.exceptions:
+            if (found := _within(member, kind)) is not None:
+                return found
+    return None
+
+
+def _told(failure: BaseException) -> str:
+    """An exception's text, whatever it is, in one line of bounded length."""
+    try:
+        text = str(failure)
+    except Exception:  # noqa: BLE001  a handler's exception, with a __str__ of its own
+        text = "(an exception whose text cannot be read)"
+    # Numbers go before the end does: the first half of one would not be recognised.
+    shown = " ".join(redact(storable(text[: 2 * REASON_MAX_CHARS])).split())
+    return shown if len(shown) <= REASON_MAX_CHARS else shown[: REASON_MAX_CHARS - 1] + "…"

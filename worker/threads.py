@@ -29,56 +29,65 @@ class HandlerThreads:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._slots = asyncio.Semaphore(THREADS_MAX)
-        self._threads = 0
-        self._idle = 0
+        self._started = 0
+        self._free = 0
+        """Threads that wait for a job nobody has put yet: whoever puts one takes a thread from here first, so
+        that no job ever stands behind another one's handler."""
         self._lock = threading.Lock()
 
-    async def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def run(self, call: Callable[..., Any], *arguments: Any, on_start: Callable[[], None]) -> Any:
         """Call in a thread and return what it returns, or raise what it raises.
 
-        Cancelling does not stop the thread: it goes on, and nobody looks at how it ends.
+        `on_start` is called on the event loop when a thread was free. Cancelling does not stop the thread: it goes
+        on, and nobody looks at how it ends.
         """
         async with self._slots:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             job = _Job(lambda: call(*arguments), future)
             with self._lock:
-                start = self._idle <= self._jobs.qsize()
-            self._jobs.put(job)
+                start = self._free == 0
+                if not start:
+                    self._free -= 1
             if start:
-                self._threads += 1
+                # First the thread, then the job: where there is no memory for one more, nothing has been done.
                 threading.Thread(
-                    target=self._work, name=f"maskline-handler-{self._threads}", daemon=True
+                    target=self._work, name=f"maskline-handler-{self._started + 1}", daemon=True
                 ).start()
+                self._started += 1
+            self._jobs.put(job)
+            on_start()
             return await future
 
     def stop(self) -> None:
-        """Let the idle threads end."""
-        for _ in range(self._threads):
+        """Let the idle threads end, and the others when their handlers do."""
+        for _ in range(self._started):
             self._jobs.put(None)
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-            job = self._jobs.get()
-            with self._lock:
-                self._idle -= 1
-            if job is None:
-                return
+        while (job := self._jobs.get()) is not None:
             result: Any = None
             error: BaseException | None = None
             try:
                 result = job.context.run(job.call)
             except BaseException as raised:  # noqa: BLE001  SystemExit in a handler must not end a thread silently
-                error = (
-                    raised
-                    if isinstance(raised, Exception)
-                    else RuntimeError(f"the handler raised {raised!r}")
-                )
+                error = _for_future(raised)
+            # Before the answer: who gets it may put the next job at once.
+            with self._lock:
+                self._free += 1
             try:
                 job.future.get_loop().call_soon_threadsafe(_resolve, job.future, result, error)
             except RuntimeError:
                 return  # the loop is closed: the process is ending
+            del job, result, error  # not kept alive by a thread that waits
+
+
+def _for_future(raised: BaseException) -> Exception:
+    """What a handler raised, as a future may carry it: StopIteration and what is no Exception are wrapped."""
+    if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
+        return raised
+    wrapped = RuntimeError(f"the handler raised {type(raised).__name__}")
+    wrapped.__cause__ = raised
+    return wrapped
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -16,6 +16,9 @@ from console.simulate.plan import (
 from console.simulate.sessions import SessionOptions, make_session
 from schemas.parameters import parse_parameters
 
+# Each example makes a handful of whole sessions.
+FEW = settings(max_examples=40)
+
 shares = st.sampled_from((0.0, 0.05, 0.3, 1.0))
 plans = st.builds(
     PlanOptions,
@@ -41,6 +44,7 @@ def bytes_of(send):
     return send.method, send.query, send.content_type, send.body
 
 
+@FEW
 @given(plans)
 def test_same_seed_same_bytes_in_the_same_order(options):
     def play():
@@ -52,6 +56,7 @@ def test_same_seed_same_bytes_in_the_same_order(options):
     assert play() == play()
 
 
+@FEW
 @given(plans)
 def test_nothing_but_losses_is_missing(options):
     for index in range(options.sessions):
@@ -66,6 +71,7 @@ def test_nothing_but_losses_is_missing(options):
             assert all(protected and event.opens for event in first)
 
 
+@FEW
 @given(plans)
 def test_duplicates_are_byte_equal_and_follow_soon(options):
     plan = plan_session(0, options)
@@ -84,6 +90,7 @@ def test_duplicates_are_byte_equal_and_follow_soon(options):
     assert options.duplicates != 1 or plan.duplicates == len(firsts)
 
 
+@FEW
 @given(plans)
 def test_displaced_within_the_window_and_never_across_what_stands_alone(options):
     plan = plan_session(0, options)
@@ -112,6 +119,7 @@ def test_a_shuffled_plan_is_shuffled():
     assert [send.event for send in calm.sends] == make_session(1, 0, SessionOptions())
 
 
+@FEW
 @given(plans)
 def test_requests_say_what_the_event_says(options):
     for send in plan_session(0, options).sends:
@@ -122,6 +130,7 @@ def test_requests_say_what_the_event_says(options):
             assert said[name] in (text, int(text) if text.isdigit() else None)
 
 
+@FEW
 @given(plans)
 def test_interleaving_keeps_each_sessions_order_and_the_bound(options):
     alone = [plan_session(index, options) for index in range(options.sessions)]
@@ -155,6 +164,7 @@ def test_sessions_are_made_as_they_are_needed():
     assert len(made) < 10
 
 
+@FEW
 @given(plans, st.floats(0, 10_000))
 def test_fit_keeps_displacement_below_a_second(options, rate):
     fitted = fit(options, rate)
@@ -166,7 +176,7 @@ def test_fit_keeps_displacement_below_a_second(options, rate):
     assert 1 <= fitted.at_once <= options.at_once
 
 
-@settings(max_examples=100)
+@FEW
 @given(plans)
 def test_expectation_is_the_sent_events_in_order_with_every_gap(options):
     plan = plan_session(0, options)

@@ -3,7 +3,7 @@ from datetime import datetime
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from console.simulate.sessions import SessionOptions, make_session
@@ -35,6 +35,7 @@ def many(count=300, **kwargs):
     return [make_session(1, index, SessionOptions(**kwargs)) for index in range(count)]
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 2**40), st.integers(0, 10_000), options)
 def test_same_seed_same_session(seed, index, session_options):
     once = make_session(seed, index, session_options)
@@ -81,6 +82,7 @@ def test_null_in_every_spelling():
     assert spelled == {None, "", "null", "None", "NULL", "none"}
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 1000), options)
 def test_numbering(index, session_options):
     session = make_session(7, index, session_options)

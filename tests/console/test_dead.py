@@ -1,0 +1,160 @@
+import asyncio
+import re
+
+import msgspec
+import pytest
+from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_module, publish, settings_for
+from servers import wait_until
+
+from console.dead import NoSuchLetterError
+from console.main import main
+from schemas.errors import ConfigError
+from worker import Reject
+from worker.node import WorkerNode
+
+CONTRACT = {
+    "id",
+    "session_uuid",
+    "event_name",
+    "sequence_number",
+    "handler",
+    "reason",
+    "attempts",
+    "received_at",
+    "failed_at",
+}
+
+
+def refuse(event, _ctx):
+    raise Reject(f"no fare for {NUMBER}")
+
+
+@pytest.fixture
+def letters(redis_server, namespace):
+    """Four dead letters made by a real worker: rejected, without a session, not decodable, foreign."""
+    publish(
+        redis_server,
+        namespace,
+        ("EventName", "SessionParamUpdate"),
+        ("SessionUUID", "s1"),
+        ("From", NUMBER),
+        ("Note", f"call {NUMBER} back\x1b[2J"),
+    )
+    publish(redis_server, namespace, ("EventName", "SessionTimeout"), ("To", NUMBER))
+    publish(redis_server, namespace, body=b"EventName=%ff&From=%2B14155550123")
+    publish(redis_server, namespace, fields={"who": f"knows {NUMBER}"})
+
+    async def work():
+        worker = WorkerNode(settings_for(redis_server, namespace), handler_modules=[handler_module(refuse)])
+        await worker.start()
+        try:
+            await asyncio.to_thread(wait_until, lambda: dead_letters(redis_server, namespace) == 4)
+        finally:
+            await worker.stop()
+
+    asyncio.run(work())
+
+
+@pytest.fixture
+def run(redis_server, namespace, monkeypatch, capsys):
+    def run(*argv, code=0):
+        assert command(monkeypatch, redis_server, namespace, "dead", *argv) == code
+        return capsys.readouterr()
+
+    return run
+
+
+def rows(run, *argv):
+    return msgspec.json.decode(run("list", "--json", *argv).out)
+
+
+def test_none(run):
+    assert rows(run) == []
+    assert "no dead letters" in run("list").out
+
+
+@pytest.mark.usefixtures("letters")
+def test_list(run):
+    listed = rows(run)
+    assert len(listed) == 4
+    assert all(set(row) >= CONTRACT for row in listed)
+    assert [row["failed_at"] for row in listed] == sorted(row["failed_at"] for row in listed)
+    by_code = {row["code"]: row for row in listed}
+    assert set(by_code) == {"rejected", "no_session_uuid", "not_decodable", "foreign_entry"}
+    rejected = by_code["rejected"]
+    assert rejected["session_uuid"] == "s1"
+    assert rejected["event_name"] == "SessionParamUpdate"
+    assert rejected["handler"] == "the handler"
+    assert rejected["attempts"] == 1
+    assert rejected["sequence_number"] is None
+    assert rejected["received_at"] == "2023-11-14T22:13:20Z"
+    assert rejected["group"] == "workers"
+    assert by_code["no_session_uuid"]["handler"] is None
+    assert by_code["foreign_entry"]["received_at"] is None
+    assert re.match(r"rejected: no fare for num_\w+\Z", rejected["reason"])
+
+    assert [row["id"] for row in rows(run, "--session", "s1")] == [rejected["id"]]
+    assert rows(run, "--limit", "2") == listed[-2:]
+    shown = run("list").out
+    assert "4 dead letters" in shown
+    assert all(row["id"] in shown for row in listed)
+
+
+@pytest.mark.usefixtures("letters")
+def test_show_masks_numbers(run):
+    for row in rows(run):
+        for argv in (["show", row["id"]], ["show", row["id"], "--json"]):
+            shown = run(*argv)
+            assert row["reason"].split()[-1] in shown.out
+            assert row["code"] in shown.out
+            assert not re.search(r"4155550123", re.sub(r"\D+", "", shown.out.split("request")[-1]))
+            assert "4155550123" not in shown.out + shown.err
+            assert "\x1b" not in shown.out
+
+
+@pytest.mark.usefixtures("letters")
+def test_show_rejected(run):
+    (row,) = rows(run, "--session", "s1")
+    whole = msgspec.json.decode(run("show", row["id"], "--json").out)
+    assert set(whole) >= {*row, "traceback", "request", "entry_id"}
+    parameters = dict(whole["request"]["parameters"])
+    assert parameters["EventName"] == "SessionParamUpdate"
+    assert parameters["From"] in parameters["Note"]  # the same token for the same number
+    assert parameters["From"] in whole["reason"]
+    assert "Reject" in whole["traceback"]
+    assert whole["request"]["method"] == "POST"
+
+
+@pytest.mark.usefixtures("letters")
+def test_reveal_shows_and_says_so(run):
+    (row,) = rows(run, "--session", "s1")
+    shown = run("show", row["id"], "--reveal")
+    assert f"From = {NUMBER}" in shown.out
+    assert "\x1b" not in shown.out
+    assert row["id"] in shown.err
+    assert "phone numbers of a dead letter are shown" in shown.err
+    assert "4155550123" not in shown.err
+
+
+@pytest.mark.usefixtures("letters")
+def test_what_cannot_be_read_is_shown_raw(run):
+    by_code = {row["code"]: row["id"] for row in rows(run)}
+    whole = msgspec.json.decode(run("show", by_code["not_decodable"], "--json", "--reveal").out)
+    assert whole["request"]["body"] == "EventName=%ff&From=%2B14155550123"
+    whole = msgspec.json.decode(run("show", by_code["foreign_entry"], "--json", "--reveal").out)
+    assert whole["request"] is None
+    assert whole["foreign_entry"] == {"who": f"knows {NUMBER}"}
+
+
+@pytest.mark.parametrize(
+    "text", ["0-1-1", "0-1700000000000-0", "x", f"{PARTITIONS + 99}-1-1", "", "-1-1-1", "0-1"]
+)
+def test_unknown_id(run, text):
+    with pytest.raises(NoSuchLetterError, match="there is no dead letter"):
+        run("show", "--", text)
+
+
+def test_wrong_usage():
+    for argv in (["dead"], ["dead", "bury"], ["dead", "show"], ["dead", "list", "--limit", "0"]):
+        with pytest.raises(ConfigError):
+            main(argv)

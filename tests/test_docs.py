@@ -1,0 +1,57 @@
+"""README and docs are kept true: their Python runs, their commands and settings exist, their links lead somewhere."""
+
+import asyncio
+import inspect
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from console.main import COMMANDS
+from schemas.settings import SETTINGS
+from worker.registry import load_handlers
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+SNIPPETS = [
+    pytest.param(block, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_python_in_the_docs_runs(code, monkeypatch):
+    module = types.ModuleType("docs_snippet")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "docs_snippet", "exec"), vars(module))  # noqa: S102  the project's own text
+    assert load_handlers([module]).specs
+    for name, value in list(vars(module).items()):
+        if name.startswith("test_") and inspect.iscoroutinefunction(value):
+            asyncio.run(value())
+
+
+def test_there_are_snippets_to_run():
+    assert len(SNIPPETS) >= 4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_settings_and_links_exist(page):
+    text = page.read_text()
+    known = {f"MASKLINE_{setting.name.removeprefix('MASKLINE_')}" for setting in SETTINGS} | {
+        "MASKLINE_CONFIG"
+    }
+    for name in re.findall(r"\bMASKLINE_[A-Z0-9_]*[A-Z0-9]\b", text):
+        assert name in known or name.removesuffix("_FILE") in known or name == "MASKLINE_X", name
+    consoles = "\n".join(re.findall(r"```console\n(.*?)```", text, re.DOTALL))
+    commands = re.findall(r"^maskline (\w+)", consoles, re.MULTILINE) + re.findall(r"`maskline (\w+)", text)
+    assert set(commands) <= set(COMMANDS)
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
