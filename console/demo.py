@@ -18,7 +18,7 @@ from console.simulate.sessions import SessionOptions
 from schemas.settings import Settings
 
 SESSIONS: Final = 30
-RATE: Final = 150.0
+RATE: Final = 200.0
 """Callbacks a second: fast enough to be over in seconds, slow enough to read along."""
 SETTLE_TIMEOUT_S: Final = 30.0
 """On top of the gap timeout: how long the nodes may take to handle what was sent."""

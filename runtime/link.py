@@ -66,6 +66,7 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []
         self._lost: RedisUnavailableError | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._overdue: _Batch | None = None
         self._on_lost = on_lost
 
     @property
@@ -84,7 +85,8 @@ class Link(asyncio.Protocol):
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self._lost is not None or self._transport is None:
-            future.set_exception(self._lost or RedisUnavailableError("not connected to Redis"))
+            future.set_exception(RedisUnavailableError(str(self._lost or "not connected to Redis")))
+            future.exception()  # as in _fail
             return future
         self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s))
         if not self._out:
@@ -141,9 +143,14 @@ class Link(asyncio.Protocol):
         self._out.clear()
 
     def _check_deadline(self) -> None:
-        if self._waiting and self._waiting[0].deadline < self._loop.time():
+        overdue = self._waiting[0] if self._waiting else None
+        if overdue is not None and overdue.deadline >= self._loop.time():
+            overdue = None
+        # Only at the second look: where this process itself stood still, the replies are there and were not read yet.
+        if overdue is not None and overdue is self._overdue:
             self._fail("Redis did not answer in time")
             return
+        self._overdue = overdue
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
 
     def _fail(self, why: str) -> None:

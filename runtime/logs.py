@@ -152,8 +152,8 @@ def _unbroken(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
 
 
 def _console(*, colors: bool) -> Processor:
-    # The text of an exception is made before the privacy step. This formatter is the one that structlog does not warn
-    # about then; its others show local variables, and with them phone numbers.
+    # The other formatters show local variables, and with them phone numbers: not even as what is left if the step
+    # that makes text of an exception were lost.
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 

@@ -74,7 +74,7 @@ class Store:
                 except BaseException:
                     link.close()
                     raise
-        except (OSError, TimeoutError, ssl.SSLError) as error:
+        except (OSError, TimeoutError, ssl.SSLError, UnicodeError) as error:  # of a host that is no name
             raise RedisUnavailableError(
                 f"Redis at {self.address} cannot be reached: {_reason(error)}"
             ) from None

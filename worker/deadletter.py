@@ -5,9 +5,15 @@ id is `<partition>-<entry id>`.
 """
 
 import re
+import traceback
 from typing import Any, Final
 
 import msgspec
+
+from schemas.privacy import redact
+from worker.outcome import Verdict, storable
+from worker.reorder import Release
+from worker.session import Entry
 
 DEAD_FIELD: Final = b"d"
 
@@ -47,6 +53,32 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __repr__(self) -> str:
         return f"DeadLetter({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+def letter_of(
+    release: Release, verdict: Verdict, *, group: str, handler: str | None, attempts: int,
+    failure: BaseException | None, failed_at_ms: int,
+) -> DeadLetter:  # fmt: skip
+    """The dead letter of a released event; `failure` is what the handler failed with, if one was reached."""
+    entry: Entry = release.arrival.payload
+    where = "".join(traceback.format_exception(failure)) if failure is not None else ""
+    # Numbers go before the beginning does: the second half of one would not be recognised.
+    where = redact(storable(where[-2 * TRACEBACK_MAX_CHARS :]))[-TRACEBACK_MAX_CHARS:]
+    return DeadLetter(
+        group=group,
+        entry_id=entry.entry_id,
+        code=verdict.code,
+        reason=verdict.reason,
+        failed_at_ms=failed_at_ms,
+        callback=entry.encoded,
+        session_uuid=entry.event.session_uuid,
+        event_name=entry.event.event_name,
+        sequence_number=release.arrival.number,
+        handler=handler,
+        attempts=attempts,
+        received_at_ms=entry.received_at_ms,
+        traceback=where or None,
+    )
 
 
 encode_dead_letter = msgspec.msgpack.Encoder().encode

@@ -10,7 +10,6 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 import asyncio
 import inspect
 import random
-import traceback
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, time_ns
@@ -18,14 +17,13 @@ from typing import Any, Final
 
 from runtime.logs import get_logger
 from schemas.events import Event
-from schemas.privacy import redact
 from worker.context import Context
-from worker.deadletter import TRACEBACK_MAX_CHARS, DeadLetter
-from worker.outcome import Verdict, judge, overtime, storable, unstoppable
+from worker.deadletter import letter_of
+from worker.outcome import Verdict, judge, overtime, unstoppable
 from worker.partition import Partition
 from worker.registry import BoundHandler, Table
 from worker.reorder import Release
-from worker.session import Entry, LiveSession, Progress
+from worker.session import LiveSession, Progress
 from worker.stats import Stats
 from worker.threads import HandlerThreads
 
@@ -135,7 +133,8 @@ class Dispatcher:
         """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
         for attempt in self._attempts:
             session = attempt.session
-            if not attempt.why and (partition is None or (session and session.partition is partition)):
+            mine = partition is None or (session is not None and session.partition is partition)
+            if mine and not attempt.why:
                 attempt.why = why
                 attempt.deadline = monotonic() + CANCEL_GRACE_S
                 attempt.task.cancel()
@@ -308,7 +307,8 @@ class Dispatcher:
         """Run one attempt and return what it failed with. `attempt.why` stays set where a stop has cancelled it."""
         started = monotonic()
         attempt.handler, attempt.number = handler, ctx.attempt
-        in_thread, failure = handler.in_thread, None
+        in_thread = handler.in_thread
+        failure: BaseException | None = None
         try:
             if in_thread:
 
@@ -356,30 +356,16 @@ class Dispatcher:
         self, session: LiveSession, release: Release, verdict: Verdict, handler: str | None, attempts: int,
         failure: BaseException | None,
     ) -> None:  # fmt: skip
-        entry: Entry = release.arrival.payload
-        where = "".join(traceback.format_exception(failure)) if failure is not None else ""
-        # Numbers go before the beginning does: the second half of one would not be recognised.
-        where = redact(storable(where[-2 * TRACEBACK_MAX_CHARS :]))[-TRACEBACK_MAX_CHARS:]
+        event = release.arrival.payload.event
         session.partition.bury(
-            DeadLetter(
-                group=session.partition.group,
-                entry_id=entry.entry_id,
-                code=verdict.code,
-                reason=verdict.reason,
-                failed_at_ms=time_ns() // 1_000_000,
-                callback=entry.encoded,
-                session_uuid=session.uuid,
-                event_name=entry.event.event_name,
-                sequence_number=release.arrival.number,
-                handler=handler,
-                attempts=attempts,
-                received_at_ms=entry.received_at_ms,
-                traceback=where or None,
+            letter_of(
+                release, verdict, group=session.partition.group, handler=handler, attempts=attempts,
+                failure=failure, failed_at_ms=time_ns() // 1_000_000,
             )
-        )
+        )  # fmt: skip
         _log.error(
             "dead letter", code=verdict.code, reason=verdict.reason, handler=handler, attempts=attempts,
-            session_uuid=session.uuid, event_name=entry.event.event_name, sequence_number=release.arrival.number,
+            session_uuid=session.uuid, event_name=event.event_name, sequence_number=release.arrival.number,
         )  # fmt: skip
 
     # Time limits

@@ -145,7 +145,8 @@ class Reader:
         self._woken.clear()
         partitions = self._partitions()
         room = self._outstanding_max - sum(partition.unfinished for partition in partitions)
-        self.starved = room < len(partitions) * READ_PARTITION_MIN
+        # Where the bound is less than the least that is read, it is read when nothing is unfinished.
+        self.starved = room < min(len(partitions) * READ_PARTITION_MIN, self._outstanding_max)
         if not partitions or self.starved:
             return None
         each = min(READ_MAX, room) // len(partitions)

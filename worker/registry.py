@@ -4,6 +4,7 @@
 collects what is marked in its namespace; a table then says, for every type of event, which handlers want it.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -12,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints, overload
 
 from schemas.errors import ConfigError
@@ -78,11 +79,14 @@ class _On:
         for option, value, least in options:
             if type(value) is not int or value < least:
                 raise ConfigError(f"@on: {option} must be a whole number of at least {least}, not {value!r}")
+        given_name: Any = name
+        if given_name is not None and (type(given_name) is not str or not given_name.strip()):
+            raise ConfigError(f"@on: name must be a text, not {name!r}")
         policy = RetryPolicy(retries, backoff_ms, backoff_max_ms)
 
         def mark(function: Function) -> Function:
-            named = name or f"{function.__module__}.{function.__qualname__}"
-            spec = HandlerSpec(named, function, types, policy, timeout_ms)
+            _check_function(function)
+            spec = HandlerSpec(name or _full_name(function), function, types, policy, timeout_ms)
             setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
             return function
 
@@ -140,29 +144,50 @@ class BoundHandler(NamedTuple):
 Table = dict[type[Event], tuple[BoundHandler, ...]]
 
 
+def _full_name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _check_function(function: Any) -> None:
+    """Refuse what would never be found or never run."""
+    if not inspect.isfunction(function):
+        raise ConfigError(f"@on marks functions, not {function!r}: wrap it in a function")
+    named = _full_name(function)
+    scope = function.__qualname__.rpartition(".")[0]
+    if scope and not scope.endswith("<locals>"):
+        raise ConfigError(f"the handler {named} must be a function of its module, not a method")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"the handler {named} must not yield: nothing would run it")
+
+
 def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
     """Import handler modules, by dotted name or by the path of a `.py` file, and collect what they declare.
 
-    Raises ConfigError, one line, where a module cannot be imported, declares nothing, two handlers share a name, or
-    a handler asks for a parameter that no resource fills.
+    Raises ConfigError, one line, where a module cannot be imported, declares nothing, two handlers or two resources
+    share a name, or a handler asks for a parameter that no resource fills.
     """
-    specs: dict[str, HandlerSpec] = {}
-    resources: dict[str, ResourceSpec] = {}
+    specs: list[HandlerSpec] = []
+    resources: dict[str, Callable[..., Any]] = {}
     for name in names:
         module = _import(name) if isinstance(name, str) else name
         found = False
         for value in list(vars(module).values()):
             for spec in _marked(value):
                 found = True
-                if specs.setdefault(spec.name, spec) is not spec:
-                    raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
+                if spec not in specs:
+                    _check_name(spec, specs)
+                    specs.append(spec)
             if inspect.isfunction(value) and hasattr(value, _RESOURCE_MARK):
-                resources[value.__name__] = _resource_spec(value)
+                found = True
+                if resources.setdefault(value.__name__, value) is not value:
+                    raise ConfigError(f"two resources are called {value.__name__}: rename one of them")
         if not found:
             raise ConfigError(
                 f"MASKLINE_HANDLERS: {module.__name__} declares no handler (a function marked with @on)"
             )
-    handlers = Handlers(tuple(specs.values()), tuple(resources.values()))
+    if not specs:
+        raise ConfigError("MASKLINE_HANDLERS: there is no handler (a function marked with @on)")
+    handlers = Handlers(tuple(specs), tuple(_resource_spec(function) for function in resources.values()))
     for spec in handlers.specs:
         _wanted(spec, handlers.resources)
     return handlers
@@ -177,13 +202,34 @@ def bind(handlers: Handlers, opened: dict[str, Any]) -> Table:
             call = functools.partial(call, **{parameter: opened[name] for parameter, name in wanted.items()})
         in_thread = not _is_async(spec.function)
         bound.append((spec, BoundHandler(spec.name, call, in_thread, spec.policy, spec.timeout_ms / 1000)))
-    kinds: list[type[Event]] = [*EVENT_TYPES.values(), UnknownEvent]
-    return {kind: tuple(handler for spec, handler in bound if issubclass(kind, spec.types)) for kind in kinds}
+    return {
+        kind: tuple(handler for spec, handler in bound if issubclass(kind, spec.types)) for kind in _KINDS
+    }
 
 
-def _marked(value: Any) -> Sequence[HandlerSpec]:
+_KINDS: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
+
+
+def _marked(value: Any) -> list[HandlerSpec]:
     # Only functions: a mock or a proxy in the namespace claims to have every attribute.
-    return getattr(value, _HANDLER_MARK, ()) if inspect.isfunction(value) else ()
+    marks: Sequence[HandlerSpec] = getattr(value, _HANDLER_MARK, ()) if inspect.isfunction(value) else ()
+    # A decorator above @on has copied the mark: what the module calls the handler is what runs. The last mark is the
+    # uppermost, and reads first.
+    return [spec._replace(function=value) for spec in reversed(marks)]
+
+
+def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
+    """One name may stand for one function under several @on, as long as none of its events is meant by two."""
+    for other in others:
+        if other.name != spec.name:
+            continue
+        if other.function is not spec.function:
+            raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
+        for kind in _KINDS:
+            if issubclass(kind, spec.types) and issubclass(kind, other.types):
+                raise ConfigError(
+                    f"the handler {spec.name} is marked twice for {kind.__name__}: give one mark another name="
+                )
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -191,32 +237,43 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _import(name: str) -> ModuleType:
+    # A user's own module stands beside where the worker is started, and what it imports.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
-        if name.endswith(".py"):
-            return _import_path(Path(name))
-        # A user's own module stands beside where the worker is started.
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(name)
-    except ConfigError:
-        raise
-    except Exception as error:
+        return _import_path(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except ConfigError as error:
+        raise ConfigError(f"MASKLINE_HANDLERS: {name}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
         raise ConfigError(
-            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {error}"
+            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {text}"
         ) from error
 
 
 def _import_path(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"MASKLINE_HANDLERS: there is no file {path}")
+        raise ConfigError("there is no such file")
+    path = path.resolve()
+    # Imported by its dotted name as well, or named twice: one module, or every event would be handled twice.
+    for known in list(sys.modules.values()):
+        if getattr(known, "__file__", None) == str(path) and known.__name__ != "__main__":
+            return known
     # A file called queue.py must not take the place of the module queue.
-    name = path.stem if path.stem not in sys.modules else f"handlers_file_{path.stem}"
+    name, count = path.stem, 0
+    while name in sys.modules or (count == 0 and name in sys.stdlib_module_names):
+        count += 1
+        name = f"handlers_file_{path.stem}" + (f"_{count}" if count > 1 else "")
     loaded = importlib.util.spec_from_file_location(name, path)
     assert loaded is not None  # noqa: S101  a .py file always has a loader
     assert loaded.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(loaded)
     sys.modules[name] = module
-    loaded.loader.exec_module(module)
+    try:
+        loaded.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -248,6 +305,8 @@ def _wanted(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, s
             continue
         hint = hints.get(parameter.name)
         by_type = [entry.name for entry in resources if hint is not None and entry.yields == hint]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ConfigError(f"the handler {spec.name}: {parameter.name} must not be positional-only")
         if parameter.name in names:
             wanted[parameter.name] = parameter.name
         elif len(by_type) == 1:
@@ -259,8 +318,17 @@ def _wanted(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, s
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    # Annotations that only a type checker can resolve are no reason not to run.
     try:
         return get_type_hints(function)
-    except Exception:  # noqa: BLE001
-        return {}
+    except Exception:  # noqa: BLE001  annotations that only a type checker can resolve are no reason not to run
+        return _resolvable_hints(function)
+
+
+def _resolvable_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    innermost = inspect.unwrap(function)
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(innermost, "__annotations__", {}).items():
+        alone = SimpleNamespace(__annotations__={name: annotation})
+        with contextlib.suppress(Exception):
+            hints |= get_type_hints(alone, globalns=getattr(innermost, "__globals__", {}))
+    return hints

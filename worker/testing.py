@@ -12,6 +12,7 @@ retries come without their waits.
 """
 
 import asyncio
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -110,10 +111,12 @@ class Harness:
         return self._partition.held
 
     async def __aenter__(self) -> Self:
-        opened = {
-            spec.name: await self._resources.enter_async_context(spec.open())
-            for spec in self._handlers.resources
-        }
+        async with AsyncExitStack() as resources:
+            opened = {
+                spec.name: await resources.enter_async_context(spec.open())
+                for spec in self._handlers.resources
+            }
+            self._resources = resources.pop_all()
         table = {
             kind: tuple(self._recorded(handler) for handler in handlers)
             for kind, handlers in bind(self._handlers, opened).items()
@@ -194,13 +197,14 @@ def _recording(
         except BaseException as error:
             record(event, ctx, error)
             raise
+        if inspect.isawaitable(result):  # a plain function around an async one
+            return awaiting(event, ctx, result)
         record(event, ctx, None)
         return result
 
-    async def awaiting(event: Event, ctx: Context) -> Any:
-        work: Awaitable[Any] = call(event, ctx)
+    async def awaiting(event: Event, ctx: Context, work: Awaitable[Any] | None = None) -> Any:
         try:
-            result = await work
+            result = await (call(event, ctx) if work is None else work)
         except BaseException as error:
             record(event, ctx, error)
             raise

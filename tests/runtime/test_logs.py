@@ -235,7 +235,6 @@ def test_console_tracebacks_keep_their_lines_and_show_no_locals():
     assert "test_logs.py" in text
     assert "\x1b" not in text
     assert "local +" not in text
-    assert "Warning" not in text
 
 
 def test_auto_is_json_in_a_pipe_and_console_on_a_terminal():

@@ -19,6 +19,13 @@ if redis.call('HGET', KEYS[2], 'commit') == ARGV[2] then
     return 1
 end
 
+-- A script is not undone: what may fail is tried before anything is written. XADD comes first below, for a key of
+-- another type; the group is looked at here.
+local group_there = redis.pcall('XPENDING', KEYS[3], ARGV[3])
+if group_there.err then
+    return redis.error_reply(group_there.err)
+end
+
 -- unpack() takes at most about 8,000 values.
 local CHUNK = 1000
 local group, consumer = ARGV[3], ARGV[4]
