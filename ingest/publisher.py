@@ -126,7 +126,7 @@ class Publisher:
     def _send(self) -> None:
         self._sending_soon = False
         batch, link = self._gathering, self._link
-        if batch is None or link is None or self.batches_under_way >= BATCHES_MAX:
+        if batch is None or link is None:
             return
         self._gathering = None
         self.batches_under_way += 1

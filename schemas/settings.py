@@ -149,7 +149,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, About(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
     ] = 5000
     held_max: Annotated[
-        int, About(whole(1, 100_000), "events of one session that wait for a missing number; more give it up")
+        # The cost of an arrival grows with what is held: a thousand take a third of a second to drain.
+        int,
+        About(whole(1, 1_000), "events of one session that wait for a missing number; more give it up"),
     ] = 256
     first_sequence: Annotated[
         int,

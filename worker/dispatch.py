@@ -162,6 +162,8 @@ class Dispatcher:
     def _pump(self) -> None:
         """Wake runners for what is ready. It runs as its own callback: whoever works now is waiting for something."""
         self._pump_scheduled = False
+        if self._stopping:
+            return
         wanted = min(len(self._ready), WAKE_MAX)
         while wanted and self._idle:
             future = self._idle.pop()
@@ -185,19 +187,19 @@ class Dispatcher:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
         attempt, ready, turns = _Attempt(task), self._ready, 0
-        # A runner that somebody else has cancelled ends: the loop is closing, or a handler has cancelled its own
-        # task and caught it. Another one takes its place if it is needed.
-        while not self._stopping and not task.cancelling():
-            while ready and not self._stopping and not task.cancelling():
+        while True:
+            while ready:
                 session = ready.popleft()
                 if ready:
                     self._schedule_pump()
                 turns = await self._work(session, attempt, turns)
+                if self._stopping or task.cancelling():
+                    # Where it is no stop, the loop is closing, or a handler has cancelled the task it ran in. Another
+                    # runner takes the place if one is needed.
+                    return
                 if turns >= TURNS_MAX:
                     turns = 0
                     await asyncio.sleep(0)
-            if task.cancelling():
-                return
             idle = self._loop.create_future()
             self._idle.append(idle)
             await idle

@@ -108,13 +108,14 @@ class LeaseKeeper:
         deadline = monotonic() + timeout_s
         for partition in list(self._owned.values()):
             self._start_giving_back(partition, deadline)
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=timeout_s + SETTLE_S)
-            for task in late:
-                task.cancel()
+        # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
         commands = self._connection.commands
         if commands is not None and commands.connected:
             await asyncio.wait([commands.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
+        while self._tasks and (left_s := deadline + SETTLE_S - monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=left_s)
+        for task in list(self._tasks):
+            task.cancel()
 
     def fenced(self, partition: Partition) -> None:
         """Somebody else owns the partition now: forget all about it."""
@@ -206,7 +207,10 @@ class LeaseKeeper:
             partition.lease_until = sent_at + life_s
             self._owned[number] = partition
             self._stats.leases_gained += 1
-            self._spawn(self._open(partition, acquired.pending))
+            if self._draining:  # since it was asked for
+                self._start_giving_back(partition, monotonic())
+            else:
+                self._spawn(self._open(partition, acquired.pending))
         _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
 
     # Opening and giving back

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import subprocess
@@ -105,7 +106,8 @@ async def test_an_orphan_is_shut_down_by_the_next_dev(tmp_path):
     first._lock.close()  # as when its dev is gone
     second = EmbeddedServer(tmp_path)
     await second.start()
-    assert await orphan.wait() == 0
+    async with asyncio.timeout(10):
+        assert await orphan.wait() == 0
     with client(second) as connection:
         assert connection.get("kept") == b"yes"
     await second.stop()

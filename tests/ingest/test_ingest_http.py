@@ -331,6 +331,17 @@ async def test_expect_100_continue(node):
         assert (await client.ask(refused + b"\r\n\r\n")).status == 403
 
 
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_a_body_without_end_is_refused_at_its_bound(node, encoding):
+    piece = bytes(BIG)
+    if encoding == "gzip":
+        piece = gzip.compress(bytes(20 << 20))[:-8]
+    async with await Client.connect(node.port) as client:
+        head = signed("Transfer-Encoding: chunked", f"Content-Encoding: {encoding}")
+        response = await client.ask(head + b"%x\r\n" % len(piece) + piece + b"\r\n")
+        assert (response.status, response.error) == (413, "body_too_large")
+
+
 async def test_a_slow_body_is_given_up(node, monkeypatch):
     monkeypatch.setattr("ingest.server.READ_TIMEOUT_S", 0.05)
     async with await Client.connect(node.port) as client:
