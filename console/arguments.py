@@ -1,21 +1,10 @@
-"""Command line arguments: a parser that ends in one clear line, and kinds of value that commands share."""
+"""Kinds of command line arguments that commands share."""
 
 import argparse
 import re
-from typing import Final, NoReturn
-
-from schemas.errors import ConfigError
+from typing import Final
 
 _SPAN: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?\Z")
-
-
-class Parser(argparse.ArgumentParser):
-    """Wrong usage is a ConfigError, which the command line shows as one line and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        command = self.prog.partition(" ")[2]
-        where = f"{command}: " if command else ""
-        raise ConfigError(f"{where}{message} (see {self.prog} --help)")
 
 
 def share(text: str) -> float:

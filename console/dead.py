@@ -15,9 +15,10 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from console.arguments import Parser, positive
+from console.arguments import positive
 from console.inquiry import Inquiry, ask
 from console.tables import print_table
+from runtime.arguments import Parser
 from runtime.link import pack
 from runtime.logs import configure_logging, get_logger
 from schemas.callback import RawCallback, decode_callback

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from console import live
 from console.account import STATE_DIRECTORY, Account, find_account, throw_away_account
-from console.arguments import Parser
 from console.arrivals import Arrivals
 from console.demo import Demo
 from console.embedded import EmbeddedServer
@@ -30,6 +29,7 @@ from console.simulate.command import DEFAULT_URL
 from console.simulate.player import Target
 from console.view import Counts, View
 from ingest.node import ADMIN_PORT, IngestNode
+from runtime.arguments import Parser
 from runtime.logs import configure_logging
 from runtime.process import run
 from runtime.store import Store

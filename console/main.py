@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
-from console.arguments import Parser
+from runtime.arguments import Parser
 from runtime.process import cli
 
 

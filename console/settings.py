@@ -3,7 +3,6 @@
 `--markdown` prints the table of docs/settings.md, which a test holds equal to it.
 """
 
-import argparse
 import sys
 from typing import Final
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.arguments import Parser
 from schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
 
 _INTRODUCTION: Final = """\
@@ -33,7 +33,7 @@ that names it.
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="maskline settings",
         description="Every setting with its present value, default, meaning and source; secrets are hidden.",
     )

@@ -14,9 +14,9 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from console.arguments import Parser
 from console.inquiry import Inquiry, ask
 from console.tables import plain_console, print_table
+from runtime.arguments import Parser
 from runtime.link import pack
 from schemas.errors import RedisUnavailableError
 

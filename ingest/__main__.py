@@ -5,6 +5,7 @@ import asyncio
 import socket
 
 from ingest.node import IngestNode, cannot_listen
+from runtime.arguments import Parser
 from runtime.logs import configure_logging
 from runtime.process import cli, run, supervise
 from schemas.settings import Settings, load_settings
@@ -46,8 +47,8 @@ def _several(settings: Settings, processes: int) -> int:
         return supervise(argv, processes, stop_timeout_ms=settings.stop_timeout_ms)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="maskline ingest", description="Take Plivo's callbacks in.")
+def _parser() -> Parser:
+    parser = Parser(prog="maskline ingest", description="Take Plivo's callbacks in.")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the port (default 1)")
     parser.add_argument("--host", help="address to listen on (MASKLINE_HOST)")
     parser.add_argument("--port", help="port to listen on (MASKLINE_PORT)")

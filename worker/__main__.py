@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 
+from runtime.arguments import Parser
 from runtime.logs import configure_logging
 from runtime.process import cli, run, supervise
 from schemas.settings import load_settings
@@ -35,8 +36,8 @@ def main(argv: list[str]) -> int:
     return run(serve, stop_timeout_ms=settings.stop_timeout_ms)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="maskline worker", description="Put each session's events in order and run the handlers."
     )
     parser.add_argument("--processes", type=int, default=1, help="worker processes to run (default 1)")

@@ -75,7 +75,7 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
         # A second try could do the work twice.
         return Verdict(None, "timed_out", f"timed out: {_told(failure)}")
     timed_out = isinstance(failure, HandlerTimeoutError)
-    cause = f"{'timed out' if timed_out else type(failure).__name__}: {_told(failure)}"
+    cause = ": ".join(filter(None, ("timed out" if timed_out else type(failure).__name__, _told(failure))))
     asked = _within(failure, Retry)
     delay_ms = policy.delay_ms(attempt, after_ms=asked.after_ms if asked else None, jitter=jitter)
     if delay_ms is not None:

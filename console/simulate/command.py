@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from console.account import find_account
-from console.arguments import Parser, natural, positive, rate, share, span
+from console.arguments import natural, positive, rate, share, span
 from console.simulate.plan import (
     PlanOptions,
     Send,
@@ -29,6 +29,7 @@ from console.simulate.plan import (
 from console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
 from console.simulate.report import Ledger, lines, report
 from console.simulate.sessions import SessionOptions
+from runtime.arguments import Parser
 from runtime.process import run
 from schemas.errors import ConfigError
 from schemas.settings import Settings, load_settings

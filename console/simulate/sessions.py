@@ -104,7 +104,7 @@ class _Script:
         self.started = self.now
         self.events: list[SimulatedEvent] = []
         self.next: dict[str, int] = {}
-        self.run = 0
+        self.runs: dict[str, int] = {}
         self.session_uuid = self.make_uuid()
         self.new_words = rng.random() < 0.5 if options.vocabulary == "both" else options.vocabulary == "new"
         self.time_format = rng.choice(TIME_FORMATS)
@@ -120,7 +120,6 @@ class _Script:
             if call:
                 self.pause(CALL_PAUSE_S)
                 if options.restart_numbering:
-                    self.run += 1
                     self.next.clear()
             self.write_call()
             if rng.random() < UPDATED_SHARE:
@@ -254,6 +253,9 @@ class _Script:
         number, opens = None, False
         if lane != "unsequenced":
             opens = lane not in self.next
+            if opens:
+                # A lane's own: a call without a recording starts no run of the recordings.
+                self.runs[lane] = self.runs.get(lane, -1) + 1
             number = self.next.get(lane, self.options.first_sequence)
             self.next[lane] = number + 1
         parties = ("FirstParty", "SecondParty") if self.new_words else ("From", "To")
@@ -271,7 +273,7 @@ class _Script:
             **(values or {}),
         }
         parameters = {key: value for key, value in attributes.items() if value is not None}
-        self.events.append(SimulatedEvent(parameters, lane, number, self.run, opens))
+        self.events.append(SimulatedEvent(parameters, lane, number, self.runs.get(lane, 0), opens))
 
     def draw_null(self) -> str | None:
         return self.rng.choice(NULL_SPELLINGS)

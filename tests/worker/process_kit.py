@@ -1,6 +1,7 @@
 """Real worker processes, callbacks put into their streams, and what their handlers wrote down."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -341,7 +342,7 @@ def assert_complete_and_in_order(calls: list[Call], events: Iterable[tuple[str, 
             assert owners == sorted(owners, key=int), f"{session}: out of order under one owner"
             assert len(owners) == len(set(owners)), f"{session}: twice under one owner"
     for session, ones in by_session(calls).items():
-        for before, after in zip(ones, ones[1:], strict=False):
+        for before, after in itertools.pairwise(ones):
             assert before.end <= after.start, f"{session}: {before.number} and {after.number} at once"
 
 

@@ -1,4 +1,4 @@
-"""Partitions change hands: by balance, by a stop, by a kill, by a pause past the lease. Real processes, real signals."""
+"""Partitions change hands: by balance, by a stop, by a kill, by a pause past the lease. Real processes and signals."""
 
 import signal
 import time

@@ -1,0 +1,93 @@
+"""A dispatcher with one partition and the handlers of a test, without Redis."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import ModuleType
+
+from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.parameters import FORM_TYPE
+from worker.deadletter import DeadLetter, decode_dead_letter
+from worker.dispatch import Dispatcher
+from worker.partition import Partition, PartitionSettings
+from worker.registry import bind, load_handlers
+from worker.reorder import Policy
+from worker.session import LiveSession
+from worker.stats import Stats
+
+START_MS = 1_767_225_600_000
+RECEIVED_MS = START_MS - 250
+PATIENCE_S = 20.0
+"""For what is sure to come: a loaded machine must not fail a test."""
+
+
+def module_of(*functions) -> ModuleType:
+    module = ModuleType("under_test")
+    for function in functions:
+        vars(module)[function.__name__] = function
+    return module
+
+
+def partition_of_test(number: int = 3, *, token: int = 7, stats: Stats | None = None) -> Partition:
+    settings = PartitionSettings("workers", Policy(5_000, 1, 256), False, 86_400)
+    partition = Partition(number, token, f"{token} me", "0-0", 0, settings, stats or Stats())
+    partition.lease_until = math.inf
+    partition.session_cache = 1_000
+    return partition
+
+
+class Dispatch:
+    """Feed it sequence numbers of sessions; `settled` waits until all of it was handled or given up."""
+
+    def __init__(self, *functions, concurrency: int = 256, late_dead: bool = False) -> None:
+        self.stats = Stats()
+        self.partition = partition_of_test(stats=self.stats)
+        self.progress = asyncio.Event()
+        table = bind(load_handlers([module_of(*functions)]), {})
+        self.dispatcher = Dispatcher(
+            table, concurrency=concurrency, late_dead=late_dead, stats=self.stats,
+            on_progress=lambda _: self.progress.set(),
+        )  # fmt: skip
+        self.entries = 0
+
+    def arrive(self, *events: tuple[str, int], name: str = "SessionFirstPartyRinging", **parameters: str):
+        """Put events in order, as (session, number); the sessions that have work now."""
+        entries = []
+        for session, number in events:
+            self.entries += 1
+            body = f"EventName={name}&SessionUUID={session}&SequenceNumber={number}"
+            body += "".join(f"&{key}={value}" for key, value in parameters.items())
+            callback = RawCallback("POST", b"", FORM_TYPE, body.encode(), RECEIVED_MS, "MA1")
+            field = [CALLBACK_FIELD, encode_callback(callback)]
+            entries.append((f"{START_MS}-{self.entries}".encode(), field))
+        decoded = self.partition.decode(entries, pending=False, now_ms=START_MS)
+        return self.partition.arrive(decoded, {}, START_MS)
+
+    def feed(self, *events: tuple[str, int], **named) -> list[LiveSession]:
+        ready = self.arrive(*events, **named)
+        self.dispatcher.submit(ready)
+        return ready
+
+    async def settled(self, *, left: int = 0) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while self.partition.unfinished > left:
+                self.progress.clear()
+                await self.progress.wait()
+
+    def letters(self) -> list[DeadLetter]:
+        """The dead letters of the next commit."""
+        commit = self.partition.take_commit()
+        self.partition.committed()
+        return [decode_dead_letter(letter) for letter in commit.dead]
+
+
+@asynccontextmanager
+async def dispatching(*functions, **named) -> AsyncIterator[Dispatch]:
+    dispatch = Dispatch(*functions, **named)
+    try:
+        yield dispatch
+    finally:
+        async with asyncio.timeout(PATIENCE_S):
+            dispatch.dispatcher.cancel(None, "the test is over")
+            await dispatch.dispatcher.stop()
