@@ -24,7 +24,14 @@ LAYOUT_VERSION: Final = 1
 TOKEN_KEY_BYTES: Final = 32
 
 _LATER_SCHEMES: Final = ("redis+cluster://", "redis+sentinel://")
-_CREDENTIAL_ERRORS: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR invalid password", "ERR Client sent AUTH")
+_CREDENTIAL_ERRORS: Final = (
+    "WRONGPASS",
+    "NOAUTH",
+    "NOPERM",
+    "ERR invalid password",
+    "ERR Client sent AUTH",
+    "ERR AUTH",
+)
 
 
 class Store:

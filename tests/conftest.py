@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 
-from servers import RedisServer
+from process_kit import Fleet, fleet  # noqa: E402 - found by the path above
+from servers import RedisServer  # noqa: E402 - the same
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,3 +36,17 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 def namespace() -> str:
     """A namespace nobody else uses."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def crew(redis_server: RedisServer, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
+    """A namespace of eight partitions on the shared server, for worker processes."""
+    with fleet(redis_server, namespace, tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+def own_crew(own_redis: RedisServer, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
+    """The same on a server of the test's own."""
+    with fleet(own_redis, namespace, tmp_path) as it:
+        yield it

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     settings = load_settings()
     configure_logging(settings)
     node = WorkerNode(settings, index=arguments.index or 0)
-    if arguments.index is None and arguments.processes > 1:
+    if arguments.index is None and arguments.processes != 1:
         return supervise(["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms)
 
     async def serve(stop: asyncio.Event) -> int:

@@ -8,6 +8,8 @@ import asyncio
 import random
 from typing import Final
 
+from redis.exceptions import ResponseError
+
 from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.store import Store, check_layout
@@ -50,7 +52,7 @@ class Connection:
         """Try once, and from then on in the background. Raises ConfigError where the settings are wrong."""
         try:
             await self._open()
-        except RedisUnavailableError as error:
+        except (RedisUnavailableError, ResponseError) as error:
             self._note(str(error))
         self._keeper = asyncio.create_task(self._keep())
 
@@ -77,7 +79,7 @@ class Connection:
                 self._note("the connection was lost")
             try:
                 await self._open()
-            except MasklineError as error:
+            except (MasklineError, ResponseError) as error:
                 self._note(str(error))
                 failures += 1
                 whole = min(BACKOFF_MS * 2 ** min(failures, 16), BACKOFF_MAX_MS)

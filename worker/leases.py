@@ -72,6 +72,7 @@ class LeaseKeeper:
         self._owned: dict[int, Partition] = {}
         self._opened: list[Partition] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
         self._draining = False
         self._soon = asyncio.Event()
         self.reader: Reader
@@ -101,6 +102,8 @@ class LeaseKeeper:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._soon.wait(), pause_s)
             self._soon.clear()
+            if self._failure is not None:
+                raise self._failure
 
     async def drain(self, timeout_s: float) -> None:
         """Give everything back: wait for handlers under way up to `timeout_s`, then cancel them."""
@@ -192,7 +195,13 @@ class LeaseKeeper:
         packed = [scripts.acquire(keys, number, self._worker_id, settings.lease_ttl_ms) for number in numbers]
         replies = await commands.send(b"".join(packed), len(packed))
         for number, reply in zip(numbers, replies, strict=True):
-            acquired = scripts.read_acquired(reply)
+            try:
+                acquired = scripts.read_acquired(reply)
+            except (
+                RedisUnavailableError
+            ) as error:  # this one alone: something else lies under its keys, perhaps
+                _log.error("a partition could not be taken", partition=number, reason=str(error))
+                continue
             if acquired is None:
                 continue
             partition = Partition(
@@ -260,7 +269,8 @@ class LeaseKeeper:
         while not partition.lost:
             commands, _ = await self._connection.ready()
             try:
-                await commands.send(scripts.release(self._keys, partition.number, partition.lease_value), 1)
+                release = scripts.release(self._keys, partition.number, partition.lease_value)
+                self._raise_refused(commands, await commands.send(release, 1))
             except RedisUnavailableError:
                 await asyncio.sleep(REPEAT_DELAY_S)
                 continue
@@ -279,4 +289,11 @@ class LeaseKeeper:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            # A fault in maskline. `run` fails by it, and the process with it: its partitions must not lie idle.
+            self._failure = failure
+            self._soon.set()

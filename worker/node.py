@@ -44,7 +44,8 @@ class WorkerNode:
     ) -> None:
         self.settings = settings
         self.stats = Stats()
-        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        # Letters between the digits: logs must not take the id for a phone number.
+        self.worker_id = f"{socket.gethostname()}-p{os.getpid()}-x{secrets.token_hex(3)}"
         self._handlers = load_handlers([*settings.handlers, *handler_modules])
         self._keys = Keys(settings.namespace, settings.group)
         self._resources = AsyncExitStack()

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from process_kit import (
 from servers import RedisServer, wait_until
 
 from schemas.keys import partition_of
-
-
-@pytest.fixture
-def crew(redis_server: RedisServer, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet(redis_server, namespace, tmp_path) as it:
-        yield it
 
 
 def test_partitions_are_balanced_as_workers_join_and_leave(crew: Fleet):
@@ -134,8 +127,14 @@ def test_a_worker_that_was_stopped_past_its_lease_is_fenced_off(crew: Fleet, twi
 
     calls = crew.calls()
     handlers = ["record", "again"] if twice else ["record"]
+    # What it was in the middle of comes to an end, cancelled or not, beside the new owner: only the token can tell.
+    astride = [c for c in calls if c.pid == sleeper.pid and c.start < woken_at < c.end]
+    assert astride
     for handler in handlers:
-        assert_complete_and_in_order([c for c in calls if c.handler == handler], [*events, *more])
+        own = [c for c in calls if c.handler == handler and c not in astride]
+        assert_complete_and_in_order(own, [*events, *more])
+    keys = {(c.session, c.number): c.key for c in calls}
+    assert all(c.key == keys[c.session, c.number] for c in calls)
     late = [c for c in calls if c.pid == sleeper.pid and c.start > woken_at]
     fresh = {number: token for number, (token, _) in before.items()}
     assert all(
@@ -162,14 +161,16 @@ def test_a_stop_under_load_loses_and_doubles_nothing(crew: Fleet):
     crew.put_all(events)
     wait_until(lambda: sum(c.pid == leaver.pid for c in crew.calls()) > 60, within_s=PATIENCE_S)
     assert leaver.terminate() == 0
-    stopped_at = time.monotonic()
     assert leaver.worker_id not in {worker for _, worker in crew.leases().values()}
     crew.until_drained()
     calls = crew.calls()
     assert_complete_and_in_order(calls, events)
     assert_tokens_grow(calls, crew.partitions)
     assert len(calls) == len(events), "an event was handled twice"
-    assert any(c.start > stopped_at for c in calls), "it was stopped too late to show anything"
+    handed_on = {c.session for c in calls if c.pid == leaver.pid} & {
+        c.session for c in calls if c.pid == heir.pid
+    }
+    assert handed_on, "it was stopped too late to show anything"
     assert {c.outcome for c in calls} == {"done"}
 
 

@@ -2,7 +2,7 @@
 -- Commit what an owner has done to a partition, if it still owns it.
 --
 -- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 … session states
--- ARGV  1 lease value (fencing token, worker id)   2 commit number, never used before   3 group   4 consumer
+-- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group   4 consumer
 --       5 cursor: everything up to it was read   6 entries read up to the cursor, or -1 if unknown
 --       7 how many entries wait   8 how many are done   9 how many dead letters
 --       then the IDs that wait, the IDs that are done, the dead letters,
@@ -12,11 +12,18 @@
 -- Entries are read with XREAD, which leaves no trace, so an owner that lost its lease cannot take any away. What the
 -- group knows is made here: the cursor by XGROUP SETID, the entries below it that are not done by XCLAIM FORCE.
 -- An entry that was done before anybody committed past it never enters the pending list at all.
+--
+-- A commit stands on those before it: which entries wait is said once. Where the last one is not there, Redis has lost
+-- it (a crash, a failover), so its owner is fenced off as well and must begin again from what is there.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0
 end
-if redis.call('HGET', KEYS[2], 'commit') == ARGV[2] then
+local last = redis.call('HGET', KEYS[2], 'commit')
+if last == ARGV[2] then
     return 1
+end
+if (tonumber(last) or 0) + 1 ~= tonumber(ARGV[2]) then
+    return 0
 end
 
 -- A script is not undone: what may fail is tried before anything is written. XADD comes first below, for a key of

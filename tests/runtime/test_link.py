@@ -1,0 +1,294 @@
+"""The pipelined connection, on a real server, and on one that misbehaves."""
+
+import asyncio
+import gc
+
+import hiredis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.exceptions import ResponseError
+from servers import wait_until
+
+from runtime import link as link_module
+from runtime.link import Link, pack
+from runtime.store import Store
+from schemas.errors import RedisUnavailableError
+from schemas.settings import Settings
+
+PATIENCE_S = 20.0
+
+
+async def connect(server, on_lost=None):
+    return await Store(Settings(redis_url=server.url)).connect("test-link", on_lost)
+
+
+@pytest.fixture
+async def link(redis_server):
+    link = await connect(redis_server)
+    yield link
+    link.close()
+
+
+@pytest.fixture
+async def own_link(own_redis):
+    link = await connect(own_redis)
+    yield link
+    link.close()
+
+
+class Peer(asyncio.Protocol):
+    """A server that says what the test has it say."""
+
+    def __init__(self):
+        self.connected = asyncio.Event()
+        self.received = b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.connected.set()
+
+    def data_received(self, data):
+        self.received += data
+
+
+@pytest.fixture
+async def peer():
+    """(a link to the peer, the peer)"""
+    loop, peer = asyncio.get_running_loop(), Peer()
+    server = await loop.create_server(lambda: peer, "127.0.0.1", 0)
+    _, link = await loop.create_connection(Link, "127.0.0.1", server.sockets[0].getsockname()[1])
+    await peer.connected.wait()
+    yield link, peer
+    link.close()
+    peer.transport.abort()
+    server.close()
+    await server.wait_closed()
+
+
+async def lost(future):
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(RedisUnavailableError) as caught:
+            await future
+    return str(caught.value)
+
+
+# Packing
+
+
+def test_packing():
+    assert pack("SET", b"k\x00", 12) == b"*3\r\n$3\r\nSET\r\n$2\r\nk\x00\r\n$2\r\n12\r\n"
+    assert pack("ü", "") == b"*2\r\n$2\r\n\xc3\xbc\r\n$0\r\n\r\n"
+    assert pack(-1) == b"*1\r\n$2\r\n-1\r\n"
+
+
+@given(st.lists(st.binary() | st.text() | st.integers(), min_size=1))
+def test_what_is_packed_reads_back_as_redis_reads_it(arguments):
+    reader = hiredis.Reader()
+    reader.feed(pack(*arguments))
+    expected = [a if isinstance(a, bytes) else str(a).encode() for a in arguments]
+    assert reader.gets() == expected
+
+
+# Replies
+
+
+async def test_replies_come_back_to_whom_they_belong(link):
+    batches = [
+        link.send(b"".join(pack("ECHO", f"{n}.{i}") for i in range(n % 4 + 1)), n % 4 + 1) for n in range(500)
+    ]
+    async with asyncio.timeout(PATIENCE_S):
+        replies = await asyncio.gather(*batches)
+    assert replies == [[f"{n}.{i}".encode() for i in range(n % 4 + 1)] for n in range(500)]
+
+
+async def test_batches_are_answered_in_the_order_they_were_sent(link):
+    order = []
+    futures = [link.send(pack("PING"), 1) for _ in range(50)]
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, number=number: order.append(number))
+    await futures[-1]
+    assert order == list(range(50))
+
+
+async def test_error_replies_stand_in_the_list_and_stop_nothing(link, namespace):
+    key = f"{namespace}:k"
+    replies = await link.send(
+        pack("SET", key, "text") + pack("INCR", key) + pack("NOSUCH") + pack("GET", key) + pack("LPOP", key),
+        5,
+    )
+    assert [isinstance(reply, hiredis.ReplyError) for reply in replies] == [False, True, True, False, True]
+    assert replies[0::3] == [b"OK", b"text"]
+    assert str(replies[4]).startswith("WRONGTYPE")
+    assert await link.execute("GET", key) == b"text"
+
+
+async def test_execute_raises_error_replies(link):
+    with pytest.raises(ResponseError, match="unknown command"):
+        await link.execute("NOSUCH")
+    assert await link.execute("PING") == b"PONG"
+
+
+async def test_kinds_of_replies(link, namespace):
+    key = f"{namespace}:h"
+    missing = pack("XREAD", "STREAMS", f"{key}:s", "0")
+    replies = await link.send(
+        pack("HSET", key, "a", 1) + pack("HGETALL", key) + pack("GET", f"{key}:none") + missing, 4
+    )
+    assert replies == [1, [b"a", b"1"], None, None]
+
+
+async def test_huge_values(link, namespace):
+    value = b"\r\n$-*+" * 2_000_000  # 12 MB
+    async with asyncio.timeout(PATIENCE_S):
+        replies = await link.send(pack("SET", f"{namespace}:k", value) + pack("GET", f"{namespace}:k"), 2)
+    assert replies == [b"OK", value]
+
+
+async def test_a_reply_in_pieces(peer):
+    link, server = peer
+    future = link.send(pack("A") + pack("B"), 2)
+    for byte in b"$3\r\nab\xff\r\n:7\r\n":
+        server.transport.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert await future == [b"ab\xff", 7]
+
+
+async def test_who_went_away_disturbs_nobody(link):
+    first, second, third = (link.send(pack("ECHO", n), 1) for n in range(3))
+    second.cancel()
+    assert await third == [b"2"]
+    assert await first == [b"0"]
+
+
+async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
+    link, server = peer
+    writes = []
+    transport = link._transport
+
+    class Counting:
+        def write(self, data):
+            writes.append(data)
+            transport.write(data)
+
+        def abort(self):
+            transport.abort()
+
+    link._transport = Counting()
+    futures = [link.send(pack("PING"), 1) for _ in range(100)]
+    await asyncio.sleep(0)
+    assert writes == [pack("PING") * 100]
+    server.transport.write(b"+PONG\r\n" * 100)
+    assert await asyncio.gather(*futures) == [[b"PONG"]] * 100
+
+
+# Loss
+
+
+async def test_a_lost_connection_fails_all_that_is_under_way_and_all_that_comes(own_redis):
+    losses = []
+    link = await connect(own_redis, lambda: losses.append(link.connected))
+    own_redis.pause()
+    futures = [link.send(pack("PING"), 1) for _ in range(10)]
+    cancelled = link.send(pack("PING"), 1)
+    cancelled.cancel()
+    await asyncio.sleep(0)
+    own_redis.process.kill()
+    for future in futures:
+        assert "lost" in await lost(future)
+    assert not link.connected
+    assert losses == [False], "told once, when it was over"
+    assert "lost" in await lost(link.send(pack("PING"), 1))
+    assert "lost" in await lost(link.execute("PING"))
+    link.close()
+    assert losses == [False]
+
+
+async def test_replies_that_came_before_the_loss_count(peer):
+    link, server = peer
+    first, second = link.send(pack("A"), 1), link.send(pack("B") + pack("C"), 2)
+    server.transport.write(b"+one\r\n+half of the second\r\n")
+    server.transport.close()
+    assert await first == [b"one"]
+    await lost(second)
+
+
+async def test_closing_while_somebody_waits(own_link, own_redis):
+    own_redis.pause()
+    future = own_link.send(pack("PING"), 1)
+    own_link.close()
+    assert "closed" in await lost(future)
+    assert not own_link.connected
+    own_link.close()
+
+
+async def test_closing_before_the_write(link):
+    future = link.send(pack("PING"), 1)
+    link.close()
+    await lost(future)
+
+
+async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
+    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    losses = []
+    link = await connect(own_redis, lambda: losses.append(1))
+    assert await link.send(pack("PING"), 1, timeout_s=0.1) == [b"PONG"]
+    own_redis.pause()
+    first = link.send(pack("PING"), 1, timeout_s=0.1)
+    second = link.send(pack("PING"), 1, timeout_s=60)
+    assert "in time" in await lost(first)
+    assert "in time" in await lost(second)
+    assert losses == [1]
+
+
+async def test_a_process_that_stood_still_itself_blames_nobody(own_link, monkeypatch):
+    """The reply lies in the socket while the loop is blocked past the time limit: it is read, not given up."""
+    loop = asyncio.get_running_loop()
+    link = own_link
+    future = link.send(pack("PING"), 1, timeout_s=0.05)
+    await asyncio.sleep(0)  # it is written
+    wait_until(lambda: loop.time() > link._waiting[0].deadline)
+    # As uvloop does: timers first, then what can be read.
+    link._watch.cancel()
+    link._check_deadline()
+    assert await future == [b"PONG"]
+    assert link.connected
+
+
+@pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"\x00\x00"])
+async def test_what_is_no_redis_is_cut(peer, garbage):
+    link, server = peer
+    future = link.send(pack("PING"), 1)
+    server.transport.write(garbage)
+    assert "not its protocol" in await lost(future)
+    assert not link.connected
+
+
+async def test_a_link_that_was_never_connected():
+    link = Link()
+    assert not link.connected
+    assert "not connected" in await lost(link.send(pack("PING"), 1))
+    link.close()
+
+
+async def test_failures_nobody_looks_at_are_no_noise(own_redis):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    link = await connect(own_redis)
+    own_redis.pause()
+    link.send(pack("PING"), 1)
+    link.close()
+    link.send(pack("PING"), 1)
+    del link
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+
+
+async def test_each_failure_is_an_exception_of_its_own(peer):
+    link, _ = peer
+    futures = [link.send(pack("PING"), 1) for _ in range(2)]
+    link.close()
+    futures.append(link.send(pack("PING"), 1))
+    futures.append(link.send(pack("PING"), 1))
+    assert len({id(future.exception()) for future in futures}) == 4

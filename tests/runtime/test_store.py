@@ -1,0 +1,260 @@
+"""Finding Redis and logging in, and the layout all nodes agree on."""
+
+import asyncio
+import socket
+
+import pytest
+import redis
+from servers import RedisServer, free_port, wait_until
+
+from runtime import store as store_module
+from runtime.link import pack
+from runtime.store import LAYOUT_VERSION, TOKEN_KEY_BYTES, Store, check_layout
+from schemas import privacy
+from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.keys import Keys
+from schemas.settings import Settings, load_settings
+
+PASSWORD = "p4ss/w:rd @%"
+QUOTED = "p4ss%2Fw%3Ard%20%40%25"
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A server with a password, also at a Unix socket."""
+    server = RedisServer(tmp_path / "data", options=("--unixsocket", str(tmp_path / "s")))
+    server.start()
+    with server.client() as client:
+        client.config_set("requirepass", PASSWORD)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def token_key(monkeypatch):
+    """The process's own key of number tokens comes back after each test."""
+    monkeypatch.setattr(privacy, "_token_key", privacy._token_key)
+
+
+def store(url):
+    return Store(Settings(redis_url=url))
+
+
+async def ping(url):
+    link = await store(url).connect("test-store")
+    try:
+        return await link.execute("PING")
+    finally:
+        link.close()
+
+
+def one_line(error, *, without=()):
+    text = str(error)
+    assert len(text.splitlines()) == 1
+    for secret in (PASSWORD, QUOTED, *without):
+        assert secret not in text
+    assert error.__cause__ is None
+    assert error.__context__ is None or error.__suppress_context__
+    return text
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "localhost", "http://localhost:6379", "redis://localhost:port", "redis://localhost:99999", "redis://:secret@h:1x/0"],
+)  # fmt: skip
+def test_urls_that_cannot_be_read(url):
+    with pytest.raises(ConfigError) as caught:
+        store(url)
+    assert "MASKLINE_REDIS_URL" in one_line(caught.value, without=["secret"])
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
+def test_kinds_of_servers_that_this_release_does_not_serve(scheme):
+    with pytest.raises(ConfigError) as caught:
+        store(f"{scheme}://:secret@a:1,b:2/mymaster/0")
+    text = one_line(caught.value, without=["secret"])
+    assert scheme in text
+    assert "not served" in text
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://:secret@example.com:6380/2", "example.com:6380"),
+        ("redis://example.com", "example.com:6379"),
+        ("redis://", "localhost:6379"),
+        ("rediss://user:secret@example.com:1/0", "example.com:1"),
+        ("unix://user:secret@/run/redis.sock?db=1", "/run/redis.sock"),
+    ],
+)
+def test_the_address_shows_no_credentials(url, address):
+    assert store(url).address == address
+
+
+def test_tls_that_cannot_be_set_up():
+    with pytest.raises(ConfigError) as caught:
+        store("rediss://h:1/0?ssl_ca_certs=/no/such/file")
+    assert "TLS" in one_line(caught.value)
+
+
+# Connecting
+
+
+async def test_name_database_and_socket_options(redis_server, namespace):
+    link = await store(redis_server.url.removesuffix("0") + "3").connect("maskline-test-name")
+    info = (await link.execute("CLIENT", "INFO")).decode()
+    assert " name=maskline-test-name " in info
+    assert " db=3 " in info
+    sock = link._transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    link.close()
+
+
+async def test_a_password_a_user_and_a_unix_socket(locked):
+    with redis.Redis(port=locked.port, password=PASSWORD) as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "+@all")
+        path = client.config_get("unixsocket")["unixsocket"]
+    for url in (
+        f"redis://:{QUOTED}@127.0.0.1:{locked.port}/0",
+        f"redis://ann:{QUOTED}@127.0.0.1:{locked.port}/0",
+        f"redis://127.0.0.1:{locked.port}/0?password={QUOTED}",
+        f"unix://:{QUOTED}@{path}?db=1",
+        f"unix://ann:{QUOTED}@{path}",
+    ):
+        assert await ping(url) == b"PONG"
+
+
+@pytest.mark.parametrize(
+    "credentials", ["", ":wrong@", "nobody:wrong@", f"nobody:{QUOTED}@", f"ann:{QUOTED}@"]
+)
+async def test_wrong_credentials_are_the_operator_s_fault(locked, credentials):
+    with redis.Redis(port=locked.port, password=PASSWORD) as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "-@all")
+        before = len(client.client_list())
+        lost = []
+        with pytest.raises(ConfigError) as caught:
+            await store(f"redis://{credentials}127.0.0.1:{locked.port}/0").connect(
+                "test", lambda: lost.append(1)
+            )
+        text = one_line(caught.value, without=["wrong"] if "wrong" in credentials else [])
+        assert text.startswith("MASKLINE_REDIS_URL: ")
+        assert f"127.0.0.1:{locked.port}" in text
+        assert lost == [1], "the connection is not left open"
+        wait_until(lambda: len(client.client_list()) <= before, what="the server to see it closed")
+
+
+async def test_a_password_where_none_is_asked_for(redis_server):
+    with pytest.raises(ConfigError) as caught:
+        await ping(f"redis://:{QUOTED}@127.0.0.1:{redis_server.port}/0")
+    one_line(caught.value)
+
+
+async def test_a_database_that_is_not_there(redis_server):
+    with pytest.raises(ConfigError, match="DB index"):
+        await ping(f"redis://127.0.0.1:{redis_server.port}/9999")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@127.0.0.1:{port}/0",
+        "redis://:secret@no-such-host.invalid:6379/0",
+        "redis://:secret@a..b:6379/0",
+        f"redis://:secret@{'x' * 70}.invalid:6379/0",
+        "unix://:secret@/no/such/socket",
+    ],
+)
+async def test_nobody_there(url):
+    with pytest.raises(RedisUnavailableError) as caught:
+        await ping(url.format(port=free_port()))
+    assert "cannot be reached" in one_line(caught.value, without=["secret"])
+
+
+async def test_a_server_that_does_not_answer(own_redis, monkeypatch):
+    monkeypatch.setattr(store_module, "CONNECT_TIMEOUT_S", 0.1)
+    own_redis.pause()
+    with pytest.raises(RedisUnavailableError) as caught:
+        await ping(own_redis.url)
+    assert "no answer within 0.1 s" in str(caught.value)
+
+
+async def test_tls_where_there_is_none(redis_server, monkeypatch):
+    monkeypatch.setattr(store_module, "CONNECT_TIMEOUT_S", 0.3)  # the server waits for the rest of a command
+    with pytest.raises(RedisUnavailableError) as caught:
+        await ping(f"rediss://:secret@127.0.0.1:{redis_server.port}/0")
+    one_line(caught.value, without=["secret"])
+
+
+async def test_no_room_for_another_connection(own_redis):
+    with own_redis.client() as client:
+        client.config_set("maxclients", 1)
+        with pytest.raises(RedisUnavailableError):
+            await ping(own_redis.url)
+
+
+# The layout
+
+
+async def agree(server, namespace, **settings):
+    made = load_settings({}, redis_url=server.url, namespace=namespace, **settings)
+    link = await Store(made).connect("test-layout")
+    try:
+        await check_layout(link, made)
+    finally:
+        link.close()
+    return privacy._token_key
+
+
+async def test_the_first_node_writes_the_layout_and_the_others_take_it_over(redis_server, namespace):
+    first = await agree(redis_server, namespace, partitions=8)
+    privacy.set_token_key(b"x" * 32)
+    assert await agree(redis_server, namespace, partitions=8) == first
+    with redis_server.client() as client:
+        layout = client.hgetall(Keys(namespace).layout)
+    assert layout == {b"partitions": b"8", b"version": b"%d" % LAYOUT_VERSION, b"token_key": first}
+    assert len(first) == TOKEN_KEY_BYTES
+    assert await agree(redis_server, f"{namespace}-other", partitions=9) != first
+
+
+async def test_nodes_that_start_together_agree(redis_server, namespace):
+    keys = await asyncio.gather(*(agree(redis_server, namespace, partitions=8) for _ in range(10)))
+    assert len(set(keys)) == 1
+
+
+async def test_other_partitions_are_refused(redis_server, namespace):
+    await agree(redis_server, namespace, partitions=8)
+    privacy.set_token_key(b"x" * 32)
+    with pytest.raises(ConfigError) as caught:
+        await agree(redis_server, namespace, partitions=16)
+    text = one_line(caught.value)
+    assert "MASKLINE_PARTITIONS is 16" in text
+    assert "laid out with 8" in text
+    assert privacy._token_key == b"x" * 32
+
+
+async def test_a_newer_layout_is_refused(redis_server, namespace):
+    with redis_server.client() as client:
+        client.hset(Keys(namespace).layout, "version", LAYOUT_VERSION + 1)
+    with pytest.raises(ConfigError, match="newer maskline"):
+        await agree(redis_server, namespace, partitions=8)
+
+
+async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespace):
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(RedisUnavailableError, match="OOM"):
+            await agree(own_redis, namespace)
+        client.config_set("maxmemory", 0)
+        client.execute_command("REPLICAOF", "127.0.0.1", free_port())
+        with pytest.raises(RedisUnavailableError, match=r"READONLY|MASTERDOWN"):
+            await agree(own_redis, namespace)
+
+
+async def test_commands_after_the_log_in_are_not_mixed_up_with_it(locked):
+    link = await store(f"redis://:{QUOTED}@127.0.0.1:{locked.port}/2").connect("x")
+    assert await link.send(pack("ECHO", "1") + pack("ECHO", "2"), 2) == [b"1", b"2"]
+    link.close()

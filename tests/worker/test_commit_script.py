@@ -1,0 +1,381 @@
+"""The Lua scripts on real servers, Valkey and Redis: what they change, and that fenced off they change nothing."""
+
+import asyncio
+import uuid
+
+import hiredis
+import pytest
+from servers import RedisServer, redis_binary, valkey_binary, wait_until
+
+from runtime.link import pack
+from runtime.store import Store
+from schemas.errors import RedisUnavailableError
+from schemas.keys import Keys
+from schemas.settings import Settings
+from worker import scripts
+from worker.partition import Commit
+
+TTL_MS = 60_000
+BINARIES = {"valkey": valkey_binary, "redis": redis_binary}
+
+
+@pytest.fixture(scope="module", params=BINARIES)
+def server(request, tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp(request.param), binary=BINARIES[request.param]()).start()
+    yield server
+    server.stop()
+
+
+class PartitionStore:
+    """One partition on a server: scripts as the worker sends them, and what they left behind."""
+
+    def __init__(self, link, client, group="workers"):
+        self.link = link
+        self.client = client
+        self.namespace = f"test-{uuid.uuid4().hex[:12]}"
+        self.keys = Keys(self.namespace, group)
+        self.stream = self.keys.callbacks(3)
+
+    async def run(self, packed):
+        (reply,) = await self.link.send(packed, 1)
+        return reply
+
+    async def acquire(self, worker="a", *, keys=None, ttl_ms=TTL_MS):
+        return scripts.read_acquired(await self.run(scripts.acquire(keys or self.keys, 3, worker, ttl_ms)))
+
+    async def commit(self, token, worker="a", *, keys=None, **what):
+        commit = Commit(
+            what.pop("number", 1), what.pop("cursor", "0-0"), what.pop("entries_read", 0), what.pop("waiting", ()),
+            what.pop("done", ()), what.pop("dead", ()), what.pop("states", ()),
+        )  # fmt: skip
+        assert not what
+        return await self.run(
+            scripts.commit(keys or self.keys, 3, scripts.lease_value(token, worker), commit)
+        )
+
+    def add(self, count, first=1):
+        ids = [f"{number}-0" for number in range(first, first + count)]
+        for entry_id in ids:
+            self.client.xadd(self.stream, {"c": "x"}, id=entry_id)
+        return ids
+
+    def group(self):
+        """(last delivered, entries read, lag, pending IDs)"""
+        (group,) = [g for g in self.client.xinfo_groups(self.stream) if g["name"] == self.keys.group.encode()]
+        pending = self.client.xpending_range(self.stream, self.keys.group, "-", "+", 100_000)
+        ids = [entry["message_id"].decode() for entry in pending]
+        assert group["pending"] == len(ids)
+        return group["last-delivered-id"].decode(), group["entries-read"], group["lag"], ids
+
+    def dump(self):
+        """All that there is under the namespace, byte for byte."""
+        keys = sorted(self.client.scan_iter(match=f"*{self.namespace}*", count=1000))
+        return {key: self.client.dump(key) for key in keys}
+
+
+@pytest.fixture
+async def store(server):
+    link = await Store(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(link)
+    with server.client() as client:
+        yield PartitionStore(link, client)
+    link.close()
+
+
+# acquire, renew, release
+
+
+async def test_acquiring_an_untouched_partition_makes_stream_and_group(store):
+    acquired = await store.acquire()
+    assert (acquired.cursor, acquired.entries_read, acquired.pending) == ("0-0", 0, 0)
+    assert store.group() == ("0-0", 0, 0, [])
+    lease = store.keys.lease(3)
+    assert store.client.get(lease).decode() == f"{acquired.token} a"
+    assert 0 < store.client.pttl(lease) <= TTL_MS
+    assert await store.acquire("b") is None
+    assert await store.acquire("a") is None, "not even its holder gets it twice"
+
+
+async def test_a_group_made_late_begins_at_the_first_entry_there_is(store):
+    store.add(5)
+    store.client.xtrim(store.stream, minid="3-0", approximate=False)
+    acquired = await store.acquire()
+    assert (acquired.cursor, acquired.entries_read) == ("0-0", 2)
+    assert store.group() == ("0-0", 2, 3, [])
+
+
+async def test_a_takeover_finds_where_the_last_owner_stood(store):
+    ids = store.add(5)
+    first = await store.acquire()
+    assert await store.commit(first.token, cursor="4-0", entries_read=4, waiting=(ids[1], ids[3])) == 1
+    assert await store.run(scripts.release(store.keys, 3, scripts.lease_value(first.token, "a"))) == 1
+    second = await store.acquire("b")
+    assert (second.cursor, second.entries_read, second.pending) == ("4-0", 4, 2)
+    assert second.token > first.token
+
+
+async def test_groups_are_apart(store):
+    other = Keys(store.namespace, "audit")
+    store.add(2)
+    mine, theirs = await store.acquire(), await store.acquire("z", keys=other)
+    assert mine is not None
+    assert theirs is not None
+    assert await store.commit(mine.token, cursor="2-0", entries_read=2) == 1
+    assert (await store.commit(theirs.token, "z", keys=other, cursor="1-0", entries_read=1)) == 1
+    assert store.group()[:3] == ("2-0", 2, 0)
+
+
+async def test_tokens_grow_whatever_becomes_of_the_fence(store):
+    tokens = []
+    for change in (None, "delete", "future", "garbage", None):
+        if change == "delete":
+            store.client.delete(store.keys.fence(3))
+        elif change == "future":  # a server whose clock was ahead
+            store.client.hset(store.keys.fence(3), "token", tokens[-1] + 10**9)
+        elif change == "garbage":
+            store.client.hset(store.keys.fence(3), "token", "?")
+        acquired = await store.acquire()
+        tokens.append(acquired.token)
+        store.client.delete(store.keys.lease(3))
+        if change == "future":
+            assert acquired.token == tokens[-2] + 10**9 + 1
+            tokens.pop()
+            store.client.hset(store.keys.fence(3), "token", tokens[-1])
+        seconds, micros = store.client.time()
+        wait_until(
+            lambda now=seconds * 1000 + micros // 1000: (
+                store.client.time() > (now // 1000, now % 1000 * 1000 + 999)
+            )
+        )
+    assert tokens == sorted(set(tokens))
+
+
+async def test_a_renewal_keeps_only_my_lease(store):
+    mine = await store.acquire(ttl_ms=1_000)
+    value = scripts.lease_value(mine.token, "a")
+    assert await store.run(scripts.renew(store.keys, 3, value, 90_000)) == 1
+    assert store.client.pttl(store.keys.lease(3)) > 60_000
+    before = store.dump()
+    for wrong in (scripts.lease_value(mine.token, "b"), scripts.lease_value(mine.token + 1, "a"), ""):
+        assert await store.run(scripts.renew(store.keys, 3, wrong, 10)) == 0
+        assert await store.run(scripts.release(store.keys, 3, wrong)) == 0
+    assert store.dump() == before
+    assert store.client.pttl(store.keys.lease(3)) > 60_000
+    assert await store.run(scripts.release(store.keys, 3, value)) == 1
+    assert store.client.exists(store.keys.lease(3)) == 0
+    assert await store.run(scripts.renew(store.keys, 3, value, 90_000)) == 0
+    assert await store.run(scripts.release(store.keys, 3, value)) == 0
+
+
+async def test_a_lease_ends_by_itself(store):
+    await store.acquire(ttl_ms=30)
+    wait_until(lambda: not store.client.exists(store.keys.lease(3)))
+    assert await store.acquire("b") is not None
+
+
+async def test_a_stream_key_of_another_type_leaves_no_lease_behind(store):
+    store.client.set(store.stream, "foreign")
+    with pytest.raises(RedisUnavailableError, match="WRONGTYPE"):
+        await store.acquire()
+    assert not store.client.exists(store.keys.lease(3))
+
+
+# heartbeat
+
+
+async def test_heartbeats_list_who_lives_and_forget_who_does_not(store):
+    for worker in ("b", "a", "b"):
+        workers = await store.run(scripts.heartbeat(store.keys, worker, TTL_MS))
+    assert sorted(workers) == [b"a", b"b"]
+    seconds, _ = store.client.time()
+    store.client.zadd(
+        store.keys.workers, {"gone": seconds * 1000 - TTL_MS - 1, "slow": seconds * 1000 - TTL_MS + 30_000}
+    )
+    assert sorted(await store.run(scripts.heartbeat(store.keys, "a", TTL_MS))) == [b"a", b"b", b"slow"]
+    assert store.client.pttl(store.keys.workers) > TTL_MS
+
+
+# commit
+
+
+async def test_a_commit_writes_everything_and_once(store):
+    ids = store.add(6)
+    mine = await store.acquire()
+    states = (("s1", 100, b"\x00state\xff"), ("s 2", 3_600, b""))
+    what = {
+        "cursor": "5-0", "entries_read": 5, "waiting": (ids[0], ids[2], ids[4]), "dead": (b"letter 1", b"\xff"),
+        "states": states,
+    }  # fmt: skip
+    assert await store.commit(mine.token, number=1, **what) == 1
+    assert store.group() == ("5-0", 5, 1, [ids[0], ids[2], ids[4]])
+    assert [fields[b"d"] for _, fields in store.client.xrange(store.keys.dead(3))] == [b"letter 1", b"\xff"]
+    for session, ttl_s, state in states:
+        key = store.keys.session(3, session)
+        assert store.client.get(key) == state
+        assert ttl_s - 10 <= store.client.ttl(key) <= ttl_s
+
+    before = store.dump()
+    assert await store.commit(mine.token, number=1, **what) == 1, (
+        "the repeat of a commit whose reply was lost"
+    )
+    assert store.dump() == before
+
+    assert await store.commit(mine.token, number=2, cursor="6-0", entries_read=6, done=(ids[0], ids[4])) == 1
+    assert store.group() == ("6-0", 6, 0, [ids[2]])
+    assert await store.commit(mine.token, number=3, cursor="6-0", entries_read=6, done=(ids[2],)) == 1
+    assert store.group() == ("6-0", 6, 0, [])
+
+
+@pytest.mark.parametrize("how", ["other worker", "other token", "no lease", "expired and taken"])
+async def test_fenced_off_nothing_changes_at_all(store, how):
+    ids = store.add(4)
+    mine = await store.acquire()
+    assert await store.commit(mine.token, number=1, cursor="2-0", entries_read=2, waiting=(ids[0],)) == 1
+    token, worker = mine.token, "a"
+    if how == "other worker":
+        worker = "b"
+    elif how == "other token":
+        token += 1
+    else:
+        store.client.delete(store.keys.lease(3))
+        if how == "expired and taken":
+            assert await store.acquire("b") is not None
+    before = store.dump()
+    for number in (1, 2):
+        reply = await store.commit(
+            token, worker, number=number, cursor="4-0", entries_read=4, waiting=(ids[2],), done=(ids[0],),
+            dead=(b"letter",), states=(("s", 60, b"state"),),
+        )  # fmt: skip
+        assert reply == 0
+    assert store.dump() == before
+
+
+async def test_a_new_owner_s_first_commit_is_no_repeat_of_the_last_one_s(store):
+    store.add(2)
+    first = await store.acquire()
+    assert await store.commit(first.token, number=1, cursor="1-0", entries_read=1) == 1
+    store.client.delete(store.keys.lease(3))
+    second = await store.acquire()
+    assert await store.commit(second.token, number=1, cursor="2-0", entries_read=2) == 1
+    assert store.group()[0] == "2-0"
+
+
+async def test_far_more_than_lua_can_unpack(store):
+    count = 8_500
+    ids = [f"{number}-0" for number in range(1, count + 1)]
+    with store.client.pipeline(transaction=False) as pipe:
+        for entry_id in ids:
+            pipe.xadd(store.stream, {"c": "x"}, id=entry_id)
+        pipe.execute()
+    mine = await store.acquire()
+    states = tuple((f"s{index}", 60, b"state") for index in range(count))
+    dead = (b"letter",) * count
+    reply = await store.commit(
+        mine.token, number=1, cursor=ids[-1], entries_read=count, waiting=tuple(ids), dead=dead, states=states
+    )
+    assert reply == 1
+    assert store.group() == (ids[-1], count, 0, ids)
+    assert store.client.xlen(store.keys.dead(3)) == count
+    assert store.client.get(store.keys.session(3, f"s{count - 1}")) == b"state"
+    assert await store.commit(mine.token, number=2, cursor=ids[-1], entries_read=count, done=tuple(ids)) == 1
+    assert store.group() == (ids[-1], count, 0, [])
+
+
+async def test_an_unknown_count_leaves_the_lag_to_the_server(store):
+    store.add(3)
+    mine = await store.acquire()
+    assert await store.commit(mine.token, cursor="2-0", entries_read=-1) == 1
+    assert store.group()[0] == "2-0"
+
+
+async def test_entries_that_retention_or_somebody_has_deleted_do_no_harm(store):
+    ids = store.add(4)
+    mine = await store.acquire()
+    store.client.xdel(store.stream, ids[0])
+    assert (
+        await store.commit(mine.token, number=1, cursor="2-0", entries_read=2, waiting=(ids[0], ids[1])) == 1
+    )
+    assert store.group()[3] == [ids[1]]
+    store.client.xdel(store.stream, ids[1])
+    assert await store.commit(mine.token, number=2, cursor="4-0", entries_read=4, done=(ids[0], ids[1])) == 1
+    assert store.group()[3] == []
+
+
+@pytest.mark.parametrize("what", ["group", "stream", "dead letters"])
+async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, what):
+    ids = store.add(3)
+    mine = await store.acquire()
+    if what == "group":
+        store.client.xgroup_destroy(store.stream, store.keys.group)
+    elif what == "stream":
+        store.client.delete(store.stream)
+    else:
+        store.client.set(store.keys.dead(3), "foreign")
+    before = store.dump()
+    reply = await store.commit(
+        mine.token, number=1, cursor="3-0", entries_read=3, waiting=(ids[1],), dead=(b"letter",),
+        states=(("s", 60, b"state"),),
+    )  # fmt: skip
+    assert isinstance(reply, hiredis.ReplyError)
+    assert str(reply).startswith("WRONGTYPE" if what == "dead letters" else "NOGROUP")
+    assert store.dump() == before
+
+
+@pytest.mark.parametrize("binary", BINARIES)
+async def test_out_of_memory_refuses_the_whole_commit_until_there_is_some(tmp_path, binary):
+    server = RedisServer(tmp_path / "server", binary=BINARIES[binary]()).start()
+    try:
+        link = await Store(Settings(redis_url=server.url)).connect("test")
+        await scripts.load_scripts(link)
+        with server.client() as client:
+            store = PartitionStore(link, client)
+            ids = store.add(3)
+            mine = await store.acquire()
+            what = {
+                "number": 1, "cursor": "3-0", "entries_read": 3, "waiting": (ids[1],), "dead": (b"letter",),
+                "states": (("s", 60, b"state"),),
+            }  # fmt: skip
+            before = store.dump()
+            client.config_set("maxmemory", 1)
+            reply = await store.commit(mine.token, **what)
+            assert isinstance(reply, hiredis.ReplyError)
+            assert "OOM" in str(reply)
+            assert store.dump() == before
+            value = scripts.lease_value(mine.token, "a")
+            assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 1, "a lease can be kept"
+            client.config_set("maxmemory", 0)
+            assert await store.commit(mine.token, **what) == 1
+            assert store.group() == ("3-0", 3, 0, [ids[1]])
+            assert await store.run(scripts.release(store.keys, 3, value)) == 1
+        link.close()
+    finally:
+        server.stop()
+
+
+async def test_scripts_are_gone_after_a_flush_and_loaded_again(store):
+    store.client.script_flush()
+    reply = await store.run(scripts.heartbeat(store.keys, "a", TTL_MS))
+    assert str(reply).startswith("NOSCRIPT")
+    await scripts.load_scripts(store.link)
+    assert await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)) == [b"a"]
+
+
+async def test_a_server_that_refuses_scripts_is_unavailable(store):
+    user = f"u{uuid.uuid4().hex[:8]}"
+    store.client.execute_command("ACL", "SETUSER", user, "on", ">secret", "~*", "+@all", "-script")
+    try:
+        assert await store.link.execute("AUTH", user, "secret") == b"OK"
+        with pytest.raises(RedisUnavailableError, match="NOPERM"):
+            await scripts.load_scripts(store.link)
+    finally:
+        store.client.acl_deluser(user)
+
+
+async def test_many_partitions_travel_in_one_trip(store):
+    partitions = range(50)
+    packed = [scripts.acquire(store.keys, number, "a", TTL_MS) for number in partitions]
+    async with asyncio.timeout(20):
+        replies = await store.link.send(b"".join(packed) + pack("PING"), len(packed) + 1)
+    assert replies.pop() == b"PONG"
+    assert all(scripts.read_acquired(reply) is not None for reply in replies)
+    assert store.client.get(store.keys.lease(49)).endswith(b" a")
