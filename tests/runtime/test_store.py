@@ -144,7 +144,9 @@ async def test_wrong_credentials_are_the_operator_s_fault(locked, credentials):
         assert text.startswith("MASKLINE_REDIS_URL: ")
         assert f"127.0.0.1:{locked.port}" in text
         assert lost == [1], "the connection is not left open"
-        wait_until(lambda: len(client.client_list()) <= before, what="the server to see it closed")
+        await asyncio.to_thread(
+            wait_until, lambda: len(client.client_list()) <= before, what="the server to see it closed"
+        )
 
 
 async def test_a_password_where_none_is_asked_for(redis_server):
