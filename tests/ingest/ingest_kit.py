@@ -153,5 +153,5 @@ def stored(client: Any, settings: Settings) -> list[RawCallback]:
 async def until(condition: Callable[[], Any], *, within_s: float = 10.0) -> None:
     """Wait for a condition that nothing announces."""
     async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        while not condition():
             await asyncio.sleep(0.005)

@@ -24,7 +24,7 @@ def every(**options):
 async def until(condition):
     """Turn the event loop until the condition holds."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - nobody tells of it
+        while not condition():
             await asyncio.sleep(0.001)
 
 
