@@ -58,8 +58,8 @@ def test_every_event_reaches_the_handler_once_and_in_order(crew: Fleet, ingest_u
     expect = tmp_path / "expect.jsonl"
     played = subprocess.run(
         [
-            str(Path(sys.executable).with_name("maskline")), "simulate", "--url", ingest_url,
-            "--sessions", str(SESSIONS), "--calls", "1", "--rate", "0", "--shuffle", "0.5",
+            str(Path(sys.executable).with_name("maskline")), "simulate",
+            "--url", ingest_url, "--sessions", str(SESSIONS), "--calls", "1", "--rate", "0", "--shuffle", "0.5",
             "--duplicates", "0.1", "--seed", "7",
             "--expect", str(expect), "--json",
         ],

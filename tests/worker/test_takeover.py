@@ -152,6 +152,23 @@ def test_a_worker_that_was_stopped_past_its_lease_is_fenced_off(crew: Fleet, twi
     assert call.token == tokens[partition_of(session, 8)]
 
 
+def test_a_commit_after_the_lease_changes_nothing(redis_server: RedisServer, namespace: str, tmp_path: Path):
+    """Not even the first of an owner, where the next one has not committed anything either."""
+    with fleet(redis_server, namespace, tmp_path, partitions=1) as crew:
+        sleeper = crew.start(RECORD_MS=300)
+        entry_id = crew.put("s", 1)
+        wait_until(lambda: sleeper.metric("handlers_running") == 1, what="the handler to start")
+        sleeper.pause()
+        heir = crew.start(RECORD_MS=3_000)
+        wait_until(lambda: heir.metric("handlers_running") == 1, within_s=PATIENCE_S, what="the takeover")
+        sleeper.signal(signal.SIGCONT)
+        wait_until(lambda: sleeper.metric("commits_fenced_total"), within_s=PATIENCE_S, what="the commit")
+        assert crew.uncommitted(0)(entry_id)
+        assert not crew.client.exists(crew.keys.session(0, "s"))
+        crew.until_drained()
+        assert [c.pid for c in crew.calls()] == [sleeper.pid, heir.pid]
+
+
 def test_a_stop_under_load_loses_and_doubles_nothing(crew: Fleet):
     leaver, heir = crew.launch(RECORD_MS=50), crew.launch(RECORD_MS=50)
     leaver.until_started()

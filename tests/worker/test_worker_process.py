@@ -81,6 +81,15 @@ def test_deleted_data_does_not_stop_a_worker(own_crew: Fleet, harm: Callable[[Fl
     assert len(own_crew.calls("s")) == len(before)
 
 
+def test_a_stream_that_is_deleted_under_way_holds_up_no_stop(own_crew: Fleet):
+    worker = own_crew.start(RECORD_MS=300)
+    own_crew.put("s", 1)
+    wait_until(lambda: worker.metric("handlers_running") == 1, what="the handler to start")
+    delete_streams(own_crew)
+    wait_until(lambda: worker.logged("a lease was lost"), what="the commit to be given up")
+    assert worker.terminate() == 0
+
+
 def test_a_key_that_is_none_of_ours_harms_its_partition_alone(crew: Fleet):
     broken = partition_of("s0", crew.partitions)
     crew.client.set(crew.keys.callbacks(broken), "somebody else's")
