@@ -21,9 +21,6 @@ from worker.stats import Stats
 REPEAT_DELAY_S: Final = 0.1
 """After a commit that Redis refused, or that was under way when the connection was lost."""
 
-_GROUP_GONE: Final = ("NOGROUP", "requires the key to exist")
-"""What error replies say where the group was deleted, and where its stream was."""
-
 _log = get_logger("maskline.worker")
 
 
@@ -92,7 +89,7 @@ class Committer:
         elif reply == 0:
             self._stats.fenced += 1
             self._on_fenced(partition)
-        elif isinstance(reply, hiredis.ReplyError) and any(sign in str(reply) for sign in _GROUP_GONE):
+        elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
             # The data is gone, or the group was deleted: whoever takes the lease next makes it anew.
             _log.error(
                 "the consumer group is gone, starting it again from the beginning", partition=partition.number
