@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import ModuleType
 
+from schemas import SessionFirstPartyRinging
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from schemas.parameters import FORM_TYPE
+from worker import on
 from worker.deadletter import DeadLetter, decode_dead_letter
 from worker.dispatch import Dispatcher
 from worker.partition import Partition, PartitionSettings
@@ -91,3 +93,23 @@ async def dispatching(*functions, **named) -> AsyncIterator[Dispatch]:
         async with asyncio.timeout(PATIENCE_S):
             dispatch.dispatcher.cancel(None, "the test is over")
             await dispatch.dispatcher.stop()
+
+
+AT_ONCE = {"backoff_ms": 0, "backoff_max_ms": 0}
+
+
+def every(**options):
+    return on(SessionFirstPartyRinging, **options)
+
+
+async def until(condition):
+    """Turn the event loop until the condition holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def turns(count=50):
+    """Let everything run that could run."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -260,6 +260,22 @@ async def test_a_new_owner_s_first_commit_is_no_repeat_of_the_last_one_s(store):
     assert store.group()[0] == "2-0"
 
 
+@pytest.mark.parametrize("loss", ["the last commit", "all of the fence"])
+async def test_a_commit_whose_forerunner_redis_has_lost_is_fenced_off(store, loss):
+    ids = store.add(3)
+    mine = await store.acquire()
+    assert await store.commit(mine.token, number=1, cursor="1-0", entries_read=1, waiting=(ids[0],)) == 1
+    if loss == "the last commit":
+        number = 3
+    else:
+        number = 2
+        store.client.delete(store.keys.fence(3))
+    before = store.dump()
+    what = {"cursor": "3-0", "entries_read": 3, "done": (ids[0],), "dead": (b"letter",)}
+    assert await store.commit(mine.token, number=number, **what) == 0
+    assert store.dump() == before
+
+
 async def test_far_more_than_lua_can_unpack(store):
     count = 8_500
     ids = [f"{number}-0" for number in range(1, count + 1)]

@@ -7,6 +7,7 @@ import threading
 import weakref
 
 import pytest
+from servers import wait_until
 
 from worker import threads
 from worker.threads import HandlerThreads
@@ -116,6 +117,16 @@ async def test_no_job_waits_behind_another_one_s_handler():
     pool.stop()
 
 
+async def test_there_is_a_thread_for_every_job_that_has_a_place():
+    pool = HandlerThreads()
+    for count in (1, 3, 2, 8, 5, 8):
+        together = threading.Barrier(count)
+        await asyncio.gather(*(run(pool, together.wait, 5) for _ in range(count)))
+        for _ in range(3):
+            await asyncio.gather(*(run(pool, nothing) for _ in range(count)))
+    pool.stop()
+
+
 async def test_a_hung_thread_gives_its_place_away(monkeypatch):
     monkeypatch.setattr(threads, "THREADS_MAX", 1)
     pool, gate = HandlerThreads(), threading.Event()
@@ -152,9 +163,7 @@ async def test_an_idle_thread_keeps_no_event_alive(pool):
     seen = weakref.ref(thing)
     await run(pool, id, thing)
     del thing
-    await run(pool, int)
-    gc.collect()
-    assert seen() is None
+    wait_until(lambda: gc.collect() + 1 and seen() is None, what="the thread to forget the event")
 
 
 async def test_stop_lets_the_threads_end():
