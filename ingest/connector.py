@@ -8,25 +8,14 @@ from ingest.metrics import Metrics
 from ingest.publisher import Publisher
 from runtime.link import Link
 from runtime.logs import get_logger
-from runtime.store import Store, check_layout
+from runtime.store import Store, check_layout, reconnect_delay_s
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.settings import Settings
 
-BACKOFF_FIRST_S: Final = 0.05
-"""A restart of Redis takes less than a second: the first tries are quick."""
-BACKOFF_MAX_S: Final = 2.0
-"""A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
 START_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first connection before the node listens without it."""
 
 _log = get_logger("maskline.ingest")
-
-
-def backoff_s(attempt: int, chance: float) -> float:
-    """The wait after so many tries: doubled each time up to a bound, half of it by chance (0 … 1)."""
-    # The exponent is bounded as well: 2.0**1100 is no float any more.
-    ceiling = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(attempt, 16))
-    return ceiling * (0.5 + 0.5 * chance)
 
 
 class Connector:
@@ -73,12 +62,6 @@ class Connector:
         link = await self._store.connect(self._name, self._lost.set)
         try:
             await check_layout(link, self._settings)
-        except (ValueError, TypeError, LookupError) as error:
-            # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
-            link.close()
-            raise RedisUnavailableError(
-                f"no Redis answers at {self.address} ({type(error).__name__})"
-            ) from None
         except BaseException:
             link.close()
             raise
@@ -97,7 +80,7 @@ class Connector:
                 attempt = 0
                 await self._lost.wait()
                 self._away("the connection to Redis was lost")
-            await asyncio.sleep(backoff_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
+            await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
             try:
                 await self._connect()

@@ -20,6 +20,10 @@ from schemas.privacy import set_token_key
 from schemas.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
+RECONNECT_FIRST_S: Final = 0.05
+"""A restart of Redis takes less than a second: the first tries are quick."""
+RECONNECT_MAX_S: Final = 2.0
+"""A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
 LAYOUT_VERSION: Final = 1
 TOKEN_KEY_BYTES: Final = 32
 
@@ -130,8 +134,9 @@ class Store:
 async def check_layout(link: Link, settings: Settings) -> None:
     """Agree with every other node on the layout, which the first node ever started writes down.
 
-    Raises ConfigError where MASKLINE_PARTITIONS differs from the layout in Redis: a session would be in two
-    partitions, in no order. Takes over the key of the number tokens, so that all nodes' logs agree on them.
+    Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
+    MASKLINE_PARTITIONS differs from the layout in Redis, as a session would then be in two partitions, in no order;
+    RedisUnavailableError where Redis refuses, or answers what is no layout.
     """
     key = Keys(settings.namespace).layout
     replies = await link.send(
@@ -144,17 +149,32 @@ async def check_layout(link: Link, settings: Settings) -> None:
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(f"Redis refuses to keep the layout: {reply}")
-    partitions, version, token_key = replies[-1]
-    if int(version) > LAYOUT_VERSION:
+    try:
+        partitions, version, token_key = int(replies[-1][0]), int(replies[-1][1]), bytes(replies[-1][2])
+        if len(token_key) != TOKEN_KEY_BYTES:
+            raise ValueError(len(token_key))  # noqa: TRY301  one way out for all that is damaged
+    except (ValueError, TypeError, LookupError) as error:
+        # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
+        raise RedisUnavailableError(
+            f"no Redis answers, or its layout is damaged ({type(error).__name__})"
+        ) from None
+    if version > LAYOUT_VERSION:
         raise ConfigError(
-            f"the namespace {settings.namespace} was laid out by a newer maskline (layout {int(version)})"
+            f"the namespace {settings.namespace} was laid out by a newer maskline (layout {version})"
         )
-    if int(partitions) != settings.partitions:
+    if partitions != settings.partitions:
         raise ConfigError(
             f"MASKLINE_PARTITIONS is {settings.partitions}, but the namespace {settings.namespace} "
-            f"was laid out with {int(partitions)}: set it to that"
+            f"was laid out with {partitions}: set it to that"
         )
     set_token_key(token_key)
+
+
+def reconnect_delay_s(attempt: int, chance: float) -> float:
+    """The wait before try number `attempt` (0, 1, …): doubled each time up to a bound, half of it by chance (0 … 1)."""
+    # The exponent is bounded as well: 2.0**1100 is no float any more.
+    ceiling = min(RECONNECT_MAX_S, RECONNECT_FIRST_S * 2.0 ** min(attempt, 16))
+    return ceiling * (0.5 + 0.5 * chance)
 
 
 def _reason(error: BaseException) -> str:

@@ -6,19 +6,15 @@ RedisUnavailableError, and whoever sent it decides what to do when `ready` retur
 
 import asyncio
 import random
-from typing import Final
 
 from redis.exceptions import ResponseError
 
 from runtime.link import Link
 from runtime.logs import get_logger
-from runtime.store import Store, check_layout
+from runtime.store import Store, check_layout, reconnect_delay_s
 from schemas.errors import MasklineError, RedisUnavailableError
 from schemas.settings import Settings
 from worker.scripts import load_scripts
-
-BACKOFF_MS: Final = 50
-BACKOFF_MAX_MS: Final = 2_000
 
 _log = get_logger("maskline.worker")
 
@@ -81,9 +77,9 @@ class Connection:
                 await self._open()
             except (MasklineError, ResponseError) as error:
                 self._note(str(error))
+                # Random to spread the load; it guards nothing.
+                await asyncio.sleep(reconnect_delay_s(failures, random.random()))  # noqa: S311
                 failures += 1
-                whole = min(BACKOFF_MS * 2 ** min(failures, 16), BACKOFF_MAX_MS)
-                await asyncio.sleep(whole * (0.5 + random.random() / 2) / 1000)  # noqa: S311
 
     async def _open(self) -> None:
         self._lost.clear()

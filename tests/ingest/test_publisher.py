@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from ingest_kit import node_settings, until
 
-from ingest.connector import BACKOFF_FIRST_S, BACKOFF_MAX_S, Connector, backoff_s
+from ingest.connector import Connector
 from ingest.metrics import Metrics
 from ingest.publisher import BATCHES_MAX, Publisher, PublishRefusedError
 from runtime.store import Store
@@ -198,11 +198,3 @@ async def test_metrics_are_valid_text(redis_server, namespace):
     assert 'maskline_ingest_batch_size_bucket{le="10"} 1.0' in text
     assert "maskline_ingest_batch_size_sum 7.0" in text
     assert re.search(r'publish_seconds_bucket\{le="\+Inf"\} 1\.0', text)
-
-
-@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
-def test_backoff_grows_to_its_bound(chance):
-    waits = [backoff_s(attempt, chance) for attempt in (*range(12), 5_000)]
-    assert waits == sorted(waits)
-    assert BACKOFF_FIRST_S / 2 <= waits[0] <= BACKOFF_FIRST_S
-    assert BACKOFF_MAX_S / 2 <= waits[-1] <= BACKOFF_MAX_S

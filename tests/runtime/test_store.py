@@ -9,7 +9,15 @@ from servers import RedisServer, free_port, wait_until
 
 from runtime import store as store_module
 from runtime.link import pack
-from runtime.store import LAYOUT_VERSION, TOKEN_KEY_BYTES, Store, check_layout
+from runtime.store import (
+    LAYOUT_VERSION,
+    RECONNECT_FIRST_S,
+    RECONNECT_MAX_S,
+    TOKEN_KEY_BYTES,
+    Store,
+    check_layout,
+    reconnect_delay_s,
+)
 from schemas import privacy
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.keys import Keys
@@ -243,6 +251,23 @@ async def test_a_newer_layout_is_refused(redis_server, namespace):
         client.hset(Keys(namespace).layout, "version", LAYOUT_VERSION + 1)
     with pytest.raises(ConfigError, match="newer maskline"):
         await agree(redis_server, namespace, partitions=8)
+
+
+@pytest.mark.parametrize("field", ["partitions", "version", "token_key"])
+async def test_a_damaged_layout_is_trouble_that_may_pass_and_no_crash(redis_server, namespace, field):
+    await agree(redis_server, namespace, partitions=8)
+    with redis_server.client() as client:
+        client.hset(Keys(namespace).layout, field, "damaged")
+    with pytest.raises(RedisUnavailableError, match="its layout is damaged"):
+        await agree(redis_server, namespace, partitions=8)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_the_wait_before_reconnecting_grows_to_its_bound(chance):
+    waits = [reconnect_delay_s(attempt, chance) for attempt in (*range(12), 5_000)]
+    assert waits == sorted(waits)
+    assert RECONNECT_FIRST_S / 2 <= waits[0] <= RECONNECT_FIRST_S
+    assert RECONNECT_MAX_S / 2 <= waits[-1] <= RECONNECT_MAX_S
 
 
 async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespace):
