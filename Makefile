@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := console handlers ingest runtime schemas worker
 
-.PHONY: setup dev test check format clean
+.PHONY: setup dev test matrix chaos check format clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,14 @@ dev: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
+# The tests that talk to a server, on Valkey 9.1, Redis 8.2 and Redis 7.0.
+matrix: $(STAMP)
+	@$(BIN)/python tests/matrix.py
+
+# Traffic while processes are killed, stopped and cut off. DURATION_S=60 SEED=7 make chaos
+chaos: $(STAMP)
+	@$(BIN)/python tests/chaos/run.py
+
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -33,4 +41,4 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .maskline build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,10 +16,9 @@ from rich import box
 from rich.table import Table
 
 from console.arguments import positive
-from console.inquiry import Inquiry, ask
+from console.inquiry import Inquiry, about, ask
 from console.tables import print_table
 from runtime.arguments import Parser
-from runtime.link import pack
 from runtime.logs import configure_logging, get_logger
 from schemas.callback import RawCallback, decode_callback
 from schemas.decode import parameter_pairs
@@ -100,9 +99,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 async def read_rows(inquiry: Inquiry) -> list[Row]:
     """All dead letters, by when they were given up. Only their rows are held, not their callbacks."""
-    lengths = await inquiry.send(
-        [pack("XLEN", inquiry.keys.dead(number)) for number in range(inquiry.partitions)]
-    )
+    streams = [inquiry.keys.dead(number) for number in range(inquiry.partitions)]
+    lengths = await inquiry.send([about(stream, "XLEN", stream) for stream in streams])
     rows: list[Row] = []
     for number, length in enumerate(lengths):
         start = "-"
@@ -120,7 +118,8 @@ async def read_rows(inquiry: Inquiry) -> list[Row]:
 
 
 async def _read_page(inquiry: Inquiry, partition: int, start: str) -> list[Any]:
-    (reply,) = await inquiry.send([pack("XRANGE", inquiry.keys.dead(partition), start, "+", "COUNT", PAGE)])
+    stream = inquiry.keys.dead(partition)
+    (reply,) = await inquiry.send([about(stream, "XRANGE", stream, start, "+", "COUNT", PAGE)])
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"the dead letters of partition {partition} cannot be read: {reply}")
     entries: list[Any] = reply
@@ -203,9 +202,8 @@ async def _read_letter(inquiry: Inquiry, text: str) -> tuple[int, str, DeadLette
         raise unknown from None
     if not 0 <= partition < inquiry.partitions:
         raise unknown
-    (reply,) = await inquiry.send(
-        [pack("XRANGE", inquiry.keys.dead(partition), entry_id, entry_id, "COUNT", 1)]
-    )
+    stream = inquiry.keys.dead(partition)
+    (reply,) = await inquiry.send([about(stream, "XRANGE", stream, entry_id, entry_id, "COUNT", 1)])
     if not reply or isinstance(reply, hiredis.ReplyError):
         raise unknown
     _, letter = _decode(reply[0])

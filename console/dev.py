@@ -183,8 +183,11 @@ class Dev:
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
         """A view that writes until everything else has stopped."""
+        store = Store(settings)
+        if store.is_cluster:
+            raise ConfigError("MASKLINE_REDIS_URL: maskline dev works with one server, not with a cluster")
         try:
-            link = await Store(settings).connect("maskline-dev")
+            link = await store.connect("maskline-dev")
         except RedisUnavailableError as error:
             raise ConfigError(f"MASKLINE_REDIS_URL: {error}") from None
         stack.callback(link.close)

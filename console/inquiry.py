@@ -1,19 +1,23 @@
-"""How an operator's command asks Redis: one connection, nothing written, the server of `maskline dev` if none is set.
+"""How an operator's command asks Redis: one connection a server, nothing written.
+
+If none is set, the server of a `maskline dev` in this directory.
 
 Where Redis cannot be reached, RedisUnavailableError ends the command with its one line and exit code 1.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import hiredis
 import msgspec
 
 from console.account import STATE_DIRECTORY
 from console.embedded import EmbeddedServer
-from runtime.link import Link, pack
+from runtime.link import Argument, Link, pack
 from runtime.process import run
+from runtime.redis_url import Server
+from runtime.slots import SlotMap
 from runtime.store import Store
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.keys import Keys
@@ -24,23 +28,76 @@ COMMANDS_MAX: Final = 1_000
 """Commands in one trip: with 16,384 partitions the server is not to build one reply of megabytes."""
 
 
-class Inquiry:
-    """A connection and what stands in the layout."""
+class Question(NamedTuple):
+    """A command, and the key it is about: in a cluster the key says which server to ask; None asks any."""
 
-    def __init__(self, link: Link, settings: Settings, partitions: int, address: str) -> None:
-        self.link = link
+    key: str | None
+    packed: bytes
+
+
+def about(key: str, *arguments: Argument) -> Question:
+    """The command `arguments`, for the server that has `key`."""
+    return Question(key, pack(*arguments))
+
+
+class Servers:
+    """Connections to every server that has partitions: one, or a cluster's primaries."""
+
+    def __init__(self, links: Mapping[Server | None, Link], slots: SlotMap | None) -> None:
+        self._links = links
+        self._slots = slots
+
+    def link(self, key: str | None) -> Link:
+        """Raises RedisUnavailableError where the cluster has nobody for the key."""
+        if self._slots is None or key is None:
+            return next(iter(self._links.values()))
+        server = self._slots.server_of(key)
+        if server is None:
+            raise RedisUnavailableError("the cluster has slots that no node serves")
+        return self._links[server]
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+
+
+async def connect(store: Store, name: str) -> Servers:
+    slots = await store.find()
+    links: dict[Server | None, Link] = {}
+    try:
+        for server in (None,) if slots is None else slots.primaries:
+            links[server] = await store.connect(name, server=server)
+    except BaseException:
+        Servers(links, slots).close()
+        raise
+    return Servers(links, slots)
+
+
+class Inquiry:
+    """Connections and what stands in the layout."""
+
+    def __init__(self, servers: Servers, settings: Settings, partitions: int, address: str) -> None:
+        self._servers = servers
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.group)
         self.partitions = partitions
         """As laid out in Redis; as set, where nothing is laid out yet."""
         self.address = address
 
-    async def send(self, commands: Sequence[bytes]) -> list[Any]:
-        """The replies to packed commands, an error reply as hiredis.ReplyError in its place."""
+    async def send(self, questions: Sequence[Question]) -> list[Any]:
+        """The replies in order, an error reply as hiredis.ReplyError in its place."""
         replies: list[Any] = []
-        for start in range(0, len(commands), COMMANDS_MAX):
-            part = commands[start : start + COMMANDS_MAX]
-            replies += await self.link.send(b"".join(part), len(part))
+        for start in range(0, len(questions), COMMANDS_MAX):
+            by_link: dict[Link, list[int]] = {}
+            part = questions[start : start + COMMANDS_MAX]
+            for place, question in enumerate(part):
+                by_link.setdefault(self._servers.link(question.key), []).append(place)
+            answers: list[Any] = [None] * len(part)
+            for link, places in by_link.items():
+                packed = b"".join(part[place].packed for place in places)
+                for place, reply in zip(places, await link.send(packed, len(places)), strict=True):
+                    answers[place] = reply
+            replies += answers
         return replies
 
 
@@ -50,12 +107,12 @@ def ask(question: Callable[[Inquiry], Awaitable[int]]) -> int:
 
     async def body(_stop: asyncio.Event) -> int:
         store = Store(settings)
-        link = await store.connect("maskline-console")
+        servers = await connect(store, "maskline-console")
         try:
-            partitions = await _read_layout(link, settings)
-            return await question(Inquiry(link, settings, partitions, store.address))
+            partitions = await _read_layout(servers, settings)
+            return await question(Inquiry(servers, settings, partitions, store.address))
         finally:
-            link.close()
+            servers.close()
 
     return run(body)
 
@@ -70,9 +127,10 @@ def with_server(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, redis_url=url)
 
 
-async def _read_layout(link: Link, settings: Settings) -> int:
+async def _read_layout(servers: Servers, settings: Settings) -> int:
     """The partitions; the key of the number tokens is taken over, so that they equal those in the logs."""
-    (reply,) = await link.send(pack("HMGET", Keys(settings.namespace).layout, "partitions", "token_key"), 1)
+    key = Keys(settings.namespace).layout
+    (reply,) = await servers.link(key).send(pack("HMGET", key, "partitions", "token_key"), 1)
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"Redis does not say how it is laid out: {reply}")
     partitions, token_key = reply

@@ -14,7 +14,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from console.inquiry import Inquiry, ask
+from console.inquiry import Inquiry, Question, about, ask
 from console.tables import plain_console, print_table
 from runtime.arguments import Parser
 from runtime.link import pack
@@ -93,18 +93,19 @@ def main(argv: list[str]) -> int:
 async def read_status(inquiry: Inquiry) -> Status:
     keys, settings = inquiry.keys, inquiry.settings
     commands = [
-        pack("INFO", "server"),
-        pack("INFO", "memory"),
-        pack("TIME"),
-        pack("ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+        Question(None, pack("INFO", "server")),
+        Question(None, pack("INFO", "memory")),
+        about(keys.workers, "TIME"),  # of the server whose clock dates the heartbeats
+        about(keys.workers, "ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
     ]
     for number in range(inquiry.partitions):
+        lease, callbacks, dead = keys.lease(number), keys.callbacks(number), keys.dead(number)
         commands += [
-            pack("GET", keys.lease(number)),
-            pack("PTTL", keys.lease(number)),
-            pack("XLEN", keys.callbacks(number)),
-            pack("XINFO", "GROUPS", keys.callbacks(number)),
-            pack("XLEN", keys.dead(number)),
+            about(lease, "GET", lease),
+            about(lease, "PTTL", lease),
+            about(callbacks, "XLEN", callbacks),
+            about(callbacks, "XINFO", "GROUPS", callbacks),
+            about(dead, "XLEN", dead),
         ]
     server, memory, time, heartbeats, *replies = await inquiry.send(commands)
     for reply in (server, memory, time, heartbeats):

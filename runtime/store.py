@@ -1,33 +1,37 @@
-"""Where Redis is and how to get a connection to it: addresses, TLS and log-in from MASKLINE_REDIS_URL.
+"""How to get a connection to Redis: the servers that MASKLINE_REDIS_URL leads to, log-in, TLS.
 
-redis-py reads the URL and builds the TLS context; the connection itself is a `Link`.
+One server needs no finding. Sentinels are asked for the primary at every connect, and the primary whether it is one: so
+a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the start and whenever a node says that
+a key has moved (`runtime.shards`).
 """
 
 import asyncio
-import secrets
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import hiredis
-from redis.asyncio.connection import SSLConnection, parse_url
 
 from runtime.link import Link, pack
+from runtime.redis_url import Login, Server, read_redis_url
+from runtime.slots import SlotMap, read_slots
 from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.privacy import set_token_key
 from schemas.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
+ASK_TIMEOUT_S: Final = 1.0
+"""For a Sentinel, or a cluster's node, that is asked where others are: there are more of them."""
 RECONNECT_FIRST_S: Final = 0.05
 """A restart of Redis takes less than a second: the first tries are quick."""
 RECONNECT_MAX_S: Final = 2.0
 """A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
-LAYOUT_VERSION: Final = 1
-TOKEN_KEY_BYTES: Final = 32
 
-_LATER_SCHEMES: Final = ("redis+cluster://", "redis+sentinel://")
+WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
+"""Replies after which another connection may reach a server that takes writes, as after a failover."""
+MOVED_AWAY: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN")
+"""Replies of a cluster whose keys are, or are about to be, somewhere else."""
+
 _CREDENTIAL_ERRORS: Final = (
     "WRONGPASS",
     "NOAUTH",
@@ -39,135 +43,157 @@ _CREDENTIAL_ERRORS: Final = (
 
 
 class Store:
-    """One Redis server, as the settings name it.
+    """Redis, as the settings name it.
 
-    Raises ConfigError for a URL that cannot be read or whose kind of server this release does not serve.
+    Raises ConfigError for a URL that cannot be read.
     """
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.redis_url
-        if not url:
-            raise ConfigError("MASKLINE_REDIS_URL is not set: say where Redis is, as redis://host:6379/0")
-        if url.startswith(_LATER_SCHEMES):
-            scheme = url.partition("://")[0]
-            raise ConfigError(
-                f"MASKLINE_REDIS_URL: {scheme}:// is not served by this release, use redis://, rediss:// or unix://"
-            )
-        try:
-            self._options: dict[str, Any] = dict(parse_url(url))
-        except ValueError:
-            raise ConfigError(
-                "MASKLINE_REDIS_URL cannot be read: it should look like redis://host:6379/0"
-            ) from None
-        self._tls = self._tls_context()
+        self._url = read_redis_url(settings.redis_url)
+        self._seeds = self._url.servers
 
     @property
     def address(self) -> str:
         """Where Redis is, without the credentials: for logs and status pages."""
-        options = self._options
-        return (
-            str(options["path"])
-            if "path" in options
-            else f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-        )
+        return self._url.address
 
-    async def connect(self, name: str, on_lost: Callable[[], None] | None = None) -> Link:
+    @property
+    def is_cluster(self) -> bool:
+        return self._url.kind == "cluster"
+
+    async def find(self) -> SlotMap | None:
+        """The cluster's servers by their slots; None where there is no cluster, and one server has everything.
+
+        Raises RedisUnavailableError where no node answers, ConfigError where it is no cluster.
+        """
+        if not self.is_cluster:
+            return None
+        why = ""
+        for server in self._seeds:
+            try:
+                slots = await self._ask_slots(server)
+            except RedisUnavailableError as error:
+                why = str(error)
+                continue
+            # Ever longer lists of ever other nodes, and those of the URL at the end, should all the others be gone.
+            self._seeds = tuple(dict.fromkeys([*slots.primaries, *self._url.servers]))
+            return slots
+        raise RedisUnavailableError(f"no node of the cluster answers: {why}")
+
+    async def connect(
+        self, name: str, on_lost: Callable[[], None] | None = None, *, server: Server | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Link:  # fmt: skip
         """Open a connection, logged in, on the right database, named `name` in CLIENT LIST.
 
-        `on_lost` is called once, when the connection ends for whatever reason. Raises RedisUnavailableError where
-        Redis cannot be reached, ConfigError where it refuses the credentials or the database.
+        `server`: the cluster's node to connect to. `on_lost` is called once, when the connection ends for whatever
+        reason. Raises RedisUnavailableError where Redis cannot be reached, ConfigError where it refuses the
+        credentials or the database.
         """
+        if self._url.kind == "sentinel":
+            return await self._connect_primary(name, on_lost)
+        return await self._connect(server or self._url.servers[0], name, on_lost, timeout_s=timeout_s)
+
+    # Inside
+
+    async def _connect_primary(self, name: str, on_lost: Callable[[], None] | None) -> Link:
+        why = "no Sentinel was asked"
+        for sentinel in self._url.servers:
+            try:
+                primary = await self._ask_sentinel(sentinel)
+                link = await self._connect(primary, name, on_lost)
+            except RedisUnavailableError as error:
+                why = str(error)
+                continue
+            if await _is_primary(link):
+                return link
+            link.close()
+            why = f"{primary} is no primary (yet)"
+        raise RedisUnavailableError(f"the primary of {self._url.service} cannot be found: {why}")
+
+    async def _ask_sentinel(self, sentinel: Server) -> Server:
+        link = await self._connect(sentinel, "", None, self._url.sentinel_login, timeout_s=ASK_TIMEOUT_S)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                link = await self._open(on_lost)
+            command = pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
+            (reply,) = await link.send(command, 1, timeout_s=ASK_TIMEOUT_S)
+        finally:
+            link.close()
+        if isinstance(reply, hiredis.ReplyError):
+            raise RedisUnavailableError(f"the Sentinel at {sentinel} refuses: {reply}")
+        if not reply:
+            raise RedisUnavailableError(f"the Sentinel at {sentinel} knows no {self._url.service}")
+        return Server(reply[0].decode(), int(reply[1]))
+
+    async def _ask_slots(self, server: Server) -> SlotMap:
+        link = await self._connect(server, "", None, timeout_s=ASK_TIMEOUT_S)
+        try:
+            (reply,) = await link.send(pack("CLUSTER", "SLOTS"), 1, timeout_s=ASK_TIMEOUT_S)
+        finally:
+            link.close()
+        if isinstance(reply, hiredis.ReplyError):
+            if "cluster support disabled" in str(reply):
+                raise ConfigError(f"MASKLINE_REDIS_URL: {server} is no cluster: use redis:// for one server")
+            raise RedisUnavailableError(f"the node at {server} refuses: {reply}")
+        try:
+            slots = read_slots(reply, server)
+        except ValueError as error:
+            raise RedisUnavailableError(f"the node at {server} answers {error}") from None
+        if not slots.primaries:
+            raise RedisUnavailableError(f"the node at {server} knows of no slots yet")
+        return slots
+
+    async def _connect(
+        self, server: Server, name: str, on_lost: Callable[[], None] | None, login: Login | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Link:  # fmt: skip
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await self._open(server, on_lost)
                 try:
-                    await self._log_in(link, name)
+                    if login is None:
+                        await self._log_in(link, server, name, self._url.login, self._url.database)
+                    else:
+                        await self._log_in(link, server, name, login, 0)
                 except BaseException:
                     link.close()
                     raise
         except (OSError, TimeoutError, ssl.SSLError, UnicodeError) as error:  # of a host that is no name
             raise RedisUnavailableError(
-                f"Redis at {self.address} cannot be reached: {_reason(error)}"
+                f"Redis at {server} cannot be reached: {_reason(error, timeout_s)}"
             ) from None
         return link
 
-    async def _open(self, on_lost: Callable[[], None] | None) -> Link:
-        loop, options = asyncio.get_running_loop(), self._options
-        if "path" in options:
-            _, link = await loop.create_unix_connection(lambda: Link(on_lost), options["path"])
+    async def _open(self, server: Server, on_lost: Callable[[], None] | None) -> Link:
+        loop = asyncio.get_running_loop()
+        if not server.port:
+            _, link = await loop.create_unix_connection(lambda: Link(on_lost), server.host)
             return link
         transport, link = await loop.create_connection(
-            lambda: Link(on_lost), options.get("host", "localhost"), options.get("port", 6379), ssl=self._tls
+            lambda: Link(on_lost), server.host, server.port, ssl=self._url.tls
         )
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return link
 
-    async def _log_in(self, link: Link, name: str) -> None:
-        options = self._options
+    async def _log_in(self, link: Link, server: Server, name: str, login: Login, database: int) -> None:
         commands: list[bytes] = []
-        if password := options.get("password"):
-            user = options.get("username")
-            commands.append(pack("AUTH", user, password) if user else pack("AUTH", password))
-        if database := options.get("db"):
+        if login.password:
+            user = (login.username,) if login.username else ()
+            commands.append(pack("AUTH", *user, login.password))
+        if database:
             commands.append(pack("SELECT", database))
-        commands.append(pack("CLIENT", "SETNAME", name))
+        if name:
+            commands.append(pack("CLIENT", "SETNAME", name))
+        if not commands:
+            return
         for reply in await link.send(b"".join(commands), len(commands), timeout_s=CONNECT_TIMEOUT_S):
             if not isinstance(reply, hiredis.ReplyError):
                 continue
             text = str(reply)
             if text.startswith(_CREDENTIAL_ERRORS) or "DB index" in text:
-                raise ConfigError(f"MASKLINE_REDIS_URL: Redis at {self.address} refuses the log-in: {text}")
-            raise RedisUnavailableError(f"Redis at {self.address} refuses: {text}")
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        connection_class = self._options.pop("connection_class", None)
-        if connection_class is not SSLConnection:
-            return None
-        try:
-            return SSLConnection(**self._options).ssl_context.get()
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"MASKLINE_REDIS_URL: TLS cannot be set up: {type(error).__name__}") from None
-
-
-async def check_layout(link: Link, settings: Settings) -> None:
-    """Agree with every other node on the layout, which the first node ever started writes down.
-
-    Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
-    MASKLINE_PARTITIONS differs from the layout in Redis, as a session would then be in two partitions, in no order;
-    RedisUnavailableError where Redis refuses, or answers what is no layout.
-    """
-    key = Keys(settings.namespace).layout
-    replies = await link.send(
-        pack("HSETNX", key, "partitions", settings.partitions)
-        + pack("HSETNX", key, "version", LAYOUT_VERSION)
-        + pack("HSETNX", key, "token_key", secrets.token_bytes(TOKEN_KEY_BYTES))
-        + pack("HMGET", key, "partitions", "version", "token_key"),
-        4,
-    )
-    for reply in replies:
-        if isinstance(reply, hiredis.ReplyError):
-            raise RedisUnavailableError(f"Redis refuses to keep the layout: {reply}")
-    try:
-        partitions, version, token_key = int(replies[-1][0]), int(replies[-1][1]), bytes(replies[-1][2])
-        if len(token_key) != TOKEN_KEY_BYTES:
-            raise ValueError(len(token_key))  # noqa: TRY301  one way out for all that is damaged
-    except (ValueError, TypeError, LookupError) as error:
-        # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
-        raise RedisUnavailableError(
-            f"no Redis answers, or its layout is damaged ({type(error).__name__})"
-        ) from None
-    if version > LAYOUT_VERSION:
-        raise ConfigError(
-            f"the namespace {settings.namespace} was laid out by a newer maskline (layout {version})"
-        )
-    if partitions != settings.partitions:
-        raise ConfigError(
-            f"MASKLINE_PARTITIONS is {settings.partitions}, but the namespace {settings.namespace} "
-            f"was laid out with {partitions}: set it to that"
-        )
-    set_token_key(token_key)
+                raise ConfigError(f"MASKLINE_REDIS_URL: Redis at {server} refuses the log-in: {text}")
+            raise RedisUnavailableError(f"Redis at {server} refuses: {text}")
 
 
 def reconnect_delay_s(attempt: int, chance: float) -> float:
@@ -177,7 +203,19 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
     return ceiling * (0.5 + 0.5 * chance)
 
 
-def _reason(error: BaseException) -> str:
+async def _is_primary(link: Link) -> bool:
+    """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet."""
+    try:
+        (role,) = await link.send(pack("ROLE"), 1, timeout_s=ASK_TIMEOUT_S)
+    except BaseException as error:
+        link.close()
+        if isinstance(error, RedisUnavailableError):
+            return False
+        raise
+    return isinstance(role, list) and role[0] == b"master"
+
+
+def _reason(error: BaseException, timeout_s: float) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+        return f"no answer within {timeout_s:g} s"
     return getattr(error, "strerror", None) or type(error).__name__

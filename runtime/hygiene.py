@@ -1,0 +1,218 @@
+"""Whether a Redis server is set up so that the promises can be kept: its version, eviction, persistence, memory, role.
+
+- An *error* endangers "nothing unhandled is ever evicted", or the server is too old to be spoken to at all: an
+  operator must act before callbacks go there. A *warning* weakens another promise, or may come to.
+- Every finding is one line that names what was found, what it costs and what to do.
+- What a server does not tell (an ACL, a managed service) is not guessed: it is left out, and a warning names it.
+
+For callers: `report = await inspect_server(link)` once for every connection (one round trip), log `report.errors` and
+`report.warnings` by `code` and `text`, and put `report.details()` into the JSON of /readyz. With several servers, as
+in a cluster, each has its own report; no text says which server it is about. `judge` is the pure part.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from runtime.link import Link, pack
+
+OLDEST_REDIS: Final = (7, 0)
+"""Before it XAUTOCLAIM does not say what was deleted, and XGROUP takes no ENTRIESREAD."""
+
+MEMORY_HIGH: Final = 0.9
+"""Above this part of maxmemory an hour's burst may fill the rest: time to look, while nothing is refused yet."""
+
+SECTIONS: Final = ("server", "memory", "persistence", "replication")
+
+_VERSION: Final = re.compile(r"(\d{1,6})\.(\d{1,6})")
+
+
+class Finding(NamedTuple):
+    """One thing that is not as it should be."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    """A stable word: `server_too_old`, `callbacks_evicted`, `states_evicted`, `eviction_policy`, `memory_nearly_full`,
+    `no_persistence`, `snapshots_only`, `appendonly_off`, `append_failing`, `snapshot_failing`, `replica`,
+    `not_inspected`."""
+    text: str
+    """One line for an operator: what is, what it costs, what to do."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServerReport:
+    """What a server says it is, and what is wrong with it."""
+
+    version: str
+    """As `Valkey 9.1.2` or `Redis 8.2.3`; `unknown` where the server does not tell."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    def details(self) -> dict[str, Any]:
+        """For /readyz: `version`, and `errors` and `warnings` as code and text each."""
+        return {
+            "version": self.version,
+            "errors": [{"code": finding.code, "text": finding.text} for finding in self.errors],
+            "warnings": [{"code": finding.code, "text": finding.text} for finding in self.warnings],
+        }
+
+
+async def inspect_server(link: Link) -> ServerReport:
+    """Ask a server about itself, in one round trip.
+
+    Raises RedisUnavailableError where the connection is lost meanwhile; a server that refuses to tell is no failure.
+    """
+    asked = [pack("INFO", section) for section in SECTIONS] + [pack("CONFIG", "GET", "save")]
+    *sections, configured = await link.send(b"".join(asked), len(asked))
+    info: dict[str, str] = {}
+    for section in sections:
+        if isinstance(section, bytes):
+            info |= parse_info(section.decode(errors="replace"))
+    save = None
+    if (
+        isinstance(configured, list) and len(configured) == 2 and isinstance(configured[1], bytes)
+    ):  # name, value
+        save = configured[1].decode(errors="replace")
+    return ServerReport(version_of(info), tuple(judge(info, save)))
+
+
+# The pure part
+
+
+def parse_info(text: str) -> dict[str, str]:
+    """The fields of INFO; lines that are none are passed over."""
+    pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+    return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def version_of(info: Mapping[str, str]) -> str:
+    # Valkey's redis_version is the one that it is compatible with.
+    if "valkey_version" in info:
+        return f"Valkey {info['valkey_version']}"
+    return f"Redis {info['redis_version']}" if "redis_version" in info else "unknown"
+
+
+def judge(info: Mapping[str, str], save: str | None) -> list[Finding]:
+    """What is wrong with a server that says this of itself.
+
+    `info`: the fields of INFO, as far as the server gave them. `save`: its save points as CONFIG GET gives them, ""
+    for none, None where it does not tell.
+    """
+    findings = [*_version(info), *_memory(info), *_persistence(info, save), *_replication(info)]
+    if unseen := list(_unseen(info, save)):
+        findings.append(
+            Finding(
+                "warning",
+                "not_inspected",
+                f"the server does not tell its {', '.join(unseen)}: allow this user INFO and CONFIG|GET, or check "
+                "docs/operating.md by hand",
+            )
+        )
+    return findings
+
+
+def _version(info: Mapping[str, str]) -> Iterator[Finding]:
+    if "valkey_version" in info:
+        return  # every release of Valkey is new enough
+    if found := _VERSION.match(info.get("redis_version", "")):
+        version = (int(found[1]), int(found[2]))
+        if version < OLDEST_REDIS:
+            yield Finding(
+                "error",
+                "server_too_old",
+                f"{version_of(info)} is too old: the worker's scripts need Redis 7.0 or Valkey 7.2, upgrade the server",
+            )
+
+
+def _memory(info: Mapping[str, str]) -> Iterator[Finding]:
+    policy, limit, used = (
+        info.get("maxmemory_policy"),
+        _number(info, "maxmemory"),
+        _number(info, "used_memory"),
+    )
+    remedy = "CONFIG SET maxmemory-policy noeviction, and the same in the server's configuration file"
+    if policy is not None and policy != "noeviction":
+        if not limit:  # none, or it does not tell
+            yield Finding(
+                "warning",
+                "eviction_policy",
+                f"maxmemory-policy is {policy}: with a maxmemory the server would drop what it holds; {remedy}",
+            )
+        elif policy.startswith("volatile-"):
+            yield Finding(
+                "warning",
+                "states_evicted",
+                f"maxmemory-policy is {policy}: a full server drops session states and leases, so that "
+                f"events come twice or out of order; {remedy}",
+            )
+        else:
+            yield Finding(
+                "error",
+                "callbacks_evicted",
+                f"maxmemory-policy is {policy}: a full server drops callbacks that nobody has handled; {remedy}",
+            )
+    if limit and used is not None and used > MEMORY_HIGH * limit:
+        yield Finding(
+            "warning",
+            "memory_nearly_full",
+            f"{used / limit:.0%} of maxmemory are used: a full server takes no callbacks; raise maxmemory, or shorten "
+            "MASKLINE_RETENTION_S",
+        )
+
+
+def _persistence(info: Mapping[str, str], save: str | None) -> Iterator[Finding]:
+    remedy = "CONFIG SET appendonly yes, and the same in the server's configuration file"
+    if info.get("aof_enabled") == "0":
+        code, cost = "snapshots_only", "what was taken since the last snapshot"
+        if save is None:
+            code, cost = (
+                "appendonly_off",
+                "what was taken since the last snapshot, if there are any, or all of it",
+            )
+        elif not save:
+            code, cost = "no_persistence", "everything that was taken"
+        yield Finding("warning", code, f"appendonly is no: a restart of the server loses {cost}; {remedy}")
+    remedy = "free its disk or look into the server's log; until then it may refuse callbacks"
+    if info.get("aof_enabled") != "0" and info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding(
+            "warning", "append_failing", f"the server could not write its append-only file: {remedy}"
+        )
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        yield Finding(
+            "warning", "snapshot_failing", f"the server could not write its last snapshot: {remedy}"
+        )
+
+
+def _replication(info: Mapping[str, str]) -> Iterator[Finding]:
+    if info.get("role") == "slave":
+        yield Finding(
+            "warning",
+            "replica",
+            "the server is a replica and takes no callbacks: MASKLINE_REDIS_URL must lead to the primary "
+            "(redis+sentinel:// finds it after every failover)",
+        )
+
+
+def _unseen(info: Mapping[str, str], save: str | None) -> Iterator[str]:
+    """What a judgement would need and is not there, in words."""
+    if "valkey_version" not in info and not _VERSION.match(info.get("redis_version", "")):
+        yield "version"
+    if "maxmemory_policy" not in info or _number(info, "maxmemory") is None:
+        yield "eviction policy"
+    if "aof_enabled" not in info or (info["aof_enabled"] == "0" and save is None):
+        yield "persistence"
+    if "role" not in info:
+        yield "role"
+
+
+def _number(info: Mapping[str, str], name: str) -> int | None:
+    text = info.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() else None

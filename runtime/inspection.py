@@ -1,0 +1,68 @@
+"""Keeps an eye on the servers: inspects each at every new connection and every INSPECT_INTERVAL_S (`runtime.hygiene`).
+
+What is found is logged once, and again when it is over; /readyz has it as it stands.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from runtime.hygiene import Finding, ServerReport, inspect_server
+from runtime.link import Link
+from runtime.logs import get_logger
+from schemas.errors import ConfigError, RedisUnavailableError
+
+INSPECT_INTERVAL_S: Final = 15.0
+"""As often as Prometheus usually asks: somebody's CONFIG SET, or a memory that fills up, shows within that."""
+
+_log = get_logger("maskline.redis")
+
+
+class Inspection:
+    """The last report of each server, by its address."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, ServerReport] = {}
+
+    async def inspect(self, link: Link, address: str) -> ServerReport:
+        """Ask a server about itself and log what is new. Raises RedisUnavailableError if the connection is lost."""
+        report = await inspect_server(link)
+        before = self._reports.get(address)
+        self._reports[address] = report
+        known = {finding.code for finding in before.findings} if before is not None else set()
+        for finding in report.findings:
+            if finding.code not in known:
+                log = _log.error if finding.severity == "error" else _log.warning
+                log("Redis is not as it should be", redis=address, code=finding.code, what=finding.text)
+        if gone := known - {finding.code for finding in report.findings}:
+            _log.info("Redis is better", redis=address, codes=sorted(gone))
+        return report
+
+    async def demand(self, link: Link, address: str) -> None:
+        """Inspect, and raise ConfigError for what endangers callbacks."""
+        report = await inspect_server(link)
+        if report.errors:
+            raise ConfigError(f"Redis at {address}: {report.errors[0].text}")
+        await self.inspect(link, address)
+
+    async def run(self, links: Callable[[], Iterable[tuple[str, Link]]]) -> None:
+        """Inspect the servers there are, by address and connection, until cancelled."""
+        while True:
+            await asyncio.sleep(INSPECT_INTERVAL_S)
+            present = dict(links())
+            self._reports = {
+                address: report for address, report in self._reports.items() if address in present
+            }
+            for address, link in present.items():
+                try:
+                    await self.inspect(link, address)
+                except RedisUnavailableError:
+                    continue
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for report in self._reports.values() for finding in report.errors)
+
+    def details(self) -> dict[str, Any]:
+        """For /readyz: by address, the version and what was found."""
+        return {address: report.details() for address, report in self._reports.items()}

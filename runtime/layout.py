@@ -1,0 +1,82 @@
+"""What all nodes of a namespace must agree on; the first node ever started writes it down."""
+
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+import hiredis
+
+from runtime.link import Link, pack
+from runtime.redis_url import Server
+from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.keys import Keys
+from schemas.privacy import set_token_key
+from schemas.settings import Settings
+
+LAYOUT_VERSION: Final = 1
+TOKEN_KEY_BYTES: Final = 32
+
+
+async def check_layout(link: Link, settings: Settings) -> None:
+    """Agree with every other node on the layout, which the first node ever started writes down.
+
+    Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
+    MASKLINE_PARTITIONS differs from the layout in Redis, as a session would then be in two partitions, in no order;
+    RedisUnavailableError where Redis refuses, or answers what is no layout.
+    """
+    key = Keys(settings.namespace).layout
+    replies = await link.send(
+        pack("HSETNX", key, "partitions", settings.partitions)
+        + pack("HSETNX", key, "version", LAYOUT_VERSION)
+        + pack("HSETNX", key, "token_key", secrets.token_bytes(TOKEN_KEY_BYTES))
+        + pack("HMGET", key, "partitions", "version", "token_key"),
+        4,
+    )
+    there = isinstance(replies[-1], list) and None not in replies[-1]
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError) and not (there and str(reply).startswith("OOM")):
+            # Out of memory is no fault where the layout is there: nothing had to be written.
+            raise RedisUnavailableError(f"Redis refuses to keep the layout: {reply}")
+    try:
+        partitions, version, token_key = int(replies[-1][0]), int(replies[-1][1]), bytes(replies[-1][2])
+        if len(token_key) != TOKEN_KEY_BYTES:
+            raise ValueError(len(token_key))  # noqa: TRY301  one way out for all that is damaged
+    except (ValueError, TypeError, LookupError) as error:
+        # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
+        raise RedisUnavailableError(
+            f"no Redis answers, or its layout is damaged ({type(error).__name__})"
+        ) from None
+    if version > LAYOUT_VERSION:
+        raise ConfigError(
+            f"the namespace {settings.namespace} was laid out by a newer maskline (layout {version})"
+        )
+    if partitions != settings.partitions:
+        raise ConfigError(
+            f"MASKLINE_PARTITIONS is {settings.partitions}, but the namespace {settings.namespace} "
+            f"was laid out with {partitions}: set it to that"
+        )
+    set_token_key(token_key)
+
+
+class LayoutGate:
+    """Nothing is sent to any server before the layout was agreed on, once; and again whenever its server comes back.
+
+    `keeper_of(key)`: the cluster's node that has a key, None while nobody knows.
+    """
+
+    def __init__(self, settings: Settings, keeper_of: Callable[[str], Server | None] | None = None) -> None:
+        self._settings = settings
+        self._key = Keys(settings.namespace).layout
+        self._keeper_of = keeper_of
+        self._agreed = False
+
+    async def pass_(self, link: Link, server: Server | None) -> None:
+        """Called with every new connection.
+
+        Raises ConfigError where the layout contradicts the settings, RedisUnavailableError where it cannot be read yet.
+        """
+        if server is None or self._keeper_of is None or self._keeper_of(self._key) == server:
+            await check_layout(link, self._settings)
+            self._agreed = True
+        elif not self._agreed:
+            raise RedisUnavailableError("the node that keeps the layout has not answered yet")

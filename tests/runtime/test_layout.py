@@ -1,0 +1,114 @@
+"""The layout all nodes agree on, and the gate that lets nothing pass before it."""
+
+import asyncio
+
+import pytest
+from servers import free_port
+
+from runtime.layout import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
+from runtime.redis_url import Server
+from runtime.store import Store
+from schemas import privacy
+from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.keys import Keys
+from schemas.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def token_key(monkeypatch):
+    """The process's own key of number tokens comes back after each test."""
+    monkeypatch.setattr(privacy, "_token_key", privacy._token_key)
+
+
+async def agree(server, namespace, **settings):
+    made = load_settings({}, redis_url=server.url, namespace=namespace, **settings)
+    link = await Store(made).connect("test-layout")
+    try:
+        await check_layout(link, made)
+    finally:
+        link.close()
+    return privacy._token_key
+
+
+async def test_the_first_node_writes_the_layout_and_the_others_take_it_over(redis_server, namespace):
+    first = await agree(redis_server, namespace, partitions=8)
+    privacy.set_token_key(b"x" * 32)
+    assert await agree(redis_server, namespace, partitions=8) == first
+    with redis_server.client() as client:
+        layout = client.hgetall(Keys(namespace).layout)
+    assert layout == {b"partitions": b"8", b"version": b"%d" % LAYOUT_VERSION, b"token_key": first}
+    assert len(first) == TOKEN_KEY_BYTES
+    assert await agree(redis_server, f"{namespace}-other", partitions=9) != first
+
+
+async def test_nodes_that_start_together_agree(redis_server, namespace):
+    keys = await asyncio.gather(*(agree(redis_server, namespace, partitions=8) for _ in range(10)))
+    assert len(set(keys)) == 1
+
+
+async def test_other_partitions_are_refused(redis_server, namespace):
+    await agree(redis_server, namespace, partitions=8)
+    privacy.set_token_key(b"x" * 32)
+    with pytest.raises(ConfigError) as caught:
+        await agree(redis_server, namespace, partitions=16)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    assert "MASKLINE_PARTITIONS is 16" in text
+    assert "laid out with 8" in text
+    assert privacy._token_key == b"x" * 32
+
+
+async def test_a_newer_layout_is_refused(redis_server, namespace):
+    with redis_server.client() as client:
+        client.hset(Keys(namespace).layout, "version", LAYOUT_VERSION + 1)
+    with pytest.raises(ConfigError, match="newer maskline"):
+        await agree(redis_server, namespace, partitions=8)
+
+
+@pytest.mark.parametrize("field", ["partitions", "version", "token_key"])
+async def test_a_damaged_layout_is_trouble_that_may_pass_and_no_crash(redis_server, namespace, field):
+    await agree(redis_server, namespace, partitions=8)
+    with redis_server.client() as client:
+        client.hset(Keys(namespace).layout, field, "damaged")
+    with pytest.raises(RedisUnavailableError, match="its layout is damaged"):
+        await agree(redis_server, namespace, partitions=8)
+
+
+async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespace):
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        with pytest.raises(RedisUnavailableError, match="OOM"):
+            await agree(own_redis, namespace)
+        client.config_set("maxmemory", 0)
+        client.execute_command("REPLICAOF", "127.0.0.1", free_port())
+        with pytest.raises(RedisUnavailableError, match=r"READONLY|MASTERDOWN"):
+            await agree(own_redis, namespace)
+
+
+async def test_a_full_server_that_has_the_layout_will_do(own_redis, namespace):
+    key = await agree(own_redis, namespace, partitions=8)
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        assert await agree(own_redis, namespace, partitions=8) == key
+        with pytest.raises(ConfigError):
+            await agree(own_redis, namespace, partitions=9)
+
+
+async def test_nothing_passes_the_gate_before_the_layout_is_agreed_on(redis_server, namespace):
+    """In a cluster one node keeps the layout, and the others may be there before it."""
+    settings = load_settings({}, redis_url=redis_server.url, namespace=namespace, partitions=8)
+    keeper, other = Server("keeper", 1), Server("other", 2)
+    gate = LayoutGate(settings, {Keys(namespace).layout: keeper}.get)
+    link = await Store(settings).connect("test-gate")
+    try:
+        with pytest.raises(RedisUnavailableError, match="has not answered yet"):
+            await gate.pass_(link, other)
+        await gate.pass_(link, keeper)
+        await gate.pass_(link, other)
+        with redis_server.client() as client:
+            client.hset(Keys(namespace).layout, "partitions", 9)
+        await gate.pass_(link, other)
+        with pytest.raises(ConfigError):
+            await gate.pass_(link, keeper)
+    finally:
+        link.close()
