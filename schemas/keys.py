@@ -8,7 +8,8 @@ Redis Cluster, where the partitions then spread over the nodes.
 | `{ns:p}:callbacks` | stream | raw callbacks of partition p, consumer groups at their cursors |
 | `{ns:p}:dead` | stream | dead letters of partition p, of all groups |
 | `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
-| `{ns:p}:fence:<group>` | hash | `token`: the last fencing token given out; `commit`: the last commit under it |
+| `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
+| `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: strikes of a handler that may bring its worker down; expires |
 | `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
@@ -45,6 +46,9 @@ class Keys:
 
     def fence(self, partition: int) -> str:
         return f"{{{self.namespace}:{partition}}}:fence:{self.group}"
+
+    def marks(self, partition: int) -> str:
+        return f"{{{self.namespace}:{partition}}}:marks:{self.group}"
 
     def session(self, partition: int, session_uuid: str) -> str:
         return f"{{{self.namespace}:{partition}}}:session:{self.group}:{session_uuid}"

@@ -13,7 +13,7 @@ import hiredis
 
 from runtime.logs import get_logger
 from schemas.keys import Keys
-from worker.connection import Connection
+from worker.connections import Connections
 from worker.partition import Partition
 from worker.scripts import commit as pack_commit
 from worker.stats import Stats
@@ -25,16 +25,21 @@ _log = get_logger("maskline.worker")
 
 
 class Committer:
-    """`on_fenced(partition)`: a commit was refused because the lease is not ours any more."""
+    """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
+
+    `on_committed()`: one is through.
+    """
 
     def __init__(
-        self, connection: Connection, keys: Keys, stats: Stats, on_fenced: Callable[[Partition], None]
-    ) -> None:
+        self, connections: Connections, keys: Keys, stats: Stats, on_fenced: Callable[[Partition], None],
+        on_committed: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
-        self._connection = connection
+        self._connections = connections
         self._keys = keys
         self._stats = stats
         self._on_fenced = on_fenced
+        self._on_committed = on_committed
         self._dirty: dict[Partition, None] = {}
         self._settled: dict[Partition, asyncio.Future[None]] = {}
         self._refused = ""
@@ -66,10 +71,10 @@ class Committer:
                 self._send(partition)
 
     def _send(self, partition: Partition) -> None:
-        commit, link = partition.commit_in_flight, self._connection.commands
+        commit, link = partition.commit_in_flight, self._connections.link(partition.number)
         if commit is None or partition.lost:
             return
-        if link is None or not link.connected:
+        if link is None:
             self._loop.call_later(REPEAT_DELAY_S, self._send, partition)
             return
         packed = pack_commit(self._keys, partition.number, partition.lease_value, commit)
@@ -86,6 +91,7 @@ class Committer:
             if partition.wants_commit:
                 self.mark(partition)
             self._wake(partition)
+            self._on_committed()
         elif reply == 0:
             self._stats.fenced += 1
             self._on_fenced(partition)
@@ -97,16 +103,17 @@ class Committer:
             self._on_fenced(partition)
         else:
             if isinstance(reply, hiredis.ReplyError):
-                self._refuse(str(reply))
+                self._refuse(partition, str(reply))
             self._loop.call_later(REPEAT_DELAY_S, self._send, partition)
 
-    def _refuse(self, reply: str) -> None:
-        if reply.startswith("NOSCRIPT") and self._connection.commands is not None:
-            # SCRIPT FLUSH, or a failover: the scripts are loaded again with the next connection.
-            self._connection.commands.close()
-        if reply != self._refused:
+    def _refuse(self, partition: Partition, reply: str) -> None:
+        connection = self._connections.of(partition.number)
+        if connection is not None:
+            connection.refused(reply)
+        kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
+        if kind != self._refused:
             _log.error("Redis refuses commits, trying again until it takes them", reply=reply)
-        self._refused = reply
+        self._refused = kind
 
     def _wake(self, partition: Partition) -> None:
         future = self._settled.pop(partition, None)

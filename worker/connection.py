@@ -1,31 +1,47 @@
-"""The worker's two connections: one for reads, which block, and one for everything else.
+"""The worker's two connections to a server: one for reads, which block, and one for everything else.
 
 They live and die together: when one is lost, both are opened anew, with backoff. What was under way fails with
-RedisUnavailableError, and whoever sent it decides what to do when `ready` returns again.
+RedisUnavailableError, and whoever sent it decides what to do when `ready` returns again. One server needs one of these,
+a cluster one for each primary (`runtime.shards`).
 """
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from redis.exceptions import ResponseError
 
+from runtime.inspection import Inspection
+from runtime.layout import LayoutGate
 from runtime.link import Link
 from runtime.logs import get_logger
-from runtime.store import Store, check_layout, reconnect_delay_s
-from schemas.errors import MasklineError, RedisUnavailableError
-from schemas.settings import Settings
+from runtime.redis_url import Server
+from runtime.store import MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
+from schemas.errors import ConfigError, MasklineError, RedisUnavailableError
 from worker.scripts import load_scripts
 
 _log = get_logger("maskline.worker")
 
 
 class Connection:
-    """Keeps the connections open. `start` fails only for what a restart cannot mend: wrong settings."""
+    """Keeps the connections to one server open.
 
-    def __init__(self, settings: Settings, name: str) -> None:
-        self._settings = settings
-        self._store = Store(settings)
+    `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
+    cannot be opened, and when the server says that a key is somewhere else.
+    """
+
+    def __init__(
+        self, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection, name: str,
+        on_trouble: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._server = server
+        self._gate = gate
+        self._inspection = inspection
         self._name = name
+        self._on_trouble = on_trouble
+        self._demanding = True
+        """At the start a server that endangers callbacks is refused; later the work goes on, and /readyz says so."""
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -38,19 +54,29 @@ class Connection:
 
     @property
     def address(self) -> str:
-        return self._store.address
+        return str(self._server) if self._server is not None else self._store.address
 
     @property
     def up(self) -> bool:
         return self._up.is_set()
 
     async def start(self) -> None:
-        """Try once, and from then on in the background. Raises ConfigError where the settings are wrong."""
+        """Try once, and from then on in the background.
+
+        Raises ConfigError where the settings are wrong; even then it goes on trying until `stop`.
+        """
+        wrong: ConfigError | None = None
         try:
             await self._open()
+        except ConfigError as error:
+            wrong = error
+            self.trouble = str(error)
         except (RedisUnavailableError, ResponseError) as error:
             self._note(str(error))
+        self._demanding = False
         self._keeper = asyncio.create_task(self._keep())
+        if wrong is not None:
+            raise wrong
 
     async def stop(self) -> None:
         if self._keeper is not None:
@@ -64,6 +90,14 @@ class Connection:
             await self._up.wait()
             if self.commands is not None and self.reads is not None:
                 return self.commands, self.reads
+
+    def refused(self, reply: str) -> None:
+        """The server has replied with an error. Some say that it is the wrong one, or has forgotten our scripts."""
+        if reply.startswith(MOVED_AWAY):
+            self._on_trouble()
+        elif self.commands is not None and reply.startswith(("NOSCRIPT", *WRONG_SERVER)):
+            # SCRIPT FLUSH, or a failover: the next connection loads the scripts again.
+            self.commands.close()
 
     async def _keep(self) -> None:
         failures = 0
@@ -84,9 +118,12 @@ class Connection:
     async def _open(self) -> None:
         self._lost.clear()
         try:
-            self.commands = await self._store.connect(f"{self._name}", self._lost.set)
-            self.reads = await self._store.connect(f"{self._name}:reads", self._lost.set)
-            await check_layout(self.commands, self._settings)
+            self.commands = await self._store.connect(self._name, self._lost.set, server=self._server)
+            self.reads = await self._store.connect(f"{self._name}:reads", self._lost.set, server=self._server)
+            await self._gate.pass_(self.commands, self._server)
+            await (self._inspection.demand if self._demanding else self._inspection.inspect)(
+                self.commands, self.address
+            )
             await load_scripts(self.commands)
             self.reads_id = int(await self.reads.execute("CLIENT", "ID"))
         except BaseException:
@@ -106,5 +143,6 @@ class Connection:
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:
-            _log.warning("no connection to Redis, trying again", reason=trouble)
+            _log.warning("no connection to Redis, trying again", redis=self.address, reason=trouble)
         self.trouble = trouble
+        self._on_trouble()

@@ -29,7 +29,8 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     entry_id: str
     """The callback's entry in `{ns:p}:callbacks`, which retention may trim."""
     code: str
-    """A stable word: `retries_exhausted`, `rejected`, `timed_out`, `late`, `not_decodable`, `no_session_uuid`, …"""
+    """A stable word: `retries_exhausted`, `rejected`, `timed_out`, `crashed_worker`, `late`, `not_decodable`,
+    `no_session_uuid`, …"""
     reason: str
     """One line for a person. Phone numbers in it are tokens."""
     failed_at_ms: int

@@ -13,22 +13,22 @@ import random
 from collections import deque
 from collections.abc import Callable
 from time import monotonic, time_ns
-from typing import Any, Final
+from typing import Final
 
 from runtime.logs import get_logger
 from schemas.events import Event
+from worker.attempts import TIME_LIMIT, Attempt, Attempts
 from worker.context import Context
 from worker.deadletter import letter_of
-from worker.outcome import Verdict, judge, overtime, unstoppable
+from worker.gate import Gate
+from worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, judge, overtime, unstoppable
 from worker.partition import Partition
 from worker.registry import BoundHandler, Table
 from worker.reorder import Release
 from worker.session import LiveSession, Progress
 from worker.stats import Stats
+from worker.suspects import Case, Suspects
 from worker.threads import HandlerThreads
-
-SWEEP_INTERVAL_S: Final = 0.05
-"""How late a time limit may strike."""
 
 TURNS_MAX: Final = 64
 """Events a runner handles before it lets the event loop do other work, replies and commits foremost."""
@@ -36,49 +36,26 @@ TURNS_MAX: Final = 64
 WAKE_MAX: Final = 4
 """Runners woken at a time: few, since where handlers do not wait the first one does all the work."""
 
-CANCEL_GRACE_S: Final = 5.0
-"""How long a handler that was cancelled may take to end. One that does not is left to itself."""
-
-TIME_LIMIT: Final = "timeout"
-
 ASIDE: Final = -1.0
 """In place of a wait: the event is put aside until `resume`."""
 
+AT_GATE: Final = -2.0
+"""In place of a wait: the gate of suspects submits the session again."""
+
 _log = get_logger("maskline.worker")
-
-
-class _Attempt:
-    """What a runner is at, for the sweep and for a stop.
-
-    Times here are `time.monotonic()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner
-    that was stopped in the middle of them would believe in a lease that is long gone.
-    """
-
-    __slots__ = ("abandoned", "deadline", "handler", "number", "session", "task", "why")
-
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self.task = task
-        self.deadline = 0.0
-        """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
-        self.handler: BoundHandler | None = None
-        self.number = 0
-        self.session: LiveSession | None = None
-        self.why = ""
-        """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
-        self.abandoned = False
-        """The handler ignores its cancellation: nothing that it still does is looked at."""
 
 
 class Dispatcher:
     """Runs handlers.
 
     `table`: the handlers of each type of event. `on_progress(partition)`: called after an event of the partition is
-    done, so that it gets committed. `late_dead`: late events go to the dead letters.
+    done, so that it gets committed. `late_dead`: late events go to the dead letters. `suspects`: needed where
+    partitions have any.
     """
 
     def __init__(
         self, table: Table, *, concurrency: int, late_dead: bool, stats: Stats,
-        on_progress: Callable[[Partition], None],
+        on_progress: Callable[[Partition], None], suspects: Suspects | None = None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._table = table
@@ -89,12 +66,14 @@ class Dispatcher:
         self._ready: deque[LiveSession] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._runners: set[asyncio.Task[None]] = set()
-        self._attempts: set[_Attempt] = set()
+        self._gate = Gate(self.submit, self._start_alone)
+        self._attempts = Attempts(self._gate.turn, self._stuck)
         self._pump_scheduled = False
         self._stopping = False
-        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
         self._threads = HandlerThreads()
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._apart: set[asyncio.Task[None]] = set()
+        """Tasks that are none of the runners: one that runs a suspect alone, and those given up."""
+        self._suspects = suspects
 
     # What the worker calls
 
@@ -123,33 +102,16 @@ class Dispatcher:
 
     def handler_at_work(self) -> str:
         """The handler that has the event loop at this moment, if one has: for a thread that finds it blocked."""
-        task = asyncio.current_task(self._loop)
-        for attempt in list(self._attempts):
-            if attempt.task is task and attempt.handler is not None:
-                return attempt.handler.name
-        return ""
+        return self._attempts.handler_of(asyncio.current_task(self._loop))
 
     def cancel(self, partition: Partition | None, why: str) -> None:
         """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
-        for attempt in self._attempts:
-            session = attempt.session
-            mine = partition is None or (session is not None and session.partition is partition)
-            if mine and not attempt.why:
-                attempt.why = why
-                attempt.deadline = monotonic() + CANCEL_GRACE_S
-                attempt.task.cancel()
+        self._attempts.cancel(partition, why)
 
     async def stop(self) -> None:
         """End the runners. Call it when nothing is under way any more, or after `cancel`."""
         self._stopping = True
-        self._sweeper.cancel()
-        runners = {*self._runners, *self._abandoned}
-        for runner in runners:
-            runner.cancel()
-        if runners:
-            _, late = await asyncio.wait(runners, timeout=CANCEL_GRACE_S)
-            if late:
-                _log.error("handlers ignore that they were cancelled", count=len(late))
+        await self._attempts.stop([*self._runners, *self._apart])
         self._threads.stop()
 
     # Runners
@@ -178,7 +140,7 @@ class Dispatcher:
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
         self._runners.discard(runner)
-        self._abandoned.discard(runner)
+        self._apart.discard(runner)
         if not runner.cancelled() and (error := runner.exception()):
             _log.error("a runner has failed, which is a fault in maskline", exc_info=error)
         self._schedule_pump()
@@ -186,7 +148,7 @@ class Dispatcher:
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
-        attempt, ready, turns = _Attempt(task), self._ready, 0
+        attempt, ready, turns = Attempt(task), self._ready, 0
         while True:
             while ready:
                 session = ready.popleft()
@@ -204,7 +166,7 @@ class Dispatcher:
             self._idle.append(idle)
             await idle
 
-    async def _work(self, session: LiveSession, attempt: _Attempt, turns: int) -> int:
+    async def _work(self, session: LiveSession, attempt: Attempt, turns: int) -> int:
         """Handle a session's events until there are none, or one must wait. Returns the turns taken so far."""
         partition = session.partition
         partition.running += 1
@@ -217,19 +179,17 @@ class Dispatcher:
                     session.scheduled = False
                     return turns
                 release = session.queue[0]
-                retry_ms = await self._handle(session, release, attempt)
+                if partition.suspects is None:
+                    retry_ms = await self._handle(session, release, attempt, None)
+                else:
+                    retry_ms = await self._handle_suspect(session, release, attempt)
                 if attempt.why:
                     session.scheduled = False
                     attempt.why = ""
                     return turns
                 turns += 1
-                if retry_ms == ASIDE:
-                    session.scheduled = False
-                    return turns
                 if retry_ms is not None:
-                    self._loop.call_later(retry_ms / 1000, self._again, session)
-                    if partition.wants_commit:  # another handler's dead letter
-                        self._on_progress(partition)
+                    self._put_off(session, retry_ms)
                     return turns
                 session.progress = None
                 partition.finish(session, release)
@@ -244,14 +204,27 @@ class Dispatcher:
                 partition.running -= 1
                 self._attempts.discard(attempt)
 
+    def _put_off(self, session: LiveSession, retry_ms: float) -> None:
+        if retry_ms == ASIDE:
+            session.scheduled = False
+        elif retry_ms != AT_GATE:
+            self._loop.call_later(retry_ms / 1000, self._again, session)
+            if session.partition.wants_commit:  # another handler's dead letter
+                self._on_progress(session.partition)
+
     def _again(self, session: LiveSession) -> None:
         if not session.partition.closed:
             self.submit([session])
 
     # One event
 
-    async def _handle(self, session: LiveSession, release: Release, attempt: _Attempt) -> float | None:
-        """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done."""
+    async def _handle(
+        self, session: LiveSession, release: Release, attempt: Attempt, case: Case | None
+    ) -> float | None:
+        """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done.
+
+        `case`: the event's, if it is suspected of having brought a worker down.
+        """
         event: Event = release.arrival.payload.event
         if self._late_dead and release.order == "late":
             self._bury(
@@ -280,7 +253,7 @@ class Dispatcher:
                 return 0.0 if attempt.task.cancelling() else ASIDE
             begun = True
             ctx = Context(release, handler.name, number, session.partition.token)
-            failure = await self._try(handler, event, ctx, attempt)
+            failure = await self._try(handler, event, ctx, attempt, case)
             if attempt.why:
                 return None
             if failure is None:
@@ -294,7 +267,8 @@ class Dispatcher:
             verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
             if verdict.delay_ms is None:
                 progress.done.add(handler.name)
-                self._bury(session, release, verdict, handler.name, number, failure)
+                attempts = number if case is None else number + case.strikes(handler)
+                self._bury(session, release, verdict, handler.name, attempts, failure)
             else:
                 progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
                 soonest = verdict.delay_ms if soonest is None else min(soonest, verdict.delay_ms)
@@ -304,7 +278,7 @@ class Dispatcher:
         return soonest
 
     async def _try(
-        self, handler: BoundHandler, event: Event, ctx: Context, attempt: _Attempt
+        self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt, case: Case | None
     ) -> BaseException | None:
         """Run one attempt and return what it failed with. `attempt.why` stays set where a stop has cancelled it."""
         started = monotonic()
@@ -312,18 +286,14 @@ class Dispatcher:
         in_thread = handler.in_thread
         failure: BaseException | None = None
         try:
-            if in_thread:
-
-                def on_start() -> None:
-                    # Waiting for a thread is no fault of the handler's.
-                    attempt.deadline = monotonic() + handler.timeout_s
-
-                result = await self._threads.run(handler.call, event, ctx, on_start=on_start)
+            tried = case is not None and await case.begin(handler, ctx)
+            if in_thread and not tried:
+                result = await self._in_thread(handler, event, ctx, attempt)
                 if inspect.isawaitable(result):  # a plain function around an async one
                     in_thread = False
                     await result
-            else:
-                attempt.deadline = started + handler.timeout_s
+            elif not tried:
+                attempt.deadline = (started if case is None else monotonic()) + handler.timeout_s
                 await handler.call(event, ctx)
         except asyncio.CancelledError as error:
             if self._stopping and not attempt.why:
@@ -336,6 +306,8 @@ class Dispatcher:
         if attempt.abandoned:
             raise asyncio.CancelledError
         attempt.deadline = 0.0
+        if case is not None:
+            case.end(handler)
         self._stats.handler_seconds[handler.name] += monotonic() - started
         if attempt.why:
             attempt.task.uncancel()
@@ -344,6 +316,13 @@ class Dispatcher:
                 # A handler that came to its end all the same has handled the event.
                 failure = failure and overtime(handler, in_thread=in_thread)
         return failure
+
+    async def _in_thread(self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt) -> object:
+        def on_start() -> None:
+            # Waiting for a thread is no fault of the handler's.
+            attempt.deadline = monotonic() + handler.timeout_s
+
+        return await self._threads.run(handler.call, event, ctx, on_start=on_start)
 
     def _progress_so_far(self, event: Event, failed: str) -> Progress:
         """The record of an event whose handler `failed` is the first to fail: those before it have succeeded."""
@@ -359,6 +338,8 @@ class Dispatcher:
         failure: BaseException | None,
     ) -> None:  # fmt: skip
         event = release.arrival.payload.event
+        if isinstance(failure, (HandlerCrashedError, TrialFailedError)):
+            failure.with_traceback(None)  # ours, and of no use to anybody
         session.partition.bury(
             letter_of(
                 release, verdict, group=session.partition.group, handler=handler, attempts=attempts,
@@ -370,31 +351,44 @@ class Dispatcher:
             session_uuid=session.uuid, event_name=event.event_name, sequence_number=release.arrival.number,
         )  # fmt: skip
 
-    # Time limits
+    # Suspects of having brought a worker down
 
-    def _sweep(self) -> None:
-        now = monotonic()
-        overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
-        for attempt in overdue:
-            if attempt.why:
-                self._abandon(attempt)
-            else:
-                attempt.why = TIME_LIMIT
-                attempt.deadline = now + CANCEL_GRACE_S
-                attempt.task.cancel()
-        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+    async def _handle_suspect(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
+        """As `_handle`, where the event may be a suspect; or AT_GATE if it is one and must wait for others."""
+        case = None if self._suspects is None else self._suspects.case(session)
+        if case is not None and not self._gate.admit(session, case.worst, attempt):
+            return AT_GATE
+        try:
+            return await self._handle(session, release, attempt, case)
+        finally:
+            if attempt.gate == "beside":
+                self._gate.leave(attempt)
 
-    def _abandon(self, attempt: _Attempt) -> None:
+    def _start_alone(self, session: LiveSession) -> None:
+        if not self._stopping:
+            runner = self._loop.create_task(self._run_alone(session))
+            self._apart.add(runner)
+            runner.add_done_callback(self._ended)
+
+    async def _run_alone(self, session: LiveSession) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in it
+        attempt = Attempt(task)
+        attempt.gate = "alone"
+        try:
+            await self._work(session, attempt, TURNS_MAX)  # one event, then it is anybody's turn
+        finally:
+            self._gate.leave(attempt)
+
+    def _stuck(self, attempt: Attempt) -> None:
         """Go on without an attempt whose handler ignores that it was cancelled."""
         session, handler = attempt.session, attempt.handler
         assert session is not None  # noqa: S101  it is under way
         assert handler is not None  # noqa: S101
-        attempt.abandoned = True
-        self._attempts.discard(attempt)
         session.partition.running -= 1
-        runner = attempt.task
-        self._runners.discard(runner)
-        self._abandoned.add(runner)
+        self._gate.leave(attempt)
+        self._runners.discard(attempt.task)
+        self._apart.add(attempt.task)
         _log.error("a handler ignores that it was cancelled", handler=handler.name, session_uuid=session.uuid)
         if attempt.why != TIME_LIMIT:
             session.scheduled = False

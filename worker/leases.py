@@ -1,8 +1,8 @@
-"""Which partitions this worker owns: takes leases, keeps them, gives them back. The balance itself is `balance.plan`.
+"""Which partitions this worker owns: takes leases, keeps them, opens partitions and gives them back.
 
-One trip every third of a lease's life says that the worker lives and renews what it owns. Only a worker that owns
-less than its share looks for free partitions. A partition is opened from what its group's pending list and cursor
-say; it is given back when its handlers under way have ended and everything done is committed.
+What to ask, what to take and what to give back is decided by `worker.tenancy`; `worker.rounds` carries it to the
+servers. A partition is opened from what its group's pending list and cursor say; it is given back when its handlers
+under way have ended and everything done is committed.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from collections.abc import Coroutine, Sequence
 from time import monotonic, time_ns
 from typing import Any, Final
 
-import hiredis
 from redis.exceptions import ResponseError
 
 from runtime.link import Link, pack
@@ -21,16 +20,18 @@ from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from schemas.settings import Settings
 from worker import scripts
-from worker.balance import plan, share
 from worker.commits import Committer
-from worker.connection import Connection
+from worker.connections import Connections
 from worker.dispatch import Dispatcher
-from worker.partition import Partition, PartitionSettings, entry_ms
+from worker.entries import entry_ms
+from worker.partition import Partition, PartitionSettings
+from worker.polling import Pollers
 from worker.reader import Reader
 from worker.reorder import Policy
+from worker.rounds import Rounds
 from worker.stats import Stats
-
-RENEWALS_PER_LIFE: Final = 3
+from worker.suspects import Suspects
+from worker.tenancy import RENEWALS_PER_LIFE, Answers, Decision, Tenancy, Trip
 
 PENDING_PAGE: Final = 256
 """Entries of the pending list read at a time when a partition is opened."""
@@ -42,6 +43,8 @@ REPEAT_DELAY_S: Final = 0.1
 SETTLE_S: Final = 2.0
 """After the handlers have ended or were cancelled: how long the last commits and releases may take."""
 
+SETTLE_CHECK_S: Final = 0.1
+
 SESSION_CACHE_MIN: Final = 64
 """Sessions in memory that every partition may have, however many partitions there are."""
 
@@ -49,14 +52,14 @@ _log = get_logger("maskline.worker")
 
 
 class LeaseKeeper:
-    """Owns the partitions of a worker process. Set `reader` before `run`: the two need each other."""
+    """Owns the partitions of a worker process. Set `reader` and `pollers` before `run`: they need each other."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, dispatcher: Dispatcher, committer: Committer,
+        self, connections: Connections, keys: Keys, dispatcher: Dispatcher, committer: Committer,
         settings: Settings, worker_id: str, stats: Stats,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
-        self._connection = connection
+        self._connections = connections
         self._keys = keys
         self._dispatcher = dispatcher
         self._committer = committer
@@ -69,6 +72,9 @@ class LeaseKeeper:
             recording_shared=settings.recording_sequence == "shared",
             session_ttl_s=settings.session_ttl_s,
         )
+        self._life_s = settings.lease_ttl_ms / 1000
+        self._tenancy = Tenancy(worker_id, settings.partitions, self._life_s)
+        self._rounds = Rounds(connections, keys, worker_id, settings.lease_ttl_ms, self._late)
         self._owned: dict[int, Partition] = {}
         self._opened: list[Partition] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,8 +82,13 @@ class LeaseKeeper:
         self._draining = False
         self._soon = asyncio.Event()
         self.reader: Reader
-        self.workers: tuple[str, ...] = ()
+        self.suspects: Suspects
+        self.pollers: Pollers
+
+    @property
+    def workers(self) -> tuple[str, ...]:
         """The live workers of the group, as last seen."""
+        return self._tenancy.live
 
     @property
     def owned(self) -> int:
@@ -89,18 +100,11 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         """Keep the leases until cancelled."""
-        life_s = self._settings.lease_ttl_ms / 1000
         while True:
-            commands, _ = await self._connection.ready()
-            try:
-                await self._round(commands, life_s)
-            except RedisUnavailableError as error:
-                _log.warning("the leases could not be renewed", reason=str(error))
-                await asyncio.sleep(min(0.1, life_s / 10))
-                continue
-            pause_s = life_s / RENEWALS_PER_LIFE * (0.9 + 0.1 * random.random())  # noqa: S311
+            pause_s = await self._round()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._soon.wait(), pause_s)
+                await asyncio.sleep(self._tenancy.soon_s(_chance()))
             self._soon.clear()
             if self._failure is not None:
                 raise self._failure
@@ -108,15 +112,20 @@ class LeaseKeeper:
     async def drain(self, timeout_s: float) -> None:
         """Give everything back: wait for handlers under way up to `timeout_s`, then cancel them."""
         self._draining = True
+        self._tenancy.drain()
         deadline = monotonic() + timeout_s
         for partition in list(self._owned.values()):
             self._start_giving_back(partition, deadline)
         # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
-        commands = self._connection.commands
-        if commands is not None and commands.connected:
-            await asyncio.wait([commands.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
-        while self._tasks and (left_s := deadline + SETTLE_S - monotonic()) > 0:
-            await asyncio.wait(self._tasks, timeout=left_s)
+        home = self._connections.home
+        if home is not None and home.commands is not None and home.commands.connected:
+            await asyncio.wait([home.commands.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
+        end = deadline + SETTLE_S
+        while self._tasks and (left_s := end - monotonic()) > 0:
+            await asyncio.wait(self._tasks, timeout=min(left_s, SETTLE_CHECK_S))
+            if not any(partition.running for partition in self._owned.values()):
+                # Nothing runs any more: what is left needs Redis, which may be gone.
+                end = min(end, monotonic() + SETTLE_S)
         for task in list(self._tasks):
             task.cancel()
 
@@ -127,6 +136,7 @@ class LeaseKeeper:
         partition.lost = partition.closed = True
         if self._owned.get(partition.number) is partition:
             del self._owned[partition.number]
+            self._tenancy.gone(partition.number)
         self._stats.leases_lost += 1
         self._committer.abandon(partition)
         self._dispatcher.cancel(partition, "the lease was lost")
@@ -136,71 +146,58 @@ class LeaseKeeper:
 
     # One round
 
-    async def _round(self, commands: Link, life_s: float) -> None:
-        settings, keys = self._settings, self._keys
-        owned = list(self._owned.values())
-        short = not self._draining and len(owned) < share(
-            self._worker_id, self.workers or (self._worker_id,), settings.partitions
-        )
-        look = [number for number in range(settings.partitions) if number not in self._owned] if short else []
-        if self._draining:
-            heartbeat = pack("ZRANGE", keys.workers, 0, -1)
-        else:
-            heartbeat = scripts.heartbeat(keys, self._worker_id, settings.lease_ttl_ms)
-        packed = [heartbeat]
-        packed += [scripts.renew(keys, p.number, p.lease_value, settings.lease_ttl_ms) for p in owned]
-        packed += [pack("GET", keys.lease(number)) for number in look]
+    async def _round(self) -> float:
+        """Ask, and do what follows; return the seconds until the next round."""
         sent_at = monotonic()
-        replies = await commands.send(b"".join(packed), len(packed))
-        self._raise_refused(commands, replies)
-        self.workers = tuple(worker.decode() for worker in replies[0])
-        for partition, kept in zip(owned, replies[1 : len(owned) + 1], strict=True):
-            self._renewed(partition, bool(kept), sent_at + life_s)
-        if self._draining:
-            return
-        taken = {
-            number: reply.decode()
-            for number, reply in zip(look, replies[len(owned) + 1 :], strict=True)
-            if reply is not None
-        }
-        decision = plan(self._worker_id, self.workers, self._owned.keys(), taken, settings.partitions)
+        trip = self._tenancy.trip(sent_at)
+        answers = await self._rounds.ask(trip, self._life_s / RENEWALS_PER_LIFE)
+        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
+        self._renewed(trip, decision)
         for number in decision.release:
-            self._start_giving_back(self._owned[number], sent_at + settings.stop_timeout_ms / 1000)
-        if decision.acquire and not look:
-            self._soon.set()  # a worker has gone: look at once who held what
-        elif decision.acquire:
-            await self._acquire(commands, decision.acquire, life_s)
+            self._start_giving_back(self._owned[number], sent_at + self._settings.stop_timeout_ms / 1000)
+        if decision.acquire and not self._draining:
+            await self._acquire(decision.acquire)
+        return decision.next_s
 
-    def _raise_refused(self, commands: Link, replies: Sequence[Any]) -> None:
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                if str(reply).startswith("NOSCRIPT"):
-                    commands.close()  # the next connection loads the scripts again
-                raise RedisUnavailableError(f"Redis refuses: {reply}")
+    def _late(self, trip: Trip, answers: Answers, sent_at: float) -> None:
+        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
+        self._renewed(trip, decision)
 
-    def _renewed(self, partition: Partition, kept: bool, until: float) -> None:
-        if partition.lost:
-            return
-        if not kept:
-            self.fenced(partition)
-            return
-        lapsed = partition.lease_until <= monotonic()
-        partition.lease_until = until
-        if lapsed:
-            self._dispatcher.resume(partition)
+    def _renewed(self, trip: Trip, decision: Decision) -> None:
+        for number in trip.renew:
+            if (partition := self._owned.get(number)) is not None:
+                partition.lease_until = self._tenancy.lease_until(number)
+        for number in decision.lost:
+            if (partition := self._owned.get(number)) is not None:
+                self.fenced(partition)
+        for number in decision.resume:
+            if (partition := self._owned.get(number)) is not None:
+                self._dispatcher.resume(partition)
 
-    async def _acquire(self, commands: Link, numbers: Sequence[int], life_s: float) -> None:
+    async def _acquire(self, numbers: Sequence[int]) -> None:
+        by_link: dict[Link, list[int]] = {}
+        for number in numbers:
+            if (link := self._connections.link(number)) is not None:
+                by_link.setdefault(link, []).append(number)
+        await asyncio.gather(*(self._acquire_at(link, there) for link, there in by_link.items()))
+        _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
+
+    async def _acquire_at(self, link: Link, numbers: Sequence[int]) -> None:
         settings, keys = self._settings, self._keys
         sent_at = monotonic()
         packed = [scripts.acquire(keys, number, self._worker_id, settings.lease_ttl_ms) for number in numbers]
-        replies = await commands.send(b"".join(packed), len(packed))
+        try:
+            replies = await link.send(b"".join(packed), len(packed), timeout_s=self._life_s)
+        except RedisUnavailableError:
+            return  # what was taken by it lapses, or is found to be ours no more than anybody's
         for number, reply in zip(numbers, replies, strict=True):
             try:
                 acquired = scripts.read_acquired(reply)
-            except (
-                RedisUnavailableError
-            ) as error:  # this one alone: something else lies under its keys, perhaps
+            except RedisUnavailableError as error:
+                # This one alone: something else lies under its keys, perhaps.
                 _log.error("a partition could not be taken", partition=number, reason=str(error))
+                if (connection := self._connections.of(number)) is not None:
+                    connection.refused(str(reply))
                 continue
             if acquired is None:
                 continue
@@ -213,14 +210,15 @@ class LeaseKeeper:
                 self._partition_settings,
                 self._stats,
             )
-            partition.lease_until = sent_at + life_s
+            self.suspects.taken_over(partition, acquired)
+            self._tenancy.acquired(number, acquired.token, sent_at)
+            partition.lease_until = self._tenancy.lease_until(number)
             self._owned[number] = partition
             self._stats.leases_gained += 1
             if self._draining:  # since it was asked for
                 self._start_giving_back(partition, monotonic())
             else:
                 self._spawn(self._open(partition, acquired.pending))
-        _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
 
     # Opening and giving back
 
@@ -228,7 +226,7 @@ class LeaseKeeper:
         """Take up what the last owner left in the pending list, oldest first, then let the reader go on."""
         start = "0-0" if pending else None
         while start is not None and not partition.closed:
-            commands, _ = await self._connection.ready()
+            commands = await self._connections.ready(partition.number)
             try:
                 cursor, entries, deleted = await commands.execute(
                     "XAUTOCLAIM", self._keys.callbacks(partition.number), self._keys.group, scripts.CONSUMER,
@@ -238,6 +236,8 @@ class LeaseKeeper:
                 await asyncio.sleep(REPEAT_DELAY_S)
                 continue
             except ResponseError as error:
+                if (connection := self._connections.of(partition.number)) is not None:
+                    connection.refused(str(error))
                 _log.error("a partition could not be opened", partition=partition.number, reply=str(error))
                 self.fenced(partition)
                 return
@@ -267,15 +267,21 @@ class LeaseKeeper:
             await asyncio.sleep(DRAIN_CHECK_S)
         await self._committer.settle(partition)
         while not partition.lost:
-            commands, _ = await self._connection.ready()
+            commands = await self._connections.ready(partition.number)
+            release = scripts.release(self._keys, partition.number, partition.lease_value)
             try:
-                release = scripts.release(self._keys, partition.number, partition.lease_value)
-                self._raise_refused(commands, await commands.send(release, 1))
+                (reply,) = await commands.send(release, 1)
             except RedisUnavailableError:
+                reply = None
+            if not isinstance(reply, int):
+                if reply is not None and (connection := self._connections.of(partition.number)) is not None:
+                    connection.refused(str(reply))
                 await asyncio.sleep(REPEAT_DELAY_S)
                 continue
             partition.lost = True
-            self._owned.pop(partition.number, None)
+            if self._owned.get(partition.number) is partition:
+                del self._owned[partition.number]
+                self._tenancy.gone(partition.number)
 
     def _changed(self) -> None:
         """The set of partitions to read has changed."""
@@ -284,7 +290,7 @@ class LeaseKeeper:
             partition.session_cache = max(
                 self._settings.session_cache // len(self._opened), SESSION_CACHE_MIN
             )
-        self.reader.wake()
+        self.pollers.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)
@@ -297,3 +303,7 @@ class LeaseKeeper:
             # A fault in maskline. `run` fails by it, and the process with it: its partitions must not lie idle.
             self._failure = failure
             self._soon.set()
+
+
+def _chance() -> float:
+    return random.random()  # noqa: S311 - spreads load, guards nothing

@@ -30,6 +30,12 @@ class WorkerCollector(Collector):
             ("leases_gained", "Partitions taken.", stats.leases_gained),
             ("leases_lost", "Leases that ended without being given back.", stats.leases_lost),
             ("loop_blocks", "Times a handler blocked the event loop for over a second.", stats.loop_blocks),
+            (
+                "handler_strikes",
+                "Handlers that had been running for an event when their worker went down.",
+                stats.strikes,
+            ),
+            ("entries_trimmed", "Stream entries that retention has taken.", stats.trimmed),
             ("gaps_forced", "Gaps given up early because the process held too much.", stats.forced_gaps),
             (
                 "states_unreadable",
@@ -44,6 +50,12 @@ class WorkerCollector(Collector):
             ("dead_letters", "Dead letters written, by code.", "code", stats.dead),
             ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", stats.handled),
             ("attempts_failed", "Attempts that failed, by handler.", "handler", stats.failed),
+            (
+                "trials",
+                "Handlers run in a process of their own, by what came of it.",
+                "outcome",
+                stats.trials,
+            ),
             ("handler_seconds", "Time in handlers, awaiting included.", "handler", stats.handler_seconds),
         )
         for name, text, label, counts in labelled:
@@ -63,6 +75,15 @@ class WorkerCollector(Collector):
             ("events_held", "Events that wait for a missing number.", sum(p.held for p in partitions)),
             ("sessions_cached", "Sessions in memory.", sum(p.live_sessions for p in partitions)),
             ("handlers_running", "Sessions with a handler under way.", node.busy),
+            ("entries_retained", "Entries in the streams of owned partitions.", node.retention.retained),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(PREFIX + name, text, value)
+        held_back = GaugeMetricFamily(
+            PREFIX + "retention_held_back_seconds",
+            "For how long the oldest callback that a group keeps has outstayed retention.",
+            labels=["group"],
+        )
+        for group, seconds in node.retention.held_back_s().items():
+            held_back.add_metric([group], seconds)
+        yield held_back

@@ -17,14 +17,18 @@ from schemas.errors import ConfigError
 from schemas.keys import Keys
 from schemas.settings import Settings
 from worker.commits import Committer
-from worker.connection import Connection
+from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.leases import LeaseKeeper
 from worker.metrics import WorkerCollector
 from worker.partition import Partition
+from worker.polling import Pollers
 from worker.reader import Reader
 from worker.registry import bind, load_handlers
+from worker.retention import Retention
 from worker.stats import Stats
+from worker.suspects import Suspects
+from worker.trials import Trials
 from worker.watchdog import Watchdog
 
 ADMIN_PORT_DEFAULT = 9091
@@ -47,6 +51,8 @@ class WorkerNode:
         # Letters between the digits: logs must not take the id for a phone number.
         self.worker_id = f"{socket.gethostname()}-p{os.getpid()}-x{secrets.token_hex(3)}"
         self._handlers = load_handlers([*settings.handlers, *handler_modules])
+        by_name = load_handlers(settings.handlers) if settings.handlers else None
+        self._loadable = frozenset(spec.name for spec in by_name.specs) if by_name else frozenset[str]()
         self._keys = Keys(settings.namespace, settings.group)
         self._resources = AsyncExitStack()
         self._index = index
@@ -55,7 +61,9 @@ class WorkerNode:
 
     async def start(self) -> None:
         settings = self.settings
-        self._connection = Connection(settings, f"maskline-worker-{self.worker_id}")
+        self._connections = Connections(
+            settings, self._keys, f"maskline-worker-{self.worker_id}", self._servers_changed
+        )
         port = ADMIN_PORT_DEFAULT if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
@@ -65,17 +73,19 @@ class WorkerNode:
         async with AsyncExitStack() as undo:
             table = bind(self._handlers, await self._open_resources())
             undo.push_async_callback(self._resources.aclose)
-            await self._connection.start()
-            undo.push_async_callback(self._connection.stop)
+            undo.push_async_callback(self._connections.stop)
+            await self._connections.start()
             await self.admin.start()
             undo.pop_all()
+        trials = Trials(settings, self._loadable, self.stats)
+        suspects = Suspects(self._connections, self._keys, trials, self.stats, self._fenced)
         self._dispatcher = Dispatcher(
             table, concurrency=settings.concurrency, late_dead=settings.late == "dead", stats=self.stats,
-            on_progress=self._progressed,
+            on_progress=self._progressed, suspects=suspects,
         )  # fmt: skip
-        self._committer = Committer(self._connection, self._keys, self.stats, self._fenced)
+        self._committer = Committer(self._connections, self._keys, self.stats, self._fenced, self._committed)
         self._leases = LeaseKeeper(
-            self._connection,
+            self._connections,
             self._keys,
             self._dispatcher,
             self._committer,
@@ -84,16 +94,23 @@ class WorkerNode:
             self.stats,
         )
         self._reader = self._leases.reader = Reader(
-            self._connection, self._keys, self._dispatcher, self._leases.opened,
+            self._connections, self._keys, self._dispatcher, self._leases.opened,
             outstanding_max=settings.outstanding_max, stats=self.stats, on_progress=self._committer.mark,
         )  # fmt: skip
+        self._leases.suspects = suspects
+        self._pollers = self._leases.pollers = Pollers(self._connections, self._keys, self._reader)
+        self.retention = Retention(self._connections, self._keys, self._leases.opened, settings, self.stats)
         registry.register(WorkerCollector(self))
         self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked)
-        self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._reader.run())]
+        self._tasks = [
+            asyncio.create_task(self._leases.run()),
+            asyncio.create_task(self._pollers.run()),
+            asyncio.create_task(self.retention.run()),
+        ]
         self._started = True
         _log.info(
             "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
-            handlers=[spec.name for spec in self._handlers.specs], redis=self._connection.address,
+            handlers=[spec.name for spec in self._handlers.specs], redis=self._connections.address,
             admin=self.admin_url,
         )  # fmt: skip
 
@@ -109,7 +126,7 @@ class WorkerNode:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._dispatcher.stop()
         await self._resources.aclose()
-        await self._connection.stop()
+        await self._connections.stop()
         await self.admin.stop()
         _log.info("worker stopped", handled=sum(self.stats.released.values()))
 
@@ -138,7 +155,7 @@ class WorkerNode:
 
     @property
     def connected(self) -> bool:
-        return self._connection.up
+        return self._connections.up
 
     @property
     def busy(self) -> int:
@@ -148,10 +165,15 @@ class WorkerNode:
         return Health(True, {"worker": self.worker_id})
 
     def _ready(self) -> Health:
-        details: dict[str, Any] = {"worker": self.worker_id, "redis": self._connection.trouble or "up"}
+        inspection = self._connections.inspection
+        details: dict[str, Any] = {
+            "worker": self.worker_id,
+            "redis": self._connections.trouble or "up",
+            "servers": inspection.details(),
+        }
         if self._started:
             details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
-        return Health(self._started and self._connection.up, details)
+        return Health(self._started and self._connections.up and not inspection.errors, details)
 
     # Inside
 
@@ -169,8 +191,14 @@ class WorkerNode:
 
     def _progressed(self, partition: Partition) -> None:
         self._committer.mark(partition)
-        if self._reader.starved:
-            self._reader.wake()
+        self._pollers.progressed()
+
+    def _committed(self) -> None:
+        self._pollers.progressed()
+
+    def _servers_changed(self) -> None:
+        if self._started:
+            self._pollers.change()
 
     def _fenced(self, partition: Partition) -> None:
         self._leases.fenced(partition)

@@ -41,6 +41,19 @@ class HandlerHungError(MasklineError):
     """An attempt did not end within its `timeout_ms`, and cannot be stopped: it may yet do its work."""
 
 
+class HandlerCrashedError(MasklineError):
+    """The worker went down each time this handler ran for this event, so it is not run again.
+
+    `strikes`: how often it was seen to. `how`: how a trial's process ended, if there was a trial.
+    """
+
+    def __init__(self, strikes: int, how: str = "") -> None:
+        trial = f", and so did a process of its own ({how})" if how else ""
+        # Once more than was seen: nothing was marked the first time.
+        times = strikes + 1 if how else strikes
+        super().__init__(f"its worker went down {times} times while this handler ran{trial}")
+
+
 class Verdict(NamedTuple):
     """What follows a failed attempt."""
 
@@ -49,6 +62,14 @@ class Verdict(NamedTuple):
     code: str
     reason: str
     """One line, without phone numbers."""
+
+
+class TrialFailedError(MasklineError):
+    """The handler failed in a trial, where the verdict was given as well. The text is its traceback there."""
+
+    def __init__(self, verdict: Verdict, traceback: str) -> None:
+        super().__init__(traceback)
+        self.verdict = verdict
 
 
 def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
@@ -69,6 +90,10 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
 
     Retry and Reject count in an exception group as well, which is how they leave a TaskGroup.
     """
+    if isinstance(failure, TrialFailedError):
+        return failure.verdict
+    if isinstance(failure, HandlerCrashedError):
+        return Verdict(None, "crashed_worker", str(failure))
     if (rejected := _within(failure, Reject)) is not None:
         return Verdict(None, "rejected", f"rejected: {_told(rejected)}")
     if isinstance(failure, HandlerHungError):

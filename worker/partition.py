@@ -12,23 +12,26 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from schemas.callback import CALLBACK_FIELD, decode_callback
-from schemas.decode import decode_event
 from schemas.errors import UndecodableEntryError
-from schemas.events import Event, SessionTimeout
-from schemas.privacy import redact
 from worker.deadletter import DeadLetter, encode_dead_letter
+from worker.entries import arrival_of, letter_of_undecodable
 from worker.reorder import Arrival, Duplicate, Policy, Release, Session
-from worker.session import Entry, LiveSession
+from worker.session import LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
 from worker.stats import Stats
+from worker.strikes import Suspicion
+
+RUN_AHEAD_MAX: Final = 1_024
+"""Entries taken in beyond the cursor that Redis knows. After a crash nobody can tell which of them were under way: it
+bounds how many are suspected then."""
+
+COMMIT_AHEAD: Final = 256
+"""So many of them are worth a commit, even if nothing is done: the pending list then says what waits."""
 
 CLOSED_SESSION_TTL_S: Final = 3_600
 """A session whose SessionTimeout was handled is remembered for an hour, for stragglers."""
-
-RECORDING_PREFIX: Final = "SessionRecording"
 
 
 class PartitionSettings(NamedTuple):
@@ -51,6 +54,8 @@ class Commit(NamedTuple):
     dead: tuple[bytes, ...]
     states: tuple[tuple[str, int, bytes], ...]
     """Session, life in seconds, encoded state."""
+    unmarked: tuple[str, ...] = ()
+    """The fields of marks that are over."""
 
 
 class Decoded(NamedTuple):
@@ -76,6 +81,9 @@ class Partition:
         self.read_id = cursor
         """The last entry read; those between are on their way through the reader."""
         self.entries_read = entries_read
+        self.run_ahead = 0
+        """Entries taken in beyond the cursor that Redis knows."""
+        self._ahead_at_commit = 0
         self.watermark_ms = 0
         self.lease_until = 0.0
         """Until when the lease is surely held, by `time.monotonic()`."""
@@ -93,6 +101,9 @@ class Partition:
         self.session_cache = 0
         """Sessions kept in memory; idle ones over it are dropped and read back when they are needed."""
         self.commit_in_flight: Commit | None = None
+        self.suspects: Suspicion | None = None
+        """Entries that may have brought the last owner down; None once there are none."""
+        self._unmarked: list[str] = []
         self._settings = settings
         self._stats = stats
         self._sessions: dict[str, LiveSession] = {}
@@ -126,6 +137,7 @@ class Partition:
             entry_id = raw_id.decode()
             if not pending:
                 self.cursor = entry_id
+                self.run_ahead += 1
                 if self.entries_read >= 0:
                     self.entries_read += 1
             if pending:
@@ -133,15 +145,17 @@ class Partition:
             else:
                 self._open[entry_id] = False
                 self._fresh.add(entry_id)
+            if self.suspects is not None:
+                self._unmark(self.suspects.take_in(entry_id, pending=pending))
             try:
-                callback = decode_callback(_value(fields))
-                event, fingerprint = decode_event(callback)
+                arrival = arrival_of(entry_id, fields, recording_shared=shared)
             except UndecodableEntryError as error:
                 self._bury_undecoded(entry_id, fields, error, now_ms)
                 continue
-            if event.session_uuid not in self._sessions:
-                unknown[event.session_uuid] = None
-            arrivals.append(_arrival(Entry(entry_id, fields[1], callback, event), fingerprint, shared=shared))
+            uuid = arrival.payload.event.session_uuid
+            if uuid not in self._sessions:
+                unknown[uuid] = None
+            arrivals.append(arrival)
         return Decoded(arrivals, list(unknown))
 
     def arrive(
@@ -171,11 +185,15 @@ class Partition:
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         self._expire(ready)
         self._evict()
+        if self.run_ahead >= COMMIT_AHEAD:
+            self._uncommitted = True
         return ready
 
     def lost_while_pending(self, entry_id: str, now_ms: int) -> None:
         """An entry of the pending list whose body somebody has deleted from the stream."""
         self._open[entry_id] = True
+        if self.suspects is not None:
+            self._unmark(self.suspects.take_in(entry_id, pending=True))
         error = UndecodableEntryError(
             "entry_gone", "the entry was deleted from the stream before it was handled"
         )
@@ -251,19 +269,23 @@ class Partition:
                 )
                 for uuid, state in self._changed.items()
             ),
+            tuple(self._unmarked),
         )
         for entry_id in self._fresh:
             self._open[entry_id] = True
         self._fresh.clear()
         self._done = []
         self._dead = []
+        self._unmarked = []
         self._being_written = frozenset(self._changed)
         self._changed = {}
         self._uncommitted = False
+        self._ahead_at_commit = self.run_ahead
         self.commit_in_flight = commit
         return commit
 
     def committed(self) -> None:
+        self.run_ahead -= self._ahead_at_commit
         self.commit_in_flight = None
         self._being_written = frozenset()
 
@@ -327,24 +349,19 @@ class Partition:
             self._done.append(entry_id)
         else:
             self._fresh.discard(entry_id)
+        if self.suspects is not None:
+            self._unmark(self.suspects.done(entry_id))
         self._uncommitted = True
+
+    def _unmark(self, fields: Iterable[str]) -> None:
+        self._unmarked += fields
+        if self.suspects is not None and self.suspects.over:
+            self.suspects = None
 
     def _bury_undecoded(
         self, entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, now_ms: int
     ) -> None:
-        ours = len(fields) == 2 and fields[0] == CALLBACK_FIELD
-        self.bury(
-            DeadLetter(
-                group=self._settings.group,
-                entry_id=entry_id,
-                code=error.code,
-                reason=redact(f"{error.code.replace('_', ' ')}: {error.detail}"),
-                failed_at_ms=now_ms,
-                callback=fields[1] if ours else b"",
-                received_at_ms=_received_at_ms(fields[1]) if ours else None,
-                foreign_fields=[] if ours else list(zip(fields[::2], fields[1::2], strict=False)),
-            )
-        )
+        self.bury(letter_of_undecodable(entry_id, fields, error, group=self.group, now_ms=now_ms))
         self._finish_entry(entry_id)
 
     def _evict(self) -> None:
@@ -364,12 +381,6 @@ class Partition:
             self._sessions[session.uuid] = session
 
 
-def _value(fields: Sequence[bytes]) -> bytes:
-    if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
-        raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
-    return fields[1]
-
-
 EVICTION_LOOK_MAX: Final = 16
 """Sessions looked at for eviction with every batch, where the cache is not over its bound."""
 
@@ -377,33 +388,3 @@ EVICTION_LOOK_MAX: Final = 16
 def _oldest(sessions: Mapping[str, LiveSession], count: int) -> Iterable[tuple[str, LiveSession]]:
     for (uuid, session), _ in zip(sessions.items(), range(count), strict=False):
         yield uuid, session
-
-
-def _arrival(entry: Entry, fingerprint: bytes, *, shared: bool) -> Arrival:
-    event = entry.event
-    return Arrival(
-        number=event.sequence_number,
-        fingerprint=fingerprint,
-        timestamp_us=_timestamp_us(event),
-        recording=not shared and event.event_name.startswith(RECORDING_PREFIX),
-        ends_session=isinstance(event, SessionTimeout),
-        arrived_ms=entry_ms(entry.entry_id),
-        payload=entry,
-    )
-
-
-def _timestamp_us(event: Event) -> int | None:
-    moment = event.event_timestamp
-    return None if moment is None else round(moment.timestamp() * 1_000_000)
-
-
-def entry_ms(entry_id: str) -> int:
-    """The time in the ID of a stream entry, milliseconds."""
-    return int(entry_id.partition("-")[0])
-
-
-def _received_at_ms(value: Any) -> int | None:
-    try:
-        return decode_callback(value).received_at_ms
-    except UndecodableEntryError:
-        return None

@@ -207,6 +207,13 @@ def bind(handlers: Handlers, opened: dict[str, Any]) -> Table:
     }
 
 
+def only(handlers: Handlers, name: str) -> Handlers:
+    """One handler by its name, and the resources that it takes."""
+    specs = tuple(spec for spec in handlers.specs if spec.name == name)
+    wanted = {resource for spec in specs for resource in _wanted(spec, handlers.resources).values()}
+    return Handlers(specs, tuple(spec for spec in handlers.resources if spec.name in wanted))
+
+
 _KINDS: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
 
 

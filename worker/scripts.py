@@ -4,6 +4,7 @@ Commands are packed for a Link; several of them travel in one round trip.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,16 +14,23 @@ from runtime.link import Link, pack
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.partition import Commit
+from worker.strikes import MARKS_TTL_S, Mark, encode_mark
 
 CONSUMER: Final = "maskline"
 """The one consumer of every group: who owns a partition is said by the lease, not by the consumer's name."""
+
+
+MARKS_MAX: Final = 1_000
+"""Marks written by one call: Lua's unpack takes some thousand values."""
 
 
 def _read(name: str) -> bytes:
     return Path(__file__).with_name("lua").joinpath(f"{name}.lua").read_bytes()
 
 
-_SOURCES: Final = {name: _read(name) for name in ("acquire", "renew", "release", "heartbeat", "commit")}
+_SOURCES: Final = {
+    name: _read(name) for name in ("acquire", "renew", "release", "heartbeat", "commit", "mark", "trim")
+}
 _SHA: Final = {
     name: hashlib.sha1(source, usedforsecurity=False).hexdigest() for name, source in _SOURCES.items()
 }
@@ -46,6 +54,12 @@ class Acquired(NamedTuple):
     entries_read: int
     """-1 where the server does not know."""
     pending: int
+    clean: bool
+    """The last tenure ended well: its owner gave the lease back, or lives and has it again."""
+    last_id: str
+    """The last entry that the stream was given."""
+    marks: list[bytes]
+    """As `strikes.read_marks` takes them."""
 
 
 def lease_value(token: int, worker: str) -> str:
@@ -54,7 +68,8 @@ def lease_value(token: int, worker: str) -> str:
 
 def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int) -> bytes:
     return pack(
-        "EVALSHA", _SHA["acquire"], 3, keys.lease(partition), keys.fence(partition), keys.callbacks(partition),
+        "EVALSHA", _SHA["acquire"], 4,
+        keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.marks(partition),
         worker, ttl_ms, keys.group,
     )  # fmt: skip
 
@@ -65,8 +80,10 @@ def read_acquired(reply: Any) -> Acquired | None:
         raise RedisUnavailableError(f"a lease could not be taken: {reply}")
     if reply == 0:
         return None
-    token, cursor, entries_read, pending = reply
-    return Acquired(int(token), cursor.decode(), int(entries_read), int(pending))
+    token, cursor, entries_read, pending, clean, last_id, marks = reply
+    return Acquired(
+        int(token), cursor.decode(), int(entries_read), int(pending), clean == 1, last_id.decode(), marks
+    )
 
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
@@ -74,19 +91,68 @@ def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
 
 
 def release(keys: Keys, partition: int, value: str) -> bytes:
-    return pack("EVALSHA", _SHA["release"], 1, keys.lease(partition), value)
+    return pack("EVALSHA", _SHA["release"], 2, keys.lease(partition), keys.fence(partition), value)
 
 
 def heartbeat(keys: Keys, worker: str, ttl_ms: int) -> bytes:
     return pack("EVALSHA", _SHA["heartbeat"], 1, keys.workers, worker, ttl_ms)
 
 
+def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
+    """The live workers, and in how many ms the next of the others lapses; None where it was refused."""
+    if not isinstance(reply, list):
+        return None, None
+    live, next_lapse_ms = reply
+    return tuple(worker.decode() for worker in live), None if next_lapse_ms < 0 else int(next_lapse_ms)
+
+
 def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
     sessions = keys.sessions(partition, (uuid for uuid, _, _ in what.states))
     states = [argument for _, ttl_s, state in what.states for argument in (ttl_s, state)]
     return pack(
-        "EVALSHA", _SHA["commit"], 4 + len(sessions),
-        keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.dead(partition), *sessions,
+        "EVALSHA", _SHA["commit"], 5 + len(sessions),
+        keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.dead(partition),
+        keys.marks(partition), *sessions,
         value, what.number, keys.group, CONSUMER, what.cursor, what.entries_read,
-        len(what.waiting), len(what.done), len(what.dead), *what.waiting, *what.done, *what.dead, *states,
+        len(what.waiting), len(what.done), len(what.dead), len(what.unmarked),
+        *what.waiting, *what.done, *what.dead, *what.unmarked, *states,
     )  # fmt: skip
+
+
+def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark]]) -> bytes:
+    """`marks`: by field, MARKS_MAX of them at most."""
+    pairs = [argument for field, mark in marks for argument in (field, encode_mark(mark))]
+    return pack(
+        "EVALSHA", _SHA["mark"], 2, keys.lease(partition), keys.marks(partition), value, MARKS_TTL_S, *pairs
+    )
+
+
+class Held(NamedTuple):
+    """A group that keeps callbacks which retention would take."""
+
+    group: str
+    waiting: int
+    """Callbacks that it has not handled; -1 where the server does not know."""
+    outstayed_ms: int
+    """For how long the oldest of what it keeps should have been gone."""
+
+
+class Trimmed(NamedTuple):
+    trimmed: int
+    left: int
+    oldest_ms: int
+    """The time of the oldest entry left; -1 if there is none."""
+    held: tuple[Held, ...]
+
+
+def trim(keys: Keys, partition: int, *, retention_ms: int, keep: int, at_most: int) -> bytes:
+    return pack("EVALSHA", _SHA["trim"], 1, keys.callbacks(partition), retention_ms, keep, at_most)
+
+
+def read_trimmed(reply: Any) -> Trimmed:
+    """Raises RedisUnavailableError for an error reply."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise RedisUnavailableError(f"a stream could not be trimmed: {reply}")
+    trimmed, left, oldest_ms, *held = reply
+    groups = (Held(name.decode("utf-8", "replace"), int(waiting), int(ms)) for name, waiting, ms in held)
+    return Trimmed(int(trimmed), int(left), int(oldest_ms), tuple(groups))

@@ -27,6 +27,12 @@ class Stats:
         self.leases_gained = 0
         self.leases_lost = 0
         """Leases that ended without being given back."""
+        self.strikes = 0
+        """Handlers found running for an event when their worker had gone down."""
+        self.trials: Counter[str] = Counter()
+        """Trials by what they came to: handled, failed, crashed, impossible."""
+        self.trimmed = 0
+        """Entries that retention has taken."""
         self.unreadable_states = 0
         self.loop_blocks = 0
         self.forced_gaps = 0

@@ -136,3 +136,33 @@ def test_a_surplus_is_given_back_and_nothing_is_taken_meanwhile():
 
 def test_an_expired_lease_of_mine_that_another_took_is_not_taken_back():
     assert plan("a", ["a", "b"], [0], {0: "a", 1: "b", 2: "b"}, 4).acquire == [3]
+
+
+@given(groups, st.integers(1, 256), st.randoms(use_true_random=False))
+def test_who_see_all_leases_at_the_same_moment_do_not_reach_for_the_same(workers, partitions, rng):
+    taken: dict[int, str] = {}
+    for worker in workers:  # any number up to its share, anywhere
+        free = [partition for partition in range(partitions) if partition not in taken]
+        most = min(share(worker, workers, partitions), len(free))
+        taken |= dict.fromkeys(rng.sample(free, rng.randint(0, most)), worker)
+    wanted = []
+    for worker in workers:
+        owned = [partition for partition, owner in taken.items() if owner == worker]
+        wanted += plan(worker, workers, owned, taken, partitions).acquire
+    assert sorted(wanted + list(taken)) == list(range(partitions)), "one round is enough"
+
+
+def test_what_a_dead_worker_still_holds_is_nobodys_lack():
+    assert plan("b", ["a", "b"], [], {0: "dead", 1: "a", 2: "a"}, 4).acquire == [3]
+
+
+def test_who_has_looked_at_some_only_takes_what_it_saw_from_anywhere_on():
+    taken = {11: "b"}
+    looked = [10, 11, 12, 13, 14]
+    assert plan("a", ["a", "b"], [], taken, 4, looked=looked, spread=0.0).acquire == [10, 12]
+    assert plan("a", ["a", "b"], [], taken, 4, looked=looked, spread=0.5).acquire == [13, 14]
+    assert plan("a", ["a", "b"], [], taken, 4, looked=looked, spread=1.0).acquire == [10, 12]
+    assert plan("a", ["a", "b"], [], {}, 4, looked=looked, spread=0.5).acquire == [10, 11], (
+        "nobody was here yet"
+    )
+    assert plan("a", ["a", "b"], [1], {}, 4, looked=[], spread=0.5) == ([], [])

@@ -5,7 +5,8 @@ import uuid
 
 import hiredis
 import pytest
-from servers import RedisServer, redis_binary, valkey_binary, wait_until
+import redis
+from servers import RedisServer, binary_of, server_kinds, wait_until
 
 from runtime.link import pack
 from runtime.store import Store
@@ -16,12 +17,13 @@ from worker import scripts
 from worker.partition import Commit
 
 TTL_MS = 60_000
-BINARIES = {"valkey": valkey_binary, "redis": redis_binary}
+
+pytestmark = pytest.mark.server
 
 
-@pytest.fixture(scope="module", params=BINARIES)
+@pytest.fixture(scope="module", params=server_kinds())
 def server(request, tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp(request.param), binary=BINARIES[request.param]()).start()
+    server = RedisServer(tmp_path_factory.mktemp("server"), binary=binary_of(request.param)).start()
     yield server
     server.stop()
 
@@ -184,14 +186,24 @@ async def test_a_stream_key_of_another_type_leaves_no_lease_behind(store):
 
 
 async def test_heartbeats_list_who_lives_and_forget_who_does_not(store):
-    for worker in ("b", "a", "b"):
-        workers = await store.run(scripts.heartbeat(store.keys, worker, TTL_MS))
-    assert sorted(workers) == [b"a", b"b"]
+    first = await store.run(scripts.heartbeat(store.keys, "b", TTL_MS))
+    assert scripts.read_heartbeat(first) == (("b",), None)
+    for worker in ("a", "b"):
+        live, next_lapse_ms = scripts.read_heartbeat(
+            await store.run(scripts.heartbeat(store.keys, worker, TTL_MS))
+        )
+    assert sorted(live) == ["a", "b"]
+    assert 0 < next_lapse_ms <= TTL_MS
     seconds, _ = store.client.time()
     store.client.zadd(
         store.keys.workers, {"gone": seconds * 1000 - TTL_MS - 1, "slow": seconds * 1000 - TTL_MS + 30_000}
     )
-    assert sorted(await store.run(scripts.heartbeat(store.keys, "a", TTL_MS))) == [b"a", b"b", b"slow"]
+    live, next_lapse_ms = scripts.read_heartbeat(await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)))
+    assert sorted(live) == ["a", "b", "slow"]
+    assert 0 < next_lapse_ms <= TTL_MS
+    store.client.zadd(store.keys.workers, {"slow": seconds * 1000 - TTL_MS + 10_000})
+    _, next_lapse_ms = scripts.read_heartbeat(await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)))
+    assert 0 < next_lapse_ms <= 10_000
     assert store.client.pttl(store.keys.workers) > TTL_MS
 
 
@@ -337,9 +349,10 @@ async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, wha
     assert store.dump() == before
 
 
-@pytest.mark.parametrize("binary", BINARIES)
-async def test_out_of_memory_refuses_the_whole_commit_until_there_is_some(tmp_path, binary):
-    server = RedisServer(tmp_path / "server", binary=BINARIES[binary]()).start()
+@pytest.mark.parametrize("kind", server_kinds())
+async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
+    """Only what is committed can be trimmed."""
+    server = RedisServer(tmp_path / "server", binary=binary_of(kind)).start()
     try:
         link = await Store(Settings(redis_url=server.url)).connect("test")
         await scripts.load_scripts(link)
@@ -351,18 +364,17 @@ async def test_out_of_memory_refuses_the_whole_commit_until_there_is_some(tmp_pa
                 "number": 1, "cursor": "3-0", "entries_read": 3, "waiting": (ids[1],), "dead": (b"letter",),
                 "states": (("s", 60, b"state"),),
             }  # fmt: skip
-            before = store.dump()
             client.config_set("maxmemory", 1)
-            reply = await store.commit(mine.token, **what)
-            assert isinstance(reply, hiredis.ReplyError)
-            assert "OOM" in str(reply)
-            assert store.dump() == before
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                client.xadd(store.stream, {"c": "x"})
             value = scripts.lease_value(mine.token, "a")
-            assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 1, "a lease can be kept"
-            client.config_set("maxmemory", 0)
+            assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 1
+            live, _ = scripts.read_heartbeat(await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)))
+            assert live == ("a",)
             assert await store.commit(mine.token, **what) == 1
             assert store.group() == ("3-0", 3, 0, [ids[1]])
             assert await store.run(scripts.release(store.keys, 3, value)) == 1
+            assert await store.acquire("b") is not None
         link.close()
     finally:
         server.stop()
@@ -373,7 +385,7 @@ async def test_scripts_are_gone_after_a_flush_and_loaded_again(store):
     reply = await store.run(scripts.heartbeat(store.keys, "a", TTL_MS))
     assert str(reply).startswith("NOSCRIPT")
     await scripts.load_scripts(store.link)
-    assert await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)) == [b"a"]
+    assert (await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)))[0] == [b"a"]
 
 
 async def test_a_server_that_refuses_scripts_is_unavailable(store):

@@ -16,7 +16,7 @@ from dispatch_kit import (
     until,
 )
 
-from worker import Reject, dispatch
+from worker import Reject, attempts
 
 # Time limits
 
@@ -73,7 +73,7 @@ async def test_a_handler_that_came_to_its_end_in_spite_of_the_limit_has_handled_
 
 
 async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeypatch):
-    monkeypatch.setattr(dispatch, "CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr(attempts, "CANCEL_GRACE_S", 0.05)
     release, stubborn, seen = asyncio.Event(), [], []
 
     @every(name="stubborn", timeout_ms=10, retries=5)
@@ -108,7 +108,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeyp
 
 
 async def test_nor_does_it_keep_the_dispatcher_from_stopping(monkeypatch):
-    monkeypatch.setattr(dispatch, "CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr(attempts, "CANCEL_GRACE_S", 0.05)
     release, begun = asyncio.Event(), asyncio.Event()
 
     @every()

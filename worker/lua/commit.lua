@@ -1,11 +1,13 @@
-#!lua
+#!lua flags=allow-oom
 -- Commit what an owner has done to a partition, if it still owns it.
 --
--- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 … session states
+-- Also where the server is out of memory (allow-oom): only what is committed can ever be trimmed.
+--
+-- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group   4 consumer
 --       5 cursor: everything up to it was read   6 entries read up to the cursor, or -1 if unknown
---       7 how many entries wait   8 how many are done   9 how many dead letters
---       then the IDs that wait, the IDs that are done, the dead letters,
+--       7 how many entries wait   8 how many are done   9 how many dead letters   10 how many marks are over
+--       then the IDs that wait, the IDs that are done, the dead letters, the fields of those marks,
 --       then for every session state: its life in seconds, its value
 -- reply 1 committed (or was before: the repeat of a commit whose reply was lost), 0 fenced off: nothing was done
 --
@@ -36,15 +38,16 @@ end
 -- unpack() takes at most about 8,000 values.
 local CHUNK = 1000
 local group, consumer = ARGV[3], ARGV[4]
-local at = 10
-local waiting, done, dead = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local at = 11
+local waiting, done, dead, marks = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local first_waiting, first_done, first_dead = at, at + waiting, at + waiting + done
-at = first_dead + dead
+local first_mark = first_dead + dead
+at = first_mark + marks
 
-for i = first_dead, at - 1 do
+for i = first_dead, first_mark - 1 do
     redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
 end
-for i = 5, #KEYS do
+for i = 6, #KEYS do
     redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at])
     at = at + 2
 end
@@ -61,6 +64,9 @@ else
 end
 for i = first_done, first_dead - 1, CHUNK do
     redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
+end
+for i = first_mark, first_mark + marks - 1, CHUNK do
+    redis.call('HDEL', KEYS[5], unpack(ARGV, i, math.min(i + CHUNK, first_mark + marks) - 1))
 end
 redis.call('HSET', KEYS[2], 'commit', ARGV[2])
 return 1

@@ -1,0 +1,125 @@
+"""Workers on a real Redis Cluster: failovers and a moving slot under load lose nothing and keep the order."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster_kit import ClusterServers, slot_of
+from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session, callback, load
+from servers import wait_until
+
+from schemas.callback import CALLBACK_FIELD
+
+PARTITIONS = 12
+DURABLE_MS = 5_000
+
+pytestmark = pytest.mark.server
+
+
+class ClusterFleet(Fleet):
+    """The same fleet, whose partitions lie on three servers."""
+
+    def leases(self) -> dict[int, tuple[int, str]]:
+        values = [self.client.get(self.keys.lease(number)) for number in range(self.partitions)]
+        split = {number: value.decode().split(" ", 1) for number, value in enumerate(values) if value}
+        return {number: (int(token), worker) for number, (token, worker) in split.items()}
+
+    def put_durably(self, events: list[tuple[str, int]], servers: ClusterServers) -> None:
+        """As ingest does with MASKLINE_DURABILITY=replicas:1: again, until a replica has it."""
+        for session, number in events:
+            wait_until(lambda: self._put_once(session, number, servers), within_s=PATIENCE_S)  # noqa: B023
+
+    def _put_once(self, session: str, number: int, servers: ClusterServers) -> bool:
+        stream = self.stream(session)
+        try:
+            with servers.primary_of(stream).client() as client:
+                client.xadd(stream, {CALLBACK_FIELD: callback(session, number)})
+                return bool(client.wait(1, DURABLE_MS))
+        except Exception:  # noqa: BLE001 - whatever a failing cluster says: it did not take it
+            return False
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterServers]:
+    servers = ClusterServers(tmp_path / "cluster").start()
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture
+def crew(cluster: ClusterServers, namespace: str, tmp_path: Path) -> Iterator[ClusterFleet]:
+    it = ClusterFleet(cluster, namespace, tmp_path, partitions=PARTITIONS)  # type: ignore[arg-type]
+    yield it
+    it.close()
+
+
+def in_order(crew: ClusterFleet, events: list[tuple[str, int]]) -> None:
+    crew.until_drained()
+    assert_complete_and_in_order(crew.calls(), events)
+    assert not crew.dead_letters()
+
+
+def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: ClusterServers):
+    crew.start()
+    crew.start()
+    crew.until_balanced(2)
+    events = load(60, 10)
+    crew.put_all(events)
+    in_order(crew, events)
+    assert len(crew.calls()) == len(events)
+    owners = {cluster.primary_of(crew.keys.callbacks(number)).port for number in range(PARTITIONS)}
+    assert len(owners) == 3
+    # One that is waiting for a number gets it in time, and a gap is given up, without a blocking read.
+    crew.put("gap", 2)
+    wait_until(lambda: sum(worker.metric("events_held") for worker in crew.workers) == 1, within_s=PATIENCE_S)
+    crew.put("gap", 1)
+    assert [call.order for call in crew.until_calls(2, "gap")] == ["in_order", "in_order"]
+
+
+def test_a_failover_that_was_asked_for_under_load(crew: ClusterFleet, cluster: ClusterServers):
+    crew.start(RECORD_MS=5)
+    crew.start(RECORD_MS=5)
+    crew.until_balanced(2)
+    events = load(60, 20)
+    crew.put_all(events[:600])
+    cluster.failover(cluster.primary_of(crew.keys.callbacks(0)), graceful=True)
+    crew.put_all(events[600:])
+    in_order(crew, events)
+
+
+def test_a_primary_that_is_killed_under_load(crew: ClusterFleet, cluster: ClusterServers):
+    crew.start(RECORD_MS=5)
+    crew.start(RECORD_MS=5)
+    crew.until_balanced(2)
+    events = load(30, 10)
+    crew.put_durably(events[:150], cluster)
+    killed = cluster.primary_of(crew.keys.callbacks(0))
+    cluster.failover(killed, graceful=False)
+    cluster.restart(killed)
+    failed_over = time.monotonic()
+    crew.put_durably(events[150:], cluster)
+    in_order(crew, events)
+    assert any(call.start > failed_over for call in crew.calls())
+    for ones in by_session(crew.calls()).values():
+        for before, after in itertools.pairwise(ones):
+            # What Redis has lost of the commits is handled again, under the same key.
+            assert before.number != after.number or before.key == after.key
+
+
+def test_a_slot_that_moves_under_load(crew: ClusterFleet, cluster: ClusterServers):
+    crew.start(RECORD_MS=5)
+    crew.start(RECORD_MS=5)
+    crew.until_balanced(2)
+    key = crew.keys.callbacks(0)
+    slot = slot_of(key)
+    source = cluster.primary_of(key)
+    target = next(node for node in cluster.primaries() if node is not source)
+    events = load(100, 10, name="move")
+    crew.put_all(events[:500])
+    crew.until_calls(100)
+    moved = cluster.move_slot(slot, target, keys_a_step=1)
+    assert moved > 3
+    crew.put_all(events[500:])
+    in_order(crew, events)

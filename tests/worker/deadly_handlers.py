@@ -1,0 +1,44 @@
+"""The handlers of recording_handlers, some of which bring their process down.
+
+A session's name says how its second event does so: `exit…`, `kill…`, `fault…`; `plain…` exits in the thread of a plain
+handler.
+With DEADLY_ONCE=<file> that happens once, and not again while the file is there.
+"""
+
+import ctypes
+import os
+import signal
+
+from recording_handlers import Recorder, note, recorder, write
+
+from schemas import Event
+from worker import Context, on
+
+__all__ = ["recorder"]
+
+DEADLY_NUMBER = 2
+WAYS = {
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "fault": lambda: ctypes.string_at(0),
+    "plain": lambda: os._exit(0),
+}
+
+
+def die_if_deadly(event: Event, ctx: Context, *, plain: bool) -> None:
+    way = event.session_uuid.rstrip("0123456789")
+    if way not in WAYS or (way == "plain") != plain or ctx.sequence_number != DEADLY_NUMBER:
+        return
+    write(what="deadly", session=event.session_uuid, key=ctx.idempotency_key, parent=os.getppid())
+    WAYS[way]()
+
+
+@on.every(retries=2, backoff_ms=20, name="record")
+async def record(event: Event, ctx: Context, recorder: Recorder) -> None:
+    die_if_deadly(event, ctx, plain=False)
+    await note(event, ctx, recorder, "record")
+
+
+@on.every(name="thread")
+def thread(event: Event, ctx: Context) -> None:
+    die_if_deadly(event, ctx, plain=True)

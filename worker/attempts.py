@@ -1,0 +1,113 @@
+"""Attempts under way, and the sweep that holds them to their time limits.
+
+An attempt over its limit is cancelled, so is one whose lease is gone. What ignores that is given up after a grace.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import Any, Final, Literal
+
+from runtime.logs import get_logger
+from worker.partition import Partition
+from worker.registry import BoundHandler
+from worker.session import LiveSession
+
+SWEEP_INTERVAL_S: Final = 0.05
+"""How late a time limit may strike."""
+
+CANCEL_GRACE_S: Final = 5.0
+"""How long a handler that was cancelled may take to end. One that does not is left to itself."""
+
+TIME_LIMIT: Final = "timeout"
+
+_log = get_logger("maskline.worker")
+
+
+class Attempt:
+    """What a runner is at, for the sweep and for a stop.
+
+    Times here are `time.monotonic()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner
+    that was stopped in the middle of them would believe in a lease that is long gone.
+    """
+
+    __slots__ = ("abandoned", "deadline", "gate", "handler", "number", "session", "task", "why")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.deadline = 0.0
+        """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
+        self.handler: BoundHandler | None = None
+        self.number = 0
+        self.session: LiveSession | None = None
+        self.why = ""
+        """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
+        self.abandoned = False
+        """The handler ignores its cancellation: nothing that it still does is looked at."""
+        self.gate: Literal["", "beside", "alone"] = ""
+        """How it has passed the gate of suspects."""
+
+
+class Attempts:
+    """Those under way.
+
+    `on_sweep()`: called with every sweep. `on_stuck(attempt)`: it ignores that it was cancelled, and is given up.
+    """
+
+    def __init__(self, on_sweep: Callable[[], None], on_stuck: Callable[[Attempt], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_sweep = on_sweep
+        self._on_stuck = on_stuck
+        self._attempts: set[Attempt] = set()
+        self.add = self._attempts.add
+        self.discard = self._attempts.discard
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(self._attempts)
+
+    def handler_of(self, task: asyncio.Task[Any] | None) -> str:
+        """The handler that a task is running; empty if it is none of ours. Any thread may ask."""
+        for attempt in list(self._attempts):
+            if attempt.task is task and attempt.handler is not None:
+                return attempt.handler.name
+        return ""
+
+    def cancel(self, partition: Partition | None, why: str) -> None:
+        """Cancel what is under way, of one partition or of all."""
+        for attempt in self._attempts:
+            session = attempt.session
+            mine = partition is None or (session is not None and session.partition is partition)
+            if mine and not attempt.why:
+                attempt.why = why
+                attempt.deadline = monotonic() + CANCEL_GRACE_S
+                attempt.task.cancel()
+
+    async def stop(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        """Sweep no more, and end the tasks that attempts run in."""
+        self._sweeper.cancel()
+        ending = set(tasks)
+        for task in ending:
+            task.cancel()
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=CANCEL_GRACE_S)
+            if late:
+                _log.error("handlers ignore that they were cancelled", count=len(late))
+
+    def _sweep(self) -> None:
+        now = monotonic()
+        overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
+        for attempt in overdue:
+            if attempt.why:
+                attempt.abandoned = True
+                self._attempts.discard(attempt)
+                self._on_stuck(attempt)
+            else:
+                attempt.why = TIME_LIMIT
+                attempt.deadline = now + CANCEL_GRACE_S
+                attempt.task.cancel()
+        self._on_sweep()
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)

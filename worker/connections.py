@@ -1,0 +1,96 @@
+"""The worker's connections to all servers: one pair, or with a cluster one pair for each primary."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from runtime.inspection import Inspection
+from runtime.layout import LayoutGate
+from runtime.link import Link
+from runtime.redis_url import Server
+from runtime.shards import Shards
+from runtime.store import Store
+from schemas.keys import Keys
+from schemas.settings import Settings
+from worker.connection import Connection
+
+READY_CHECK_S: Final = 0.05
+"""How soon it is noticed that a server is back, by those who wait for it."""
+
+
+class Connections:
+    """`on_change`: the cluster's partitions are spread otherwise than before."""
+
+    def __init__(
+        self, settings: Settings, keys: Keys, name: str, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        store = Store(settings)
+        gate = LayoutGate(settings, self._keeper_of)
+        self._keys = keys
+        self.inspection = Inspection()
+        self._inspecting: asyncio.Task[None] | None = None
+        self.is_cluster = store.is_cluster
+        self.address = store.address
+
+        def make(server: Server | None) -> Connection:
+            return Connection(store, server, gate, self.inspection, name, self._troubled)
+
+        self._shards: Shards[Connection] = Shards(store, keys, settings.partitions, make, on_change)
+
+    async def start(self) -> None:
+        """Raises ConfigError where the settings are wrong. Call `stop` also then."""
+        await self._shards.start()
+        self._inspecting = asyncio.create_task(self.inspection.run(self._links))
+
+    async def stop(self) -> None:
+        if self._inspecting is not None:
+            self._inspecting.cancel()
+            await asyncio.gather(self._inspecting, return_exceptions=True)
+        await self._shards.stop()
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._shards)
+
+    def of(self, partition: int) -> Connection | None:
+        """The server that has the partition; None while nobody knows."""
+        return self._shards.of_partition(partition)
+
+    def link(self, partition: int) -> Link | None:
+        """For commands about the partition; None while its server is away."""
+        connection = self._shards.of_partition(partition)
+        link = None if connection is None else connection.commands
+        return link if link is not None and link.connected else None
+
+    @property
+    def home(self) -> Connection | None:
+        """The server that knows the live workers; None while nobody knows which that is."""
+        return self._shards.of_key(self._keys.workers)
+
+    async def ready(self, partition: int) -> Link:
+        """Wait for the partition's server, and for commands about it."""
+        while (link := self.link(partition)) is None:  # noqa: ASYNC110 - see below
+            await asyncio.sleep(READY_CHECK_S)  # rather than an event for each way in which it may change
+        return link
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong, in a line; empty if nothing is."""
+        troubles = [self._shards.trouble]
+        troubles += [f"{c.address}: {c.trouble}" if self.is_cluster else c.trouble for c in self._shards]
+        return "; ".join(filter(None, troubles))
+
+    @property
+    def up(self) -> bool:
+        """Every server can be used."""
+        return not self._shards.trouble and all(connection.up for connection in self._shards)
+
+    def _links(self) -> Iterator[tuple[str, Link]]:
+        for connection in self._shards:
+            if connection.commands is not None and connection.up:
+                yield connection.address, connection.commands
+
+    def _troubled(self) -> None:
+        self._shards.stale()
+
+    def _keeper_of(self, key: str) -> Server | None:
+        return self._shards.server_of(key)

@@ -1,0 +1,238 @@
+"""Asks one server for new entries, again and again.
+
+| | how | waits |
+| --- | --- | --- |
+| together | one XREAD over all partitions owned | at the server, until an entry comes or BLOCK_MAX_MS are over |
+| each | an XREAD a partition, in one trip | here, POLL_S between trips that brought nothing |
+
+Together is cheaper and quicker. A cluster refuses it, since the keys lie in several slots; and where one partition
+cannot be read (another type of key in its place), asking each by itself lets the others go on.
+
+Every trip begins with TIME: a partition that then has less than was asked for had been read to its end at that time,
+which is how the watermark moves on where no entries do. The next read is sent before the last one's entries are worked
+on.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import hiredis
+
+from runtime.link import Link, pack
+from runtime.logs import get_logger
+from schemas.errors import RedisUnavailableError
+from schemas.keys import Keys
+from worker.connection import Connection
+from worker.connections import Connections
+from worker.partition import Partition
+from worker.reader import Reader
+
+READ_MAX: Final = 1_024
+"""Entries asked for with one read, over all partitions: some ten milliseconds of work."""
+
+READ_PARTITION_MIN: Final = 4
+READ_PARTITION_MAX: Final = 256
+
+BLOCK_MAX_MS: Final = 250
+"""How long a read waits at the server. It bounds how late a gap is given up, and a wake-up that came too early."""
+
+POLL_S: Final = 0.02
+"""What asking each adds to the latency, at most; and a thousand small commands a second for twenty partitions."""
+
+EACH_FOR_S: Final = 5.0
+"""How long each is asked by itself after the server has refused to be asked for all together."""
+
+REPEAT_S: Final = 0.1
+
+_log = get_logger("maskline.worker")
+
+
+class _Request(NamedTuple):
+    partitions: list[Partition]
+    each: int
+    """Entries asked for of every partition."""
+    together: bool
+    future: asyncio.Future[list[Any]]
+
+
+class Poller:
+    """Reads what a worker owns on one server, and feeds it to the reader."""
+
+    def __init__(self, connection: Connection, keys: Keys, reader: Reader, *, together: bool) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._reader = reader
+        self._together = together
+        self._each_until = 0.0
+        self._refused: dict[int, str] = {}
+        """The last refusal of each partition that could not be read."""
+        self._woken = asyncio.Event()
+        self._at_server = False
+        self.starved = False
+        """Something is not read because too much is unfinished: wake it when there is room."""
+
+    def wake(self) -> None:
+        """What there is to read, or the room for it, has changed: let a waiting read go."""
+        self._woken.set()
+        commands = self._connection.commands
+        if self._at_server and commands is not None:
+            self._at_server = False
+            commands.send(pack("CLIENT", "UNBLOCK", self._connection.reads_id), 1)
+
+    async def run(self) -> None:
+        """Read until cancelled, over any number of connections."""
+        while True:
+            _, reads = await self._connection.ready()
+            try:
+                await self._read_while_connected(reads)
+            except RedisUnavailableError:
+                self._at_server = False
+                # The connection's keeper needs a turn to see the loss before `ready` may answer again.
+                await asyncio.sleep(REPEAT_S)
+
+    async def _read_while_connected(self, reads: Link) -> None:
+        request = self._request(reads)
+        while True:
+            if request is None:
+                await self._woken.wait()
+                request = self._request(reads)
+                continue
+            self._at_server = request.together
+            time_reply, *replies = await request.future
+            self._at_server = False
+            streams = self._read(request, replies)
+            if streams is None:
+                await asyncio.sleep(REPEAT_S)
+                request = self._request(reads)
+                continue
+            now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000
+            batches = self._reader.taken_in(streams, request.each, now_ms)
+            if request.together or any(entries for _, entries in streams):
+                request = self._request(reads)
+                await self._reader.feed_all(batches)
+            else:
+                await self._reader.feed_all(batches)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), POLL_S)
+                request = self._request(reads)
+
+    def _request(self, reads: Link) -> _Request | None:
+        """Send the next read; None if there is nothing to read or no room for it."""
+        self._woken.clear()
+        partitions, ahead = self._reader.readable(self._connection)
+        room = self._reader.room()
+        # Where the bound is less than the least that is read, it is read when nothing is unfinished.
+        least = min(len(partitions) * READ_PARTITION_MIN, self._reader.outstanding_max)
+        self.starved = room < least or ahead
+        if not partitions or room < least:
+            return None
+        count = min(max(min(READ_MAX, room) // len(partitions), READ_PARTITION_MIN), READ_PARTITION_MAX)
+        together = self._together and monotonic() >= self._each_until
+        keys = [self._keys.callbacks(partition.number) for partition in partitions]
+        read_ids = [partition.read_id for partition in partitions]
+        if together:
+            reading = [
+                pack(
+                    "XREAD", "COUNT", count, "BLOCK", self._block_ms(partitions), "STREAMS", *keys, *read_ids
+                )
+            ]
+        else:
+            reading = [
+                pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
+                for key, read_id in zip(keys, read_ids, strict=True)
+            ]
+        future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading))
+        return _Request(partitions, count, together, future)
+
+    def _block_ms(self, partitions: Sequence[Partition]) -> int:
+        block_ms = BLOCK_MAX_MS
+        for partition in partitions:
+            if (deadline := partition.next_deadline_ms) is not None:
+                block_ms = min(block_ms, max(deadline - partition.watermark_ms, 1))
+        return block_ms
+
+    def _read(
+        self, request: _Request, replies: Sequence[Any]
+    ) -> list[tuple[Partition, Sequence[Any]]] | None:
+        """What came, by partition, also where nothing did; None if it could not be read."""
+        if request.together:
+            reply = replies[0]
+            if isinstance(reply, hiredis.ReplyError):
+                self._each_until = monotonic() + EACH_FOR_S
+                self._connection.refused(str(reply))
+                return None
+            by_key = dict(reply or ())
+            return [
+                (partition, by_key.get(self._keys.callbacks(partition.number).encode(), ()))
+                for partition in request.partitions
+            ]
+        came: list[tuple[Partition, Sequence[Any]]] = []
+        for partition, reply in zip(request.partitions, replies, strict=True):
+            if isinstance(reply, hiredis.ReplyError):
+                self._note_refused(partition, str(reply))
+            else:
+                came.append((partition, reply[0][1] if reply else ()))
+                if self._refused:
+                    self._refused.pop(partition.number, None)
+        return came
+
+    def _note_refused(self, partition: Partition, reply: str) -> None:
+        self._connection.refused(reply)
+        kind = reply.partition(" ")[0]
+        if self._refused.get(partition.number) != kind:
+            self._refused[partition.number] = kind
+            _log.error("a partition cannot be read, trying again", partition=partition.number, reply=reply)
+
+
+class Pollers:
+    """A poller for each server."""
+
+    def __init__(self, connections: Connections, keys: Keys, reader: Reader) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._reader = reader
+        self._pollers: dict[Connection, tuple[Poller, asyncio.Task[None]]] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled, or until a poller fails, which is a fault in maskline."""
+        try:
+            while True:
+                self._match()
+                self._changed.clear()
+                changed = asyncio.ensure_future(self._changed.wait())
+                running = [task for _, task in self._pollers.values()]
+                done, _ = await asyncio.wait([changed, *running], return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                for task in done - {changed}:
+                    task.result()
+        finally:
+            for _, task in self._pollers.values():
+                task.cancel()
+
+    def change(self) -> None:
+        """The servers, or what they have, are others than before."""
+        self._changed.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """What there is to read has changed: let waiting reads go."""
+        for poller, _ in self._pollers.values():
+            poller.wake()
+
+    def progressed(self) -> None:
+        """Something was finished or committed: there may be room to read on."""
+        for poller, _ in self._pollers.values():
+            if poller.starved:
+                poller.wake()
+
+    def _match(self) -> None:
+        present = set(self._connections)
+        for connection in [gone for gone in self._pollers if gone not in present]:
+            self._pollers.pop(connection)[1].cancel()
+        for connection in present - self._pollers.keys():
+            poller = Poller(connection, self._keys, self._reader, together=not self._connections.is_cluster)
+            self._pollers[connection] = poller, asyncio.create_task(poller.run())
