@@ -4,11 +4,13 @@ import asyncio
 import random
 from typing import Final
 
+from ingest.durability import check_durability
 from ingest.metrics import Metrics
 from ingest.publisher import Publisher
+from runtime.layout import check_layout
 from runtime.link import Link
 from runtime.logs import get_logger
-from runtime.store import Store, check_layout, reconnect_delay_s
+from runtime.store import Store, reconnect_delay_s
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.settings import Settings
 
@@ -31,7 +33,9 @@ class Connector:
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.trouble = "not connected yet"
-        """Why callbacks cannot go to Redis, empty while they can."""
+        """Why there is no connection to Redis, empty while there is."""
+        self.misconfigured = False
+        """The settings contradict what is in Redis: no waiting mends that."""
 
     @property
     def address(self) -> str:
@@ -40,7 +44,8 @@ class Connector:
     async def start(self) -> None:
         """Connect, or go on trying in the background where Redis is away.
 
-        Raises ConfigError where waiting cannot help: refused credentials, another number of partitions.
+        Raises ConfigError where waiting cannot help: refused credentials, another number of partitions, a
+        durability that the server does not know.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -62,6 +67,7 @@ class Connector:
         link = await self._store.connect(self._name, self._lost.set)
         try:
             await check_layout(link, self._settings)
+            await check_durability(link, self._settings)
         except BaseException:
             link.close()
             raise
@@ -69,6 +75,7 @@ class Connector:
             raise RedisUnavailableError("the connection to Redis was lost at once")
         self._link = link
         self.trouble = ""
+        self.misconfigured = False
         self._publisher.attach(link)
         self._metrics.connects += 1
         _log.info("connected to Redis", redis=self.address)
@@ -85,10 +92,11 @@ class Connector:
             try:
                 await self._connect()
             except (RedisUnavailableError, ConfigError) as error:
-                self._away(str(error))
+                self._away(str(error), misconfigured=isinstance(error, ConfigError))
 
-    def _away(self, trouble: str) -> None:
-        self._publisher.detach(trouble)
+    def _away(self, trouble: str, *, misconfigured: bool = False) -> None:
+        self._publisher.detach()
+        self.misconfigured = misconfigured
         if trouble != self.trouble:  # once per reason, not once per try
             _log.warning("callbacks cannot go to Redis", redis=self.address, reason=trouble)
         self.trouble = trouble

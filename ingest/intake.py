@@ -26,7 +26,6 @@ from ingest.signatures import listed_values, v2_text, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.decode import parameter_pairs
 from schemas.errors import NotDecodableError
-from schemas.keys import partition_of
 from schemas.parameters import Parameters, parse_parameters
 from schemas.settings import Settings
 from schemas.values import is_null
@@ -54,9 +53,10 @@ class Refused(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """To be appended to the stream of the partition."""
+    """To be kept."""
 
-    partition: int
+    route: int
+    """CRC-32 of the session: the partition is `route % partitions`, as schemas.keys.partition_of has it."""
     value: bytes
 
 
@@ -85,13 +85,12 @@ SIGNATURE_WRONG: Final = Refused(403, "signature_wrong", "no token of ours makes
 class Intake:
     """Decides about requests, by the settings."""
 
-    __slots__ = ("_accept_v2", "_accounts", "_max_body_bytes", "_partitions", "_verify", "origin")
+    __slots__ = ("_accept_v2", "_accounts", "_max_body_bytes", "_verify", "origin")
 
     def __init__(self, settings: Settings) -> None:
         self._accounts = Accounts(settings.auth_tokens)
         self._verify = settings.verify != "off"
         self._accept_v2 = settings.accept_v2
-        self._partitions = settings.partitions
         self._max_body_bytes = settings.max_body_bytes
         self.origin = Origin(settings.public_url, settings.trusted_proxies)
 
@@ -145,12 +144,10 @@ class Intake:
             return SIGNATURE_WRONG
         if not content_type.isascii():
             content_type = content_type.encode("ascii", "replace").decode()
-        if session_uuid:
-            partition = partition_of(session_uuid, self._partitions)
-        else:  # bound for the dead letters: anywhere, but the same callback always in the same place
-            partition = crc32(body, crc32(query)) % self._partitions
+        # Without a session it is bound for the dead letters: anywhere, but the same callback always in the same place.
+        route = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(query))
         value = encode_callback(RawCallback(method, query, content_type, body, received_at_ms, auth_id))
-        return Accepted(partition, value)
+        return Accepted(route, value)
 
     def _announces_too_much(self, headers: Headers) -> bool:
         length = headers.get("Content-Length", "")

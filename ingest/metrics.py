@@ -45,11 +45,18 @@ class Gauges(NamedTuple):
     """What is so now, asked at the scrape."""
 
     waiting: int
-    """Callbacks that wait for Redis."""
+    """Callbacks that wait for Redis or the spool."""
     batches_under_way: int
     requests_under_way: int
     connections: int
     redis_connected: bool
+    breakers: dict[str, int]
+    """Servers by the state of their breaker."""
+    spool_callbacks: int
+    spool_bytes: int
+    spool_max_bytes: int
+    spool_oldest_age_s: float
+    spool_ok: bool
 
 
 class Metrics(Collector):
@@ -70,6 +77,14 @@ class Metrics(Collector):
         self.batch_size = Histogram(BATCH_BUCKETS)
         self.publish_s = Histogram(LATENCY_BUCKETS_S)
         """From a batch's first callback to Redis's reply."""
+        self.spooled: Counter[str] = Counter()
+        """Callbacks that went to the spool, by reason."""
+        self.drained = 0
+        """Callbacks that Redis took from the spool."""
+        self.spool_failures: Counter[str] = Counter()
+        """Callbacks that the spool did not take, by reason."""
+        self.commit_s = Histogram(LATENCY_BUCKETS_S)
+        """Of the spool's commits."""
         self.gauges: Callable[[], Gauges] | None = None
 
     def collect(self) -> Iterator[Metric]:
@@ -82,12 +97,17 @@ class Metrics(Collector):
             requests.add_metric([str(status), code], count)
         requests.add_metric(["400", "malformed_http"], self.malformed)
         yield requests
-        failures = CounterMetricFamily(
-            PREFIX + "batch_failures", "Batches that Redis did not confirm, by reason.", labels=["reason"]
+        yield _by_reason(
+            "batch_failures", "Batches that Redis did not confirm, by reason.", self.batch_failures
         )
-        for reason, count in sorted(self.batch_failures.copy().items()):
-            failures.add_metric([reason], count)
-        yield failures
+        yield _by_reason("spooled", "Callbacks that went to the spool, by reason.", self.spooled)
+        yield _by_reason(
+            "spool_failures", "Callbacks that the spool did not take, by reason.", self.spool_failures
+        )
+        yield CounterMetricFamily(
+            PREFIX + "spool_drained", "Callbacks that Redis took from the spool.", value=self.drained
+        )
+        yield _histogram("spool_commit_seconds", "Time of a commit to the spool.", self.commit_s)
         yield CounterMetricFamily(
             PREFIX + "connections_refused", "Connections over the bound.", value=self.connections_refused
         )
@@ -100,6 +120,13 @@ class Metrics(Collector):
             yield from _gauges(self.gauges())
 
 
+def _by_reason(name: str, documentation: str, counts: Counter[str]) -> Metric:
+    metric = CounterMetricFamily(PREFIX + name, documentation, labels=["reason"])
+    for reason, count in sorted(counts.items()):
+        metric.add_metric([reason], count)
+    return metric
+
+
 def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(
         PREFIX + name, documentation, buckets=histogram.buckets(), sum_value=histogram.total
@@ -107,7 +134,9 @@ def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
 
 
 def _gauges(now: Gauges) -> Iterator[Metric]:
-    yield GaugeMetricFamily(PREFIX + "waiting", "Callbacks that wait for Redis.", value=now.waiting)
+    yield GaugeMetricFamily(
+        PREFIX + "waiting", "Callbacks that wait for Redis or the spool.", value=now.waiting
+    )
     yield GaugeMetricFamily(
         PREFIX + "batches_under_way", "Batches that Redis has not answered.", value=now.batches_under_way
     )
@@ -116,5 +145,22 @@ def _gauges(now: Gauges) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(PREFIX + "connections", "Open connections.", value=now.connections)
     yield GaugeMetricFamily(
-        PREFIX + "redis_connected", "Whether Redis takes callbacks.", value=int(now.redis_connected)
+        PREFIX + "redis_connected", "Whether there is a connection to Redis.", value=int(now.redis_connected)
+    )
+    breakers = GaugeMetricFamily(PREFIX + "breakers", "Redis servers by breaker state.", labels=["state"])
+    for state, count in now.breakers.items():
+        breakers.add_metric([state], count)
+    yield breakers
+    yield GaugeMetricFamily(PREFIX + "spool_callbacks", "Callbacks in the spool.", value=now.spool_callbacks)
+    yield GaugeMetricFamily(PREFIX + "spool_bytes", "Bytes they take on the disk.", value=now.spool_bytes)
+    yield GaugeMetricFamily(
+        PREFIX + "spool_max_bytes", "Bytes the spool may take.", value=now.spool_max_bytes
+    )
+    yield GaugeMetricFamily(
+        PREFIX + "spool_oldest_age_seconds",
+        "How long the oldest callback has been in the spool.",
+        value=now.spool_oldest_age_s,
+    )
+    yield GaugeMetricFamily(
+        PREFIX + "spool_ok", "Whether the spool takes callbacks.", value=int(now.spool_ok)
     )

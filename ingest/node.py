@@ -1,16 +1,23 @@
-"""One ingest process: the callback server, the publisher with its connection, the admin port."""
+"""One ingest process: the callback server, the publisher with its connection, the spool, the admin port."""
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from time import time
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
+from ingest.breaker import STATES
 from ingest.connector import Connector
+from ingest.drain import Drain, Pace
 from ingest.intake import Intake
+from ingest.keeper import Keeper
 from ingest.metrics import Gauges, Metrics
-from ingest.publisher import Publisher
+from ingest.outlets import Outlets
+from ingest.publisher import Load, Publisher
 from ingest.server import CallbackServer
+from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
 from schemas.errors import ConfigError
@@ -46,9 +53,17 @@ class IngestNode:
         self._index = index
         self._reuse_port = reuse_port
         self.metrics = Metrics()
-        self._publisher = Publisher(settings, self.metrics)
+        self._load = Load()
+        self._publisher = Publisher(settings, self.metrics, self._load)
         self._connector = Connector(settings, self._publisher, self.metrics, name=f"maskline-ingest-{index}")
-        self._http = CallbackServer(settings, Intake(settings), self._publisher, self.metrics)
+        self._outlets = Outlets(self._publisher)
+        self._spool = Spool(settings, self.metrics, self._load)
+        pace = Pace(settings.spool_drain_per_s)
+        self._drain = Drain(settings, self._spool, self._outlets, self.metrics, pace)
+        keeper = Keeper(settings, self._load, self._outlets, self._spool, pace)
+        self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
+        self._stop_by = 0.0
+        """When the stop should be over, by the loop's clock."""
         self._listener: asyncio.Server | None = None
         self._closing = AsyncExitStack()
         registry = CollectorRegistry()
@@ -77,12 +92,20 @@ class IngestNode:
         return f"http://{self._admin.host}:{self._admin.port}"
 
     async def start(self) -> None:
-        """Take callbacks. Raises ConfigError for ports that are taken and settings that Redis contradicts."""
+        """Take callbacks.
+
+        Raises ConfigError for ports that are taken, a spool directory that cannot be used, and settings that
+        Redis contradicts.
+        """
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._spool.stop)
+            await self._spool.start()
             stack.push_async_callback(self._connector.stop)
             await self._connector.start()
             await self._admin.start()
             stack.push_async_callback(self._admin.stop)
+            self._drain.start()
+            stack.push_async_callback(self._finish_drain)
             await self._listen()
             stack.push_async_callback(self._stop_http)
             self._closing = stack.pop_all()
@@ -91,7 +114,8 @@ class IngestNode:
         _log.info("ingest takes callbacks", url=self.url, admin=self.admin_url)
 
     async def stop(self) -> None:
-        """Take no more, answer what is under way within MASKLINE_STOP_TIMEOUT_MS, and close."""
+        """Take no more, answer what is under way, drain the spool, both within MASKLINE_STOP_TIMEOUT_MS; close."""
+        self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
 
     async def _listen(self) -> None:
@@ -115,21 +139,70 @@ class IngestNode:
         await self._http.drain(self._settings.stop_timeout_ms / 1000)
         _log.info("ingest has stopped", taken=self.metrics.taken)
 
+    async def _finish_drain(self) -> None:
+        await self._drain.finish(self._stop_by - asyncio.get_running_loop().time())
+
     def _gauges(self) -> Gauges:
         return Gauges(
-            waiting=self._publisher.waiting,
+            waiting=self._load.callbacks,
             batches_under_way=self._publisher.batches_under_way,
             requests_under_way=self._http.under_way,
             connections=self._http.connections,
             redis_connected=self._publisher.attached,
+            breakers=self._breakers(),
+            spool_callbacks=self._spool.callbacks,
+            spool_bytes=self._spool.size_bytes,
+            spool_max_bytes=self._spool.max_bytes,
+            spool_oldest_age_s=self._oldest_age_s() or 0.0,
+            spool_ok=self._spool.trouble is None,
         )
+
+    def _breakers(self) -> dict[str, int]:
+        counts: dict[str, int] = dict.fromkeys(STATES, 0)
+        for publisher in self._outlets.publishers:
+            counts[publisher.breaker.state] += 1
+        return counts
+
+    def _oldest_age_s(self) -> float | None:
+        oldest_at_ms = self._spool.oldest_at_ms
+        return None if oldest_at_ms is None else max(0.0, round(time() - oldest_at_ms / 1000, 3))
 
     def _live(self) -> Health:
         return Health(ok=True, details={"port": self.port})
 
     def _ready(self) -> Health:
-        taken = self._publisher.attached
-        redis: dict[str, Any] = {"address": self._connector.address, "connected": taken}
-        if not taken:
+        """Well as long as what is taken can be kept; not with settings that are known to be wrong."""
+        ok = (self._outlets.ready or self._spool.trouble is None) and not self._connector.misconfigured
+        details = {"redis": self._redis(), "spool": self._spooled(), "waiting": self._load.callbacks}
+        return Health(ok=ok, details=details)
+
+    def _redis(self) -> dict[str, Any]:
+        connected, breaker = self._publisher.attached, self._publisher.breaker
+        redis: dict[str, Any] = {
+            "address": self._connector.address,
+            "connected": connected,
+            "takes": self._publisher.ready,
+        }
+        if not connected:
             redis["reason"] = self._connector.trouble
-        return Health(ok=taken, details={"redis": redis, "waiting": self._publisher.waiting})
+        elif not self._publisher.ready:
+            redis["reason"] = breaker.reason
+        return redis
+
+    def _spooled(self) -> dict[str, Any]:
+        spool = self._spool
+        oldest_at_ms = spool.oldest_at_ms
+        details: dict[str, Any] = {
+            "ok": spool.trouble is None,
+            "callbacks": spool.callbacks,
+            "bytes": spool.size_bytes,
+            "max_bytes": spool.max_bytes,
+            "oldest_age_s": self._oldest_age_s(),
+            "oldest_at": None
+            if oldest_at_ms is None
+            else datetime.fromtimestamp(oldest_at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
+            "reason": "" if spool.trouble is None else spool.trouble.detail,
+        }
+        if spool.damaged:
+            details["damaged"] = spool.damaged
+        return details

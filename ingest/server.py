@@ -1,4 +1,4 @@
-"""HTTP: reads requests, has the intake decide and the publisher keep them, and answers.
+"""HTTP: reads requests, has the intake decide and the keeper keep them, and answers.
 
 Built on aiohttp's `web.Server`, its parser and connection handling without the Application: two paths need no
 router, and what an Application adds costs as much as the verification. Public API only.
@@ -21,12 +21,12 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ingest.intake import BODY_TOO_LARGE, Intake, Refused
+from ingest.keeper import Keeper
 from ingest.metrics import Metrics
-from ingest.publisher import Publisher, PublishRefusedError
+from ingest.outcomes import NotKeptError
 from ingest.refusals import RefusalLog
 from ingest.responses import TAKEN, TAKEN_AND_CLOSE, closes, refusal
 from runtime.logs import get_logger
-from schemas.errors import RedisUnavailableError
 from schemas.settings import Settings
 
 IDLE_TIMEOUT_S: Final = 75.0
@@ -52,9 +52,9 @@ EXPECTATION_FAILED: Final = Refused(417, "expectation_failed", "only 100-continu
 class CallbackServer:
     """The HTTP side of a node."""
 
-    def __init__(self, settings: Settings, intake: Intake, publisher: Publisher, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, intake: Intake, keeper: Keeper, metrics: Metrics) -> None:
         self._intake = intake
-        self._publisher = publisher
+        self._keeper = keeper
         self._metrics = metrics
         self._max_body_bytes = settings.max_body_bytes
         self._asks_peer = intake.origin.asks_peer
@@ -132,13 +132,10 @@ class CallbackServer:
         decision = self._intake.decide(head, body, int(time() * 1000))
         if isinstance(decision, Refused):
             return decision
-        partition, value = decision
         try:
-            await self._publisher.publish(partition, value)
-        except PublishRefusedError as error:
+            await self._keeper.keep(*decision)
+        except NotKeptError as error:
             return not_taken(error.code)
-        except RedisUnavailableError:
-            return not_taken("redis_away")
         return None
 
     async def _read(self, request: web.BaseRequest) -> bytes | Refused:
@@ -167,7 +164,7 @@ class CallbackServer:
 
 
 def not_taken(code: str) -> Refused:
-    """Plivo's turn again: Redis did not confirm the callback."""
+    """Plivo's turn again: neither Redis nor the spool has the callback."""
     return Refused(503, code, "the callback could not be kept, send it again")
 
 

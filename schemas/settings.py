@@ -129,13 +129,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_max: Annotated[
         int,
         About(
-            whole(1, 1_000_000), "requests of an ingest process that wait for Redis; more are answered 503"
+            whole(1, 1_000_000),
+            "requests of an ingest process that wait for Redis or the journal; more are answered 503",
         ),
     ] = 4096
     spool_dir: Annotated[Path, About(PATH, "directory of the local journal", "./spool")] = Path("spool")
     spool_max_bytes: Annotated[int, About(size(1 << 20, 1 << 50), "how large the local journal may grow")] = (
         GIB
     )
+    spool_drain_per_s: Annotated[
+        int,
+        About(
+            whole(1, 1_000_000),
+            "callbacks a second that an ingest process moves from the journal to a Redis that is back",
+        ),
+    ] = 5000
     max_body_bytes: Annotated[
         # A body is held whole and parsed in one go: a larger bound would let one request stall a node.
         int,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
@@ -21,6 +22,7 @@ SUB_TOKEN = "subaccount-token"
 FORM = "application/x-www-form-urlencoded"
 NONCE = "05429567804466091622"
 EXCHANGE_TIMEOUT_S = 20.0
+SPOOL_DIR = Path("set-by-conftest")
 
 PAIRS = [
     ("EventName", "SessionSecondPartyHangup"),
@@ -136,6 +138,7 @@ def node_settings(redis_url: str, namespace: str, **changes: Any) -> Settings:
     values = {
         "redis_url": redis_url, "namespace": namespace, "partitions": 4, "host": "127.0.0.1", "port": 0,
         "admin_port": 0, "auth_tokens": ((MAIN, MAIN_TOKEN), (SUB, SUB_TOKEN)), "log_format": "json",
+        "spool_dir": SPOOL_DIR,
     }  # fmt: skip
     return Settings(**(values | changes))
 

@@ -2,17 +2,14 @@
 
 import asyncio
 import contextlib
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
-from ingest_kit import MAIN, MAIN_TOKEN, Client, Request, ask, node_settings, stored, until
+from ingest_kit import Client, Request, ask, node_settings, stored, until
+from ingest_processes import hammer, marks
 
 from ingest.__main__ import main
 from ingest.node import IngestNode
@@ -35,80 +32,6 @@ async def started(settings: Settings) -> AsyncIterator[IngestNode]:
 async def ready(node: IngestNode) -> tuple[int, dict[str, Any]]:
     async with aiohttp.ClientSession() as session, session.get(f"{node.admin_url}/readyz") as response:
         return response.status, await response.json()
-
-
-class Process:
-    """`python -m ingest` with settings in its environment."""
-
-    def __init__(self, *arguments: str, **settings: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")}
-        defaults = {
-            "auth_tokens": f"{MAIN}:{MAIN_TOKEN}", "host": "127.0.0.1", "port": "0", "admin_port": "0",
-            "partitions": "4", "log_format": "json",
-        }  # fmt: skip
-        environment |= {f"MASKLINE_{name.upper()}": value for name, value in (defaults | settings).items()}
-        self.log = ""
-        """What it has written so far, as far as it was read."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ingest", *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-
-    def port(self) -> int:
-        """The port, once it takes callbacks."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log += line
-            if found := re.search(r'takes callbacks.*"url":"http://127.0.0.1:(\d+)/', line):
-                return int(found[1])
-        raise AssertionError("it ended before it took callbacks")
-
-    def kill(self, signum: int = signal.SIGKILL) -> int:
-        self.process.send_signal(signum)
-        return self.ended()[0]
-
-    def ended(self) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=20)
-        self.log += rest
-        return self.process.returncode, rest
-
-
-@pytest.fixture
-def run_ingest() -> Iterator[Any]:
-    processes: list[Process] = []
-
-    def run(*arguments: str, **settings: str) -> Process:
-        processes.append(Process(*arguments, **settings))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        if process.process.poll() is None:
-            process.kill()
-
-
-async def hammer(port: int, name: str, taken: list[str], answers: list[str]) -> None:
-    """Send numbered callbacks one after the other until the connection ends; note those that were answered 200."""
-    number = 0
-    with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-        async with await Client.connect(port) as client:
-            while True:
-                number += 1
-                mark = f"{name}-{number}"
-                response = await client.ask(
-                    Request(pairs=[("SessionUUID", mark), ("EventName", "e")]).encode()
-                )
-                answers.append("taken" if response.status == 200 else f"{response.status} {response.body!r}")
-                if response.status == 200:
-                    taken.append(mark)
-                if response.headers.get("connection") == "close":
-                    return
-
-
-def marks(client: Any, settings: Settings) -> set[str]:
-    return {
-        re.search(rb"SessionUUID=([\w-]+)", callback.body)[1].decode()
-        for callback in stored(client, settings)
-    }
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -156,7 +79,9 @@ async def test_a_request_that_never_ends_does_not_hold_the_stop(redis_server, na
 
 
 async def test_redis_killed_under_load_and_back(own_redis, namespace):
-    settings = node_settings(own_redis.url, namespace)
+    settings = node_settings(own_redis.url, namespace, durability="fsync")
+    own_redis.options += ("--appendfsync", "always")
+    own_redis.restart()
     async with started(settings) as node:
         assert (await ready(node))[0] == 200
         taken: list[str] = []
@@ -166,52 +91,92 @@ async def test_redis_killed_under_load_and_back(own_redis, namespace):
         ]
         await until(lambda: len(taken) > 100)
         own_redis.kill()
-        await until(lambda: len(answers) - len(taken) > 100)
-        response = await ask(node.port, GOOD)
-        assert (response.status, response.error, response.headers["retry-after"]) == (503, "redis_away", "1")
+        before = len(taken)
+        await until(lambda: len(taken) > before + 200)
         status, health = await ready(node)
-        assert (status, health["redis"]["connected"]) == (503, False)
+        assert status == 200
+        assert (health["redis"]["connected"], health["redis"]["takes"]) == (False, False)
         assert health["redis"]["reason"]
+        assert health["spool"]["ok"]
+        assert health["spool"]["callbacks"] > 100
+        assert health["spool"]["bytes"] > 0
+        assert health["spool"]["oldest_age_s"] >= 0
+        assert health["spool"]["oldest_at"] is not None
         before = len(taken)
         await asyncio.to_thread(own_redis.start)
         await until(lambda: len(taken) > before + 100)
-        assert (await ready(node))[0] == 200
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
-        refused = set(answers) - {"taken"}
-        assert all(answer.startswith("503 ") and "redis_" in answer for answer in refused), refused
-        # What was taken after the restart is there; what went with the killed server is MASKLINE_DURABILITY's matter.
+        assert set(answers) == {"taken"}
+        await until(lambda: not node.metrics.gauges().spool_callbacks)
+        status, health = await ready(node)
+        assert (status, health["redis"]["takes"], health["spool"]["callbacks"]) == (200, True, 0)
+        assert health["spool"]["oldest_at"] is None
         with own_redis.client() as client:
-            assert set(taken[before:]) <= marks(client, settings)
+            assert set(taken) <= marks(client, settings)
 
 
 async def test_redis_away_at_the_start(own_redis, namespace):
     own_redis.kill()
-    async with started(node_settings(own_redis.url, namespace)) as node:
-        assert (await ask(node.port, GOOD)).status == 503
-        assert (await ready(node))[0] == 503
-        await asyncio.to_thread(own_redis.start)
-        await until(lambda: node.metrics.gauges().redis_connected)
+    settings = node_settings(own_redis.url, namespace)
+    async with started(settings) as node:
         assert (await ask(node.port, GOOD)).status == 200
         assert (await ready(node))[0] == 200
+        await asyncio.to_thread(own_redis.start)
+        await until(lambda: node.metrics.drained == 1)
+        assert (await ask(node.port, GOOD)).status == 200
+        assert (await ready(node))[0] == 200
+        with own_redis.client() as client:
+            assert len(stored(client, settings)) == 2
 
 
-async def test_a_silent_redis_is_503_within_the_timeout(own_redis, namespace):
-    async with started(node_settings(own_redis.url, namespace, publish_timeout_ms=100)) as node:
+async def test_a_silent_redis_costs_one_timeout_and_nothing_more(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=400)
+    async with started(settings) as node:
         own_redis.pause()
-        assert (await asyncio.wait_for(ask(node.port, GOOD), 2)).status == 503
+        assert (await asyncio.wait_for(ask(node.port, GOOD), 2)).status == 200
+        assert node.metrics.spooled == {"redis_timeout": 1}
+        began = asyncio.get_running_loop().time()
+        for _ in range(20):
+            assert (await ask(node.port, GOOD)).status == 200
+        assert asyncio.get_running_loop().time() - began < 0.4
         own_redis.resume()
-        await until(lambda: node.metrics.gauges().redis_connected)
+        await until(lambda: not node.metrics.gauges().spool_callbacks)
         assert (await ask(node.port, GOOD)).status == 200
 
 
-async def test_a_full_redis_is_503(own_redis, namespace):
-    async with started(node_settings(own_redis.url, namespace)) as node:
+async def test_a_full_redis_spools_until_there_is_room(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace)
+    async with started(settings) as node:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-        response = await ask(node.port, GOOD)
-        assert (response.status, response.error) == (503, "redis_oom")
+            for _ in range(10):
+                assert (await ask(node.port, GOOD)).status == 200
+            assert node.metrics.spooled == {"redis_oom": 10}
+            status, health = await ready(node)
+            assert (status, health["redis"]["takes"], health["redis"]["reason"]) == (200, False, "redis_oom")
+            client.config_set("maxmemory", "0")
+            await until(lambda: node.metrics.drained == 10)
+            assert len(stored(client, settings)) == 10
+
+
+async def test_neither_redis_nor_spool_is_503(own_redis, namespace):
+    own_redis.kill()
+    async with started(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as node:
+        big = Request(pairs=[("SessionUUID", "s"), ("EventName", "e"), ("x", "y" * 60_000)]).encode()
+        answers = [await ask(node.port, big) for _ in range(20)]
+        assert answers[0].status == 200
+        last = answers[-1]
+        assert (last.status, last.error, last.headers["retry-after"]) == (503, "spool_full", "1")
+        status, health = await ready(node)
+        assert (status, health["spool"]["ok"]) == (503, False)
+        assert health["spool"]["reason"] == "MASKLINE_SPOOL_MAX_BYTES is reached"
+        assert node.metrics.spool_failures["spool_full"] >= 1
+        await asyncio.to_thread(own_redis.start)
+        await until(lambda: not node.metrics.gauges().spool_callbacks)
+        await until(lambda: node.metrics.gauges().spool_ok)  # found out by itself, without a callback
+        assert (await ready(node))[0] == 200
 
 
 async def test_other_partitions_stop_the_start(redis_server, namespace):
@@ -221,7 +186,7 @@ async def test_other_partitions_stop_the_start(redis_server, namespace):
         await IngestNode(node_settings(redis_server.url, namespace, partitions=5)).start()
 
 
-async def test_other_partitions_found_later_refuse_callbacks(own_redis, namespace):
+async def test_other_partitions_found_later_keep_it_spooling(own_redis, namespace):
     async with started(node_settings(own_redis.url, namespace)) as node:
         own_redis.kill()
         await until(lambda: not node.metrics.gauges().redis_connected)
@@ -231,9 +196,9 @@ async def test_other_partitions_found_later_refuse_callbacks(own_redis, namespac
             client.hset(f"{namespace}:layout", "partitions", 5)
             client.client_kill_filter(_type="normal", skipme=True)
         await until(lambda: "MASKLINE_PARTITIONS" in node._connector.trouble)
-        assert (await ask(node.port, GOOD)).status == 503
+        assert (await ask(node.port, GOOD)).status == 200
         status, health = await ready(node)
-        assert status == 503
+        assert (status, health["spool"]["callbacks"]) == (503, 1)
         assert "MASKLINE_PARTITIONS" in health["redis"]["reason"]
 
 
@@ -265,6 +230,7 @@ async def test_several_processes_share_the_port(redis_server, namespace, run_ing
         ((), {"redis_url": ""}, "MASKLINE_REDIS_URL"),
         ((), {"redis_url": "http://x"}, "MASKLINE_REDIS_URL"),
         (("--port", "99999"), {}, "MASKLINE_PORT"),
+        ((), {"spool_dir": "/proc/nowhere"}, "MASKLINE_SPOOL_DIR"),
         ((), {"max_body_bytes": "some"}, "MASKLINE_MAX_BODY_BYTES"),
         ((), {"host": "203.0.113.1"}, "MASKLINE_HOST"),
         (("--processes", "2"), {"host": "203.0.113.1"}, "MASKLINE_HOST"),

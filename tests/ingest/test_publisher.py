@@ -11,9 +11,9 @@ from ingest_kit import node_settings, until
 
 from ingest.connector import Connector
 from ingest.metrics import Metrics
-from ingest.publisher import BATCHES_MAX, Publisher, PublishRefusedError
+from ingest.outcomes import NotKeptError
+from ingest.publisher import BATCHES_MAX, Publisher
 from runtime.store import Store
-from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from schemas.settings import Settings
 
@@ -37,7 +37,7 @@ async def test_concurrent_callbacks_share_batches(redis_server, namespace):
             await asyncio.gather(*(publisher.publish(n % 4, b"value %d" % n) for n in range(500)))
         assert metrics.batch_size.total == 1000
         assert sum(metrics.batch_size.counts) == 2  # each gather is one loop tick
-        assert (publisher.waiting, publisher.waiting_bytes, publisher.batches_under_way) == (0, 0, 0)
+        assert (publisher.load.callbacks, publisher.load.size_bytes, publisher.batches_under_way) == (0, 0, 0)
     with redis_server.client() as client:
         keys = Keys(namespace)
         for partition in range(4):
@@ -70,7 +70,7 @@ async def test_one_refused_callback_does_not_spoil_the_batch(redis_server, names
             *(publisher.publish(partition, b"v") for partition in (0, 1, 2)), return_exceptions=True
         )
         assert outcomes[0] is outcomes[2] is None
-        assert isinstance(outcomes[1], PublishRefusedError)
+        assert isinstance(outcomes[1], NotKeptError)
         assert outcomes[1].code == "redis_wrongtype"
         assert metrics.batch_failures == {"redis_wrongtype": 1}
         await publisher.publish(0, b"still connected")
@@ -81,7 +81,7 @@ async def test_a_full_server_refuses_and_takes_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-            with pytest.raises(PublishRefusedError, match="redis_oom"):
+            with pytest.raises(NotKeptError, match="redis_oom"):
                 await publisher.publish(0, b"v")
             client.config_set("maxmemory", "0")
         await publisher.publish(0, b"v")
@@ -91,10 +91,10 @@ async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, metrics):
         with own_redis.client() as client:
             client.replicaof("127.0.0.1", "1")
-            with pytest.raises(PublishRefusedError, match="redis_readonly"):
+            with pytest.raises(NotKeptError, match="redis_readonly"):
                 await publisher.publish(0, b"v")
             await until(lambda: not publisher.attached)
-            with pytest.raises(RedisUnavailableError):
+            with pytest.raises(NotKeptError):
                 publisher.publish(0, b"v")
             client.replicaof("NO", "ONE")
         await until(lambda: publisher.attached)
@@ -113,9 +113,9 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
             await asyncio.sleep(0)
         assert publisher.batches_under_way == BATCHES_MAX
         outcomes = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 5)
-        assert all(isinstance(outcome, RedisUnavailableError) for outcome in outcomes), outcomes
+        assert all(isinstance(outcome, NotKeptError) for outcome in outcomes), outcomes
         assert metrics.batch_failures["redis_timeout"] >= 1
-        assert (publisher.waiting, publisher.waiting_bytes, publisher.batches_under_way) == (0, 0, 0)
+        assert (publisher.load.callbacks, publisher.load.size_bytes, publisher.batches_under_way) == (0, 0, 0)
         own_redis.resume()
         await until(lambda: publisher.attached)
         await publisher.publish(0, b"v")
@@ -124,7 +124,7 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
 async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         own_redis.kill()
-        with pytest.raises(RedisUnavailableError):
+        with pytest.raises(NotKeptError):
             await publisher.publish(0, b"v")
         await until(lambda: not publisher.attached)
         own_redis.start()
@@ -158,32 +158,12 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
         server.close()
 
 
-async def test_more_than_may_wait_is_refused_at_once(redis_server, namespace):
-    settings = node_settings(redis_server.url, namespace, in_flight_max=10)
-    async with publishing(settings) as (publisher, _):
-        waiters = [publisher.publish(0, b"v") for _ in range(10)]
-        with pytest.raises(PublishRefusedError, match="busy"):
-            publisher.publish(0, b"v")
-        await asyncio.gather(*waiters)
-        await publisher.publish(0, b"v")
-
-
-async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("ingest.publisher.WAITING_MAX_BYTES", 100)
-    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
-        waiter = publisher.publish(0, bytes(101))
-        with pytest.raises(PublishRefusedError, match="busy"):
-            publisher.publish(0, b"v")
-        await waiter
-        await publisher.publish(0, b"v")
-
-
 async def test_a_waiter_that_gave_up_harms_nobody(redis_server, namespace):
     async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
         waiters = [publisher.publish(0, b"v") for _ in range(3)]
         waiters[1].cancel()
         await asyncio.gather(waiters[0], waiters[2])
-        assert publisher.waiting == 0
+        assert publisher.load.callbacks == 0
 
 
 async def test_metrics_are_valid_text(redis_server, namespace):

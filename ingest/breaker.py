@@ -1,0 +1,78 @@
+"""Keeps requests from waiting for a Redis that does not take callbacks. Pure: the clock is passed in.
+
+| state | a failure of the whole server | the probe ends well | the back-off is over |
+| --- | --- | --- | --- |
+| closed: all may try | open | | |
+| open: nobody may | stays (it is the same failure) | | one may try: half open |
+| half open: one probe is under way | open, back-off doubled | closed | |
+
+A probe that Redis refuses for itself alone (a stream that is none) ends well: the server works. A connection that
+was lost and is there again, layout agreed on, has been probed enough. One that is there again after a timeout has
+not: a server that connects and answers trifles may still not be able to write.
+"""
+
+from typing import Final, Literal
+
+from ingest.outcomes import AWAY, OF_THE_SERVER
+
+BACKOFF_FIRST_S: Final = 0.25
+BACKOFF_MAX_S: Final = 2.0
+"""Callbacks go to Redis again within two seconds of its return, and a dead one is bothered twice a second at most."""
+
+State = Literal["closed", "open", "half_open"]
+STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open")
+
+
+class Breaker:
+    """The breaker of one server."""
+
+    __slots__ = ("_backoff_s", "reason", "retry_at", "state")
+
+    def __init__(self) -> None:
+        self.state: State = "closed"
+        self.reason = ""
+        """The code of the failure that opened it, empty while closed."""
+        self.retry_at = 0.0
+        """When it may half-open, by the caller's clock."""
+        self._backoff_s = BACKOFF_FIRST_S
+
+    def failed(self, code: str, now: float) -> None:
+        """A batch was not taken; `code` says why."""
+        if code not in OF_THE_SERVER:
+            self.succeeded()
+        elif self.state == "closed":
+            self._backoff_s = BACKOFF_FIRST_S
+            self._open(code, now)
+        elif self.state == "half_open":
+            self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
+            self._open(code, now)
+
+    def succeeded(self) -> None:
+        """A batch was taken. Batches from before it opened count for nothing: they may have met the last room."""
+        if self.state == "half_open":
+            self._close()
+
+    def connected(self) -> None:
+        """A new connection was opened and tried."""
+        if self.reason == AWAY:
+            self._close()
+
+    def try_probe(self, now: float) -> bool:
+        """Whether the caller may try: if so, it is the probe, and must report how it ended."""
+        if not self.probe_due(now):
+            return False
+        self.state = "half_open"
+        return True
+
+    def probe_due(self, now: float) -> bool:
+        """Whether the next one who asks to try may."""
+        return self.state == "open" and now >= self.retry_at
+
+    def _open(self, code: str, now: float) -> None:
+        self.state = "open"
+        self.reason = code
+        self.retry_at = now + self._backoff_s
+
+    def _close(self) -> None:
+        self.state = "closed"
+        self.reason = ""

@@ -1,0 +1,240 @@
+"""Moves callbacks from the spool to Redis while it takes them.
+
+- One page at a time, in order of arrival: read, publish, delete what was confirmed. A process that dies between the
+  last two leaves duplicates, which the worker counts and drops.
+- Rate-bounded by MASKLINE_SPOOL_DRAIN_PER_S, so that a Redis that has just come back is not run over. Callbacks that
+  come while Redis takes them, and only queue behind others, are granted on top: the spool gets empty whatever comes.
+- While the breaker is open, a single callback is the probe: what becomes of a probe is often unknown, and it
+  is repeated.
+- A callback that Redis refuses for itself (its stream is none) stays, with those of its partition behind it; the
+  others go on. After RETRY_REFUSED_S it is tried again from the beginning.
+- Journals of the process take turns, page by page.
+"""
+
+import asyncio
+import contextlib
+from time import monotonic
+from typing import Final
+
+from ingest.journal import Taken
+from ingest.journal_file import Row, SpoolError
+from ingest.metrics import Metrics
+from ingest.outcomes import OF_THE_SERVER
+from ingest.outlets import Outlets
+from ingest.publisher import Publisher
+from ingest.spool import Spool
+from schemas.settings import Settings
+
+PAGE_ROWS_MAX: Final = 256
+"""Published twice at most, if the process dies; at 1 kB each well under a hundredth of a second of the network."""
+PAGES_PER_S: Final = 10
+"""At a low rate pages are smaller, so that it is even over a second."""
+PROBE_ROWS: Final = 1
+IDLE_S: Final = 0.25
+"""How often Redis and the disk are looked at while they do not work. Callbacks that come in wake the drain."""
+RETRY_REFUSED_S: Final = 5.0
+RETRY_AWAY_S: Final = 1.0
+"""The same where one server of several is away."""
+ADOPT_INTERVAL_S: Final = 10.0
+"""How often the directory is searched for what dead processes left."""
+
+_WAITS: Final = "waits"
+"""In place of a code: not tried, its partition is held up."""
+_AWAY: Final = "away"
+"""In place of a code: not tried, the server of its partition is away."""
+
+
+class Pace:
+    """A rate, and what is granted on top of it. Pure: the clock is passed in."""
+
+    __slots__ = ("_at", "_granted", "_share", "_tokens", "per_s")
+
+    def __init__(self, per_s: int) -> None:
+        self.per_s = per_s
+        self._share = max(1, min(PAGE_ROWS_MAX, per_s // PAGES_PER_S))
+        self._tokens = 0.0
+        self._granted = 0
+        self._at = 0.0
+
+    @property
+    def page_rows(self) -> int:
+        """How many the next page may have once `wait_s` says 0."""
+        return max(1, min(PAGE_ROWS_MAX, self._granted + (self._share if self._tokens >= 0 else 0)))
+
+    def grant(self, count: int) -> None:
+        self._granted += count
+
+    def take(self, count: int) -> None:
+        """So many were moved; it may become a debt."""
+        granted = min(count, self._granted)
+        self._granted -= granted
+        self._tokens -= count - granted
+
+    def wait_s(self, now: float) -> float:
+        """How long to wait before the next page."""
+        earned = (now - self._at) * self.per_s
+        self._tokens = min(self._tokens + earned, float(self._share))
+        self._at = now
+        return 0.0 if self._tokens >= 0 or self._granted else -self._tokens / self.per_s
+
+
+class _Source:
+    """How far a journal has been drained."""
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+        self.published: list[Row] = []
+        """Confirmed and not deleted yet."""
+        self.retry_at = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        self.after = 0
+        self.passed = 0
+        """Callbacks before `after` that are still there."""
+        self.held_up: set[int] = set()
+        """Partitions of these."""
+
+    def has_work(self, now: float) -> bool:
+        if self.published:
+            return True
+        if self.passed and now >= self.retry_at:
+            self.restart()
+        return self.taken.file.state.callbacks > self.passed
+
+
+class Drain:
+    """The task that does it."""
+
+    def __init__(
+        self, settings: Settings, spool: Spool, outlets: Outlets, metrics: Metrics, pace: Pace
+    ) -> None:
+        self._partitions = settings.partitions
+        self._spool = spool
+        self._outlets = outlets
+        self._metrics = metrics
+        self._pace = pace
+        self._sources: list[_Source] = []
+        self._turn = 0
+        self._adopt_at = monotonic() + ADOPT_INTERVAL_S
+        self._finishing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def finish(self, timeout_s: float) -> None:
+        """Go on until the spool is empty or Redis does not take any more, at most so long; then end."""
+        if self._task is None:
+            return
+        self._finishing.set()
+        self._spool.changed.set()
+        await asyncio.wait([self._task], timeout=max(0.0, timeout_s))
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            await self._adopt()
+            source = self._next() if self._outlets.worth_a_try else None
+            if source is not None:
+                with contextlib.suppress(SpoolError):  # told by the spool already, or at the next write
+                    if await self._page(source):
+                        continue
+            if self._finishing.is_set():
+                return
+            await self._idle()
+
+    async def _idle(self) -> None:
+        """Until there may be something to do."""
+        # While Redis is away every commit of the spool would wake it for nothing.
+        news = self._spool.changed if self._outlets.worth_a_try else self._finishing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_S):
+                await news.wait()
+        self._spool.changed.clear()
+
+    async def _adopt(self) -> None:
+        now = monotonic()
+        if now >= self._adopt_at and not self._finishing.is_set():
+            self._adopt_at = now + ADOPT_INTERVAL_S
+            with contextlib.suppress(SpoolError):
+                await self._spool.adopt()
+
+    def _next(self) -> _Source | None:
+        """The journal whose turn it is, of those with something to do."""
+        files = self._spool.files()
+        known = {id(source.taken): source for source in self._sources}
+        self._sources = [known.get(id(taken)) or _Source(taken) for taken in files]
+        now = monotonic()
+        for offset in range(1, len(files) + 1):
+            turn = (self._turn + offset) % len(files)
+            if self._sources[turn].has_work(now):
+                self._turn = turn
+                return self._sources[turn]
+        return None
+
+    async def _page(self, source: _Source) -> bool:
+        """Move one page on; False where nothing can be done for now. Raises SpoolError."""
+        spool, taken = self._spool, source.taken
+        if source.published:
+            await spool.delete(taken, source.published)
+            source.published = []
+        if not taken.file.state.callbacks:
+            return True
+        while (wait_s := self._pace.wait_s(monotonic())) > 0:  # noqa: ASYNC110 - it is the rate that is waited for
+            await asyncio.sleep(wait_s)
+        rows_max = self._pace.page_rows if self._outlets.ready else PROBE_ROWS
+        rows = await spool.page(taken, source.after, rows_max)
+        if not rows:  # as it seems, nothing is left behind the cursor: look from the beginning, later
+            source.passed = taken.file.state.callbacks
+            source.retry_at = monotonic() + RETRY_REFUSED_S
+            return True
+        self._pace.take(len(rows))
+        codes = await self._publish(source, rows)
+        went_on = self._judge(source, rows, codes)
+        if source.published:
+            await spool.delete(taken, source.published)
+            source.published = []
+        return went_on
+
+    async def _publish(self, source: _Source, rows: list[Row]) -> list[str]:
+        """Publish what may be; a code for each row, empty where Redis took it."""
+        codes = [_WAITS] * len(rows)
+        groups: dict[int, tuple[Publisher, list[int]]] = {}
+        for number, row in enumerate(rows):
+            if row.route % self._partitions not in source.held_up:
+                publisher = self._outlets.of(row.route)
+                groups.setdefault(id(publisher), (publisher, []))[1].append(number)
+        pages: list[tuple[list[int], asyncio.Future[list[str]]]] = []
+        for publisher, numbers in groups.values():
+            chosen = numbers
+            if not publisher.ready:
+                chosen = numbers[:PROBE_ROWS] if publisher.may_probe() else []
+                for number in numbers:
+                    codes[number] = _AWAY
+            if chosen:
+                pages.append((chosen, publisher.append([(rows[n].route, rows[n].value) for n in chosen])))
+        for chosen, page in pages:
+            for number, code in zip(chosen, await page, strict=True):
+                codes[number] = code
+        return codes
+
+    def _judge(self, source: _Source, rows: list[Row], codes: list[str]) -> bool:
+        """Decide by the codes what to delete, and where to go on; False where nothing can be done for now."""
+        source.published = [row for row, code in zip(rows, codes, strict=True) if not code]
+        refused = {*codes} - {"", _WAITS, _AWAY}
+        if not refused.isdisjoint(OF_THE_SERVER) or {*codes} == {_AWAY}:
+            source.restart()
+            return bool(source.published)
+        retry_s = RETRY_REFUSED_S if refused else RETRY_AWAY_S
+        for row, code in zip(rows, codes, strict=True):
+            if code:
+                source.held_up.add(row.route % self._partitions)
+                source.passed += 1
+                source.retry_at = max(source.retry_at, monotonic() + retry_s)
+        source.after = rows[-1].id
+        for code in refused:
+            self._spool.log.refused(code, codes.count(code))
+        return True

@@ -1,0 +1,71 @@
+"""Where a callback goes: to Redis, else to the spool, else back to the sender.
+
+| Redis | of the same session in the spool | callback goes to |
+| --- | --- | --- |
+| takes callbacks | nothing | Redis; if that fails, the spool |
+| takes callbacks | something | the spool, behind it; if that fails, Redis |
+| does not (`ingest.breaker`) | | the spool |
+| may be probed, and nothing in the spool is there to do it (it is empty, or unwell) | | Redis, as the probe |
+
+What neither takes is answered 503, with the code of the last failure. With more than MASKLINE_IN_FLIGHT_MAX or
+WAITING_MAX_BYTES waiting for either, the next is refused at once: a bound on memory, and an answer while Plivo
+still listens.
+"""
+
+import asyncio
+from typing import Final
+
+from ingest.drain import Pace
+from ingest.journal import Puts
+from ingest.outcomes import AWAY, BEHIND, BUSY, NotKeptError
+from ingest.outlets import Outlets
+from ingest.publisher import Load
+from ingest.spool import Spool
+from schemas.settings import Settings
+
+WAITING_MAX_BYTES: Final = 64 << 20
+"""All that waits. An ordinary callback has 1 kB: only a flood of huge bodies meets this bound."""
+
+
+class Keeper:
+    """Has every callback kept somewhere."""
+
+    def __init__(self, settings: Settings, load: Load, outlets: Outlets, spool: Spool, pace: Pace) -> None:
+        self._waiting_max = settings.in_flight_max
+        self._load = load
+        self._outlets = outlets
+        self._spool = spool
+        self._pace = pace
+        for publisher in outlets.publishers:
+            publisher.on_refused = spool.put_all
+        spool.on_failed = self._not_spooled
+
+    def keep(self, route: int, value: bytes) -> asyncio.Future[None]:
+        """Keep a callback; the future is done once it is safe.
+
+        Raises NotKeptError, at once or by the future, where nothing took it.
+        """
+        load = self._load
+        if load.callbacks >= self._waiting_max or load.size_bytes > WAITING_MAX_BYTES:
+            raise NotKeptError(BUSY)
+        publisher, spool = self._outlets.of(route), self._spool
+        if publisher.ready:
+            if spool.trouble is not None or not spool.holds(route):
+                return publisher.publish(route, value)
+            # It adds to what is to be drained, and nothing to what reaches Redis: so the drain gets faster by it.
+            self._pace.grant(1)
+            return spool.put(BEHIND, route, value)
+        if (spool.trouble is not None or not spool.callbacks) and publisher.may_probe():
+            return publisher.publish(route, value)
+        return spool.put(publisher.breaker.reason or AWAY, route, value)
+
+    def _not_spooled(self, puts: Puts, code: str) -> None:
+        """The spool failed: only what merely queued behind others has another chance."""
+        for waiter, route, value in zip(puts.waiters, puts.routes, puts.values, strict=True):
+            if waiter.done():
+                continue
+            publisher = self._outlets.of(route)
+            if puts.reason == BEHIND and publisher.ready:
+                publisher.publish_for(waiter, route, value)
+            else:
+                waiter.set_exception(NotKeptError(code))

@@ -1,0 +1,62 @@
+"""What becomes of a callback: the codes, which of them tell of the whole server, and the error for "not kept".
+
+| code | means |
+| --- | --- |
+| `redis_away`, `redis_timeout` | no connection; connected, but no reply in time |
+| `redis_oom`, `redis_readonly`, … | the first word of Redis's refusal |
+| `redis_error` | a refusal that begins with no word known here |
+| `not_durable` | taken by Redis, but not confirmed as MASKLINE_DURABILITY asks |
+| `behind` | Redis takes callbacks, but earlier ones of the session still lie in the spool |
+| `spool_full`, `spool_failed`, `spool_slow` | the spool cannot keep it: no room, an error, no fsync in time |
+| `busy` | more callbacks wait than may |
+"""
+
+from typing import Any, Final
+
+from schemas.errors import MasklineError
+
+AWAY: Final = "redis_away"
+TIMEOUT: Final = "redis_timeout"
+NOT_DURABLE: Final = "not_durable"
+BEHIND: Final = "behind"
+BUSY: Final = "busy"
+SPOOL_FULL: Final = "spool_full"
+SPOOL_FAILED: Final = "spool_failed"
+SPOOL_SLOW: Final = "spool_slow"
+
+_REFUSALS: Final = frozenset(
+    {"oom", "readonly", "loading", "misconf", "noreplicas", "noauth", "noperm", "wrongtype", "masterdown"}
+    | {"clusterdown", "moved", "ask", "tryagain", "busy", "unblocked"}
+)
+"""First words of error replies that become part of a code; a bound on the codes there are."""
+
+OF_THE_SERVER: Final = frozenset(
+    {AWAY, TIMEOUT, NOT_DURABLE, "redis_oom", "redis_readonly", "redis_loading", "redis_misconf"}
+    | {
+        "redis_noreplicas",
+        "redis_noauth",
+        "redis_noperm",
+        "redis_masterdown",
+        "redis_clusterdown",
+        "redis_busy",
+    }
+)
+"""Failures that the next callback would meet as well, whatever its stream: reason not to try for a while."""
+
+WRONG_SERVER: Final = frozenset({"redis_readonly", "redis_noauth", "redis_masterdown", "redis_loading"})
+"""Refusals after which another connection may reach a server that takes writes, as after a failover."""
+
+
+class NotKeptError(MasklineError):
+    """Redis's or the disk's fault, or too much at once: this callback was not kept, the next one may be."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(f"not kept: {code}")
+        self.code = code
+        """A stable word from the table above."""
+
+
+def refusal(reply: Any) -> str:
+    """An error reply's code: `OOM command not allowed …` is `redis_oom`."""
+    word = str(reply).partition(" ")[0].lower()
+    return f"redis_{word}" if word in _REFUSALS else "redis_error"

@@ -1,0 +1,303 @@
+"""The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is well.
+
+- What gathers in a loop tick is one item for the writer thread (`ingest.journal`).
+- A callback that is not fsynced within PUT_TIMEOUT_S is given up: the answer is due, the disk hangs.
+- A commit that fails makes the spool unwell: it is tried by writing every TRY_INTERVAL_S until that succeeds, so that
+  a node out of which the load balancer took all traffic gets well again.
+- Sessions with callbacks here are counted by buckets of their route: later ones of theirs queue behind.
+"""
+
+import asyncio
+from array import array
+from collections.abc import Callable
+from typing import Any, Final
+
+from ingest.journal import Committed, Journal, Puts, Taken
+from ingest.journal_file import HELD_BUCKETS, DamagedError, Row, SpoolError
+from ingest.metrics import Metrics
+from ingest.outcomes import SPOOL_SLOW, NotKeptError
+from ingest.publisher import Load, Waiters
+from ingest.spool_directory import SpoolDirectory
+from ingest.spool_log import SpoolLog
+from schemas.settings import Settings
+
+PUT_TIMEOUT_S: Final = 5.0
+"""An ordinary fsync takes milliseconds, one behind a busy disk a second; whoever sent it waits no longer than this."""
+TRY_INTERVAL_S: Final = 1.0
+PAGE_BYTES_MAX: Final = 1 << 20
+"""Of one page, besides a single callback larger than that."""
+
+_BUCKET: Final = HELD_BUCKETS - 1
+
+
+class Spool:
+    """The journals of this process."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, load: Load) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._metrics = metrics
+        self._load = load
+        self._directory = SpoolDirectory(settings.spool_dir, settings.namespace)
+        self._journal: Journal | None = None
+        self._gathering: dict[str, Puts] = {}
+        self._held = array("I", bytes(4 * HELD_BUCKETS))
+        self._test: asyncio.TimerHandle | None = None
+        self._tests: set[asyncio.Task[None]] = set()
+        self.on_failed: Callable[[Puts, str], None] = _tell
+        """Tells those who wait that nothing was written, and why."""
+        self.max_bytes = settings.spool_max_bytes
+        self.log = SpoolLog()
+        self.trouble: SpoolError | None = None
+        """Why it does not take callbacks; None while it does."""
+        self.adopted: list[Taken] = []
+        """What dead processes left, until it is drained."""
+        self.damaged: list[str] = []
+        """Journals set aside, by name."""
+        self.waiting = 0
+        """Callbacks on their way to the disk."""
+        self.changed = asyncio.Event()
+        """Set whenever callbacks were written."""
+
+    async def start(self) -> None:
+        """Take a slot of the directory, with what lies in it, and all that dead processes left.
+
+        Raises ConfigError where the directory cannot be used. A file that cannot be opened yet (the disk is full) is
+        tried again later.
+        """
+        slot = self._directory.take_slot()
+        journal = self._journal = Journal(
+            self._directory,
+            slot,
+            self.max_bytes,
+            on_committed=self._committed,
+            on_opened=self._opened,
+            on_damaged=self._set_aside,
+        )
+        self.damaged = self._directory.damaged()
+        try:
+            await journal.call(journal.open_own)
+        except SpoolError as error:
+            self._unwell(error)
+        await self.adopt()
+        if self.callbacks:
+            self.log.found(self.callbacks, len(self.adopted))
+
+    async def stop(self) -> None:
+        """Close the files; those in which nothing lies are removed."""
+        journal, files = self._journal, self.files()
+        if journal is None:
+            return
+        self.log.stopped(self.callbacks)
+        self._journal = None
+        if self._test is not None:
+            self._test.cancel()
+        for taken in files:
+            journal.call(journal.let_go, taken).add_done_callback(_look_away)
+        if not await journal.close():
+            self.log.hangs()
+
+    # For the keeper
+
+    def put(self, reason: str, route: int, value: bytes) -> asyncio.Future[None]:
+        """Write a callback; the future is done once it is fsynced, or fails with NotKeptError."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        puts = self._gathering.get(reason) or self._gather(reason)
+        size = len(value)
+        puts.waiters.append(waiter)
+        puts.routes.append(route)
+        puts.values.append(value)
+        puts.size_bytes += size
+        self.waiting += 1
+        self._load.callbacks += 1
+        self._load.size_bytes += size
+        self._held[route & _BUCKET] += 1
+        return waiter
+
+    def put_all(self, reason: str, waiters: Waiters, routes: list[int], values: list[bytes]) -> None:
+        """The same for several that somebody waits for already."""
+        puts = self._gathering.get(reason) or self._gather(reason)
+        puts.waiters += waiters
+        puts.routes += routes
+        puts.values += values
+        size = sum(map(len, values))
+        puts.size_bytes += size
+        self.waiting += len(values)
+        self._load.callbacks += len(values)
+        self._load.size_bytes += size
+        held = self._held
+        for route in routes:
+            held[route & _BUCKET] += 1
+
+    def holds(self, route: int) -> bool:
+        """Whether earlier callbacks of the session may lie here."""
+        return self._held[route & _BUCKET] > 0
+
+    # For the drain
+
+    def files(self) -> list[Taken]:
+        """All journals of this process."""
+        return [] if self._journal is None else [self._journal.own, *self.adopted]
+
+    async def adopt(self) -> None:
+        """Take over what dead processes have left since."""
+        if self._journal is not None:
+            self.adopted += await self._journal.call(self._journal.open_leftovers)
+
+    async def page(self, taken: Taken, after: int, rows_max: int) -> list[Row]:
+        """The next callbacks of a journal. Raises SpoolError."""
+        return list(await self._call(taken, taken.file.page, after, rows_max, PAGE_BYTES_MAX))
+
+    async def delete(self, taken: Taken, rows: list[Row]) -> None:
+        """Delete what Redis has confirmed. Raises SpoolError, and then it has to be tried again."""
+        await self._call(taken, taken.file.delete, [row.id for row in rows])
+        self._metrics.drained += len(rows)
+        if taken not in self.adopted:
+            for row in rows:
+                self._let_go_of(row.route)
+        if not taken.file.state.callbacks and self._journal is not None:
+            if taken in self.adopted:
+                self.adopted.remove(taken)
+                await self._journal.call(self._journal.let_go, taken)
+            else:
+                await self._journal.call(taken.file.shrink)
+        self.log.drained(len(rows), self.callbacks + self.waiting)
+
+    # For whoever asks
+
+    @property
+    def callbacks(self) -> int:
+        return sum(taken.file.state.callbacks for taken in self.files())
+
+    @property
+    def size_bytes(self) -> int:
+        """On the disk."""
+        return sum(taken.file.state.size_bytes for taken in self.files())
+
+    @property
+    def oldest_at_ms(self) -> int | None:
+        """When the callback that has lain here longest was written, by the wall clock."""
+        times = [taken.file.state.oldest_at_ms for taken in self.files()]
+        return min((at_ms for at_ms in times if at_ms is not None), default=None)
+
+    # Inside
+
+    async def _call(self, taken: Taken, function: Any, *arguments: Any) -> Any:
+        journal = self._journal
+        if journal is None:
+            raise SpoolError("spool_failed", "it is closed")
+        try:
+            return await journal.call(function, *arguments)
+        except DamagedError:
+            if taken in self.adopted:
+                self.adopted.remove(taken)
+                await journal.call(journal.drop_damaged, taken)
+            else:
+                await journal.call(journal.renew_own)
+            raise
+
+    def _gather(self, reason: str) -> Puts:
+        if not self._gathering:
+            self._loop.call_soon(self._hand_over)
+        puts = self._gathering[reason] = Puts(reason)
+        return puts
+
+    def _hand_over(self) -> None:
+        gathered, self._gathering = self._gathering, {}
+        for puts in gathered.values():
+            if self._journal is None:
+                self._end(puts, SpoolError("spool_failed", "it is closed"))
+                continue
+            self.log.spooling(puts.reason)
+            puts.timer = self._loop.call_later(PUT_TIMEOUT_S, self._give_up, puts)
+            self._journal.put(puts)
+
+    def _committed(self, committed: Committed) -> None:
+        self._metrics.commit_s.observe(committed.seconds)
+        written = False
+        for puts in committed.puts:
+            self._end(puts, committed.error)
+            written = written or puts.written
+        if committed.error is not None:
+            self._unwell(committed.error)
+        elif written:
+            self._well()
+            self.changed.set()
+
+    def _end(self, puts: Puts, error: SpoolError | None) -> None:
+        if puts.timer is not None:
+            puts.timer.cancel()
+        count = len(puts.values)
+        self.waiting -= count
+        self._load.callbacks -= count
+        self._load.size_bytes -= puts.size_bytes
+        if error is None and puts.written:
+            self._metrics.spooled[puts.reason] += count
+            for waiter in puts.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            return
+        for route in puts.routes:
+            self._let_go_of(route)
+        if error is not None:
+            self._metrics.spool_failures[error.code] += count
+            self.on_failed(puts, error.code)
+
+    def _give_up(self, puts: Puts) -> None:
+        puts.given_up = True
+        self._metrics.spool_failures[SPOOL_SLOW] += len(puts.values)
+        self.on_failed(puts, SPOOL_SLOW)
+        self._unwell(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {PUT_TIMEOUT_S:g} s"))
+
+    def _let_go_of(self, route: int) -> None:
+        if self._held[route & _BUCKET]:  # counted anew meanwhile, where the file had to be opened again
+            self._held[route & _BUCKET] -= 1
+
+    def _opened(self, held: "array[int]") -> None:
+        self._held = held
+        self.changed.set()
+
+    def _set_aside(self, name: str) -> None:
+        self.damaged.append(name)
+        self.log.damaged(name)
+
+    def _unwell(self, error: SpoolError) -> None:
+        if self.trouble is None or self.trouble.code != error.code:
+            self.log.unwell(error)
+        self.trouble = error
+        if self._test is None and self._journal is not None:
+            self._test = self._loop.call_later(TRY_INTERVAL_S, self._begin_test)
+
+    def _well(self) -> None:
+        if self.trouble is not None:
+            self.trouble = None
+            self.log.well()
+
+    def _begin_test(self) -> None:
+        task = self._loop.create_task(self._try_room())
+        self._tests.add(task)
+        task.add_done_callback(self._tests.discard)
+
+    async def _try_room(self) -> None:
+        journal = self._journal
+        if journal is None:
+            return
+        try:
+            await journal.call(journal.try_room)
+        except SpoolError as error:
+            self._test = None
+            self._unwell(error)
+        else:
+            self._test = None
+            self._well()
+
+
+def _tell(puts: Puts, code: str) -> None:
+    for waiter in puts.waiters:
+        if not waiter.done():
+            waiter.set_exception(NotKeptError(code))
+
+
+def _look_away(future: asyncio.Future[Any]) -> None:
+    """What cannot be closed properly at the end is for the next start."""
+    if not future.cancelled():
+        future.exception()

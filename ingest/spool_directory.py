@@ -1,0 +1,150 @@
+"""MASKLINE_SPOOL_DIR: which file is whose.
+
+| name | is |
+| --- | --- |
+| `spool-<namespace>-<n>.db`, `….db-wal` | the journal of slot n |
+| `spool-<namespace>-<n>.lock` | locked (flock) as long as a process uses the slot |
+| `….db.damaged-<seconds>` | a journal that could not be read, moved aside for an operator |
+
+A process takes the lowest slot that nobody holds, with whatever lies there. So processes of a node never share a file,
+and one that is started again after a crash finds its own. Slots that nobody holds any more are leftovers: whoever gets
+their lock moves their callbacks on. The lock ends with the process, however it ends.
+
+The namespace stands in the name because callbacks must not change it: two deployments may share a directory.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from schemas.errors import ConfigError
+
+SLOTS_MAX: Final = 1024
+"""More than `--processes` allows on one machine."""
+
+
+class Slot:
+    """A place in the directory that this process holds."""
+
+    __slots__ = ("_lock", "lock_path", "number", "path")
+
+    def __init__(self, path: Path, number: int, lock: int, lock_path: Path) -> None:
+        self.path = path
+        """Of the journal, which may not exist yet."""
+        self.number = number
+        self.lock_path = lock_path
+        self._lock = lock
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let others have it; with `remove` its journal, which is closed and empty, goes first."""
+        if remove:
+            for path in (self.path, wal_of(self.path), self.lock_path):
+                path.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def set_aside(self) -> str:
+        """Move a damaged journal out of the way; its new name."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        # The log under the name that goes with it: SQLite's own tools recover both together.
+        for source, target in ((wal_of(self.path), wal_of(aside)), (self.path, aside)):
+            with contextlib.suppress(FileNotFoundError):
+                source.rename(target)
+        return aside.name
+
+
+class SpoolDirectory:
+    """The directory, as processes of one namespace see it."""
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        self.path = path
+        self._prefix = f"spool-{namespace}-"
+
+    def take_slot(self) -> Slot:
+        """The lowest free slot. Raises ConfigError where the directory cannot be made or written."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for number in range(SLOTS_MAX):
+                if (slot := self._try(number)) is not None:
+                    # What is fsynced in a file that its directory forgets is lost in a power cut.
+                    _sync(self.path)
+                    return slot
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} cannot be used: {reason}") from None
+        raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} is used by {SLOTS_MAX} processes already")
+
+    def leftovers(self) -> Iterator[Slot]:
+        """Slots with a journal that no process holds; from now on this one does."""
+        for number in sorted(self._numbers()):
+            with contextlib.suppress(OSError):  # another user's, or gone meanwhile
+                slot = self._try(number)
+                if slot is None:
+                    continue
+                if slot.path.exists():
+                    yield slot
+                else:
+                    slot.release()
+
+    def other_bytes(self, own: Path) -> int:
+        """What the journals but this one take on the disk, of all namespaces. Damaged ones do not count."""
+        mine = (own.name, wal_of(own).name)
+        total = 0
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.name.endswith((".db", ".db-wal")) and entry.name not in mine:
+                    with contextlib.suppress(OSError):
+                        total += entry.stat().st_size
+        return total
+
+    def damaged(self) -> list[str]:
+        """Names of journals that were moved aside and wait for an operator."""
+        with contextlib.suppress(OSError):
+            names = [path.name for path in self.path.iterdir()]
+            return sorted(name for name in names if ".db.damaged-" in name and not name.endswith("-wal"))
+        return []
+
+    def _numbers(self) -> list[int]:
+        names = [path.name for path in self.path.iterdir()]
+        middles = (
+            name.removeprefix(self._prefix).removesuffix(".db")
+            for name in names
+            if name.startswith(self._prefix) and name.endswith(".db")
+        )
+        return [int(middle) for middle in middles if middle.isdecimal()]
+
+    def _try(self, number: int) -> Slot | None:
+        lock_path = self.path / f"{self._prefix}{number}.lock"
+        while True:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it before may have removed the very file that is locked now.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(lock_path.stat(), os.fstat(lock)):
+                        return Slot(self.path / f"{self._prefix}{number}.db", number, lock, lock_path)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def wal_of(path: Path) -> Path:
+    """SQLite's write-ahead log beside a file."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,70 @@
+"""An ingest node's inside without HTTP: keeper, spool, drain and publisher against a real server."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from zlib import crc32
+
+from ingest.connector import Connector
+from ingest.drain import Drain, Pace
+from ingest.keeper import Keeper
+from ingest.metrics import Metrics
+from ingest.outcomes import NotKeptError
+from ingest.outlets import Outlets
+from ingest.publisher import Load, Publisher
+from ingest.spool import Spool
+from schemas.keys import Keys
+from schemas.settings import Settings
+
+FINISH_S = 5.0
+
+
+class Inside:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.load = Load()
+        self.publisher = Publisher(settings, self.metrics, self.load)
+        self.outlets = Outlets(self.publisher)
+        self.spool = Spool(settings, self.metrics, self.load)
+        self.pace = Pace(settings.spool_drain_per_s)
+        self.drain = Drain(settings, self.spool, self.outlets, self.metrics, self.pace)
+        self.keeper = Keeper(settings, self.load, self.outlets, self.spool, self.pace)
+        self.connector = Connector(settings, self.publisher, self.metrics, name="test")
+
+    async def keep(self, session: str, value: bytes) -> str:
+        """The code of the failure, empty where it was kept."""
+        try:
+            await self.keeper.keep(crc32(session.encode()), value)
+        except NotKeptError as error:
+            return error.code
+        return ""
+
+    async def keep_all(self, session: str, values: list[bytes]) -> set[str]:
+        return set(await asyncio.gather(*(self.keep(session, value) for value in values)))
+
+
+@contextlib.asynccontextmanager
+async def inside(settings: Settings, *, draining: bool = True) -> AsyncIterator[Inside]:
+    it = Inside(settings)
+    await it.spool.start()
+    try:
+        await it.connector.start()
+        if draining:
+            it.drain.start()
+        yield it
+    finally:
+        await it.drain.finish(FINISH_S)
+        await it.connector.stop()
+        await it.spool.stop()
+
+
+def stream(client: Any, settings: Settings, partition: int) -> list[bytes]:
+    return [fields[b"c"] for _, fields in client.xrange(Keys(settings.namespace).callbacks(partition))]
+
+
+def streams(client: Any, settings: Settings) -> list[bytes]:
+    return [
+        value for partition in range(settings.partitions) for value in stream(client, settings, partition)
+    ]

@@ -1,0 +1,203 @@
+"""From the spool to Redis: order, rate, what is refused, and the end."""
+
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ingest_kit import node_settings, until
+from spool_kit import inside, stream, streams
+
+from ingest.drain import PAGE_ROWS_MAX, Pace
+
+VALUES = [b"%04d" % n for n in range(1000)]
+
+
+@given(
+    st.integers(1, 10_000),
+    st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 300), st.integers(0, 300)), max_size=40),
+)
+def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
+    pace, now, moved, granted = Pace(per_s), 1000.0, 0, 0
+    pace.wait_s(now)
+    for passes, count, grant in steps:
+        now += passes
+        pace.grant(grant)
+        granted += grant
+        if pace.wait_s(now) == 0:
+            rows = min(count, pace.page_rows)
+            pace.take(rows)
+            moved += rows
+        # Two pages beyond the rate: one that was saved up, and one begun with nothing left.
+        assert moved <= granted + (now - 1000.0) * per_s + 2 * min(PAGE_ROWS_MAX, max(1, per_s // 10)) + 1
+    wait_s = pace.wait_s(now)
+    assert pace.wait_s(now + wait_s + 0.001) == 0.0
+    assert 1 <= pace.page_rows <= PAGE_ROWS_MAX
+
+
+async def fill(it, own_redis, values, session="s"):
+    """Have the spool hold these while Redis is away, and bring Redis back."""
+    own_redis.kill()
+    await until(lambda: not it.publisher.attached)
+    assert await it.keep_all(session, values) == {""}
+    await asyncio.to_thread(own_redis.start)
+
+
+async def test_everything_arrives_in_order_and_once(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=100_000)
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES)
+        await until(lambda: not it.spool.callbacks)
+        assert it.metrics.drained == 1000
+        with own_redis.client() as client:
+            assert stream(client, settings, 0) == VALUES
+
+
+async def test_the_rate_is_bounded(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, spool_drain_per_s=500)
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES[:600])
+        await until(lambda: it.metrics.drained)
+        began = time.monotonic()
+        await until(lambda: it.metrics.drained == 600)
+        assert time.monotonic() - began > 0.8
+
+
+async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, namespace):
+    """More comes for sessions in the spool than the rate allows to drain."""
+    settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=300)
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES[:300])
+        await until(lambda: it.publisher.ready)
+        sent = 0
+        deadline = time.monotonic() + 20
+        # Of a session that never pauses the last few are always on their way.
+        while it.spool.callbacks > 60 and time.monotonic() < deadline:
+            assert await it.keep_all("s", [b"more"] * 20) == {""}
+            sent += 20
+        assert it.spool.callbacks <= 60
+        await until(lambda: not it.spool.callbacks)
+        assert it.metrics.spooled["behind"] > 600
+        with own_redis.client() as client:
+            assert len(streams(client, settings)) == 300 + sent
+
+
+async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace, monkeypatch):
+    monkeypatch.setattr("ingest.drain.RETRY_REFUSED_S", 0.2)
+    settings = node_settings(own_redis.url, namespace, partitions=2)
+    async with inside(settings) as it:
+        with own_redis.client() as client:
+            own_redis.pause()
+            waiting = [asyncio.create_task(it.keep(f"s{n % 7}", b"%d" % n)) for n in range(700)]
+            assert set(await asyncio.gather(*waiting)) == {""}
+            own_redis.resume()
+            client.set(f"{{{namespace}:1}}:callbacks", "not a stream")
+            await until(lambda: it.spool.callbacks and it.metrics.drained)
+            await until(lambda: stream(client, settings, 0) and it.spool.callbacks < 500)
+            drained = it.metrics.drained
+            assert await it.keep("s0", b"more") == ""
+            assert await it.keep("s1", b"more") == ""
+            assert await it.keep("s2", b"more") == ""
+            client.delete(f"{{{namespace}:1}}:callbacks")
+            await until(lambda: not it.spool.callbacks)
+            assert it.metrics.drained > drained
+            for partition in range(2):
+                numbers = [int(v) for v in dict.fromkeys(stream(client, settings, partition)) if v != b"more"]
+                assert numbers == sorted(numbers)
+            assert set(streams(client, settings)) == {b"%d" % n for n in range(700)} | {b"more"}
+
+
+async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=2000)
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES)
+        for _ in range(3):
+            before = it.metrics.drained
+            await until(lambda before=before: it.metrics.drained > before)
+            own_redis.kill()
+            await asyncio.to_thread(own_redis.start)
+        await until(lambda: not it.spool.callbacks)
+        with own_redis.client() as client:
+            # What was published and not confirmed comes twice; nothing is missing, nothing out of order.
+            assert list(dict.fromkeys(stream(client, settings, 0))) == VALUES
+
+
+async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace)
+    async with inside(settings) as it:
+        with own_redis.client() as client:
+            client.config_set("maxmemory", "1")
+            assert await it.keep_all("s", VALUES[:100]) == {""}
+            client.config_resetstat()
+            await until(lambda: it.metrics.batch_failures["redis_oom"] >= 3)
+            asked = client.info("commandstats").get("cmdstat_xadd", {})
+            assert asked.get("calls", 0) + asked.get("rejected_calls", 0) <= 3
+            client.config_set("maxmemory", "0")
+            await until(lambda: it.metrics.drained == 100)
+
+
+async def test_the_stop_drains_on_within_its_time(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, spool_drain_per_s=1000)
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES)
+        await until(lambda: it.publisher.ready)
+        await it.drain.finish(10)
+        assert it.spool.callbacks == 0
+    async with inside(settings) as it:
+        await fill(it, own_redis, VALUES)
+        await until(lambda: it.publisher.ready)
+        began = time.monotonic()
+        await it.drain.finish(0.2)
+        assert time.monotonic() - began < 1.0
+        assert it.spool.callbacks > 100
+
+
+async def test_the_stop_waits_for_no_redis_that_is_away(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace)
+    async with inside(settings) as it:
+        own_redis.kill()
+        await until(lambda: not it.publisher.attached)
+        assert await it.keep("s", b"v") == ""
+        await asyncio.wait_for(it.drain.finish(60), 5)
+        assert it.spool.callbacks == 1
+
+
+async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spool_of_its_own):
+    settings = node_settings(own_redis.url, namespace, partitions=1)
+    own_redis.kill()
+    async with inside(settings) as first, inside(settings) as second:
+        assert await first.keep_all("s", VALUES[:500]) == {""}
+        assert await second.keep_all("t", VALUES[500:]) == {""}
+    async with inside(settings) as it:
+        assert it.spool.callbacks == 1000
+        await asyncio.to_thread(own_redis.start)
+        await until(lambda: not it.spool.callbacks)
+        with own_redis.client() as client:
+            found = stream(client, settings, 0)
+            assert sorted(found) == VALUES
+            for part in (VALUES[:500], VALUES[500:]):
+                assert [value for value in found if value in set(part)] == part
+    assert list(spool_of_its_own.iterdir()) == []
+
+
+@pytest.mark.parametrize("timeout_ms", [100])
+async def test_a_redis_that_answers_too_late_leaves_few_duplicates(own_redis, namespace, timeout_ms):
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
+    async with inside(settings) as it:
+        own_redis.pause()
+        assert await it.keep_all("s", VALUES) == {""}
+        for _ in range(3):
+            failed = it.metrics.batch_failures["redis_timeout"]
+            own_redis.resume()
+            await until(lambda: it.publisher.attached)
+            own_redis.pause()
+            await until(
+                lambda failed=failed: (
+                    it.metrics.batch_failures["redis_timeout"] > failed or it.metrics.drained
+                )
+            )
+        own_redis.resume()
+        await until(lambda: not it.spool.callbacks, within_s=20)
+        with own_redis.client() as client:
+            assert set(streams(client, settings)) == set(VALUES)

@@ -1,0 +1,181 @@
+"""MASKLINE_DURABILITY against servers that can, cannot, and cannot for now."""
+
+import asyncio
+
+import pytest
+from ingest_kit import node_settings, until
+from servers import RedisServer, wait_until
+from spool_kit import inside, streams
+
+from ingest.durability import Durability, check_durability
+from runtime.store import Store
+from schemas.errors import ConfigError
+
+VALUES = [b"%03d" % n for n in range(100)]
+
+
+@pytest.fixture
+def always(own_redis):
+    own_redis.options += ("--appendfsync", "always")
+    own_redis.restart()
+    return own_redis
+
+
+@pytest.fixture
+def replica(own_redis, tmp_path):
+    """A second server, not a replica of the first yet."""
+    server = RedisServer(tmp_path / "replica").start()
+    yield server
+    server.stop()
+
+
+def follow(replica, server):
+    with replica.client() as client, server.client() as origin:
+        client.replicaof("127.0.0.1", str(server.port))
+        wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        wait_until(lambda: origin.info("replication")["connected_slaves"] == 1)
+        origin.execute_command("WAIT", "1", "5000")
+
+
+@pytest.mark.parametrize(
+    ("level", "command", "reached", "missed"),
+    [
+        ("memory", b"", [], []),
+        (
+            "fsync",
+            b"*4\r\n$7\r\nWAITAOF\r\n$1\r\n1\r\n$1\r\n0\r\n$3\r\n125\r\n",
+            [[1, 0], [1, 3]],
+            [[0, 0], None],
+        ),
+        ("replicas:2", b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$3\r\n125\r\n", [2, 5], [0, 1, None]),
+    ],
+)
+def test_what_a_level_adds_to_a_batch(level, command, reached, missed):
+    durability = Durability(level, 500)
+    assert durability.command == command
+    assert all(durability.reached(reply) for reply in reached)
+    assert not any(durability.reached(reply) for reply in missed)
+
+
+def test_a_short_timeout_is_never_for_ever():
+    assert Durability("fsync", 1).command.endswith(b"$1\r\n1\r\n")
+
+
+async def test_fsync_one_confirmation_a_batch(always, namespace):
+    settings = node_settings(always.url, namespace, durability="fsync")
+    async with inside(settings) as it:
+        with always.client() as client:
+            client.config_resetstat()
+            assert await it.keep_all("s", VALUES) == {""}
+            assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
+            assert streams(client, settings) == VALUES
+        assert not it.metrics.spooled
+
+
+async def test_fsync_with_a_lazy_append_only_file_is_still_kept(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, durability="fsync", publish_timeout_ms=200)
+    async with inside(settings) as it:
+        for number in range(10):
+            assert await it.keep(f"s{number}", b"%d" % number) == ""
+        assert it.metrics.spooled["not_durable"] >= 1
+        assert "redis_timeout" not in it.metrics.batch_failures
+
+
+async def test_fsync_without_append_only_file_is_refused(own_redis, namespace):
+    with own_redis.client() as client:
+        client.config_set("appendonly", "no")
+    with pytest.raises(ConfigError, match="^MASKLINE_DURABILITY=fsync: .*appendonly"):
+        async with inside(node_settings(own_redis.url, namespace, durability="fsync")):
+            pass
+
+
+async def test_an_append_only_file_switched_off_later_is_found(always, namespace):
+    settings = node_settings(always.url, namespace, durability="fsync")
+    async with inside(settings) as it:
+        assert await it.keep("s", b"a") == ""
+        with always.client() as client:
+            client.config_set("appendonly", "no")
+            assert await it.keep("s", b"b") == ""
+            assert it.metrics.spooled == {"not_durable": 1}
+            await until(lambda: it.connector.misconfigured)
+            assert "appendonly" in it.connector.trouble
+            client.config_set("appendonly", "yes")
+            await until(lambda: it.metrics.drained == 1)
+            assert not it.connector.misconfigured
+            assert set(streams(client, settings)) == {b"a", b"b"}
+
+
+async def test_fsync_not_permitted_is_refused_and_config_is_not_needed(always, namespace):
+    with always.client() as client:
+        client.acl_setuser(
+            "plain", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-config"]
+        )
+        client.acl_setuser(
+            "less", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-waitaof"]
+        )
+    settings = node_settings(always.url.replace("//", "//plain:x@"), namespace, durability="fsync")
+    async with inside(settings) as it:
+        assert await it.keep("s", b"a") == ""
+        assert not it.metrics.spooled
+    with pytest.raises(ConfigError, match="MASKLINE_DURABILITY=fsync.*permit"):
+        async with inside(
+            node_settings(always.url.replace("//", "//less:x@"), namespace, durability="fsync")
+        ):
+            pass
+
+
+async def test_a_server_before_7_2_is_refused(own_redis, namespace):
+    """What it says to WAITAOF; the command is taken away here, as old servers are not at hand."""
+    own_redis.options += ("--rename-command", "WAITAOF", "")
+    own_redis.restart()
+    with pytest.raises(ConfigError, match=r"MASKLINE_DURABILITY=fsync.*7\.2"):
+        async with inside(node_settings(own_redis.url, namespace, durability="fsync")):
+            pass
+    async with inside(node_settings(own_redis.url, namespace)) as it:
+        assert await it.keep("s", b"a") == ""
+
+
+async def test_replicas_confirm(own_redis, replica, namespace):
+    follow(replica, own_redis)
+    settings = node_settings(own_redis.url, namespace, durability="replicas:1")
+    async with inside(settings) as it:
+        assert await it.keep_all("s", VALUES) == {""}
+        assert not it.metrics.spooled
+        with replica.client() as client:
+            assert streams(client, settings) == VALUES  # at once: that is what was waited for
+
+
+async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace):
+    settings = node_settings(own_redis.url, namespace, durability="replicas:1")
+    async with inside(settings) as it:
+        assert await it.keep_all("s", VALUES) == {""}
+        assert it.metrics.spooled == {"not_durable": 100}
+        assert it.metrics.connects == 1  # the connection is good
+        await asyncio.to_thread(follow, replica, own_redis)
+        await until(lambda: it.metrics.drained == 100)
+        assert await it.keep("s", b"straight") == ""
+        assert it.metrics.spooled == {"not_durable": 100}
+        with replica.client() as client:
+            assert set(streams(client, settings)) == {*VALUES, b"straight"}
+
+
+async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
+    follow(replica, own_redis)
+    settings = node_settings(own_redis.url, namespace, durability="replicas:1")
+    async with inside(settings) as it:
+        replica.pause()
+        for number in range(5):
+            assert await it.keep(f"s{number}", b"%d" % number) == ""
+        assert it.metrics.batch_failures["not_durable"] >= 1
+        assert "redis_timeout" not in it.metrics.batch_failures
+        replica.resume()
+        await until(lambda: not it.spool.callbacks)
+
+
+async def test_memory_asks_for_nothing(own_redis, namespace):
+    link = await Store(node_settings(own_redis.url, namespace)).connect("test")
+    with own_redis.client() as client:
+        client.config_resetstat()
+        await check_durability(link, node_settings(own_redis.url, namespace))
+        assert not {"cmdstat_wait", "cmdstat_waitaof"} & client.info("commandstats").keys()
+    link.close()

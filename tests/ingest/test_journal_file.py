@@ -1,0 +1,169 @@
+"""The file of the spool: order, bound, damage, the space given back."""
+
+import os
+import random
+import sqlite3
+from contextlib import closing, contextmanager
+
+import pytest
+
+from ingest.journal_file import HELD_BUCKETS, DamagedError, JournalFile, SpoolError
+from ingest.spool_directory import wal_of
+
+MIB = 1 << 20
+
+
+@contextmanager
+def journal_file(directory, max_bytes=64 * MIB):
+    file = JournalFile(directory / "j.db")
+    file.open(max_bytes)
+    with closing(file):
+        yield file
+
+
+def values(rows):
+    return [(row.route, row.value) for row in rows]
+
+
+def everything(file, rows_max=100, bytes_max=MIB):
+    rows = []
+    while page := file.page(rows[-1].id if rows else 0, rows_max, bytes_max):
+        rows += page
+    return rows
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 511, 512, 513, 1500])
+def test_what_is_written_is_read_in_order_also_after_opening_it_again(tmp_path, count):
+    written = [(random.Random(n).getrandbits(32), os.urandom(n % 50)) for n in range(count)]
+    with journal_file(tmp_path) as file:
+        file.insert(written[: count // 2])
+        file.insert(written[count // 2 :])
+        assert values(everything(file)) == written
+    with journal_file(tmp_path) as file:
+        assert values(everything(file)) == written
+        assert file.state.callbacks == count
+        assert file.state.size_bytes > sum(len(value) for _, value in written)
+        assert sum(file.held) == count
+        for route, _ in written:
+            assert file.held[route % HELD_BUCKETS] >= 1
+
+
+def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, bytes(1000))] * 10 + [(2, bytes(100_000))] + [(3, b"")])
+        assert len(file.page(0, 4, MIB)) == 4
+        assert len(file.page(0, 100, 2500)) == 3
+        assert values(file.page(10, 100, 10)) == [(2, bytes(100_000))]
+        assert values(file.page(11, 100, 10)) == [(3, b"")]
+        assert file.page(12, 100, 10) == []
+
+
+def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(n, b"%d" % n) for n in range(10)])
+        rows = everything(file)
+        file.delete([row.id for row in rows[:3] + rows[5:]])
+        assert values(everything(file)) == [(3, b"3"), (4, b"4")]
+        assert file.state.callbacks == 2
+        file.delete([rows[0].id])  # once more: nothing is counted twice
+        assert file.state.callbacks == 2
+        assert file.state.oldest_at_ms is not None
+        file.delete([row.id for row in rows])
+        assert file.state == (0, 0, None)
+
+
+def test_numbers_go_on_where_the_file_was_emptied(tmp_path):
+    """Else a reader's cursor would stand beyond what comes next."""
+    with journal_file(tmp_path) as file:
+        file.insert([(1, b"a"), (1, b"b")])
+        (_, last) = everything(file)
+        file.delete([row.id for row in everything(file)])
+        file.insert([(1, b"c")])
+        assert everything(file)[0].id > last.id
+
+
+def test_the_bound_holds_and_the_space_is_used_again(tmp_path):
+    with journal_file(tmp_path, MIB) as file:
+        written = 0
+        with pytest.raises(SpoolError) as caught:  # noqa: PT012 - which of them fails is not known
+            while written < 10_000:
+                file.insert([(1, bytes(1000))])
+                written += 1
+        assert (caught.value.code, caught.value.detail) == (
+            "spool_full",
+            "MASKLINE_SPOOL_MAX_BYTES is reached",
+        )
+        assert written > 400
+        assert file.state.callbacks == written
+        assert file.path.stat().st_size + wal_of(file.path).stat().st_size <= MIB
+        with pytest.raises(SpoolError):
+            file.try_room()
+        file.delete([row.id for row in everything(file)[:100]])
+        file.try_room()
+        for _ in range(50):
+            file.insert([(1, bytes(1000))])
+
+
+def test_less_room_for_others_sake_is_less_room(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, bytes(1000))] * 100)
+        file.limit(-5)
+        with pytest.raises(SpoolError, match="MASKLINE_SPOOL_MAX_BYTES"):
+            file.insert([(1, bytes(1000))] * 100)
+        file.limit(64 * MIB)
+        file.insert([(1, bytes(1000))] * 100)
+        assert file.state.callbacks == 200
+
+
+def test_an_empty_file_gives_its_space_back(tmp_path):
+    with journal_file(tmp_path) as file:
+        for _ in range(10):
+            file.insert([(1, bytes(1000))] * 1000)
+        rows = [row.id for row in everything(file, 1000)]
+        file.delete(rows[:-1])
+        file.shrink()  # not empty: nothing happens
+        assert file.path.stat().st_size > 5 * MIB
+        file.delete(rows[-1:])
+        file.shrink()
+        assert file.path.stat().st_size + wal_of(file.path).stat().st_size < 100_000
+        file.insert([(7, b"still in use")])
+        assert values(everything(file)) == [(7, b"still in use")]
+
+
+def test_the_file_is_for_its_owner_only(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, b"a")])
+        for path in (file.path, wal_of(file.path)):
+            assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_opener_is_refused(tmp_path):
+    with journal_file(tmp_path), pytest.raises(SpoolError, match="BUSY"):
+        JournalFile(tmp_path / "j.db").open(MIB)
+
+
+@pytest.mark.parametrize("rest", [b"", b"x" * 100_000])
+def test_a_file_that_is_no_database_is_damaged(tmp_path, rest):
+    (tmp_path / "j.db").write_bytes(b"this is no database, but it is long enough to be looked at" + rest)
+    with pytest.raises(DamagedError):
+        JournalFile(tmp_path / "j.db").open(MIB)
+
+
+def test_damage_in_the_middle_is_found_when_it_is_opened(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, bytes(3000))] * 100)
+    with (tmp_path / "j.db").open("r+b") as raw:
+        raw.seek(40 * 4096)
+        raw.write(b"\xff" * 4096)
+    with pytest.raises(DamagedError):
+        JournalFile(tmp_path / "j.db").open(MIB)
+
+
+def test_the_file_of_a_newer_release_is_left_alone(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, b"a")])
+    with closing(sqlite3.connect(tmp_path / "j.db")) as db:
+        db.execute("PRAGMA user_version = 2")
+    with pytest.raises(SpoolError, match="newer") as caught:
+        JournalFile(tmp_path / "j.db").open(MIB)
+    assert not isinstance(caught.value, DamagedError)

@@ -1,0 +1,109 @@
+"""Slots: nobody shares one, nothing that was left is overlooked."""
+
+import threading
+
+import pytest
+
+from ingest.spool_directory import SpoolDirectory
+from schemas.errors import ConfigError
+
+
+def test_each_takes_the_lowest_free_slot(tmp_path):
+    directory = SpoolDirectory(tmp_path / "not" / "there" / "yet", "ns")
+    slots = [directory.take_slot() for _ in range(3)]
+    assert [slot.number for slot in slots] == [0, 1, 2]
+    slots[1].release()
+    again = directory.take_slot()
+    assert (again.number, again.path.name) == (1, "spool-ns-1.db")
+    for slot in (slots[0], slots[2], again):
+        slot.release(remove=True)
+    assert list(directory.path.iterdir()) == []
+
+
+def test_the_directory_is_for_its_owner_only(tmp_path):
+    SpoolDirectory(tmp_path / "spool", "ns").take_slot().release()
+    assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
+
+
+def test_leftovers_are_journals_that_nobody_holds(tmp_path):
+    directory = SpoolDirectory(tmp_path, "ns")
+    slots = [directory.take_slot() for _ in range(5)]
+    for slot in slots[:4]:
+        slot.path.write_bytes(b"x")
+    for slot in slots[1:]:
+        slot.release()
+    found = list(directory.leftovers())
+    assert [slot.number for slot in found] == [1, 2, 3]
+    assert list(SpoolDirectory(tmp_path, "ns").leftovers()) == []  # they are held now
+    found[0].release()
+    assert [slot.number for slot in directory.leftovers()] == [1]
+
+
+@pytest.mark.parametrize("namespace", ["n", "ns-1", "ns-2", "s"])
+def test_another_namespace_is_none_of_ours(tmp_path, namespace):
+    slot = SpoolDirectory(tmp_path, "ns").take_slot()
+    slot.path.write_bytes(b"12345")
+    slot.release()
+    other = SpoolDirectory(tmp_path, namespace)
+    assert list(other.leftovers()) == []
+    own = other.take_slot()
+    assert own.path != slot.path
+    assert other.other_bytes(own.path) == 5
+
+
+def test_other_bytes_are_all_but_ones_own_and_the_damaged(tmp_path):
+    directory = SpoolDirectory(tmp_path, "ns")
+    own = directory.take_slot().path
+    for name, size in (
+        (own.name, 1), (f"{own.name}-wal", 10), ("spool-ns-1.db", 100), ("spool-ns-1.db-wal", 1000),
+        ("spool-ns-1.db.damaged-17", 10_000), ("something else", 100_000),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(bytes(size))
+    assert directory.other_bytes(own) == 1100
+    assert directory.damaged() == ["spool-ns-1.db.damaged-17"]
+
+
+def test_setting_aside_keeps_the_log_with_the_file_and_earlier_damage(tmp_path):
+    directory = SpoolDirectory(tmp_path, "ns")
+    slot = directory.take_slot()
+    names = []
+    for content in (b"first", b"second"):
+        slot.path.write_bytes(content)
+        slot.path.with_name(f"{slot.path.name}-wal").write_bytes(content)
+        names.append(slot.set_aside())
+        assert not slot.path.exists()
+    for name, content in zip(names, (b"first", b"second"), strict=True):
+        assert (tmp_path / name).read_bytes() == (tmp_path / f"{name}-wal").read_bytes() == content
+    assert directory.damaged() == sorted(names)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "/proc/nowhere"])
+def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="^MASKLINE_SPOOL_DIR: "):
+        SpoolDirectory(tmp_path / path, "ns").take_slot()
+
+
+def test_a_slot_that_is_removed_while_others_reach_for_it_is_never_held_twice(tmp_path):
+    held: set[int] = set()
+    problems: list[int] = []
+    guard = threading.Lock()
+
+    def use() -> None:
+        directory = SpoolDirectory(tmp_path, "ns")
+        for _ in range(200):
+            slot = directory.take_slot()
+            with guard:
+                if slot.number in held:
+                    problems.append(slot.number)
+                held.add(slot.number)
+            with guard:
+                held.discard(slot.number)
+            slot.release(remove=True)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
