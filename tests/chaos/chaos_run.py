@@ -1,0 +1,214 @@
+"""`make chaos`: traffic, a nemesis, and in the end the question whether every promise was kept.
+
+    python tests/chaos/run.py [--duration-s 300] [--seed N] [--rate N] [--json] [--keep DIRECTORY]
+
+or DURATION_S, SEED and RATE in the environment. Exit code 0 if every promise was kept; 1 if not, with the line that
+runs it again and the directory of logs and history; 2 for wrong arguments; 130 where it was interrupted, and nothing is
+decided. The seed fixes the callbacks and the faults; what meets what is up to the machine, so a failing seed may take a
+few runs.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+from chaos_handlers import ATTEMPTS, HANDLERS, TAG
+from chaos_report import report, show
+from checker import check
+from fault_plan import plan
+from history import (
+    HANDLERS_FILE,
+    RUNNER_FILE,
+    Began,
+    Ended,
+    Left,
+    Letter,
+    Recovery,
+    Tail,
+    Terms,
+    Writer,
+    read,
+)
+from nemesis import Nemesis
+from rich.console import Console
+from stage import Stage, open_stage
+from traffic import Traffic
+
+from schemas.callback import decode_callback
+from schemas.decode import decode_event
+from worker.deadletter import decode_dead_letter
+
+DURATION_S, RATE = 300.0, 400.0
+SEED_MAX = 999_999
+WORKERS, INGESTS, PARTITIONS = 3, 2, 16
+LEASE_S = 1.5
+DRAIN_MAX_S = 90.0
+"""After the last fault and the last answer. Whatever is not handled then counts as lost."""
+PROGRESS_S, PLAIN_PROGRESS_S = 1.0, 10.0
+"""Between two progress lines, on a terminal and elsewhere."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    duration_s: float
+    seed: int
+    rate: float
+    lease_s: float
+    json: bool
+    keep: str
+
+
+def main(argv: list[str]) -> int:
+    options = _options(argv)
+    directory = Path(options.keep or tempfile.mkdtemp(prefix="maskline-chaos-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=options.json, highlight=False)
+    if any(directory.iterdir()):
+        # Valkey would remember the callbacks of the run before: with the same seed all would be duplicates.
+        console.print(f"--keep {directory}: the directory must be empty", soft_wrap=True)
+        return 2
+    again = f"make chaos SEED={options.seed} DURATION_S={options.duration_s:g} RATE={options.rate:g}"
+    console.print(f"{again}  (logs and history in {directory})", soft_wrap=True)
+    if not asyncio.run(_play(options, directory, console)):
+        console.print("interrupted: nothing is decided")
+        return 130
+    history = read(directory)
+    verdict = check(history)
+    summary = report(
+        history, verdict, seed=options.seed, duration_s=options.duration_s, rate=options.rate,
+        lease_s=options.lease_s, directory=str(directory),
+    )  # fmt: skip
+    if options.json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary)).decode() + "\n")
+    else:
+        show(console, summary, options.lease_s)
+    if not verdict.good:
+        console.print(f"a promise was broken. Once more: {again}", soft_wrap=True)
+        console.print(f"logs and history: {directory}", soft_wrap=True)
+        return 1
+    if not options.keep:
+        shutil.rmtree(directory)
+    return 0
+
+
+def _options(argv: list[str]) -> Options:
+    def given(name: str, default: str) -> str:
+        return os.environ.get(name) or default
+
+    parser = argparse.ArgumentParser(prog="make chaos", description="Faults against everything, and a judge.")
+    parser.add_argument("--duration-s", type=float, default=given("DURATION_S", str(DURATION_S)))
+    parser.add_argument(
+        "--seed", type=int, default=given("SEED", str(random.SystemRandom().randint(1, SEED_MAX)))
+    )
+    parser.add_argument(
+        "--rate", type=float, default=given("RATE", str(RATE)), help="callbacks/s (%(default)s)"
+    )
+    parser.add_argument("--lease-s", type=float, default=LEASE_S)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--keep", default="", metavar="DIRECTORY", help="for logs and history, kept")
+    it = parser.parse_args(argv)
+    return Options(it.duration_s, it.seed, it.rate, it.lease_s, it.json, it.keep)
+
+
+async def _play(options: Options, directory: Path, console: Console) -> bool:
+    """The run, up to the history; False where it was interrupted."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, stop.set)
+    writer = Writer(directory / RUNNER_FILE)
+    writer.write(Terms(HANDLERS, ATTEMPTS, options.lease_s, PARTITIONS))
+    planned = plan(
+        options.seed, options.duration_s, workers=WORKERS, ingests=INGESTS, lease_s=options.lease_s
+    )
+    try:
+        async with open_stage(
+            directory, writer.write, workers=WORKERS, ingests=INGESTS, partitions=PARTITIONS, lease_s=options.lease_s,
+            handlers_file=directory / HANDLERS_FILE,
+        ) as stage:  # fmt: skip
+            traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
+            nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
+            progress = asyncio.create_task(_tell(console, options, traffic, nemesis))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(traffic.play(options.duration_s, stop))
+                    group.create_task(nemesis.run(planned, stop))
+                await _drain(stage, traffic, Tail(directory / HANDLERS_FILE), writer, stop)
+            finally:
+                progress.cancel()
+            if not stop.is_set():
+                await asyncio.gather(*(node.terminate() for node in stage.nodes))
+                _look(stage, writer)
+    finally:
+        writer.close()
+    return not stop.is_set()
+
+
+async def _tell(console: Console, options: Options, traffic: Traffic, nemesis: Nemesis) -> None:
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(PROGRESS_S if console.is_terminal else PLAIN_PROGRESS_S)
+        faults = ", ".join(f"{kind} {target}" for target, kind in sorted(nemesis.now.items())) or "quiet"
+        line = (
+            f"{time.monotonic() - began:4.0f} of {options.duration_s:g} s  {traffic.sent:,} sent  "
+            f"{len(traffic.answered):,} answered 200  {traffic.under_way} under way  "
+            f"{nemesis.injected} faults, {nemesis.kills} kills  now: {faults}"
+        )
+        console.print(
+            f"{line:<{console.width - 1}}", end="\r" if console.is_terminal else "\n", soft_wrap=True
+        )
+
+
+async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, stop: asyncio.Event) -> None:
+    """Wait until the streams are done and all that was answered is accounted for, or the patience is over.
+
+    The streams alone do not say it: an ingest node may still have something in its spool.
+    """
+    began = time.monotonic()
+    wanted = {
+        (tag, handler)
+        for tag, event in traffic.answered.items()
+        for handler, events in HANDLERS.items()
+        if not events or event in events
+    }
+    calls: dict[str, tuple[str, str]] = {}
+    while not stop.is_set() and time.monotonic() < began + DRAIN_MAX_S:
+        for fact in tail.read():
+            if isinstance(fact, Began):
+                calls[fact.call] = fact.tag, fact.handler
+            elif isinstance(fact, Ended) and fact.call in calls:
+                key = calls.pop(fact.call)
+                if fact.outcome == "done":
+                    wanted.discard(key)
+        left = await asyncio.to_thread(stage.left)
+        if not any(pending != 0 or lag != 0 for pending, lag in left.values()):
+            letters = await asyncio.to_thread(_letters, stage)
+            wanted -= {(letter.tag, letter.handler or "") for letter in letters}
+            if not wanted:
+                writer.write(Recovery("drained", "all", began, time.monotonic() - began))
+                return
+        await asyncio.sleep(0.1)
+
+
+def _look(stage: Stage, writer: Writer) -> None:
+    """Write down what is in Redis at the end."""
+    for letter in _letters(stage):
+        writer.write(letter)
+    for number, (pending, lag) in stage.left().items():
+        writer.write(Left(number, pending, lag))
+
+
+def _letters(stage: Stage) -> list[Letter]:
+    letters: list[Letter] = []
+    for number in range(stage.partitions):
+        for _, fields in stage.client.xrange(stage.keys.dead(number)):
+            letter = decode_dead_letter(fields[b"d"])
+            event = decode_event(decode_callback(letter.callback)).event
+            letters.append(Letter(str(event.extra.get(TAG, "")), letter.handler, letter.code))
+    return letters

@@ -1,0 +1,78 @@
+"""Histories made by hand: a book in which a test writes what is said to have happened."""
+
+from collections.abc import Sequence
+
+from checker import Verdict, check
+from history import Asked, Began, Ended, Exit, Fact, Fault, History, Left, Letter, Terms
+
+LEASE_S = 1.0
+PARTITIONS = 1
+"""One, so that sessions and owners need no arithmetic."""
+ATTEMPTS = 3
+ENDING = "SessionTimeout"
+RINGING = "SessionFirstPartyRinging"
+
+
+class Book:
+    """What it is not told it takes for the ordinary: answered 200, done at the first attempt, nothing left."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = [Terms({"every": [], "ends": [ENDING]}, ATTEMPTS, LEASE_S, PARTITIONS)]
+        self.left = [Left(number, 0, 0) for number in range(PARTITIONS)]
+        self.asked: dict[str, Asked] = {}
+        self._calls = 0
+
+    def sent(
+        self, tag: str, number: int | None = None, *, session: str = "s", event: str = RINGING, at: float = 0.0,
+        status: int = 200, node: str = "ingest-0",
+    ) -> None:  # fmt: skip
+        asked = Asked(tag, session, number, event, node, at, at + 0.01, status)
+        self.asked.setdefault(tag, asked)
+        self.facts.append(asked)
+
+    def call(
+        self, tag: str, at: float, *, took: float | None = 0.01, handler: str = "every", token: int = 1, pid: int = 100,
+        outcome: str = "done", order: str = "", missing: Sequence[int] = (), attempt: int = 1, key: str = "",
+    ) -> None:  # fmt: skip
+        """`took`: None for a call that has no end."""
+        asked = self.asked.get(tag) or Asked(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
+        order = order or ("unsequenced" if asked.number is None else "in_order")
+        name = f"{pid}-{self._calls}"
+        self._calls += 1
+        self.facts.append(
+            Began(
+                name, pid, handler, tag, asked.session, asked.number, asked.event, order, list(missing), 0, attempt,
+                key or f"key of {tag}", token, at,
+            )
+        )  # fmt: skip
+        if took is not None:
+            self.facts.append(Ended(name, outcome, at + took))
+
+    def fault(self, kind: str, target: str, began: float, ended: float, *, pid: int = 0) -> None:
+        self.facts.append(Fault(kind, target, pid, began, ended))
+
+    def killed(self, pid: int, at: float, *, target: str = "worker-0") -> None:
+        self.fault("kill", target, at, at + 0.5, pid=pid)
+        self.exited(pid, at, code=-9, asked="kill", target=target)
+
+    def exited(self, pid: int, at: float, *, code: int, asked: str, target: str = "worker-0") -> None:
+        self.facts.append(Exit(target, pid, code, asked, at))
+
+    def letter(self, tag: str, handler: str | None) -> None:
+        self.facts.append(Letter(tag, handler, "retries_exhausted"))
+
+    def numbers(
+        self, *numbers: int, session: str = "s", token: int = 1, pid: int = 100, at: float = 1.0
+    ) -> None:
+        """Send and handle numbers, each under its own tag `<session><number>`, a tenth of a second apart."""
+        for place, number in enumerate(numbers):
+            self.sent(f"{session}{number}", number, session=session)
+            self.call(f"{session}{number}", at + place / 10, token=token, pid=pid)
+
+    def verdict(self) -> Verdict:
+        return check(History([*self.facts, *self.left]))
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """How often each promise was broken, of those that were."""
+        return {promise: len(findings) for promise, findings in self.verdict().broken.items()}

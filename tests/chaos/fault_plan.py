@@ -1,0 +1,96 @@
+"""Which faults a chaos run suffers, and when: a pure function of the seed.
+
+Rules
+- The kinds are dealt from a shuffled deck, so that each comes as often as DECK says, whatever the seed.
+- A target has one fault at a time, and rests after it; no more than AT_ONCE_MAX targets have one.
+- Every fault is over before the end of the time given.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+AT_ONCE_MAX = 2
+WARM_UP_S = 2.0
+PAUSE_S = (0.3, 2.5)
+"""Between the beginnings of two faults, if a target is free."""
+REST_S = 2.0
+"""A process that was killed has to start: about a second on a quiet machine."""
+SILENCE_MAX_S = 6.0
+"""After half_open, until the last connection that lost bytes is given up: the link's timeout and two looks at it."""
+
+# (kind, role): how often in a deck, its length in seconds or, where `leases`, in lease times.
+DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
+    ("kill", "worker"): (6, 0.1, 2.5, False),
+    ("restart", "worker"): (2, 0.1, 0.5, False),
+    ("stop", "worker"): (3, 0.2, 2.2, True),
+    ("delay", "worker"): (1, 1.0, 3.0, False),
+    ("cut", "worker"): (2, 0.2, 2.0, True),
+    ("half_open", "worker"): (1, 0.5, 2.0, False),
+    ("reset", "worker"): (2, 0.3, 1.5, False),
+    ("kill", "ingest"): (4, 0.1, 2.0, False),
+    ("restart", "ingest"): (2, 0.1, 0.5, False),
+    ("stop", "ingest"): (1, 0.2, 3.0, False),
+    ("delay", "ingest"): (1, 1.0, 3.0, False),
+    ("cut", "ingest"): (2, 0.3, 3.0, False),
+    ("half_open", "ingest"): (1, 0.5, 2.0, False),
+    ("reset", "ingest"): (2, 0.3, 1.5, False),
+    ("kill", "redis"): (1, 0.1, 1.5, False),
+    ("stop", "redis"): (2, 0.2, 1.8, True),
+}
+
+DELAY_S = (0.02, 0.25)
+REPLIES_MAX = 20
+"""Of a connection that is reset: so many replies pass at most before one is torn."""
+
+
+class Planned(NamedTuple):
+    at_s: float
+    kind: str
+    target: str
+    lasts_s: float
+    """Until it is taken back, or the killed process is started again."""
+    amount: float
+    """`delay`: how late every byte comes; `reset`: replies before the one that is torn."""
+
+    @property
+    def free_at_s(self) -> float:
+        return self.at_s + self.lasts_s + (SILENCE_MAX_S if self.kind == "half_open" else REST_S)
+
+
+def plan(seed: int, duration_s: float, *, workers: int, ingests: int, lease_s: float) -> list[Planned]:
+    """The faults of a run, by their beginnings."""
+    rng = random.Random(f"{seed}:faults")
+    targets = {
+        "worker": [f"worker-{index}" for index in range(workers)],
+        "ingest": [f"ingest-{index}" for index in range(ingests)],
+        "redis": ["redis"],
+    }
+    planned: list[Planned] = []
+    at_s = WARM_UP_S
+    for kind, role in _deal(rng):
+        low, high, leases = DECK[kind, role][1:]
+        lasts_s = rng.uniform(low, high) * (lease_s if leases else 1.0)
+        target = rng.choice(targets[role])
+        at_s = max(at_s, _free_at_s(planned, target))
+        amount = rng.uniform(*DELAY_S) if kind == "delay" else float(rng.randrange(REPLIES_MAX))
+        fault = Planned(at_s, kind, target, lasts_s, amount)
+        if fault.free_at_s > duration_s:
+            break
+        planned.append(fault)
+        at_s += rng.uniform(*PAUSE_S)
+    return planned
+
+
+def _deal(rng: random.Random) -> Iterator[tuple[str, str]]:
+    while True:
+        deck = [card for card, (copies, *_) in DECK.items() for _ in range(copies)]
+        rng.shuffle(deck)
+        yield from deck
+
+
+def _free_at_s(planned: list[Planned], target: str) -> float:
+    """When a fault of the target may begin: it is free itself, and fewer than AT_ONCE_MAX others are not."""
+    ends = sorted((fault.free_at_s for fault in planned), reverse=True)
+    slot = ends[AT_ONCE_MAX - 1] if len(ends) >= AT_ONCE_MAX else 0.0
+    return max([slot, *(fault.free_at_s for fault in planned if fault.target == target)])

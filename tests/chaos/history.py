@@ -1,0 +1,210 @@
+"""The record of a chaos run: one fact a line, written down by whoever saw it, JSON with a tag.
+
+Rules
+- A fact says what somebody saw, never what it means: `checker` alone judges.
+- Times are `time.monotonic()`, which is one clock for all processes of a machine.
+- A line is one write, and begins with a line break of its own: a process killed in the middle of one tears that
+  line and no other. Torn lines are counted; there can be no more of them than kills.
+- A callback is known by its `tag`, a parameter that the traffic puts into every callback and that maskline knows
+  nothing of: so that what the record says does not stand on the keys that are being tested.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+RUNNER_FILE = "history.jsonl"
+"""What the runner saw: answers, faults, dead letters."""
+HANDLERS_FILE = "handlers.jsonl"
+"""What the handlers of all workers saw."""
+
+
+class Terms(msgspec.Struct, frozen=True, tag="terms"):
+    """What was agreed before the run began."""
+
+    handlers: dict[str, list[str]]
+    """The events that each handler asked for; empty for all."""
+    attempts: int
+    """How often a handler is tried before the event goes to the dead letters."""
+    lease_s: float
+    partitions: int
+    first_sequence: int = 1
+
+
+class Asked(msgspec.Struct, frozen=True, tag="asked"):
+    """One request and its answer."""
+
+    tag: str
+    session: str
+    number: int | None
+    event: str
+    node: str
+    began: float
+    ended: float
+    status: int
+    """0 where there was no answer."""
+
+
+class Began(msgspec.Struct, frozen=True, tag="began"):
+    """A handler was called."""
+
+    call: str
+    """Names this call, for its end."""
+    pid: int
+    handler: str
+    tag: str
+    session: str
+    number: int | None
+    event: str
+    order: str
+    missing: list[int]
+    run: int
+    attempt: int
+    key: str
+    token: int
+    at: float
+
+
+class Ended(msgspec.Struct, frozen=True, tag="ended"):
+    """A handler came to its end; of a call that a kill cut there is no such line."""
+
+    call: str
+    outcome: str
+    """`done`, `failed` or `cancelled`."""
+    at: float
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault"):
+    """Something that the nemesis did, over when everything is as before."""
+
+    kind: str
+    """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`."""
+    target: str
+    """`worker-0`, `ingest-1`, `redis`, …"""
+    pid: int
+    """Of the process that suffered it."""
+    began: float
+    ended: float
+
+
+class Exit(msgspec.Struct, frozen=True, tag="exit"):
+    """A process has ended."""
+
+    target: str
+    pid: int
+    code: int
+    asked: str
+    """`kill`, `term`, or empty where nobody had asked for it."""
+    at: float
+
+
+class Recovery(msgspec.Struct, frozen=True, tag="recovery"):
+    """How long it took until something worked again."""
+
+    kind: str
+    """`takeover` of a killed worker's partitions, `answers` of an ingest node after a fault, `drained` at the end."""
+    target: str
+    began: float
+    took_s: float
+
+
+class Letter(msgspec.Struct, frozen=True, tag="letter"):
+    """A dead letter, read at the end."""
+
+    tag: str
+    handler: str | None
+    code: str
+
+
+class Left(msgspec.Struct, frozen=True, tag="left"):
+    """What the group had not done of a partition at the end; None where there was no group."""
+
+    partition: int
+    pending: int | None
+    lag: int | None
+
+
+Fact = Terms | Asked | Began | Ended | Fault | Exit | Recovery | Letter | Left
+
+_encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Fact)
+
+
+class History:
+    """Facts by kind, each kind in the order in which it was added."""
+
+    def __init__(self, facts: Iterable[Fact] = ()) -> None:
+        self._facts: dict[type, list[Any]] = {}
+        self.torn = 0
+        for fact in facts:
+            self.add(fact)
+
+    def add(self, fact: Fact) -> None:
+        self._facts.setdefault(type(fact), []).append(fact)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return self._facts.get(kind, [])
+
+    @property
+    def terms(self) -> Terms:
+        """Raises LookupError where the run wrote none."""
+        return self.of(Terms)[0]
+
+    def facts(self) -> Iterator[Fact]:
+        for facts in self._facts.values():
+            yield from facts
+
+
+class Writer:
+    """Appends facts to a file; several processes may have the same one open."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def write(self, fact: Fact) -> None:
+        os.write(self._descriptor, b"\n" + _encode(fact) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Tail:
+    """Reads a file of facts as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self.torn = 0
+
+    def read(self) -> list[Fact]:
+        """The facts since the last call; a line that is still without its end is left for the next."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        facts: list[Fact] = []
+        for line in whole.split(b"\n"):
+            if not line:
+                continue
+            try:
+                facts.append(_decoder.decode(line))
+            except msgspec.DecodeError:
+                self.torn += 1
+        return facts
+
+
+def read(directory: Path) -> History:
+    """All that was written down in a run's directory."""
+    history = History()
+    for name in (RUNNER_FILE, HANDLERS_FILE):
+        tail = Tail(directory / name)
+        for fact in tail.read():
+            history.add(fact)
+        history.torn += tail.torn
+    return history

@@ -1,0 +1,160 @@
+"""Carries out a plan of faults against a stage, and writes down what it did and how long the recovery took.
+
+Rules
+- A fault is written down when it is over: when its process is up again, its proxy heals, its silence has ended.
+- A process that ended by itself is started again by its next kill or restart; the checker sees the exit.
+- It talks to Valkey past the proxies, to see the leases; what it sees decides nothing but when it stops to look.
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+import redis
+from fault_plan import SILENCE_MAX_S, Planned
+from history import Fact, Fault, Recovery
+from stage import Node, Stage
+
+LOOK_S = 0.02
+"""Between two looks at the leases: how exactly a takeover is measured."""
+TAKEOVER_MAX_S = 30.0
+ANSWERS_MAX_S = 30.0
+
+
+class Nemesis:
+    """`last_answer()`: by ingest node, when its last request that was answered 200 had begun."""
+
+    def __init__(
+        self, stage: Stage, note: Callable[[Fact], None], last_answer: Callable[[str], float]
+    ) -> None:
+        self._stage = stage
+        self._note = note
+        self._last_answer = last_answer
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.injected = 0
+        self.kills = 0
+        self.now: dict[str, str] = {}
+        """The fault of each target that has one."""
+
+    async def run(self, planned: Sequence[Planned], stop: asyncio.Event) -> None:
+        """Inject every fault at its time, and wait until all are over; `stop` leaves out the rest."""
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for fault in planned:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(began + fault.at_s - time.monotonic()):
+                        await stop.wait()
+                if stop.is_set():
+                    break
+                group.create_task(self._inject(fault))
+        await self._finish()
+
+    async def _finish(self) -> None:
+        """Wait for the measurements under way."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for task in list(self._tasks):
+            task.result()
+
+    def _measure(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+
+    async def _inject(self, fault: Planned) -> None:
+        self.injected += 1
+        self.kills += fault.kind == "kill"
+        while fault.target in self.now:
+            await asyncio.sleep(LOOK_S)  # the last one took longer than planned
+        self.now[fault.target] = fault.kind
+        try:
+            if fault.target == "redis":
+                began, pid = await self._redis(fault)
+            else:
+                node = self._stage.node(fault.target)
+                began, pid = time.monotonic(), node.pid
+                await self._node(node, fault)
+        finally:
+            del self.now[fault.target]
+        self._note(Fault(fault.kind, fault.target, pid, began, time.monotonic()))
+        for ingest in self._stage.ingests:
+            if fault.target in (ingest.name, "redis"):
+                self._measure(asyncio.create_task(self._until_answers(ingest.name)))
+
+    async def _redis(self, fault: Planned) -> tuple[float, int]:
+        server = self._stage.server
+        assert server.process is not None
+        began, pid = time.monotonic(), server.process.pid
+        if fault.kind == "kill":
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(fault.lasts_s)
+            await asyncio.to_thread(server.start)
+        else:
+            server.pause()
+            await asyncio.sleep(fault.lasts_s)
+            server.resume()
+        return began, pid
+
+    async def _node(self, node: Node, fault: Planned) -> None:
+        proxy = node.proxy
+        match fault.kind:
+            case "kill":
+                await self._kill(node, fault.lasts_s)
+            case "restart":
+                await node.terminate()
+                await asyncio.sleep(fault.lasts_s)
+                await node.start()
+            case "stop":
+                await node.stopped()
+                await asyncio.sleep(fault.lasts_s)
+                node.send(signal.SIGCONT)
+            case "delay" | "reset" | "half_open" | "cut":
+                if fault.kind == "delay":
+                    proxy.delay(fault.amount)
+                elif fault.kind == "reset":
+                    proxy.reset(int(fault.amount))
+                elif fault.kind == "half_open":
+                    proxy.half_open()
+                else:
+                    await proxy.cut()
+                await asyncio.sleep(fault.lasts_s)
+                await proxy.heal()
+                if fault.kind == "half_open":
+                    await proxy.until_heard(SILENCE_MAX_S)
+            case _:
+                raise ValueError(f"no such fault: {fault.kind}")
+
+    async def _kill(self, node: Node, down_s: float) -> None:
+        held = await self._held_by(node.pid) if node.role == "worker" else {}
+        began = time.monotonic()
+        await node.kill()
+        if held:
+            self._measure(asyncio.create_task(self._until_taken_over(node.name, held, began)))
+        await asyncio.sleep(down_s)
+        await node.start()
+
+    # Measurements
+
+    async def _held_by(self, pid: int) -> dict[int, int]:
+        """The fencing tokens of a worker's partitions; a worker's id bears its pid."""
+        with contextlib.suppress(redis.RedisError):
+            leases = await asyncio.to_thread(self._stage.leases)
+            return {number: token for number, (token, worker) in leases.items() if f"-p{pid}-" in worker}
+        return {}
+
+    async def _until_taken_over(self, target: str, held: dict[int, int], began: float) -> None:
+        while held and time.monotonic() < began + TAKEOVER_MAX_S:
+            with contextlib.suppress(redis.RedisError):
+                leases = await asyncio.to_thread(self._stage.leases)
+                for number in [number for number in held if leases.get(number, (0, ""))[0] > held[number]]:
+                    del held[number]
+            await asyncio.sleep(LOOK_S)
+        self._note(Recovery("takeover", target, began, time.monotonic() - began))
+
+    async def _until_answers(self, name: str) -> None:
+        """Since the fault is over: until a request that was begun later is answered 200."""
+        over = time.monotonic()
+        while self._last_answer(name) < over and time.monotonic() < over + ANSWERS_MAX_S:
+            await asyncio.sleep(LOOK_S)
+        if self._last_answer(name) >= over:
+            self._note(Recovery("answers", name, over, self._last_answer(name) - over))

@@ -1,0 +1,221 @@
+"""Everything that a chaos run starts: Valkey, the ingest and worker processes, a proxy between each and Valkey.
+
+Whatever is started is stopped when the stage is left, however the run ends. The processes are in sessions of their
+own, so that Ctrl-C reaches the runner alone.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import redis
+from history import Exit, Fact
+from proxy import Proxy, fixed_port
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from servers import RedisServer
+from traffic import AUTH_ID, AUTH_TOKEN
+
+from schemas.keys import Keys
+
+ROOT = Path(__file__).parents[2]
+START_S = 30.0
+"""A process on a loaded machine needs a second or two."""
+STOP_S = 25.0
+"""Longer than MASKLINE_STOP_TIMEOUT_MS."""
+POLL_S = 0.02
+LOOK_TIMEOUT_S = 1.0
+"""For our own looks into Valkey, which may stand still."""
+
+NAMESPACE = "chaos"
+GAP_TIMEOUT_MS = 3_000
+RETENTION_S = 20
+"""Short, so that there is something to trim while entries are open."""
+
+_STARTED = {"ingest": '"event":"ingest takes callbacks"', "worker": '"event":"worker started"'}
+
+
+class Node:
+    """An ingest or worker process at its place: what is started there after a kill has the same ports and spool."""
+
+    def __init__(
+        self, role: str, index: int, environment: dict[str, str], proxy: Proxy, directory: Path,
+        note: Callable[[Fact], None],
+    ) -> None:  # fmt: skip
+        self.name = f"{role}-{index}"
+        self.role = role
+        self.proxy = proxy
+        self._environment = environment
+        self._log = directory / f"{self.name}.log"
+        self._note = note
+        self._process: asyncio.subprocess.Process | None = None
+        self._asked = ""
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    async def start(self) -> None:
+        """Start the process and wait until it says that it is ready. Raises TimeoutError."""
+        self._asked = ""
+        with self._log.open("ab") as log:
+            offset = log.tell()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", self.role, env=self._environment, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self._watch = asyncio.create_task(self._until_exit(self._process))
+        async with asyncio.timeout(START_S):
+            while _STARTED[self.role] not in self._logged(offset):
+                if self._process.returncode is not None:
+                    raise RuntimeError(f"{self.name} ended at its start: {self._logged(offset)}")
+                await asyncio.sleep(POLL_S)
+
+    def _logged(self, offset: int) -> str:
+        with self._log.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
+
+    async def _until_exit(self, process: asyncio.subprocess.Process) -> None:
+        code = await process.wait()
+        self._note(Exit(self.name, process.pid, code, self._asked, time.monotonic()))
+
+    def send(self, signum: int) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signum)
+
+    async def stopped(self) -> None:
+        """SIGSTOP, and wait until the kernel has stopped it."""
+        self.send(signal.SIGSTOP)
+        with contextlib.suppress(OSError):
+            while self._state() not in "TZ":
+                await asyncio.sleep(0.001)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    async def kill(self) -> None:
+        """Kill -9, and wait until it is gone."""
+        self._asked = "kill"
+        self.send(signal.SIGKILL)
+        await self._gone()
+
+    async def terminate(self) -> None:
+        """SIGTERM; what does not end in time is killed, which shows as its exit code."""
+        self._asked = "term"
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._gone()
+        except TimeoutError:
+            self.send(signal.SIGKILL)
+            await self._gone()
+
+    async def _gone(self) -> None:
+        if self._watch is not None:
+            await asyncio.shield(self._watch)
+
+
+class Stage:
+    """`server`, `ingests`, `workers`; made by `open_stage`."""
+
+    def __init__(self, server: RedisServer, keys: Keys, partitions: int) -> None:
+        self.server = server
+        self.keys = keys
+        self.partitions = partitions
+        self.ingests: list[Node] = []
+        self.workers: list[Node] = []
+        self.urls: list[tuple[str, int]] = []
+        self.client = redis.Redis(
+            port=server.port,
+            socket_timeout=LOOK_TIMEOUT_S,
+            socket_connect_timeout=LOOK_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [*self.ingests, *self.workers]
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def leases(self) -> dict[int, tuple[int, str]]:
+        """Fencing token and worker of every lease, by partition. Blocks; raises redis.RedisError."""
+        values: Any = self.client.mget([self.keys.lease(number) for number in range(self.partitions)])
+        split = {number: value.decode().split(" ", 1) for number, value in enumerate(values) if value}
+        return {number: (int(token), worker) for number, (token, worker) in split.items()}
+
+    def left(self) -> dict[int, tuple[int | None, int | None]]:
+        """By partition: pending and unread entries of the group. Blocks; raises redis.RedisError."""
+        found: dict[int, tuple[int | None, int | None]] = {}
+        for number in range(self.partitions):
+            try:
+                groups: Any = self.client.xinfo_groups(self.keys.callbacks(number))
+            except redis.ResponseError:
+                groups = []
+            found[number] = next(
+                ((it["pending"], it["lag"]) for it in groups if it["name"] == self.keys.group.encode()),
+                (None, None),
+            )
+        return found
+
+
+@contextlib.asynccontextmanager
+async def open_stage(
+    directory: Path, note: Callable[[Fact], None], *, workers: int, ingests: int, partitions: int, lease_s: float,
+    handlers_file: Path,
+) -> AsyncIterator[Stage]:  # fmt: skip
+    """Start everything in `directory`; stop everything in the end."""
+    # By the second, the default, a write may wait while another is synced, and a kill then takes what was answered.
+    server = RedisServer(directory / "valkey", options=("--appendfsync", "always"))
+    server.port = fixed_port()
+    common = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")} | {
+        "MASKLINE_NAMESPACE": NAMESPACE,
+        "MASKLINE_PARTITIONS": str(partitions),
+        "MASKLINE_LEASE_TTL_MS": str(round(lease_s * 1000)),
+        "MASKLINE_GAP_TIMEOUT_MS": str(GAP_TIMEOUT_MS),
+        "MASKLINE_RETENTION_S": str(RETENTION_S),
+        "MASKLINE_LOG_FORMAT": "json",
+        "MASKLINE_ADMIN_PORT": "0",
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(server.kill)
+        await asyncio.to_thread(server.start)
+        stage = Stage(server, Keys(NAMESPACE, "workers"), partitions)
+        stack.callback(stage.client.close)
+
+        async def add(role: str, index: int, environment: dict[str, str]) -> Node:
+            proxy = Proxy(server.port)
+            await proxy.start()
+            stack.push_async_callback(proxy.stop)
+            url = {"MASKLINE_REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
+            node = Node(role, index, common | url | environment, proxy, directory, note)
+            stack.push_async_callback(node.kill)
+            return node
+
+        for index in range(ingests):
+            port = fixed_port()
+            settings = {
+                "MASKLINE_HOST": "127.0.0.1", "MASKLINE_PORT": str(port),
+                "MASKLINE_AUTH_TOKENS": f"{AUTH_ID}:{AUTH_TOKEN}",
+                "MASKLINE_SPOOL_DIR": str(directory / f"spool-{index}"),
+            }  # fmt: skip
+            stage.ingests.append(await add("ingest", index, settings))
+            stage.urls.append((stage.ingests[-1].name, port))
+        for index in range(workers):
+            settings = {
+                "MASKLINE_HANDLERS": str(Path(__file__).with_name("chaos_handlers.py")),
+                "CHAOS_HANDLERS_FILE": str(handlers_file),
+            }
+            stage.workers.append(await add("worker", index, settings))
+        await asyncio.gather(*(node.start() for node in stage.nodes))
+        yield stage

@@ -1,0 +1,85 @@
+"""A slice of `make chaos`, short and slow enough for any machine: the real command, its table, its way out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import wait_until
+
+RUN = Path(__file__).with_name("run.py")
+DURATION_S, RATE = 14, 60
+LEASE_S = 2.5
+"""A process that gets no turn for so long is not to be expected even beside all other tests."""
+SEEDS = [0, 1]
+
+
+def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("SEED", "DURATION_S", "RATE")
+    }
+    return subprocess.Popen(
+        [sys.executable, str(RUN), "--keep", str(tmp_path / "kept"), *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def alive(directory: Path) -> list[int]:
+    """Processes whose files are in the directory, by what the kernel says of their open ones."""
+    pids: list[int] = []
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and any(
+                str(link.readlink()).startswith(str(directory)) for link in (process / "fd").iterdir()
+            ):
+                pids.append(int(process.name))
+        except OSError:
+            continue
+    return pids
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_promises_are_kept(tmp_path: Path, seed: int):
+    process = command(
+        tmp_path, "--seed", str(seed), "--duration-s", str(DURATION_S), "--rate", str(RATE),
+        "--lease-s", str(LEASE_S), "--json",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err + out
+    report: dict[str, Any] = json.loads(out)
+    assert report["held"]
+    assert not any(report["broken"].values())
+    assert sum(report["faults"].values()) >= 1
+    assert report["counts"]["callbacks answered 200"] > DURATION_S * RATE / 2
+    assert report["counts"]["calls"] >= report["counts"]["callbacks answered 200"]
+    assert report["recovery"]["drained"]["count"] == 1
+    assert f"SEED={seed}" in err
+    assert not alive(tmp_path)
+
+
+def test_a_directory_with_something_in_it_is_refused(tmp_path: Path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "history.jsonl").touch()
+    process = command(tmp_path)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "must be empty" in out
+
+
+def test_an_interrupted_run_stops_everything_and_decides_nothing(tmp_path: Path):
+    process = command(tmp_path, "--seed", "1", "--duration-s", "600", "--rate", str(RATE))
+    handlers = tmp_path / "kept" / "handlers.jsonl"
+    wait_until(
+        lambda: process.poll() is not None or (handlers.exists() and handlers.stat().st_size > 10_000),
+        within_s=60, what="the run to be under way",
+    )  # fmt: skip
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "nothing is decided" in out
+    assert not alive(tmp_path)

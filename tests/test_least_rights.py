@@ -1,0 +1,156 @@
+"""Ingest and worker with the rights that docs/operating.md gives them, and no others: nothing they do is refused."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from process_kit import PATIENCE_S, Fleet, fleet
+from servers import RedisServer, plain_reply, wait_until
+
+DOCS = Path(__file__).parents[1] / "docs" / "operating.md"
+AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
+INGEST, WORKER, FINDER = "maskline-ingest", "maskline-worker", "maskline-finder"
+PASSWORDS = {INGEST: "INGEST_PASSWORD", WORKER: "WORKER_PASSWORD", FINDER: "FINDER_PASSWORD"}
+PARTITIONS = 4
+
+pytestmark = pytest.mark.server
+
+
+def commands_of_docs() -> list[tuple[str, list[str]]]:
+    """The commands of the section, each with the comment above it ("" for the two that everybody needs)."""
+    section = DOCS.read_text().partition("\n## Least rights\n")[2].partition("\n## ")[0]
+    found, purpose = [], ""
+    for line in section.splitlines():
+        if line.startswith("# "):
+            purpose = line.removeprefix("# ")
+        elif line.startswith("ACL SETUSER "):
+            found.append((purpose, line.split()))
+    return found
+
+
+def give_rights(port: int, *purposes: str) -> None:
+    """Make the users on a server, with what the docs say for everybody and for these purposes."""
+    for purpose, command in commands_of_docs():
+        if not purpose or any(purpose.startswith(one) for one in purposes):
+            assert plain_reply(port, *command) == b"OK"
+
+
+def refused(port: int) -> list[str]:
+    """What ACL LOG tells, as `user: command or key`."""
+    entries = []
+    for reply in plain_reply(port, "ACL", "LOG", 100):
+        entry = dict(zip(reply[::2], reply[1::2], strict=True))
+        entries.append(
+            f"{entry[b'username'].decode()}: {entry[b'object'].decode()} ({entry[b'context'].decode()})"
+        )
+    return entries
+
+
+def with_login(url: str, user: str) -> str:
+    return url.replace("://", f"://{user}:{PASSWORDS[user]}@", 1)
+
+
+@contextmanager
+def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
+    """An ingest process; the URL for callbacks."""
+    log = crew.directory / "ingest.log"
+    environment = crew.environment(
+        **{"handlers": None, "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}"}
+        | {"spool_dir": crew.directory / "spool"} | settings
+    )  # fmt: skip
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "ingest"], env=environment, stderr=stderr)
+
+    def listens() -> Any:
+        assert process.poll() is None, log.read_text()
+        return re.search(r'takes callbacks.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
+
+    try:
+        yield wait_until(listens, within_s=PATIENCE_S, what="ingest to listen")[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def simulate(crew: Fleet, url: str) -> None:
+    played = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("maskline")), "simulate", "--url", url, "--sessions", "30",
+            "--calls", "1", "--rate", "0", "--shuffle", "0.5", "--duplicates", "0.1", "--seed", "7", "--json",
+        ],
+        env=crew.environment(auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}"),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert played.returncode == 0, played.stdout + played.stderr
+
+
+def stored(crew: Fleet, until: Callable[[int], bool]) -> None:
+    """Wait until enough callbacks lie in the streams: not in the spool, where a refused command would leave them."""
+
+    def enough() -> bool:
+        return until(sum(crew.client.xlen(crew.keys.callbacks(number)) for number in range(crew.partitions)))
+
+    wait_until(enough, within_s=PATIENCE_S, what="callbacks in the streams")
+
+
+def whole_life(crew: Fleet, url: str) -> None:
+    """Everything that processes do: take, order, hold, fail, die, take over, trim, give back."""
+    with ingest(crew, redis_url=with_login(url, INGEST)) as takes:
+        worker_url = with_login(url, WORKER)
+        first = crew.start(redis_url=worker_url, gap_timeout_ms=60_000, retention_s=0)
+        simulate(crew, takes)
+        stored(crew, lambda count: count > 100 or bool(crew.calls()))
+        crew.until_drained()
+        crew.put("fail1", 1)
+        wait_until(crew.dead_letters, within_s=PATIENCE_S, what="a dead letter")
+        crew.put("gap", 2)
+        crew.put("slow1", 1)
+        crew.until_calls(1, "slow1")
+        first.kill()
+        second = crew.start(redis_url=worker_url, gap_timeout_ms=60_000, retention_s=0)
+        crew.until_balanced(1)
+        crew.put("gap", 1)
+        crew.until_calls(2, "gap")
+        crew.until_drained()
+        assert second.terminate() == 0
+    assert not crew.leases()
+
+
+@pytest.mark.storage
+def test_a_whole_life_on_one_server(own_redis: RedisServer, tmp_path: Path):
+    give_rights(own_redis.port)
+    with fleet(own_redis, "maskline", tmp_path, partitions=PARTITIONS) as crew:
+        whole_life(crew, own_redis.url)
+    assert refused(own_redis.port) == []
+
+
+def test_each_user_may_do_no_more(own_redis: RedisServer):
+    give_rights(own_redis.port)
+    key = "{maskline:1}:callbacks"
+    for user, command, refusal in (
+        (INGEST, ("XADD", key, "*", "c", "v"), None),
+        (INGEST, ("XADD", "{other:1}:callbacks", "*", "c", "v"), "NOPERM"),
+        (INGEST, ("XRANGE", key, "-", "+"), "NOPERM"),
+        (INGEST, ("DEL", key), "NOPERM"),
+        (WORKER, ("XRANGE", key, "-", "+"), None),
+        (WORKER, ("XRANGE", "{other:1}:callbacks", "-", "+"), "NOPERM"),
+        (WORKER, ("FLUSHALL",), "NOPERM"),
+        (WORKER, ("CONFIG", "SET", "appendonly", "no"), "NOPERM"),
+        (WORKER, ("KEYS", "*"), "NOPERM"),
+    ):
+        with own_redis.client() as client:
+            client.execute_command("AUTH", user, PASSWORDS[user])
+            if refusal is None:
+                client.execute_command(*command)
+            else:
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command)
