@@ -1,15 +1,21 @@
-"""Keeps the publisher connected: opens the link, agrees on the layout, opens the next one when it is lost."""
+"""Keeps a publisher connected to its server: opens the link, agrees on the layout, looks the server over.
+
+When the link is lost it opens the next one.
+"""
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Final
 
 from ingest.durability import check_durability
 from ingest.metrics import Metrics
 from ingest.publisher import Publisher
-from runtime.layout import check_layout
+from runtime.inspection import Inspection
+from runtime.layout import LayoutGate
 from runtime.link import Link
 from runtime.logs import get_logger
+from runtime.redis_url import Server
 from runtime.store import Store, reconnect_delay_s
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.settings import Settings
@@ -21,69 +27,94 @@ _log = get_logger("maskline.ingest")
 
 
 class Connector:
-    """Owns the link of a publisher."""
+    """Owns a publisher and its link.
 
-    def __init__(self, settings: Settings, publisher: Publisher, metrics: Metrics, *, name: str) -> None:
+    `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
+    cannot be opened, and when the server says that a key is somewhere else.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection,
+        publisher: Publisher, metrics: Metrics, *, name: str, on_trouble: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._settings = settings
-        self._store = Store(settings)
-        self._publisher = publisher
+        self._store = store
+        self._server = server
+        self._gate = gate
+        self._inspection = inspection
         self._metrics = metrics
         self._name = name
-        self._link: Link | None = None
+        self._on_trouble = on_trouble
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.publisher = publisher
+        publisher.on_moved = on_trouble
+        self.link: Link | None = None
+        """None while there is none."""
         self.trouble = "not connected yet"
-        """Why there is no connection to Redis, empty while there is."""
+        """Why there is no connection, empty while there is."""
         self.misconfigured = False
-        """The settings contradict what is in Redis: no waiting mends that."""
+        """The settings contradict what is in Redis, or Redis's what must be: no waiting mends that."""
 
     @property
     def address(self) -> str:
-        return self._store.address
+        return str(self._server) if self._server is not None else self._store.address
+
+    @property
+    def up(self) -> bool:
+        return self.publisher.attached
 
     async def start(self) -> None:
         """Connect, or go on trying in the background where Redis is away.
 
-        Raises ConfigError where waiting cannot help: refused credentials, another number of partitions, a
-        durability that the server does not know.
+        Raises ConfigError where waiting cannot help (refused credentials, another number of partitions, a durability
+        that the server does not know, a server that evicts); even then it goes on trying until `stop`.
         """
+        wrong: ConfigError | None = None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._connect()
+        except ConfigError as error:
+            wrong = error
+            self.trouble, self.misconfigured = str(error), True
         except (RedisUnavailableError, TimeoutError) as error:
             self._away(str(error) or f"no answer within {START_TIMEOUT_S:g} s")
         self._task = asyncio.create_task(self._keep_connected())
+        if wrong is not None:
+            raise wrong
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._link is not None:
-            self._link.close()
+        if self.link is not None:
+            self.link.close()
+            self.publisher.detach()
 
     async def _connect(self) -> None:
         self._lost.clear()
-        link = await self._store.connect(self._name, self._lost.set)
+        link = await self._store.connect(self._name, self._lost.set, server=self._server)
         try:
-            await check_layout(link, self._settings)
+            await self._gate.pass_(link, self._server)
+            await self._inspection.demand(link, self.address)
             await check_durability(link, self._settings)
         except BaseException:
             link.close()
             raise
         if self._lost.is_set():
             raise RedisUnavailableError("the connection to Redis was lost at once")
-        self._link = link
+        self.link = link
         self.trouble = ""
         self.misconfigured = False
-        self._publisher.attach(link)
+        self.publisher.attach(link)
         self._metrics.connects += 1
         _log.info("connected to Redis", redis=self.address)
 
     async def _keep_connected(self) -> None:
         attempt = 0
         while True:
-            if self._publisher.attached:
+            if self.publisher.attached:
                 attempt = 0
                 await self._lost.wait()
                 self._away("the connection to Redis was lost")
@@ -95,8 +126,10 @@ class Connector:
                 self._away(str(error), misconfigured=isinstance(error, ConfigError))
 
     def _away(self, trouble: str, *, misconfigured: bool = False) -> None:
-        self._publisher.detach()
+        self.link = None
+        self.publisher.detach()
         self.misconfigured = misconfigured
         if trouble != self.trouble:  # once per reason, not once per try
             _log.warning("callbacks cannot go to Redis", redis=self.address, reason=trouble)
         self.trouble = trouble
+        self._on_trouble()

@@ -19,7 +19,7 @@ from typing import Final
 from ingest.journal import Taken
 from ingest.journal_file import Row, SpoolError
 from ingest.metrics import Metrics
-from ingest.outcomes import OF_THE_SERVER
+from ingest.outcomes import MOVED, OF_THE_SERVER
 from ingest.outlets import Outlets
 from ingest.publisher import Publisher
 from ingest.spool import Spool
@@ -34,7 +34,7 @@ IDLE_S: Final = 0.25
 """How often Redis and the disk are looked at while they do not work. Callbacks that come in wake the drain."""
 RETRY_REFUSED_S: Final = 5.0
 RETRY_AWAY_S: Final = 1.0
-"""The same where one server of several is away."""
+"""The same where one server of several is away, or a partition moves to another."""
 ADOPT_INTERVAL_S: Final = 10.0
 """How often the directory is searched for what dead processes left."""
 
@@ -228,7 +228,7 @@ class Drain:
         if not refused.isdisjoint(OF_THE_SERVER) or {*codes} == {_AWAY}:
             source.restart()
             return bool(source.published)
-        retry_s = RETRY_REFUSED_S if refused else RETRY_AWAY_S
+        retry_s = RETRY_REFUSED_S if refused - MOVED else RETRY_AWAY_S
         for row, code in zip(rows, codes, strict=True):
             if code:
                 source.held_up.add(row.route % self._partitions)

@@ -36,8 +36,7 @@ class Keeper:
         self._outlets = outlets
         self._spool = spool
         self._pace = pace
-        for publisher in outlets.publishers:
-            publisher.on_refused = spool.put_all
+        outlets.refuse_to(spool.put_all)
         spool.on_failed = self._not_spooled
 
     def keep(self, route: int, value: bytes) -> asyncio.Future[None]:

@@ -9,13 +9,12 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from ingest.breaker import STATES
-from ingest.connector import Connector
 from ingest.drain import Drain, Pace
 from ingest.intake import Intake
 from ingest.keeper import Keeper
 from ingest.metrics import Gauges, Metrics
 from ingest.outlets import Outlets
-from ingest.publisher import Load, Publisher
+from ingest.publisher import Load
 from ingest.server import CallbackServer
 from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
@@ -54,9 +53,7 @@ class IngestNode:
         self._reuse_port = reuse_port
         self.metrics = Metrics()
         self._load = Load()
-        self._publisher = Publisher(settings, self.metrics, self._load)
-        self._connector = Connector(settings, self._publisher, self.metrics, name=f"maskline-ingest-{index}")
-        self._outlets = Outlets(self._publisher)
+        self._outlets = Outlets(settings, self.metrics, self._load, name=f"maskline-ingest-{index}")
         self._spool = Spool(settings, self.metrics, self._load)
         pace = Pace(settings.spool_drain_per_s)
         self._drain = Drain(settings, self._spool, self._outlets, self.metrics, pace)
@@ -100,8 +97,8 @@ class IngestNode:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._spool.stop)
             await self._spool.start()
-            stack.push_async_callback(self._connector.stop)
-            await self._connector.start()
+            stack.push_async_callback(self._outlets.stop)
+            await self._outlets.start()
             await self._admin.start()
             stack.push_async_callback(self._admin.stop)
             self._drain.start()
@@ -145,10 +142,10 @@ class IngestNode:
     def _gauges(self) -> Gauges:
         return Gauges(
             waiting=self._load.callbacks,
-            batches_under_way=self._publisher.batches_under_way,
+            batches_under_way=sum(publisher.batches_under_way for publisher in self._outlets.publishers),
             requests_under_way=self._http.under_way,
             connections=self._http.connections,
-            redis_connected=self._publisher.attached,
+            redis_connected=self._outlets.connected,
             breakers=self._breakers(),
             spool_callbacks=self._spool.callbacks,
             spool_bytes=self._spool.size_bytes,
@@ -172,22 +169,13 @@ class IngestNode:
 
     def _ready(self) -> Health:
         """Well as long as what is taken can be kept; not with settings that are known to be wrong."""
-        ok = (self._outlets.ready or self._spool.trouble is None) and not self._connector.misconfigured
-        details = {"redis": self._redis(), "spool": self._spooled(), "waiting": self._load.callbacks}
-        return Health(ok=ok, details=details)
-
-    def _redis(self) -> dict[str, Any]:
-        connected, breaker = self._publisher.attached, self._publisher.breaker
-        redis: dict[str, Any] = {
-            "address": self._connector.address,
-            "connected": connected,
-            "takes": self._publisher.ready,
+        ok = (self._outlets.all_ready or self._spool.trouble is None) and not self._outlets.misconfigured
+        details = {
+            "redis": self._outlets.details(),
+            "spool": self._spooled(),
+            "waiting": self._load.callbacks,
         }
-        if not connected:
-            redis["reason"] = self._connector.trouble
-        elif not self._publisher.ready:
-            redis["reason"] = breaker.reason
-        return redis
+        return Health(ok=ok, details=details)
 
     def _spooled(self) -> dict[str, Any]:
         spool = self._spool

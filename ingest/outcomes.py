@@ -46,6 +46,9 @@ OF_THE_SERVER: Final = frozenset(
 WRONG_SERVER: Final = frozenset({"redis_readonly", "redis_noauth", "redis_masterdown", "redis_loading"})
 """Refusals after which another connection may reach a server that takes writes, as after a failover."""
 
+MOVED: Final = frozenset({"redis_moved", "redis_ask", "redis_clusterdown", "redis_tryagain"})
+"""Refusals of a cluster whose keys are, or are about to be, on another server."""
+
 
 class NotKeptError(MasklineError):
     """Redis's or the disk's fault, or too much at once: this callback was not kept, the next one may be."""

@@ -1,22 +1,71 @@
-"""Which publisher has a partition. The only place that knows: today one server has them all."""
+"""The ways to Redis: one, or with a cluster one for each primary. The only place that knows which has a partition."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator
+from typing import Any
 
-from ingest.publisher import Publisher
+from ingest.connector import Connector
+from ingest.metrics import Metrics
+from ingest.publisher import Load, OnRefused, Publisher
+from runtime.inspection import Inspection
+from runtime.layout import LayoutGate
+from runtime.link import Link
+from runtime.redis_url import Server
+from runtime.shards import Shards
+from runtime.store import Store
+from schemas.keys import Keys
+from schemas.settings import Settings
 
 
 class Outlets:
-    """The ways to Redis."""
+    """Publishers, and their connections from `start` to `stop`. `name`: of the connections, in CLIENT LIST."""
 
-    __slots__ = ("_only", "publishers")
+    def __init__(self, settings: Settings, metrics: Metrics, load: Load, *, name: str) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._load = load
+        self._name = name
+        self._partitions = settings.partitions
+        self._on_refused: OnRefused | None = None
+        self._store = Store(settings)
+        self._gate = LayoutGate(settings, self._keeper_of)
+        self._inspection = Inspection()
+        self._inspecting: asyncio.Task[None] | None = None
+        # Of a partition whose server is not known it is the same as of one whose server is away.
+        self._nowhere = Publisher(settings, metrics, load)
+        self._shards: Shards[Connector] = Shards(
+            self._store, Keys(settings.namespace), settings.partitions, self._connector
+        )
 
-    def __init__(self, publisher: Publisher) -> None:
-        self._only = publisher
-        self.publishers: Sequence[Publisher] = (publisher,)
+    async def start(self) -> None:
+        """Connect, or go on trying in the background. Raises ConfigError where waiting cannot help."""
+        await self._shards.start()
+        self._inspecting = asyncio.create_task(self._inspection.run(self._links, Link.close))
 
-    def of(self, _route: int) -> Publisher:
+    async def stop(self) -> None:
+        if self._inspecting is not None:
+            self._inspecting.cancel()
+            await asyncio.gather(self._inspecting, return_exceptions=True)
+        await self._shards.stop()
+
+    def refuse_to(self, on_refused: OnRefused) -> None:
+        """Hand on what a publisher was given and Redis did not take."""
+        self._on_refused = on_refused
+        for publisher in self.publishers:
+            publisher.on_refused = on_refused
+
+    def of(self, route: int) -> Publisher:
         """The publisher that has the partition of this route."""
-        return self._only
+        connector = self._shards.of_partition(route % self._partitions)
+        return self._nowhere if connector is None else connector.publisher
+
+    @property
+    def publishers(self) -> list[Publisher]:
+        return [connector.publisher for connector in self._shards]
+
+    @property
+    def connectors(self) -> list[Connector]:
+        return list(self._shards)
 
     @property
     def ready(self) -> bool:
@@ -24,6 +73,59 @@ class Outlets:
         return any(publisher.ready for publisher in self.publishers)
 
     @property
+    def all_ready(self) -> bool:
+        """Whether every partition's callbacks are taken."""
+        return not self._shards.trouble and all(publisher.ready for publisher in self.publishers)
+
+    @property
     def worth_a_try(self) -> bool:
         """Whether any of them takes callbacks, or may be probed."""
         return any(publisher.ready or publisher.probe_due for publisher in self.publishers)
+
+    @property
+    def connected(self) -> bool:
+        """To every server there is."""
+        return not self._shards.trouble and all(connector.up for connector in self._shards)
+
+    @property
+    def misconfigured(self) -> bool:
+        """Settings, here or in Redis, are known to be wrong."""
+        return bool(self._inspection.errors) or any(connector.misconfigured for connector in self._shards)
+
+    def details(self) -> dict[str, Any]:
+        """For /readyz."""
+        details: dict[str, Any] = {
+            "address": self._store.address,
+            "connected": self.connected,
+            "takes": self.all_ready,
+        }
+        reasons = [self._shards.trouble]
+        for connector in self._shards:
+            reason = connector.trouble or connector.publisher.breaker.reason
+            if reason:
+                reasons.append(f"{connector.address}: {reason}" if self._store.is_cluster else reason)
+        if reason := "; ".join(filter(None, reasons)):
+            details["reason"] = reason
+        return details | {"servers": self._inspection.details()}
+
+    # Inside
+
+    def _connector(self, server: Server | None) -> Connector:
+        publisher = Publisher(self._settings, self._metrics, self._load)
+        if self._on_refused is not None:
+            publisher.on_refused = self._on_refused
+        return Connector(
+            self._settings, self._store, server, self._gate, self._inspection, publisher, self._metrics,
+            name=self._name, on_trouble=self._stale,
+        )  # fmt: skip
+
+    def _keeper_of(self, key: str) -> Server | None:
+        return self._shards.server_of(key)
+
+    def _stale(self) -> None:
+        self._shards.stale()
+
+    def _links(self) -> Iterator[tuple[str, Link]]:
+        for connector in self._shards:
+            if connector.link is not None:
+                yield connector.address, connector.link

@@ -22,7 +22,16 @@ import hiredis
 from ingest.breaker import Breaker
 from ingest.durability import Durability
 from ingest.metrics import Metrics
-from ingest.outcomes import AWAY, NOT_DURABLE, OF_THE_SERVER, TIMEOUT, WRONG_SERVER, NotKeptError, refusal
+from ingest.outcomes import (
+    AWAY,
+    MOVED,
+    NOT_DURABLE,
+    OF_THE_SERVER,
+    TIMEOUT,
+    WRONG_SERVER,
+    NotKeptError,
+    refusal,
+)
 from runtime.link import Link, pack
 from schemas.callback import CALLBACK_FIELD
 from schemas.keys import Keys
@@ -82,6 +91,8 @@ class Publisher:
         self._gathering: _Batch | None = None
         self._sending_soon = False
         self.on_refused: OnRefused = _tell_waiters
+        self.on_moved: Callable[[], None] = lambda: None
+        """Called when the server says that a partition is on another one."""
         self.breaker = Breaker()
         self.load = Load() if load is None else load
         self.batches_under_way = 0
@@ -216,6 +227,8 @@ class Publisher:
             refusals, key=OF_THE_SERVER.__contains__
         ):  # what opens the breaker has the last word
             self._trip(code)
+        if not refusals.isdisjoint(MOVED):
+            self.on_moved()
         # An append-only file that was switched off is an error; the checks of the next connection tell which.
         switched_off = isinstance(confirmation, hiredis.ReplyError)
         if self._link is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):

@@ -45,8 +45,13 @@ class Inspection:
             raise ConfigError(f"Redis at {address}: {report.errors[0].text}")
         await self.inspect(link, address)
 
-    async def run(self, links: Callable[[], Iterable[tuple[str, Link]]]) -> None:
-        """Inspect the servers there are, by address and connection, until cancelled."""
+    async def run(
+        self, links: Callable[[], Iterable[tuple[str, Link]]], on_error: Callable[[Link], None] | None = None
+    ) -> None:
+        """Inspect the servers there are, by address and connection, until cancelled.
+
+        `on_error`: called for the connection to a server that endangers callbacks.
+        """
         while True:
             await asyncio.sleep(INSPECT_INTERVAL_S)
             present = dict(links())
@@ -55,7 +60,9 @@ class Inspection:
             }
             for address, link in present.items():
                 try:
-                    await self.inspect(link, address)
+                    report = await self.inspect(link, address)
+                    if report.errors and on_error is not None:
+                        on_error(link)
                 except RedisUnavailableError:
                     continue
 

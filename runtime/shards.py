@@ -19,6 +19,8 @@ from schemas.keys import Keys
 
 REFRESH_S: Final = 10.0
 """The map is asked for at least so often: nothing tells of a new primary that has taken over slots of an old one."""
+FIND_TIMEOUT_S: Final = 2.0
+"""How long the start waits for the first map before it goes on without."""
 REFRESH_MIN_S: Final = 0.25
 """And at most so often, while something is wrong."""
 
@@ -75,9 +77,11 @@ class Shards(Generic[S]):
             await self._only.start()
             return
         try:
-            await self._refresh()
-        except RedisUnavailableError as error:
-            self.trouble = str(error)
+            async with asyncio.timeout(FIND_TIMEOUT_S):
+                slots = await self._store.find()
+            await self._take(slots)
+        except (RedisUnavailableError, TimeoutError) as error:
+            self.trouble = str(error) or f"no node has answered within {FIND_TIMEOUT_S:g} s"
             _log.warning("the cluster cannot be found, trying again", reason=self.trouble)
         self._keeper = asyncio.create_task(self._keep())
 
@@ -119,15 +123,14 @@ class Shards(Generic[S]):
                 await asyncio.wait_for(self._stale.wait(), REFRESH_S if well else 2 * REFRESH_MIN_S)
             self._stale.clear()
             try:
-                await self._refresh()
+                await self._take(await self._store.find())
             except (RedisUnavailableError, ConfigError) as error:
                 if str(error) != self.trouble:
                     _log.warning("the cluster's map of slots cannot be read, trying again", reason=str(error))
                 self.trouble = str(error)
             await asyncio.sleep(REFRESH_MIN_S)
 
-    async def _refresh(self) -> None:
-        slots = await self._store.find()
+    async def _take(self, slots: SlotMap | None) -> None:
         if slots is None:
             return
         self._slots = slots

@@ -25,13 +25,20 @@ class Inside:
         self.settings = settings
         self.metrics = Metrics()
         self.load = Load()
-        self.publisher = Publisher(settings, self.metrics, self.load)
-        self.outlets = Outlets(self.publisher)
+        self.outlets = Outlets(settings, self.metrics, self.load, name="test")
         self.spool = Spool(settings, self.metrics, self.load)
         self.pace = Pace(settings.spool_drain_per_s)
         self.drain = Drain(settings, self.spool, self.outlets, self.metrics, self.pace)
         self.keeper = Keeper(settings, self.load, self.outlets, self.spool, self.pace)
-        self.connector = Connector(settings, self.publisher, self.metrics, name="test")
+
+    @property
+    def connector(self) -> Connector:
+        (connector,) = self.outlets.connectors
+        return connector
+
+    @property
+    def publisher(self) -> Publisher:
+        return self.connector.publisher
 
     async def keep(self, session: str, value: bytes) -> str:
         """The code of the failure, empty where it was kept."""
@@ -50,13 +57,13 @@ async def inside(settings: Settings, *, draining: bool = True) -> AsyncIterator[
     it = Inside(settings)
     await it.spool.start()
     try:
-        await it.connector.start()
+        await it.outlets.start()
         if draining:
             it.drain.start()
         yield it
     finally:
         await it.drain.finish(FINISH_S)
-        await it.connector.stop()
+        await it.outlets.stop()
         await it.spool.stop()
 
 

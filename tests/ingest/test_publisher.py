@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 from ingest_kit import node_settings, until
 
-from ingest.connector import Connector
 from ingest.metrics import Metrics
 from ingest.outcomes import NotKeptError
-from ingest.publisher import BATCHES_MAX, Publisher
+from ingest.outlets import Outlets
+from ingest.publisher import BATCHES_MAX, Load, Publisher
 from runtime.store import Store
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -21,13 +21,13 @@ from schemas.settings import Settings
 @asynccontextmanager
 async def publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, Metrics]]:
     metrics = Metrics()
-    publisher = Publisher(settings, metrics)
-    connector = Connector(settings, publisher, metrics, name="test")
-    await connector.start()
+    outlets = Outlets(settings, metrics, Load(), name="test")
+    await outlets.start()
     try:
+        (publisher,) = outlets.publishers
         yield publisher, metrics
     finally:
-        await connector.stop()
+        await outlets.stop()
 
 
 async def test_concurrent_callbacks_share_batches(redis_server, namespace):
@@ -145,16 +145,17 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
     port = server.sockets[0].getsockname()[1]
     metrics = Metrics()
     settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
-    publisher = Publisher(settings, metrics)
-    connector = Connector(settings, publisher, metrics, name="test")
+    outlets = Outlets(settings, metrics, Load(), name="test")
+    (connector,) = outlets.connectors
+    publisher = connector.publisher
     try:
-        await connector.start()
+        await outlets.start()
         await until(lambda: "no Redis answers" in connector.trouble)
         assert not publisher.attached
         monkeypatch.setattr(connector, "_store", Store(node_settings(redis_server.url, namespace)))
         await until(lambda: publisher.attached)
     finally:
-        await connector.stop()
+        await outlets.stop()
         server.close()
 
 
