@@ -8,6 +8,7 @@ With DEADLY_ONCE=<file> that happens once, and not again while the file is there
 import ctypes
 import os
 import signal
+from pathlib import Path
 
 from recording_handlers import Recorder, note, recorder, write
 
@@ -29,6 +30,10 @@ def die_if_deadly(event: Event, ctx: Context, *, plain: bool) -> None:
     way = event.session_uuid.rstrip("0123456789")
     if way not in WAYS or (way == "plain") != plain or ctx.sequence_number != DEADLY_NUMBER:
         return
+    if once := os.environ.get("DEADLY_ONCE"):
+        if Path(once).exists():
+            return
+        Path(once).touch()
     write(what="deadly", session=event.session_uuid, key=ctx.idempotency_key, parent=os.getppid())
     WAYS[way]()
 
