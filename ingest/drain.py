@@ -142,7 +142,7 @@ class Drain:
                 with contextlib.suppress(SpoolError):  # told by the spool already, or at the next write
                     if await self._page(source):
                         continue
-            if self._finishing.is_set():
+            if self._finishing.is_set() and not self._soon():
                 return
             await self._idle()
 
@@ -154,6 +154,11 @@ class Drain:
             async with asyncio.timeout(IDLE_S):
                 await news.wait()
         self._spool.changed.clear()
+
+    def _soon(self) -> bool:
+        """Whether what was passed over is about to be tried again."""
+        soon = monotonic() + RETRY_AWAY_S
+        return self._outlets.ready and any(s.passed and s.retry_at <= soon for s in self._sources)
 
     async def _adopt(self) -> None:
         now = monotonic()

@@ -143,8 +143,11 @@ class Shards(Generic[S]):
         before = self._of_partition
         self._of_partition = [None if owner is None else self._by_server[owner] for owner in owners]
         self.trouble = "" if slots.complete else "the cluster has slots that no node serves"
-        # New ones are started before the map is used, but their servers need not answer for that.
-        await asyncio.gather(*(self._by_server[server].start() for server in fresh))
+        # The one that keeps the layout goes first: nothing passes any other before it is agreed on. None of them waits
+        # for a server that is away.
+        keeper = slots.server_of(self._keys.layout)
+        for servers in ([s for s in fresh if s == keeper], [s for s in fresh if s != keeper]):
+            await asyncio.gather(*(self._by_server[server].start() for server in servers))
         for shard in leaving:
             task = asyncio.create_task(shard.stop())
             self._leaving.add(task)

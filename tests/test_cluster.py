@@ -9,6 +9,7 @@ import pytest
 from cluster_kit import ClusterServers, slot_of
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session, callback, load
 from servers import wait_until
+from whole_kit import Traffic, ingest
 
 from schemas.callback import CALLBACK_FIELD
 
@@ -123,3 +124,25 @@ def test_a_slot_that_moves_under_load(crew: ClusterFleet, cluster: ClusterServer
     assert moved > 3
     crew.put_all(events[500:])
     in_order(crew, events)
+
+
+def test_callbacks_answered_through_a_failover_are_handled(crew: ClusterFleet, cluster: ClusterServers):
+    """Ingest on a cluster: the partitions of the primary that was killed are spooled, those of the others go on."""
+    crew.start()
+    crew.start()
+    with ingest(crew, durability="replicas:1") as url:
+        with Traffic(url) as traffic:
+            traffic.until(500)
+            killed = cluster.primary_of(crew.keys.callbacks(0))
+            cluster.failover(killed, graceful=False)
+            traffic.until(500)
+            cluster.restart(killed)
+            traffic.until(500)
+            moving = crew.stream("s0")
+            target = next(node for node in cluster.primaries() if node is not cluster.primary_of(moving))
+            cluster.move_slot(slot_of(moving), target, keys_a_step=1)
+            traffic.until(500)
+        traffic.until_handled(crew)
+    assert set(traffic.answers) == {200}
+    in_order(crew, traffic.taken)
+    assert {call.order for call in crew.calls()} == {"in_order"}

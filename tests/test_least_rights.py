@@ -1,21 +1,17 @@
 """Ingest and worker with the rights that docs/operating.md gives them, and no others: nothing they do is refused."""
 
-import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from process_kit import PATIENCE_S, Fleet, fleet
 from servers import RedisServer, plain_reply, wait_until
+from whole_kit import AUTH_ID, AUTH_TOKEN, ingest
 
 DOCS = Path(__file__).parents[1] / "docs" / "operating.md"
-AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 INGEST, WORKER, FINDER = "maskline-ingest", "maskline-worker", "maskline-finder"
 PASSWORDS = {INGEST: "INGEST_PASSWORD", WORKER: "WORKER_PASSWORD", FINDER: "FINDER_PASSWORD"}
 PARTITIONS = 4
@@ -55,30 +51,6 @@ def refused(port: int) -> list[str]:
 
 def with_login(url: str, user: str) -> str:
     return url.replace("://", f"://{user}:{PASSWORDS[user]}@", 1)
-
-
-@contextmanager
-def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
-    """An ingest process; the URL for callbacks."""
-    log = crew.directory / "ingest.log"
-    environment = crew.environment(
-        **{"handlers": None, "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}"}
-        | {"spool_dir": crew.directory / "spool"} | settings
-    )  # fmt: skip
-    with log.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "ingest"], env=environment, stderr=stderr)
-
-    def listens() -> Any:
-        assert process.poll() is None, log.read_text()
-        return re.search(r'takes callbacks.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
-
-    try:
-        yield wait_until(listens, within_s=PATIENCE_S, what="ingest to listen")[1]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-    finally:
-        process.kill()
-        process.wait()
 
 
 def simulate(crew: Fleet, url: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, load
 from sentinel_kit import SentinelServers
 from servers import wait_until
+from whole_kit import Traffic, ingest
 
 pytestmark = pytest.mark.server
 
@@ -68,3 +69,22 @@ def test_a_worker_starts_while_there_is_no_primary(crew: SentinelFleet):
     wait_until(lambda: worker.metric("partitions_owned") == crew.partitions, within_s=PATIENCE_S)
     crew.put("s", 1)
     crew.until_calls(1)
+
+
+def test_callbacks_answered_through_a_failover_are_handled(crew: SentinelFleet):
+    crew.start()
+    crew.start()
+    with ingest(crew, durability="replicas:1") as url:
+        with Traffic(url) as traffic:
+            traffic.until(500)
+            crew.sentinels.kill_primary()
+            crew.sentinels.until_failed_over()
+            traffic.until(500)
+            crew.sentinels.restart_killed()
+            traffic.until(500)
+        traffic.until_handled(crew)
+    crew.follow()
+    assert set(traffic.answers) == {200}
+    crew.until_drained()
+    assert_complete_and_in_order(crew.calls(), traffic.taken)
+    assert not crew.dead_letters()

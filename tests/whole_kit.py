@@ -1,0 +1,109 @@
+"""Both ends at once: an ingest process in front of a fleet of workers, and signed callbacks that go in."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Self
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import aiohttp
+from process_kit import PATIENCE_S, Fleet
+from servers import wait_until
+
+from ingest.signatures import sign_v3
+from schemas.parameters import FORM_TYPE, Parameters
+
+AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
+SESSIONS = 16
+
+
+@contextlib.contextmanager
+def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
+    """An ingest process; the URL for callbacks. It must stop well in the end."""
+    log = crew.directory / "ingest.log"
+    environment = crew.environment(
+        **{"handlers": None, "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}"}
+        | {"spool_dir": crew.directory / "spool"} | settings
+    )  # fmt: skip
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "ingest"], env=environment, stderr=stderr)
+
+    def listens() -> Any:
+        assert process.poll() is None, log.read_text()
+        return re.search(r'takes callbacks.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
+
+    try:
+        yield wait_until(listens, within_s=PATIENCE_S, what="ingest to listen")[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Traffic:
+    """SESSIONS clients, each sending one session's callbacks one after the other until `stop`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stopping = False
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.taken: list[tuple[str, int]] = []
+        """Session and number of what was answered 200."""
+        self.answers: Counter[int] = Counter()
+        self.seconds: list[float] = []
+        """How long each answer took."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping = True
+        self._thread.join()
+
+    def until(self, more: int) -> None:
+        """Wait until so many more were answered 200."""
+        target = len(self.taken) + more
+        wait_until(lambda: len(self.taken) >= target, within_s=PATIENCE_S, what=f"{more} more answers")
+
+    def until_handled(self, crew: Fleet) -> None:
+        """Wait until handlers have seen all that was answered 200."""
+
+        def missing() -> int:
+            return len(set(self.taken) - {(call.session, call.number) for call in crew.calls()})
+
+        wait_until(lambda: not missing(), within_s=PATIENCE_S, what="all that was answered to be handled")
+
+    async def _run(self) -> None:
+        async with aiohttp.ClientSession() as client:
+            await asyncio.gather(*(self._play(client, f"s{number}") for number in range(SESSIONS)))
+
+    async def _play(self, client: aiohttp.ClientSession, session: str) -> None:
+        number = 1
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            pairs = [
+                ("EventName", "SessionFirstPartyRinging"), ("SessionUUID", session),
+                ("SequenceNumber", str(number)), ("From", "+14155550123"), ("To", "+14155550199"),
+            ]  # fmt: skip
+            nonce = uuid4().hex
+            signature = sign_v3(AUTH_TOKEN, "POST", self._url, Parameters([], pairs, None), nonce)
+            headers = {
+                "Content-Type": FORM_TYPE, "X-Plivo-Signature-V3": signature, "X-Plivo-Signature-V3-Nonce": nonce,
+            }  # fmt: skip
+            start = loop.time()
+            async with client.post(self._url, data=urlencode(pairs), headers=headers) as response:
+                await response.read()
+                self.answers[response.status] += 1
+                self.seconds.append(loop.time() - start)
+                if response.status == 200:
+                    self.taken.append((session, number))
+                    number += 1
