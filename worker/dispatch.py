@@ -213,7 +213,9 @@ class Dispatcher:
                 self._on_progress(session.partition)
 
     def _again(self, session: LiveSession) -> None:
-        if not session.partition.closed:
+        if session.partition.closed:
+            session.scheduled = False  # `resume` takes it up, should the partition be opened again
+        else:
             self.submit([session])
 
     # One event

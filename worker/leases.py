@@ -8,7 +8,7 @@ under way have ended and everything done is committed.
 import asyncio
 import contextlib
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic, time_ns
 from typing import Any, Final
 
@@ -37,6 +37,12 @@ PENDING_PAGE: Final = 256
 """Entries of the pending list read at a time when a partition is opened."""
 
 DRAIN_CHECK_S: Final = 0.01
+
+YIELD_S: Final = 0.25
+"""How long a partition's sessions wait for handlers at work, so that it can go to another worker."""
+
+YIELD_AGAIN_S: Final = 1.0
+"""After that, how long until the next try."""
 
 REPEAT_DELAY_S: Final = 0.1
 
@@ -79,7 +85,10 @@ class LeaseKeeper:
         self._opened: list[Partition] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self._draining = False
+        self._draining = asyncio.Event()
+        self._stop_timeout_s = settings.stop_timeout_ms / 1000
+        self._leaving: set[Partition] = set()
+        """On their way back."""
         self._soon = asyncio.Event()
         self.reader: Reader
         self.suspects: Suspects
@@ -111,11 +120,13 @@ class LeaseKeeper:
 
     async def drain(self, timeout_s: float) -> None:
         """Give everything back: wait for handlers under way up to `timeout_s`, then cancel them."""
-        self._draining = True
+        self._stop_timeout_s = timeout_s
+        self._draining.set()
         self._tenancy.drain()
         deadline = monotonic() + timeout_s
         for partition in list(self._owned.values()):
-            self._start_giving_back(partition, deadline)
+            self._close(partition)
+            self._start(self._give_back, partition)
         # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
         home = self._connections.home
         if home is not None and home.commands is not None and home.commands.connected:
@@ -136,6 +147,7 @@ class LeaseKeeper:
         partition.lost = partition.closed = True
         if self._owned.get(partition.number) is partition:
             del self._owned[partition.number]
+            self._leaving.discard(partition)
             self._tenancy.gone(partition.number)
         self._stats.leases_lost += 1
         self._committer.abandon(partition)
@@ -154,8 +166,8 @@ class LeaseKeeper:
         decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
         self._renewed(trip, decision)
         for number in decision.release:
-            self._start_giving_back(self._owned[number], sent_at + self._settings.stop_timeout_ms / 1000)
-        if decision.acquire and not self._draining:
+            self._start(self._hand_over, self._owned[number])
+        if decision.acquire and not self._draining.is_set():
             await self._acquire(decision.acquire)
         return decision.next_s
 
@@ -215,8 +227,8 @@ class LeaseKeeper:
             partition.lease_until = self._tenancy.lease_until(number)
             self._owned[number] = partition
             self._stats.leases_gained += 1
-            if self._draining:  # since it was asked for
-                self._start_giving_back(partition, monotonic())
+            if self._draining.is_set():  # since it was asked for
+                self._start(self._give_back, partition)
             else:
                 self._spawn(self._open(partition, acquired.pending))
 
@@ -254,16 +266,37 @@ class LeaseKeeper:
             partition.opened = True
             self._changed()
 
-    def _start_giving_back(self, partition: Partition, deadline: float) -> None:
-        if not partition.closed:
-            partition.closed = True
-            self._changed()
-            self._spawn(self._give_back(partition, deadline))
+    def _start(self, way: Callable[[Partition], Coroutine[Any, Any, None]], partition: Partition) -> None:
+        """Begin to give a partition back, unless that has begun."""
+        if partition not in self._leaving:
+            self._leaving.add(partition)
+            self._spawn(way(partition))
 
-    async def _give_back(self, partition: Partition, deadline: float) -> None:
+    async def _hand_over(self, partition: Partition) -> None:
+        """Give a partition to another worker when none of its handlers is at work.
+
+        While one is, the partition's other sessions go on: a slow handler must not hold them up. Only if there is one
+        at every look until the stop timeout is over are the others held, and it is waited for.
+        """
+        deadline = monotonic() + self._stop_timeout_s
+        while partition.opened and not self._draining.is_set() and not partition.lost:
+            self._close(partition)
+            await self._quiet(partition, YIELD_S)
+            if not partition.running or monotonic() >= deadline:
+                break
+            partition.closed = False
+            self._changed()
+            self._dispatcher.resume(partition)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), YIELD_AGAIN_S)
+        await self._give_back(partition)
+
+    async def _give_back(self, partition: Partition) -> None:
+        """Let handlers under way end, or cancel them after the stop timeout; commit; let go of the lease."""
+        self._close(partition)
+        await self._quiet(partition, self._stop_timeout_s)
         while partition.running and not partition.lost:
-            if monotonic() >= deadline:
-                self._dispatcher.cancel(partition, "the partition is given back")
+            self._dispatcher.cancel(partition, "the partition is given back")
             await asyncio.sleep(DRAIN_CHECK_S)
         await self._committer.settle(partition)
         while not partition.lost:
@@ -281,7 +314,19 @@ class LeaseKeeper:
             partition.lost = True
             if self._owned.get(partition.number) is partition:
                 del self._owned[partition.number]
+                self._leaving.discard(partition)
                 self._tenancy.gone(partition.number)
+
+    def _close(self, partition: Partition) -> None:
+        if not partition.closed:
+            partition.closed = True
+            self._changed()
+
+    async def _quiet(self, partition: Partition, timeout_s: float) -> None:
+        """Wait until none of the partition's handlers is at work, at most so long."""
+        deadline = monotonic() + timeout_s
+        while partition.running and not partition.lost and monotonic() < deadline:  # noqa: ASYNC110 - see below
+            await asyncio.sleep(DRAIN_CHECK_S)  # rather than an event on the way of every handler
 
     def _changed(self) -> None:
         """The set of partitions to read has changed."""

@@ -90,7 +90,7 @@ class Partition:
         self.opened = False
         """Caught up with the pending list: it may be read on from the cursor."""
         self.closed = False
-        """Not mine any more, or about to be given back: nothing of it may start."""
+        """Not mine any more, or about to be given back: nothing of it may start, unless it is opened again."""
         self.lost = False
         """Not mine any more: nothing of it may be committed."""
         self.running = 0

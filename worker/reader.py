@@ -97,7 +97,7 @@ class Reader:
 
     async def feed_all(self, batches: Sequence[Batch]) -> None:
         for partition, entries, watermark_ms in batches:
-            if not partition.closed:
+            if not partition.lost:
                 await self.feed(partition, entries, pending=False, watermark_ms=watermark_ms)
         self._relieve()
 
@@ -105,8 +105,9 @@ class Reader:
         """Decode entries, fetch the states of their sessions, put them in order, hand over what is released."""
         decoded = partition.decode(entries, pending=pending, now_ms=time.time_ns() // 1_000_000)
         states = await self._states(partition, decoded) if decoded.unknown else {}
-        if partition.closed:
+        if partition.lost:
             return
+        # Also where it is closed: it may be opened again, and what was read is not read twice.
         self._dispatcher.submit(partition.arrive(decoded, states, watermark_ms))
         if partition.wants_commit:
             self._on_progress(partition)
@@ -120,7 +121,7 @@ class Reader:
     async def _states(self, partition: Partition, decoded: Decoded) -> Mapping[str, bytes | None]:
         """The encoded states of sessions that are not in memory, however often the connection is lost meanwhile."""
         keys = self._keys.sessions(partition.number, decoded.unknown)
-        while not partition.closed:
+        while not partition.lost:
             link = await self._connections.ready(partition.number)
             try:
                 reply = await link.execute("MGET", *keys)

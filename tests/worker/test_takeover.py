@@ -66,6 +66,37 @@ def test_a_leaving_worker_is_no_longer_counted(crew: Fleet):
     assert [call.outcome for call in crew.calls()] == ["done"]
 
 
+def test_a_slow_handler_holds_up_nobody_while_its_partition_changes_hands(
+    redis_server: RedisServer, namespace: str, tmp_path: Path
+):
+    with fleet(redis_server, namespace, tmp_path, partitions=2) as crew:
+        first = crew.start(RECORD_MS=250)
+        crew.until_balanced(1)
+        moving = [name for i in range(200) if partition_of(name := f"s{i}", 2) == 1]
+        slow = next(name for i in range(200) if partition_of(name := f"slow{i}", 2) == 1)
+        crew.put(slow, 1)
+        wait_until(lambda: first.metric("handlers_running") == 1, what="the handler to start")
+        crew.start(RECORD_MS=0)
+        put: dict[str, float] = {}
+        while not crew.calls(slow):
+            name = moving[len(put)]
+            put[name] = time.monotonic()
+            crew.put(name, 1)
+            wait_until(
+                lambda: any(call.session == name for call in crew.calls()),  # noqa: B023 - asked at once
+                within_s=PATIENCE_S, what="its event to be handled",
+            )  # fmt: skip
+        crew.until_balanced(2)
+        crew.until_drained()
+        (slow_call,) = crew.calls(slow)
+        calls = {call.session: call for call in crew.calls("s") if call.session in put}
+        waited = [calls[name].start - at for name, at in put.items() if at < slow_call.end - 1]
+        assert len(waited) > 5
+        assert max(waited) < 1
+        assert slow_call.outcome == "done"
+        assert len(crew.calls()) == len(put) + 1
+
+
 def test_a_killed_worker_is_taken_over(crew: Fleet):
     victim, heir = crew.launch(RECORD_MS=20), crew.launch(RECORD_MS=20)
     victim.until_started()
