@@ -91,7 +91,7 @@ def test_a_slow_handler_holds_up_nobody_while_its_partition_changes_hands(
         (slow_call,) = crew.calls(slow)
         calls = {call.session: call for call in crew.calls("s") if call.session in put}
         waited = [calls[name].start - at for name, at in put.items() if at < slow_call.end - 1]
-        assert len(waited) > 5
+        assert len(waited) > 1
         assert max(waited) < 1
         assert slow_call.outcome == "done"
         assert len(crew.calls()) == len(put) + 1
