@@ -147,6 +147,8 @@ class Dev:
         if not settings.auth_tokens:
             account = throw_away_account()
             changes["auth_tokens"] = ((account.auth_id, account.auth_token),)
+        if sources["spool_dir"] == "default":
+            changes["spool_dir"] = STATE_DIRECTORY / "spool"
         if sources["handlers"] == "default":
             changes["handlers"] = ()  # the view says what handlers.log would
         return msgspec.structs.replace(settings, **changes)
