@@ -231,7 +231,7 @@ def test_own_server_and_own_handlers(dev, tmp_path, redis_server, namespace):
     assert "handled by mine" in running.output
     assert "account MAOWN" in running.output
     assert "own-token" not in running.output
-    assert not (tmp_path / ".maskline").exists()
+    assert not (tmp_path / ".maskline" / "valkey").exists()
 
 
 def test_the_embedded_server_dies(dev, tmp_path):

@@ -300,3 +300,19 @@ def test_a_full_redis_takes_no_callbacks_and_is_worked_off_all_the_same(own_crew
         [c for c in own_crew.calls() if c.session != "fail"], [*events[:3], ("u", 1)]
     )
     assert len(own_crew.calls("s")) == 2
+
+
+def test_a_partition_that_cannot_be_read_holds_up_no_other(crew: Fleet):
+    worker = crew.start()
+    crew.until_balanced(1)
+    broken = crew.stream("broken")
+    crew.client.delete(broken)
+    crew.client.set(broken, "what is this")
+    wait_until(lambda: worker.logged("a partition cannot be read, trying again"), within_s=PATIENCE_S)
+    events = [(f"s{session}", 1) for session in range(40) if crew.stream(f"s{session}") != broken]
+    crew.put_all(events)
+    crew.until_calls(len(events))
+    crew.client.delete(broken)
+    crew.put("broken", 1)
+    crew.until_calls(1, "broken")
+    assert_complete_and_in_order(crew.calls(), [*events, ("broken", 1)])
