@@ -14,6 +14,8 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from msgspec.structs import replace
+
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import DeadLetter, encode_dead_letter
 from worker.entries import arrival_of, letter_of_undecodable
@@ -85,6 +87,8 @@ class Partition:
         """Entries taken in beyond the cursor that Redis knows."""
         self._ahead_at_commit = 0
         self.watermark_ms = 0
+        self._ahead_ms = 0
+        """How far the stream's time is ahead of the server's clock, which has gone back since."""
         self.lease_until = 0.0
         """Until when the lease is surely held, by `time.monotonic()`."""
         self.opened = False
@@ -168,7 +172,7 @@ class Partition:
         """
         ready: list[LiveSession] = []
         policy, stats = self._settings.policy, self._stats
-        for arrival in decoded.arrivals:
+        for arrival in self._dated(decoded.arrivals):
             uuid = arrival.payload.event.session_uuid
             session = self._sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
             self._sessions[uuid] = session  # the dict's order is the order of use
@@ -188,6 +192,22 @@ class Partition:
         if self.run_ahead >= COMMIT_AHEAD:
             self._uncommitted = True
         return ready
+
+    def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
+        if not self._ahead_ms:
+            return arrivals
+        # Their IDs stand still until the clock has caught up, and the stream's time does not.
+        now_ms = self.watermark_ms
+        return [replace(arrival, arrived_ms=max(arrival.arrived_ms, now_ms)) for arrival in arrivals]
+
+    def stream_now_ms(self, now_ms: int) -> int:
+        """The stream's time when the server's clock says `now_ms`: the same, unless that clock has gone back.
+
+        Then IDs stand still until it has caught up, for an hour if it leapt by one. The stream's time goes on from
+        the watermark meanwhile: gaps are given up in time all the same.
+        """
+        self._ahead_ms = max(self._ahead_ms, self.watermark_ms - now_ms)
+        return now_ms + self._ahead_ms
 
     def lost_while_pending(self, entry_id: str, now_ms: int) -> None:
         """An entry of the pending list whose body somebody has deleted from the stream."""

@@ -81,18 +81,20 @@ class Reader:
         """
         batches: list[Batch] = []
         for partition, entries in streams:
+            stream_now_ms = partition.stream_now_ms(now_ms)
             if entries:
                 last_id = entries[-1][0].decode()
                 partition.read_id = last_id
                 self._stats.read += len(entries)
-                watermark_ms = max(now_ms, entry_ms(last_id)) if len(entries) < count else entry_ms(last_id)
+                at_end = len(entries) < count
+                watermark_ms = max(stream_now_ms, entry_ms(last_id)) if at_end else entry_ms(last_id)
                 batches.append(Batch(partition, entries, watermark_ms))
                 continue
             deadline = partition.next_deadline_ms
-            if deadline is not None and deadline <= now_ms:
-                batches.append(Batch(partition, (), now_ms))
+            if deadline is not None and deadline <= stream_now_ms:
+                batches.append(Batch(partition, (), stream_now_ms))
             else:
-                partition.watermark_ms = max(partition.watermark_ms, now_ms)
+                partition.watermark_ms = max(partition.watermark_ms, stream_now_ms)
         return batches
 
     async def feed_all(self, batches: Sequence[Batch]) -> None:

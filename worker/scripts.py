@@ -87,7 +87,7 @@ def read_acquired(reply: Any) -> Acquired | None:
 
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
-    return pack("EVALSHA", _SHA["renew"], 1, keys.lease(partition), value, ttl_ms)
+    return pack("EVALSHA", _SHA["renew"], 2, keys.lease(partition), keys.fence(partition), value, ttl_ms)
 
 
 def release(keys: Keys, partition: int, value: str) -> bytes:

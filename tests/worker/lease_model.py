@@ -52,18 +52,21 @@ class Server:
         """Token, worker and the server's millisecond in which it expires, by partition."""
         self.fences: dict[int, tuple[int, int]] = {}
         """The newest token and the number of its last commit."""
+        self.tenants: dict[int, tuple[str, bool]] = {}
+        """Whose the newest token is, and whether its lease was given back."""
         self.done: dict[int, tuple[int, int]] = {}
         """Under which token the last commit was made, and up to where in the stream."""
         self.members: dict[str, int] = {}
-        self._replica: tuple[dict, dict, dict, dict] = ({}, {}, {}, {})
+        self._replica: tuple[dict, dict, dict, dict, dict] = ({}, {}, {}, {}, {})
 
     def replicate(self) -> None:
         """The replica has caught up."""
-        self._replica = (dict(self.leases), dict(self.fences), dict(self.done), dict(self.members))
+        written = (self.leases, self.fences, self.tenants, self.done, self.members)
+        self._replica = tuple(map(dict, written))  # type: ignore[assignment]
 
     def fail_over(self) -> None:
         """The replica takes over; what it had not been told never happened."""
-        self.leases, self.fences, self.done, self.members = map(dict, self._replica)
+        self.leases, self.fences, self.tenants, self.done, self.members = map(dict, self._replica)
 
     def now_ms(self, now: float) -> int:
         return int(self.clock.read(now) * 1000)
@@ -88,15 +91,23 @@ class Server:
 
     def renew(self, now: float, partition: int, token: int, worker: str) -> bool:
         held = self.held(partition, now)
+        if held is None and self._lapsed(partition, token, worker):
+            held = (token, worker)
         if held is None or (held != (token, worker) and "renew" not in self.flaws):
             return False
         self.leases[partition] = (*held, self.now_ms(now) + self.lease_ms)
         return True
 
+    def _lapsed(self, partition: int, token: int, worker: str) -> bool:
+        """Nobody has taken the lease since it expired, and it was not given back."""
+        newest, _ = self.fences.get(partition, (0, 0))
+        return newest == token and self.tenants.get(partition) == (worker, False)
+
     def release(self, now: float, partition: int, token: int, worker: str) -> bool:
         if self.held(partition, now) != (token, worker):
             return False
         del self.leases[partition]
+        self.tenants[partition] = (worker, True)
         return True
 
     def acquire(self, now: float, partition: int, worker: str) -> tuple[int, int] | None:
@@ -106,6 +117,7 @@ class Server:
         now_ms = self.now_ms(now)
         token = max(self.fences.get(partition, (0, 0))[0] + 1, now_ms)
         self.fences[partition] = (token, 0)
+        self.tenants[partition] = (worker, False)
         self.leases[partition] = (token, worker, now_ms + self.lease_ms)
         return token, self.done.get(partition, (0, 0))[1]
 
@@ -113,7 +125,9 @@ class Server:
         self, now: float, partition: int, token: int, worker: str, number: int, start: int, end: int
     ) -> bool:
         """Commit `number` of a token: the stream is done from `start` up to `end`."""
-        if self.held(partition, now) != (token, worker) and "fence" not in self.flaws:
+        held = self.held(partition, now)
+        mine = held == (token, worker) or (held is None and self._lapsed(partition, token, worker))
+        if not mine and "fence" not in self.flaws:
             return False
         newest, last = self.fences.get(partition, (0, 0))
         if "chain" not in self.flaws:

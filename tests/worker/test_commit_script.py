@@ -169,6 +169,28 @@ async def test_a_renewal_keeps_only_my_lease(store):
     assert await store.run(scripts.release(store.keys, 3, value)) == 0
 
 
+async def test_a_lease_that_lapsed_and_that_nobody_took_is_still_mine(store):
+    """As after a time in which the server stood still: nobody else has begun, so nothing need be done again."""
+    ids = store.add(2)
+    mine = await store.acquire()
+    value = scripts.lease_value(mine.token, "a")
+    store.client.delete(store.keys.lease(3))
+    for wrong in (scripts.lease_value(mine.token, "b"), scripts.lease_value(mine.token - 1, "a")):
+        assert await store.run(scripts.renew(store.keys, 3, wrong, TTL_MS)) == 0
+    assert await store.commit(mine.token, number=1, cursor=ids[0], entries_read=1) == 1
+    assert not store.client.exists(store.keys.lease(3)), "a commit is no renewal"
+    assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 1
+    assert 0 < store.client.pttl(store.keys.lease(3)) <= TTL_MS
+    assert await store.acquire("b") is None
+    store.client.delete(store.keys.lease(3))
+    theirs = await store.acquire("b")
+    assert theirs.token > mine.token
+    assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 0
+    assert await store.commit(mine.token, number=2, cursor=ids[1], entries_read=2) == 0
+    store.client.delete(store.keys.lease(3))
+    assert await store.run(scripts.renew(store.keys, 3, value, TTL_MS)) == 0, "taken and lapsed again"
+
+
 async def test_a_lease_ends_by_itself(store):
     await store.acquire(ttl_ms=30)
     wait_until(lambda: not store.client.exists(store.keys.lease(3)))
@@ -238,7 +260,9 @@ async def test_a_commit_writes_everything_and_once(store):
     assert store.group() == ("6-0", 6, 0, [])
 
 
-@pytest.mark.parametrize("how", ["other worker", "other token", "no lease", "expired and taken"])
+@pytest.mark.parametrize(
+    "how", ["other worker", "other token", "given back", "given back and taken", "expired and taken"]
+)
 async def test_fenced_off_nothing_changes_at_all(store, how):
     ids = store.add(4)
     mine = await store.acquire()
@@ -249,9 +273,15 @@ async def test_fenced_off_nothing_changes_at_all(store, how):
     elif how == "other token":
         token += 1
     else:
-        store.client.delete(store.keys.lease(3))
         if how == "expired and taken":
+            store.client.delete(store.keys.lease(3))
+        else:
+            released = scripts.release(store.keys, 3, scripts.lease_value(mine.token, "a"))
+            assert await store.run(released) == 1
+        if how.endswith("taken"):
             assert await store.acquire("b") is not None
+            if how == "given back and taken":
+                store.client.delete(store.keys.lease(3))
     before = store.dump()
     for number in (1, 2):
         reply = await store.commit(

@@ -316,3 +316,22 @@ def test_a_partition_that_cannot_be_read_holds_up_no_other(crew: Fleet):
     crew.put("broken", 1)
     crew.until_calls(1, "broken")
     assert_complete_and_in_order(crew.calls(), [*events, ("broken", 1)])
+
+
+def test_a_clock_that_leapt_ahead_and_back_holds_up_no_gap(crew: Fleet):
+    """The stream's IDs stay in the future until the clock has caught up: gaps must not wait for that."""
+    worker = crew.start(gap_timeout_ms=1_000)
+    crew.until_balanced(1)
+    hour_ms = 3_600_000
+    leapt = crew.put("leap", 1, entry_id=f"{time.time_ns() // 1_000_000 + hour_ms}-0")
+    crew.until_calls(1, "leap")
+    crew.client.xtrim(crew.stream("leap"), maxlen=0)
+    assert crew.put("leap", 3) == f"{leapt.partition('-')[0]}-1", "the ID stands still"
+    wait_until(lambda: worker.metric("events_held") == 1, what="the event to wait")
+    put_at = time.monotonic()
+    held, given_up = crew.until_calls(2, "leap")
+    assert (held.order, given_up.order, given_up.missing) == ("in_order", "after_gap", [2])
+    assert 0.5 < given_up.start - put_at < 3
+    crew.put("leap", 5)
+    crew.put("leap", 4)
+    assert [call.order for call in crew.until_calls(4, "leap")][2:] == ["in_order", "in_order"]

@@ -17,8 +17,15 @@
 --
 -- A commit stands on those before it: which entries wait is said once. Where the last one is not there, Redis has lost
 -- it (a crash, a failover), so its owner is fenced off as well and must begin again from what is there.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-    return 0
+--
+-- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
+local holder = redis.call('GET', KEYS[1])
+if holder ~= ARGV[1] then
+    local given = redis.call('HMGET', KEYS[2], 'token', 'owner', 'clean')
+    local mine = given[1] and given[2] and given[1] .. ' ' .. given[2] == ARGV[1] and given[3] ~= given[1]
+    if holder or not mine then
+        return 0
+    end
 end
 local last = redis.call('HGET', KEYS[2], 'commit')
 if last == ARGV[2] then
