@@ -29,6 +29,7 @@ from history import (
     RUNNER_FILE,
     Began,
     Ended,
+    Fault,
     Left,
     Letter,
     Recovery,
@@ -52,6 +53,9 @@ WORKERS, INGESTS, PARTITIONS = 3, 2, 16
 LEASE_S = 1.5
 DRAIN_MAX_S = 90.0
 """After the last fault and the last answer. Whatever is not handled then counts as lost."""
+STALL_PART = 3
+"""A server that is silent for such a part of a lease may cost one: two renewals are missed."""
+WATCH_S = 0.05
 PROGRESS_S, PLAIN_PROGRESS_S = 1.0, 10.0
 """Between two progress lines, on a terminal and elsewhere."""
 
@@ -135,6 +139,7 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
             traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
             nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
             progress = asyncio.create_task(_tell(console, options, traffic, nemesis))
+            watch = asyncio.create_task(_watch(stage, nemesis, writer, options.lease_s / STALL_PART))
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(traffic.play(options.duration_s, stop))
@@ -142,12 +147,25 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
                 await _drain(stage, traffic, Tail(directory / HANDLERS_FILE), writer, stop)
             finally:
                 progress.cancel()
+                watch.cancel()
             if not stop.is_set():
                 await asyncio.gather(*(node.terminate() for node in stage.nodes))
                 _look(stage, writer)
     finally:
         writer.close()
     return not stop.is_set()
+
+
+async def _watch(stage: Stage, nemesis: Nemesis, writer: Writer, stall_s: float) -> None:
+    """Write down when Valkey, or the whole machine, stood still though nobody asked for it: a fault as any other."""
+    while True:
+        began, asked = time.monotonic(), "redis" in nemesis.now
+        while not await asyncio.to_thread(stage.answers):
+            asked = asked or "redis" in nemesis.now
+            await asyncio.sleep(WATCH_S)
+        if time.monotonic() - began > stall_s and not asked and "redis" not in nemesis.now:
+            writer.write(Fault("stall", "redis", 0, began, time.monotonic()))
+        await asyncio.sleep(WATCH_S)
 
 
 async def _tell(console: Console, options: Options, traffic: Traffic, nemesis: Nemesis) -> None:

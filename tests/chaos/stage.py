@@ -154,6 +154,13 @@ class Stage:
         split = {number: value.decode().split(" ", 1) for number, value in enumerate(values) if value}
         return {number: (int(token), worker) for number, (token, worker) in split.items()}
 
+    def answers(self) -> bool:
+        """Whether Valkey answers now. Blocks."""
+        try:
+            return bool(self.client.ping())
+        except redis.RedisError:
+            return False
+
     def left(self) -> dict[int, tuple[int | None, int | None]]:
         """By partition: pending and unread entries of the group. Blocks; raises redis.RedisError."""
         found: dict[int, tuple[int | None, int | None]] = {}
