@@ -1,6 +1,9 @@
 """Workers on a real Redis Cluster: failovers and a moving slot under load lose nothing and keep the order."""
 
 import itertools
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +75,14 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     assert len(crew.calls()) == len(events)
     owners = {cluster.primary_of(crew.keys.callbacks(number)).port for number in range(PARTITIONS)}
     assert len(owners) == 3
+    status = subprocess.run(
+        [str(Path(sys.executable).with_name("maskline")), "status", "--json"],
+        env=crew.environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert status.returncode == 0, status.stderr
+    told = json.loads(status.stdout)
+    assert (told["stored"], told["unread"], told["pending"]) == (len(events), 0, 0)
+    assert sorted(told["workers"].values()) == [PARTITIONS // 2] * 2
     # One that is waiting for a number gets it in time, and a gap is given up, without a blocking read.
     crew.put("gap", 2)
     wait_until(lambda: sum(worker.metric("events_held") for worker in crew.workers) == 1, within_s=PATIENCE_S)

@@ -164,18 +164,16 @@ class LeaseKeeper:
         trip = self._tenancy.trip(sent_at)
         answers = await self._rounds.ask(trip, self._life_s / RENEWALS_PER_LIFE)
         decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
-        self._renewed(trip, decision)
-        for number in decision.release:
-            self._start(self._hand_over, self._owned[number])
+        self._follow(trip, decision)
         if decision.acquire and not self._draining.is_set():
             await self._acquire(decision.acquire)
         return decision.next_s
 
     def _late(self, trip: Trip, answers: Answers, sent_at: float) -> None:
         decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
-        self._renewed(trip, decision)
+        self._follow(trip, decision)
 
-    def _renewed(self, trip: Trip, decision: Decision) -> None:
+    def _follow(self, trip: Trip, decision: Decision) -> None:
         for number in trip.renew:
             if (partition := self._owned.get(number)) is not None:
                 partition.lease_until = self._tenancy.lease_until(number)
@@ -185,6 +183,9 @@ class LeaseKeeper:
         for number in decision.resume:
             if (partition := self._owned.get(number)) is not None:
                 self._dispatcher.resume(partition)
+        for number in decision.release:
+            if (partition := self._owned.get(number)) is not None:
+                self._start(self._hand_over, partition)
 
     async def _acquire(self, numbers: Sequence[int]) -> None:
         by_link: dict[Link, list[int]] = {}
@@ -282,7 +283,7 @@ class LeaseKeeper:
         while partition.opened and not self._draining.is_set() and not partition.lost:
             self._close(partition)
             await self._quiet(partition, YIELD_S)
-            if not partition.running or monotonic() >= deadline:
+            if not partition.running or monotonic() >= deadline or self._draining.is_set():
                 break
             partition.closed = False
             self._changed()

@@ -81,7 +81,7 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
     """Something that the nemesis did, over when everything is as before."""
 
     kind: str
-    """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`; `stall`, which the machine has done by itself."""
+    """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`; `stall`: the machine by itself."""
     target: str
     """`worker-0`, `ingest-1`, `redis`, …"""
     pid: int
