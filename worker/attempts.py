@@ -6,7 +6,7 @@ An attempt over its limit is cancelled, so is one whose lease is gone. What igno
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from runtime.logs import get_logger
 from worker.partition import Partition
@@ -31,7 +31,7 @@ class Attempt:
     that was stopped in the middle of them would believe in a lease that is long gone.
     """
 
-    __slots__ = ("abandoned", "deadline", "gate", "handler", "number", "session", "task", "why")
+    __slots__ = ("abandoned", "alone", "deadline", "handler", "number", "session", "task", "why")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
@@ -44,19 +44,18 @@ class Attempt:
         """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
         self.abandoned = False
         """The handler ignores its cancellation: nothing that it still does is looked at."""
-        self.gate: Literal["", "beside", "alone"] = ""
-        """How it has passed the gate of suspects."""
+        self.alone = False
+        """It has passed the gate of suspects with strikes."""
 
 
 class Attempts:
     """Those under way.
 
-    `on_sweep()`: called with every sweep. `on_stuck(attempt)`: it ignores that it was cancelled, and is given up.
+    `on_stuck(attempt)`: it ignores that it was cancelled, and is given up.
     """
 
-    def __init__(self, on_sweep: Callable[[], None], on_stuck: Callable[[Attempt], None]) -> None:
+    def __init__(self, on_stuck: Callable[[Attempt], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_sweep = on_sweep
         self._on_stuck = on_stuck
         self._attempts: set[Attempt] = set()
         self.add = self._attempts.add
@@ -109,5 +108,4 @@ class Attempts:
                 attempt.why = TIME_LIMIT
                 attempt.deadline = now + CANCEL_GRACE_S
                 attempt.task.cancel()
-        self._on_sweep()
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)

@@ -66,8 +66,8 @@ class Dispatcher:
         self._ready: deque[LiveSession] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._runners: set[asyncio.Task[None]] = set()
-        self._gate = Gate(self.submit, self._start_alone)
-        self._attempts = Attempts(self._gate.turn, self._stuck)
+        self._gate = Gate(self._start_alone)
+        self._attempts = Attempts(self._stuck)
         self._pump_scheduled = False
         self._stopping = False
         self._threads = HandlerThreads()
@@ -358,13 +358,9 @@ class Dispatcher:
     async def _handle_suspect(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
         """As `_handle`, where the event may be a suspect; or AT_GATE if it is one and must wait for others."""
         case = None if self._suspects is None else self._suspects.case(session)
-        if case is not None and not self._gate.admit(session, case.worst, attempt):
+        if case is not None and case.apart and not self._gate.admit(session, attempt):
             return AT_GATE
-        try:
-            return await self._handle(session, release, attempt, case)
-        finally:
-            if attempt.gate == "beside":
-                self._gate.leave(attempt)
+        return await self._handle(session, release, attempt, case)
 
     def _start_alone(self, session: LiveSession) -> None:
         if not self._stopping:
@@ -376,7 +372,7 @@ class Dispatcher:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
         attempt = Attempt(task)
-        attempt.gate = "alone"
+        attempt.alone = True
         try:
             await self._work(session, attempt, TURNS_MAX)  # one event, then it is anybody's turn
         finally:

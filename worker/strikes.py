@@ -11,7 +11,7 @@ Workers read without a trace, so when one dies nobody knows which entries it had
 | strikes | its handler runs |
 | --- | --- |
 | 0 | marked, as many at once as ever |
-| 1 | marked, alone among the suspects of the process |
+| 1 | marked, alone among the suspects with strikes of the process |
 | 2 | in a trial: a process of its own, which alone dies of it; marked so that the worker's own death is no strike |
 | 2, where no trial can be had | marked, alone |
 | 3, where no trial can be had | no more: dead letter |
@@ -22,7 +22,7 @@ one that was merely under way whenever somebody killed the worker is acquitted b
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -134,10 +134,6 @@ class Standing:
 
     def strikes(self, handler: str) -> int:
         return self._strikes.get(handler, 0)
-
-    def worst(self, done: Collection[str]) -> int:
-        """The most strikes that a handler has which is not done with the event."""
-        return max((count for handler, count in self._strikes.items() if handler not in done), default=0)
 
 
 class Suspicion:

@@ -42,10 +42,14 @@ class Case:
         self._standing = standing
 
     @property
-    def worst(self) -> int:
-        """The most strikes of a handler that has yet to handle the event."""
+    def apart(self) -> bool:
+        """Whether a handler that has yet to handle the event must run alone."""
         progress = self._session.progress
-        return self._standing.worst(progress.done if progress is not None else ())
+        done = progress.done if progress is not None else ()
+        return any(
+            handler not in done and self._suspects.alone(self._standing, handler)
+            for handler in self._standing.marked
+        )
 
     def strikes(self, handler: BoundHandler) -> int:
         return self._standing.strikes(handler.name)
@@ -103,6 +107,10 @@ class Suspects:
         suspects = session.partition.suspects
         standing = suspects and suspects.of(session.queue[0].arrival.payload.entry_id)
         return Case(self, session, standing) if standing else None
+
+    def alone(self, standing: Standing, handler: str) -> bool:
+        """Whether the handler must run alone."""
+        return step(standing.strikes(handler), triable=self._trials.can_try(handler)) is Step.ALONE
 
     async def begin(
         self, session: LiveSession, handler: BoundHandler, ctx: Context, standing: Standing

@@ -74,6 +74,8 @@ class Trials:
         self._names = names
         self._stats = stats
         self._impossible = 0
+        self._court = asyncio.Lock()
+        """One trial at a time: each is a process."""
 
     def can_try(self, handler: str) -> bool:
         return handler in self._names and self._impossible < IMPOSSIBLE_MAX
@@ -91,7 +93,8 @@ class Trials:
         )  # fmt: skip
         for _ in range(KILLED_MAX):
             try:
-                await self._once(handler, request)
+                async with self._court:
+                    await self._once(handler, request)
             except TrialImpossibleError:
                 self._impossible += 1
                 self._stats.trials["impossible"] += 1
