@@ -120,7 +120,8 @@ class Shards(Generic[S]):
         while True:
             well = not self.trouble and all(shard.up for shard in self)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), REFRESH_S if well else 2 * REFRESH_MIN_S)
+                async with asyncio.timeout(REFRESH_S if well else 2 * REFRESH_MIN_S):
+                    await self._stale.wait()
             self._stale.clear()
             try:
                 await self._take(await self._store.find())

@@ -1,13 +1,14 @@
 """Real servers for the tests: started on free ports in directories of their own, stopped at the end."""
 
 import contextlib
+import itertools
 import os
-import secrets
+import random
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,33 @@ PORTS = range(12_000, 32_000)
 """Below those that systems give to outgoing connections: nobody takes the port of a server that is down, and a client
 that tries it again and again never meets itself there."""
 
+PORT_SHARES = 16
+"""Test processes beside each other take their ports from shares of their own: what one has chosen and not bound yet,
+or left by killing a server that is to come back, no other may take."""
+
 
 SETTLE_S = 30.0
 """For what is sure to come: a loaded machine must not fail a test."""
 
 
+def _ports() -> Iterator[int]:
+    """This process's share of the ports, again and again: none comes twice before all others came."""
+    process = os.environ.get("PYTEST_XDIST_WORKER", "")
+    share = int(process[2:]) % (PORT_SHARES - 1) if process.startswith("gw") else PORT_SHARES - 1
+    ports = [*PORTS[share::PORT_SHARES]]
+    random.SystemRandom().shuffle(ports)  # not by the generator that tests seed
+    return itertools.cycle(ports)
+
+
+_next_port = _ports()
+
+
 def free_port() -> int:
-    while True:
-        port = secrets.choice(PORTS)  # not by `random`, which tests seed
+    for port in _next_port:
         with contextlib.suppress(OSError), socket.socket() as sock:
             sock.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("the ports never end")
 
 
 def wait_until(condition: Callable[[], Any], *, within_s: float = 10.0, what: str = "the condition") -> Any:

@@ -112,7 +112,8 @@ class LeaseKeeper:
         while True:
             pause_s = await self._round()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._soon.wait()
                 await asyncio.sleep(self._tenancy.soon_s(_chance()))
             self._soon.clear()
             if self._failure is not None:
@@ -289,7 +290,8 @@ class LeaseKeeper:
             self._changed()
             self._dispatcher.resume(partition)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), YIELD_AGAIN_S)
+                async with asyncio.timeout(YIELD_AGAIN_S):
+                    await self._draining.wait()
         await self._give_back(partition)
 
     async def _give_back(self, partition: Partition) -> None:

@@ -116,7 +116,8 @@ class Poller:
             else:
                 await self._reader.feed_all(batches)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._woken.wait()
                 request = self._request(reads)
 
     def _request(self, reads: Link) -> _Request | None:
