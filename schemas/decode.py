@@ -19,7 +19,8 @@ Strategy: everything is text first (`parameter_pairs`), whatever it came as; `ev
 what a list of pairs means, by tables made once at import.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from decimal import Decimal
 from hashlib import blake2b
 from types import NoneType
@@ -87,12 +88,21 @@ def _json_text(value: Any) -> str:
         raise NotDecodableError("the JSON body is nested too deeply") from None
 
 
-_pack_pairs: Final = msgspec.msgpack.Encoder().encode
+pack_texts: Final = msgspec.msgpack.Encoder().encode
+"""Texts with their lengths, so that no two lists share their bytes."""
 
 
 def fingerprint_of(pairs: Pairs) -> bytes:
-    """Eight bytes over all parameters; packed with their lengths, so that no two lists share their bytes."""
-    return blake2b(_pack_pairs(sorted(pairs)), digest_size=FINGERPRINT_BYTES).digest()
+    """Eight bytes over all parameters: the names in order, then the texts in the order of the names."""
+    ordered = sorted(pairs)
+    hashed = hash_of_names([name for name, _ in ordered])
+    hashed.update(pack_texts([text for _, text in ordered]))
+    return hashed.digest()
+
+
+def hash_of_names(names: Sequence[str]) -> blake2b:
+    """Half of a fingerprint, the same for all callbacks with these names."""
+    return blake2b(pack_texts(names), digest_size=FINGERPRINT_BYTES)
 
 
 def _read_sequence_number(text: str) -> int:
@@ -105,31 +115,36 @@ def _read_sequence_number(text: str) -> int:
 _Reader = Callable[[str], Any]
 
 # By what an attribute holds. A str is taken as it is, so it needs no reader.
-_READERS: Final[dict[type, _Reader]] = {int: read_int, Decimal: read_decimal}
+_READERS: Final[dict[type, _Reader]] = {int: read_int, Decimal: read_decimal, datetime: read_time}
 
 
-def _reader(attribute: str, annotation: Any) -> _Reader | None:
-    if attribute == "sequence_number":
-        return _read_sequence_number
+class Attribute(NamedTuple):
+    name: str
+    """Ours."""
+    type: type
+    """`str`, `int`, `Decimal` or `datetime`."""
+    reader: _Reader | None
+    """Raises ValueError; None where the text is the value."""
+
+
+def _attribute(name: str, annotation: Any) -> Attribute:
     (kind,) = (option for option in get_args(annotation) if option is not NoneType)
-    if kind is str:
-        return None
-    return _READERS.get(kind, read_time)
+    return Attribute(name, kind, _read_sequence_number if name == "sequence_number" else _READERS.get(kind))
 
 
-class _Known(NamedTuple):
-    """What one type of event knows: Plivo's name to our name and the reader of its value."""
+class Known(NamedTuple):
+    """What one type of event knows: its attributes by Plivo's names, all but session and event's name."""
 
     event_type: type[Event]
-    attributes: dict[str, tuple[str, _Reader | None]]
+    attributes: dict[str, Attribute]
 
 
-def _known(event_type: type[Event]) -> _Known:
+def _known(event_type: type[Event]) -> Known:
     hints = get_type_hints(event_type)
-    return _Known(
+    return Known(
         event_type,
         {
-            plivo_name: (attribute, _reader(attribute, hints[attribute]))
+            plivo_name: _attribute(attribute, hints[attribute])
             for attribute, plivo_name in ATTRIBUTES.items()
             if attribute in hints and attribute != "session_uuid"
         },
@@ -138,6 +153,10 @@ def _known(event_type: type[Event]) -> _Known:
 
 _KNOWN: Final = {name: _known(event_type) for name, event_type in EVENT_TYPES.items()}
 _KNOWN_OF_UNKNOWN: Final = _known(UnknownEvent)
+
+
+def known_of(event_name: str) -> Known:
+    return _KNOWN.get(event_name, _KNOWN_OF_UNKNOWN)
 
 
 def event_from_pairs(pairs: Pairs) -> Event:
@@ -151,7 +170,7 @@ def event_from_pairs(pairs: Pairs) -> Event:
     if len(texts) != len(pairs):
         _settle_repeated(pairs, texts, extra, problems)
     session_uuid, event_name = _identity(texts)
-    event_type, attributes = _KNOWN.get(event_name, _KNOWN_OF_UNKNOWN)
+    event_type, attributes = known_of(event_name)
     values: dict[str, Any] = {"session_uuid": session_uuid, "extra": extra}
     if event_type is UnknownEvent:
         values["event_name"] = event_name
@@ -163,7 +182,7 @@ def event_from_pairs(pairs: Pairs) -> Event:
         stripped = text.strip()  # is_null, without the price of a call for each value
         if len(stripped) <= NULL_CHARS_MAX and stripped.lower() in NULLS:
             continue
-        attribute, reader = known
+        attribute, _, reader = known
         if reader is None:
             values[attribute] = text
             continue
@@ -213,7 +232,7 @@ def _settle_repeated(
             extra[name] = candidates
             problems.append(name)
 
-    attributes = _KNOWN.get(texts.get("EventName", ""), _KNOWN_OF_UNKNOWN).attributes
+    attributes = known_of(texts.get("EventName", "")).attributes
     for name, candidates in differing.items():
         values = [text for text in candidates if not is_null(text)]
         if name in attributes and len(values) == 1:

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
-from schemas.decode import decode_event
 from schemas.errors import UndecodableEntryError
 from schemas.events import Event, SessionTimeout
 from schemas.privacy import redact
+from schemas.shapes import Shapes
 from worker.deadletter import DeadLetter
 from worker.reorder import Arrival
 from worker.session import Entry
 
 RECORDING_PREFIX: Final = "SessionRecording"
+
+_decode: Final = Shapes().decode
 
 
 def arrival_of(entry_id: str, fields: Sequence[bytes], *, recording_shared: bool) -> Arrival:
@@ -20,7 +22,7 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], *, recording_shared: bool
     if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
         raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
     callback = decode_callback(fields[1])
-    event, fingerprint = decode_event(callback)
+    event, fingerprint = _decode(callback)
     return Arrival(
         number=event.sequence_number,
         fingerprint=fingerprint,

@@ -1,0 +1,255 @@
+"""The compiled readers say what the reference says, of everything; and they are what ordinary callbacks meet."""
+
+from string import ascii_letters, digits
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from schemas import shapes
+from schemas.callback import RawCallback
+from schemas.decode import decode_event
+from schemas.errors import UndecodableEntryError
+from schemas.events import ATTRIBUTES, EVENT_TYPES
+from schemas.parameters import FORM_TYPE
+from schemas.shapes import EVENTS_MAX, LEARN_AFTER, SEEN_MAX, SHAPES_PER_EVENT, Shapes
+
+ORDINARY = {
+    "EventName": "SessionRecordingCompleted",
+    "EventTimestamp": "2024-02-01 06:28:15 +0000 UTC",
+    "SessionUUID": "3f5c0e5a-0000-4000-8000-000000000001",
+    "SequenceNumber": "7",
+    "From": "+14155550123",
+    "To": "14155550124",
+    "VirtualNumber": "+14155550100",
+    "PinAuthenticationStatus": "null",
+    "PinRetryCounter": "",
+    "Amount": "0.00350",
+    "Duration": "42",
+    "PlivoHangupCause": "Normal Hangup",
+    "PlivoHangupCauseCode": "4000",
+    "RecordingFormat": ".mp3",
+    "CallerName": "somebody",
+}
+
+
+def outcome(decode, callback):
+    try:
+        event, fingerprint = decode(callback)
+    except UndecodableEntryError as error:
+        return error.code
+    return type(event), event, fingerprint
+
+
+def post(body, query=b""):
+    return RawCallback("POST", query, FORM_TYPE, body, 1, "MA")
+
+
+def form(parameters):
+    return "&".join(f"{quote_plus(name)}={quote_plus(value)}" for name, value in parameters.items()).encode()
+
+
+def refuse(*_):
+    raise AssertionError("the reference was asked")
+
+
+def learned(*callbacks):
+    known = Shapes()
+    for callback in callbacks:
+        for _ in range(LEARN_AFTER):
+            outcome(known.decode, callback)
+    return known
+
+
+@pytest.mark.parametrize("method", ["body", "query", "both"])
+def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method):
+    encoded = form(ORDINARY)
+    head, _, tail = encoded.rpartition(b"&")
+    callback = {
+        "body": post(encoded),
+        "query": RawCallback("GET", encoded, "", b"", 1, "MA"),
+        "both": post(head, tail),
+    }[method]
+    expected = outcome(decode_event, callback)
+    known = learned(callback)
+    monkeypatch.setattr(shapes, "decode_event", refuse)
+    assert outcome(known.decode, callback) == expected
+
+
+def test_other_values_of_the_same_kinds_fit_the_shape(monkeypatch):
+    others = ORDINARY | {
+        "EventTimestamp": "2024-12-31T23:59:59.999Z",
+        "SessionUUID": "another",
+        "SequenceNumber": "123456789012345",
+        "From": "+447700900123",
+        "To": "+somebody"[1:],
+        "PinAuthenticationStatus": "None",
+        "PinRetryCounter": "NULL",
+        "Amount": "12",
+        "PlivoHangupCause": "a b c",
+        "RecordingFormat": "null",
+        "CallerName": "none-at-all",
+    }
+    expected = outcome(decode_event, post(form(others)))
+    known = learned(post(form(ORDINARY)))
+    monkeypatch.setattr(shapes, "decode_event", refuse)
+    assert outcome(known.decode, post(form(others))) == expected
+
+
+ODD = """
+null|None| null|null |  |\t|\xa0|\u3000null|nu|NULLs|\x85|\x00|\x1f|é|%|%2B|a%zz|=|a=b|a&b|a  b| a|0|-1|+5|60.0| 60 |1e3
+|9007199254740992|999999999999999999|999999999999999999999999999999|0.00450|.5|1_000|٣٤|+14155550123|+1 415 555 0123
+|2024-02-01 06:28:15 +0000 UTC|2024-02-01T06:28:15Z|2024-02-31 06:28:15 +0000 UTC|2024-02-01|0000-00-00|12345:6789
+|2024-02-01 06:28:15.123456|Normal Hangup|https://example.com/r.mp3?a=1&b=2
+""".replace("\n", "").split("|")
+TEXTS = st.one_of(
+    st.sampled_from(ODD),
+    st.text(max_size=8),
+    st.text(ascii_letters + digits + "+ -.:%&=", max_size=40),
+)
+NAMES = st.sampled_from([*ATTRIBUTES.values(), "EventName", "CallerName", "a", "A-b", "é", "", "x" * 65])
+EVENT_NAMES = st.sampled_from(
+    [*list(EVENT_TYPES)[:3], "SessionRecordingCompleted", "SomethingNew", "null", "", "odd name"]
+)
+
+
+def raw(text):
+    """As a careless client writes it: not everything that must be escaped is."""
+    return text.replace("%", "%25").replace("&", "%26").replace(" ", "+")
+
+
+WRITERS = [
+    quote_plus,
+    quote,
+    lambda text: quote(text, safe="/:=+"),
+    lambda text: quote_plus(text).replace("%2B", "%2b"),
+    lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+    raw,
+    lambda text: text,
+]
+ESCAPES = st.sampled_from(WRITERS)
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_one_odd_value_in_an_ordinary_callback(name):
+    """Each of them, however it is written."""
+    for odd in (*ODD, "s" * 129):
+        for write in WRITERS:
+            encoded = form(ORDINARY).replace(
+                f"{name}={quote_plus(ORDINARY[name])}".encode(), f"{name}={write(odd)}".encode()
+            )
+            known = learned(post(form(ORDINARY)))
+            for _ in range(LEARN_AFTER + 1):
+                assert outcome(known.decode, post(encoded)) == outcome(decode_event, post(encoded))
+
+
+@st.composite
+def nearly_ordinary(draw):
+    """An ordinary callback, and what differs from it by little."""
+    order = draw(st.permutations(list(ORDINARY)))
+    order = [*order[: draw(st.integers(1, len(order)))], "EventName", "SessionUUID"]
+    if not draw(st.integers(0, 4)):
+        order.append(draw(st.sampled_from(order)))
+    else:
+        order = list(dict.fromkeys(order))
+    made = []
+    for changes in range(draw(st.integers(2, 5))):
+        values = dict(ORDINARY)
+        for name in draw(st.lists(st.sampled_from(order), min_size=min(changes, 1), max_size=2)):
+            values[name] = draw(TEXTS)
+        escaping = draw(ESCAPES) if changes and not draw(st.integers(0, 3)) else quote_plus
+        fields = [f"{name}={escaping(values[name])}" for name in order]
+        made.append(post("&".join(fields).encode("utf-8", "replace")))
+    return made
+
+
+@given(nearly_ordinary())
+@settings(max_examples=1_000, deadline=None)
+def test_what_nearly_fits_is_read_as_the_reference_does(made):
+    known = learned(*made)
+    for callback in made:
+        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+    known = learned(made[0])
+    for callback in made:
+        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+
+
+@st.composite
+def callbacks(draw):
+    """Several of one template, each with some values changed: most fit its shape, or nearly do."""
+    names = draw(st.lists(NAMES, min_size=1, max_size=12))
+    template = {name: draw(TEXTS) for name in names}
+    template |= {
+        "EventName": draw(EVENT_NAMES),
+        "SessionUUID": draw(st.sampled_from(["s-1", "session-1", "null", "x" * 129])),
+    }
+    order = draw(st.permutations([*template, *draw(st.lists(NAMES, max_size=1))]))
+    escape = draw(ESCAPES)
+    made = []
+    for _ in range(draw(st.integers(1, 4))):
+        values = template | draw(st.dictionaries(st.sampled_from(order), TEXTS, max_size=2))
+        escaping = draw(ESCAPES) if draw(st.booleans()) else escape
+        fields = [f"{escaping(name)}={escaping(values.get(name, ''))}" for name in order]
+        encoded = "&".join(fields).encode("utf-8", "replace")
+        cut = draw(st.integers(0, len(encoded)))
+        made.append(
+            draw(
+                st.sampled_from(
+                    [
+                        post(encoded),
+                        post(encoded),
+                        RawCallback("GET", encoded, "text/plain", b"", 1, "MA"),
+                        post(encoded[:cut], encoded[cut:]),
+                        RawCallback("POST", b"", "", encoded, 1, "MA"),
+                        RawCallback("POST", encoded, "application/json", b'{"Duration": 7}', 1, "MA"),
+                    ]
+                )
+            )
+        )
+    return made
+
+
+@given(callbacks(), callbacks())
+@example([post(form(ORDINARY))], [post(form(ORDINARY | {"EventTimestamp": "2024-02-31 06:28:15 +0000 UTC"}))])
+@example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"2024-02-01", b"2024%FF02"))])
+@example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"=42", b"=42&&"))])
+@example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"=42", b""))])
+@example([post(form(ORDINARY))], [post(form(ORDINARY) + "é".encode())])
+@example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"EventName", b"XEventName"))])
+@settings(max_examples=400, deadline=None)
+def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
+    known = learned(*first)
+    for callback in (*second, *first, *second):
+        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+
+
+def test_what_is_remembered_is_bounded():
+    known = Shapes()
+    for number in range(EVENTS_MAX + SEEN_MAX):
+        event = f"Event{number % (EVENTS_MAX * 2)}"
+        for _ in range(LEARN_AFTER if number < EVENTS_MAX * 2 else 1):
+            known.decode(post(f"EventName={event}&SessionUUID=session&A{number}=1".encode()))
+    assert len(known._readers) <= EVENTS_MAX
+    assert len(known._seen) <= SEEN_MAX
+    for number in range(SHAPES_PER_EVENT * 2):
+        for _ in range(LEARN_AFTER):
+            known.decode(post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))
+    assert len(known._readers["SessionTimeout"]) == SHAPES_PER_EVENT
+
+
+def test_shapes_that_come_and_go_are_compiled_ever_more_rarely(monkeypatch):
+    compiled = []
+    compile_shape = shapes.compile_shape
+    monkeypatch.setattr(shapes, "compile_shape", lambda shape: compiled.append(shape) or compile_shape(shape))
+    known = Shapes()
+    for _ in range(256):
+        for number in range(SHAPES_PER_EVENT + 1):
+            known.decode(post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))
+    assert len(compiled) <= (SHAPES_PER_EVENT + 1) * 8
+
+
+def test_more_fields_than_a_shape_may_have_are_the_references():
+    known = learned(callback := post(form(ORDINARY | {f"A{number}": "1" for number in range(64)})))
+    assert not known._readers
+    assert outcome(known.decode, callback) == outcome(decode_event, callback)
