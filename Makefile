@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := console handlers ingest runtime schemas worker
 
-.PHONY: setup dev test matrix chaos check format clean
+.PHONY: setup dev test matrix chaos bench check format clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ matrix: $(STAMP)
 chaos: $(STAMP)
 	@$(BIN)/python tests/chaos/run.py
 
+# Beside what one would otherwise write or take; see bench/README.md. ONLY=ingest ROUNDS=6 make bench
+bench: $(STAMP)
+	@$(BIN)/python -m bench
+
 check: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -41,4 +45,4 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

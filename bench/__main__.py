@@ -1,0 +1,114 @@
+"""`python -m bench`: set up, measure, show. `make bench` runs it; the environment gives the defaults."""
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from bench import prepare
+from bench.machine import HOME, BenchError, describe
+from bench.paired import Sample
+from bench.parts import ingest
+from bench.plan import Options, Plan
+from bench.results import Report, write_report
+from bench.table import part_table, target_table
+
+PARTS: Final[dict[str, Callable[[Options], Plan]]] = {"ingest": ingest.plan}
+PARTS_WITH_PEERS: Final = {"ingest", "worker"}
+LOG_COLUMNS: Final = 120
+"""Where no terminal says how wide it is."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the parts asked for; the exit code."""
+    arguments = _parser().parse_args(argv)
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_COLUMNS)
+    try:
+        report = run(arguments, console)
+    except BenchError as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        return 1
+    path = arguments.json or HOME / "results" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    write_report(path, report)
+    console.print(f"results: {path}")
+    return 0
+
+
+def run(arguments: argparse.Namespace, console: Console) -> Report:
+    prepare.prepare_load(console)
+    names = [arguments.only] if arguments.only else list(PARTS)
+    node = True
+    if PARTS_WITH_PEERS & set(names):
+        prepare.prepare_peers(console)
+        node = prepare.prepare_node(console)
+    options = Options(rounds=arguments.rounds, slice_s=arguments.slice_s, full=arguments.full, node=node)
+    samples: list[Sample] = []
+    plans = [PARTS[name](options) for name in names]
+    for plan in plans:
+        samples += interleaved(plan, options.rounds, console)
+        console.print(part_table(plan, samples))
+    targets = target_table(samples)
+    if targets is not None:
+        console.print(targets)
+    return Report(datetime.now(UTC).isoformat(timespec="seconds"), describe(), samples)
+
+
+def interleaved(plan: Plan, rounds: int, console: Console) -> list[Sample]:
+    """Every slice once a round. The variants of a case stay beside each other, in an order of the round's own."""
+    rng = random.Random(len(plan.slices))
+    samples: list[Sample] = []
+    cases = list(dict.fromkeys(one.key.case for one in plan.slices))
+    count, total, begun = 0, rounds * len(plan.slices), time.monotonic()
+    for number in range(1, rounds + 1):
+        for case in cases:
+            slices = [one for one in plan.slices if one.key.case == case]
+            for one in rng.sample(slices, len(slices)):
+                values = one.measure()
+                count += 1
+                left_s = (time.monotonic() - begun) / count * (total - count)
+                samples.append(Sample(plan.name, *one.key, number, values))
+                console.print(
+                    f"[dim]{plan.name} {number}/{rounds}[/] {one.key.case}, {one.key.variant}: "
+                    f"{_figures(values)} [dim]({left_s / 60:.0f} min left)[/]",
+                    highlight=False,
+                )
+    return samples
+
+
+def _figures(values: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {value:,.4g}" if value < 1000 else f"{name} {value:,.0f}" for name, value in values.items()
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="How fast maskline is, beside others."
+    )
+    environment = os.environ.get
+    parser.add_argument(
+        "--only", choices=[*PARTS], default=environment("ONLY") or None, help="one part (ONLY)"
+    )
+    parser.add_argument("--rounds", type=int, default=int(environment("ROUNDS") or 6), help="rounds (ROUNDS)")
+    parser.add_argument(
+        "--slice-s", type=float, default=float(environment("SLICE_S") or 2), help="seconds a slice (SLICE_S)"
+    )
+    parser.add_argument(
+        "--full", action="store_true", default=bool(environment("FULL")), help="the large sizes, too (FULL)"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=Path(environment("JSON", "")) if environment("JSON") else None,
+        help="where the results go (JSON; default .bench/results/)",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

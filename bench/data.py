@@ -1,0 +1,154 @@
+"""What is sent and what is handled: the same bytes for everybody, from a seed.
+
+Sessions speak as the simulator's do (`console.simulate`): both vocabularies, nulls in every spelling, attributes
+that come and go. They are drawn from a stock of scripts, so that a million of them take seconds to make.
+"""
+
+import hashlib
+import hmac
+import random
+import struct
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from console.simulate.sessions import SessionOptions, make_session
+from schemas.callback import RawCallback, encode_callback
+from schemas.parameters import FORM_TYPE
+
+SEED: Final = 20_260_105
+HOST: Final = "hooks.example.com"
+URL: Final = f"http://{HOST}/callbacks"
+AUTH_ID: Final = "MAXXXXXXXXXXXXXXXXXX"
+AUTH_TOKEN: Final = "a-token-of-nobody"  # noqa: S105 - of nobody
+REQUESTS: Final = 4_096
+SESSION_EVENTS: Final = 5
+"""Numbered events of every session: 20,000 sessions have 100,000."""
+SCRIPTS: Final = 512
+UNDER_WAY: Final = 2_000
+"""Sessions that go on at the same time; each event comes this many events after the one before."""
+
+_PLACEHOLDER: Final = b"SessionUUID-of-a-script-000000000000"
+
+
+class Numbered(NamedTuple):
+    """One event of one session."""
+
+    session: str
+    number: int
+    body: bytes
+    """The form, as Plivo posts it."""
+
+
+@cache
+def scripts() -> list[list[bytes]]:
+    """The bodies of SCRIPTS sessions: the first SESSION_EVENTS numbered events, with a placeholder for the session."""
+    found: list[list[bytes]] = []
+    for index in count():
+        events = [event for event in make_session(SEED, index, SessionOptions()) if event.lane == "status"]
+        if len(events) >= SESSION_EVENTS:
+            found.append(
+                [
+                    urlencode(event.parameters | {"SessionUUID": _PLACEHOLDER.decode()}).encode()
+                    for event in events[:SESSION_EVENTS]
+                ]
+            )
+        if len(found) == SCRIPTS:
+            break
+    return found
+
+
+def session_uuid(index: int, *, salt: int = 0) -> str:
+    """The same for the same index: a session's name, as Plivo makes them."""
+    return str(uuid.UUID(int=random.Random(f"{SEED}:{salt}:{index}").getrandbits(128), version=4))
+
+
+def numbered(index: int, number: int, name: str) -> Numbered:
+    """Event `number` of session `index` (whose name is `name`), its body from the session's script."""
+    script = scripts()[index % SCRIPTS]
+    template = script[(number - 1) % SESSION_EVENTS]
+    body = template.replace(_PLACEHOLDER, name.encode())
+    if number > SESSION_EVENTS:
+        told = (number - 1) % SESSION_EVENTS + 1
+        body = body.replace(b"SequenceNumber=%d" % told, b"SequenceNumber=%d" % number)
+    return Numbered(name, number, body)
+
+
+def session_events(
+    sessions: int, *, out_of_order: bool = True, under_way: int = UNDER_WAY
+) -> Iterator[Numbered]:
+    """SESSION_EVENTS events each of so many sessions, as they come in.
+
+    `under_way` sessions at a time take turns. Out of order, one event of each session changes places with the next:
+    a fifth of all come before one with a smaller number.
+    """
+    rng = random.Random(SEED)
+    orders = [[*range(1, SESSION_EVENTS + 1)]]
+    if out_of_order:
+        orders = [_swapped(place) for place in range(SESSION_EVENTS - 1)]
+    for start in range(0, sessions, under_way):
+        block = [
+            (index, session_uuid(index), rng.choice(orders))
+            for index in range(start, min(start + under_way, sessions))
+        ]
+        for turn in range(SESSION_EVENTS):
+            for index, name, order in block:
+                yield numbered(index, order[turn], name)
+
+
+def _swapped(place: int) -> list[int]:
+    order = [*range(1, SESSION_EVENTS + 1)]
+    order[place], order[place + 1] = order[place + 1], order[place]
+    return order
+
+
+def stored(event: Numbered) -> bytes:
+    """The event as ingest writes it into a stream, received now."""
+    return encode_callback(
+        RawCallback("POST", b"", FORM_TYPE, event.body, time.time_ns() // 1_000_000, AUTH_ID)
+    )
+
+
+def sign_v3(body: bytes, nonce: str) -> str:
+    """Plivo's V3 signature of a form posted to URL: by hand, so that the peers can use it without maskline."""
+    pairs = parse_qsl(body.decode(), keep_blank_values=True)
+    text = f"{URL}?{''.join(name + value for name, value in sorted(pairs))}.{nonce}"
+    return b64encode(hmac.digest(AUTH_TOKEN.encode(), text.encode(), hashlib.sha256)).decode()
+
+
+def request(body: bytes, nonce: str, signature: str | None = None) -> bytes:
+    """A whole request as Plivo sends it, validly signed unless another signature is given."""
+    signature = signature or sign_v3(body, nonce)
+    head = (
+        "POST /callbacks HTTP/1.1\r\n"
+        f"Host: {HOST}\r\n"
+        "User-Agent: Plivo\r\n"
+        "Accept: */*\r\n"
+        f"Content-Type: {FORM_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        f"X-Plivo-Signature-V3: {signature}\r\n"
+        f"X-Plivo-Signature-Ma-V3: {signature}\r\n"
+        f"X-Plivo-Signature-V3-Nonce: {nonce}\r\n"
+        "\r\n"
+    )
+    return head.encode() + body
+
+
+def write_requests(path: Path, events: Iterable[Numbered]) -> Path:
+    """Requests for the load generator: each after its length in four bytes. Kept if the file is there already."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rng = random.Random(SEED)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            for event in events:
+                whole = request(event.body, f"{rng.getrandbits(64):020d}")
+                file.write(struct.pack("<I", len(whole)) + whole)
+        part.rename(path)
+    return path

@@ -1,0 +1,63 @@
+"""The load generator (load.c) as a function."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.machine import HOME, BenchError
+
+BINARY = HOME / "load"
+SOURCE = Path(__file__).with_name("load.c")
+GRACE_S = 30.0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a slice of load saw; see load.c."""
+
+    answered: int
+    good: int
+    refused: int
+    failed: int
+    unanswered: int
+    reconnects: int
+    seconds: float
+    cpu_s: float
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    max_us: float
+
+
+def run_load(
+    port: int,
+    requests: Path,
+    *,
+    core: int | None,
+    clients: int = 64,
+    warm_s: float = 0.5,
+    slice_s: float = 2.0,
+    rate: float = 0.0,
+    pids: Sequence[int] = (),
+) -> Load:
+    """Send requests from so many keep-alive clients: as fast as they are answered, or `rate` a second.
+
+    Raises BenchError where anything but 200 comes back, or the server does not answer at all.
+    """
+    argv = [
+        *([] if core is None else ["taskset", "--cpu-list", str(core)]), str(BINARY),
+        "--port", str(port), "--clients", str(clients), "--requests", str(requests),
+        "--warm-s", str(warm_s), "--slice-s", str(slice_s), "--rate", str(rate),
+    ]  # fmt: skip
+    for pid in pids:
+        argv += ["--pid", str(pid)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=warm_s + slice_s + GRACE_S
+    )
+    if done.returncode:
+        raise BenchError(done.stderr.strip())
+    load = msgspec.json.decode(done.stdout, type=Load)
+    if load.refused or load.failed or not load.good:
+        raise BenchError(f"not all requests were answered 200: {load}")
+    return load

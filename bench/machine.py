@@ -1,0 +1,223 @@
+"""The machine under the benchmark: its cores, processes on them, and a fresh Valkey for every slice."""
+
+import contextlib
+import itertools
+import os
+import platform
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import redis
+
+from console.embedded import find_server
+
+ROOT: Final = Path(__file__).parent.parent
+HOME: Final = ROOT / ".bench"
+"""What set-up makes and a run leaves: peers, tools, data, logs. Ignored by git, safe to remove."""
+PATIENCE_S: Final = 60.0
+"""For whatever is sure to come on a loaded machine."""
+PORTS: Final = range(12_000, 32_000)
+"""Below those that systems give to outgoing connections."""
+
+_ports: Final = itertools.cycle(random.SystemRandom().sample(PORTS, len(PORTS)))
+
+
+class BenchError(Exception):
+    """The benchmark cannot go on; the text says why."""
+
+
+class Cores(NamedTuple):
+    """Where things run: None where the system cannot pin, or there is but one core."""
+
+    server: int | None
+    """What is measured."""
+    rest: int | None
+    """The load generator and Valkey."""
+
+
+def cores() -> Cores:
+    """Two cores of those that this process may use."""
+    if not hasattr(os, "sched_getaffinity") or shutil.which("taskset") is None:
+        return Cores(None, None)
+    allowed = sorted(os.sched_getaffinity(0))
+    return Cores(allowed[0], allowed[1]) if len(allowed) > 1 else Cores(None, None)
+
+
+def describe() -> dict[str, str]:
+    """What a reader of the results must know of the machine."""
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    found = cores()
+    return {
+        "cpu": names[0].partition(": ")[2] if names else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "pinned": "no" if found.server is None else f"server {found.server}, rest {found.rest}",
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+    }
+
+
+def free_port() -> int:
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise BenchError("no port is free")
+
+
+class Process:
+    """A process and all that it starts (a session of the system's); what they write goes to a log."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        core: int | None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")}
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*pinned, *argv],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
+                env=inherited | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
+            )  # fmt: skip
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def pids(self) -> list[int]:
+        """The process started, and its children. Linux only."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = entry.read_text().rpartition(")")[2].split()
+                if (
+                    int(fields[3]) == self.pid
+                ):  # the session: a supervisor gives its children groups of their own
+                    found.append(int(entry.parent.name))
+        return sorted(found) or [self.pid]
+
+    def check(self) -> None:
+        """Raises BenchError where it has ended."""
+        if self._process.poll() is not None:
+            raise BenchError(f"{self.log.name}: it ended:\n{self.log.read_text()[-2000:]}")
+
+    def cpu_s(self) -> float:
+        """CPU time that they have used. Linux only: elsewhere there is no clock of another process."""
+        used = 0.0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                used += time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) makes it
+        return used
+
+    def memory_bytes(self) -> int:
+        """What they hold in memory."""
+        pages = 0
+        for pid in self.pids():
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def pause(self) -> None:
+        """Have them stand still, at once."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Kill them: what a slice was for is measured."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, signum: int) -> None:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+
+@contextlib.contextmanager
+def process(
+    argv: Sequence[str], log: Path, *, core: int | None, environment: Mapping[str, str] | None = None
+) -> Iterator[Process]:
+    it = Process(argv, log, core=core, environment=environment)
+    try:
+        yield it
+    finally:
+        it.stop()
+
+
+class Valkey(NamedTuple):
+    """A server with nothing in it."""
+
+    port: int
+    process: Process
+    client: "redis.Redis"
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def used_bytes(self) -> int:
+        """What the data set takes."""
+        info = self.client.info("memory")
+        return int(info["used_memory_dataset"])
+
+
+@contextlib.contextmanager
+def valkey(*, appendfsync: str = "everysec", core: int | None) -> Iterator[Valkey]:
+    """A Valkey on that core, `appendfsync` being `off`, `everysec` or `always`."""
+    port = free_port()
+    (HOME / "data").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="valkey-", dir=HOME / "data") as directory:
+        argv = [
+            str(find_server()), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "",
+            "--maxmemory-policy", "noeviction",
+        ]  # fmt: skip
+        if appendfsync == "off":
+            argv += ["--appendonly", "no"]
+        else:
+            argv += ["--appendonly", "yes", "--appendfsync", appendfsync]
+        with (
+            process(argv, HOME / "logs" / "valkey.log", core=core) as server,
+            redis.Redis(port=port, socket_timeout=PATIENCE_S) as client,
+        ):
+            until_listening(port, server)
+            client.ping()
+            yield Valkey(port, server, client)
+
+
+def until_listening(port: int, server: Process) -> None:
+    """Wait until a port takes connections. Raises BenchError where the process ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        server.check()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.01)
+    raise BenchError(f"{server.log.name}: it did not listen within {PATIENCE_S:g} s")
+
+
+def product_python() -> str:
+    """The interpreter that has maskline and its dependencies: the one that runs this."""
+    return sys.executable
+
+
+def _lines(path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text().splitlines()
+    return []

@@ -1,0 +1,56 @@
+"""A part of the benchmark as data: its slices, what they are compared with, and the columns of its table."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bench.paired import Key
+
+Measure = Callable[[], dict[str, float]]
+
+
+class Slice(NamedTuple):
+    """One variant in one case, and how it is measured: once a round, in processes of its own."""
+
+    key: Key
+    measure: Measure
+
+
+class Column(NamedTuple):
+    """A column of a part's table."""
+
+    metric: str
+    label: str
+    ratio: bool = False
+    """Shown as a ratio to the case's base, paired by round; else the median itself."""
+    inverse: bool = False
+    """Base ÷ value: for a cost, where less is better and a ratio over 1 should say so."""
+    format: str = ",.0f"
+
+
+class Plan(NamedTuple):
+    name: str
+    title: str
+    slices: Sequence[Slice]
+    bases: dict[str, Key]
+    """What each case is compared with; a case without one shows figures alone."""
+    columns: Sequence[Column]
+
+
+class Options(NamedTuple):
+    """What was asked for."""
+
+    rounds: int = 6
+    slice_s: float = 2.0
+    warm_s: float = 0.5
+    full: bool = False
+    """The sizes that take minutes, too."""
+    node: bool = True
+    """Whether the Node peer is there."""
+    events: int = 100_000
+    """Of a backlog in `worker` and `growth`; the peers that are slower get a tenth."""
+
+
+RATE = Column("per_s", "a second")
+RATIO = Column("per_s", "× base", ratio=True, format=".2f")
+CPU = Column("cpu_us", "CPU µs", format=".1f")
+CPU_RATIO = Column("cpu_us", "by CPU", ratio=True, inverse=True, format=".2f")

@@ -1,0 +1,88 @@
+"""What is aimed at, as data: printed beside what was measured."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from bench.paired import Key, Sample, Spread, best_of, by_round, ratios, spread
+
+
+class Target(NamedTuple):
+    """A bound on a ratio of two variants (the best of several), or on a figure itself where `over` is empty."""
+
+    label: str
+    part: str
+    key: Key
+    over: tuple[Key, ...]
+    metric: str
+    bound: float
+    aim: float
+    at_most: bool = False
+    """The bound is not to be passed, rather than to be reached."""
+    unit: str = "×"
+
+
+class Outcome(NamedTuple):
+    target: Target
+    found: Spread
+
+    @property
+    def verdict(self) -> str:
+        """`aim`, `reached` or `missed`, by the median."""
+        target, median = self.target, self.found.median
+        for word, value in (("aim", target.aim), ("reached", target.bound)):
+            if median <= value if target.at_most else median >= value:
+                return word
+        return "missed"
+
+
+TARGETS: Final = (
+    Target(
+        "ingest, one core, ÷ empty aiohttp web.Server", "ingest",
+        Key("64 clients", "maskline"), (Key("64 clients", "empty aiohttp"),), "per_s", 1.0, 1.3,
+    ),
+    Target(
+        "ingest, one core, ÷ fastify + ioredis", "ingest",
+        Key("64 clients", "maskline"), (Key("64 clients", "fastify + ioredis"),), "per_s", 1.5, 2.0,
+    ),
+    Target(
+        "ingest p99 at 50 % load, ÷ the empty server's", "ingest",
+        Key("half load", "maskline"), (Key("half load", "empty aiohttp"),), "p99_us", 2.0, 1.5, at_most=True,
+    ),
+    Target(
+        "worker, one core, ÷ hand-written loop", "worker",
+        Key("backlog", "maskline"), (Key("backlog", "hand-written"),), "per_s", 2.2, 3.0,
+    ),
+    Target(
+        "worker, light load, ÷ hand-written loop", "worker",
+        Key("light", "maskline"), (Key("light", "hand-written"),), "per_s", 1.0, 1.5,
+    ),
+    Target(
+        "worker, one core, ÷ the best of FastStream, taskiq, streaq", "worker",
+        Key("backlog", "maskline"),
+        (Key("backlog", "FastStream"), Key("backlog", "taskiq-redis"), Key("backlog", "streaq")),
+        "per_s", 15, 30,
+    ),
+    Target(
+        "received to handled at 50 % load, p99", "latency",
+        Key("50 %", "maskline"), (), "p99_ms", 25, 10, at_most=True, unit="ms",
+    ),
+    Target(
+        "spool, 64 clients, ÷ SQLite committing one by one", "spool",
+        Key("journal", "maskline"), (Key("journal", "a commit each"),), "per_s", 15, 25,
+    ),
+    Target(
+        "cost per event, 1,000,000 live sessions ÷ 1,000", "growth",
+        Key("sessions", "1,000,000"), (Key("sessions", "1,000"),), "cpu_us", 1.3, 1.1, at_most=True,
+    ),
+)  # fmt: skip
+
+
+def outcome(samples: Sequence[Sample], target: Target) -> Outcome | None:
+    """What became of a target; None where its slices were not run."""
+    values = by_round(samples, target.part, target.key, target.metric)
+    if target.over:
+        others = [by_round(samples, target.part, key, target.metric) for key in target.over]
+        found = spread(ratios(values, best_of(others, most=not target.at_most)))
+    else:
+        found = spread(list(values.values()))
+    return None if found is None else Outcome(target, found)

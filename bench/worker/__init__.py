@@ -1,0 +1,1 @@
+"""The consumers that are measured, a file each, and how they tell what they handled."""
