@@ -117,6 +117,15 @@ class Process:
         if self._process.poll() is not None:
             raise BenchError(f"{self.log.name}: it ended:\n{self.log.read_text()[-2000:]}")
 
+    def until_done(self, within_s: float) -> None:
+        """Wait for its end. Raises BenchError where it fails or takes longer."""
+        try:
+            code = self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{self.log.name}: it took more than {within_s:g} s") from None
+        if code:
+            raise BenchError(f"{self.log.name}: exit code {code}:\n{self.log.read_text()[-2000:]}")
+
     def cpu_s(self) -> float:
         """CPU time that they have used. Linux only: elsewhere there is no clock of another process."""
         used = 0.0

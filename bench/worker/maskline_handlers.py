@@ -1,0 +1,12 @@
+"""maskline's handler: `python -m worker` with MASKLINE_HANDLERS=bench.worker.maskline_handlers."""
+
+from bench.worker.tally import handled, pause, pauses
+from schemas import Event
+from worker import Context, on
+
+
+@on.every(retries=0)
+async def handle(event: Event, _: Context) -> None:
+    if pauses and not await pause(event.session_uuid):
+        return
+    handled()

@@ -1,0 +1,38 @@
+"""What the handlers of every consumer call: counts events, and tells the benchmark when so many were handled.
+
+By the environment: BENCH_TALLY, the path of a datagram socket; BENCH_TALLY_EVERY, after how many events it is told;
+BENCH_PAUSE, what handlers wait for: nothing, `1ms` each, or `slow`, 50 ms in the sessions that are called slow.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from itertools import count
+
+PAUSE_S = 0.001
+SLOW_S = 0.05
+SLOW_PREFIX = "slow"
+
+pauses = os.environ.get("BENCH_PAUSE", "")
+_every = int(os.environ.get("BENCH_TALLY_EVERY", "0"))
+_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+_numbers = count(1)
+
+
+def handled() -> None:
+    """Count one event."""
+    number = next(_numbers)
+    if number % _every == 0:
+        _socket.sendto(b"%d %d" % (number, time.monotonic_ns()), os.environ["BENCH_TALLY"])
+
+
+async def pause(session: str) -> bool:
+    """Wait as BENCH_PAUSE says; whether the event counts: those of slow sessions do not."""
+    if pauses == "1ms":
+        await asyncio.sleep(PAUSE_S)
+        return True
+    if session.startswith(SLOW_PREFIX):
+        await asyncio.sleep(SLOW_S)
+        return False
+    return True
