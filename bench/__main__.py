@@ -15,12 +15,17 @@ from rich.console import Console
 from bench import prepare
 from bench.machine import HOME, BenchError, describe
 from bench.paired import Sample
-from bench.parts import ingest, worker
+from bench.parts import growth, ingest, spool, worker
 from bench.plan import Options, Plan
 from bench.results import Report, write_report
 from bench.table import part_table, target_table
 
-PARTS: Final[dict[str, Callable[[Options], Plan]]] = {"ingest": ingest.plan, "worker": worker.plan}
+PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
+    "ingest": ingest.plan,
+    "worker": worker.plan,
+    "growth": growth.plan,
+    "spool": spool.plan,
+}
 PARTS_WITH_PEERS: Final = {"ingest", "worker"}
 LOG_COLUMNS: Final = 120
 """Where no terminal says how wide it is."""

@@ -25,7 +25,7 @@ class Tallies:
     def until(self, count: int, consumer: Process, *, within_s: float = STALL_S) -> int:
         """Wait until `count` events were handled: when that was, `time.monotonic_ns`.
 
-        Raises BenchError where the consumer ends, or does not get there.
+        Raises BenchError where the consumer ends, or handles nothing for `within_s`.
         """
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -34,11 +34,14 @@ class Tallies:
             except TimeoutError:
                 consumer.check()
                 continue
+            deadline = time.monotonic() + within_s
             if int(number) > count:
                 raise BenchError(f"{number.decode()} events were handled where there are {count}")
             if int(number) == count:
                 return int(at_ns)
-        raise BenchError(f"{consumer.log.name}: {count} events were not handled within {within_s:g} s")
+        raise BenchError(
+            f"{consumer.log.name}: it handled nothing for {within_s:g} s, and not yet {count} events"
+        )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -143,19 +144,22 @@ def running(server: Server, *, appendfsync: str = "everysec") -> Iterator[tuple[
     It is seen to answer 200 to a good request and, where it verifies, 403 to one whose signature is wrong.
     """
     found = cores()
-    with valkey(appendfsync=appendfsync, core=found.rest) as store:
+    with (
+        valkey(appendfsync=appendfsync, core=found.rest) as store,
+        tempfile.TemporaryDirectory(prefix="spool-", dir=HOME / "data") as spool,
+    ):
         port = free_port()
         log = HOME / "logs" / f"ingest-{server.name.replace(' ', '-').replace(',', '')}.log"
         with process(
             server.argv, log, core=found.server if server.pinned else None,
-            environment=environment(port, store.url),
+            environment=environment(port, store.url, Path(spool)),
         ) as started:  # fmt: skip
             until_listening(port, started)
             check_answers(port, verifies=server.verifies)
             yield port, started, store
 
 
-def environment(port: int, redis_url: str) -> dict[str, str]:
+def environment(port: int, redis_url: str, spool: Path) -> dict[str, str]:
     """What the servers are told; maskline by its settings, in production's defaults otherwise."""
     return {
         "BENCH_PORT": str(port), "BENCH_REDIS_URL": redis_url, "BENCH_URL": data.URL,
@@ -163,7 +167,7 @@ def environment(port: int, redis_url: str) -> dict[str, str]:
         "MASKLINE_HOST": "127.0.0.1", "MASKLINE_PORT": str(port), "MASKLINE_ADMIN_PORT": "0",
         "MASKLINE_REDIS_URL": redis_url, "MASKLINE_AUTH_TOKENS": f"{data.AUTH_ID}:{data.AUTH_TOKEN}",
         "MASKLINE_PARTITIONS": str(PARTITIONS), "MASKLINE_LOG_FORMAT": "json",
-        "MASKLINE_SPOOL_DIR": str(HOME / "data" / "spool"),
+        "MASKLINE_SPOOL_DIR": str(spool),
     }  # fmt: skip
 
 

@@ -18,9 +18,9 @@ from bench import data
 from bench.backlog import GROUP, KEYS, NAMESPACE, Feeder, one_stream, partition_stream, write_events
 from bench.machine import HOME, PATIENCE_S, BenchError, Process, Valkey, cores, process, valkey
 from bench.paired import Key
-from bench.plan import CPU, CPU_RATIO, RATE, RATIO, Options, Plan, Slice
+from bench.plan import CPU, CPU_RATIO, RATE, RATIO, SERVER, Options, Plan, Slice
 from bench.prepare import PEERS, PEERS_PYTHON
-from bench.tallies import tallies
+from bench.tallies import Tallies, tallies
 from bench.worker.tally import SLOW_PREFIX
 
 PARTITIONS: Final = 64
@@ -99,7 +99,7 @@ def plan(options: Options) -> Plan:
     ]
     bases = {one.key.case: Key(one.key.case, HANDWRITTEN.name) for one in slices}
     title = f"Worker, {options.events:,} events. Base: a loop written by hand, beside it in the same round"
-    return Plan("worker", title, slices, bases, [RATIO, CPU_RATIO, RATE, CPU])
+    return Plan("worker", title, slices, bases, [RATIO, CPU_RATIO, RATE, CPU, SERVER])
 
 
 def backlog(consumer: Consumer, events: int, *, pause: str = "") -> dict[str, float]:
@@ -127,13 +127,24 @@ def drain(
     with tallies() as told, running(consumer, told.environment(total, pause)) as (worker, store):
         worker.pause()
         put(consumer, store, events, total)
-        used_s, start_ns = worker.cpu_s(), time.monotonic_ns()
-        worker.go_on()
-        seconds = (told.until(total, worker) - start_ns) / 1e9
-        used_s = worker.cpu_s() - used_s
+        values = measured(told, worker, store, total)
         if drained and not consumer.load:
             until_committed(consumer, store, worker)
-    return {"per_s": total / seconds, "cpu_us": used_s / total * 1e6}
+    return values
+
+
+def measured(told: Tallies, worker: Process, store: Valkey, total: int, before: int = 0) -> dict[str, float]:
+    """Let a consumer go on, until `total` more events than the `before` that it had are handled; what each took."""
+    used_s, server_s, start_ns = worker.cpu_s(), store.process.cpu_s(), time.monotonic_ns()
+    worker.go_on()
+    seconds = (told.until(before + total, worker) - start_ns) / 1e9
+    used_s, server_s = worker.cpu_s() - used_s, store.process.cpu_s() - server_s
+    return {
+        "per_s": total / seconds,
+        "seconds": seconds,
+        "cpu_us": used_s / total * 1e6,
+        "server_us": server_s / total * 1e6,
+    }
 
 
 def light(consumer: Consumer, slice_s: float) -> dict[str, float]:
@@ -245,12 +256,12 @@ def until_ready(consumer: Consumer, store: Valkey, worker: Process, partitions: 
     _wait(ready, worker, "to be ready")
 
 
-def until_committed(consumer: Consumer, store: Valkey, worker: Process) -> None:
+def until_committed(consumer: Consumer, store: Valkey, worker: Process, partitions: int = PARTITIONS) -> None:
     """Wait until the group has nothing pending: a consumer that handles and does not commit is not measured."""
 
     def committed() -> bool:
         groups = store.client.pipeline(transaction=False)
-        for name in streams_of(consumer, PARTITIONS):
+        for name in streams_of(consumer, partitions):
             groups.xinfo_groups(name)
         return all(group["pending"] == 0 and not group["lag"] for one in groups.execute() for group in one)
 

@@ -1,0 +1,78 @@
+"""The spool: Redis is away, and callbacks are kept on the disk, beside a SQLite that commits one by one.
+
+`http` is the whole of ingest; `journal` the spool alone, which an HTTP server in front of it cannot drive to its limit.
+"""
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from bench.load import run_load
+from bench.machine import HOME, PATIENCE_S, BenchError, cores, free_port, process, until_listening
+from bench.paired import Key
+from bench.parts.ingest import check_answers, environment, figures, requests_file
+from bench.plan import CPU, CPU_RATIO, RATE, RATIO, Column, Options, Plan, Slice
+
+EACH: Final = "a commit each"
+MASKLINE: Final = "maskline"
+SERVERS: Final = {EACH: "bench.ingest.commit_each", MASKLINE: "ingest"}
+JOURNALS: Final = {EACH: "bench.spool.commit_each", MASKLINE: "bench.spool.maskline_spool"}
+
+
+def plan(options: Options) -> Plan:
+    """The slices of the part, by case."""
+    slices = [Slice(Key("http", name), partial(http, name, options)) for name in SERVERS]
+    slices += [Slice(Key("journal", name), partial(journal, name, options)) for name in JOURNALS]
+    bases = {case: Key(case, EACH) for case in ("http", "journal")}
+    columns = [RATIO, CPU_RATIO, RATE, CPU, Column("p50_us", "p50 µs"), Column("p99_us", "p99 µs")]
+    return Plan(
+        "spool",
+        "Spool, 64 clients, Redis away. Base: SQLite, WAL and FULL, a commit each",
+        slices,
+        bases,
+        columns,
+    )
+
+
+def http(name: str, options: Options) -> dict[str, float]:
+    """Requests answered 200 once they are on the disk."""
+    found = cores()
+    with _directory() as directory:
+        port = free_port()
+        told = environment(port, f"redis://127.0.0.1:{free_port()}/0", Path(directory))
+        told["BENCH_SQLITE"] = f"{directory}/each.db"
+        log = HOME / "logs" / f"spool-{name.replace(' ', '-')}.log"
+        with process(
+            [sys.executable, "-m", SERVERS[name]], log, core=found.server, environment=told
+        ) as server:
+            until_listening(port, server)
+            check_answers(port, verifies=name == MASKLINE)
+            load = run_load(
+                port, requests_file(), core=found.rest, warm_s=options.warm_s, slice_s=options.slice_s,
+                pids=server.pids(),
+            )  # fmt: skip
+            if not any(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()):
+                raise BenchError("nothing was written")
+    return figures(load)
+
+
+def journal(name: str, options: Options) -> dict[str, float]:
+    """Callbacks kept for 64 clients of the same process."""
+    with _directory() as directory:
+        log = HOME / "logs" / f"journal-{name.replace(' ', '-')}.log"
+        told = {"BENCH_DIRECTORY": directory, "BENCH_SLICE_S": str(options.slice_s)}
+        with process(
+            [sys.executable, "-m", JOURNALS[name]], log, core=cores().server, environment=told
+        ) as clients:
+            clients.until_done(PATIENCE_S + options.slice_s)
+        told_line = next(line for line in log.read_text().splitlines() if line.startswith('{"per_s"'))
+        return msgspec.json.decode(told_line, type=dict[str, float])
+
+
+def _directory() -> "tempfile.TemporaryDirectory[str]":
+    (HOME / "data").mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="spool-", dir=HOME / "data")
