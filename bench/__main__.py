@@ -15,7 +15,7 @@ from rich.console import Console
 from bench import prepare
 from bench.machine import HOME, BenchError, describe
 from bench.paired import Sample
-from bench.parts import growth, ingest, spool, worker
+from bench.parts import growth, ingest, latency, spool, worker
 from bench.plan import Options, Plan
 from bench.results import Report, write_report
 from bench.table import part_table, target_table
@@ -23,6 +23,7 @@ from bench.table import part_table, target_table
 PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
     "ingest": ingest.plan,
     "worker": worker.plan,
+    "latency": latency.plan,
     "growth": growth.plan,
     "spool": spool.plan,
 }

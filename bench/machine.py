@@ -117,6 +117,10 @@ class Process:
         if self._process.poll() is not None:
             raise BenchError(f"{self.log.name}: it ended:\n{self.log.read_text()[-2000:]}")
 
+    def end(self) -> None:
+        """Ask the process started to stop, as a service manager would."""
+        self._process.terminate()
+
     def until_done(self, within_s: float) -> None:
         """Wait for its end. Raises BenchError where it fails or takes longer."""
         try:
