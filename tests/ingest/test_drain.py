@@ -109,7 +109,7 @@ async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace,
 
 
 async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
-    settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=2000)
+    settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=700)
     async with inside(settings) as it:
         await fill(it, own_redis, VALUES)
         for _ in range(3):

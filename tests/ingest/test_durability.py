@@ -73,6 +73,8 @@ async def test_fsync_one_confirmation_a_batch(always, namespace):
 
 
 async def test_fsync_with_a_lazy_append_only_file_is_still_kept(own_redis, namespace):
+    own_redis.options += ("--appendfsync", "everysec")
+    own_redis.restart()
     settings = node_settings(own_redis.url, namespace, durability="fsync", publish_timeout_ms=200)
     async with inside(settings) as it:
         for number in range(10):

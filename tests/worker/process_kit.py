@@ -27,6 +27,8 @@ from worker.deadletter import DeadLetter, decode_dead_letter
 
 HANDLERS = str(Path(__file__).with_name("recording_handlers.py"))
 LEASE_TTL_MS = 1_000
+GAP_TIMEOUT_MS = 600_000
+"""Where a test does not say otherwise: a number that comes after a failover must not be late on a loaded machine."""
 PATIENCE_S = 30.0
 """For whatever is sure to come: a loaded machine must not fail a test."""
 
@@ -148,7 +150,7 @@ class Fleet:
         values = {
             "redis_url": self.server.url, "namespace": self.namespace, "partitions": self.partitions,
             "handlers": HANDLERS, "admin_port": 0, "lease_ttl_ms": LEASE_TTL_MS, "log_format": "json",
-            "RECORD_FILE": self.record_file,
+            "gap_timeout_ms": GAP_TIMEOUT_MS, "RECORD_FILE": self.record_file,
         } | settings  # fmt: skip
         return inherited | {
             name if name.isupper() else f"MASKLINE_{name.upper()}": str(value)
@@ -336,7 +338,8 @@ def assert_complete_and_in_order(calls: list[Call], events: Iterable[tuple[str, 
                 raise AssertionError(f"{session} {call.number}: another key at the repeat")
             if call.number not in first:
                 first.append(call.number)
-        assert first == sorted(numbers), session
+        orders = [(call.number, call.order) for call in done[session]]
+        assert first == sorted(numbers), f"{session}: {orders}"
         for token in {call.token for call in done[session]}:
             owners = [call.number for call in done[session] if call.token == token]
             assert owners == sorted(owners, key=int), f"{session}: out of order under one owner"
