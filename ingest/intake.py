@@ -85,11 +85,11 @@ SIGNATURE_WRONG: Final = Refused(403, "signature_wrong", "no token of ours makes
 class Intake:
     """Decides about requests, by the settings."""
 
-    __slots__ = ("_accept_v2", "_accounts", "_max_body_bytes", "_verify", "origin")
+    __slots__ = ("_accept_v2", "_max_body_bytes", "accounts", "origin", "verifies")
 
     def __init__(self, settings: Settings) -> None:
-        self._accounts = Accounts(settings.auth_tokens)
-        self._verify = settings.verify != "off"
+        self.accounts = Accounts(settings.auth_tokens)
+        self.verifies = settings.verify != "off"
         self._accept_v2 = settings.accept_v2
         self._max_body_bytes = settings.max_body_bytes
         self.origin = Origin(settings.public_url, settings.trusted_proxies)
@@ -108,7 +108,7 @@ class Intake:
             account = ""
         elif path.startswith(ACCOUNT_PATH) and len(path) > len(ACCOUNT_PATH):
             account = path[len(ACCOUNT_PATH) :]
-            if not self._accounts.knows(account):
+            if not self.accounts.knows(account):
                 return UNKNOWN_ACCOUNT
         else:
             return UNKNOWN_PATH
@@ -116,7 +116,7 @@ class Intake:
             return METHOD_NOT_ALLOWED
         if self._announces_too_much(headers):
             return BODY_TOO_LARGE
-        if self._verify and (refused := self._lacks_signature(headers)):
+        if self.verifies and (refused := self._lacks_signature(headers)):
             return refused
         return Head(
             method,
@@ -139,7 +139,7 @@ class Intake:
             session_uuid = _session_uuid(parameters)
         except NotDecodableError as error:
             return Refused(400, "not_decodable", str(error))
-        auth_id = self._signer(head, parameters) if self._verify else account
+        auth_id = self._signer(head, parameters) if self.verifies else account
         if auth_id is None:
             return SIGNATURE_WRONG
         if not content_type.isascii():
@@ -166,7 +166,7 @@ class Intake:
 
     def _signer(self, head: Head, parameters: Parameters) -> str | None:
         """The account that signed the request; None where nobody did whose token is here."""
-        headers, accounts = head.headers, self._accounts
+        headers, accounts = head.headers, self.accounts
         holders = accounts.holders(head.account)
         if nonce := headers.get(NONCE_V3, ""):
             texts = v3_texts(head.method, head.base, parameters, nonce)

@@ -19,7 +19,7 @@ from ingest.drain import Pace
 from ingest.journal import Puts
 from ingest.outcomes import AWAY, BEHIND, BUSY, NotKeptError
 from ingest.outlets import Outlets
-from ingest.publisher import Load
+from ingest.publisher import Load, Waiter
 from ingest.spool import Spool
 from schemas.settings import Settings
 
@@ -31,6 +31,7 @@ class Keeper:
     """Has every callback kept somewhere."""
 
     def __init__(self, settings: Settings, load: Load, outlets: Outlets, spool: Spool, pace: Pace) -> None:
+        self._loop = asyncio.get_running_loop()
         self._waiting_max = settings.in_flight_max
         self._load = load
         self._outlets = outlets
@@ -44,19 +45,27 @@ class Keeper:
 
         Raises NotKeptError, at once or by the future, where nothing took it.
         """
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self.keep_for(waiter, route, value)
+        return waiter
+
+    def keep_for(self, waiter: Waiter, route: int, value: bytes) -> None:
+        """The same for somebody who waits already; the waiter is not told before this returns."""
         load = self._load
         if load.callbacks >= self._waiting_max or load.size_bytes > WAITING_MAX_BYTES:
             raise NotKeptError(BUSY)
         publisher, spool = self._outlets.of(route), self._spool
         if publisher.ready:
             if spool.trouble is not None or not spool.holds(route):
-                return publisher.publish(route, value)
+                publisher.publish_for(waiter, route, value)
+                return
             # It adds to what is to be drained, and nothing to what reaches Redis: so the drain gets faster by it.
             self._pace.grant(1)
-            return spool.put(BEHIND, route, value)
-        if (spool.trouble is not None or not spool.callbacks) and publisher.may_probe():
-            return publisher.publish(route, value)
-        return spool.put(publisher.breaker.reason or AWAY, route, value)
+            spool.put_for(waiter, BEHIND, route, value)
+        elif (spool.trouble is not None or not spool.callbacks) and publisher.may_probe():
+            publisher.publish_for(waiter, route, value)
+        else:
+            spool.put_for(waiter, publisher.breaker.reason or AWAY, route, value)
 
     def _not_spooled(self, puts: Puts, code: str) -> None:
         """The spool failed: only what merely queued behind others has another chance."""

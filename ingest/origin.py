@@ -28,7 +28,7 @@ class Headers(Protocol):
 class Origin:
     """Reads where requests were dialled to and where they came from, by the settings."""
 
-    __slots__ = ("_public_url", "_trusted", "asks_peer")
+    __slots__ = ("_public_url", "asks_peer", "trusts")
 
     def __init__(self, public_url: str, trusted_proxies: Sequence[IPv4Network | IPv6Network]) -> None:
         self._public_url = public_url
@@ -46,7 +46,8 @@ class Origin:
                 address = address.ipv4_mapped
             return any(address in network for network in networks)
 
-        self._trusted = trusted
+        self.trusts = trusted
+        """Whether a peer's word about where a request was dialled and came from is believed."""
 
     def base(self, authority: str, path: str, headers: Headers, *, secure: bool, peer: str) -> str:
         """`scheme://host[:port]/path` as dialled; `authority` is the target's own, empty in origin form."""
@@ -56,7 +57,7 @@ class Origin:
             return authority + path
         scheme = "https" if secure else "http"
         host = headers.get("Host", "")
-        if self.asks_peer and self._trusted(peer):
+        if self.asks_peer and self.trusts(peer):
             proto = _first(headers.get("X-Forwarded-Proto", "")).lower()
             scheme = proto if proto in ("http", "https") else scheme
             host = _first(headers.get("X-Forwarded-Host", "")) or host
@@ -64,7 +65,7 @@ class Origin:
 
     def client(self, headers: Headers, peer: str) -> str:
         """The address of whoever is outside the trusted proxies: for the log."""
-        if not self._trusted(peer):
+        if not self.trusts(peer):
             return peer
         hops = [hop.strip() for hop in ",".join(headers.getall("X-Forwarded-For", ())).split(",")]
         for hop in reversed(hops[-FORWARDED_HOPS_MAX:]):
@@ -73,7 +74,7 @@ class Origin:
             except ValueError:
                 break
             peer = address
-            if not self._trusted(address):
+            if not self.trusts(address):
                 break
         return peer
 

@@ -15,7 +15,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 
@@ -43,7 +43,21 @@ BATCHES_MAX: Final = 2
 LINK_GRACE_S: Final = 1.0
 """The link's own deadline comes after ours: ours tells the reason."""
 
-Waiters = list[asyncio.Future[None]]
+
+class Waiter(Protocol):
+    """Who waits for a callback to be kept: a future, or whoever needs none to be told (ingest.connection).
+
+    It is told once, with None or a NotKeptError, if it is not `done` yet; that may call back into the keeper.
+    """
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: None, /) -> None: ...
+
+    def set_exception(self, exception: NotKeptError, /) -> None: ...
+
+
+Waiters = list[Waiter]
 OnRefused = Callable[[str, Waiters, list[int], list[bytes]], None]
 """Takes over callbacks that were refused for one reason: code, futures, routes, values."""
 
@@ -135,8 +149,8 @@ class Publisher:
         self.publish_for(waiter, route, value)
         return waiter
 
-    def publish_for(self, waiter: asyncio.Future[None], route: int, value: bytes) -> None:
-        """The same for a future that somebody waits for already."""
+    def publish_for(self, waiter: Waiter, route: int, value: bytes) -> None:
+        """The same for somebody who waits already; there must be a link."""
         batch = self._gathering
         if batch is None:
             batch = self._gathering = self._begin()

@@ -5,12 +5,10 @@ commonest slip of all, must show in the log with the URL that was checked.
 """
 
 from time import monotonic
-from typing import Final
-
-from aiohttp import web
+from typing import Final, Protocol
 
 from ingest.intake import SIGNATURE_WRONG, Refused
-from ingest.origin import Origin
+from ingest.origin import Headers, Origin
 from runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0
@@ -25,6 +23,22 @@ _HINTS: Final = {
 _log = get_logger("maskline.ingest")
 
 
+class Asked(Protocol):
+    """What is told of a refused request; aiohttp's have it."""
+
+    @property
+    def remote(self) -> str | None: ...
+
+    @property
+    def raw_path(self) -> str: ...
+
+    @property
+    def headers(self) -> Headers: ...
+
+    @property
+    def secure(self) -> bool: ...
+
+
 class RefusalLog:
     """Logs refusals, few of them."""
 
@@ -33,7 +47,7 @@ class RefusalLog:
         self._next_at: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
 
-    def note(self, refused: Refused, request: web.BaseRequest) -> None:
+    def note(self, refused: Refused, request: Asked) -> None:
         code = refused.code
         now = monotonic()
         if now < self._next_at.get(code, 0.0):

@@ -45,16 +45,20 @@ class Answer(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
+        whole = self.whole()
+        transport.write(whole if request.method != "HEAD" else whole.removesuffix(self._content))
+        if request.protocol.writing_paused:
+            await _drained(request, transport)
+        return None
+
+    def whole(self) -> bytes:
+        """Head and body, as they are this second."""
         now = int(time())
         if now != self._second:
             self._second = now
             date = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
             self._bytes = self._head + date + self._tail + self._content
-        whole = self._bytes
-        transport.write(whole if request.method != "HEAD" else whole.removesuffix(self._content))
-        if request.protocol.writing_paused:
-            await _drained(request, transport)
-        return None
+        return self._bytes
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Nothing is left to write."""

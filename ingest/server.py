@@ -20,11 +20,13 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from ingest.borrowed import Heads, heads
+from ingest.connection import CLIENT_GONE, Connection, not_taken
+from ingest.desk import Desk
 from ingest.intake import BODY_TOO_LARGE, Intake, Refused
 from ingest.keeper import Keeper
 from ingest.metrics import Metrics
 from ingest.outcomes import NotKeptError
-from ingest.refusals import RefusalLog
 from ingest.responses import TAKEN, TAKEN_AND_CLOSE, closes, refusal
 from runtime.logs import get_logger
 from schemas.settings import Settings
@@ -41,11 +43,13 @@ HEADERS_MAX: Final = 128
 CONNECTIONS_MAX: Final = 8_192
 """Each costs some 10 kB even when idle. Plivo holds dozens, load balancers hundreds."""
 
+QUICK: Final = True
+"""Off, aiohttp serves every request: the same answers, at half the speed. The tests run over both."""
+
 _log = get_logger("maskline.ingest")
 
 READ_TIMED_OUT: Final = Refused(408, "read_timeout", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
 BODY_BROKEN: Final = Refused(400, "body_broken", "the body's transfer or content encoding is broken")
-CLIENT_GONE: Final = Refused(400, "client_gone", "the connection ended before the body did")
 EXPECTATION_FAILED: Final = Refused(417, "expectation_failed", "only 100-continue can be expected")
 
 
@@ -58,11 +62,8 @@ class CallbackServer:
         self._metrics = metrics
         self._max_body_bytes = settings.max_body_bytes
         self._asks_peer = intake.origin.asks_peer
-        self._refusals = RefusalLog(intake.origin)
-        self._stopping = False
-        self._idle: asyncio.Future[None] | None = None
-        self.under_way = 0
-        """Requests that have not got their answer yet."""
+        self._heads: Heads | None = heads if QUICK else None
+        self._connections: set[Connection] = set()
         self._server = web.Server(
             self._handle,
             logger=_HttpLog(metrics).logger(),
@@ -73,43 +74,52 @@ class CallbackServer:
             max_field_size=HEAD_LINE_MAX_BYTES,
             max_headers=HEADERS_MAX,
         )
+        self._desk = Desk(
+            intake, keeper, metrics, self._server,
+            max_body_bytes=settings.max_body_bytes, idle_timeout_s=IDLE_TIMEOUT_S,
+        )  # fmt: skip
 
     @property
     def connections(self) -> int:
-        return len(self._server.connections)
+        return len(self._connections) + len(self._server.connections)
+
+    @property
+    def under_way(self) -> int:
+        """Requests that have not got their answer yet."""
+        return self._desk.under_way
 
     def protocol(self) -> asyncio.Protocol:
         """What serves the next connection."""
         if self.connections >= CONNECTIONS_MAX:
             self._metrics.connections_refused += 1
             return _Refuser()
-        return self._server()
+        if self._heads is None:
+            return self._server()
+        return Connection(self._desk, self._heads, self._connections)
 
     async def drain(self, timeout_s: float) -> None:
         """Answer what is under way, at most so long, then close every connection."""
-        self._stopping = True
-        if self.under_way:
-            self._idle = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._idle], timeout=timeout_s)
+        await self._desk.finish(timeout_s)
+        for connection in tuple(self._connections):
+            connection.close()
         self._server.pre_shutdown()
         # What still hangs has had its time; aiohttp waits this long twice before it cancels.
         await self._server.shutdown(0.1)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.under_way += 1
+        desk = self._desk
+        desk.began()
         try:
             refused = await self._take(request)
         finally:
-            self.under_way -= 1
-            if self._idle is not None and not self.under_way and not self._idle.done():
-                self._idle.set_result(None)
-        close = self._stopping or closes(request)
+            desk.ended()
+        close = desk.stopping or closes(request)
         if refused is None:
             self._metrics.taken += 1
             return TAKEN_AND_CLOSE if close else TAKEN
-        self._metrics.refused[refused.status, refused.code] += 1
+        desk.count_refused(refused)
         if refused is not CLIENT_GONE:
-            self._refusals.note(refused, request)
+            desk.refusals.note(refused, request)
         return refusal(refused, close=close or not request.content.is_eof())
 
     async def _take(self, request: web.BaseRequest) -> Refused | None:
@@ -161,11 +171,6 @@ class CallbackServer:
         except OSError:
             return CLIENT_GONE
         return b"".join(parts)
-
-
-def not_taken(code: str) -> Refused:
-    """Plivo's turn again: neither Redis nor the spool has the callback."""
-    return Refused(503, code, "the callback could not be kept, send it again")
 
 
 class _Refuser(asyncio.Protocol):

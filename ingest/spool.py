@@ -16,7 +16,7 @@ from ingest.journal import Committed, Journal, Puts, Taken
 from ingest.journal_file import HELD_BUCKETS, DamagedError, Row, SpoolError
 from ingest.metrics import Metrics
 from ingest.outcomes import SPOOL_SLOW, NotKeptError
-from ingest.publisher import Load, Waiters
+from ingest.publisher import Load, Waiter, Waiters
 from ingest.spool_directory import SpoolDirectory
 from ingest.spool_log import SpoolLog
 from schemas.settings import Settings
@@ -101,6 +101,11 @@ class Spool:
     def put(self, reason: str, route: int, value: bytes) -> asyncio.Future[None]:
         """Write a callback; the future is done once it is fsynced, or fails with NotKeptError."""
         waiter: asyncio.Future[None] = self._loop.create_future()
+        self.put_for(waiter, reason, route, value)
+        return waiter
+
+    def put_for(self, waiter: Waiter, reason: str, route: int, value: bytes) -> None:
+        """The same for somebody who waits already."""
         puts = self._gathering.get(reason) or self._gather(reason)
         size = len(value)
         puts.waiters.append(waiter)
@@ -111,7 +116,6 @@ class Spool:
         self._load.callbacks += 1
         self._load.size_bytes += size
         self._held[route & _BUCKET] += 1
-        return waiter
 
     def put_all(self, reason: str, waiters: Waiters, routes: list[int], values: list[bytes]) -> None:
         """The same for several that somebody waits for already."""

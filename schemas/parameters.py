@@ -62,7 +62,7 @@ def parse_pairs(encoded: bytes) -> Pairs:
                 continue
             name, _, value = field.partition("=")
             if "%" in field or "+" in field:
-                name, value = _unquote(name), _unquote(value)
+                name, value = unquote_plus(name), unquote_plus(value)
             pairs.append((name, value))
     except UnicodeDecodeError:
         raise NotDecodableError("the parameters are not UTF-8") from None
@@ -75,8 +75,11 @@ _ASCII_ESCAPES: Final = {
 """The two digits of an escape to its character, for those that are one whole character of UTF-8."""
 
 
-def _unquote(quoted: str) -> str:
-    """Percent-decoding with `+` for a blank; an escape without two hexadecimal digits stands for itself."""
+def unquote_plus(quoted: str) -> str:
+    """Percent-decoding with `+` for a blank; an escape without two hexadecimal digits stands for itself.
+
+    Raises UnicodeDecodeError for what is no UTF-8.
+    """
     text = quoted.replace("+", " ")
     if "%" not in text:
         return text

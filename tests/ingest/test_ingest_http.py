@@ -29,8 +29,16 @@ BODY = b"SessionUUID=s&EventName=e"
 BODY_PAIRS = [("SessionUUID", "s"), ("EventName", "e")]
 
 
+@pytest.fixture(params=[True, False], ids=["quick", "aiohttp"], autouse=True)
+def quick(request, monkeypatch) -> bool:
+    """Whether ordinary requests go the quick way, which must not be seen from outside."""
+    monkeypatch.setattr("ingest.server.QUICK", request.param)
+    monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+    return bool(request.param)
+
+
 @pytest.fixture
-async def node(redis_server, namespace) -> AsyncIterator[IngestNode]:
+async def node(redis_server, namespace, quick) -> AsyncIterator[IngestNode]:
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     yield node

@@ -1,0 +1,68 @@
+"""What all connections of a node share: whom they ask, what they count, and how they come to their end."""
+
+import asyncio
+from collections.abc import Callable
+
+from ingest.forms import Forms
+from ingest.intake import Intake, Refused
+from ingest.keeper import Keeper
+from ingest.metrics import Metrics
+from ingest.origin import Origin
+from ingest.quick import Quick
+from ingest.refusals import RefusalLog
+
+
+class Desk:
+    """`general`: makes what serves a connection of any kind, aiohttp's protocol.
+
+    `idle_timeout_s`: between requests, head included.
+    """
+
+    def __init__(
+        self, intake: Intake, keeper: Keeper, metrics: Metrics, general: Callable[[], asyncio.Protocol],
+        *, max_body_bytes: int, idle_timeout_s: float,
+    ) -> None:  # fmt: skip
+        self.loop = asyncio.get_running_loop()
+        self.intake = intake
+        self.keeper = keeper
+        self.metrics = metrics
+        self.general = general
+        self.max_body_bytes = max_body_bytes
+        self.idle_timeout_s = idle_timeout_s
+        self.refusals = RefusalLog(intake.origin)
+        self.stopping = False
+        """The next answer on each connection is its last."""
+        self.under_way = 0
+        """Requests that have not got their answer yet."""
+        forms = Forms()
+        self._quick = Quick(intake, forms)
+        self._quick_of_trusted = Quick(intake, forms)
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        return self.intake.origin
+
+    def quick(self, peer: str) -> Quick:
+        """The quick way for requests of this peer: where it is believed, the same head may mean another URL."""
+        return self._quick_of_trusted if self.origin.asks_peer and self.origin.trusts(peer) else self._quick
+
+    # Requests under way
+
+    def began(self) -> None:
+        self.under_way += 1
+
+    def ended(self) -> None:
+        self.under_way -= 1
+        if self._idle is not None and not self.under_way and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Wait until no request is under way, at most so long."""
+        self.stopping = True
+        if self.under_way:
+            self._idle = self.loop.create_future()
+            await asyncio.wait([self._idle], timeout=timeout_s)
+
+    def count_refused(self, refused: Refused) -> None:
+        self.metrics.refused[refused.status, refused.code] += 1

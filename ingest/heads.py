@@ -1,0 +1,116 @@
+"""Heads by their layout: what is needed of a request's head, without parsing it. Pure.
+
+Whoever sends callbacks sends them all with the same headers in the same order; lengths, signatures and perhaps a
+tracing header differ. So a head that aiohttp's parser has read is remembered as a regular expression of itself:
+
+| part of the head | in the expression |
+| --- | --- |
+| target, Content-Length, V3 signatures and nonce | printable characters without blanks, captured |
+| headers by which HTTP or we decide something (`_DECIDING`) | as they are, byte by byte |
+| names and order of all headers | as they are |
+| other headers' values | anything printable |
+
+A head that fits is therefore the remembered one but for what was captured, and for what nobody looks at: the parser
+would say the same of it. Remembered are only heads of requests that bore a valid signature, so nobody else can fill
+the memory. Measured on Plivo-like heads of 350 bytes: 1.2 µs instead of the parser's 7.4, and less than that again
+for all that need not be asked of aiohttp's objects.
+"""
+
+import re
+from typing import Final
+
+from ingest.borrowed import OrdinaryHead
+from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
+
+KNOWN_MAX: Final = 8
+"""Senders with heads of their own; each that does not fit costs a third of a microsecond to find out."""
+LEARN_AFTER: Final = 64
+"""A layout is compiled when it was seen so often: compiling takes as long as fifty parsings."""
+SEEN_MAX: Final = 256
+"""Layouts that are counted and not compiled. When they are too many, counting begins anew."""
+
+_CAPTURED: Final = {
+    b"content-length": "(?P<length>[0-9]{1,9})",
+    SIGNATURE_V3.lower().encode(): "(?P<signature>[!-~]+)",
+    SIGNATURE_MA_V3.lower().encode(): "(?P<main_signature>[!-~]+)",
+    NONCE_V3.lower().encode(): "(?P<nonce>[!-~]+)",
+}
+_TARGET: Final = "(?P<target>[!-~]+)"
+GROUPS: Final = ("target", "length", "signature", "main_signature", "nonce")
+"""What a match captures, in the order of `HeadLayout.groups`; empty where the layout has no such header."""
+
+_DECIDING: Final = frozenset(
+    {b"host", b"content-type", b"connection", b"keep-alive", b"te", b"http2-settings", b"sec-websocket-key1"}
+    | {b"x-forwarded-proto", b"x-forwarded-host"}
+)
+"""Besides those that an ordinary head has not got (ingest.borrowed)."""
+_ANYTHING: Final = "[ -~]*"
+
+
+class HeadLayout:
+    """What the heads of one sender have in common. `match` finds it at the beginning of some bytes."""
+
+    __slots__ = ("groups", "match")
+
+    def __init__(self, pattern: str) -> None:
+        compiled = re.compile(pattern.encode())
+        self.match = compiled.match
+        self.groups = tuple(compiled.groupindex[name] for name in GROUPS)
+
+
+class HeadLayouts:
+    """The layouts known to one process."""
+
+    __slots__ = ("_seen", "known")
+
+    def __init__(self) -> None:
+        self.known: list[HeadLayout] = []
+        self._seen: dict[str, int] = {}
+
+    def find(self, data: bytes) -> HeadLayout | None:
+        """The layout of the head that these bytes begin with."""
+        for layout in self.known:
+            if layout.match(data):
+                return layout
+        return None
+
+    def learn(self, head: OrdinaryHead) -> None:
+        """Count the head of a request whose signature was good; remember its layout when it comes often."""
+        pattern = _pattern(head)
+        if pattern is None:
+            return
+        seen = self._seen.pop(pattern, 0) + 1
+        if seen >= LEARN_AFTER:
+            # The newest first: a sender that changed its headers no longer sends the old ones.
+            self.known = [HeadLayout(pattern), *self.known[: KNOWN_MAX - 1]]
+            return
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen[pattern] = seen
+
+
+def _pattern(head: OrdinaryHead) -> str | None:
+    """The expression of a head; None for one that is not written as expected."""
+    lines = [f"POST {_TARGET} HTTP/1\\.1"]
+    missing = {name: f"(?P<{name}>)" for name in GROUPS[1:]}
+    for line in head.lines[1:]:
+        if not line.isascii():
+            return None
+        name, separator, value = line.decode().partition(": ")
+        if not separator:
+            return None
+        lowered = name.lower().encode()
+        if (captured := _CAPTURED.get(lowered)) is not None:
+            if missing.pop(_group_of(captured), None) is None:  # two lines of it
+                return None
+            value = captured
+        elif lowered in _DECIDING:
+            value = re.escape(value)
+        else:
+            value = _ANYTHING
+        lines.append(f"{re.escape(name)}: {value}")
+    return "\r\n".join([*lines, "", ""]) + "".join(missing.values())
+
+
+def _group_of(captured: str) -> str:
+    return captured.removeprefix("(?P<").partition(">")[0]

@@ -1,0 +1,117 @@
+"""Decides about ordinary callbacks by what their head and their form have in common with earlier ones. Pure.
+
+| step | in the intake | here |
+| --- | --- | --- |
+| head read, account and URL known | aiohttp's parser, `Intake.read_head` | by layout and target (ingest.heads) |
+| parameters read, in signed order | `parse_parameters`, `v3_texts` | by layout (ingest.forms) |
+| signature | HMAC, compared in constant time | the same |
+| stored | `RawCallback`, as it came | the same |
+
+It only ever says yes, and only where the intake would, with the same result (tests/ingest/test_quick.py); of
+everything else it says that it does not know, and the intake is asked. What it remembers, it learned from requests
+with a valid signature.
+"""
+
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from ingest.accounts import Holder, signer
+from ingest.borrowed import OrdinaryHead
+from ingest.forms import Forms
+from ingest.heads import HeadLayout, HeadLayouts
+from ingest.intake import SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
+from ingest.signatures import listed_values, v3_texts
+from schemas.callback import RawCallback, encode_callback
+from schemas.errors import NotDecodableError
+from schemas.parameters import FORM_TYPE, Parameters, media_type, parse_pairs
+
+TARGETS_MAX: Final = 1_024
+"""Of each layout of heads; some put a number of theirs into the URL. When they are too many, they are learned anew."""
+TARGET_MAX_BYTES: Final = 1_024
+
+
+class _Dialled(NamedTuple):
+    """What a head means beside its nonce and its signatures."""
+
+    signed: bytes
+    """All of the signed text before the form."""
+    query: bytes
+    content_type: str
+    holders: tuple[Holder, ...]
+
+
+class Quick:
+    """The quick way of one process, for peers whose word about forwarded hosts is believed, or for those without."""
+
+    __slots__ = ("_dialled", "_forms", "_intake", "_mains", "heads")
+
+    def __init__(self, intake: Intake, forms: Forms) -> None:
+        self._intake = intake
+        self._mains = intake.accounts.mains
+        self._forms = forms
+        self._dialled: dict[HeadLayout, dict[bytes, _Dialled]] = {}
+        self.heads = HeadLayouts()
+
+    def decide(
+        self, layout: HeadLayout, target: bytes, signature: bytes, main_signature: bytes, nonce: bytes, body: bytes,
+        received_at_ms: int,
+    ) -> Accepted | None:  # fmt: skip
+        """What the intake would accept, as it would; None where that is not known without it."""
+        targets = self._dialled.get(layout)
+        dialled = None if targets is None else targets.get(target)
+        form = self._forms.read(body)
+        if dialled is None or form is None:
+            return None
+        signed, query, content_type, holders = dialled
+        signed_form, session_uuid = form
+        texts = (b"%b%b.%b" % (signed, signed_form.encode(), nonce),)
+        auth_id = signer(holders, texts, _values(signature))
+        if auth_id is None:
+            auth_id = signer(self._mains, texts, _values(main_signature))
+            if auth_id is None:
+                return None
+        callback = RawCallback("POST", query, content_type, body, received_at_ms, auth_id)
+        return Accepted(crc32(session_uuid.encode()), encode_callback(callback))
+
+    def learn(self, ordinary: OrdinaryHead, head: Head, body: bytes) -> None:
+        """Remember what is common about a request that the intake accepted."""
+        if not self._intake.verifies or not _bears_v3(ordinary):
+            return
+        if media_type(head.content_type) not in (FORM_TYPE, "") or not body:
+            return
+        self._forms.learn(body)
+        target = ordinary.target.encode("utf-8", "surrogateescape")
+        layout = self.heads.find(b"\r\n".join([*ordinary.lines, b"", b""]))
+        if layout is None:
+            self.heads.learn(ordinary)
+            # Forgotten with the layout that it belongs to.
+            self._dialled = {known: self._dialled.get(known, {}) for known in self.heads.known}
+            return
+        targets = self._dialled[layout]
+        if target not in targets and len(target) <= TARGET_MAX_BYTES:
+            if len(targets) >= TARGETS_MAX:
+                targets.clear()
+            if (signed := _signed_before_form(head)) is not None:
+                holders = self._intake.accounts.holders(head.account)
+                targets[target] = _Dialled(signed, head.query, head.content_type, holders)
+
+
+def _values(signature: bytes) -> list[bytes]:
+    """As `listed_values`, which only a list needs."""
+    if b"," in signature:
+        return listed_values((signature.decode(),))
+    return [signature] if signature else []
+
+
+def _bears_v3(ordinary: OrdinaryHead) -> bool:
+    return any(ordinary.headers.get(name, "") for name in (SIGNATURE_V3, SIGNATURE_MA_V3))
+
+
+def _signed_before_form(head: Head) -> bytes | None:
+    """What stands before a form in the signed text; None where that can be read in two ways."""
+    try:
+        query = parse_pairs(head.query)
+    except NotDecodableError:
+        return None
+    texts = v3_texts("POST", head.base, Parameters(query, [("", "")], None), "")
+    return texts[0].removesuffix(b".") if len(texts) == 1 else None

@@ -1,0 +1,373 @@
+"""Connections on the quick way: the same bytes to two nodes, one of which leaves all to aiohttp; and the bounds."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ingest_kit import MAIN, PAIRS, SUB, SUB_TOKEN, Client, Request, ask, node_settings, stored, until
+from test_ingest_http import REFUSED, TAKEN
+
+from ingest.connection import PIECES_MAX, WAITING_MAX_BYTES, Connection, Exchange
+from ingest.node import IngestNode
+from ingest.outcomes import NotKeptError
+
+GOOD = Request()
+LAST = Request(target="/last", headers={"Connection": "close"}).encode()
+"""Refused, and the end of its connection: so a client may read to the end."""
+
+
+@asynccontextmanager
+async def running(redis_url: str, namespace: str, **changes: Any) -> AsyncIterator[IngestNode]:
+    node = IngestNode(node_settings(redis_url, namespace, **changes))
+    await node.start()
+    try:
+        yield node
+    finally:
+        await node.stop()
+
+
+@pytest.fixture
+async def node(redis_server, namespace, monkeypatch) -> AsyncIterator[IngestNode]:
+    monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+    async with running(redis_server.url, namespace) as node:
+        await teach(node)
+        yield node
+
+
+async def teach(node: IngestNode) -> None:
+    async with await Client.connect(node.port) as client:
+        for _ in range(3):
+            assert (await client.ask(GOOD.encode())).status == 200
+
+
+def is_quick(node: IngestNode) -> int:
+    """Connections that are not aiohttp's."""
+    return len(node._http._connections)
+
+
+async def answers(node: IngestNode, pieces: list[bytes], *, first: Request | None = None) -> bytes:
+    """Everything that comes back until the node closes the connection, dates aside."""
+    async with await Client.connect(node.port) as client, asyncio.timeout(20):
+        if first is not None:
+            assert (await client.ask(first.encode())).status == 200
+        for piece in pieces:
+            client.send(piece)
+            await client.writer.drain()
+            for _ in range(3):  # so that the node may see it alone
+                await asyncio.sleep(0)
+        received = b""
+        while data := await client.reader.read(65_536):
+            received += data
+        return re.sub(rb"Date: [^\r]*", b"Date", received)
+
+
+ordinary = st.sampled_from(
+    [GOOD, Request(target=f"/callbacks/{MAIN}"), Request(target=f"/callbacks/{SUB}", token=SUB_TOKEN),
+     Request(query=[("a", "b")]), Request(pairs=PAIRS[::-1]), Request(pairs=[("SessionUUID", "\0é%&=+")]),
+     Request(token="x"),
+     Request(headers={"Connection": "keep-alive"}),
+     Request(members={"a": 1}),
+     Request(headers={"X-More": "x"}), Request(target="/x", pairs=[], body=b""), Request(method="GET", query=PAIRS)]
+).map(Request.encode)  # fmt: skip
+# Of the two tables, all that is HTTP. What is none, aiohttp answers in place of whatever came in the same packet;
+# and what comes in two is refused before all of it is there, or after, as it happens. One row has no body of its own.
+table = st.sampled_from(
+    [request if isinstance(request, bytes) else request.encode()
+     for request in (*TAKEN.values(), *(request for request, _, code in REFUSED.values() if code))]
+).filter(lambda request: len(request) < 10_000 and b"Expect: wonder" not in request)  # fmt: skip
+
+
+@pytest.fixture
+async def both(redis_server, namespace, monkeypatch) -> AsyncIterator[Any]:
+    """A node with the quick way, one without, and where they put what they take."""
+    monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("ingest.server.READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.server.LINGER_S", 0.2)
+    names = [f"{namespace}-quick", f"{namespace}-general"]
+    async with running(redis_server.url, names[0]) as quick:
+        monkeypatch.setattr("ingest.server.QUICK", False)
+        async with running(redis_server.url, names[1]) as general:
+            await teach(quick)
+            await teach(general)
+            with redis_server.client() as client:
+                yield quick, general, client, [node_settings(redis_server.url, name) for name in names]
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    st.tuples(st.lists(ordinary, min_size=1, max_size=4), st.lists(st.integers(1, 1_500), max_size=4))
+    | st.tuples(st.lists(ordinary | table, min_size=1, max_size=4), st.just([]))
+)
+async def test_what_comes_back_and_what_is_kept_is_the_same_on_both_ways(both, sends):
+    requests, cuts = sends
+    quick, general, client, spaces = both
+    sent = b"".join(requests) + LAST
+    cuts = sorted({cut for cut in cuts if cut < len(sent)})
+    pieces = [sent[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+    assert await answers(quick, pieces) == await answers(general, pieces)
+    assert quick.metrics.taken == general.metrics.taken
+    assert quick.metrics.refused == general.metrics.refused
+    assert quick.metrics.malformed == general.metrics.malformed
+    first, second = (
+        sorted((c.method, c.query, c.content_type, c.body, c.auth_id) for c in stored(client, space))
+        for space in spaces
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("request_", [*TAKEN.values(), *(row[0] for row in REFUSED.values())],
+                         ids=[*TAKEN, *REFUSED])  # fmt: skip
+async def test_every_row_of_the_tables_is_the_same_behind_an_ordinary_request(both, request_):
+    quick, general, *_ = both
+    sent = (request_ if isinstance(request_, bytes) else request_.encode()) + LAST
+    assert await answers(quick, [sent], first=GOOD) == await answers(general, [sent], first=GOOD)
+
+
+# The quick way is the one that is taken
+
+
+async def test_ordinary_requests_stay_on_the_quick_way(node):
+    async with await Client.connect(node.port) as client:
+        for request in (
+            GOOD,
+            Request(query=[("a", "b")]),
+            Request(pairs=[("a", "b")]),
+            Request(members={"a": 1}),
+        ):
+            assert (await client.ask(request.encode())).status == 200
+            assert is_quick(node) == 1
+        assert (await client.ask(Request(target="/x").encode())).status == 404
+        assert is_quick(node) == 0
+        assert node.metrics.gauges().connections == 1
+        assert (await client.ask(GOOD.encode())).status == 200
+    await until(lambda: not node.metrics.gauges().connections)
+
+
+async def test_a_request_that_is_known_is_not_parsed(node, monkeypatch):
+    monkeypatch.setattr(Connection, "_look_closely", None)
+    async with await Client.connect(node.port) as client:
+        for _ in range(3):
+            assert (await client.ask(GOOD.encode())).status == 200
+
+
+async def test_head_and_body_in_two_packets_stay_on_the_quick_way(node):
+    head, _, body = GOOD.encode().partition(b"\r\n\r\n")
+    async with await Client.connect(node.port) as client:
+        for _ in range(2 * PIECES_MAX):
+            client.send(head + b"\r\n\r\n")
+            await until(lambda: [c for c in node._http._connections if c._body_awaited])
+            assert (await client.ask(body)).status == 200
+            assert is_quick(node) == 1
+
+
+async def test_a_head_may_come_in_any_number_of_packets(node):
+    async with await Client.connect(node.port) as client:
+        (connection,) = await connections(node, 1)
+        head = GOOD.encode().partition(b"\r\n\r\n")[0]
+        for place in range(0, len(head), 20):
+            client.send(head[place : place + 20])
+            await until(lambda place=place: len(connection._waiting) >= min(place + 20, len(head)))
+        assert (await client.ask(GOOD.encode()[len(head) :])).status == 200
+        assert is_quick(node) == 1
+
+
+async def connections(node: IngestNode, count: int) -> list[Connection]:
+    await until(lambda: is_quick(node) == count)
+    return [*node._http._connections]
+
+
+# What takes too long, and what is too much
+
+
+async def test_a_body_that_does_not_come_is_left_to_aiohttp(node, monkeypatch):
+    monkeypatch.setattr("ingest.server.READ_TIMEOUT_S", 0.1)
+    async with await Client.connect(node.port) as client:
+        response = await client.ask(GOOD.encode()[:-1])
+        assert (response.status, response.error, response.headers["connection"]) == (
+            408,
+            "read_timeout",
+            "close",
+        )
+        assert is_quick(node) == 0
+
+
+async def test_a_body_in_many_pieces_is_left_to_aiohttp(node):
+    request = GOOD.encode()
+    async with await Client.connect(node.port) as client:
+        client.send(request[:-50])
+        (connection,) = await connections(node, 1)
+        await until(lambda: connection._pieces == 1)
+        for place in range(-50, -1):
+            client.send(request[place : place + 1])
+            await until(
+                lambda place=place: is_quick(node) == 0 or len(connection._waiting) > len(request) + place
+            )
+            if not is_quick(node):
+                break
+        assert place - -50 < PIECES_MAX
+        client.send(request[place + 1 :])
+        assert (await client.response()).status == 200
+
+
+async def test_a_head_that_breaks_off_is_answered(node):
+    async with await Client.connect(node.port) as client:
+        response = await client.ask(b"POST /callbacks HTTP/1.1\r\nthat is no header\r\n")
+        assert response.status == 400
+        assert node.metrics.malformed == 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /callbacks HTTP/1.1\r\nHost: h\r\nX-Slow: "])
+async def test_an_idle_connection_is_closed_on_time(redis_server, namespace, monkeypatch, sent):
+    monkeypatch.setattr("ingest.server.IDLE_TIMEOUT_S", 0.3)
+    async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
+        began = asyncio.get_running_loop().time()
+        assert (await client.ask(GOOD.encode())).status == 200
+        client.send(sent)
+        assert await client.ended()
+        assert asyncio.get_running_loop().time() - began >= 0.3
+        assert not is_quick(node)
+
+
+async def test_a_client_that_goes_away_while_its_body_is_awaited(node):
+    async with await Client.connect(node.port) as client:
+        client.send(GOOD.encode()[:-5])
+        await until(lambda: [c for c in node._http._connections if c._body_awaited])
+        client.writer.transport.abort()
+        await until(lambda: node.metrics.refused[400, "client_gone"] == 1)
+    assert not is_quick(node)
+    assert node.metrics.gauges().requests_under_way == 0
+
+
+async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(node, monkeypatch):
+    monkeypatch.setattr("ingest.responses.WRITE_TIMEOUT_S", 0.2)
+    async with await Client.connect(node.port) as client:
+        client.writer.transport.pause_reading()
+        flood = GOOD.encode() * 100
+        with pytest.raises(ConnectionError):  # noqa: PT012 - the write that fails is not the first
+            for _ in range(5_000):
+                client.send(flood)
+                await asyncio.wait_for(client.writer.drain(), 20)
+    await until(lambda: not is_quick(node))
+    assert (await ask(node.port, GOOD)).status == 200
+
+
+async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
+    async with running(own_redis.url, namespace, publish_timeout_ms=5_000) as node:
+        own_redis.pause()
+        try:
+            async with await Client.connect(node.port) as client:
+                flood = GOOD.encode() * 4_000
+                client.send(flood)
+                (connection,) = await connections(node, 1)
+                await until(lambda: connection._reading_paused)
+                assert len(connection._waiting) < WAITING_MAX_BYTES + 1_000_000
+                own_redis.resume()
+                for _ in range(4_000):
+                    assert (await client.response()).status == 200
+        finally:
+            own_redis.resume()
+
+
+# Redis, spool, and the end
+
+
+async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypatch):
+    def at_once(*_: Any) -> None:
+        raise NotKeptError("busy")
+
+    def later(waiter: Exchange, *_: Any) -> None:
+        node._http._desk.loop.call_soon(waiter.set_exception, NotKeptError("spool_full"))
+
+    keeper = node._http._desk.keeper
+    async with await Client.connect(node.port) as client:
+        for keep, code in ((at_once, "busy"), (later, "spool_full")):
+            with monkeypatch.context() as patch:
+                patch.setattr(keeper, "keep_for", keep)
+                client.send(GOOD.encode() * 3)
+                for _ in range(3):
+                    response = await client.response()
+                    assert (response.status, response.error, response.headers["retry-after"]) == (
+                        503,
+                        code,
+                        "1",
+                    )
+            assert node.metrics.refused[503, code] == 3
+            assert (await client.ask(GOOD.encode())).status == 200
+        assert is_quick(node) == 1
+    assert node.metrics.gauges().requests_under_way == 0
+
+
+async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, monkeypatch):
+    kept: list[Exchange] = []
+    monkeypatch.setattr(node._http._desk.keeper, "keep_for", lambda waiter, *_: kept.append(waiter))
+    async with await Client.connect(node.port) as client:
+        client.send(GOOD.encode() * 2)
+        await until(lambda: len(kept) == 1)
+        kept[0].set_exception(NotKeptError("spool_slow"))
+        assert (await client.response()).status == 503
+        await until(lambda: len(kept) == 2)
+        assert kept[0].done()
+        assert not kept[1].done()
+        kept[0].set_result(None)
+        assert not kept[1].done()
+        kept[1].set_result(None)
+        assert (await client.response()).status == 200
+    assert node.metrics.taken == 4  # three of them while it was taught
+
+
+async def test_a_client_that_goes_away_while_its_request_is_kept(node, monkeypatch):
+    kept: list[Exchange] = []
+    monkeypatch.setattr(node._http._desk.keeper, "keep_for", lambda waiter, *_: kept.append(waiter))
+    async with await Client.connect(node.port) as client:
+        client.send(GOOD.encode())
+        await until(lambda: kept)
+        client.writer.transport.abort()
+        await until(lambda: not is_quick(node))
+    kept[0].set_result(None)
+    assert node.metrics.taken == 4
+    assert node.metrics.gauges().requests_under_way == 0
+
+
+async def test_the_stop_answers_what_is_under_way_and_closes_the_rest(own_redis, namespace):
+    node = IngestNode(node_settings(own_redis.url, namespace, publish_timeout_ms=5_000))
+    await node.start()
+    try:
+        async with await Client.connect(node.port) as idle, await Client.connect(node.port) as busy:
+            await connections(node, 2)
+            own_redis.pause()
+            busy.send(GOOD.encode())
+            await until(lambda: node.metrics.gauges().requests_under_way == 1)
+            stopping = asyncio.create_task(node.stop())
+            await until(lambda: node._http._desk.stopping)
+            own_redis.resume()
+            response = await busy.response()
+            assert (response.status, response.headers["connection"]) == (200, "close")
+            assert await busy.ended()
+            assert await idle.ended()
+            await stopping
+    finally:
+        own_redis.resume()
+
+
+async def test_a_trusted_peers_word_is_not_taken_for_anothers(redis_server, namespace, monkeypatch):
+    from ipaddress import ip_network
+
+    monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+    forwarded: dict[str, str | None] = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "outside.example"}
+    believed = Request(base="https://outside.example/callbacks", headers=forwarded)
+    trusted = (ip_network("127.0.0.0/8"),)
+    async with (
+        running(redis_server.url, namespace, trusted_proxies=trusted) as node,
+        await Client.connect(node.port) as client,
+    ):
+        for _ in range(3):
+            assert (await client.ask(believed.encode())).status == 200
+        (connection,) = node._http._connections
+        assert connection._quick is not node._http._desk.quick("192.0.2.1")
+        elsewhere = {**forwarded, "X-Forwarded-Host": "elsewhere.example"}
+        assert (await client.ask(believed._replace(headers=elsewhere).encode())).status == 403

@@ -1,0 +1,189 @@
+"""Heads: as aiohttp's parser reads them by itself, and by their layout."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ingest_kit import Request
+
+from ingest import heads
+from ingest.borrowed import END, Heads, tried_heads, tried_unquoter
+from ingest.heads import GROUPS, HeadLayout, HeadLayouts
+
+READ = Heads().read
+HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
+
+
+def lines(head: bytes) -> list[bytes]:
+    return head.removesuffix(END).split(b"\r\n")
+
+
+def joined(*parts: bytes) -> bytes:
+    return b"\r\n".join(parts) + END
+
+
+def learned(*given_heads: bytes) -> HeadLayouts:
+    layouts = HeadLayouts()
+    for head in given_heads:
+        ordinary = READ(head)
+        assert ordinary is not None
+        for _ in range(heads.LEARN_AFTER):
+            layouts.learn(ordinary)
+    return layouts
+
+
+def test_what_is_borrowed_is_there():
+    assert tried_heads() is not None
+    assert tried_unquoter() is not None
+
+
+def test_what_is_borrowed_may_be_gone(monkeypatch):
+    import aiohttp.http
+    import yarl._quoting
+
+    monkeypatch.setattr(yarl._quoting, "_Unquoter", lambda **_: lambda text: text)
+    assert tried_unquoter() is None
+    monkeypatch.delattr(yarl._quoting, "_Unquoter")
+    assert tried_unquoter() is None
+    monkeypatch.setattr(aiohttp.http, "HttpRequestParser", lambda *_, **__: object())
+    assert tried_heads() is None
+    monkeypatch.delattr(aiohttp.http, "HttpRequestParser")
+    assert tried_heads() is None
+
+
+def test_an_ordinary_head():
+    head = READ(HEAD)
+    assert head is not None
+    assert (head.target, head.length, head.lines) == ("/callbacks", 3, lines(HEAD))
+    assert head.headers.get("host", "") == "hooks.example.com"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD.replace(b"POST", b"GET"), HEAD.replace(b"POST", b"post"), HEAD.replace(b"1.1", b"1.0"),
+        HEAD.replace(b"Content-Length: 3\r\n", b""), HEAD.replace(b": 3", b": +3"), HEAD.replace(b": 3", b": 3, 3"),
+        HEAD.replace(b"Content-Length: 3", b"Content-Length: 3\r\nContent-Length: 3"),
+        HEAD.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
+        HEAD.replace(b"Content-Length: 3", b"Content-Length: 3\r\nTransfer-Encoding: chunked"),
+        *(HEAD[:-2] + line + END for line in (
+            b"Connection: close", b"Connection: upgrade\r\nUpgrade: websocket", b"Expect: 100-continue",
+            b"Content-Encoding: gzip", b"Content-Encoding: x", b"no colon", b"X Y: z", b"X-Folded: a\r\n b", b"X: a\0b",
+            b"X: a\nY: b", b"X: a\rY: b",
+        )),
+        b"\r\n" + HEAD, HEAD + HEAD, HEAD[:-2], HEAD.replace(b"\r\n", b"\n"), b"\r\n\r\n", b"",
+        HEAD.replace(b"Content-Length: 3", b"Content-Length: 0\n\nPOST / HTTP/1.1"),
+        HEAD.replace(b"Host:", b"X:"),
+    ],
+)  # fmt: skip
+def test_heads_that_are_aiohttps(head):
+    assert READ(head) is None
+
+
+@pytest.mark.parametrize(
+    ("beginning", "broken"),
+    [(b"POST /", False), (HEAD[:-2], False), (HEAD[:40], False), (b"POST /a b c\r\n", True),
+     (HEAD[:-2] + b"no\r\n", True),
+     (HEAD, True), (b"POST /x HTTP/1.1\r\nX: " + b"x" * 16_400, True)],
+)  # fmt: skip
+def test_a_head_that_breaks_off(beginning, broken):
+    assert Heads().breaks_off(beginning) == broken
+
+
+def test_a_layout_is_learned_after_a_while():
+    layouts = HeadLayouts()
+    ordinary = READ(HEAD)
+    for _ in range(heads.LEARN_AFTER - 1):
+        layouts.learn(ordinary)
+        assert layouts.find(HEAD) is None
+    layouts.learn(ordinary)
+    layout = layouts.find(HEAD)
+    assert layout is not None
+    match = layout.match(HEAD + b"a=b&whatever")
+    assert match.end() == len(HEAD)
+    captured = dict(zip(GROUPS, match.group(*layout.groups), strict=True))
+    assert (captured["target"], captured["length"], captured["main_signature"]) == (b"/callbacks", b"3", b"")
+    assert captured["nonce"] == b"05429567804466091622"
+
+
+def test_what_is_learned_is_bounded(monkeypatch):
+    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    layouts = HeadLayouts()
+    for number in range(3 * heads.KNOWN_MAX):
+        layouts.learn(READ(HEAD[:-2] + b"X-%d: 1" % number + END))
+        assert 0 < len(layouts.known) <= heads.KNOWN_MAX
+    assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + END) is layouts.known[0]
+    monkeypatch.setattr(heads, "LEARN_AFTER", 2)
+    for number in range(3 * heads.SEEN_MAX):
+        layouts.learn(READ(HEAD[:-2] + b"Y-%d: 1" % number + END))
+        assert 0 < len(layouts._seen) <= heads.SEEN_MAX
+
+
+def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
+    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    layouts = HeadLayouts()
+    layouts.learn(READ(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
+    layouts.learn(READ(HEAD.replace(b"Host: ", b"Host:")))
+    layouts.learn(READ(HEAD[:-2] + "X-Some: é".encode() + END))
+    assert not layouts.known
+
+
+LEARNED = learned(
+    HEAD,
+    HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + END,
+    HEAD[:-2] + b"Connection: keep-alive" + END,
+)
+bits = st.sampled_from(
+    [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b",", b"\0", b"\x80", b"\xc3\xa9", b"a", b"0", b"12", b"?a=b", b"#",
+     b"Host: x\r\n", b"Connection: close\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n",
+     b"Expect: 100-continue\r\n", b"X-Request-Id: 7\r\n", b"keep-alive", b"close", b"gzip", b"HTTP/1.0", b"GET "]
+)  # fmt: skip
+originals = st.sampled_from([HEAD, HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + END,
+                             HEAD[:-2] + b"Connection: keep-alive" + END])  # fmt: skip
+
+
+@st.composite
+def mutated(draw):
+    head = draw(originals)
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(
+            st.integers(0, len(head))
+            | st.sampled_from([m.end() for m in re.finditer(rb"\r\n|: ", head)] or [0])
+        )
+        cut = draw(st.sampled_from([0, 0, 0, 1, 2, 5, 20]))
+        head = head[:at] + draw(bits) + head[at + cut :]
+    return head
+
+
+@given(mutated())
+def test_a_head_that_fits_a_layout_is_read_the_same_by_the_parser(head):
+    layout = LEARNED.find(head)
+    if layout is None:
+        return
+    match = layout.match(head)
+    ordinary = READ(head[: match.end()])
+    assert ordinary is not None
+    target, length, signature, main_signature, nonce = (part.decode() for part in match.group(*layout.groups))
+    assert (target, int(length)) == (ordinary.target, ordinary.length)
+    assert ordinary.headers.getall("X-Plivo-Signature-V3", [""]) == [signature]
+    assert ordinary.headers.getall("X-Plivo-Signature-Ma-V3", [""]) == [main_signature]
+    assert ordinary.headers.getall("X-Plivo-Signature-V3-Nonce", ()) == [nonce]
+    assert ordinary.headers.get("Host", "") == "hooks.example.com"
+    assert ordinary.headers.get("Content-Type", "") == "application/x-www-form-urlencoded"
+
+
+@given(st.sampled_from(["Host", "Content-Type", "Connection", "X-Forwarded-Host"]))
+def test_what_decides_is_compared_byte_by_byte(name):
+    head = HEAD[:-2] + b"Connection: keep-alive\r\nX-Forwarded-Host: h" + END
+    layouts = learned(head)
+    changed = re.sub(rb"%b: [^\r]*" % name.encode(), b"%b: other" % name.encode(), head)
+    assert changed != head
+    assert layouts.find(head) is not None
+    assert layouts.find(changed) is None
+
+
+def test_a_layout_reads_nothing_before_or_after():
+    layout = HeadLayout(heads._pattern(READ(HEAD)))
+    assert layout.match(b" " + HEAD) is None
+    assert layout.match(HEAD[:-1]) is None
