@@ -31,10 +31,12 @@ class Attempt:
     that was stopped in the middle of them would believe in a lease that is long gone.
     """
 
-    __slots__ = ("abandoned", "alone", "deadline", "handler", "number", "session", "task", "why")
+    __slots__ = ("abandoned", "alone", "deadline", "handler", "now", "number", "session", "task", "why")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task = task
+        self.now = 0.0
+        """When the last handler ended; with nothing to wait for, that is when the next one starts."""
         self.deadline = 0.0
         """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
         self.handler: BoundHandler | None = None

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from runtime.logs import get_logger
 from worker.reorder import Order, Release
 from worker.session import Entry
@@ -10,20 +12,21 @@ from worker.session import Entry
 _log = get_logger("maskline.handler")
 
 
-class Context:
+class Context(msgspec.Struct, eq=False):
     """One attempt of one handler at one event. Everything but `log` is read-only."""
 
-    __slots__ = ("_handler", "_log", "_release", "attempt", "fencing_token")
+    _release: Release
+    _handler: str
+    attempt: int
+    """1 for the first try, 2 for the second, …"""
+    fencing_token: int
+    """Grows with every change of the session's owner: a store that remembers the greatest one it saw can refuse
+    a write from an owner that was cut off and does not know it yet."""
+    _log: Any = None
 
-    def __init__(self, release: Release, handler: str, attempt: int, fencing_token: int) -> None:
-        self._release = release
-        self._handler = handler
-        self._log: Any = None
-        self.attempt = attempt
-        """1 for the first try, 2 for the second, …"""
-        self.fencing_token = fencing_token
-        """Grows with every change of the session's owner: a store that remembers the greatest one it saw can refuse
-        a write from an owner that was cut off and does not know it yet."""
+    def __repr__(self) -> str:
+        # Without the event, which has phone numbers.
+        return f"Context({self.idempotency_key}, handler={self._handler!r}, attempt={self.attempt})"
 
     @property
     def _entry(self) -> Entry:

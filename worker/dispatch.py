@@ -172,13 +172,15 @@ class Dispatcher:
         partition.running += 1
         attempt.session = session
         self._attempts.add(attempt)
+        attempt.now = monotonic()
+        queue = session.queue
         try:
-            while session.queue:
-                if partition.closed or monotonic() >= partition.lease_until:
+            while queue:
+                if partition.closed or attempt.now >= partition.lease_until:
                     # Not ours to start. `resume` puts it back if the lease turns out to be held.
                     session.scheduled = False
                     return turns
-                release = session.queue[0]
+                release = queue[0]
                 if partition.suspects is None:
                     retry_ms = await self._handle(session, release, attempt, None)
                 else:
@@ -194,7 +196,7 @@ class Dispatcher:
                 session.progress = None
                 partition.finish(session, release)
                 self._on_progress(partition)
-                if turns >= TURNS_MAX and session.queue:
+                if turns >= TURNS_MAX and queue:
                     self.submit([session])
                     return turns
             session.scheduled = False
@@ -229,28 +231,61 @@ class Dispatcher:
         """
         event: Event = release.arrival.payload.event
         if self._late_dead and release.order == "late":
-            self._bury(
-                session,
-                release,
-                Verdict(None, "late", "late: its place in the order had passed"),
-                None,
-                0,
-                None,
-            )
+            verdict = Verdict(None, "late", "late: its place in the order had passed")
+            self._bury(session, release, verdict, None, 0, None)
             return None
+        if session.progress is not None or case is not None:
+            return await self._go_on(session, release, attempt, case, begun=False)
+        # The ordinary way: async handlers that succeed at the first try, without a coroutine more than they are.
+        stats, partition, begun = self._stats, session.partition, False
+        for handler in self._table[event.__class__]:
+            if handler.in_thread or (begun and not self._may_go_on(partition, attempt)):
+                break
+            begun, started = True, attempt.now
+            attempt.handler, attempt.number, attempt.deadline = handler, 1, started + handler.timeout_s
+            failure: BaseException | None = None
+            try:
+                await handler.call(event, Context(release, handler.name, 1, partition.token))
+            except BaseException as error:  # noqa: BLE001  whatever a handler raises is its own affair
+                failure = self._caught(error, attempt)
+            attempt.deadline = 0.0
+            attempt.now = now = monotonic()
+            stats.handler_seconds[handler.name] += now - started
+            if attempt.why or attempt.abandoned:
+                failure = self._cut_short(failure, attempt, in_thread=False)
+                if attempt.why:
+                    return None
+            if failure is not None:
+                self._failed(session, release, handler, 1, failure, case)
+                return await self._go_on(session, release, attempt, case, begun=True)
+            stats.handled[handler.name] += 1
+        else:
+            return None
+        if begun:
+            session.progress = self._progress_so_far(event, handler.name)
+        return await self._go_on(session, release, attempt, case, begun=begun)
+
+    def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
+        """Whether another handler of an event may start after one has ended."""
+        return attempt.now < partition.lease_until and not attempt.task.cancelling()
+
+    async def _go_on(
+        self, session: LiveSession, release: Release, attempt: Attempt, case: Case | None, *, begun: bool
+    ) -> float | None:
+        """As `_handle`, for whatever is not ordinary. `begun`: a handler has just run."""
+        event: Event = release.arrival.payload.event
         soonest: float | None = None
-        progress, begun = session.progress, False
-        for handler in self._table[type(event)]:
-            number = 1
+        for handler in self._table[event.__class__]:
+            number, progress = 1, session.progress
             if progress is not None:
                 if handler.name in progress.done:
                     continue
-                wait_ms = progress.wait_ms(handler.name, monotonic())
+                wait_ms = progress.wait_ms(handler.name, attempt.now)
                 if wait_ms > 0:
                     soonest = wait_ms if soonest is None else min(soonest, wait_ms)
                     continue
                 number += progress.attempts.get(handler.name, 0)
-            if begun and (monotonic() >= session.partition.lease_until or attempt.task.cancelling()):
+            if begun and not self._may_go_on(session.partition, attempt):
                 session.progress = progress or self._progress_so_far(event, handler.name)
                 return 0.0 if attempt.task.cancelling() else ASIDE
             begun = True
@@ -263,26 +298,39 @@ class Dispatcher:
                 if progress is not None:
                     progress.done.add(handler.name)
                 continue
-            self._stats.failed[handler.name] += 1
-            if progress is None:
-                progress = session.progress = self._progress_so_far(event, handler.name)
-            verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
-            if verdict.delay_ms is None:
-                progress.done.add(handler.name)
-                attempts = number if case is None else number + case.strikes(handler)
-                self._bury(session, release, verdict, handler.name, attempts, failure)
-            else:
-                progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
-                soonest = verdict.delay_ms if soonest is None else min(soonest, verdict.delay_ms)
-                ctx.log.warning(
-                    "handler failed, will try again", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
-                )
+            delay_ms = self._failed(session, release, handler, number, failure, case)
+            if delay_ms is not None:
+                soonest = delay_ms if soonest is None else min(soonest, delay_ms)
         return soonest
+
+    def _failed(
+        self, session: LiveSession, release: Release, handler: BoundHandler, number: int, failure: BaseException,
+        case: Case | None,
+    ) -> float | None:  # fmt: skip
+        """Attempt `number` of a handler has failed: in how many ms to try again, None where it has been given up."""
+        self._stats.failed[handler.name] += 1
+        if session.progress is None:
+            session.progress = self._progress_so_far(release.arrival.payload.event, handler.name)
+        progress = session.progress
+        verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
+        if verdict.delay_ms is None:
+            progress.done.add(handler.name)
+            attempts = number if case is None else number + case.strikes(handler)
+            self._bury(session, release, verdict, handler.name, attempts, failure)
+        else:
+            progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
+            Context(release, handler.name, number, session.partition.token).log.warning(
+                "handler failed, will try again", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
+            )
+        return verdict.delay_ms
 
     async def _try(
         self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt, case: Case | None
     ) -> BaseException | None:
-        """Run one attempt and return what it failed with. `attempt.why` stays set where a stop has cancelled it."""
+        """Run one attempt and return what it failed with.
+
+        `attempt.why` stays set where a stop has cancelled it.
+        """
         started = monotonic()
         attempt.handler, attempt.number = handler, ctx.attempt
         in_thread = handler.in_thread
@@ -295,28 +343,41 @@ class Dispatcher:
                     in_thread = False
                     await result
             elif not tried:
-                attempt.deadline = (started if case is None else monotonic()) + handler.timeout_s
+                attempt.deadline = monotonic() + handler.timeout_s
                 await handler.call(event, ctx)
-        except asyncio.CancelledError as error:
+        except BaseException as error:  # noqa: BLE001  as above
+            failure = self._caught(error, attempt)
+        attempt.deadline = 0.0
+        attempt.now = monotonic()
+        self._stats.handler_seconds[handler.name] += attempt.now - started
+        if case is not None and not attempt.abandoned:
+            case.end(handler)
+        if attempt.why or attempt.abandoned:
+            failure = self._cut_short(failure, attempt, in_thread=in_thread)
+        return failure
+
+    def _caught(self, error: BaseException, attempt: Attempt) -> BaseException:
+        """What an attempt failed with. Raises it again where it is not the handler's."""
+        if isinstance(error, asyncio.CancelledError):
+            # Where it is not by us, something that the handler waited for was cancelled.
             if self._stopping and not attempt.why:
-                raise
-            failure = error  # not by us: something that the handler waited for was cancelled
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001  whatever a handler raises is its own affair
-            failure = error
+                raise error
+        elif isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            raise error
+        return error
+
+    def _cut_short(
+        self, failure: BaseException | None, attempt: Attempt, *, in_thread: bool
+    ) -> BaseException | None:
+        """What became of an attempt that the sweep or a stop has cancelled."""
         if attempt.abandoned:
             raise asyncio.CancelledError
-        attempt.deadline = 0.0
-        if case is not None:
-            case.end(handler)
-        self._stats.handler_seconds[handler.name] += monotonic() - started
-        if attempt.why:
-            attempt.task.uncancel()
-            if attempt.why == TIME_LIMIT:
-                attempt.why = ""
-                # A handler that came to its end all the same has handled the event.
-                failure = failure and overtime(handler, in_thread=in_thread)
+        attempt.task.uncancel()
+        if attempt.why == TIME_LIMIT:
+            attempt.why = ""
+            # A handler that came to its end all the same has handled the event.
+            if failure is not None and attempt.handler is not None:
+                return overtime(attempt.handler, in_thread=in_thread)
         return failure
 
     async def _in_thread(self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt) -> object:

@@ -1,18 +1,22 @@
 """Stream entries: from the bytes in the stream to an arrival with its event, or to a dead letter that says why not."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
 from schemas.errors import UndecodableEntryError
-from schemas.events import Event, SessionTimeout
+from schemas.events import SessionTimeout
 from schemas.privacy import redact
-from schemas.shapes import Shapes
+from schemas.shapes import TIMES_REMEMBERED, Shapes
 from worker.deadletter import DeadLetter
 from worker.reorder import Arrival
 from worker.session import Entry
 
 RECORDING_PREFIX: Final = "SessionRecording"
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _decode: Final = Shapes().decode
 
@@ -23,14 +27,15 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], *, recording_shared: bool
         raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
     callback = decode_callback(fields[1])
     event, fingerprint = _decode(callback)
-    return Arrival(
-        number=event.sequence_number,
-        fingerprint=fingerprint,
-        timestamp_us=_timestamp_us(event),
-        recording=not recording_shared and event.event_name.startswith(RECORDING_PREFIX),
-        ends_session=isinstance(event, SessionTimeout),
-        arrived_ms=entry_ms(entry_id),
-        payload=Entry(entry_id, fields[1], callback, event),
+    moment = event.event_timestamp
+    return Arrival(  # by place: by name it takes twice as long
+        event.sequence_number,
+        fingerprint,
+        None if moment is None else _timestamp_us(moment),
+        not recording_shared and event.event_name.startswith(RECORDING_PREFIX),
+        event.__class__ is SessionTimeout,
+        int(entry_id.partition("-")[0]),
+        Entry(entry_id, fields[1], callback.received_at_ms, callback.replayed, event),
     )
 
 
@@ -56,9 +61,11 @@ def entry_ms(entry_id: str) -> int:
     return int(entry_id.partition("-")[0])
 
 
-def _timestamp_us(event: Event) -> int | None:
-    moment = event.event_timestamp
-    return None if moment is None else round(moment.timestamp() * 1_000_000)
+@lru_cache(TIMES_REMEMBERED)
+def _timestamp_us(moment: datetime) -> int:
+    """Microseconds since the epoch. Remembered, as the moments themselves are."""
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def _received_at_ms(value: Any) -> int | None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import DeadLetter, encode_dead_letter
 from worker.entries import arrival_of, letter_of_undecodable
-from worker.reorder import Arrival, Duplicate, Policy, Release, Session
+from worker.reorder import Arrival, Policy, Release, Session
 from worker.session import LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
 from worker.stats import Stats
@@ -112,10 +112,10 @@ class Partition:
         self._stats = stats
         self._sessions: dict[str, LiveSession] = {}
         self._deadlines: list[tuple[int, str]] = []
-        self._open: dict[str, bool] = {}
-        """Entries that are not done; True once a commit has put them in the pending list."""
         self._fresh: set[str] = set()
-        """Open entries that are not in the pending list yet."""
+        """Entries that are not done, and that no commit has put in the pending list yet."""
+        self._pending: set[str] = set()
+        """Entries that are not done, and that are in the pending list."""
         self._done: list[str] = []
         self._dead: list[bytes] = []
         self._changed: dict[str, SessionState] = {}
@@ -127,7 +127,7 @@ class Partition:
     # Entries in
 
     def decode(
-        self, entries: Iterable[tuple[bytes, Sequence[bytes]]], *, pending: bool, now_ms: int
+        self, entries: Sequence[tuple[bytes, Sequence[bytes]]], *, pending: bool, now_ms: int
     ) -> Decoded:
         """Decode stream entries; those that cannot be are dead letters from here on.
 
@@ -136,31 +136,35 @@ class Partition:
         """
         arrivals: list[Arrival] = []
         unknown: dict[str, None] = {}
-        shared = self._settings.recording_shared
-        for raw_id, fields in entries:
-            entry_id = raw_id.decode()
-            if not pending:
-                self.cursor = entry_id
-                self.run_ahead += 1
-                if self.entries_read >= 0:
-                    self.entries_read += 1
-            if pending:
-                self._open[entry_id] = True
-            else:
-                self._open[entry_id] = False
-                self._fresh.add(entry_id)
-            if self.suspects is not None:
-                self._unmark(self.suspects.take_in(entry_id, pending=pending))
+        shared, sessions = self._settings.recording_shared, self._sessions
+        for entry_id, fields in self._taken_in(entries, pending):
             try:
                 arrival = arrival_of(entry_id, fields, recording_shared=shared)
             except UndecodableEntryError as error:
                 self._bury_undecoded(entry_id, fields, error, now_ms)
                 continue
             uuid = arrival.payload.event.session_uuid
-            if uuid not in self._sessions:
+            if uuid not in sessions:
                 unknown[uuid] = None
             arrivals.append(arrival)
         return Decoded(arrivals, list(unknown))
+
+    def _taken_in(
+        self, entries: Sequence[tuple[bytes, Sequence[bytes]]], pending: bool
+    ) -> list[tuple[str, Sequence[bytes]]]:
+        taken = [(entry_id.decode(), fields) for entry_id, fields in entries]
+        if pending:
+            self._pending.update([entry_id for entry_id, _ in taken])
+        elif taken:
+            self._fresh.update([entry_id for entry_id, _ in taken])
+            self.cursor = taken[-1][0]
+            self.run_ahead += len(taken)
+            if self.entries_read >= 0:
+                self.entries_read += len(taken)
+        if self.suspects is not None:
+            for entry_id, _ in taken:
+                self._suspect(entry_id, pending=pending)
+        return taken
 
     def arrive(
         self, decoded: Decoded, states: Mapping[str, bytes | None], watermark_ms: int
@@ -171,20 +175,21 @@ class Partition:
         time has certainly come with this batch.
         """
         ready: list[LiveSession] = []
-        policy, stats = self._settings.policy, self._stats
+        policy, sessions = self._settings.policy, self._sessions
         for arrival in self._dated(decoded.arrivals):
             uuid = arrival.payload.event.session_uuid
-            session = self._sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
-            self._sessions[uuid] = session  # the dict's order is the order of use
+            session = sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
+            sessions[uuid] = session  # the dict's order is the order of use
             session.touched_ms = arrival.arrived_ms
-            before = session.core.held
-            for decision in session.core.arrive(arrival, policy):
-                if isinstance(decision, Duplicate):
-                    stats.duplicates += 1
-                    self._finish_entry(decision.arrival.payload.entry_id)
-                else:
+            core = session.core
+            before = len(core.waiting)
+            for decision in core.arrive(arrival, policy):
+                if decision.__class__ is Release:
                     self._release(session, decision, ready)
-            if before or session.core.held:
+                else:
+                    self._stats.duplicates += 1
+                    self._finish_entry(decision.arrival.payload.entry_id)
+            if before or core.waiting:
                 self._hold(session, before)
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         self._expire(ready)
@@ -211,9 +216,8 @@ class Partition:
 
     def lost_while_pending(self, entry_id: str, now_ms: int) -> None:
         """An entry of the pending list whose body somebody has deleted from the stream."""
-        self._open[entry_id] = True
-        if self.suspects is not None:
-            self._unmark(self.suspects.take_in(entry_id, pending=True))
+        self._pending.add(entry_id)
+        self._suspect(entry_id, pending=True)
         error = UndecodableEntryError(
             "entry_gone", "the entry was deleted from the stream before it was handled"
         )
@@ -291,8 +295,7 @@ class Partition:
             ),
             tuple(self._unmarked),
         )
-        for entry_id in self._fresh:
-            self._open[entry_id] = True
+        self._pending |= self._fresh
         self._fresh.clear()
         self._done = []
         self._dead = []
@@ -317,7 +320,7 @@ class Partition:
 
     @property
     def open_entries(self) -> int:
-        return len(self._open)
+        return len(self._fresh) + len(self._pending)
 
     def sessions_with_work(self) -> list[LiveSession]:
         return [session for session in self._sessions.values() if session.queue]
@@ -365,13 +368,18 @@ class Partition:
         self._hold(session, before)
 
     def _finish_entry(self, entry_id: str) -> None:
-        if self._open.pop(entry_id):
-            self._done.append(entry_id)
+        if entry_id in self._fresh:
+            self._fresh.remove(entry_id)
         else:
-            self._fresh.discard(entry_id)
+            self._pending.remove(entry_id)
+            self._done.append(entry_id)
         if self.suspects is not None:
             self._unmark(self.suspects.done(entry_id))
         self._uncommitted = True
+
+    def _suspect(self, entry_id: str, *, pending: bool) -> None:
+        if self.suspects is not None:
+            self._unmark(self.suspects.take_in(entry_id, pending=pending))
 
     def _unmark(self, fields: Iterable[str]) -> None:
         self._unmarked += fields
@@ -388,6 +396,10 @@ class Partition:
         """Drop idle sessions from memory: those over the bound, and those that Redis has forgotten as well."""
         forgotten_ms = self.watermark_ms - self._settings.session_ttl_s * 1000
         surplus = len(self._sessions) - self.session_cache
+        if surplus <= 0:
+            oldest = next(iter(self._sessions.values()), None)
+            if oldest is None or oldest.touched_ms > forgotten_ms:
+                return  # nearly always
         busy: list[LiveSession] = []
         for uuid, session in list(_oldest(self._sessions, max(surplus, EVICTION_LOOK_MAX))):
             if surplus <= 0 and session.touched_ms > forgotten_ms:

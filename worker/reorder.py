@@ -127,26 +127,27 @@ def _starts_run(lane: LaneState, at_us: int | None, number: int, first_sequence:
 class Session:
     """The order of one session: its state, and what it holds."""
 
-    __slots__ = ("_held", "state")
+    __slots__ = ("state", "waiting")
 
     def __init__(self, state: SessionState = NEW_SESSION) -> None:
         self.state = state
         """After everything released so far, and, where numbering has started again since, in the new run."""
-        self._held: list[Arrival] = []  # in the order of the stream; all that _decide says "hold" of
+        self.waiting: list[Arrival] = []
+        """What is held, in the order of the stream: all that `_decide` says "hold" of. To be read only."""
 
     @property
     def held(self) -> int:
         """How many arrivals wait."""
-        return len(self._held)
+        return len(self.waiting)
 
     def deadline_ms(self, policy: Policy) -> int | None:
         """The watermark at which `expire` has something to do; None while nothing is held."""
-        return self._held[0].arrived_ms + policy.gap_timeout_ms if self._held else None
+        return self.waiting[0].arrived_ms + policy.gap_timeout_ms if self.waiting else None
 
     def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
         """Take the session's next arrival: what is released now, in order, and whether it was a duplicate."""
         number = arrival.number
-        if number is not None and not self._held and not arrival.ends_session:
+        if number is not None and not self.waiting and not arrival.ends_session:
             # Nearly every arrival: the one that is due, with none waiting.
             lane = self.state.recording if arrival.recording else self.state.status
             if _decide(lane, arrival, number, policy.first_sequence) == "in_order":
@@ -160,29 +161,29 @@ class Session:
             outcomes.append(Duplicate(arrival))
             return outcomes
         if arrival.ends_session:
-            while self._held:
-                status = any(not held.recording for held in self._held)
+            while self.waiting:
+                status = any(not held.recording for held in self.waiting)
                 self._give_up(not status, policy, outcomes)
         if number is None:
             outcomes.append(self._release_unsequenced(arrival))
             return outcomes
-        self._held.append(arrival)
-        self._settle(policy, outcomes, len(self._held) - 1)
-        while len(self._held) > (0 if arrival.ends_session else policy.held_max):
-            self._give_up(self._held[-1].recording, policy, outcomes)
+        self.waiting.append(arrival)
+        self._settle(policy, outcomes, len(self.waiting) - 1)
+        while len(self.waiting) > (0 if arrival.ends_session else policy.held_max):
+            self._give_up(self.waiting[-1].recording, policy, outcomes)
         return outcomes
 
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
         """Give up the gaps whose time is over. The watermark never falls, nor passes an arrival to come."""
-        if not self._held or watermark_ms < self._held[0].arrived_ms + policy.gap_timeout_ms:
+        if not self.waiting or watermark_ms < self.waiting[0].arrived_ms + policy.gap_timeout_ms:
             return ()
         outcomes: _Outcomes = []
         self._expire(watermark_ms, policy, outcomes)
         return [outcome for outcome in outcomes if isinstance(outcome, Release)]
 
     def _expire(self, watermark_ms: int, policy: Policy, outcomes: _Outcomes) -> None:
-        while self._held and self._held[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms:
-            self._give_up(self._held[0].recording, policy, outcomes)
+        while self.waiting and self.waiting[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms:
+            self._give_up(self.waiting[0].recording, policy, outcomes)
 
     def _is_duplicate(self, arrival: Arrival) -> bool:
         if arrival.number is None:
@@ -193,7 +194,7 @@ class Session:
             held.number == arrival.number
             and held.fingerprint == arrival.fingerprint
             and held.recording == arrival.recording
-            for held in self._held
+            for held in self.waiting
         )
 
     def _lane(self, arrival: Arrival) -> LaneState:
@@ -201,7 +202,7 @@ class Session:
 
     def _settle(self, policy: Policy, outcomes: _Outcomes, at: int = 0) -> None:
         """Decide what is held, from `at` on in the stream's order; all of it when the state has changed."""
-        held = self._held
+        held = self.waiting
         while at < len(held):
             arrival = held[at]
             lane = self._lane(arrival)
@@ -243,7 +244,7 @@ class Session:
         """Give up the lowest gap of a lane that holds something: what waits behind it goes, and followers."""
         lane = self.state.recording if recording else self.state.status
         if lane.ending_us is None:
-            in_lane = [held for held in self._held if held.recording == recording]
+            in_lane = [held for held in self.waiting if held.recording == recording]
             outcomes.append(self._release_lowest(in_lane, policy))
         else:
             # A worker died while the run was ending, and what should end it never came again: it was deleted.
@@ -252,7 +253,7 @@ class Session:
 
     def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release:
         lowest = min(candidates, key=_number)  # of several with one number the first that came
-        self._held.remove(lowest)
+        self.waiting.remove(lowest)
         lane, number = self._lane(lowest), _number(lowest)
         following = policy.first_sequence if lane.next is None else lane.next
         missing = tuple(range(following, min(number, following + MISSING_MAX)))

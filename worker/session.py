@@ -3,7 +3,8 @@
 from collections import deque
 from typing import TYPE_CHECKING
 
-from schemas.callback import RawCallback
+import msgspec
+
 from schemas.events import Event
 from worker.reorder import Release, Session
 
@@ -11,18 +12,19 @@ if TYPE_CHECKING:
     from worker.partition import Partition
 
 
-class Entry:
+class Entry(msgspec.Struct, frozen=True, eq=False):
     """A stream entry that was read and decoded, until it is done."""
 
-    __slots__ = ("encoded", "entry_id", "event", "received_at_ms", "replayed")
+    entry_id: str
+    encoded: bytes
+    """The callback as it lies in the stream, for its dead letter."""
+    received_at_ms: int
+    replayed: bool
+    event: Event
 
-    def __init__(self, entry_id: str, encoded: bytes, callback: RawCallback, event: Event) -> None:
-        self.entry_id = entry_id
-        self.encoded = encoded
-        """The callback as it lies in the stream, for its dead letter."""
-        self.received_at_ms = callback.received_at_ms
-        self.replayed = callback.replayed
-        self.event = event
+    def __repr__(self) -> str:
+        # Without the callback, which has phone numbers.
+        return f"Entry({self.entry_id})"
 
 
 class Progress:
