@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := console handlers ingest runtime schemas worker
 
-.PHONY: setup dev test matrix chaos bench check format clean
+.PHONY: setup dev test matrix chaos bench bench-check check format clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ chaos: $(STAMP)
 # Beside what one would otherwise write or take; see bench/README.md. ONLY=ingest ROUNDS=6 make bench
 bench: $(STAMP)
 	@$(BIN)/python -m bench
+
+# Has something become slow? Generous bounds, under two minutes.
+bench-check: $(STAMP)
+	@$(BIN)/python -m bench.check
 
 check: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -13,10 +13,11 @@ from typing import Final
 from rich.console import Console
 
 from bench import prepare
-from bench.machine import HOME, BenchError, describe
+from bench.machine import HOME, ROOT, BenchError, describe
 from bench.paired import Sample
 from bench.parts import growth, ingest, latency, spool, worker
 from bench.plan import Options, Plan
+from bench.plot import panels, svg
 from bench.results import Report, write_report
 from bench.table import part_table, target_table
 
@@ -28,6 +29,8 @@ PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
     "spool": spool.plan,
 }
 PARTS_WITH_PEERS: Final = {"ingest", "worker"}
+PLOT: Final = ROOT / "docs" / "bench.svg"
+"""For the README; drawn where all parts have run."""
 LOG_COLUMNS: Final = 120
 """Where no terminal says how wide it is."""
 
@@ -44,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     path = arguments.json or HOME / "results" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     write_report(path, report)
     console.print(f"results: {path}")
+    if not arguments.only:
+        PLOT.write_text(svg(panels(report.samples)))
+        console.print(f"plot: {PLOT}")
     return 0
 
 

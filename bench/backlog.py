@@ -1,6 +1,7 @@
 """Puts events into streams as ingest does, at the speed of the server: thousands of XADDs in one write."""
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -72,7 +73,7 @@ def write_events(path: Path, events: Iterable[data.Numbered]) -> Path:
     """The events as JSON lines, for those who load their backlog themselves. Kept if the file is there already."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("w") as file:
             for event in events:
                 file.write(json.dumps(dict(parse_qsl(event.body.decode()))) + "\n")

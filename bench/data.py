@@ -6,6 +6,7 @@ that come and go. They are drawn from a stock of scripts, so that a million of t
 
 import hashlib
 import hmac
+import os
 import random
 import struct
 import time
@@ -145,7 +146,7 @@ def write_requests(path: Path, events: Iterable[Numbered]) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = random.Random(SEED)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
             for event in events:
                 whole = request(event.body, f"{rng.getrandbits(64):020d}")

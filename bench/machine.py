@@ -25,8 +25,8 @@ HOME: Final = ROOT / ".bench"
 """What set-up makes and a run leaves: peers, tools, data, logs. Ignored by git, safe to remove."""
 PATIENCE_S: Final = 60.0
 """For whatever is sure to come on a loaded machine."""
-PORTS: Final = range(12_000, 32_000)
-"""Below those that systems give to outgoing connections."""
+PORTS: Final = range(10_000, 12_000)
+"""Below those that systems give to outgoing connections, and beside those of the tests."""
 
 _ports: Final = itertools.cycle(random.SystemRandom().sample(PORTS, len(PORTS)))
 

@@ -4,6 +4,7 @@ Each step leaves a stamp with what it was made from, and runs again when that ch
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,13 @@ def prepare_load(console: Console) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise BenchError("the load generator needs a C compiler (cc): install gcc or clang")
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(load.BINARY), str(load.SOURCE)]
-    _step(console, "compiling the load generator", "load", [load.SOURCE], lambda: _run(command))
+    made = load.BINARY.with_suffix(f".{os.getpid()}")
+
+    def compile_it() -> None:
+        _run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(made), str(load.SOURCE)])
+        made.replace(load.BINARY)  # at once: another process may be using it
+
+    _step(console, "compiling the load generator", "load", [load.SOURCE], compile_it)
 
 
 def prepare_peers(console: Console) -> None:

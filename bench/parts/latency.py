@@ -45,6 +45,9 @@ def plan(options: Options) -> Plan:
         Slice(Key(f"{share * 100:.0f} %", "maskline"), partial(at_share, share, capacity, options))
         for share in SHARES
     ]
+    # How much of it is the disk's.
+    off = partial(at_share, 0.5, capacity, options, appendfsync="off")
+    slices.insert(2, Slice(Key("50 %", "maskline, AOF off"), off))
     slices += memory.slices(options)
     columns = [
         Column("per_s", "a second"),
@@ -59,9 +62,12 @@ def plan(options: Options) -> Plan:
     return Plan("latency", title, slices, {}, columns)
 
 
-def at_share(share: float, capacity: Callable[[], float], options: Options) -> dict[str, float]:
+def at_share(
+    share: float, capacity: Callable[[], float], options: Options, *, appendfsync: str = "everysec"
+) -> dict[str, float]:
+    """Latencies at a share of what can be taken."""
     rate = capacity() * share
-    values = end_to_end(rate, options.warm_s, options.slice_s * SLICES)
+    values = end_to_end(rate, options.warm_s, options.slice_s * SLICES, appendfsync=appendfsync)
     return values | {"share": share}
 
 
@@ -92,11 +98,13 @@ def requests_once(number: int) -> Path:
     return data.write_requests(path, data.session_events(sessions, out_of_order=False, under_way=UNDER_WAY))
 
 
-def end_to_end(rate: float, warm_s: float, slice_s: float) -> dict[str, float]:
+def end_to_end(
+    rate: float, warm_s: float, slice_s: float, *, appendfsync: str = "everysec"
+) -> dict[str, float]:
     """Latencies of `rate` callbacks a second, over `slice_s` after `warm_s`."""
     requests = requests_once(round(rate * (warm_s + slice_s)) + 1)
     with (
-        valkey(core=None) as store,
+        valkey(appendfsync=appendfsync, core=None) as store,
         tempfile.TemporaryDirectory(prefix="spool-", dir=HOME / "data") as directory,
     ):
         noted = Path(directory) / "latencies"

@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 import time
+from functools import cache
 from itertools import count
 
 PAUSE_S = 0.001
@@ -16,7 +17,6 @@ SLOW_PREFIX = "slow"
 
 pauses = os.environ.get("BENCH_PAUSE", "")
 _every = int(os.environ.get("BENCH_TALLY_EVERY", "0"))
-_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 _numbers = count(1)
 
 
@@ -24,7 +24,12 @@ def handled() -> None:
     """Count one event."""
     number = next(_numbers)
     if number % _every == 0:
-        _socket.sendto(b"%d %d" % (number, time.monotonic_ns()), os.environ["BENCH_TALLY"])
+        _socket().sendto(b"%d %d" % (number, time.monotonic_ns()), os.environ["BENCH_TALLY"])
+
+
+@cache
+def _socket() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 async def pause(session: str) -> bool:

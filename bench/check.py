@@ -1,0 +1,110 @@
+"""`make bench-check`: has something become slow? Exit code 1 where a bound is missed, after less than two minutes.
+
+A guard, not a measurement: few short slices, the ratio of each to its base in the same round, and bounds so generous
+that a busy machine does not break them. CPU time is what is compared: it is hardly moved by neighbours, and a change
+that makes the processor do half as much again does not hide in it. What waits instead of working shows in `p99`.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from bench import prepare
+from bench.machine import BenchError
+from bench.paired import Spread, spread
+from bench.parts import ingest, spool, worker
+from bench.plan import Measure, Options
+
+ROUNDS: Final = 3
+OPTIONS: Final = Options(slice_s=1.0, warm_s=0.3, events=20_000)
+
+
+class Bound(NamedTuple):
+    """No more than `at_most` times what the base takes, by the median of the rounds."""
+
+    label: str
+    measure: Measure
+    base: Measure
+    metric: str
+    at_most: float
+
+
+BOUNDS: Final = (
+    # What is measured, its base, the figure compared, and how many times the base's it may be.
+    Bound(
+        "ingest: CPU of a request ÷ empty aiohttp web.Server",
+        partial(ingest.closed, ingest.MASKLINE, OPTIONS), partial(ingest.closed, ingest.EMPTY, OPTIONS),
+        "cpu_us", 2.5,
+    ),
+    Bound(
+        "ingest: p99 at half load ÷ empty aiohttp web.Server",
+        partial(ingest.half_load, ingest.MASKLINE, OPTIONS), partial(ingest.half_load, ingest.EMPTY, OPTIONS),
+        "p99_us", 6.0,
+    ),
+    Bound(
+        "worker: CPU of an event in a backlog ÷ hand-written loop",
+        partial(worker.backlog, worker.MASKLINE, OPTIONS.events),
+        partial(worker.backlog, worker.HANDWRITTEN, OPTIONS.events), "cpu_us", 3.5,
+    ),
+    Bound(
+        "worker: CPU of an event under light load ÷ hand-written loop",
+        partial(worker.light, worker.MASKLINE, OPTIONS.slice_s),
+        partial(worker.light, worker.HANDWRITTEN_64, OPTIONS.slice_s), "cpu_us", 4.0,
+    ),
+    Bound(
+        "spool: CPU of a callback ÷ SQLite committing one by one",
+        partial(spool.journal, spool.MASKLINE, OPTIONS), partial(spool.journal, spool.EACH, OPTIONS),
+        "cpu_us", 0.3,
+    ),
+)  # fmt: skip
+
+
+def main() -> int:
+    """Measure every bound; the exit code."""
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    try:
+        prepare.prepare_load(console)
+        ratios = measured(BOUNDS, ROUNDS, lambda text: console.print(f"[dim]{text}[/]", highlight=False))
+    except BenchError as error:
+        console.print(f"[red]{error}[/]", highlight=False)
+        return 1
+    return report(ratios, console)
+
+
+def measured(
+    bounds: tuple[Bound, ...], rounds: int, say: Callable[[str], None]
+) -> list[tuple[Bound, Spread]]:
+    """The ratios of all rounds, by bound; one look at each comes before the second look at any."""
+    found: dict[str, list[float]] = {bound.label: [] for bound in bounds}
+    for number in range(1, rounds + 1):
+        for bound in bounds:
+            base = bound.base()[bound.metric]
+            found[bound.label].append(bound.measure()[bound.metric] / base)
+            say(f"{number}/{rounds} {bound.label}: {found[bound.label][-1]:.2f}")
+    return [(bound, them) for bound in bounds if (them := spread(found[bound.label])) is not None]
+
+
+def report(ratios: list[tuple[Bound, Spread]], console: Console) -> int:
+    """A line for each bound; 1 where one is missed, else 0."""
+    table = Table(box=SIMPLE)
+    for label in ("bound", "measured", "at most", ""):
+        table.add_column(label, justify="left" if label in ("bound", "") else "right")
+    missed = 0
+    for bound, found in ratios:
+        well = found.median <= bound.at_most
+        missed += not well
+        table.add_row(
+            bound.label, f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})", f"{bound.at_most:g}",
+            "[green]well[/]" if well else "[red]missed[/]",
+        )  # fmt: skip
+    console.print(table)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The data: the same every time, valid, a fifth out of order."""
+
+import struct
+from collections import Counter, defaultdict
+from itertools import islice
+from urllib.parse import parse_qsl
+
+from plivo.utils.signature_v3 import validate_v3_signature
+
+from bench import data
+from bench.parts.worker import LIGHT_ENTRIES, PARTITIONS, light_rounds, stream_function
+from bench.parts.worker import MASKLINE as WORKER
+from schemas.callback import decode_callback
+from schemas.decode import decode_event
+from schemas.keys import partition_of
+
+
+def test_the_same_events_every_time():
+    assert list(data.session_events(30)) == list(data.session_events(30))
+
+
+def test_every_session_has_its_events_and_a_fifth_come_early():
+    sessions = defaultdict(list)
+    for event in data.session_events(400, under_way=100):
+        sessions[event.session].append(event.number)
+    assert len(sessions) == 400
+    assert all(sorted(numbers) == [1, 2, 3, 4, 5] for numbers in sessions.values())
+    early = sum(any(later < number for later in numbers[place:]) for numbers in sessions.values()
+                for place, number in enumerate(numbers))  # fmt: skip
+    assert early == 400 * 5 // 5
+
+
+def test_events_decode_as_what_they_say():
+    for event in data.session_events(data.SCRIPTS):
+        decoded = decode_event(decode_callback(data.stored(event))).event
+        assert decoded.session_uuid == event.session
+        assert decoded.sequence_number == event.number
+        assert not decoded.problems
+
+
+def test_numbers_go_on_past_the_script():
+    event = data.numbered(3, 12, "name")
+    assert dict(parse_qsl(event.body.decode()))["SequenceNumber"] == "12"
+
+
+def test_many_layouts_occur():
+    layouts = Counter(
+        tuple(name for name, _ in parse_qsl(event.body.decode())) for event in data.session_events(500)
+    )
+    assert len(layouts) > 20
+
+
+def test_requests_are_signed_as_plivo_signs(tmp_path):
+    path = data.write_requests(tmp_path / "requests.bin", data.session_events(20))
+    stored = path.read_bytes()
+    count = 0
+    while stored:
+        (length,) = struct.unpack_from("<I", stored)
+        head, _, body = stored[4 : 4 + length].partition(b"\r\n\r\n")
+        stored = stored[4 + length :]
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        parameters = dict(parse_qsl(body.decode(), keep_blank_values=True))
+        assert int(headers["Content-Length"]) == len(body)
+        assert validate_v3_signature(
+            "POST", data.URL, headers["X-Plivo-Signature-V3-Nonce"], data.AUTH_TOKEN,
+            headers["X-Plivo-Signature-V3"], parameters,
+        )  # fmt: skip
+        count += 1
+    assert count == 100
+
+
+def test_light_rounds_have_so_many_of_every_partition_and_go_on_in_order():
+    last = {}
+    for entries in islice(light_rounds(), 7):
+        partitions = Counter(partition_of(event.session, PARTITIONS) for event in entries)
+        assert set(partitions.values()) == {LIGHT_ENTRIES}
+        assert len(partitions) == PARTITIONS
+        for event in entries:
+            assert event.number == last.get(event.session, 0) + 1
+            last[event.session] = event.number
+    assert stream_function(WORKER)("x").endswith(":callbacks")

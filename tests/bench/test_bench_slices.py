@@ -1,0 +1,58 @@
+"""A tiny slice of ingest and worker, of the base and of maskline: real servers, real load, a few seconds."""
+
+import shutil
+
+import pytest
+from rich.console import Console
+
+from bench import machine, prepare
+from bench.parts import ingest, worker
+from bench.plan import Options
+
+OPTIONS = Options(slice_s=0.2, warm_s=0.1)
+EVENTS = 2_000
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("cc") is None and shutil.which("gcc") is None, reason="the load generator needs a C compiler"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_generator():
+    prepare.prepare_load(Console(quiet=True))
+
+
+@pytest.mark.parametrize("server", [ingest.EMPTY, ingest.MASKLINE], ids=lambda server: server.name)
+def test_ingest_slice(server):
+    values = ingest.closed(server, OPTIONS, clients=8)
+    assert values["per_s"] > 0
+    assert 0 < values["p50_us"] <= values["p99_us"]
+
+
+def test_a_constant_rate_is_kept():
+    with ingest.running(ingest.EMPTY) as (port, _, _):
+        load = ingest.run_load(port, ingest.requests_file(), core=None, warm_s=0.1, slice_s=0.5, rate=200)
+    assert load.answered + load.unanswered == pytest.approx(100, abs=1)
+
+
+def test_a_server_that_lets_everything_in_is_not_measured_as_one_that_verifies():
+    lax = ingest.EMPTY._replace(verifies=True)
+    with pytest.raises(machine.BenchError, match="bad signature"):
+        ingest.closed(lax, OPTIONS)
+
+
+def test_a_server_that_keeps_nothing_is_not_measured_as_one_that_stores():
+    forgetful = ingest.EMPTY._replace(stores=True)
+    with pytest.raises(machine.BenchError, match="are stored"):
+        ingest.closed(forgetful, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "consumer", [worker.HANDWRITTEN, worker.MASKLINE], ids=lambda consumer: consumer.name
+)
+def test_worker_slice(consumer):
+    assert worker.backlog(consumer, EVENTS)["per_s"] > 0
+
+
+def test_light_slice():
+    assert worker.light(worker.MASKLINE, 0.2)["per_s"] > 0
