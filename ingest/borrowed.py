@@ -1,24 +1,15 @@
-"""What ingest uses of other packages without a promise of theirs: aiohttp's parser by itself, yarl's unquoter.
+"""What ingest uses of aiohttp without a promise of its makers: its parser by itself.
 
-Both are only ways to be faster. They are tried when the process starts, on what they must be able to do; where one
-is not there or does something else, all goes on without it.
-
-| borrowed | instead | measured |
-| --- | --- | --- |
-| `aiohttp.http.HttpRequestParser`: in its package's `__all__`, in no documentation | `read_head` is None | (1) |
-| `yarl._quoting._Unquoter`: the C code behind `URL.query`, which makes a mapping besides | `unquote_plus` | (2) |
-
-(1) Without it aiohttp serves every request: all that ingest.connection wins is lost. (2) A body of 270 bytes with
-four escapes: 0.5 µs instead of 2.0.
+`aiohttp.http.HttpRequestParser` stands in its package's `__all__` and in no documentation. It is tried when the process
+starts, on what it must be able to do; where it is not there or does something else, aiohttp serves every request, and
+all that ingest.connection wins is lost.
 """
 
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 
 from ingest.origin import Headers
-from schemas.parameters import unquote_plus
 
 HEAD_MAX_BYTES: Final = 16_384
 """Of a whole head; ingest.server allows as much for each of its lines, so no line here is too long for it."""
@@ -120,21 +111,4 @@ def tried_heads() -> Heads | None:
     return heads if right and chunked is None and broken and begun else None
 
 
-_NO_TEXT: Final = ("%ff", "%C3", "%C3a%A9", "%ED%A0%80", "%C0%AF", "%4", "%zz", "%")
-
-
-def tried_unquoter() -> Callable[[str], str] | None:
-    """The unquoter, if it unquotes; of what is no UTF-8 or no escape it must leave the `%`."""
-    try:
-        from yarl._quoting import _Unquoter  # noqa: PLC0415 - as above
-
-        unquoter: Callable[[str], str] = _Unquoter(plus=True)
-        texts = [unquoter(text) for text in ("a+b%2B%2b=%C3%A9&%3a", "é+", *_NO_TEXT)]
-    except Exception:  # noqa: BLE001 - as above
-        return None
-    return unquoter if texts == ["a b++=é&:", "é ", *_NO_TEXT] else None
-
-
 heads: Final = tried_heads()
-unquote: Final = tried_unquoter() or unquote_plus
-"""Percent-decodes, `+` being a blank. What is no UTF-8 keeps its `%`, or raises UnicodeDecodeError."""

@@ -15,7 +15,7 @@ CALLBACK_FIELD: Final = b"c"
 CALLBACK_VERSION: Final = 1
 
 
-class RawCallback(msgspec.Struct, frozen=True, array_like=True):
+class RawCallback(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request of Plivo's, byte for byte, with when it came and whose signature it bore."""
 
     method: str

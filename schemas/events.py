@@ -47,7 +47,9 @@ RECORDING_ATTRIBUTES: Final = {
 ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="EventName", rename=ATTRIBUTES):
+class Event(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
+):  # fmt: skip
     """What every event has. `None` where Plivo sent nothing, a null, or a text that cannot be read."""
 
     session_uuid: str

@@ -2,12 +2,18 @@
 
 import argparse
 import asyncio
+import gc
+from typing import Final
 
 from runtime.arguments import Parser
 from runtime.logs import configure_logging
 from runtime.process import cli, run, supervise
 from schemas.settings import load_settings
 from worker.node import WorkerNode
+
+GC_YOUNG_MAX: Final = 50_000
+"""Objects made and not dropped before the collector looks at them: some ten milliseconds' work. Next to nothing in a
+worker is a cycle, and by Python's 700 every batch of replies was looked at several times: a tenth of a busy worker."""
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +27,8 @@ def main(argv: list[str]) -> int:
 
     async def serve(stop: asyncio.Event) -> int:
         await node.start()
+        gc.set_threshold(GC_YOUNG_MAX)
+        gc.freeze()  # what is there now stays
         failed = asyncio.create_task(node.failed())
         stopped = asyncio.create_task(stop.wait())
         try:

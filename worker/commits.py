@@ -5,12 +5,13 @@ A commit whose reply was lost is sent again as it was: the script knows it by it
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
 import hiredis
 
+from runtime.link import Link
 from runtime.logs import get_logger
 from schemas.keys import Keys
 from worker.connections import Connections
@@ -27,7 +28,7 @@ _log = get_logger("maskline.worker")
 class Committer:
     """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
 
-    `on_committed()`: one is through.
+    `on_committed()`: some were answered.
     """
 
     def __init__(
@@ -65,25 +66,41 @@ class Committer:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, {}
-        for partition in dirty:
-            if partition.wants_commit and not partition.lost:
-                partition.take_commit()
-                self._send(partition)
+        taken = [partition for partition in dirty if partition.wants_commit and not partition.lost]
+        for partition in taken:
+            partition.take_commit()
+        self._send(taken)
 
-    def _send(self, partition: Partition) -> None:
-        commit, link = partition.commit_in_flight, self._connections.link(partition.number)
-        if commit is None or partition.lost:
-            return
-        if link is None:
-            self._loop.call_later(REPEAT_DELAY_S, self._send, partition)
-            return
-        packed = pack_commit(self._keys, partition.number, partition.lease_value, commit)
-        link.send(packed, 1).add_done_callback(partial(self._answered, partition))
+    def _send(self, partitions: Iterable[Partition]) -> None:
+        """Send the commits under way of these partitions, those of one server together."""
+        by_link: dict[Link, list[Partition]] = {}
+        packed: dict[Link, list[bytes]] = {}
+        for partition in partitions:
+            commit = partition.commit_in_flight
+            if commit is None or partition.lost:
+                continue
+            link = self._connections.link(partition.number)
+            if link is None:
+                self._repeat(partition)
+                continue
+            by_link.setdefault(link, []).append(partition)
+            one = pack_commit(self._keys, partition.number, partition.lease_value, commit)
+            packed.setdefault(link, []).append(one)
+        for link, those in by_link.items():
+            link.send(b"".join(packed[link]), len(those)).add_done_callback(partial(self._answered, those))
 
-    def _answered(self, partition: Partition, future: asyncio.Future[list[Any]]) -> None:
-        if partition.lost:
-            return
-        reply: Any = future.exception() or future.result()[0]
+    def _repeat(self, partition: Partition) -> None:
+        self._loop.call_later(REPEAT_DELAY_S, self._send, (partition,))
+
+    def _answered(self, partitions: Sequence[Partition], future: asyncio.Future[list[Any]]) -> None:
+        failure = future.exception()
+        replies: Sequence[Any] = [failure] * len(partitions) if failure is not None else future.result()
+        for partition, reply in zip(partitions, replies, strict=True):
+            if not partition.lost:
+                self._replied(partition, reply)
+        self._on_committed()
+
+    def _replied(self, partition: Partition, reply: Any) -> None:
         if reply == 1:
             self._refused = ""
             self._stats.commits += 1
@@ -91,7 +108,6 @@ class Committer:
             if partition.wants_commit:
                 self.mark(partition)
             self._wake(partition)
-            self._on_committed()
         elif reply == 0:
             self._stats.fenced += 1
             self._on_fenced(partition)
@@ -104,7 +120,7 @@ class Committer:
         else:
             if isinstance(reply, hiredis.ReplyError):
                 self._refuse(partition, str(reply))
-            self._loop.call_later(REPEAT_DELAY_S, self._send, partition)
+            self._repeat(partition)
 
     def _refuse(self, partition: Partition, reply: str) -> None:
         connection = self._connections.of(partition.number)

@@ -12,7 +12,7 @@ from worker.session import Entry
 _log = get_logger("maskline.handler")
 
 
-class Context(msgspec.Struct, eq=False):
+class Context(msgspec.Struct, eq=False, gc=False):
     """One attempt of one handler at one event. Everything but `log` is read-only."""
 
     _release: Release

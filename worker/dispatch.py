@@ -48,9 +48,9 @@ _log = get_logger("maskline.worker")
 class Dispatcher:
     """Runs handlers.
 
-    `table`: the handlers of each type of event. `on_progress(partition)`: called after an event of the partition is
-    done, so that it gets committed. `late_dead`: late events go to the dead letters. `suspects`: needed where
-    partitions have any.
+    `table`: the handlers of each type of event. `on_progress(partition)`: called when an event of the partition is
+    done, and none was since its last commit was taken, so that it gets committed. `late_dead`: late events go to the
+    dead letters. `suspects`: needed where partitions have any.
     """
 
     def __init__(
@@ -195,7 +195,9 @@ class Dispatcher:
                     return turns
                 session.progress = None
                 partition.finish(session, release)
-                self._on_progress(partition)
+                if not partition.announced:
+                    partition.announced = True
+                    self._on_progress(partition)
                 if turns >= TURNS_MAX and queue:
                     self.submit([session])
                     return turns

@@ -7,21 +7,23 @@ from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
 from schemas.errors import UndecodableEntryError
-from schemas.events import SessionTimeout
+from schemas.events import EVENT_TYPES, Event, SessionTimeout, UnknownEvent
 from schemas.privacy import redact
-from schemas.shapes import TIMES_REMEMBERED, Shapes
+from schemas.shapes import REMEMBERED, Shapes
 from worker.deadletter import DeadLetter
 from worker.reorder import Arrival
 from worker.session import Entry
 
 RECORDING_PREFIX: Final = "SessionRecording"
 
+_RECORDING: Final = frozenset(kind for name, kind in EVENT_TYPES.items() if name.startswith(RECORDING_PREFIX))
+
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _decode: Final = Shapes().decode
 
 
-def arrival_of(entry_id: str, fields: Sequence[bytes], *, recording_shared: bool) -> Arrival:
+def arrival_of(entry_id: str, fields: Sequence[bytes], recording_shared: bool) -> Arrival:
     """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
     if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
         raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
@@ -32,7 +34,7 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], *, recording_shared: bool
         event.sequence_number,
         fingerprint,
         None if moment is None else _timestamp_us(moment),
-        not recording_shared and event.event_name.startswith(RECORDING_PREFIX),
+        not recording_shared and _is_recording(event),
         event.__class__ is SessionTimeout,
         int(entry_id.partition("-")[0]),
         Entry(entry_id, fields[1], callback.received_at_ms, callback.replayed, event),
@@ -61,7 +63,12 @@ def entry_ms(entry_id: str) -> int:
     return int(entry_id.partition("-")[0])
 
 
-@lru_cache(TIMES_REMEMBERED)
+def _is_recording(event: Event) -> bool:
+    kind = event.__class__
+    return kind in _RECORDING or (kind is UnknownEvent and event.event_name.startswith(RECORDING_PREFIX))
+
+
+@lru_cache(REMEMBERED)
 def _timestamp_us(moment: datetime) -> int:
     """Microseconds since the epoch. Remembered, as the moments themselves are."""
     since = moment - EPOCH

@@ -26,7 +26,7 @@ from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
 from worker.partition import Partition, PartitionSettings
 from worker.polling import Pollers
-from worker.reader import Reader
+from worker.reader import Batch, Reader
 from worker.reorder import Policy
 from worker.rounds import Rounds
 from worker.stats import Stats
@@ -258,9 +258,8 @@ class LeaseKeeper:
             for entry_id in deleted:
                 partition.lost_while_pending(entry_id.decode(), time_ns() // 1_000_000)
             if entries:
-                await self.reader.feed(
-                    partition, entries, pending=True, watermark_ms=entry_ms(entries[-1][0].decode())
-                )
+                batch = Batch(partition, entries, entry_ms(entries[-1][0].decode()))
+                await self.reader.feed([batch], pending=True)
             if partition.wants_commit:
                 self._committer.mark(partition)
             start = cursor.decode() if cursor != b"0-0" else None

@@ -122,6 +122,8 @@ class Partition:
         self._being_written: frozenset[str] = frozenset()
         """Sessions whose states the commit under way writes: Redis may still answer with the old ones."""
         self._uncommitted = False
+        self.announced = False
+        """Whoever commits was told that something is done, and has not taken the next commit yet."""
         self._commits = 0
 
     # Entries in
@@ -134,12 +136,14 @@ class Partition:
         `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms` dates the
         dead letters.
         """
+        ids = [entry_id.decode() for entry_id, _ in entries]
+        self._take_in(ids, pending)
         arrivals: list[Arrival] = []
         unknown: dict[str, None] = {}
         shared, sessions = self._settings.recording_shared, self._sessions
-        for entry_id, fields in self._taken_in(entries, pending):
+        for entry_id, (_, fields) in zip(ids, entries, strict=True):
             try:
-                arrival = arrival_of(entry_id, fields, recording_shared=shared)
+                arrival = arrival_of(entry_id, fields, shared)
             except UndecodableEntryError as error:
                 self._bury_undecoded(entry_id, fields, error, now_ms)
                 continue
@@ -149,22 +153,18 @@ class Partition:
             arrivals.append(arrival)
         return Decoded(arrivals, list(unknown))
 
-    def _taken_in(
-        self, entries: Sequence[tuple[bytes, Sequence[bytes]]], pending: bool
-    ) -> list[tuple[str, Sequence[bytes]]]:
-        taken = [(entry_id.decode(), fields) for entry_id, fields in entries]
+    def _take_in(self, ids: Sequence[str], pending: bool) -> None:
         if pending:
-            self._pending.update([entry_id for entry_id, _ in taken])
-        elif taken:
-            self._fresh.update([entry_id for entry_id, _ in taken])
-            self.cursor = taken[-1][0]
-            self.run_ahead += len(taken)
+            self._pending.update(ids)
+        elif ids:
+            self._fresh.update(ids)
+            self.cursor = ids[-1]
+            self.run_ahead += len(ids)
             if self.entries_read >= 0:
-                self.entries_read += len(taken)
+                self.entries_read += len(ids)
         if self.suspects is not None:
-            for entry_id, _ in taken:
+            for entry_id in ids:
                 self._suspect(entry_id, pending=pending)
-        return taken
 
     def arrive(
         self, decoded: Decoded, states: Mapping[str, bytes | None], watermark_ms: int
@@ -246,7 +246,7 @@ class Partition:
 
     def finish(self, session: LiveSession, release: Release) -> None:
         """The first release of a session's queue is done: every handler has handled it or given it up."""
-        session.queue.popleft()
+        del session.queue[0]
         self.unfinished -= 1
         self._changed[session.uuid] = release.state
         self._finish_entry(release.arrival.payload.entry_id)
@@ -302,7 +302,7 @@ class Partition:
         self._unmarked = []
         self._being_written = frozenset(self._changed)
         self._changed = {}
-        self._uncommitted = False
+        self._uncommitted = self.announced = False
         self._ahead_at_commit = self.run_ahead
         self.commit_in_flight = commit
         return commit
@@ -340,9 +340,9 @@ class Partition:
     def _release(self, session: LiveSession, release: Release, ready: list[LiveSession]) -> None:
         session.queue.append(release)
         self.unfinished += 1
-        stats = self._stats
-        stats.released[release.order] += 1
-        stats.given_up += len(release.missing)
+        self._stats.released[release.order] += 1
+        if release.missing:
+            self._stats.given_up += len(release.missing)
         if not session.scheduled:
             session.scheduled = True
             ready.append(session)

@@ -11,19 +11,21 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from redis.exceptions import ResponseError
+import hiredis
 
+from runtime.link import Link, pack
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.connection import Connection
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
-from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
+from worker.partition import RUN_AHEAD_MAX, Partition
 from worker.stats import Stats
 
 YIELD_EVERY: Final = 256
@@ -34,6 +36,8 @@ HELD_FACTOR: Final = 5
 LOAD_REPEAT_S: Final = 0.1
 
 Entries = Sequence[tuple[bytes, Sequence[bytes]]]
+
+_NO_STATES: Final[Mapping[str, bytes | None]] = {}
 
 
 class Batch(NamedTuple):
@@ -98,44 +102,77 @@ class Reader:
         return batches
 
     async def feed_all(self, batches: Sequence[Batch]) -> None:
-        for partition, entries, watermark_ms in batches:
-            if not partition.lost:
-                await self.feed(partition, entries, pending=False, watermark_ms=watermark_ms)
+        """Take in what one read brought, so much at a time that others get their turns."""
+        gathered: list[Batch] = []
+        size = 0
+        for batch in batches:
+            gathered.append(batch)
+            size += len(batch.entries)
+            if size >= YIELD_EVERY:
+                await self.feed(gathered, pending=False)
+                gathered, size = [], 0
+        if gathered:
+            await self.feed(gathered, pending=False)
         self._relieve()
 
-    async def feed(self, partition: Partition, entries: Entries, *, pending: bool, watermark_ms: int) -> None:
-        """Decode entries, fetch the states of their sessions, put them in order, hand over what is released."""
-        decoded = partition.decode(entries, pending=pending, now_ms=time.time_ns() // 1_000_000)
-        states = await self._states(partition, decoded) if decoded.unknown else {}
-        if partition.lost:
-            return
-        # Also where it is closed: it may be opened again, and what was read is not read twice.
-        self._dispatcher.submit(partition.arrive(decoded, states, watermark_ms))
-        if partition.wants_commit:
-            self._on_progress(partition)
-        self._since_yield += len(entries)
+    async def feed(self, batches: Sequence[Batch], *, pending: bool) -> None:
+        """Decode entries, fetch the states of their sessions, put them in order, hand over what is released.
+
+        `pending`: they come from the pending lists. No partition stands there twice.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        decoded = [
+            (batch, batch.partition.decode(batch.entries, pending=pending, now_ms=now_ms))
+            for batch in batches
+            if not batch.partition.lost
+        ]
+        states = await self._states({batch.partition: one.unknown for batch, one in decoded if one.unknown})
+        for (partition, entries, watermark_ms), one in decoded:
+            if partition.lost:
+                continue
+            # Also where it is closed: it may be opened again, and what was read is not read twice.
+            ready = partition.arrive(one, states.get(partition, _NO_STATES), watermark_ms)
+            self._dispatcher.submit(ready)
+            if partition.wants_commit:
+                self._on_progress(partition)
+            self._since_yield += len(entries)
         if self._since_yield >= YIELD_EVERY:
             self._since_yield = 0
             await asyncio.sleep(0)
 
     # Inside
 
-    async def _states(self, partition: Partition, decoded: Decoded) -> Mapping[str, bytes | None]:
-        """The encoded states of sessions that are not in memory, however often the connection is lost meanwhile."""
-        keys = self._keys.sessions(partition.number, decoded.unknown)
-        while not partition.lost:
-            link = await self._connections.ready(partition.number)
-            try:
-                reply = await link.execute("MGET", *keys)
-            except RedisUnavailableError:
-                pass
-            except ResponseError as error:
-                if (connection := self._connections.of(partition.number)) is not None:
-                    connection.refused(str(error))
-            else:
-                return dict(zip(decoded.unknown, reply, strict=True))
-            await asyncio.sleep(LOAD_REPEAT_S)
-        return {}
+    async def _states(
+        self, wanted: dict[Partition, list[str]]
+    ) -> dict[Partition, Mapping[str, bytes | None]]:
+        """The encoded states of sessions that are not in memory, in one trip, however often the connection is lost."""
+        found: dict[Partition, Mapping[str, bytes | None]] = {}
+        while wanted:
+            by_link: dict[Link, list[Partition]] = {}
+            for partition in wanted:
+                by_link.setdefault(await self._connections.ready(partition.number), []).append(partition)
+            asked = [
+                (
+                    partitions,
+                    link.send(b"".join([self._ask(one, wanted[one]) for one in partitions]), len(partitions)),
+                )
+                for link, partitions in by_link.items()
+            ]
+            for partitions, future in asked:
+                with contextlib.suppress(RedisUnavailableError):
+                    for partition, reply in zip(partitions, await future, strict=True):
+                        if not isinstance(reply, hiredis.ReplyError):
+                            found[partition] = dict(zip(wanted.pop(partition), reply, strict=True))
+                        elif (connection := self._connections.of(partition.number)) is not None:
+                            connection.refused(str(reply))
+            for partition in [one for one in wanted if one.lost]:
+                del wanted[partition]
+            if wanted:
+                await asyncio.sleep(LOAD_REPEAT_S)
+        return found
+
+    def _ask(self, partition: Partition, sessions: Sequence[str]) -> bytes:
+        return pack("MGET", *self._keys.sessions(partition.number, sessions))
 
     def _relieve(self) -> None:
         """Keep what waits in gaps within its bound, at the price of giving the oldest gaps up early."""

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints, overload
 
+import msgspec
+
 from schemas.errors import ConfigError
 from schemas.events import EVENT_TYPES, Event, UnknownEvent
 from worker.retry import (
@@ -131,7 +133,7 @@ class Handlers(NamedTuple):
     resources: tuple[ResourceSpec, ...]
 
 
-class BoundHandler(NamedTuple):
+class BoundHandler(msgspec.Struct, frozen=True, eq=False):
     """A handler with its resources in place, ready to be called with an event and a context."""
 
     name: str

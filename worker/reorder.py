@@ -42,7 +42,7 @@ class Policy(NamedTuple):
     """Arrivals of one session that wait at once. Each makes the next one dearer: keep to hundreds."""
 
 
-class Arrival(msgspec.Struct, frozen=True, eq=False):
+class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
     """One callback as the reorderer sees it. Those of a session come with `arrived_ms` that never falls."""
 
     number: int | None
@@ -69,7 +69,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False):
         )
 
 
-class Release(msgspec.Struct, frozen=True, eq=False):
+class Release(msgspec.Struct, frozen=True, eq=False, gc=False):
     """An arrival that is now to be handled, after those released before it."""
 
     arrival: Arrival
@@ -146,16 +146,10 @@ class Session:
 
     def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
         """Take the session's next arrival: what is released now, in order, and whether it was a duplicate."""
-        number = arrival.number
-        if number is not None and not self.waiting and not arrival.ends_session:
-            # Nearly every arrival: the one that is due, with none waiting.
-            lane = self.state.recording if arrival.recording else self.state.status
-            if _decide(lane, arrival, number, policy.first_sequence) == "in_order":
-                if was_released(lane.released, number, arrival.fingerprint):
-                    return (Duplicate(arrival),)
-                return (self._release(arrival, lane, number, "in_order", ()),)
-
-        outcomes: _Outcomes = []
+        outcomes = self._arrive_simply(arrival, policy)
+        if outcomes is not None:
+            return outcomes
+        number, outcomes = arrival.number, _Outcomes()
         self._expire(arrival.arrived_ms, policy, outcomes)
         if self._is_duplicate(arrival):
             outcomes.append(Duplicate(arrival))
@@ -173,16 +167,41 @@ class Session:
             self._give_up(self.waiting[-1].recording, policy, outcomes)
         return outcomes
 
+    def _arrive_simply(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate] | None:
+        """The same for nearly every arrival: the one that is due, or one that waits for it. None for others."""
+        number, waiting = arrival.number, self.waiting
+        if number is None or arrival.ends_session or (waiting and self._expires(arrival.arrived_ms, policy)):
+            return None
+        lane = self.state.recording if arrival.recording else self.state.status
+        verdict = _decide(lane, arrival, number, policy.first_sequence)
+        due = verdict == "in_order"
+        if not due and (verdict != "hold" or len(waiting) >= policy.held_max):
+            return None
+        if (waiting or arrival.fingerprint in lane.released) and self._is_duplicate(arrival):
+            return (Duplicate(arrival),)
+        if not due:
+            waiting.append(arrival)
+            return ()
+        release = self._release(arrival, lane, number, "in_order", ())
+        if not waiting:
+            return (release,)
+        outcomes: _Outcomes = [release]
+        self._settle(policy, outcomes)
+        return outcomes
+
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
         """Give up the gaps whose time is over. The watermark never falls, nor passes an arrival to come."""
-        if not self.waiting or watermark_ms < self.waiting[0].arrived_ms + policy.gap_timeout_ms:
+        if not self._expires(watermark_ms, policy):
             return ()
         outcomes: _Outcomes = []
         self._expire(watermark_ms, policy, outcomes)
         return [outcome for outcome in outcomes if isinstance(outcome, Release)]
 
+    def _expires(self, watermark_ms: int, policy: Policy) -> bool:
+        return bool(self.waiting) and self.waiting[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms
+
     def _expire(self, watermark_ms: int, policy: Policy, outcomes: _Outcomes) -> None:
-        while self.waiting and self.waiting[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms:
+        while self._expires(watermark_ms, policy):
             self._give_up(self.waiting[0].recording, policy, outcomes)
 
     def _is_duplicate(self, arrival: Arrival) -> bool:
@@ -190,12 +209,17 @@ class Session:
             return was_released_unsequenced(self.state.unsequenced, arrival.fingerprint)
         if was_released(self._lane(arrival).released, arrival.number, arrival.fingerprint):
             return True
-        return any(
-            held.number == arrival.number
-            and held.fingerprint == arrival.fingerprint
-            and held.recording == arrival.recording
-            for held in self.waiting
-        )
+        return self._is_held(arrival)
+
+    def _is_held(self, arrival: Arrival) -> bool:
+        for held in self.waiting:
+            if (
+                held.number == arrival.number
+                and held.fingerprint == arrival.fingerprint
+                and held.recording == arrival.recording
+            ):
+                return True
+        return False
 
     def _lane(self, arrival: Arrival) -> LaneState:
         return self.state.recording if arrival.recording else self.state.status
@@ -277,11 +301,8 @@ class Session:
             if top_us is None or at_us > top_us:
                 top_us = at_us
         released = remember_released(lane.released, number, arrival.fingerprint)
-        self._replace(
-            arrival.recording,
-            LaneState(following, lane.run, opening, released, top_us, floor_us, ending_us),
-            closed=arrival.ends_session,
-        )
+        lane = LaneState(following, lane.run, opening, released, top_us, floor_us, ending_us)
+        self._replace(arrival.recording, lane, arrival.ends_session)
         return Release(arrival, order, missing, lane.run, self.state)
 
     def _release_unsequenced(self, arrival: Arrival) -> Release:

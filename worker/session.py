@@ -1,6 +1,5 @@
 """What a worker keeps in memory of a stream entry and of a session."""
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from worker.partition import Partition
 
 
-class Entry(msgspec.Struct, frozen=True, eq=False):
+class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A stream entry that was read and decoded, until it is done."""
 
     entry_id: str
@@ -58,7 +57,7 @@ class LiveSession:
         self.uuid = uuid
         self.core = core
         self.partition = partition
-        self.queue: deque[Release] = deque()
+        self.queue: list[Release] = []  # nearly always of one or two: a deque is ten times as large
         self.progress: Progress | None = None
         self.scheduled = False
         """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""

@@ -6,6 +6,7 @@ list has them. The rings are plain bytes, so that remembering one more release i
 encodes at once.
 """
 
+from struct import Struct
 from typing import Annotated, Final
 
 import msgspec
@@ -102,8 +103,11 @@ def _newer(encoded: bytes) -> str:
     return "" if version == STATE_VERSION else f"version {version}, and this release reads {STATE_VERSION}"
 
 
+_pack_released = Struct(f">Q{FINGERPRINT_BYTES}s").pack
+
+
 def remember_released(ring: bytes, number: int, fingerprint: bytes) -> bytes:
-    return (ring + number.to_bytes(NUMBER_BYTES, "big") + fingerprint)[-_RELEASED_MAX_BYTES:]
+    return (ring + _pack_released(number, fingerprint))[-_RELEASED_MAX_BYTES:]
 
 
 def was_released(ring: bytes, number: int, fingerprint: bytes) -> bool:

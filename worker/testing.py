@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
 
+import msgspec
+
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from schemas.events import Event
 from schemas.parameters import FORM_TYPE
@@ -123,7 +125,7 @@ class Harness:
         }
         self._dispatcher = Dispatcher(
             table, concurrency=self._concurrency, late_dead=self._late_dead, stats=self._stats,
-            on_progress=lambda _: self._done.set(),
+            on_progress=self._progressed,
         )  # fmt: skip
         self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._stats)
         self._partition.lease_until = math.inf
@@ -156,6 +158,10 @@ class Harness:
             return given
         return RawCallback("POST", b"", FORM_TYPE, urlencode(given).encode(), self._now_ms, "")
 
+    def _progressed(self, partition: Partition) -> None:
+        partition.announced = False
+        self._done.set()
+
     async def _settle(self) -> None:
         while self._partition.unfinished:
             self._done.clear()
@@ -182,7 +188,7 @@ class Harness:
 
         at_once = handler.policy._replace(backoff_ms=0, backoff_max_ms=0)
         call: Callable[..., Any] = _recording(handler.call, record, in_thread=handler.in_thread)
-        return handler._replace(call=call, policy=RetryPolicy(*at_once))
+        return msgspec.structs.replace(handler, call=call, policy=RetryPolicy(*at_once))
 
 
 def _recording(

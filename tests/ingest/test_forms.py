@@ -7,9 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS
 
-from ingest import borrowed, forms
+from ingest import forms
 from ingest.forms import Form, Forms
 from ingest.signatures import v3_texts
+from schemas import forms as cutting
 from schemas.errors import NotDecodableError
 from schemas.parameters import Parameters, parse_pairs, unquote_plus
 from schemas.values import is_null
@@ -27,9 +28,9 @@ orders = st.lists(st.sampled_from(NAMES), max_size=6)
 raw = st.text("ab&=%+4CF", max_size=12) | st.text(max_size=6)
 
 
-@pytest.fixture(params=[borrowed.unquote, unquote_plus], ids=["yarl", "ours"], autouse=True)
+@pytest.fixture(params=[cutting.unquote, unquote_plus], ids=["yarl", "ours"], autouse=True)
 def _unquote(request, monkeypatch):
-    monkeypatch.setattr(forms, "unquote", request.param)
+    monkeypatch.setattr(cutting, "unquote", request.param)
 
 
 def by_the_book(body: bytes) -> Form | None:
@@ -80,8 +81,8 @@ def test_nothing_is_read_that_was_not_learned():
 @pytest.mark.parametrize(
     "body",
     [b"", b"a=b", b"SessionUUID", b"SessionUUID=a&SessionUUID=b", b"SessionUUID=%ff", b"&SessionUUID=a", b"\xff=",
-     b"SessionUUID=1&" + b"&".join(b"n%d=" % n for n in range(forms.NAMES_MAX)),
-     b"SessionUUID=1&" + b"n" * forms.NAMES_MAX_CHARS + b"="],
+     b"SessionUUID=1&" + b"&".join(b"n%d=" % n for n in range(cutting.NAMES_MAX)),
+     b"SessionUUID=1&" + b"n" * cutting.NAMES_MAX_CHARS + b"="],
 )  # fmt: skip
 def test_what_is_no_layout_is_not_learned(body):
     read = Forms()

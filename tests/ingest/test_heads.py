@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ingest_kit import Request
 
 from ingest import heads
-from ingest.borrowed import END, Heads, tried_heads, tried_unquoter
+from ingest.borrowed import END, Heads, tried_heads
 from ingest.heads import GROUPS, HeadLayout, HeadLayouts
 
 READ = Heads().read
@@ -35,17 +35,11 @@ def learned(*given_heads: bytes) -> HeadLayouts:
 
 def test_what_is_borrowed_is_there():
     assert tried_heads() is not None
-    assert tried_unquoter() is not None
 
 
 def test_what_is_borrowed_may_be_gone(monkeypatch):
     import aiohttp.http
-    import yarl._quoting
 
-    monkeypatch.setattr(yarl._quoting, "_Unquoter", lambda **_: lambda text: text)
-    assert tried_unquoter() is None
-    monkeypatch.delattr(yarl._quoting, "_Unquoter")
-    assert tried_unquoter() is None
     monkeypatch.setattr(aiohttp.http, "HttpRequestParser", lambda *_, **__: object())
     assert tried_heads() is None
     monkeypatch.delattr(aiohttp.http, "HttpRequestParser")

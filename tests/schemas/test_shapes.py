@@ -7,13 +7,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from schemas import shapes
+from schemas import forms, shapes
 from schemas.callback import RawCallback
 from schemas.decode import decode_event
 from schemas.errors import UndecodableEntryError
 from schemas.events import ATTRIBUTES, EVENT_TYPES
-from schemas.parameters import FORM_TYPE
-from schemas.shapes import EVENTS_MAX, LEARN_AFTER, SEEN_MAX, SHAPES_PER_EVENT, Shapes
+from schemas.forms import NAMES_MAX
+from schemas.parameters import FORM_TYPE, unquote_plus
+from schemas.shapes import EVENT_NAME_CHARS_MAX, LEARN_AFTER, REMEMBERED_CHARS_MAX, SEEN_MAX, Shapes
 
 ORDINARY = {
     "EventName": "SessionRecordingCompleted",
@@ -32,6 +33,11 @@ ORDINARY = {
     "RecordingFormat": ".mp3",
     "CallerName": "somebody",
 }
+
+
+@pytest.fixture(params=[forms.unquote, unquote_plus], ids=["yarl", "ours"], autouse=True)
+def _unquote(request, monkeypatch):
+    monkeypatch.setattr(forms, "unquote", request.param)
 
 
 def outcome(decode, callback):
@@ -224,32 +230,51 @@ def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
         assert outcome(known.decode, callback) == outcome(decode_event, callback)
 
 
-def test_what_is_remembered_is_bounded():
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(shapes, "SHAPES_MAX", 20)
     known = Shapes()
-    for number in range(EVENTS_MAX + SEEN_MAX):
-        event = f"Event{number % (EVENTS_MAX * 2)}"
-        for _ in range(LEARN_AFTER if number < EVENTS_MAX * 2 else 1):
-            known.decode(post(f"EventName={event}&SessionUUID=session&A{number}=1".encode()))
-    assert len(known._readers) <= EVENTS_MAX
+    for number in range(SEEN_MAX + 50):
+        for _ in range(LEARN_AFTER if number < 50 else 1):
+            callback = post(f"EventName=Event{number % 7}&SessionUUID=session&A{number}=1".encode())
+            assert outcome(known.decode, callback) == outcome(decode_event, callback)
+        assert len(known) <= 20
+        assert sum(len(layout.readers) for layout in known._layouts.values()) == len(known)
+    assert len(known) > 0
     assert len(known._seen) <= SEEN_MAX
-    for number in range(SHAPES_PER_EVENT * 2):
-        for _ in range(LEARN_AFTER):
-            known.decode(post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))
-    assert len(known._readers["SessionTimeout"]) == SHAPES_PER_EVENT
 
 
 def test_shapes_that_come_and_go_are_compiled_ever_more_rarely(monkeypatch):
+    monkeypatch.setattr(shapes, "SHAPES_MAX", 8)
     compiled = []
     compile_shape = shapes.compile_shape
     monkeypatch.setattr(shapes, "compile_shape", lambda shape: compiled.append(shape) or compile_shape(shape))
     known = Shapes()
     for _ in range(256):
-        for number in range(SHAPES_PER_EVENT + 1):
+        for number in range(9):
             known.decode(post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))
-    assert len(compiled) <= (SHAPES_PER_EVENT + 1) * 8
+    assert len(compiled) <= 9 * 8
 
 
-def test_more_fields_than_a_shape_may_have_are_the_references():
-    known = learned(callback := post(form(ORDINARY | {f"A{number}": "1" for number in range(64)})))
-    assert not known._readers
+@pytest.mark.parametrize(
+    "more",
+    [{f"A{number}": "1" for number in range(NAMES_MAX)}, {"EventName": "E" * (EVENT_NAME_CHARS_MAX + 1)}],
+    ids=["names", "event_name"],
+)
+def test_what_is_too_large_for_a_shape_is_the_references(more):
+    known = learned(callback := post(form(ORDINARY | more)))
+    assert not len(known)
     assert outcome(known.decode, callback) == outcome(decode_event, callback)
+
+
+def test_long_values_are_not_remembered():
+    known = learned(post(form(ORDINARY)))
+    for name in ("Duration", "Amount", "EventTimestamp", "SequenceNumber"):
+        for text in (" " * REMEMBERED_CHARS_MAX + "7", "null" + " " * REMEMBERED_CHARS_MAX):
+            callback = post(form(ORDINARY | {name: text}))
+            assert outcome(known.decode, callback) == outcome(decode_event, callback)
+    readers = [read for layout in known._layouts.values() for read in layout.readers.values()]
+    remembered = {
+        value for read in readers for value in read.__globals__.values() if hasattr(value, "cache_info")
+    }
+    assert len(remembered) == 4
+    assert all(0 < reader.cache_info().currsize <= shapes.REMEMBERED for reader in remembered)

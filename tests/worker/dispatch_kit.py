@@ -49,9 +49,13 @@ class Dispatch:
         table = bind(load_handlers([module_of(*functions)]), {})
         self.dispatcher = Dispatcher(
             table, concurrency=concurrency, late_dead=late_dead, stats=self.stats,
-            on_progress=lambda _: self.progress.set(),
+            on_progress=self._progressed,
         )  # fmt: skip
         self.entries = 0
+
+    def _progressed(self, partition: Partition) -> None:
+        partition.announced = False
+        self.progress.set()
 
     def arrive(self, *events: tuple[str, int], name: str = "SessionFirstPartyRinging", **parameters: str):
         """Put events in order, as (session, number); the sessions that have work now."""
