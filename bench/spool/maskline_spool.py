@@ -1,0 +1,26 @@
+"""maskline's spool, as a node has it, in the process of its clients."""
+
+from pathlib import Path
+
+from bench.ingest.plain import run
+from bench.spool.clients import DIRECTORY, drive
+from ingest.metrics import Metrics
+from ingest.outcomes import AWAY
+from ingest.publisher import Load
+from ingest.spool import Spool
+from schemas.settings import Settings
+
+
+async def main() -> None:
+    spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), Load())
+    await spool.start()
+
+    async def keep(route: int, value: bytes) -> None:
+        await spool.put(AWAY, route, value)
+
+    await drive(keep)
+    await spool.stop()
+
+
+if __name__ == "__main__":
+    run(main())
