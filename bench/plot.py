@@ -1,6 +1,6 @@
 """The plot for the README: bars of paired ratios, as an SVG that is read on light and on dark pages.
 
-`python -m bench.plot RESULTS.json docs/bench.svg` draws it again from results.
+`python -m bench.plot RESULTS.json … docs/bench.svg` draws it again from the results of one run or of several.
 """
 
 import sys
@@ -115,8 +115,9 @@ def _bar(bar: Bar, y: int, scale: float) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    results, target = argv
-    Path(target).write_text(svg(panels(read_report(Path(results)).samples)))
+    *results, target = argv
+    samples = [sample for path in results for sample in read_report(Path(path)).samples]
+    Path(target).write_text(svg(panels(samples)))
     return 0
 
 
