@@ -39,7 +39,7 @@ BOUNDS: Final = (
     Bound(
         "ingest: CPU of a request ÷ empty aiohttp web.Server",
         partial(ingest.closed, ingest.MASKLINE, OPTIONS), partial(ingest.closed, ingest.EMPTY, OPTIONS),
-        "cpu_us", 2.5,
+        "cpu_us", 1.6,
     ),
     Bound(
         "ingest: p99 at half load ÷ empty aiohttp web.Server",
@@ -49,17 +49,17 @@ BOUNDS: Final = (
     Bound(
         "worker: CPU of an event in a backlog ÷ hand-written loop",
         partial(worker.backlog, worker.MASKLINE, OPTIONS.events),
-        partial(worker.backlog, worker.HANDWRITTEN, OPTIONS.events), "cpu_us", 3.5,
+        partial(worker.backlog, worker.HANDWRITTEN, OPTIONS.events), "cpu_us", 2.0,
     ),
     Bound(
         "worker: CPU of an event under light load ÷ hand-written loop",
         partial(worker.light, worker.MASKLINE, OPTIONS.slice_s),
-        partial(worker.light, worker.HANDWRITTEN_64, OPTIONS.slice_s), "cpu_us", 4.0,
+        partial(worker.light, worker.HANDWRITTEN_64, OPTIONS.slice_s), "cpu_us", 2.2,
     ),
     Bound(
         "spool: CPU of a callback ÷ SQLite committing one by one",
         partial(spool.journal, spool.MASKLINE, OPTIONS), partial(spool.journal, spool.EACH, OPTIONS),
-        "cpu_us", 0.3,
+        "cpu_us", 0.2,
     ),
 )  # fmt: skip
 
