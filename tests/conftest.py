@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 
 from process_kit import Fleet, fleet  # noqa: E402 - found by the path above
-from servers import RedisServer, binary_of, server_kinds  # noqa: E402 - the same
+from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, server_kinds  # noqa: E402 - the same
 
 # Deadlines measure the machine, not the code.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,11 +24,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("server_kind", kinds, indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything that talks to a server is part of the server matrix."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Everything that talks to a server is part of the server matrix, as far as the server can do it."""
     for item in items:
         if "server_kind" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
+    if ONLY_SERVER and not has_waitaof(binary_of(ONLY_SERVER)):
+        beyond = [item for item in items if item.get_closest_marker("waitaof")]
+        items[:] = [item for item in items if item not in beyond]
+        config.hook.pytest_deselected(items=beyond)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Real servers for the tests: started on free ports in directories of their own, stopped at the end."""
 
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -105,6 +106,14 @@ def has_tls(binary: str) -> bool:
     asked = [binary, "--port", "0", "--tls-port", "1", "--save", ""]
     answer = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=10)
     return "Failed finding TLS support" not in answer.stdout
+
+
+@functools.cache
+def has_waitaof(binary: str) -> bool:
+    """Whether the server has WAITAOF: since Redis 7.2."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    version = said.partition("v=")[2].split()[0].split(".")
+    return (int(version[0]), int(version[1])) >= (7, 2)
 
 
 class RedisServer:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from ingest_kit import node_settings, until
-from servers import RedisServer, wait_until
+from servers import RedisServer, has_waitaof, wait_until
 from spool_kit import inside, streams
 
 from ingest.durability import Durability, check_durability
@@ -61,6 +61,7 @@ def test_a_short_timeout_is_never_for_ever():
     assert Durability("fsync", 1).command.endswith(b"$1\r\n1\r\n")
 
 
+@pytest.mark.waitaof
 async def test_fsync_one_confirmation_a_batch(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
     async with inside(settings) as it:
@@ -72,6 +73,7 @@ async def test_fsync_one_confirmation_a_batch(always, namespace):
         assert not it.metrics.spooled
 
 
+@pytest.mark.waitaof
 async def test_fsync_with_a_lazy_append_only_file_is_still_kept(own_redis, namespace):
     own_redis.options += ("--appendfsync", "everysec")
     own_redis.restart()
@@ -83,6 +85,7 @@ async def test_fsync_with_a_lazy_append_only_file_is_still_kept(own_redis, names
         assert "redis_timeout" not in it.metrics.batch_failures
 
 
+@pytest.mark.waitaof
 async def test_fsync_without_append_only_file_is_refused(own_redis, namespace):
     with own_redis.client() as client:
         client.config_set("appendonly", "no")
@@ -91,6 +94,7 @@ async def test_fsync_without_append_only_file_is_refused(own_redis, namespace):
             pass
 
 
+@pytest.mark.waitaof
 async def test_an_append_only_file_switched_off_later_is_found(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
     async with inside(settings) as it:
@@ -107,6 +111,7 @@ async def test_an_append_only_file_switched_off_later_is_found(always, namespace
             assert set(streams(client, settings)) == {b"a", b"b"}
 
 
+@pytest.mark.waitaof
 async def test_fsync_not_permitted_is_refused_and_config_is_not_needed(always, namespace):
     with always.client() as client:
         client.acl_setuser(
@@ -127,9 +132,10 @@ async def test_fsync_not_permitted_is_refused_and_config_is_not_needed(always, n
 
 
 async def test_a_server_before_7_2_is_refused(own_redis, namespace):
-    """What it says to WAITAOF; the command is taken away here, as old servers are not at hand."""
-    own_redis.options += ("--rename-command", "WAITAOF", "")
-    own_redis.restart()
+    """What it says to WAITAOF; the command is taken away here, unless this is an old server."""
+    if has_waitaof(own_redis.binary):
+        own_redis.options += ("--rename-command", "WAITAOF", "")
+        own_redis.restart()
     with pytest.raises(ConfigError, match=r"MASKLINE_DURABILITY=fsync.*7\.2"):
         async with inside(node_settings(own_redis.url, namespace, durability="fsync")):
             pass

@@ -79,9 +79,7 @@ async def test_a_request_that_never_ends_does_not_hold_the_stop(redis_server, na
 
 
 async def test_redis_killed_under_load_and_back(own_redis, namespace):
-    settings = node_settings(own_redis.url, namespace, durability="fsync")
-    own_redis.options += ("--appendfsync", "always")
-    own_redis.restart()
+    settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
         assert (await ready(node))[0] == 200
         taken: list[str] = []

@@ -118,9 +118,7 @@ async def timed_hammer(port, name, taken, answers):
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_redis_away_under_load(own_redis, namespace, run_ingest, fault):
     settings = node_settings(own_redis.url, namespace)
-    own_redis.options += ("--appendfsync", "always")
-    own_redis.restart()
-    process = run_ingest(redis_url=own_redis.url, namespace=namespace, durability="fsync")
+    process = run_ingest(redis_url=own_redis.url, namespace=namespace)
     port = await port_of(process)
     taken: list[str] = []
     answers: list[tuple[float, float, int]] = []
