@@ -82,11 +82,12 @@ class Partition:
         """The last entry taken in: all up to it are done or open."""
         self.read_id = cursor
         """The last entry read; those between are on their way through the reader."""
+        self.poller: object | None = None
+        """Who has a read of it under way, or entries not fed yet: nobody else may read on meanwhile."""
         self.entries_read = entries_read
         self.run_ahead = 0
         """Entries taken in beyond the cursor that Redis knows."""
-        self._ahead_at_commit = 0
-        self.watermark_ms = 0
+        self._ahead_at_commit = self.watermark_ms = 0
         self._ahead_ms = 0
         """How far the stream's time is ahead of the server's clock, which has gone back since."""
         self.lease_until = 0.0
@@ -108,8 +109,7 @@ class Partition:
         self.suspects: Suspicion | None = None
         """Entries that may have brought the last owner down; None once there are none."""
         self._unmarked: list[str] = []
-        self._settings = settings
-        self._stats = stats
+        self._settings, self._stats = settings, stats
         self._sessions: dict[str, LiveSession] = {}
         self._deadlines: list[tuple[int, str]] = []
         self._fresh: set[str] = set()

@@ -11,11 +11,15 @@ cannot be read (another type of key in its place), asking each by itself lets th
 Every trip begins with TIME: a partition that then has less than was asked for had been read to its end at that time,
 which is how the watermark moves on where no entries do. The next read is sent before the last one's entries are worked
 on.
+
+What was read and not fed yet is known to nobody but its poller: `read_id` is past it, and Redis is not told. So a
+partition has one poller at a time (`Partition.poller`), also while it moves to another server, and a poller whose
+server goes is not cancelled before it has fed what it has.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +32,7 @@ from schemas.keys import Keys
 from worker.connection import Connection
 from worker.connections import Connections
 from worker.partition import Partition
-from worker.reader import Reader
+from worker.reader import Batch, Reader
 
 READ_MAX: Final = 4_096
 """Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns (worker.reader). A
@@ -62,7 +66,10 @@ class _Request(NamedTuple):
 class Poller:
     """Reads what a worker owns on one server, and feeds it to the reader."""
 
-    def __init__(self, connection: Connection, keys: Keys, reader: Reader, *, together: bool) -> None:
+    def __init__(
+        self, connection: Connection, keys: Keys, reader: Reader, *, together: bool,
+        on_released: Callable[[], None],
+    ) -> None:  # fmt: skip
         self._connection = connection
         self._keys = keys
         self._reader = reader
@@ -74,6 +81,17 @@ class Poller:
         self._at_server = False
         self.starved = False
         """Something is not read because too much is unfinished: wake it when there is room."""
+        self._on_released = on_released
+        self._claimed: list[Partition] = []
+        """Those whose `poller` this is."""
+        self._feeding = False
+        self._gone = False
+
+    def retire(self, task: asyncio.Task[None]) -> None:
+        """Its server is gone: end the task in which it runs, as soon as all that was read is fed."""
+        self._gone = True
+        if not self._feeding:
+            task.cancel()
 
     def wake(self) -> None:
         """What there is to read, or the room for it, has changed: let a waiting read go."""
@@ -84,19 +102,24 @@ class Poller:
             commands.send(pack("CLIENT", "UNBLOCK", self._connection.reads_id), 1)
 
     async def run(self) -> None:
-        """Read until cancelled, over any number of connections."""
-        while True:
-            _, reads = await self._connection.ready()
-            try:
-                await self._read_while_connected(reads)
-            except RedisUnavailableError:
-                self._at_server = False
-                # The connection's keeper needs a turn to see the loss before `ready` may answer again.
-                await asyncio.sleep(REPEAT_S)
+        """Read until cancelled or retired, over any number of connections."""
+        try:
+            while not self._gone:
+                _, reads = await self._connection.ready()
+                try:
+                    await self._read_while_connected(reads)
+                except RedisUnavailableError:
+                    self._at_server = False
+                    self._keep_to(())  # no reply of it is read any more
+                    # The connection's keeper needs a turn to see the loss before `ready` may answer again.
+                    await asyncio.sleep(REPEAT_S)
+        finally:
+            self._keep_to(())
 
     async def _read_while_connected(self, reads: Link) -> None:
         request = self._request(reads)
-        while True:
+        while not self._gone:
+            self._keep_to(() if request is None else request.partitions)
             if request is None:
                 await self._woken.wait()
                 request = self._request(reads)
@@ -113,18 +136,35 @@ class Poller:
             batches = self._reader.taken_in(streams, request.each, now_ms)
             if request.together or any(entries for _, entries in streams):
                 request = self._request(reads)
-                await self._reader.feed_all(batches)
+                await self._feed(batches)
             else:
-                await self._reader.feed_all(batches)
+                await self._feed(batches)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._woken.wait()
                 request = self._request(reads)
 
+    async def _feed(self, batches: Sequence[Batch]) -> None:
+        self._feeding = True
+        try:
+            await self._reader.feed_all(batches)
+        finally:
+            self._feeding = False
+
+    def _keep_to(self, partitions: Sequence[Partition]) -> None:
+        """Everything read is fed, and only of these a read is under way: let others read the rest."""
+        kept = {*partitions}
+        released = [partition for partition in self._claimed if partition not in kept]
+        for partition in released:
+            partition.poller = None
+        self._claimed = list(partitions)
+        if released:
+            self._on_released()
+
     def _request(self, reads: Link) -> _Request | None:
         """Send the next read; None if there is nothing to read or no room for it."""
         self._woken.clear()
-        partitions, ahead = self._reader.readable(self._connection)
+        partitions, ahead = self._reader.readable(self._connection, self)
         room = self._reader.room()
         # Where the bound is less than the least that is read, it is read when nothing is unfinished.
         least = min(len(partitions) * READ_PARTITION_MIN, self._reader.outstanding_max)
@@ -146,6 +186,10 @@ class Poller:
                 pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
                 for key, read_id in zip(keys, read_ids, strict=True)
             ]
+        for partition in partitions:
+            if partition.poller is None:
+                partition.poller = self
+                self._claimed.append(partition)
         future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading))
         return _Request(partitions, count, together, future)
 
@@ -197,6 +241,8 @@ class Pollers:
         self._keys = keys
         self._reader = reader
         self._pollers: dict[Connection, tuple[Poller, asyncio.Task[None]]] = {}
+        self._retired: set[asyncio.Task[None]] = set()
+        """Tasks of pollers whose servers are gone."""
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -206,13 +252,17 @@ class Pollers:
                 self._match()
                 self._changed.clear()
                 changed = asyncio.ensure_future(self._changed.wait())
-                running = [task for _, task in self._pollers.values()]
+                running = [*(task for _, task in self._pollers.values()), *self._retired]
                 done, _ = await asyncio.wait([changed, *running], return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 for task in done - {changed}:
+                    if task in self._retired:
+                        self._retired.discard(task)
+                        if task.cancelled():
+                            continue
                     task.result()
         finally:
-            for _, task in self._pollers.values():
+            for task in (*(task for _, task in self._pollers.values()), *self._retired):
                 task.cancel()
 
     def change(self) -> None:
@@ -226,7 +276,7 @@ class Pollers:
             poller.wake()
 
     def progressed(self) -> None:
-        """Something was finished or committed: there may be room to read on."""
+        """Something was finished, committed or let go of by a poller: there may be more to read."""
         for poller, _ in self._pollers.values():
             if poller.starved:
                 poller.wake()
@@ -234,7 +284,12 @@ class Pollers:
     def _match(self) -> None:
         present = set(self._connections)
         for connection in [gone for gone in self._pollers if gone not in present]:
-            self._pollers.pop(connection)[1].cancel()
+            poller, task = self._pollers.pop(connection)
+            self._retired.add(task)
+            poller.retire(task)
         for connection in present - self._pollers.keys():
-            poller = Poller(connection, self._keys, self._reader, together=not self._connections.is_cluster)
+            poller = Poller(
+                connection, self._keys, self._reader, together=not self._connections.is_cluster,
+                on_released=self.progressed,
+            )  # fmt: skip
             self._pollers[connection] = poller, asyncio.create_task(poller.run())

@@ -25,7 +25,7 @@ from worker.connection import Connection
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
-from worker.partition import RUN_AHEAD_MAX, Partition
+from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
 from worker.stats import Stats
 
 YIELD_EVERY: Final = 256
@@ -67,11 +67,11 @@ class Reader:
 
     # What pollers ask
 
-    def readable(self, connection: Connection) -> tuple[list[Partition], bool]:
-        """The partitions to read at a server, and whether others must wait for their commits."""
+    def readable(self, connection: Connection, poller: object) -> tuple[list[Partition], bool]:
+        """The partitions to read at a server, and whether others must wait: for their commits, for another poller."""
         of = self._connections.of
         there = [p for p in self._partitions() if of(p.number) is connection]
-        readable = [p for p in there if p.run_ahead < RUN_AHEAD_MAX]
+        readable = [p for p in there if p.run_ahead < RUN_AHEAD_MAX and p.poller in (None, poller)]
         return readable, len(readable) < len(there)
 
     def room(self) -> int:
@@ -121,21 +121,31 @@ class Reader:
         `pending`: they come from the pending lists. No partition stands there twice.
         """
         now_ms = time.time_ns() // 1_000_000
-        decoded = [
+        waiting = [
             (batch, batch.partition.decode(batch.entries, pending=pending, now_ms=now_ms))
             for batch in batches
             if not batch.partition.lost
         ]
-        states = await self._states({batch.partition: one.unknown for batch, one in decoded if one.unknown})
-        for (partition, entries, watermark_ms), one in decoded:
-            if partition.lost:
-                continue
-            # Also where it is closed: it may be opened again, and what was read is not read twice.
-            ready = partition.arrive(one, states.get(partition, _NO_STATES), watermark_ms)
-            self._dispatcher.submit(ready)
-            if partition.wants_commit:
-                self._on_progress(partition)
-            self._since_yield += len(entries)
+        while waiting:
+            wanted = {batch.partition: one.unknown for batch, one in waiting if one.unknown}
+            states = await self._states(wanted) if wanted else {}
+            unanswered: list[tuple[Batch, Decoded]] = []
+            for batch, one in waiting:
+                partition = batch.partition
+                if partition.lost:
+                    continue
+                if one.unknown and partition not in states:
+                    unanswered.append((batch, one))
+                    continue
+                # Also where it is closed: it may be opened again, and what was read is not read twice.
+                ready = partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
+                self._dispatcher.submit(ready)
+                if partition.wants_commit:
+                    self._on_progress(partition)
+                self._since_yield += len(batch.entries)
+            waiting = unanswered
+            if waiting:
+                await asyncio.sleep(LOAD_REPEAT_S)
         if self._since_yield >= YIELD_EVERY:
             self._since_yield = 0
             await asyncio.sleep(0)
@@ -143,32 +153,25 @@ class Reader:
     # Inside
 
     async def _states(
-        self, wanted: dict[Partition, list[str]]
+        self, wanted: Mapping[Partition, list[str]]
     ) -> dict[Partition, Mapping[str, bytes | None]]:
-        """The encoded states of sessions that are not in memory, in one trip, however often the connection is lost."""
+        """The encoded states of sessions that are not in memory, in one trip, of those partitions that answer."""
+        by_link: dict[Link, list[Partition]] = {}
+        for partition in wanted:
+            if (link := self._connections.link(partition.number)) is not None:
+                by_link.setdefault(link, []).append(partition)
+        asked = [
+            (partitions, link.send(b"".join([self._ask(p, wanted[p]) for p in partitions]), len(partitions)))
+            for link, partitions in by_link.items()
+        ]
         found: dict[Partition, Mapping[str, bytes | None]] = {}
-        while wanted:
-            by_link: dict[Link, list[Partition]] = {}
-            for partition in wanted:
-                by_link.setdefault(await self._connections.ready(partition.number), []).append(partition)
-            asked = [
-                (
-                    partitions,
-                    link.send(b"".join([self._ask(one, wanted[one]) for one in partitions]), len(partitions)),
-                )
-                for link, partitions in by_link.items()
-            ]
-            for partitions, future in asked:
-                with contextlib.suppress(RedisUnavailableError):
-                    for partition, reply in zip(partitions, await future, strict=True):
-                        if not isinstance(reply, hiredis.ReplyError):
-                            found[partition] = dict(zip(wanted.pop(partition), reply, strict=True))
-                        elif (connection := self._connections.of(partition.number)) is not None:
-                            connection.refused(str(reply))
-            for partition in [one for one in wanted if one.lost]:
-                del wanted[partition]
-            if wanted:
-                await asyncio.sleep(LOAD_REPEAT_S)
+        for partitions, future in asked:
+            with contextlib.suppress(RedisUnavailableError):
+                for partition, reply in zip(partitions, await future, strict=True):
+                    if not isinstance(reply, hiredis.ReplyError):
+                        found[partition] = dict(zip(wanted[partition], reply, strict=True))
+                    elif (connection := self._connections.of(partition.number)) is not None:
+                        connection.refused(str(reply))
         return found
 
     def _ask(self, partition: Partition, sessions: Sequence[str]) -> bytes:

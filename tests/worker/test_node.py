@@ -2,6 +2,8 @@ import asyncio
 
 import pytest
 import recording_handlers
+from dispatch_kit import turns, until
+from process_kit import assert_complete_and_in_order, fleet
 
 from schemas.settings import Settings
 from worker.node import WorkerNode
@@ -26,3 +28,45 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
     await node.stop()
     assert done
     assert leases.cancelled()
+
+
+@pytest.mark.parametrize("step", ["feed", "_states"], ids=["read", "decoded"])
+async def test_what_was_read_is_handled_though_its_server_goes_meanwhile(
+    own_redis, namespace, tmp_path, monkeypatch, step
+):
+    """As when a cluster fails over: the server's poller ends, and another goes on with its partitions."""
+    monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
+    settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
+    node = WorkerNode(settings, handler_modules=[recording_handlers])
+    await node.start()
+    with fleet(own_redis, namespace, tmp_path, partitions=2) as crew:
+        crew.record_file = tmp_path / "calls"
+        await until(lambda: len(node.partitions) == 2)
+        reader, shards = node._reader, node._connections._shards
+        reached, go_on = asyncio.Event(), asyncio.Event()
+        real = getattr(reader, step)
+
+        async def held(*arguments, **named):
+            reached.set()
+            await go_on.wait()
+            return await real(*arguments, **named)
+
+        monkeypatch.setattr(reader, step, held)
+        first = [(f"s{session}", number) for session in range(20) for number in (1, 2)]
+        crew.put_all(first)
+        await reached.wait()
+
+        gone, heir = shards._only, shards._make(None)
+        await heir.start()
+        shards._only, shards._of_partition = heir, [heir] * 2
+        node._servers_changed()
+        await until(lambda: set(node._pollers._pollers) == {heir})
+        await gone.stop()
+        second = [(f"s{session}", number) for session in range(20) for number in (3, 4)]
+        crew.put_all(second)
+        await turns()
+        go_on.set()
+        await until(lambda: len(crew.calls()) >= len(first + second) and crew.drained())
+        await node.stop()
+        assert_complete_and_in_order(crew.calls(), first + second)
+        assert {call.order for call in crew.calls()} == {"in_order"}
