@@ -30,11 +30,12 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
     assert leases.cancelled()
 
 
+@pytest.mark.parametrize("stays", [False, True], ids=["goes", "stays"])
 @pytest.mark.parametrize("step", ["feed", "_states"], ids=["read", "decoded"])
-async def test_what_was_read_is_handled_though_its_server_goes_meanwhile(
-    own_redis, namespace, tmp_path, monkeypatch, step
+async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
+    own_redis, namespace, tmp_path, monkeypatch, step, stays
 ):
-    """As when a cluster fails over: the server's poller ends, and another goes on with its partitions."""
+    """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
     settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
@@ -58,10 +59,16 @@ async def test_what_was_read_is_handled_though_its_server_goes_meanwhile(
 
         gone, heir = shards._only, shards._make(None)
         await heir.start()
-        shards._only, shards._of_partition = heir, [heir] * 2
+        shards._of_partition = [heir] * 2
+        if stays:
+            monkeypatch.setattr(shards, "of_key", lambda _: heir)
+            shards._only, shards._by_server = None, {"gone": gone, "heir": heir}
+        else:
+            shards._only = heir
         node._servers_changed()
-        await until(lambda: set(node._pollers._pollers) == {heir})
-        await gone.stop()
+        await until(lambda: set(node._pollers._pollers) == set(shards))
+        if not stays:
+            await gone.stop()
         second = [(f"s{session}", number) for session in range(20) for number in (3, 4)]
         crew.put_all(second)
         await turns()
