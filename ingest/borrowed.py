@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 
+from ingest.intake import LENGTH_DIGITS_MAX
 from ingest.origin import Headers
 
 HEAD_MAX_BYTES: Final = 16_384
@@ -60,7 +61,8 @@ class Heads:
         if (
             message.method != "POST" or message.version != HttpVersion11
             or message.should_close or message.upgrade or message.chunked or message.compression
-            or len(lengths) != 1 or not (lengths[0].isascii() and lengths[0].isdecimal())
+            or len(lengths) != 1 or len(lengths[0]) > LENGTH_DIGITS_MAX
+            or not (lengths[0].isascii() and lengths[0].isdecimal())
             or any(name in headers for name in _ODD)
         ):  # fmt: skip
             return None

@@ -36,13 +36,18 @@ from ingest.intake import Accepted, Refused
 from ingest.origin import Headers
 from ingest.outcomes import NotKeptError
 from ingest.responses import TAKEN, TAKEN_AND_CLOSE, refusal
+from runtime.logs import get_logger
 
 PATIENCE_S: Final = 0.1
 """Proxies send head and body in two packets that follow each other at once. Whoever takes longer gets a task; and
 a head that is no HTTP is answered so, although it has not come to its end."""
+TAKEN_UP_S: Final = 0.05
+"""aiohttp's task begins with what is handed over a few turns of the loop later."""
 PIECES_MAX: Final = 8
 """Each piece of a body is looked at together with those before: many small ones would make that costly."""
 WAITING_MAX_BYTES: Final = 65_536
+
+_log = get_logger("maskline.ingest")
 
 _BEGINNING: Final = b"POST /"
 
@@ -109,7 +114,10 @@ class Connection(asyncio.Protocol):
                 self._reading_paused = True
                 self._transport.pause_reading()
             return
-        self._look(self._waiting + data if self._waiting else data)
+        try:
+            self._look(self._waiting + data if self._waiting else data)
+        except Exception as error:  # noqa: BLE001 - as in Exchange
+            self.fail(error)
 
     def pause_writing(self) -> None:
         self._stuck = self._desk.loop.call_later(responses.WRITE_TIMEOUT_S, self._abort)
@@ -149,6 +157,7 @@ class Connection(asyncio.Protocol):
             layout, target, signature, main_signature, nonce, data[begin:end], int(time() * 1000)
         )
         if accepted is None:
+            self._layout = None  # it may be forgotten by all but this connection
             return self._look_closely(data)
         self._keep(accepted, data, end)
         return True
@@ -188,11 +197,11 @@ class Connection(asyncio.Protocol):
 
     def _keep(self, accepted: Accepted, data: bytes, end: int) -> None:
         """Have the request kept that ends there; what comes behind it waits."""
+        self._desk.under_way += 1
         if self._pieces:
             self._end_patience()
         self._waiting = data[end:]
         exchange = self._exchange = Exchange(self, data)
-        self._desk.under_way += 1
         try:
             self._desk.keeper.keep_for(exchange, *accepted)
         except NotKeptError as error:
@@ -235,9 +244,11 @@ class Connection(asyncio.Protocol):
         if self._looking:  # further down the stack
             return
         self._looking = True
-        while self._waiting and self._is_free() and self._look(self._waiting):
-            pass
-        self._looking = False
+        try:
+            while self._waiting and self._is_free() and self._look(self._waiting):
+                pass
+        finally:
+            self._looking = False
         if self._reading_paused and self._transport is not None and (self._is_free() or not self._is_full()):
             self._reading_paused = False
             self._transport.resume_reading()
@@ -252,7 +263,9 @@ class Connection(asyncio.Protocol):
 
     def _await_more(self, data: bytes, *, body: bool = False) -> None:
         self._waiting = data
-        self._body_awaited = body
+        if body and not self._body_awaited:
+            self._body_awaited = True
+            self._desk.began()
         self._pieces += 1
         if body and self._pieces > PIECES_MAX:
             self._hand_over(data)
@@ -266,7 +279,9 @@ class Connection(asyncio.Protocol):
 
     def _end_patience(self) -> None:
         self._pieces = 0
-        self._body_awaited = False
+        if self._body_awaited:
+            self._body_awaited = False
+            self._desk.ended()
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -279,6 +294,10 @@ class Connection(asyncio.Protocol):
         if transport is None:
             return
         writing_paused = self._stuck is not None
+        if self._body_awaited:
+            # It stays under way: a stop must not close the connection before aiohttp's task has taken it up.
+            self._desk.began()
+            self._desk.loop.call_later(TAKEN_UP_S, self._desk.ended)
         self._leave()
         if transport.is_closing():
             return
@@ -311,6 +330,11 @@ class Connection(asyncio.Protocol):
             left_s if left_s > 0 else desk.idle_timeout_s, self._look_idle
         )
 
+    def fail(self, error: Exception) -> None:
+        """A fault of ours: it ends this connection and nothing else."""
+        _log.error("a connection has failed, which is a fault in maskline", exc_info=error)
+        self._abort()
+
     def _abort(self) -> None:
         """The client does not read its answers."""
         if self._transport is not None:
@@ -318,7 +342,10 @@ class Connection(asyncio.Protocol):
 
 
 class Exchange:
-    """A request that waits to be kept. One object for each: an outcome that comes late must not meet the next."""
+    """A request that waits to be kept. One object for each: an outcome that comes late must not meet the next.
+
+    Nothing is raised to who tells the outcome: others wait for theirs behind this one.
+    """
 
     __slots__ = ("_connection", "data")
 
@@ -331,14 +358,18 @@ class Exchange:
         return self._connection is None
 
     def set_result(self, _: None, /) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.settled(self, None)
+        self._tell(None)
 
     def set_exception(self, exception: NotKeptError, /) -> None:
+        self._tell(exception)
+
+    def _tell(self, error: NotKeptError | None) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.settled(self, exception)
+            try:
+                connection.settled(self, error)
+            except Exception as fault:  # noqa: BLE001 - whatever it is
+                connection.fail(fault)
 
 
 class _Asked(NamedTuple):

@@ -5,7 +5,7 @@ tracing header differ. So a head that aiohttp's parser has read is remembered as
 
 | part of the head | in the expression |
 | --- | --- |
-| target, Content-Length, V3 signatures and nonce | printable characters without blanks, captured |
+| target, Content-Length, V3 signatures and nonce | printable characters, captured; blanks only between signatures |
 | headers by which HTTP or we decide something (`_DECIDING`) | as they are, byte by byte |
 | names and order of all headers | as they are |
 | other headers' values | anything printable |
@@ -29,10 +29,13 @@ LEARN_AFTER: Final = 64
 SEEN_MAX: Final = 256
 """Layouts that are counted and not compiled. When they are too many, counting begins anew."""
 
+_LISTED: Final = "[!-~](?:[ -~]*[!-~])?"
+"""Signatures, which may be several with blanks between."""
+
 _CAPTURED: Final = {
     b"content-length": "(?P<length>[0-9]{1,9})",
-    SIGNATURE_V3.lower().encode(): "(?P<signature>[!-~]+)",
-    SIGNATURE_MA_V3.lower().encode(): "(?P<main_signature>[!-~]+)",
+    SIGNATURE_V3.lower().encode(): f"(?P<signature>{_LISTED})",
+    SIGNATURE_MA_V3.lower().encode(): f"(?P<main_signature>{_LISTED})",
     NONCE_V3.lower().encode(): "(?P<nonce>[!-~]+)",
 }
 _TARGET: Final = "(?P<target>[!-~]+)"
@@ -80,10 +83,13 @@ class HeadLayouts:
         if pattern is None:
             return
         seen = self._seen.pop(pattern, 0) + 1
-        if seen >= LEARN_AFTER:
-            # The newest first: a sender that changed its headers no longer sends the old ones.
-            self.known = [HeadLayout(pattern), *self.known[: KNOWN_MAX - 1]]
-            return
+        if seen == LEARN_AFTER:
+            layout = HeadLayout(pattern)
+            if layout.match(b"\r\n".join([*head.lines, b"", b""])):
+                # The newest first: a sender that changed its headers no longer sends the old ones.
+                self.known = [layout, *self.known[: KNOWN_MAX - 1]]
+                return
+            # A tab in a value, or the like: never to be found, so it must not take another's place, again and again.
         if len(self._seen) >= SEEN_MAX:
             self._seen.clear()
         self._seen[pattern] = seen

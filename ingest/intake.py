@@ -60,6 +60,10 @@ class Accepted(NamedTuple):
     value: bytes
 
 
+LENGTH_DIGITS_MAX: Final = 18
+"""Of a Content-Length. No body is as long; leading zeros may be, and of some thousand digits Python makes no number."""
+
+
 class Head(NamedTuple):
     """What is known of a request before its body."""
 
@@ -151,7 +155,7 @@ class Intake:
 
     def _announces_too_much(self, headers: Headers) -> bool:
         length = headers.get("Content-Length", "")
-        return length.isdecimal() and int(length) > self._max_body_bytes
+        return length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > self._max_body_bytes)
 
     def _lacks_signature(self, headers: Headers) -> Refused | None:
         if headers.get(SIGNATURE_V3, "") or headers.get(SIGNATURE_MA_V3, ""):

@@ -19,7 +19,7 @@ from ingest.accounts import Holder, signer
 from ingest.borrowed import OrdinaryHead
 from ingest.forms import Forms
 from ingest.heads import HeadLayout, HeadLayouts
-from ingest.intake import SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
+from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
 from ingest.signatures import listed_values, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.errors import NotDecodableError
@@ -104,7 +104,10 @@ def _values(signature: bytes) -> list[bytes]:
 
 
 def _bears_v3(ordinary: OrdinaryHead) -> bool:
-    return any(ordinary.headers.get(name, "") for name in (SIGNATURE_V3, SIGNATURE_MA_V3))
+    headers = ordinary.headers
+    return bool(
+        headers.get(NONCE_V3, "") and (headers.get(SIGNATURE_V3, "") or headers.get(SIGNATURE_MA_V3, ""))
+    )
 
 
 def _signed_before_form(head: Head) -> bytes | None:

@@ -371,3 +371,70 @@ async def test_a_trusted_peers_word_is_not_taken_for_anothers(redis_server, name
         assert connection._quick is not node._http._desk.quick("192.0.2.1")
         elsewhere = {**forwarded, "X-Forwarded-Host": "elsewhere.example"}
         assert (await client.ask(believed._replace(headers=elsewhere).encode())).status == 403
+
+
+ZEROS = b"POST /callbacks HTTP/1.1\r\nHost: h\r\nContent-Length: " + b"0" * 5_000 + b"\r\n\r\n"
+"""More digits than Python reads."""
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "aiohttp"])
+async def test_a_length_of_thousands_of_digits_is_answered(redis_server, namespace, monkeypatch, quick):
+    monkeypatch.setattr("ingest.server.QUICK", quick)
+    async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
+        client.send(ZEROS)
+        assert (await client.response()).status in (400, 403, 413)
+
+
+async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, monkeypatch):
+    """What raises while outcomes are told would leave the others of the batch waiting for ever."""
+    async with running(own_redis.url, namespace, publish_timeout_ms=5_000) as node:
+        monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+        await teach(node)
+        async with await Client.connect(node.port) as faulty, await Client.connect(node.port) as other:
+            await until(lambda: is_quick(node) == 2)
+            own_redis.pause()
+            faulty.send(GOOD.encode() + b"POST /broken HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+            other.send(GOOD.encode())
+            await until(lambda: node.metrics.gauges().requests_under_way == 2)
+
+            def broken(*_: Any) -> None:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr("ingest.borrowed.Heads.read", broken)
+            own_redis.resume()
+            assert (await other.response()).status == 200
+            assert (await faulty.response()).status == 200
+            assert await faulty.ended()
+        assert node.metrics.gauges().requests_under_way == 0
+        await until(lambda: not is_quick(node))
+
+
+@pytest.mark.parametrize("patience_s", [20, 0.01], ids=["quick", "handed_over"])
+async def test_the_stop_waits_for_a_body_on_its_way(redis_server, namespace, monkeypatch, patience_s):
+    monkeypatch.setattr("ingest.connection.PATIENCE_S", patience_s)
+    node = IngestNode(node_settings(redis_server.url, namespace))
+    await node.start()
+    async with await Client.connect(node.port) as client:
+        request = GOOD.encode()
+        client.send(request[:-5])
+        await until(lambda: [c for c in node._http._connections if c._body_awaited])
+        stopping = asyncio.create_task(node.stop())
+        await until(lambda: node._http._desk.stopping)
+        await until(lambda: is_quick(node) == (patience_s > 1))
+        client.send(request[-5:])
+        response = await client.response()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        await stopping
+    assert node.metrics.gauges().requests_under_way == 0
+
+
+async def test_a_layout_that_was_dropped_is_learned_again_on_the_same_connection(node, monkeypatch):
+    async with await Client.connect(node.port) as client:
+        assert (await client.ask(GOOD.encode())).status == 200
+        quick = node._http._desk._quick
+        quick.heads.known, quick._dialled = [], {}
+        for _ in range(3):
+            assert (await client.ask(GOOD.encode())).status == 200
+        monkeypatch.setattr("ingest.borrowed.Heads.read", lambda *_: None)  # aiohttp would get the connection
+        assert (await client.ask(GOOD.encode())).status == 200
+        assert is_quick(node) == 1

@@ -181,3 +181,23 @@ def test_a_layout_reads_nothing_before_or_after():
     layout = HeadLayout(heads._pattern(READ(HEAD)))
     assert layout.match(b" " + HEAD) is None
     assert layout.match(HEAD[:-1]) is None
+
+
+def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
+    monkeypatch.setattr(heads, "LEARN_AFTER", 2)
+    layouts = HeadLayouts()
+    for _ in range(2):
+        layouts.learn(READ(HEAD))
+    for _ in range(50):
+        layouts.learn(READ(HEAD[:-2] + b"X-Tab: a\tb" + END))
+    assert len(layouts.known) == 1
+    assert layouts.find(HEAD) is layouts.known[0]
+
+
+def test_signatures_may_be_listed_with_blanks(monkeypatch):
+    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    layouts = HeadLayouts()
+    head = HEAD.replace(b"X-Plivo-Signature-V3: ", b"X-Plivo-Signature-V3: aaa=, ")
+    assert head != HEAD
+    layouts.learn(READ(head))
+    assert layouts.find(head) is not None

@@ -13,7 +13,7 @@ from ingest.borrowed import END, Heads
 from ingest.forms import Forms
 from ingest.intake import Accepted, Intake, Refused
 from ingest.quick import Quick
-from ingest.signatures import sign_v3
+from ingest.signatures import sign_v2, sign_v3
 from schemas.parameters import Parameters
 
 READ = Heads().read
@@ -205,3 +205,15 @@ def test_the_content_type_is_stored_as_it_came():
     way = taught(Request().encode(), other)
     for request in (Request().encode(), other):
         assert by_quick(request, way) == by_intake(request) != None  # noqa: E711 - all three
+
+
+def test_a_v3_signature_without_a_nonce_teaches_nothing():
+    """The intake went by the V2 signature; here a V3 signature over no nonce would be taken."""
+    settings = node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN),), accept_v2=True)
+    v2 = sign_v2(MAIN_TOKEN, "http://hooks.example.com/callbacks", NONCE)
+    changes = {
+        "X-Plivo-Signature-V3-Nonce": None, "X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE,
+    }  # fmt: skip
+    request, intake = Request(headers=changes).encode(), Intake(settings)
+    assert isinstance(by_intake(request, intake), Accepted)
+    assert not taught(request, intake=intake).heads.known
