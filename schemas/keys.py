@@ -16,6 +16,7 @@ Redis Cluster, where the partitions then spread over the nodes.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 from zlib import crc32
 
 
@@ -24,35 +25,59 @@ def partition_of(session_uuid: str, partitions: int) -> int:
     return crc32(session_uuid.encode()) % partitions
 
 
+class PartitionKeys(NamedTuple):
+    """The keys of one partition."""
+
+    callbacks: str
+    dead: str
+    lease: str
+    fence: str
+    marks: str
+    session: str
+    """Followed by the session's UUID."""
+
+
 class Keys:
     """The keys of one namespace and, for what is kept per group, one consumer group."""
 
-    __slots__ = ("group", "layout", "namespace", "workers")
+    __slots__ = ("_partitions", "group", "layout", "namespace", "workers")
 
     def __init__(self, namespace: str, group: str = "") -> None:
         self.namespace = namespace
         self.group = group
         self.layout = f"{namespace}:layout"
         self.workers = f"{namespace}:workers:{group}"
+        self._partitions: dict[int, PartitionKeys] = {}
+
+    def of(self, partition: int) -> PartitionKeys:
+        """The keys of a partition, made once."""
+        keys = self._partitions.get(partition)
+        if keys is None:
+            tag, group = f"{{{self.namespace}:{partition}}}", self.group
+            keys = self._partitions[partition] = PartitionKeys(
+                f"{tag}:callbacks", f"{tag}:dead", f"{tag}:lease:{group}", f"{tag}:fence:{group}",
+                f"{tag}:marks:{group}", f"{tag}:session:{group}:",
+            )  # fmt: skip
+        return keys
 
     def callbacks(self, partition: int) -> str:
-        return f"{{{self.namespace}:{partition}}}:callbacks"
+        return self.of(partition).callbacks
 
     def dead(self, partition: int) -> str:
-        return f"{{{self.namespace}:{partition}}}:dead"
+        return self.of(partition).dead
 
     def lease(self, partition: int) -> str:
-        return f"{{{self.namespace}:{partition}}}:lease:{self.group}"
+        return self.of(partition).lease
 
     def fence(self, partition: int) -> str:
-        return f"{{{self.namespace}:{partition}}}:fence:{self.group}"
+        return self.of(partition).fence
 
     def marks(self, partition: int) -> str:
-        return f"{{{self.namespace}:{partition}}}:marks:{self.group}"
+        return self.of(partition).marks
 
     def session(self, partition: int, session_uuid: str) -> str:
-        return f"{{{self.namespace}:{partition}}}:session:{self.group}:{session_uuid}"
+        return self.of(partition).session + session_uuid
 
     def sessions(self, partition: int, session_uuids: Iterable[str]) -> list[str]:
-        prefix = f"{{{self.namespace}:{partition}}}:session:{self.group}:"
+        prefix = self.of(partition).session
         return [prefix + session_uuid for session_uuid in session_uuids]

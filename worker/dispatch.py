@@ -148,65 +148,68 @@ class Dispatcher:
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
-        attempt, ready, turns = Attempt(task), self._ready, 0
+        attempt, ready = Attempt(task), self._ready
         while True:
             while ready:
-                session = ready.popleft()
-                if ready:
-                    self._schedule_pump()
-                turns = await self._work(session, attempt, turns)
+                await self._work(ready, attempt)
                 if self._stopping or task.cancelling():
                     # Where it is no stop, the loop is closing, or a handler has cancelled the task it ran in. Another
                     # runner takes the place if one is needed.
                     return
-                if turns >= TURNS_MAX:
-                    turns = 0
+                if ready:
                     await asyncio.sleep(0)
             idle = self._loop.create_future()
             self._idle.append(idle)
             await idle
 
-    async def _work(self, session: LiveSession, attempt: Attempt, turns: int) -> int:
-        """Handle a session's events until there are none, or one must wait. Returns the turns taken so far."""
-        partition = session.partition
-        partition.running += 1
-        attempt.session = session
+    async def _work(self, ready: deque[LiveSession], attempt: Attempt, turns: int = 0) -> None:
+        """Handle the events of these sessions, TURNS_MAX less `turns` of them at most.
+
+        One coroutine for all: where sessions have an event each, one a session would be half of what they cost.
+        """
         self._attempts.add(attempt)
         attempt.now = monotonic()
-        queue = session.queue
         try:
-            while queue:
-                if partition.closed or attempt.now >= partition.lease_until:
-                    # Not ours to start. `resume` puts it back if the lease turns out to be held.
-                    session.scheduled = False
-                    return turns
-                release = queue[0]
-                if partition.suspects is None:
-                    retry_ms = await self._handle(session, release, attempt, None)
+            while ready and turns < TURNS_MAX and not (self._stopping or attempt.task.cancelling()):
+                attempt.session = session = ready.popleft()
+                if ready:
+                    self._schedule_pump()
+                partition, queue = session.partition, session.queue
+                partition.running += 1
+                while queue and attempt.now < partition.lease_until and not partition.closed:
+                    retry_ms = await self._handle(session, queue[0], attempt)
+                    if attempt.why:
+                        attempt.why = ""
+                        session.scheduled = False
+                        break
+                    turns += 1
+                    if retry_ms is not None:
+                        self._put_off(session, retry_ms)
+                        break
+                    self._done(session)
+                    if turns >= TURNS_MAX and queue:
+                        self.submit([session])
+                        break
                 else:
-                    retry_ms = await self._handle_suspect(session, release, attempt)
-                if attempt.why:
+                    # Nothing left, or not ours to start: `resume` puts it back if the lease turns out to be held.
                     session.scheduled = False
-                    attempt.why = ""
-                    return turns
-                turns += 1
-                if retry_ms is not None:
-                    self._put_off(session, retry_ms)
-                    return turns
-                session.progress = None
-                partition.finish(session, release)
-                if not partition.announced:
-                    partition.announced = True
-                    self._on_progress(partition)
-                if turns >= TURNS_MAX and queue:
-                    self.submit([session])
-                    return turns
-            session.scheduled = False
-            return turns
+                partition.running -= 1
+                attempt.session = None
         finally:
             if not attempt.abandoned:
-                partition.running -= 1
                 self._attempts.discard(attempt)
+                if attempt.session is not None:
+                    attempt.session.partition.running -= 1
+                    attempt.session = None
+
+    def _done(self, session: LiveSession) -> None:
+        """The first event of a session's queue is handled, or given up."""
+        session.progress = None
+        partition = session.partition
+        partition.finish(session, session.queue[0])
+        if not partition.announced:
+            partition.announced = True
+            self._on_progress(partition)
 
     def _put_off(self, session: LiveSession, retry_ms: float) -> None:
         if retry_ms == ASIDE:
@@ -224,22 +227,13 @@ class Dispatcher:
 
     # One event
 
-    async def _handle(
-        self, session: LiveSession, release: Release, attempt: Attempt, case: Case | None
-    ) -> float | None:
-        """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done.
-
-        `case`: the event's, if it is suspected of having brought a worker down.
-        """
-        event: Event = release.arrival.payload.event
-        if self._late_dead and release.order == "late":
-            verdict = Verdict(None, "late", "late: its place in the order had passed")
-            self._bury(session, release, verdict, None, 0, None)
-            return None
-        if session.progress is not None or case is not None:
-            return await self._go_on(session, release, attempt, case, begun=False)
+    async def _handle(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
+        """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done."""
+        partition, event = session.partition, release.arrival.payload.event
+        if session.progress is not None or partition.suspects is not None or release.order == "late":
+            return await self._handle_rarely(session, release, attempt)
         # The ordinary way: async handlers that succeed at the first try, without a coroutine more than they are.
-        stats, partition, begun = self._stats, session.partition, False
+        stats, begun = self._stats, False
         for handler in self._table[event.__class__]:
             if handler.in_thread or (begun and not self._may_go_on(partition, attempt)):
                 break
@@ -258,14 +252,27 @@ class Dispatcher:
                 if attempt.why:
                     return None
             if failure is not None:
-                self._failed(session, release, handler, 1, failure, case)
-                return await self._go_on(session, release, attempt, case, begun=True)
+                self._failed(session, release, handler, 1, failure, None)
+                return await self._go_on(session, release, attempt, None, begun=True)
             stats.handled[handler.name] += 1
         else:
             return None
         if begun:
             session.progress = self._progress_so_far(event, handler.name)
-        return await self._go_on(session, release, attempt, case, begun=begun)
+        return await self._go_on(session, release, attempt, None, begun=begun)
+
+    async def _handle_rarely(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
+        """As `_handle`, for an event that came late, that failed before, or that may be a suspect; or AT_GATE."""
+        case = None
+        if session.partition.suspects is not None and self._suspects is not None:
+            case = self._suspects.case(session)
+        if case is not None and case.apart and not self._gate.admit(session, attempt):
+            return AT_GATE
+        if self._late_dead and release.order == "late":
+            verdict = Verdict(None, "late", "late: its place in the order had passed")
+            self._bury(session, release, verdict, None, 0, None)
+            return None
+        return await self._go_on(session, release, attempt, case, begun=False)
 
     def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
         """Whether another handler of an event may start after one has ended."""
@@ -418,13 +425,6 @@ class Dispatcher:
 
     # Suspects of having brought a worker down
 
-    async def _handle_suspect(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
-        """As `_handle`, where the event may be a suspect; or AT_GATE if it is one and must wait for others."""
-        case = None if self._suspects is None else self._suspects.case(session)
-        if case is not None and case.apart and not self._gate.admit(session, attempt):
-            return AT_GATE
-        return await self._handle(session, release, attempt, case)
-
     def _start_alone(self, session: LiveSession) -> None:
         if not self._stopping:
             runner = self._loop.create_task(self._run_alone(session))
@@ -437,7 +437,9 @@ class Dispatcher:
         attempt = Attempt(task)
         attempt.alone = True
         try:
-            await self._work(session, attempt, TURNS_MAX)  # one event, then it is anybody's turn
+            await self._work(
+                deque((session,)), attempt, TURNS_MAX - 1
+            )  # one event, then it is anybody's turn
         finally:
             self._gate.leave(attempt)
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
 from schemas.errors import UndecodableEntryError
 from schemas.events import EVENT_TYPES, Event, SessionTimeout, UnknownEvent
+from schemas.memo import Memo
 from schemas.privacy import redact
 from schemas.shapes import REMEMBERED, Shapes
 from worker.deadletter import DeadLetter
@@ -29,13 +29,13 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], recording_shared: bool) -
         raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
     callback = decode_callback(fields[1])
     event, fingerprint = _decode(callback)
-    moment = event.event_timestamp
+    moment, kind = event.event_timestamp, event.__class__
     return Arrival(  # by place: by name it takes twice as long
         event.sequence_number,
         fingerprint,
-        None if moment is None else _timestamp_us(moment),
-        not recording_shared and _is_recording(event),
-        event.__class__ is SessionTimeout,
+        None if moment is None else _timestamps_us[moment],
+        not recording_shared and (kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))),
+        kind is SessionTimeout,
         int(entry_id.partition("-")[0]),
         Entry(entry_id, fields[1], callback.received_at_ms, callback.replayed, event),
     )
@@ -68,11 +68,14 @@ def _is_recording(event: Event) -> bool:
     return kind in _RECORDING or (kind is UnknownEvent and event.event_name.startswith(RECORDING_PREFIX))
 
 
-@lru_cache(REMEMBERED)
 def _timestamp_us(moment: datetime) -> int:
-    """Microseconds since the epoch. Remembered, as the moments themselves are."""
+    """Microseconds since the epoch."""
     since = moment - EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+_timestamps_us: Final = Memo(_timestamp_us, REMEMBERED)
+"""Remembered, as the moments themselves are."""
 
 
 def _received_at_ms(value: Any) -> int | None:

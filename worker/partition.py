@@ -11,9 +11,10 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from schemas.errors import UndecodableEntryError
@@ -45,22 +46,22 @@ class PartitionSettings(NamedTuple):
     session_ttl_s: int
 
 
-class Commit(NamedTuple):
+class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What goes to Redis in one fenced call. Repeating it is harmless, by its number."""
 
     number: int
     cursor: str
     entries_read: int
-    waiting: tuple[str, ...]
-    done: tuple[str, ...]
-    dead: tuple[bytes, ...]
-    states: tuple[tuple[str, int, bytes], ...]
+    waiting: Sequence[str]
+    done: Sequence[str]
+    dead: Sequence[bytes]
+    states: Sequence[tuple[str, int, bytes]]
     """Session, life in seconds, encoded state."""
-    unmarked: tuple[str, ...] = ()
+    unmarked: Sequence[str] = ()
     """The fields of marks that are over."""
 
 
-class Decoded(NamedTuple):
+class Decoded(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A batch of entries, decoded, before it is put in order."""
 
     arrivals: list[Arrival]
@@ -110,7 +111,7 @@ class Partition:
         """Entries that may have brought the last owner down; None once there are none."""
         self._unmarked: list[str] = []
         self._settings, self._stats = settings, stats
-        self._sessions: dict[str, LiveSession] = {}
+        self._sessions: dict[str, LiveSession] = {}  # in the order of their last use
         self._deadlines: list[tuple[int, str]] = []
         self._fresh: set[str] = set()
         """Entries that are not done, and that no commit has put in the pending list yet."""
@@ -119,12 +120,13 @@ class Partition:
         self._done: list[str] = []
         self._dead: list[bytes] = []
         self._changed: dict[str, SessionState] = {}
-        self._being_written: frozenset[str] = frozenset()
-        """Sessions whose states the commit under way writes: Redis may still answer with the old ones."""
+        # Sessions whose states the commit under way writes: Redis may still answer with the old ones.
+        self._being_written: Collection[str] = ()
         self._uncommitted = False
         self.announced = False
         """Whoever commits was told that something is done, and has not taken the next commit yet."""
         self._commits = 0
+        self._evict_ms = 0  # the watermark at which to look again for sessions that Redis has forgotten
 
     # Entries in
 
@@ -137,7 +139,8 @@ class Partition:
         dead letters.
         """
         ids = [entry_id.decode() for entry_id, _ in entries]
-        self._take_in(ids, pending)
+        if ids:
+            self._take_in(ids, pending)
         arrivals: list[Arrival] = []
         unknown: dict[str, None] = {}
         shared, sessions = self._settings.recording_shared, self._sessions
@@ -156,7 +159,7 @@ class Partition:
     def _take_in(self, ids: Sequence[str], pending: bool) -> None:
         if pending:
             self._pending.update(ids)
-        elif ids:
+        else:
             self._fresh.update(ids)
             self.cursor = ids[-1]
             self.run_ahead += len(ids)
@@ -192,8 +195,10 @@ class Partition:
             if before or core.waiting:
                 self._hold(session, before)
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
-        self._expire(ready)
-        self._evict()
+        if self._deadlines:
+            self._expire(ready)
+        if len(sessions) > self.session_cache or self.watermark_ms >= self._evict_ms:
+            self._evict()
         if self.run_ahead >= COMMIT_AHEAD:
             self._uncommitted = True
         return ready
@@ -276,31 +281,22 @@ class Partition:
         """What was done since the last one; it stays `commit_in_flight` until `committed`."""
         self._commits += 1
         settings = self._settings
+        ttl_s, changed = settings.session_ttl_s, self._changed
+        closed_ttl_s = min(CLOSED_SESSION_TTL_S, ttl_s)
+        states = [
+            (uuid, closed_ttl_s if state.closed else ttl_s, encode_state(state))
+            for uuid, state in changed.items()
+        ]
         commit = Commit(
-            self._commits,
-            self.cursor,
-            self.entries_read,
-            tuple(self._fresh),
-            tuple(self._done),
-            tuple(self._dead),
-            tuple(
-                (
-                    uuid,
-                    min(CLOSED_SESSION_TTL_S, settings.session_ttl_s)
-                    if state.closed
-                    else settings.session_ttl_s,
-                    encode_state(state),
-                )
-                for uuid, state in self._changed.items()
-            ),
-            tuple(self._unmarked),
-        )
+            self._commits, self.cursor, self.entries_read, [*self._fresh], self._done, self._dead, states,
+            self._unmarked,
+        )  # fmt: skip
         self._pending |= self._fresh
         self._fresh.clear()
         self._done = []
         self._dead = []
         self._unmarked = []
-        self._being_written = frozenset(self._changed)
+        self._being_written = changed
         self._changed = {}
         self._uncommitted = self.announced = False
         self._ahead_at_commit = self.run_ahead
@@ -310,7 +306,7 @@ class Partition:
     def committed(self) -> None:
         self.run_ahead -= self._ahead_at_commit
         self.commit_in_flight = None
-        self._being_written = frozenset()
+        self._being_written = ()
 
     # What is in memory
 
@@ -394,15 +390,13 @@ class Partition:
 
     def _evict(self) -> None:
         """Drop idle sessions from memory: those over the bound, and those that Redis has forgotten as well."""
-        forgotten_ms = self.watermark_ms - self._settings.session_ttl_s * 1000
+        ttl_ms = self._settings.session_ttl_s * 1000
+        forgotten_ms = self.watermark_ms - ttl_ms
         surplus = len(self._sessions) - self.session_cache
-        if surplus <= 0:
-            oldest = next(iter(self._sessions.values()), None)
-            if oldest is None or oldest.touched_ms > forgotten_ms:
-                return  # nearly always
         busy: list[LiveSession] = []
         for uuid, session in list(_oldest(self._sessions, max(surplus, EVICTION_LOOK_MAX))):
             if surplus <= 0 and session.touched_ms > forgotten_ms:
+                self._evict_ms = min(session.touched_ms + ttl_ms, self.watermark_ms + EVICTION_INTERVAL_MS)
                 break
             del self._sessions[uuid]
             if session.idle and uuid not in self._changed and uuid not in self._being_written:
@@ -414,7 +408,10 @@ class Partition:
 
 
 EVICTION_LOOK_MAX: Final = 16
-"""Sessions looked at for eviction with every batch, where the cache is not over its bound."""
+"""Sessions looked at for eviction with a batch, where the cache is not over its bound."""
+
+EVICTION_INTERVAL_MS: Final = 1_000
+"""Of the stream's time, between such looks, at most."""
 
 
 def _oldest(sessions: Mapping[str, LiveSession], count: int) -> Iterable[tuple[str, LiveSession]]:

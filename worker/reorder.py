@@ -10,7 +10,7 @@ oldest first, so it makes no difference how often, or whether, the runtime calle
 """
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
@@ -31,7 +31,7 @@ MISSING_MAX: Final = 1_000
 """Numbers that one release names as missing, the lowest ones. A gap of 2**53 is one odd callback away."""
 
 
-class Policy(NamedTuple):
+class Policy(msgspec.Struct, frozen=True):
     """The settings that decide; the same for every session of a worker."""
 
     gap_timeout_ms: int
@@ -146,9 +146,32 @@ class Session:
 
     def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
         """Take the session's next arrival: what is released now, in order, and whether it was a duplicate."""
-        outcomes = self._arrive_simply(arrival, policy)
-        if outcomes is not None:
-            return outcomes
+        # Here, with few calls, what `_arrive_rarely` would do with nearly every arrival: the one that is due, or one
+        # that waits for it.
+        number, waiting = arrival.number, self.waiting
+        if number is None or arrival.ends_session or (waiting and self._expires(arrival.arrived_ms, policy)):
+            return self._arrive_rarely(arrival, policy)
+        lane = self.state.recording if arrival.recording else self.state.status
+        due = number == lane.next and lane.floor_us is None and lane.ending_us is None
+        if not due:
+            verdict = _decide(lane, arrival, number, policy.first_sequence)
+            due = verdict == "in_order"
+            if not due and (verdict != "hold" or len(waiting) >= policy.held_max):
+                return self._arrive_rarely(arrival, policy)
+        if (waiting or arrival.fingerprint in lane.released) and self._is_duplicate(arrival):
+            return (Duplicate(arrival),)
+        if not due:
+            waiting.append(arrival)
+            return ()
+        release = self._release(arrival, lane, number, "in_order", ())
+        if not waiting:
+            return (release,)
+        outcomes: _Outcomes = [release]
+        self._settle(policy, outcomes)
+        return outcomes
+
+    def _arrive_rarely(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
+        """The rules for any arrival."""
         number, outcomes = arrival.number, _Outcomes()
         self._expire(arrival.arrived_ms, policy, outcomes)
         if self._is_duplicate(arrival):
@@ -165,28 +188,6 @@ class Session:
         self._settle(policy, outcomes, len(self.waiting) - 1)
         while len(self.waiting) > (0 if arrival.ends_session else policy.held_max):
             self._give_up(self.waiting[-1].recording, policy, outcomes)
-        return outcomes
-
-    def _arrive_simply(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate] | None:
-        """The same for nearly every arrival: the one that is due, or one that waits for it. None for others."""
-        number, waiting = arrival.number, self.waiting
-        if number is None or arrival.ends_session or (waiting and self._expires(arrival.arrived_ms, policy)):
-            return None
-        lane = self.state.recording if arrival.recording else self.state.status
-        verdict = _decide(lane, arrival, number, policy.first_sequence)
-        due = verdict == "in_order"
-        if not due and (verdict != "hold" or len(waiting) >= policy.held_max):
-            return None
-        if (waiting or arrival.fingerprint in lane.released) and self._is_duplicate(arrival):
-            return (Duplicate(arrival),)
-        if not due:
-            waiting.append(arrival)
-            return ()
-        release = self._release(arrival, lane, number, "in_order", ())
-        if not waiting:
-            return (release,)
-        outcomes: _Outcomes = [release]
-        self._settle(policy, outcomes)
         return outcomes
 
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
@@ -302,8 +303,15 @@ class Session:
                 top_us = at_us
         released = remember_released(lane.released, number, arrival.fingerprint)
         lane = LaneState(following, lane.run, opening, released, top_us, floor_us, ending_us)
-        self._replace(arrival.recording, lane, arrival.ends_session)
-        return Release(arrival, order, missing, lane.run, self.state)
+        state, recording = self.state, arrival.recording
+        self.state = state = SessionState(
+            state.version,
+            state.status if recording else lane,
+            lane if recording else state.recording,
+            state.unsequenced,
+            state.closed or arrival.ends_session,
+        )
+        return Release(arrival, order, missing, lane.run, state)
 
     def _release_unsequenced(self, arrival: Arrival) -> Release:
         state = self.state
@@ -316,14 +324,14 @@ class Session:
         )
         return Release(arrival, "unsequenced", (), self._lane(arrival).run, self.state)
 
-    def _replace(self, recording: bool, lane: LaneState, closed: bool = False) -> None:
+    def _replace(self, recording: bool, lane: LaneState) -> None:
         state = self.state
         self.state = SessionState(
             state.version,
             state.status if recording else lane,
             lane if recording else state.recording,
             state.unsequenced,
-            state.closed or closed,
+            state.closed,
         )
 
 

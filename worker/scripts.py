@@ -107,12 +107,14 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
 
 
 def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
-    sessions = keys.sessions(partition, (uuid for uuid, _, _ in what.states))
-    states = [argument for _, ttl_s, state in what.states for argument in (ttl_s, state)]
+    callbacks, dead, lease, fence, marks, session = keys.of(partition)
+    sessions: list[str] = []
+    states: list[int | bytes] = []
+    for uuid, ttl_s, state in what.states:
+        sessions.append(session + uuid)
+        states += ttl_s, state
     return pack(
-        "EVALSHA", _SHA["commit"], 5 + len(sessions),
-        keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.dead(partition),
-        keys.marks(partition), *sessions,
+        "EVALSHA", _SHA["commit"], 5 + len(sessions), lease, fence, callbacks, dead, marks, *sessions,
         value, what.number, keys.group, CONSUMER, what.cursor, what.entries_read,
         len(what.waiting), len(what.done), len(what.dead), len(what.unmarked),
         *what.waiting, *what.done, *what.dead, *what.unmarked, *states,

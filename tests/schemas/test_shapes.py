@@ -13,6 +13,7 @@ from schemas.decode import decode_event
 from schemas.errors import UndecodableEntryError
 from schemas.events import ATTRIBUTES, EVENT_TYPES
 from schemas.forms import NAMES_MAX
+from schemas.memo import Memo
 from schemas.parameters import FORM_TYPE, unquote_plus
 from schemas.shapes import EVENT_NAME_CHARS_MAX, LEARN_AFTER, REMEMBERED_CHARS_MAX, SEEN_MAX, Shapes
 
@@ -274,7 +275,8 @@ def test_long_values_are_not_remembered():
             assert outcome(known.decode, callback) == outcome(decode_event, callback)
     readers = [read for layout in known._layouts.values() for read in layout.readers.values()]
     remembered = {
-        value for read in readers for value in read.__globals__.values() if hasattr(value, "cache_info")
+        name: value for read in readers for name, value in read.__globals__.items() if isinstance(value, Memo)
     }
     assert len(remembered) == 4
-    assert all(0 < reader.cache_info().currsize <= shapes.REMEMBERED for reader in remembered)
+    assert all(0 < len(memo) <= shapes.REMEMBERED for memo in remembered.values())
+    assert all(len(text) <= REMEMBERED_CHARS_MAX for memo in remembered.values() for text in memo)

@@ -21,14 +21,14 @@ def test_the_first_commit_has_what_waits_and_not_what_is_done():
     commit = partition.take_commit()
     assert (commit.number, commit.cursor, commit.entries_read) == (1, f"{START_MS + 2}-0", 3)
     assert set(commit.waiting) == {f"{START_MS + 1}-0", f"{START_MS + 2}-0"}
-    assert commit.done == ()
+    assert not commit.done
     assert [uuid for uuid, _, _ in commit.states] == ["s"]
     partition.committed()
     assert not partition.uncommitted
     take_in(partition, [], watermark=GAP_MS + 2)
     finish_all(partition)
     second = partition.take_commit()
-    assert (second.number, second.waiting) == (2, ())
+    assert (second.number, [*second.waiting]) == (2, [])
     assert set(second.done) == {f"{START_MS + 1}-0", f"{START_MS + 2}-0"}
     assert partition.open_entries == 0
 
@@ -39,13 +39,13 @@ def test_what_is_done_while_a_commit_is_under_way_goes_with_the_next():
     (session,) = partition.sessions_with_work()
     partition.finish(session, session.queue[0])
     first = partition.take_commit()
-    assert first.waiting == (f"{START_MS + 1}-0",)
+    assert [*first.waiting] == [f"{START_MS + 1}-0"]
     partition.finish(session, session.queue[0])
     assert not partition.wants_commit
     assert partition.uncommitted
     partition.committed()
     assert partition.wants_commit
-    assert partition.take_commit().done == (f"{START_MS + 1}-0",)
+    assert [*partition.take_commit().done] == [f"{START_MS + 1}-0"]
 
 
 def test_an_unknown_count_of_entries_stays_unknown():
@@ -60,8 +60,8 @@ def test_pending_entries_move_no_cursor():
     take_in(partition, [entry(0, SequenceNumber=1)], pending=True)
     finish_all(partition)
     commit = partition.take_commit()
-    assert (commit.cursor, commit.entries_read, commit.waiting) == (f"{START_MS + 9}-0", 5, ())
-    assert commit.done == (f"{START_MS}-0",)
+    assert (commit.cursor, commit.entries_read, [*commit.waiting]) == (f"{START_MS + 9}-0", 5, [])
+    assert [*commit.done] == [f"{START_MS}-0"]
 
 
 NEWER = [
@@ -104,7 +104,7 @@ def test_what_cannot_be_decoded_is_a_dead_letter_and_the_partition_goes_on(what,
     if not ours:
         assert letter.foreign_fields == list(zip(what[::2], what[1::2], strict=False))
     assert letter.received_at_ms == {"not_decodable": 77, "foreign_entry": None}.get(code, RECEIVED_MS)
-    assert commit.waiting == ()
+    assert not commit.waiting
     assert len(commit.done) == (2 if pending else 0)
     assert stats.dead == {code: 1}
 
@@ -122,7 +122,7 @@ def test_an_entry_deleted_while_it_was_pending():
     commit = partition.take_commit()
     (letter,) = map(decode_dead_letter, commit.dead)
     assert (letter.code, letter.entry_id, letter.callback) == ("entry_gone", "5-1", b"")
-    assert commit.done == ("5-1",)
+    assert [*commit.done] == ["5-1"]
     assert partition.open_entries == 0
 
 

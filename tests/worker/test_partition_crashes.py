@@ -252,7 +252,7 @@ def test_what_is_in_memory_stays_within_its_bounds_and_loses_no_work(entries, rn
         owner = history.owner
         live = set(owner._sessions)
         assert {session.uuid for session in owner.sessions_with_work()} <= live
-        assert set(owner._changed) | owner._being_written <= live, "a state that Redis may not have yet"
+        assert {*owner._changed, *owner._being_written} <= live, "a state that Redis may not have yet"
         assert owner.held == sum(session.core.held for session in owner._sessions.values())
         assert owner.unfinished == sum(len(session.queue) for session in owner._sessions.values())
         if owner.held:

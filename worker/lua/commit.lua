@@ -35,13 +35,6 @@ if (tonumber(last) or 0) + 1 ~= tonumber(ARGV[2]) then
     return 0
 end
 
--- A script is not undone: what may fail is tried before anything is written. XADD comes first below, for a key of
--- another type; the group is looked at here.
-local group_there = redis.pcall('XPENDING', KEYS[3], ARGV[3])
-if group_there.err then
-    return redis.error_reply(group_there.err)
-end
-
 -- unpack() takes at most about 8,000 values.
 local CHUNK = 1000
 local group, consumer = ARGV[3], ARGV[4]
@@ -51,8 +44,28 @@ local first_waiting, first_done, first_dead = at, at + waiting, at + waiting + d
 local first_mark = first_dead + dead
 at = first_mark + marks
 
-for i = first_dead, first_mark - 1 do
-    redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
+-- A script is not undone: what may fail comes first, or is tried before anything is written. That is XADD, where the
+-- key is of another type, and the group's cursor, where there is no group.
+local function missing_group()
+    return redis.pcall('XPENDING', KEYS[3], ARGV[3]).err
+end
+if dead > 0 then
+    local missing = missing_group()
+    if missing then
+        return redis.error_reply(missing)
+    end
+    for i = first_dead, first_mark - 1 do
+        redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
+    end
+end
+local moved
+if ARGV[6] == '-1' then
+    moved = redis.pcall('XGROUP', 'SETID', KEYS[3], group, ARGV[5])
+else
+    moved = redis.pcall('XGROUP', 'SETID', KEYS[3], group, ARGV[5], 'ENTRIESREAD', ARGV[6])
+end
+if moved.err then
+    return redis.error_reply(missing_group() or moved.err)
 end
 for i = 6, #KEYS do
     redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at])
@@ -63,11 +76,6 @@ for i = first_waiting, first_done - 1, CHUNK do
     ids[#ids + 1] = 'FORCE'
     ids[#ids + 1] = 'JUSTID'
     redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
-end
-if ARGV[6] == '-1' then
-    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[5])
-else
-    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[5], 'ENTRIESREAD', ARGV[6])
 end
 for i = first_done, first_dead - 1, CHUNK do
     redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
