@@ -26,6 +26,7 @@ from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
 from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
+from worker.session import LiveSession
 from worker.stats import Stats
 
 YIELD_EVERY: Final = 256
@@ -130,6 +131,7 @@ class Reader:
             wanted = {batch.partition: one.unknown for batch, one in waiting if one.unknown}
             states = await self._states(wanted) if wanted else {}
             unanswered: list[tuple[Batch, Decoded]] = []
+            ready: list[LiveSession] = []
             for batch, one in waiting:
                 partition = batch.partition
                 if partition.lost:
@@ -138,11 +140,11 @@ class Reader:
                     unanswered.append((batch, one))
                     continue
                 # Also where it is closed: it may be opened again, and what was read is not read twice.
-                ready = partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
-                self._dispatcher.submit(ready)
+                ready += partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
                 if partition.wants_commit:
                     self._on_progress(partition)
                 self._since_yield += len(batch.entries)
+            self._dispatcher.submit(ready)
             waiting = unanswered
             if waiting:
                 await asyncio.sleep(LOAD_REPEAT_S)

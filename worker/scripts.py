@@ -113,11 +113,15 @@ def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
     for uuid, ttl_s, state in what.states:
         sessions.append(session + uuid)
         states += ttl_s, state
+    rest: list[int | str | bytes] = []
+    if what.waiting or what.done or what.dead or what.unmarked:
+        rest = [
+            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked),
+            *what.waiting, *what.done, *what.dead, *what.unmarked,
+        ]  # fmt: skip
     return pack(
         "EVALSHA", _SHA["commit"], 5 + len(sessions), lease, fence, callbacks, dead, marks, *sessions,
-        value, what.number, keys.group, CONSUMER, what.cursor, what.entries_read,
-        len(what.waiting), len(what.done), len(what.dead), len(what.unmarked),
-        *what.waiting, *what.done, *what.dead, *what.unmarked, *states,
+        value, what.number, keys.group, what.cursor, what.entries_read, *states, *rest,
     )  # fmt: skip
 
 
