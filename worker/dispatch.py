@@ -174,10 +174,10 @@ class Dispatcher:
                 attempt.session = session = ready.popleft()
                 if ready:
                     self._schedule_pump()
-                partition, queue = session.partition, session.queue
+                partition = session.partition
                 partition.running += 1
-                while queue and attempt.now < partition.lease_until and not partition.closed:
-                    retry_ms = await self._handle(session, queue[0], attempt)
+                while session.queue and attempt.now < partition.lease_until and not partition.closed:
+                    retry_ms = await self._handle(session, session.queue[0], attempt)
                     if attempt.why:
                         attempt.why = ""
                         session.scheduled = False
@@ -187,7 +187,7 @@ class Dispatcher:
                         self._put_off(session, retry_ms)
                         break
                     self._done(session)
-                    if turns >= TURNS_MAX and queue:
+                    if turns >= TURNS_MAX and session.queue:
                         self.submit([session])
                         break
                 else:

@@ -12,6 +12,7 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,8 +21,8 @@ from msgspec.structs import replace
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import DeadLetter, encode_dead_letter
 from worker.entries import arrival_of, letter_of_undecodable
-from worker.reorder import Arrival, Policy, Release, Session
-from worker.session import LiveSession
+from worker.reorder import Arrival, Policy, Release
+from worker.session import NO_RELEASES, LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
 from worker.stats import Stats
 from worker.strikes import Suspicion
@@ -184,15 +185,14 @@ class Partition:
             session = sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
             sessions[uuid] = session  # the dict's order is the order of use
             session.touched_ms = arrival.arrived_ms
-            core = session.core
-            before = len(core.waiting)
-            for decision in core.arrive(arrival, policy):
+            before = len(session.waiting)
+            for decision in session.arrive(arrival, policy):
                 if decision.__class__ is Release:
                     self._release(session, decision, ready)
                 else:
                     self._stats.duplicates += 1
                     self._finish_entry(decision.arrival.payload.entry_id)
-            if before or core.waiting:
+            if before or session.waiting:
                 self._hold(session, before)
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         if self._deadlines:
@@ -234,7 +234,7 @@ class Partition:
         while self._deadlines:
             deadline, uuid = self._deadlines[0]
             session = self._sessions.get(uuid)
-            if session is not None and session.deadline_ms == deadline:
+            if session is not None and session.gap_ends_ms == deadline:
                 return deadline
             heapq.heappop(self._deadlines)
         return None
@@ -251,7 +251,10 @@ class Partition:
 
     def finish(self, session: LiveSession, release: Release) -> None:
         """The first release of a session's queue is done: every handler has handled it or given it up."""
-        del session.queue[0]
+        if len(session.queue) == 1:
+            session.queue = NO_RELEASES
+        else:
+            del session.queue[0]
         self.unfinished -= 1
         self._changed[session.uuid] = release.state
         self._finish_entry(release.arrival.payload.entry_id)
@@ -331,10 +334,13 @@ class Partition:
             except ValueError:
                 # Somebody has written over it. The session's order starts anew; its events are not lost for that.
                 self._stats.unreadable_states += 1
-        return LiveSession(uuid, Session(state), self)
+        return LiveSession(uuid, state, self)
 
     def _release(self, session: LiveSession, release: Release, ready: list[LiveSession]) -> None:
-        session.queue.append(release)
+        if session.queue:
+            session.queue.append(release)
+        else:
+            session.queue = [release]
         self.unfinished += 1
         self._stats.released[release.order] += 1
         if release.missing:
@@ -344,10 +350,10 @@ class Partition:
             ready.append(session)
 
     def _hold(self, session: LiveSession, before: int) -> None:
-        self.held += session.core.held - before
-        deadline = session.core.deadline_ms(self._settings.policy)
-        if deadline != session.deadline_ms:
-            session.deadline_ms = deadline
+        self.held += session.held - before
+        deadline = session.deadline_ms(self._settings.policy)
+        if deadline != session.gap_ends_ms:
+            session.gap_ends_ms = deadline
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, session.uuid))
 
@@ -357,9 +363,9 @@ class Partition:
 
     def _expire_next(self, watermark_ms: int, ready: list[LiveSession]) -> None:
         session = self._sessions[heapq.heappop(self._deadlines)[1]]
-        session.deadline_ms = None
-        before = session.core.held
-        for release in session.core.expire(watermark_ms, self._settings.policy):
+        session.gap_ends_ms = None
+        before = session.held
+        for release in session.expire(watermark_ms, self._settings.policy):
             self._release(session, release, ready)
         self._hold(session, before)
 
@@ -394,7 +400,7 @@ class Partition:
         forgotten_ms = self.watermark_ms - ttl_ms
         surplus = len(self._sessions) - self.session_cache
         busy: list[LiveSession] = []
-        for uuid, session in list(_oldest(self._sessions, max(surplus, EVICTION_LOOK_MAX))):
+        for uuid, session in [*islice(self._sessions.items(), max(surplus, EVICTION_LOOK_MAX))]:
             if surplus <= 0 and session.touched_ms > forgotten_ms:
                 self._evict_ms = min(session.touched_ms + ttl_ms, self.watermark_ms + EVICTION_INTERVAL_MS)
                 break
@@ -412,8 +418,3 @@ EVICTION_LOOK_MAX: Final = 16
 
 EVICTION_INTERVAL_MS: Final = 1_000
 """Of the stream's time, between such looks, at most."""
-
-
-def _oldest(sessions: Mapping[str, LiveSession], count: int) -> Iterable[tuple[str, LiveSession]]:
-    for (uuid, session), _ in zip(sessions.items(), range(count), strict=False):
-        yield uuid, session

@@ -124,6 +124,10 @@ def _starts_run(lane: LaneState, at_us: int | None, number: int, first_sequence:
     return number >= first_sequence
 
 
+NONE_WAITING: Final = cast("list[Arrival]", ())
+"""What a session holds that has never held anything: most never do, and a list is a hundred bytes."""
+
+
 class Session:
     """The order of one session: its state, and what it holds."""
 
@@ -132,7 +136,7 @@ class Session:
     def __init__(self, state: SessionState = NEW_SESSION) -> None:
         self.state = state
         """After everything released so far, and, where numbering has started again since, in the new run."""
-        self.waiting: list[Arrival] = []
+        self.waiting = NONE_WAITING
         """What is held, in the order of the stream: all that `_decide` says "hold" of. To be read only."""
 
     @property
@@ -161,7 +165,7 @@ class Session:
         if (waiting or arrival.fingerprint in lane.released) and self._is_duplicate(arrival):
             return (Duplicate(arrival),)
         if not due:
-            waiting.append(arrival)
+            self._hold(arrival)
             return ()
         release = self._release(arrival, lane, number, "in_order", ())
         if not waiting:
@@ -184,11 +188,16 @@ class Session:
         if number is None:
             outcomes.append(self._release_unsequenced(arrival))
             return outcomes
-        self.waiting.append(arrival)
+        self._hold(arrival)
         self._settle(policy, outcomes, len(self.waiting) - 1)
         while len(self.waiting) > (0 if arrival.ends_session else policy.held_max):
             self._give_up(self.waiting[-1].recording, policy, outcomes)
         return outcomes
+
+    def _hold(self, arrival: Arrival) -> None:
+        if self.waiting is NONE_WAITING:
+            self.waiting = []
+        self.waiting.append(arrival)
 
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
         """Give up the gaps whose time is over. The watermark never falls, nor passes an arrival to come."""

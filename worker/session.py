@@ -1,11 +1,12 @@
 """What a worker keeps in memory of a stream entry and of a session."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
 from schemas.events import Event
 from worker.reorder import Release, Session
+from worker.state import SessionState
 
 if TYPE_CHECKING:
     from worker.partition import Partition
@@ -48,20 +49,26 @@ class Progress:
         return (self._due.get(handler, now) - now) * 1000
 
 
-class LiveSession:
+NO_RELEASES: Final = cast("list[Release]", ())
+"""The queue of a session that has none: nearly all have none nearly all the time, and a list is a hundred bytes."""
+
+
+class LiveSession(Session):
     """A session in memory: its ordering, and what was released and waits for its handlers, in order."""
 
-    __slots__ = ("core", "deadline_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
+    __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
 
-    def __init__(self, uuid: str, core: Session, partition: "Partition") -> None:
+    def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
+        super().__init__(state)
         self.uuid = uuid
-        self.core = core
         self.partition = partition
-        self.queue: list[Release] = []  # nearly always of one or two: a deque is ten times as large
+        self.queue = (
+            NO_RELEASES  # else a list: nearly always of one or two, where a deque is ten times as large
+        )
         self.progress: Progress | None = None
         self.scheduled = False
         """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""
-        self.deadline_ms: int | None = None
+        self.gap_ends_ms: int | None = None
         """When, by the stream's time, the first of what is held gives its gap up."""
         self.touched_ms = 0
         """The stream's time of its last entry."""
@@ -69,4 +76,4 @@ class LiveSession:
     @property
     def idle(self) -> bool:
         """Nothing held, nothing waiting: its state may be dropped from memory and read back."""
-        return not self.queue and not self.scheduled and not self.core.held
+        return not self.queue and not self.scheduled and not self.waiting

@@ -84,13 +84,15 @@ def decode_state(encoded: bytes) -> SessionState:
         raise ValueError(
             f"not a session state: version {state.version}, and this release reads {STATE_VERSION}"
         )
-    for ring, entry_bytes in (
-        (state.status.released, RELEASED_BYTES),
-        (state.recording.released, RELEASED_BYTES),
-        (state.unsequenced, FINGERPRINT_BYTES),
+    status, recording, unsequenced = state.status.released, state.recording.released, state.unsequenced
+    if (
+        len(status) % RELEASED_BYTES
+        or len(recording) % RELEASED_BYTES
+        or len(unsequenced) % FINGERPRINT_BYTES
     ):
-        if len(ring) % entry_bytes:
-            raise ValueError(f"not a session state: a ring of {len(ring)} bytes")
+        raise ValueError(
+            f"not a session state: rings of {len(status)}, {len(recording)} and {len(unsequenced)} bytes"
+        )
     return state
 
 

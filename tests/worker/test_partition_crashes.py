@@ -253,7 +253,7 @@ def test_what_is_in_memory_stays_within_its_bounds_and_loses_no_work(entries, rn
         live = set(owner._sessions)
         assert {session.uuid for session in owner.sessions_with_work()} <= live
         assert {*owner._changed, *owner._being_written} <= live, "a state that Redis may not have yet"
-        assert owner.held == sum(session.core.held for session in owner._sessions.values())
+        assert owner.held == sum(session.held for session in owner._sessions.values())
         assert owner.unfinished == sum(len(session.queue) for session in owner._sessions.values())
         if owner.held:
             assert owner.next_deadline_ms is not None
