@@ -32,7 +32,7 @@ from schemas.keys import Keys
 from worker.connection import Connection
 from worker.connections import Connections
 from worker.partition import Partition
-from worker.reader import Batch, Reader
+from worker.reader import Intake, Reader
 
 READ_MAX: Final = 4_096
 """Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns (worker.reader). A
@@ -133,21 +133,23 @@ class Poller:
                 request = self._request(reads)
                 continue
             now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000
-            batches = self._reader.taken_in(streams, request.each, now_ms)
+            # From here to the end of what is read nothing may cancel: see `retire`.
+            intake = self._reader.take(self._reader.taken_in(streams, request.each, now_ms))
             if request.together or any(entries for _, entries in streams):
+                # After the question for states, which would wait behind it.
                 request = self._request(reads)
-                await self._feed(batches)
+                await self._feed(intake)
             else:
-                await self._feed(batches)
+                await self._feed(intake)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await self._woken.wait()
                 request = self._request(reads)
 
-    async def _feed(self, batches: Sequence[Batch]) -> None:
+    async def _feed(self, intake: Intake) -> None:
         self._feeding = True
         try:
-            await self._reader.feed_all(batches)
+            await intake.finish()
         finally:
             self._feeding = False
 

@@ -13,8 +13,8 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import hiredis
 
@@ -47,6 +47,21 @@ class Batch(NamedTuple):
     partition: Partition
     entries: Entries
     watermark_ms: int
+
+
+class _Asked(NamedTuple):
+    """States that one server was asked for."""
+
+    wanted: list[tuple[Partition, list[str]]]
+    future: asyncio.Future[list[Any]]
+    """A reply for each partition: its sessions' states, in their order."""
+
+
+class Portion(NamedTuple):
+    """Batches that were decoded, on their way to be put in order."""
+
+    decoded: list[tuple[Batch, Decoded]]
+    asked: list[_Asked]
 
 
 class Reader:
@@ -102,37 +117,34 @@ class Reader:
                 partition.watermark_ms = max(partition.watermark_ms, stream_now_ms)
         return batches
 
-    async def feed_all(self, batches: Sequence[Batch]) -> None:
-        """Take in what one read brought, so much at a time that others get their turns."""
-        gathered: list[Batch] = []
-        size = 0
-        for batch in batches:
-            gathered.append(batch)
-            size += len(batch.entries)
-            if size >= YIELD_EVERY:
-                await self.feed(gathered, pending=False)
-                gathered, size = [], 0
-        if gathered:
-            await self.feed(gathered, pending=False)
-        self._relieve()
+    def take(self, batches: Sequence[Batch]) -> "Intake":
+        """Begin to take in what one read brought: states that are needed first are asked for when this returns."""
+        return Intake(self, _portions(batches))
 
     async def feed(self, batches: Sequence[Batch], *, pending: bool) -> None:
-        """Decode entries, fetch the states of their sessions, put them in order, hand over what is released.
+        """Take in entries at once, however many. `pending`: of the pending lists. No partition stands there twice."""
+        await self.order(self.decode(batches, pending=pending))
 
-        `pending`: they come from the pending lists. No partition stands there twice.
-        """
+    # The steps of taking in
+
+    def decode(self, batches: Sequence[Batch], *, pending: bool) -> Portion:
+        """Decode entries and ask Redis for the states of their sessions."""
         now_ms = time.time_ns() // 1_000_000
-        waiting = [
+        decoded = [
             (batch, batch.partition.decode(batch.entries, pending=pending, now_ms=now_ms))
             for batch in batches
             if not batch.partition.lost
         ]
-        while waiting:
-            wanted = {batch.partition: one.unknown for batch, one in waiting if one.unknown}
-            states = await self._states(wanted) if wanted else {}
+        return Portion(decoded, self._ask(decoded))
+
+    async def order(self, portion: Portion) -> None:
+        """Wait for the states, put decoded entries in order, hand over what is released."""
+        decoded, asked = portion.decoded, portion.asked
+        while decoded:
+            states = await self._answers(asked) if asked else {}
             unanswered: list[tuple[Batch, Decoded]] = []
             ready: list[LiveSession] = []
-            for batch, one in waiting:
+            for batch, one in decoded:
                 partition = batch.partition
                 if partition.lost:
                     continue
@@ -145,41 +157,15 @@ class Reader:
                     self._on_progress(partition)
                 self._since_yield += len(batch.entries)
             self._dispatcher.submit(ready)
-            waiting = unanswered
-            if waiting:
+            decoded = unanswered
+            if decoded:
                 await asyncio.sleep(LOAD_REPEAT_S)
+                asked = self._ask(decoded)
         if self._since_yield >= YIELD_EVERY:
             self._since_yield = 0
             await asyncio.sleep(0)
 
-    # Inside
-
-    async def _states(
-        self, wanted: Mapping[Partition, list[str]]
-    ) -> dict[Partition, Mapping[str, bytes | None]]:
-        """The encoded states of sessions that are not in memory, in one trip, of those partitions that answer."""
-        by_link: dict[Link, list[Partition]] = {}
-        for partition in wanted:
-            if (link := self._connections.link(partition.number)) is not None:
-                by_link.setdefault(link, []).append(partition)
-        asked = [
-            (partitions, link.send(b"".join([self._ask(p, wanted[p]) for p in partitions]), len(partitions)))
-            for link, partitions in by_link.items()
-        ]
-        found: dict[Partition, Mapping[str, bytes | None]] = {}
-        for partitions, future in asked:
-            with contextlib.suppress(RedisUnavailableError):
-                for partition, reply in zip(partitions, await future, strict=True):
-                    if not isinstance(reply, hiredis.ReplyError):
-                        found[partition] = dict(zip(wanted[partition], reply, strict=True))
-                    elif (connection := self._connections.of(partition.number)) is not None:
-                        connection.refused(str(reply))
-        return found
-
-    def _ask(self, partition: Partition, sessions: Sequence[str]) -> bytes:
-        return pack("MGET", *self._keys.sessions(partition.number, sessions))
-
-    def _relieve(self) -> None:
+    def relieve(self) -> None:
         """Keep what waits in gaps within its bound, at the price of giving the oldest gaps up early."""
         partitions = self._partitions()
         surplus = sum(partition.held for partition in partitions) - HELD_FACTOR * self.outstanding_max
@@ -191,3 +177,77 @@ class Reader:
             surplus -= before - partition.held
             if partition.held == before:
                 return
+
+    # Inside
+
+    def _ask(self, decoded: Iterable[tuple[Batch, Decoded]]) -> list[_Asked]:
+        """Ask for the states of sessions that are not in memory, in one trip to each server."""
+        by_link: dict[Link, list[tuple[Partition, list[str]]]] = {}
+        for batch, one in decoded:
+            if one.unknown and (link := self._connections.link(batch.partition.number)) is not None:
+                by_link.setdefault(link, []).append((batch.partition, one.unknown))
+        return [
+            _Asked(
+                wanted,
+                link.send(
+                    b"".join(
+                        pack("MGET", *self._keys.sessions(partition.number, unknown))
+                        for partition, unknown in wanted
+                    ),
+                    len(wanted),
+                ),
+            )
+            for link, wanted in by_link.items()
+        ]
+
+    async def _answers(self, asked: Iterable[_Asked]) -> dict[Partition, Mapping[str, bytes | None]]:
+        """The encoded states, of those partitions that answer."""
+        found: dict[Partition, Mapping[str, bytes | None]] = {}
+        for wanted, future in asked:
+            with contextlib.suppress(RedisUnavailableError):
+                for (partition, unknown), reply in zip(wanted, await future, strict=True):
+                    if not isinstance(reply, hiredis.ReplyError):
+                        found[partition] = dict(zip(unknown, reply, strict=True))
+                    elif (connection := self._connections.of(partition.number)) is not None:
+                        connection.refused(str(reply))
+        return found
+
+
+class Intake:
+    """What one read brought, on its way to the dispatcher, a portion at a time so that others get their turns.
+
+    The next portion is decoded, and its states are asked for, before the one under way is put in order: so the server's
+    answers are there when they are wanted. Waiting for each was an eighth of a busy worker's time.
+    """
+
+    def __init__(self, reader: Reader, portions: Iterator[Sequence[Batch]]) -> None:
+        self._reader = reader
+        self._portions = portions
+        self._next = self._decoded()
+
+    async def finish(self) -> None:
+        """Hand over everything."""
+        while (portion := self._next) is not None:
+            self._next = None
+            if (following := self._decoded()) is not None:
+                self._next = following
+                await asyncio.sleep(0)  # the question goes out, and handlers have their turn
+            await self._reader.order(portion)
+        self._reader.relieve()
+
+    def _decoded(self) -> Portion | None:
+        batches = next(self._portions, None)
+        return None if batches is None else self._reader.decode(batches, pending=False)
+
+
+def _portions(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
+    gathered: list[Batch] = []
+    size = 0
+    for batch in batches:
+        gathered.append(batch)
+        size += len(batch.entries)
+        if size >= YIELD_EVERY:
+            yield gathered
+            gathered, size = [], 0
+    if gathered:
+        yield gathered

@@ -31,12 +31,13 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["goes", "stays"])
-@pytest.mark.parametrize("step", ["feed", "_states"], ids=["read", "decoded"])
+@pytest.mark.parametrize("step", ["order", "_answers"], ids=["decoded", "asked"])
 async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
     own_redis, namespace, tmp_path, monkeypatch, step, stays
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
+    monkeypatch.setattr("worker.reader.YIELD_EVERY", 8)  # a portion of its own for each partition
     settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
     await node.start()
@@ -55,7 +56,7 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
         monkeypatch.setattr(reader, step, held)
         first = [(f"s{session}", number) for session in range(20) for number in (1, 2)]
         crew.put_all(first)
-        await reached.wait()
+        await asyncio.wait_for(reached.wait(), 10)
 
         gone, heir = shards._only, shards._make(None)
         await heir.start()
