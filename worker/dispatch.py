@@ -168,10 +168,10 @@ class Dispatcher:
         One coroutine for all: where sessions have an event each, one a session would be half of what they cost.
         """
         self._attempts.add(attempt)
-        attempt.now = monotonic()
         try:
             while ready and turns < TURNS_MAX and not (self._stopping or attempt.task.cancelling()):
                 attempt.session = session = ready.popleft()
+                attempt.now = monotonic()
                 if ready:
                     self._schedule_pump()
                 partition = session.partition

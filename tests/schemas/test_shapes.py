@@ -275,7 +275,7 @@ def test_long_values_are_not_remembered():
             assert outcome(known.decode, callback) == outcome(decode_event, callback)
     readers = [read for layout in known._layouts.values() for read in layout.readers.values()]
     remembered = {
-        name: value for read in readers for name, value in read.__globals__.items() if isinstance(value, Memo)
+        id(value): value for read in readers for value in read.__globals__.values() if isinstance(value, Memo)
     }
     assert len(remembered) == 4
     assert all(0 < len(memo) <= shapes.REMEMBERED for memo in remembered.values())

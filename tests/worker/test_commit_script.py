@@ -359,6 +359,22 @@ async def test_entries_that_retention_or_somebody_has_deleted_do_no_harm(store):
     assert store.group()[3] == []
 
 
+@pytest.mark.parametrize("denied", ["xclaim", "set", "xgroup|setid"])
+async def test_where_a_right_is_missing_no_callback_is_passed_over(store, denied):
+    """An ACL written by hand: the script fails halfway, and its owner may die before anybody mends it."""
+    ids = store.add(3)
+    mine = await store.acquire()
+    told = {"cursor": ids[2], "entries_read": 3, "waiting": ids[:1], "states": [("s", 60, b"state")]}
+    store.client.execute_command("ACL", "SETUSER", "default", f"-{denied}")
+    try:
+        assert isinstance(await store.commit(mine.token, **told), hiredis.ReplyError)
+        assert store.group()[0] == "0-0", "whoever comes next reads them"
+    finally:
+        store.client.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert await store.commit(mine.token, **told) == 1
+    assert store.group() == (ids[2], 3, 0, ids[:1])
+
+
 @pytest.mark.parametrize("what", ["group", "stream", "dead letters"])
 async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, what):
     ids = store.add(3)

@@ -231,6 +231,29 @@ async def test_nothing_starts_without_a_valid_lease_and_resume_takes_it_up():
     assert sorted(seen) == [("s", 1), ("s", 2), ("s", 3), ("t", 1)]
 
 
+async def test_the_lease_is_looked_at_before_every_session(monkeypatch):
+    """It ends between two sessions: over a log line on a slow disk, or a SIGSTOP."""
+    calls = []
+
+    @every()
+    async def handle(event, _):
+        calls.append(event.session_uuid)
+
+    async with dispatching(handle) as d:
+
+        def progressed(partition):
+            partition.lease_until = monotonic()
+
+        monkeypatch.setattr(d.dispatcher, "_on_progress", progressed)
+        d.feed(("s", 1), ("t", 1))
+        await until(lambda: calls)
+        await turns()
+        assert calls == ["s"]
+        d.partition.lease_until = monotonic() + 60
+        d.dispatcher.resume(d.partition)
+        await until(lambda: len(calls) == 2)
+
+
 async def test_the_lease_is_looked_at_before_every_handler_of_an_event():
     seen = []
 

@@ -51,28 +51,15 @@ local first_done = first_waiting + waiting
 local first_dead = first_done + done
 local first_mark = first_dead + dead
 
--- A script is not undone: what may fail comes first, or is tried before anything is written. That is XADD, where the
--- key is of another type, and the group's cursor, where there is no group.
-local function missing_group()
-    return redis.pcall('XPENDING', KEYS[3], group).err
+-- A script is not undone: what may fail is tried before anything is written. XADD comes first below, for a key of
+-- another type; the group is looked at here. The cursor moves when all else is there that must not be passed over: any
+-- of the commands may fail where an operator has not granted it.
+local group_there = redis.pcall('XPENDING', KEYS[3], group)
+if group_there.err then
+    return redis.error_reply(group_there.err)
 end
-if dead > 0 then
-    local missing = missing_group()
-    if missing then
-        return redis.error_reply(missing)
-    end
-    for i = first_dead, first_mark - 1 do
-        redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
-    end
-end
-local moved
-if ARGV[5] == '-1' then
-    moved = redis.pcall('XGROUP', 'SETID', KEYS[3], group, ARGV[4])
-else
-    moved = redis.pcall('XGROUP', 'SETID', KEYS[3], group, ARGV[4], 'ENTRIESREAD', ARGV[5])
-end
-if moved.err then
-    return redis.error_reply(missing_group() or moved.err)
+for i = first_dead, first_mark - 1 do
+    redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
 end
 at = 6
 for i = 6, #KEYS do
@@ -84,6 +71,11 @@ for i = first_waiting, first_done - 1, CHUNK do
     ids[#ids + 1] = 'FORCE'
     ids[#ids + 1] = 'JUSTID'
     redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
+end
+if ARGV[5] == '-1' then
+    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4])
+else
+    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4], 'ENTRIESREAD', ARGV[5])
 end
 for i = first_done, first_dead - 1, CHUNK do
     redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
