@@ -399,13 +399,14 @@ class Partition:
         ttl_ms = self._settings.session_ttl_s * 1000
         forgotten_ms = self.watermark_ms - ttl_ms
         surplus = len(self._sessions) - self.session_cache
+        changed, being_written = self._changed, self._being_written
         busy: list[LiveSession] = []
         for uuid, session in [*islice(self._sessions.items(), max(surplus, EVICTION_LOOK_MAX))]:
             if surplus <= 0 and session.touched_ms > forgotten_ms:
                 self._evict_ms = min(session.touched_ms + ttl_ms, self.watermark_ms + EVICTION_INTERVAL_MS)
                 break
             del self._sessions[uuid]
-            if session.idle and uuid not in self._changed and uuid not in self._being_written:
+            if session.idle and uuid not in changed and uuid not in being_written:
                 surplus -= 1
             else:
                 busy.append(session)

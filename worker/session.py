@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from schemas.events import Event
-from worker.reorder import Release, Session
+from worker.reorder import NONE_WAITING, Release, Session
 from worker.state import SessionState
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ class LiveSession(Session):
     __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
 
     def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
-        super().__init__(state)
+        self.state = (
+            state  # here rather than by `super`: where sessions come and go, one is made for each event
+        )
+        self.waiting = NONE_WAITING
         self.uuid = uuid
         self.partition = partition
         self.queue = (
