@@ -190,6 +190,15 @@ class Valkey(NamedTuple):
         info = self.client.info("memory")
         return int(info["used_memory_dataset"])
 
+    def until_at_rest(self) -> None:
+        """Wait until the append-only file is not being rewritten: meanwhile a page that is written is copied first."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.client.info("persistence")["aof_rewrite_in_progress"]:
+            self.process.check()
+            if time.monotonic() > deadline:
+                raise BenchError("Valkey's rewrite of its append-only file came to no end")
+            time.sleep(0.05)
+
 
 @contextlib.contextmanager
 def valkey(*, appendfsync: str = "everysec", core: int | None) -> Iterator[Valkey]:

@@ -91,6 +91,7 @@ def _run(
     worker.pause()
     with Feeder(store) as feeder:
         total = feeder.add(events, partition_stream(number))
+    store.until_at_rest()
     values = measured(told, worker, store, total, before)
     until_committed(MASKLINE, store, worker, number)
     return values | {"memory_mb": worker.memory_bytes() / 1e6}
