@@ -223,16 +223,17 @@ class Intake:
     def __init__(self, reader: Reader, portions: Iterator[Sequence[Batch]]) -> None:
         self._reader = reader
         self._portions = portions
-        self._next = self._decoded()
+        self._first = self._decoded()
 
     async def finish(self) -> None:
         """Hand over everything."""
-        while (portion := self._next) is not None:
-            self._next = None
-            if (following := self._decoded()) is not None:
-                self._next = following
+        portion = self._first
+        while portion is not None:
+            following = self._decoded()
+            if following is not None:
                 await asyncio.sleep(0)  # the question goes out, and handlers have their turn
             await self._reader.order(portion)
+            portion = following
         self._reader.relieve()
 
     def _decoded(self) -> Portion | None:

@@ -59,15 +59,12 @@ class LiveSession(Session):
     __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
 
     def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
-        self.state = (
-            state  # here rather than by `super`: where sessions come and go, one is made for each event
-        )
+        # Here rather than by `super`: where sessions come and go, one is made for each event.
+        self.state = state
         self.waiting = NONE_WAITING
         self.uuid = uuid
         self.partition = partition
-        self.queue = (
-            NO_RELEASES  # else a list: nearly always of one or two, where a deque is ten times as large
-        )
+        self.queue = NO_RELEASES  # else a list of one or two, nearly always: a deque is ten times as large
         self.progress: Progress | None = None
         self.scheduled = False
         """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""
