@@ -207,7 +207,7 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
-        replies = link.send(b"".join(commands), count, timeout_s=self._timeout_s + LINK_GRACE_S)
+        replies = link.send(b"".join(commands), count, timeout_s=self._timeout_s + LINK_GRACE_S, at_once=True)
         replies.add_done_callback(partial(self._settle, batch))
 
     def _settle(self, batch: _Batch, future: asyncio.Future[list[Any]]) -> None:

@@ -68,9 +68,11 @@ class Link(asyncio.Protocol):
     # What callers use
 
     def send(
-        self, packed: bytes, count: int, *, timeout_s: float = REPLY_TIMEOUT_S
+        self, packed: bytes, count: int, *, timeout_s: float = REPLY_TIMEOUT_S, at_once: bool = False
     ) -> asyncio.Future[list[Any]]:
         """Send `count` packed commands; the future holds their replies in order.
+
+        `at_once`: for whoever has gathered by itself, and would only wait for another turn of the loop.
 
         Error replies stand in the list as `hiredis.ReplyError`. The future fails with RedisUnavailableError when the
         connection is lost, or when the replies are not there after `timeout_s` (which loses the connection).
@@ -81,6 +83,9 @@ class Link(asyncio.Protocol):
             future.exception()  # as in _fail
             return future
         self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s))
+        if at_once and not self._out:
+            self._transport.write(packed)
+            return future
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(packed)

@@ -87,7 +87,8 @@ class Committer:
             one = pack_commit(self._keys, partition.number, partition.lease_value, commit)
             packed.setdefault(link, []).append(one)
         for link, those in by_link.items():
-            link.send(b"".join(packed[link]), len(those)).add_done_callback(partial(self._answered, those))
+            replies = link.send(b"".join(packed[link]), len(those), at_once=True)
+            replies.add_done_callback(partial(self._answered, those))
 
     def _repeat(self, partition: Partition) -> None:
         self._loop.call_later(REPEAT_DELAY_S, self._send, (partition,))

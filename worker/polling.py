@@ -192,7 +192,7 @@ class Poller:
             if partition.poller is None:
                 partition.poller = self
                 self._claimed.append(partition)
-        future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading))
+        future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading), at_once=True)
         return _Request(partitions, count, together, future)
 
     def _block_ms(self, partitions: Sequence[Partition]) -> int:

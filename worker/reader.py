@@ -195,6 +195,7 @@ class Reader:
                         for partition, unknown in wanted
                     ),
                     len(wanted),
+                    at_once=True,
                 ),
             )
             for link, wanted in by_link.items()

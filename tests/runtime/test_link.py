@@ -111,6 +111,15 @@ async def test_batches_are_answered_in_the_order_they_were_sent(link):
     assert order == list(range(50))
 
 
+async def test_what_is_sent_at_once_keeps_its_place(link, namespace):
+    """Before what is sent later, behind what gathers already."""
+    kinds = [True, False, True, False, True]
+    sent = [
+        link.send(pack("GETSET", namespace, number), 1, at_once=kind) for number, kind in enumerate(kinds, 1)
+    ]
+    assert [reply for future in sent for reply in await future] == [None, b"1", b"2", b"3", b"4"]
+
+
 async def test_error_replies_stand_in_the_list_and_stop_nothing(link, namespace):
     key = f"{namespace}:k"
     replies = await link.send(
