@@ -38,8 +38,8 @@ from schemas.keys import Keys
 from schemas.settings import Settings
 
 BATCHES_MAX: Final = 4
-"""Under way at once. With two, what comes meanwhile waits for a trip to end before its own begins: a tenth more at p50 at
-half load. More make batches smaller: four cost a fiftieth of what it takes at its most."""
+"""Under way at once. With two, what comes meanwhile waits for a trip to end before its own begins, a tenth more at p50
+under half load. More make batches smaller: four cost a fiftieth of what it takes at its most."""
 
 LINK_GRACE_S: Final = 1.0
 """The link's own deadline comes after ours: ours tells the reason."""

@@ -101,10 +101,14 @@ class Troubles:
         self.lease_s = lease_s
         self.redis: list[Fault] = []
         self.of: defaultdict[int, list[Fault]] = defaultdict(list)
+        self.asked_to_stop: dict[int, float] = {}
+        """When, by the process: no excuse, but it starts no handler any more."""
         for fault in faults:
             if fault.target == "redis":
                 self.redis.append(fault)
-            elif fault.kind != "restart":  # asked to stop, a process has no excuse
+            elif fault.kind == "restart":
+                self.asked_to_stop[fault.pid] = fault.began
+            else:
                 self.of[fault.pid].append(fault)
 
     def met(self, pid: int, since: float, until: float) -> bool:
@@ -350,7 +354,11 @@ class _Check:
             for token in {call.began.token for call in calls}:
                 mine = [call for call in calls if call.began.token == token]
                 start, it = mine[0].began.at, mine[0].began
-                end = max(call.end or start for call in mine)
+                # A worker that is asked to stop lets handlers come to their end, and then gives the partition back.
+                end = min(
+                    max(call.end or start for call in mine),
+                    self.troubles.asked_to_stop.get(it.pid, float("inf")),
+                )
                 if end - start < SLOW_S or self.troubles.met(it.pid, start - SETTLE_S, end):
                     continue
                 partition = partition_of(it.session, self.terms.partitions)

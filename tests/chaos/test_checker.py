@@ -352,6 +352,14 @@ def test_a_fault_explains_that_nobody_was_served(book: Book, target: str, pid: i
     assert book.broken == {}
 
 
+@pytest.mark.parametrize(("asked_at", "broken"), [(10.02, {}), (11.9, {"held_up": 1})], ids=["soon", "late"])
+def test_an_owner_that_is_asked_to_stop_serves_nobody_beside_it(book: Book, asked_at: float, broken: dict):
+    """But what it owed until then, it owed."""
+    slow_beside(book, others=SERVED_MIN, served_at=12.1)
+    book.fault("restart", "worker-0", asked_at, 12.5, pid=100)
+    assert book.broken == broken
+
+
 # Left, unexplained
 
 
