@@ -139,6 +139,8 @@ class Poller:
                 # After the question for states, which would wait behind it.
                 request = self._request(reads)
                 await self._feed(intake)
+                if request is None:
+                    request = self._request(reads)  # what was in hand may have been what left no room
             else:
                 await self._feed(intake)
                 with contextlib.suppress(TimeoutError):

@@ -62,6 +62,8 @@ class Portion(NamedTuple):
 
     decoded: list[tuple[Batch, Decoded]]
     asked: list[_Asked]
+    size: int
+    """Entries, those that could not be decoded included."""
 
 
 class Reader:
@@ -80,6 +82,8 @@ class Reader:
         self._stats = stats
         self._on_progress = on_progress
         self._since_yield = 0
+        self.in_hand = 0
+        """Entries that were read and are not put in order yet."""
 
     # What pollers ask
 
@@ -92,7 +96,8 @@ class Reader:
 
     def room(self) -> int:
         """How many more entries may be read."""
-        return self.outstanding_max - sum(partition.unfinished for partition in self._partitions())
+        unfinished = sum(partition.unfinished for partition in self._partitions())
+        return self.outstanding_max - self.in_hand - unfinished
 
     def taken_in(self, streams: Sequence[tuple[Partition, Entries]], count: int, now_ms: int) -> list[Batch]:
         """What a read of `count` entries a partition brought; also partitions that have gaps to give up.
@@ -119,7 +124,7 @@ class Reader:
 
     def take(self, batches: Sequence[Batch]) -> "Intake":
         """Begin to take in what one read brought: states that are needed first are asked for when this returns."""
-        return Intake(self, _portions(batches))
+        return Intake(self, batches)
 
     async def feed(self, batches: Sequence[Batch], *, pending: bool) -> None:
         """Take in entries at once, however many. `pending`: of the pending lists. No partition stands there twice."""
@@ -135,7 +140,7 @@ class Reader:
             for batch in batches
             if not batch.partition.lost
         ]
-        return Portion(decoded, self._ask(decoded))
+        return Portion(decoded, self._ask(decoded), sum(len(batch.entries) for batch in batches))
 
     async def order(self, portion: Portion) -> None:
         """Wait for the states, put decoded entries in order, hand over what is released."""
@@ -221,21 +226,31 @@ class Intake:
     answers are there when they are wanted. Waiting for each was an eighth of a busy worker's time.
     """
 
-    def __init__(self, reader: Reader, portions: Iterator[Sequence[Batch]]) -> None:
+    def __init__(self, reader: Reader, batches: Sequence[Batch]) -> None:
         self._reader = reader
-        self._portions = portions
+        self._left = sum(len(batch.entries) for batch in batches)
+        reader.in_hand += self._left
+        self._portions = _portions(batches)
         self._first = self._decoded()
 
     async def finish(self) -> None:
         """Hand over everything."""
         portion = self._first
-        while portion is not None:
-            following = self._decoded()
-            if following is not None:
-                await asyncio.sleep(0)  # the question goes out, and handlers have their turn
-            await self._reader.order(portion)
-            portion = following
+        try:
+            while portion is not None:
+                following = self._decoded()
+                if following is not None:
+                    await asyncio.sleep(0)  # handlers have their turn
+                await self._reader.order(portion)
+                self._put_down(portion.size)
+                portion = following
+        finally:
+            self._put_down(self._left)
         self._reader.relieve()
+
+    def _put_down(self, entries: int) -> None:
+        self._left -= entries
+        self._reader.in_hand -= entries
 
     def _decoded(self) -> Portion | None:
         batches = next(self._portions, None)
