@@ -165,7 +165,7 @@ class Dispatcher:
     async def _work(self, ready: deque[LiveSession], attempt: Attempt, turns: int = 0) -> None:
         """Handle the events of these sessions, TURNS_MAX less `turns` of them at most.
 
-        One coroutine for all: where sessions have an event each, one a session would be half of what they cost.
+        One coroutine for all: one for each session would be a tenth of what an event costs here.
         """
         self._attempts.add(attempt)
         try:
@@ -437,9 +437,8 @@ class Dispatcher:
         attempt = Attempt(task)
         attempt.alone = True
         try:
-            await self._work(
-                deque((session,)), attempt, TURNS_MAX - 1
-            )  # one event, then it is anybody's turn
+            # One event, then it is anybody's turn.
+            await self._work(deque((session,)), attempt, TURNS_MAX - 1)
         finally:
             self._gate.leave(attempt)
 
