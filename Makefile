@@ -9,7 +9,7 @@ PACKAGES := console handlers ingest runtime schemas worker
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'

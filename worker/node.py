@@ -21,7 +21,7 @@ from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.leases import LeaseKeeper
 from worker.metrics import WorkerCollector
-from worker.partition import Partition
+from worker.partition import Partition, arrive_plainly
 from worker.polling import Pollers
 from worker.reader import Reader
 from worker.registry import bind, load_handlers
@@ -111,7 +111,7 @@ class WorkerNode:
         _log.info(
             "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
             handlers=[spec.name for spec in self._handlers.specs], redis=self._connections.address,
-            admin=self.admin_url,
+            admin=self.admin_url, in_c=arrive_plainly is not None,
         )  # fmt: skip
 
     async def stop(self) -> None:

@@ -11,7 +11,7 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 """
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import DeadLetter, encode_dead_letter
-from worker.entries import arrival_of, letter_of_undecodable
+from worker.entries import Entries, decode_entries, letter_of_undecodable
 from worker.reorder import Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
@@ -131,31 +131,20 @@ class Partition:
 
     # Entries in
 
-    def decode(
-        self, entries: Sequence[tuple[bytes, Sequence[bytes]]], *, pending: bool, now_ms: int
-    ) -> Decoded:
+    def decode(self, entries: Entries, *, pending: bool, now_ms: int) -> Decoded:
         """Decode stream entries; those that cannot be are dead letters from here on.
 
         `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms` dates the
         dead letters.
         """
-        ids = [entry_id.decode() for entry_id, _ in entries]
+        ids, arrivals, unknown, refused = decode_entries(
+            entries, self._settings.recording_shared, self._sessions
+        )
         if ids:
             self._take_in(ids, pending)
-        arrivals: list[Arrival] = []
-        unknown: dict[str, None] = {}
-        shared, sessions = self._settings.recording_shared, self._sessions
-        for entry_id, (_, fields) in zip(ids, entries, strict=True):
-            try:
-                arrival = arrival_of(entry_id, fields, shared)
-            except UndecodableEntryError as error:
-                self._bury_undecoded(entry_id, fields, error, now_ms)
-                continue
-            uuid = arrival.payload.event.session_uuid
-            if uuid not in sessions:
-                unknown[uuid] = None
-            arrivals.append(arrival)
-        return Decoded(arrivals, list(unknown))
+        for entry_id, fields, error in refused:
+            self._bury_undecoded(entry_id, fields, error, now_ms)
+        return Decoded(arrivals, unknown)
 
     def _take_in(self, ids: Sequence[str], pending: bool) -> None:
         if pending:
@@ -179,21 +168,19 @@ class Partition:
         time has certainly come with this batch.
         """
         ready: list[LiveSession] = []
-        policy, sessions = self._settings.policy, self._sessions
-        for arrival in self._dated(decoded.arrivals):
-            uuid = arrival.payload.event.session_uuid
-            session = sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
-            sessions[uuid] = session  # the dict's order is the order of use
-            session.touched_ms = arrival.arrived_ms
-            before = len(session.waiting)
-            for decision in session.arrive(arrival, policy):
-                if decision.__class__ is Release:
-                    self._release(session, decision, ready)
-                else:
-                    self._stats.duplicates += 1
-                    self._finish_entry(decision.arrival.payload.entry_id)
-            if before or session.waiting:
-                self._hold(session, before)
+        arrivals, sessions, policy = self._dated(decoded.arrivals), self._sessions, self._settings.policy
+        at = 0
+        while at < len(arrivals):
+            if arrive_plainly is not None:
+                at, released = arrive_plainly(
+                    arrivals, at, sessions, states, policy, ready, self._admit, self._hold
+                )
+                self.unfinished += released
+                self._stats.released["in_order"] += released
+                if at == len(arrivals):
+                    break
+            self._arrive(arrivals[at], states, ready)
+            at += 1
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
         if self._deadlines:
             self._expire(ready)
@@ -202,6 +189,21 @@ class Partition:
         if self.run_ahead >= COMMIT_AHEAD:
             self._uncommitted = True
         return ready
+
+    def _arrive(self, arrival: Arrival, states: Mapping[str, bytes | None], ready: list[LiveSession]) -> None:
+        sessions, uuid = self._sessions, arrival.payload.event.session_uuid
+        session = sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
+        sessions[uuid] = session  # the dict's order is the order of use
+        session.touched_ms = arrival.arrived_ms
+        before = len(session.waiting)
+        for decision in session.arrive(arrival, self._settings.policy):
+            if decision.__class__ is Release:
+                self._release(session, decision, ready)
+            else:
+                self._stats.duplicates += 1
+                self._finish_entry(decision.arrival.payload.entry_id)
+        if before or session.waiting:
+            self._hold(session, before)
 
     def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
         if not self._ahead_ms:
@@ -419,3 +421,29 @@ EVICTION_LOOK_MAX: Final = 16
 
 EVICTION_INTERVAL_MS: Final = 1_000
 """Of the stream's time, between such looks, at most."""
+
+ArrivePlainly = Callable[
+    [
+        list[Arrival],
+        int,
+        dict[str, LiveSession],
+        Mapping[str, bytes | None],
+        Policy,
+        list[LiveSession],
+        Callable[[str, bytes | None], LiveSession],
+        Callable[[LiveSession, int], None],
+    ],
+    tuple[int, int],
+]
+
+
+def _in_c() -> ArrivePlainly | None:
+    try:
+        from worker import _order  # noqa: PLC0415 - where there was no compiler, we are told so here
+    except ImportError:
+        return None
+    return _order.arrive_plainly
+
+
+arrive_plainly: Final = _in_c()
+"""Takes in arrivals as long as they are plain, which nearly all are, and says where it stopped; None without C."""

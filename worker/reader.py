@@ -24,7 +24,7 @@ from schemas.keys import Keys
 from worker.connection import Connection
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
-from worker.entries import entry_ms
+from worker.entries import Entries, entry_ms
 from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
 from worker.session import LiveSession
 from worker.stats import Stats
@@ -35,8 +35,6 @@ YIELD_EVERY: Final = 256
 HELD_FACTOR: Final = 5
 
 LOAD_REPEAT_S: Final = 0.1
-
-Entries = Sequence[tuple[bytes, Sequence[bytes]]]
 
 _NO_STATES: Final[Mapping[str, bytes | None]] = {}
 

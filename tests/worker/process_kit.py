@@ -55,13 +55,15 @@ class Call(NamedTuple):
 
 
 class WorkerProcess:
-    """`python -m worker`, its stderr in a file."""
+    """`python -m worker`, or a program that does the same, its stderr in a file."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path, arguments: Iterable[str] = ()) -> None:
+    def __init__(
+        self, environment: Mapping[str, str], log: Path, arguments: Iterable[str] = (), program: str = ""
+    ) -> None:
         self.log_file = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "worker", *arguments],
+                [sys.executable, *(("-c", program) if program else ("-m", "worker")), *arguments],
                 env=environment, stderr=stderr, stdout=stderr, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -158,14 +160,14 @@ class Fleet:
             if value is not None
         }
 
-    def launch(self, *arguments: str, **settings: Any) -> WorkerProcess:
+    def launch(self, *arguments: str, program: str = "", **settings: Any) -> WorkerProcess:
         """Start a worker; it may take a while until it is ready."""
         log = self.directory / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(self.environment(**settings), log, arguments))
+        self.workers.append(WorkerProcess(self.environment(**settings), log, arguments, program))
         return self.workers[-1]
 
-    def start(self, **settings: Any) -> WorkerProcess:
-        return self.launch(**settings).until_started()
+    def start(self, *, program: str = "", **settings: Any) -> WorkerProcess:
+        return self.launch(program=program, **settings).until_started()
 
     def close(self) -> None:
         for worker in self.workers:

@@ -23,6 +23,8 @@ from schemas.parameters import FORM_TYPE
 from worker import Reject, Retry, on, resource
 from worker.testing import SESSION_UUID, Harness, callback
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def module(**names):
     made = ModuleType("users_handlers")

@@ -9,6 +9,8 @@ from worker.deadletter import decode_dead_letter
 from worker.partition import CLOSED_SESSION_TTL_S
 from worker.stats import Stats
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 
 def test_the_first_commit_has_what_waits_and_not_what_is_done():
     partition = make(entries_read=0)

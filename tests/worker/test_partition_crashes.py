@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from dispatch_kit import START_MS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from schemas.callback import CALLBACK_FIELD
 from worker.deadletter import decode_dead_letter
 from worker.partition import Commit
 from worker.stats import Stats
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 class Toy:

@@ -1,0 +1,31 @@
+"""The parts in C, where they are built, and how a test does without them.
+
+Tests of both ways are parametrised with WAYS. Where there is no compiler there is one way only, to test as to use.
+"""
+
+from importlib.util import find_spec
+
+import pytest
+
+from worker import entries, partition
+
+PARTS = ("schemas._shapes", "worker._entries", "worker._order")
+BUILT = all(find_spec(part) for part in PARTS)
+WAYS = ("c", "python") if BUILT else ("python",)
+
+WITHOUT = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({PARTS}))
+runpy.run_module("worker", run_name="__main__", alter_sys=True)
+"""
+"""A worker's program: importing the parts fails there, as though they were not built."""
+
+
+def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let partitions go this way."""
+    if way == "python":
+        monkeypatch.setattr(partition, "arrive_plainly", None)
+        monkeypatch.setattr(partition, "decode_entries", entries.decode_in_python)
+    else:
+        assert partition.arrive_plainly is not None
+        assert partition.decode_entries is not entries.decode_in_python

@@ -1,0 +1,171 @@
+"""The parts in C do what Python does, of everything; what is ordinary, they do. Not collected where there are none."""
+
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+from partition_kit import entry
+from test_reorder_model import PLAIN, histories, long_histories, stamp
+
+from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.events import SessionRecordingCompleted
+from schemas.parameters import FORM_TYPE
+from schemas.shapes import LEARN_AFTER
+from worker import _order, entries
+from worker.reorder import NONE_WAITING, Session
+from worker.state import LaneState, SessionState
+
+
+def shown(outcome):
+    """All of it, for comparing: releases and duplicates are equal only to themselves."""
+    return type(outcome), *(getattr(outcome, field) for field in outcome.__struct_fields__)
+
+
+def agree(history):
+    """Two sessions take every arrival of a history, one of them with what is in C, and stay alike."""
+    ours, theirs = Session(), Session()
+    for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
+        for watermark_ms in watermarks:
+            ours.expire(watermark_ms, history.policy)
+            theirs.expire(watermark_ms, history.policy)
+        before = (ours.state, [*ours.waiting])
+        outcomes = _order.plain_outcomes(ours, arrival, history.policy)
+        if outcomes is None:
+            assert (ours.state, [*ours.waiting]) == before, "looked at, and left alone"
+            outcomes = ours.arrive(arrival, history.policy)
+        expected = theirs.arrive(arrival, history.policy)
+        assert [shown(one) for one in outcomes] == [shown(one) for one in expected]
+        assert (ours.state, [*ours.waiting]) == (theirs.state, [*theirs.waiting])
+        assert (ours.waiting is NONE_WAITING) == (theirs.waiting is NONE_WAITING)
+
+
+@settings(max_examples=500)
+@given(histories)
+def test_arrivals_are_taken_as_python_takes_them(history):
+    agree(history)
+
+
+@settings(max_examples=40)
+@given(long_histories())
+def test_arrivals_beyond_what_is_remembered_are_taken_as_python_takes_them(history):
+    agree(history)
+
+
+def arrivals(*numbers, recording=False):
+    drafts = [(number, b"%08d" % number, number, recording, False) for number in numbers]
+    return stamp(drafts, [1] * len(drafts))
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
+    session = Session()
+    some = arrivals(1, 2, 4, 5, 3, 7, 6, 8, recording=recording)
+    outcomes = [_order.plain_outcomes(session, arrival, PLAIN) for arrival in some]
+    numbers = [[release.arrival.number for release in some] for some in outcomes]
+    assert numbers == [[1], [2], [], [], [3, 4, 5], [], [6, 7], [8]]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        SessionState(status=LaneState(next=2, floor_us=1)),
+        SessionState(status=LaneState(next=2, ending_us=9)),
+        SessionState(status=LaneState(next=2, released=bytes(8) + b"00000002")),
+        SessionState(status=LaneState(next=3)),
+        SessionState(status=LaneState(run=1)),
+    ],
+)
+def test_what_needs_a_second_look_is_not(state):
+    (arrival,) = arrivals(2)
+    session = Session(state)
+    assert _order.plain_outcomes(session, arrival, PLAIN) is None
+    assert session.state is state
+
+
+def test_only_what_it_knows_is_looked_into():
+    (arrival,) = arrivals(1)
+    assert _order.plain_outcomes(Session(), object(), PLAIN) is None
+    assert _order.plain_outcomes(object(), arrival, PLAIN) is None
+    assert _order.plain_outcomes(Session(object()), arrival, PLAIN) is None
+
+
+KINDS = st.sampled_from(
+    [
+        "SessionFirstPartyRinging",
+        "SessionTimeout",
+        "SessionRecordingCompleted",
+        "SessionRecordingNew",
+        "Odd",
+        "",
+    ]
+)
+TIMES = st.sampled_from(["2026-01-05 09:00:02 +0000 UTC", "2026-01-05 09:00:03 +0000 UTC", "null", "soon"])
+NUMBERS = st.sampled_from(["1", "2", "null", "x", str(2**53)])
+FORMS = st.fixed_dictionaries(
+    {"EventName": KINDS, "SessionUUID": st.sampled_from(["s", "t", "u", ""])},
+    optional={
+        "EventTimestamp": TIMES,
+        "SequenceNumber": NUMBERS,
+        "Odd": st.sampled_from(["1", "+44 7700 900123"]),
+    },
+)
+CALLBACKS = st.builds(
+    RawCallback,
+    st.sampled_from(["POST", "POST", "POST", "GET"]),
+    st.sampled_from([b"", b"", b"a=b"]),
+    st.sampled_from([FORM_TYPE, FORM_TYPE, FORM_TYPE, "", "text/plain", f"{FORM_TYPE}; charset=utf-8"]),
+    FORMS.map(lambda form: urlencode(form).encode()),
+    st.integers(0, 2**63 - 1),
+    st.sampled_from(["", "MA1", "M" * 31, "M" * 32, "é"]),
+    st.booleans(),
+    st.sampled_from([1, 1, 1, 0, 2]),
+)
+FIELDS = st.one_of(
+    st.tuples(st.just(CALLBACK_FIELD), CALLBACKS.map(encode_callback)),
+    st.tuples(
+        st.just(CALLBACK_FIELD),
+        st.tuples(CALLBACKS.map(encode_callback), st.integers(0, 400), st.binary(max_size=2)).map(
+            lambda torn: torn[0][: torn[1]] + torn[2] + torn[0][torn[1] + len(torn[2]) :]
+        ),
+    ),
+    st.lists(st.sampled_from([CALLBACK_FIELD, b"d", b""]), max_size=3).map(tuple),
+)
+IDS = st.tuples(st.sampled_from([0, 1, 999, 1_767_225_600_000, 10**15, 2**63]), st.integers(0, 3)).map(
+    lambda parts: b"%d-%d" % parts
+)
+ENTRIES = st.lists(st.tuples(IDS, FIELDS.map(list)), max_size=12)
+
+
+def told(decoded):
+    ids, those, unknown, refused = decoded
+    return (
+        ids,
+        [plainly(one) for one in those],
+        unknown,
+        [(*one[:2], str(one[2]), one[2].code) for one in refused],
+    )
+
+
+def plainly(arrival):
+    return [shown(one) for one in (structs.replace(arrival, payload=None), arrival.payload)]
+
+
+@settings(max_examples=1_000)
+@given(ENTRIES, st.booleans(), st.sampled_from([{}, {"s": None}, {"s": None, "t": None, "u": None}]))
+def test_entries_are_decoded_as_python_decodes_them(some, shared, known):
+    for _ in range(LEARN_AFTER + 1):  # as long as a shape is learned, and after
+        expected = told(entries.decode_in_python(some, shared, known))
+        assert told(entries.decode_entries(some, shared, known)) == expected
+
+
+def test_an_ordinary_entry_is_decoded_without_python(monkeypatch):
+    some = [entry(7, EventName="SessionRecordingCompleted", SequenceNumber=3, SessionUUID="s")]
+    for _ in range(LEARN_AFTER):
+        entries.decode_entries(some, False, {})
+    monkeypatch.setattr(entries._shapes, "decode", None)
+    ids, (arrival,), unknown, refused = entries.decode_entries(some, False, {})
+    assert (ids, unknown, refused) == ([some[0][0].decode()], ["s"], [])
+    assert type(arrival.payload.event) is SessionRecordingCompleted
+    assert (arrival.number, arrival.recording, arrival.ends_session) == (3, True, False)

@@ -1,0 +1,18 @@
+from collections.abc import Mapping
+from datetime import datetime
+
+from schemas.events import Event
+from schemas.shapes import Readers
+from worker.entries import ArrivalOf, DecodedEntries, Entries
+
+class EntryReader:
+    def __init__(
+        self,
+        readers: Readers,
+        arrival_of: ArrivalOf,
+        timestamps_us: dict[datetime, int],
+        recordings: frozenset[type[Event]],
+    ) -> None: ...
+    def decode_entries(
+        self, entries: Entries, recording_shared: bool, known: Mapping[str, object]
+    ) -> DecodedEntries: ...

@@ -1,0 +1,218 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The ordinary cases of `worker.reorder.Session.arrive` in C: an arrival that is due, and one that waits for its turn.
+
+It decides nothing that `worker.reorder` would not: what is not plain is left alone, for Python to look at
+(tests/worker/test_order.py holds both side by side). The steps are Python's, and cost half of what they cost there: it
+is worth 1.1 µs of 2.4 for each event.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError, PyDict_SetItem
+from cpython.object cimport PyObject
+from libc.string cimport memcpy
+
+from worker._slots cimport at_slot, set_slot, slot_of
+
+from schemas.events import Event
+from worker.reorder import NONE_WAITING, Arrival, Release, Session
+from worker.session import Entry, LiveSession
+from worker.state import RELEASED_BYTES, RELEASED_REMEMBERED, LaneState, SessionState
+
+cdef extern from "<string.h>":
+    void *memmem(const void *haystack, size_t haystack_size, const void *needle, size_t needle_size) nogil
+
+cdef enum:
+    NUMBER_BYTES = 8
+    FINGERPRINT_BYTES = 8
+    WAITING_MAX = 8  # arrivals of a session that wait: each is looked at once or twice
+
+cdef Py_ssize_t RING_MAX = RELEASED_REMEMBERED * RELEASED_BYTES
+assert RELEASED_BYTES == NUMBER_BYTES + FINGERPRINT_BYTES
+
+
+cdef Py_ssize_t NUMBER = slot_of(Arrival, "number")
+cdef Py_ssize_t FINGERPRINT = slot_of(Arrival, "fingerprint")
+cdef Py_ssize_t TIMESTAMP_US = slot_of(Arrival, "timestamp_us")
+cdef Py_ssize_t IS_RECORDING = slot_of(Arrival, "recording")
+cdef Py_ssize_t ENDS_SESSION = slot_of(Arrival, "ends_session")
+cdef Py_ssize_t ARRIVED_MS = slot_of(Arrival, "arrived_ms")
+
+cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
+
+cdef Py_ssize_t EVENT = slot_of(Entry, "event")
+cdef Py_ssize_t SESSION_UUID = slot_of(Event, "session_uuid")
+
+cdef Py_ssize_t VERSION = slot_of(SessionState, "version")
+cdef Py_ssize_t STATUS = slot_of(SessionState, "status")
+cdef Py_ssize_t RECORDING = slot_of(SessionState, "recording")
+cdef Py_ssize_t UNSEQUENCED = slot_of(SessionState, "unsequenced")
+cdef Py_ssize_t CLOSED = slot_of(SessionState, "closed")
+
+cdef Py_ssize_t NEXT = slot_of(LaneState, "next")
+cdef Py_ssize_t RUN = slot_of(LaneState, "run")
+cdef Py_ssize_t OPENING = slot_of(LaneState, "opening")
+cdef Py_ssize_t RELEASED = slot_of(LaneState, "released")
+cdef Py_ssize_t TOP_US = slot_of(LaneState, "top_us")
+cdef Py_ssize_t FLOOR_US = slot_of(LaneState, "floor_us")
+cdef Py_ssize_t ENDING_US = slot_of(LaneState, "ending_us")
+
+cdef Py_ssize_t STATE = slot_of(Session, "state")
+cdef Py_ssize_t WAITING = slot_of(Session, "waiting")
+cdef Py_ssize_t QUEUE = slot_of(LiveSession, "queue")
+cdef Py_ssize_t SCHEDULED = slot_of(LiveSession, "scheduled")
+cdef Py_ssize_t TOUCHED_MS = slot_of(LiveSession, "touched_ms")
+
+
+def arrive_plainly(list arrivals, Py_ssize_t at, dict sessions, states, policy, list ready, admit, hold):
+    """Take arrivals, from `at` on, as long as each is plain; return where that ended, and how many were released.
+
+    `sessions`: those in memory, in the order of their use. `states`: of those that are not; `admit(uuid, state)` makes
+    them. `ready`: sessions that have work now. `hold(session, before)`: it held something, or does now.
+    """
+    cdef PyObject *found
+    cdef Py_ssize_t before
+    cdef long released_count = 0
+    cdef list outcomes
+    cdef object queue
+    while at < len(arrivals):
+        arrival = arrivals[at]
+        entry = at_slot(arrival, PAYLOAD) if type(arrival) is Arrival else None
+        if type(entry) is not Entry:
+            break
+        uuid = at_slot(at_slot(entry, EVENT), SESSION_UUID)
+        found = PyDict_GetItemWithError(sessions, uuid)
+        if found == NULL:
+            session = sessions[uuid] = admit(uuid, states.get(uuid))
+        else:
+            session = <object>found
+            PyDict_DelItem(sessions, uuid)
+            PyDict_SetItem(sessions, uuid, session)
+        before = len(at_slot(session, WAITING))
+        outcomes = plain_outcomes(session, arrival, policy)
+        if outcomes is None:
+            break
+        set_slot(session, TOUCHED_MS, at_slot(arrival, ARRIVED_MS))
+        if outcomes:
+            released_count += len(outcomes)
+            queue = at_slot(session, QUEUE)
+            if queue:
+                queue += outcomes
+            else:
+                set_slot(session, QUEUE, outcomes)
+            if at_slot(session, SCHEDULED) is False:
+                set_slot(session, SCHEDULED, True)
+                ready.append(session)
+        if before or not outcomes:
+            hold(session, before)
+        at += 1
+    return at, released_count
+
+
+cpdef plain_outcomes(session, arrival, policy):
+    """As `worker.reorder.Session.arrive`; None, and nothing done, where it is not plain."""
+    cdef object number, lane, following, waiting, state, first_sequence
+    cdef bint recording, due
+    cdef list outcomes
+    if type(arrival) is not Arrival or not isinstance(session, Session):
+        return None
+    number, waiting, state = at_slot(arrival, NUMBER), at_slot(session, WAITING), at_slot(session, STATE)
+    if number is None or at_slot(arrival, ENDS_SESSION) is True or type(state) is not SessionState:
+        return None
+    recording = at_slot(arrival, IS_RECORDING)
+    if waiting and not wait_plainly(waiting, arrival, number, recording, policy):
+        return None
+    lane = at_slot(state, RECORDING if recording else STATUS)
+    if type(lane) is not LaneState or at_slot(lane, FLOOR_US) is not None or at_slot(lane, ENDING_US) is not None:
+        return None
+    following = at_slot(lane, NEXT)
+    if following is None:
+        first_sequence = policy.first_sequence
+        if at_slot(lane, RUN) or number < first_sequence:
+            return None
+        due = number == first_sequence
+    elif number < following:
+        return None
+    else:
+        due = number == following
+    if is_in(at_slot(lane, RELEASED), at_slot(arrival, FINGERPRINT)):
+        return None
+    if not due:
+        if len(waiting) >= policy.held_max:
+            return None
+        if waiting is NONE_WAITING:
+            set_slot(session, WAITING, [arrival])
+        else:
+            waiting.append(arrival)
+        return []
+    outcomes = [released(session, arrival, lane, number, recording)]
+    while waiting:
+        number += 1
+        for at, held in enumerate(<list>waiting):
+            if at_slot(held, NUMBER) == number:
+                break
+        else:
+            break
+        del (<list>waiting)[at]
+        lane = at_slot(at_slot(session, STATE), RECORDING if recording else STATUS)
+        outcomes.append(released(session, held, lane, number, recording))
+    return outcomes
+
+
+cdef bint wait_plainly(list waiting, arrival, number, bint recording, policy) except -1:
+    """Whether what waits is in one lane with the arrival, has numbers of its own, and waits on."""
+    cdef object held
+    if len(waiting) > WAITING_MAX:
+        return False
+    numbers = {number}
+    for held in waiting:
+        if type(held) is not Arrival or at_slot(held, IS_RECORDING) != recording:
+            return False
+        numbers.add(at_slot(held, NUMBER))
+    expires_ms = at_slot(waiting[0], ARRIVED_MS) + policy.gap_timeout_ms
+    return len(numbers) > len(waiting) and expires_ms > at_slot(arrival, ARRIVED_MS)
+
+
+cdef object released(session, arrival, lane, number, bint recording):
+    """As `Session._release`, in order."""
+    cdef object state = at_slot(session, STATE), at_us = at_slot(arrival, TIMESTAMP_US), top_us = at_slot(lane, TOP_US)
+    cdef object run = at_slot(lane, RUN), opening = at_slot(lane, OPENING)
+    cdef bytes ring = remembered(at_slot(lane, RELEASED), number, at_slot(arrival, FINGERPRINT))
+    if at_us is not None and (top_us is None or at_us > top_us):
+        top_us = at_us
+    if at_slot(lane, NEXT) is None:
+        opening = number
+    lane = LaneState(number + 1, run, opening, ring, top_us)
+    state = SessionState(
+        at_slot(state, VERSION),
+        at_slot(state, STATUS) if recording else lane,
+        lane if recording else at_slot(state, RECORDING),
+        at_slot(state, UNSEQUENCED),
+        at_slot(state, CLOSED),
+    )
+    set_slot(session, STATE, state)
+    return Release(arrival, "in_order", (), run, state)
+
+
+cdef bint is_in(bytes ring, bytes fingerprint) noexcept:
+    # `in` asks its left side for a number first, and pays for the refusal: 0.4 µs.
+    return memmem(
+        PyBytes_AS_STRING(ring), PyBytes_GET_SIZE(ring), PyBytes_AS_STRING(fingerprint), PyBytes_GET_SIZE(fingerprint)
+    ) != NULL
+
+
+cdef bytes remembered(bytes ring, unsigned long long number, bytes fingerprint):
+    """As `worker.state.remember_released`."""
+    cdef Py_ssize_t kept = min(PyBytes_GET_SIZE(ring), RING_MAX - NUMBER_BYTES - FINGERPRINT_BYTES)
+    cdef bytes longer
+    cdef char *to
+    cdef int byte
+    if PyBytes_GET_SIZE(fingerprint) != FINGERPRINT_BYTES:
+        raise ValueError("not a fingerprint")
+    longer = PyBytes_FromStringAndSize(NULL, kept + NUMBER_BYTES + FINGERPRINT_BYTES)
+    to = PyBytes_AS_STRING(longer)
+    memcpy(to, PyBytes_AS_STRING(ring) + PyBytes_GET_SIZE(ring) - kept, kept)
+    to += kept
+    for byte in range(NUMBER_BYTES):
+        to[byte] = <char>(number >> 8 * (NUMBER_BYTES - 1 - byte) & 0xff)
+    memcpy(to + NUMBER_BYTES, PyBytes_AS_STRING(fingerprint), FINGERPRINT_BYTES)
+    return longer
