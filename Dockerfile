@@ -2,7 +2,7 @@
 # Two stages, so that nothing that only the build needs is shipped.
 
 FROM python:3.11-slim AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # A compiler, for the parts in C (setup.py): without one they would be left out, and workers twice as slow.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /opt/maskline
@@ -15,7 +15,7 @@ COPY worker worker
 COPY handlers handlers
 COPY console console
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/maskline/bin/pip install --constraint constraints.txt . \
+    /opt/maskline/bin/pip install . \
     && /opt/maskline/bin/python -c 'import schemas._shapes, worker._entries, worker._order'
 
 FROM python:3.11-slim

@@ -12,7 +12,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+		$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $(STAMP)
 
 dev: $(STAMP)
