@@ -51,3 +51,4 @@ format: $(STAMP)
 
 clean:
 	rm -rf $(VENV) .bench .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f */*.so schemas/_*.c worker/_*.c

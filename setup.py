@@ -3,12 +3,27 @@
 Where there is no compiler, maskline is installed without them, and does the same in Python.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class BuildAnew(build_ext):
+    """Leaves nothing of an earlier build where this one fails: it would not fit the Python beside it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        inplace = self.get_finalized_command("build_py").get_package_dir("")
+        for directory in (self.build_lib, inplace):
+            Path(directory, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+        super().build_extension(ext)
+
 
 setup(
+    cmdclass={"build_ext": BuildAnew},
     ext_modules=[
         Extension("schemas._shapes", ["schemas/_shapes.pyx"], optional=True),
         Extension("worker._entries", ["worker/_entries.pyx"], optional=True),
         Extension("worker._order", ["worker/_order.pyx"], optional=True),
-    ]
+    ],
 )

@@ -64,7 +64,7 @@ def decode_callback(value: bytes) -> RawCallback:
     """
     try:
         callback = _decoder.decode(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableEntryError("foreign_entry", f"not a maskline callback: {error}") from None
     if callback.version > CALLBACK_VERSION:
         raise UndecodableEntryError(

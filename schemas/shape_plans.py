@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 def form_of(callback: RawCallback) -> bytes | None:
     """The parameters, encoded, as one form; None for those that came otherwise."""
     body, query = callback.body, callback.query
-    if callback.method == "POST" and body:
+    if callback.method != "GET" and body:
         if media_type(callback.content_type) not in (FORM_TYPE, ""):
             return None
         return body + b"&" + query if query else body

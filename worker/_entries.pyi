@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from schemas.events import Event
@@ -12,6 +12,7 @@ class EntryReader:
         arrival_of: ArrivalOf,
         timestamps_us: dict[datetime, int],
         recordings: frozenset[type[Event]],
+        is_recording: Callable[[Event], bool],
     ) -> None: ...
     def decode_entries(
         self, entries: Entries, recording_shared: bool, known: Mapping[str, object]

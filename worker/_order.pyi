@@ -1,5 +1,6 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from worker.partition import Partition
 from worker.reorder import Arrival, Policy, Release, Session
 from worker.session import LiveSession
 
@@ -10,7 +11,6 @@ def arrive_plainly(
     states: Mapping[str, bytes | None],
     policy: Policy,
     ready: list[LiveSession],
-    admit: Callable[[str, bytes | None], LiveSession],
-    hold: Callable[[LiveSession, int], None],
-) -> tuple[int, int]: ...
+    owner: Partition,
+) -> int: ...
 def plain_outcomes(session: Session, arrival: Arrival, policy: Policy) -> list[Release] | None: ...

@@ -18,7 +18,7 @@ cdef extern from "structmember.h":
 cdef inline Py_ssize_t slot_of(kind, str name) except -1:
     """Where the attribute lies. Raises ImportError where it does not lie in the object itself."""
     from types import MemberDescriptorType
-    cdef object descriptor = getattr(kind, name)
+    cdef object descriptor = getattr(kind, name, None)
     cdef PyMemberDef *member
     if type(descriptor) is not MemberDescriptorType:
         raise ImportError(f"{kind.__name__}.{name} lies elsewhere")
@@ -26,6 +26,13 @@ cdef inline Py_ssize_t slot_of(kind, str name) except -1:
     if member.type != T_OBJECT_EX:
         raise ImportError(f"{kind.__name__}.{name} is no object")
     return member.offset
+
+
+cdef inline int check_fields(kind, str names) except -1:
+    """Raises ImportError where a struct's fields are not these, in this order: then it must not be made by place."""
+    if " ".join(kind.__struct_fields__) != names:
+        raise ImportError(f"{kind.__name__} has other fields")
+    return 0
 
 
 cdef inline object at_slot(object owner, Py_ssize_t slot):

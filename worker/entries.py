@@ -120,7 +120,9 @@ def _quickest() -> Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]:
         from worker import _entries  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
         return decode_in_python
-    return _entries.EntryReader(_shapes.readers, arrival_of, _timestamps_us, _RECORDING).decode_entries
+    return _entries.EntryReader(
+        _shapes.readers, arrival_of, _timestamps_us, _RECORDING, _is_recording
+    ).decode_entries
 
 
 decode_entries: Final = _quickest()

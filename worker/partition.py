@@ -11,9 +11,9 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -172,11 +172,7 @@ class Partition:
         at = 0
         while at < len(arrivals):
             if arrive_plainly is not None:
-                at, released = arrive_plainly(
-                    arrivals, at, sessions, states, policy, ready, self._admit, self._hold
-                )
-                self.unfinished += released
-                self._stats.released["in_order"] += released
+                at = arrive_plainly(arrivals, at, sessions, states, policy, ready, self)
                 if at == len(arrivals):
                     break
             self._arrive(arrivals[at], states, ready)
@@ -192,7 +188,7 @@ class Partition:
 
     def _arrive(self, arrival: Arrival, states: Mapping[str, bytes | None], ready: list[LiveSession]) -> None:
         sessions, uuid = self._sessions, arrival.payload.event.session_uuid
-        session = sessions.pop(uuid, None) or self._admit(uuid, states.get(uuid))
+        session = sessions.pop(uuid, None) or self.admit(uuid, states.get(uuid))
         sessions[uuid] = session  # the dict's order is the order of use
         session.touched_ms = arrival.arrived_ms
         before = len(session.waiting)
@@ -203,7 +199,7 @@ class Partition:
                 self._stats.duplicates += 1
                 self._finish_entry(decision.arrival.payload.entry_id)
         if before or session.waiting:
-            self._hold(session, before)
+            self.hold(session, before)
 
     def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
         if not self._ahead_ms:
@@ -326,9 +322,9 @@ class Partition:
     def sessions_with_work(self) -> list[LiveSession]:
         return [session for session in self._sessions.values() if session.queue]
 
-    # Inside
+    # What arrivals come to, told by `_arrive` or in C
 
-    def _admit(self, uuid: str, encoded: bytes | None) -> LiveSession:
+    def admit(self, uuid: str, encoded: bytes | None) -> LiveSession:
         state = NEW_SESSION
         if encoded is not None:
             try:
@@ -337,6 +333,20 @@ class Partition:
                 # Somebody has written over it. The session's order starts anew; its events are not lost for that.
                 self._stats.unreadable_states += 1
         return LiveSession(uuid, state, self)
+
+    def released_in_order(self, count: int) -> None:
+        self.unfinished += count
+        self._stats.released["in_order"] += count
+
+    def hold(self, session: LiveSession, before: int) -> None:
+        self.held += session.held - before
+        deadline = session.deadline_ms(self._settings.policy)
+        if deadline != session.gap_ends_ms:
+            session.gap_ends_ms = deadline
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, session.uuid))
+
+    # Inside
 
     def _release(self, session: LiveSession, release: Release, ready: list[LiveSession]) -> None:
         if session.queue:
@@ -351,14 +361,6 @@ class Partition:
             session.scheduled = True
             ready.append(session)
 
-    def _hold(self, session: LiveSession, before: int) -> None:
-        self.held += session.held - before
-        deadline = session.deadline_ms(self._settings.policy)
-        if deadline != session.gap_ends_ms:
-            session.gap_ends_ms = deadline
-            if deadline is not None:
-                heapq.heappush(self._deadlines, (deadline, session.uuid))
-
     def _expire(self, ready: list[LiveSession]) -> None:
         while (deadline := self.next_deadline_ms) is not None and deadline <= self.watermark_ms:
             self._expire_next(self.watermark_ms, ready)
@@ -369,7 +371,7 @@ class Partition:
         before = session.held
         for release in session.expire(watermark_ms, self._settings.policy):
             self._release(session, release, ready)
-        self._hold(session, before)
+        self.hold(session, before)
 
     def _finish_entry(self, entry_id: str) -> None:
         if entry_id in self._fresh:
@@ -422,19 +424,14 @@ EVICTION_LOOK_MAX: Final = 16
 EVICTION_INTERVAL_MS: Final = 1_000
 """Of the stream's time, between such looks, at most."""
 
-ArrivePlainly = Callable[
-    [
-        list[Arrival],
-        int,
-        dict[str, LiveSession],
-        Mapping[str, bytes | None],
-        Policy,
-        list[LiveSession],
-        Callable[[str, bytes | None], LiveSession],
-        Callable[[LiveSession, int], None],
-    ],
-    tuple[int, int],
-]
+
+class ArrivePlainly(Protocol):
+    """Takes in arrivals, from one on, as long as they are plain, which nearly all are; returns where it stopped."""
+
+    def __call__(
+        self, arrivals: list[Arrival], at: int, sessions: dict[str, LiveSession], states: Mapping[str, bytes | None],
+        policy: Policy, ready: list[LiveSession], owner: Partition,
+    ) -> int: ...  # fmt: skip
 
 
 def _in_c() -> ArrivePlainly | None:
@@ -446,4 +443,4 @@ def _in_c() -> ArrivePlainly | None:
 
 
 arrive_plainly: Final = _in_c()
-"""Takes in arrivals as long as they are plain, which nearly all are, and says where it stopped; None without C."""
+"""None where there was no compiler."""

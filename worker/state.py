@@ -21,7 +21,8 @@ FINGERPRINT_BYTES: Final = 8
 NUMBER_BYTES: Final = 8
 RELEASED_BYTES: Final = NUMBER_BYTES + FINGERPRINT_BYTES
 
-_Natural = Annotated[int, msgspec.Meta(ge=0)]
+_Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""What is one more than such a number can be written and read as well."""
 
 
 class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -78,7 +79,7 @@ def decode_state(encoded: bytes) -> SessionState:
     """Read what `encode_state` wrote. Raises ValueError for anything else, and for another version."""
     try:
         state = _decoder.decode(encoded)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"not a session state: {_newer(encoded) or error}") from None
     if state.version != STATE_VERSION:
         raise ValueError(
@@ -100,7 +101,7 @@ def _newer(encoded: bytes) -> str:
     """Says so where another version's shape is why a state cannot be read."""
     try:
         version = _head_decoder.decode(encoded).version
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return ""
     return "" if version == STATE_VERSION else f"version {version}, and this release reads {STATE_VERSION}"
 

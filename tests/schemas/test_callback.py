@@ -51,6 +51,7 @@ def test_the_bytes_of_version_1():
         msgspec.msgpack.encode([1, 2, 3, 4, 5, 6]),
         b"\x96\xa1\xff" + b"\xc0" * 5,
         encode_callback(RawCallback("GET", b"", "", b"", 1, "", version=CALLBACK_VERSION + 1)),
+        b"\x99" + encode_callback(RawCallback("GET", b"", "", b"", 1, ""))[1:] + b"\x91" * 100_000 + b"\xc0",
     ],
 )
 def test_foreign(value):

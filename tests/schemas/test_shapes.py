@@ -127,7 +127,7 @@ ODD = """
 null|None| null|null |  |\t|\xa0|\u3000null|nu|NULLs|\x85|\x00|\x1f|é|%|%2B|a%zz|=|a=b|a&b|a  b| a|0|-1|+5|60.0| 60 |1e3
 |9007199254740992|999999999999999999|999999999999999999999999999999|0.00450|.5|1_000|٣٤|+14155550123|+1 415 555 0123
 |2024-02-01 06:28:15 +0000 UTC|2024-02-01T06:28:15Z|2024-02-31 06:28:15 +0000 UTC|2024-02-01|0000-00-00|12345:6789
-|2024-02-01 06:28:15.123456|Normal Hangup|https://example.com/r.mp3?a=1&b=2
+|\xc3%A9|2024-02-01 06:28:15.123456|Normal Hangup|https://example.com/r.mp3?a=1&b=2
 """.replace("\n", "").split("|")
 TEXTS = st.one_of(
     st.sampled_from(ODD),
@@ -234,6 +234,32 @@ def callbacks(draw):
             )
         )
     return made
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 31, 32, 255, 256, 257, 7_500, 9_000])
+def test_values_of_every_length(size):
+    known = learned(post(form(ORDINARY)))
+    for name in ("CallerName", "From"):
+        callback = post(form(ORDINARY | {name: "x" * size}))
+        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+
+
+@pytest.mark.parametrize("count", range(12, 20))
+def test_any_number_of_parameters(monkeypatch, count):
+    more = {f"A{number}": str(number) for number in range(count - 3)}
+    callback = post(form({"EventName": "SessionTimeout", "SessionUUID": "s", "SequenceNumber": "1"} | more))
+    expected = outcome(decode_event, callback)
+    known = learned(callback)
+    monkeypatch.setattr(shapes, "decode_event", refuse)
+    assert outcome(known.decode, callback) == expected
+
+
+def test_the_body_of_whatever_is_no_get_counts():
+    callback = RawCallback(
+        "PUT", b"EventName=SessionTimeout&SessionUUID=q", FORM_TYPE, form(ORDINARY), 1, "MA"
+    )
+    known = learned(callback, RawCallback("GET", callback.query, "", b"", 1, "MA"))
+    assert outcome(known.decode, callback) == outcome(decode_event, callback)
 
 
 @given(callbacks(), callbacks())

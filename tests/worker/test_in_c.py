@@ -10,7 +10,6 @@ from partition_kit import entry
 from test_reorder_model import PLAIN, histories, long_histories, stamp
 
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.events import SessionRecordingCompleted
 from schemas.parameters import FORM_TYPE
 from schemas.shapes import LEARN_AFTER
 from worker import _order, entries
@@ -104,38 +103,62 @@ KINDS = st.sampled_from(
 TIMES = st.sampled_from(["2026-01-05 09:00:02 +0000 UTC", "2026-01-05 09:00:03 +0000 UTC", "null", "soon"])
 NUMBERS = st.sampled_from(["1", "2", "null", "x", str(2**53)])
 FORMS = st.fixed_dictionaries(
-    {"EventName": KINDS, "SessionUUID": st.sampled_from(["s", "t", "u", ""])},
+    {"EventName": KINDS, "SessionUUID": st.sampled_from(["s", "t", "u", "s", "t", ""])},
     optional={
         "EventTimestamp": TIMES,
         "SequenceNumber": NUMBERS,
         "Odd": st.sampled_from(["1", "+44 7700 900123"]),
     },
 )
-CALLBACKS = st.builds(
+BODIES = FORMS.map(lambda form: urlencode(form).encode())
+NOW_MS = 1_767_225_600_000
+ORDINARY = st.builds(
     RawCallback,
-    st.sampled_from(["POST", "POST", "POST", "GET"]),
-    st.sampled_from([b"", b"", b"a=b"]),
-    st.sampled_from([FORM_TYPE, FORM_TYPE, FORM_TYPE, "", "text/plain", f"{FORM_TYPE}; charset=utf-8"]),
-    FORMS.map(lambda form: urlencode(form).encode()),
-    st.integers(0, 2**63 - 1),
+    st.just("POST"),
+    st.just(b""),
+    st.just(FORM_TYPE),
+    BODIES,
+    st.just(NOW_MS),
+    st.just("MA1"),
+    st.booleans(),
+)
+ODD = st.builds(
+    RawCallback,
+    st.sampled_from(["POST", "POST", "GET", "PUT"]),
+    st.sampled_from([b"", b"", b"a=b", b"EventName=SessionTimeout&SessionUUID=q"]),
+    st.sampled_from([FORM_TYPE, FORM_TYPE, "", "text/plain", f"{FORM_TYPE}; charset=utf-8"]),
+    BODIES,
+    st.sampled_from([0, 1, 2**32 - 1, 2**32, NOW_MS, 2**63, 2**64 - 1]),
     st.sampled_from(["", "MA1", "M" * 31, "M" * 32, "é"]),
     st.booleans(),
-    st.sampled_from([1, 1, 1, 0, 2]),
+    st.sampled_from([1, 1, 0, 2]),
 )
-FIELDS = st.one_of(
-    st.tuples(st.just(CALLBACK_FIELD), CALLBACKS.map(encode_callback)),
-    st.tuples(
-        st.just(CALLBACK_FIELD),
-        st.tuples(CALLBACKS.map(encode_callback), st.integers(0, 400), st.binary(max_size=2)).map(
-            lambda torn: torn[0][: torn[1]] + torn[2] + torn[0][torn[1] + len(torn[2]) :]
-        ),
+
+
+def torn(encoded, at, instead):
+    """Some of its bytes are others: those before the body, or those after it."""
+    at %= len(encoded)
+    return encoded[:at] + instead + encoded[at + len(instead) :]
+
+
+ENCODED = ORDINARY.map(encode_callback)
+ANY_VALUE = st.one_of(
+    ODD.map(encode_callback),
+    st.builds(
+        torn, ENCODED, st.one_of(st.integers(0, 45), st.integers(-16, -1)), st.binary(min_size=1, max_size=2)
     ),
-    st.lists(st.sampled_from([CALLBACK_FIELD, b"d", b""]), max_size=3).map(tuple),
+    st.builds(lambda encoded, size: encoded[:size], ENCODED, st.integers(0, 400)),
 )
-IDS = st.tuples(st.sampled_from([0, 1, 999, 1_767_225_600_000, 10**15, 2**63]), st.integers(0, 3)).map(
-    lambda parts: b"%d-%d" % parts
+FOREIGN = st.lists(st.sampled_from([CALLBACK_FIELD, b"d", b""]), max_size=3)
+FIELDS = st.sampled_from([ENCODED, ENCODED, ENCODED, ANY_VALUE, FOREIGN]).flatmap(
+    lambda values: values if values is FOREIGN else values.map(lambda value: [CALLBACK_FIELD, value])
 )
-ENTRIES = st.lists(st.tuples(IDS, FIELDS.map(list)), max_size=12)
+IDS = st.builds(
+    lambda ms, sequence: b"%d-%d" % (ms, sequence),
+    st.sampled_from([NOW_MS, NOW_MS, NOW_MS, 0, 1, 10**15 - 1, 10**15, 2**63]),
+    st.integers(0, 3),
+)
+ENTRIES = st.lists(st.tuples(IDS, FIELDS), max_size=12)
 
 
 def told(decoded):
@@ -160,12 +183,13 @@ def test_entries_are_decoded_as_python_decodes_them(some, shared, known):
         assert told(entries.decode_entries(some, shared, known)) == expected
 
 
-def test_an_ordinary_entry_is_decoded_without_python(monkeypatch):
-    some = [entry(7, EventName="SessionRecordingCompleted", SequenceNumber=3, SessionUUID="s")]
+@pytest.mark.parametrize("name", ["SessionRecordingCompleted", "SessionRecordingNew"])
+def test_an_ordinary_entry_is_decoded_without_python(monkeypatch, name):
+    some = [entry(7, EventName=name, SequenceNumber=3, SessionUUID="s")]
     for _ in range(LEARN_AFTER):
         entries.decode_entries(some, False, {})
     monkeypatch.setattr(entries._shapes, "decode", None)
     ids, (arrival,), unknown, refused = entries.decode_entries(some, False, {})
     assert (ids, unknown, refused) == ([some[0][0].decode()], ["s"], [])
-    assert type(arrival.payload.event) is SessionRecordingCompleted
+    assert arrival.payload.event.event_name == name
     assert (arrival.number, arrival.recording, arrival.ends_session) == (3, True, False)

@@ -263,3 +263,20 @@ def test_a_bury_wants_a_commit():
     partition.lost_while_pending("1-1", 0)
     assert partition.wants_commit
     assert partition.group == "workers"
+
+
+def test_what_was_released_before_something_failed_is_counted(monkeypatch):
+    partition = make()
+    admit = partition.admit
+
+    def admit_few(uuid, state):
+        if uuid == "v":
+            raise RuntimeError("no more")
+        return admit(uuid, state)
+
+    monkeypatch.setattr(partition, "admit", admit_few)
+    with pytest.raises(RuntimeError, match="no more"):
+        take_in(partition, [entry(0, SequenceNumber=1), entry(1, SequenceNumber=1, SessionUUID="v")])
+    assert partition.unfinished == 1
+    assert len(finish_all(partition)) == 1
+    assert partition.unfinished == 0

@@ -82,6 +82,10 @@ def damaged(**lane: object) -> bytes:
         pytest.param(encode_state(NEW_SESSION) + b"\x00", id="something behind"),
         pytest.param(msgspec.msgpack.encode({"version": 1}), id="a map"),
         pytest.param(damaged(next=-1), id="a negative number"),
+        pytest.param(damaged(run=2**62 + 1), id="a number that could not be counted on"),
+        pytest.param(
+            b"\x96" + encode_state(NEW_SESSION)[1:] + b"\x91" * 100_000 + b"\xc0", id="nested beyond reading"
+        ),
         pytest.param(damaged(run="0"), id="text for a number"),
         pytest.param(damaged(released=b"x" * (RELEASED_BYTES + 1)), id="a ring of one entry and a bit"),
         pytest.param(
