@@ -108,20 +108,24 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
 
 def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
+    life_s = what.states[0][1] if what.states else 0
     sessions: list[str] = []
-    states: list[int | bytes] = []
+    states: list[bytes] = []
+    others: list[int] = []
     for uuid, ttl_s, state in what.states:
         sessions.append(session + uuid)
-        states += ttl_s, state
+        states.append(state)
+        if ttl_s != life_s:
+            others += len(states), ttl_s
     rest: list[int | str | bytes] = []
-    if what.waiting or what.done or what.dead or what.unmarked:
+    if what.waiting or what.done or what.dead or what.unmarked or others:
         rest = [
-            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked),
-            *what.waiting, *what.done, *what.dead, *what.unmarked,
+            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(others) // 2,
+            *what.waiting, *what.done, *what.dead, *what.unmarked, *others,
         ]  # fmt: skip
     return pack(
         "EVALSHA", _SHA["commit"], 5 + len(sessions), lease, fence, callbacks, dead, marks, *sessions,
-        value, what.number, keys.group, what.cursor, what.entries_read, *states, *rest,
+        value, what.number, keys.group, what.cursor, what.entries_read, life_s, *states, *rest,
     )  # fmt: skip
 
 

@@ -375,6 +375,22 @@ async def test_where_a_right_is_missing_no_callback_is_passed_over(store, denied
     assert store.group() == (ids[2], 3, 0, ids[:1])
 
 
+@pytest.mark.parametrize("lives", [(60, 60, 60), (60, 30, 60), (30, 60, 60), (60, 60, 30)])
+async def test_every_state_has_its_own_life(store, lives):
+    ids = store.add(3)
+    mine = await store.acquire()
+    states = tuple((f"s{place}", life_s, b"%d" % place) for place, life_s in enumerate(lives))
+    told = {"cursor": "3-0", "entries_read": 3, "waiting": ids[:1], "states": states}
+    assert await store.commit(mine.token, number=1, **told) == 1
+    told = {"cursor": "3-0", "entries_read": 3, "done": ids[:1], "states": states[::-1]}
+    assert await store.commit(mine.token, number=2, **told) == 1
+    assert store.group() == ("3-0", 3, 0, [])
+    for session, life_s, state in states:
+        key = store.keys.session(3, session)
+        assert store.client.get(key) == state
+        assert life_s - 10 <= store.client.ttl(key) <= life_s
+
+
 @pytest.mark.parametrize("what", ["group", "stream", "dead letters"])
 async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, what):
     ids = store.add(3)

@@ -6,9 +6,11 @@
 -- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group
 --       4 cursor: everything up to it was read   5 entries read up to the cursor, or -1 if unknown
---       then for every session state: its life in seconds, its value
+--       6 life of a session state, seconds
+--       then the value of every session state
 --       then, if there are any of them: the consumer, how many entries wait, how many are done, how many dead letters,
---       how many marks are over; the IDs that wait, the IDs that are done, the dead letters, the fields of those marks
+--       how many marks are over, how many states have another life; the IDs that wait, the IDs that are done, the dead
+--       letters, the fields of those marks, and for each such state its place, from 1, and its life
 -- reply 1 committed (or was before: the repeat of a commit whose reply was lost), 0 fenced off: nothing was done
 --
 -- Entries are read with XREAD, which leaves no trace, so an owner that lost its lease cannot take any away. What the
@@ -39,14 +41,14 @@ end
 local CHUNK = 1000
 local group = ARGV[3]
 -- Every argument costs the server a fifth of a microsecond: most commits have no more than states.
-local at = 6 + 2 * (#KEYS - 5)
+local at = 7 + #KEYS - 5
 local consumer = ARGV[at]
-local waiting, done, dead, marks = 0, 0, 0, 0
+local waiting, done, dead, marks, others = 0, 0, 0, 0, 0
 if consumer then
     waiting, done = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-    dead, marks = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    dead, marks, others = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
 end
-local first_waiting = at + 5
+local first_waiting = at + 6
 local first_done = first_waiting + waiting
 local first_dead = first_done + done
 local first_mark = first_dead + dead
@@ -61,10 +63,13 @@ end
 for i = first_dead, first_mark - 1 do
     redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
 end
-at = 6
+local lives = {}
+local first_life = first_mark + marks
+for i = first_life, first_life + 2 * others - 1, 2 do
+    lives[tonumber(ARGV[i])] = ARGV[i + 1]
+end
 for i = 6, #KEYS do
-    redis.call('SET', KEYS[i], ARGV[at + 1], 'EX', ARGV[at])
-    at = at + 2
+    redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', lives[i - 5] or ARGV[6])
 end
 for i = first_waiting, first_done - 1, CHUNK do
     local ids = { unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1) }
