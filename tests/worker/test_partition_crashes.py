@@ -56,6 +56,7 @@ class History:
         self.redis = Toy()
         self.stats = Stats()
         self.now_ms = 0
+        self.given: list[int] = []
         self.handled: list[bytes] = []
         """Callbacks handed to handlers that came to their end, by whichever owner."""
         self.promised: set[bytes] = set()
@@ -66,7 +67,9 @@ class History:
 
     def append(self, what):
         self.now_ms += self.rng.choice([0, 1, 5, GAP_MS // 2, 3 * GAP_MS])
-        counter = sum(key.startswith(b"%d-" % (START_MS + self.now_ms)) for key in self.redis.stream)
+        # No ID is given twice, also where the entry that had it was deleted.
+        counter = self.given.count(self.now_ms)
+        self.given.append(self.now_ms)
         self.redis.stream[b"%d-%d" % (START_MS + self.now_ms, counter)] = what
 
     def take_over(self):
