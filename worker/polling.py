@@ -35,8 +35,8 @@ from worker.partition import Partition
 from worker.reader import Intake, Reader
 
 READ_MAX: Final = 8_192
-"""Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns (worker.reader). Half
-of it leaves half as many entries to each commit where there are many partitions: a twentieth slower."""
+"""Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns (worker.reader).
+Half of it leaves half as many entries to each commit where there are many partitions: a twentieth slower."""
 
 READ_PARTITION_MIN: Final = 4
 READ_PARTITION_MAX: Final = 256
