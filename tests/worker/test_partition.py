@@ -280,3 +280,13 @@ def test_what_was_released_before_something_failed_is_counted(monkeypatch):
     assert partition.unfinished == 1
     assert len(finish_all(partition)) == 1
     assert partition.unfinished == 0
+
+
+def test_the_session_that_was_used_longest_ago_leaves_memory_first():
+    partition = make(cache=2)
+    for at, (session, number) in enumerate([("a", 1), ("b", 1), ("a", 2), ("c", 1)]):
+        take_in(partition, [entry(at, SequenceNumber=number, SessionUUID=session)])
+        finish_all(partition)
+        partition.take_commit()
+        partition.committed()
+    assert [*partition._sessions] == ["a", "c"]
