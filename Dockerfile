@@ -3,7 +3,7 @@
 
 FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
-# A compiler, for the parts in C (setup.py): without one they would be left out, and workers twice as slow.
+# A compiler, for the parts in C (setup.py): without one they would be left out, and workers slower by half.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /opt/maskline
 WORKDIR /src

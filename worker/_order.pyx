@@ -30,7 +30,6 @@ cdef Py_ssize_t RING_MAX = RELEASED_REMEMBERED * RELEASED_BYTES
 if RELEASED_BYTES != NUMBER_BYTES + FINGERPRINT_BYTES:
     raise ImportError("what is remembered of a release has another size")
 
-
 check_fields(LaneState, "next run opening released top_us floor_us ending_us")
 check_fields(SessionState, "version status recording unsequenced closed")
 check_fields(Release, "arrival order missing run state")
@@ -41,7 +40,6 @@ cdef Py_ssize_t TIMESTAMP_US = slot_of(Arrival, "timestamp_us")
 cdef Py_ssize_t IS_RECORDING = slot_of(Arrival, "recording")
 cdef Py_ssize_t ENDS_SESSION = slot_of(Arrival, "ends_session")
 cdef Py_ssize_t ARRIVED_MS = slot_of(Arrival, "arrived_ms")
-
 cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
 
 cdef Py_ssize_t EVENT = slot_of(Entry, "event")

@@ -11,9 +11,9 @@ What is kept true, so that a crash at any point loses and doubles nothing:
 """
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -431,16 +431,7 @@ EVICTION_INTERVAL_MS: Final = 1_000
 """Of the stream's time, between such looks, at most."""
 
 
-class ArrivePlainly(Protocol):
-    """Takes in arrivals, from one on, as long as they are plain, which nearly all are; returns where it stopped."""
-
-    def __call__(
-        self, arrivals: list[Arrival], at: int, sessions: dict[str, LiveSession], states: Mapping[str, bytes | None],
-        policy: Policy, ready: list[LiveSession], owner: Partition,
-    ) -> int: ...  # fmt: skip
-
-
-def _in_c() -> ArrivePlainly | None:
+def _in_c() -> Callable[..., int] | None:
     try:
         from worker import _order  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
@@ -449,4 +440,5 @@ def _in_c() -> ArrivePlainly | None:
 
 
 arrive_plainly: Final = _in_c()
-"""None where there was no compiler."""
+"""Takes in arrivals, from one on, as long as they are plain, which nearly all are; returns where it stopped. Its types
+stand in `worker/_order.pyi`. None where there was no compiler."""
