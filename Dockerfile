@@ -16,7 +16,7 @@ COPY handlers handlers
 COPY console console
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/maskline/bin/pip install . \
-    && /opt/maskline/bin/python -I -c 'import schemas._shapes, worker._entries, worker._order'
+    && /opt/maskline/bin/python -I -c 'import schemas._shapes, worker._entries, worker._order, worker._wire'
 
 FROM python:3.11-slim
 # The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over.

@@ -25,5 +25,6 @@ setup(
         Extension("schemas._shapes", ["schemas/_shapes.pyx"], optional=True),
         Extension("worker._entries", ["worker/_entries.pyx"], optional=True),
         Extension("worker._order", ["worker/_order.pyx"], optional=True),
+        Extension("worker._wire", ["worker/_wire.pyx"], optional=True),
     ],
 )

@@ -191,7 +191,12 @@ class Valkey(NamedTuple):
         return int(info["used_memory_dataset"])
 
     def until_at_rest(self) -> None:
-        """Wait until the append-only file is not being rewritten: meanwhile a page that is written is copied first."""
+        """Wait until the append-only file is not being rewritten, and have no other rewrite begin.
+
+        Every page that is written meanwhile is copied first. One is due each time the file has doubled, and by chance
+        falls into a slice that is a tenth of that.
+        """
+        self.client.config_set("auto-aof-rewrite-percentage", 0)
         deadline = time.monotonic() + PATIENCE_S
         while self.client.info("persistence")["aof_rewrite_in_progress"]:
             self.process.check()

@@ -15,7 +15,6 @@ Redis Cluster, where the partitions then spread over the nodes.
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -77,7 +76,3 @@ class Keys:
 
     def session(self, partition: int, session_uuid: str) -> str:
         return self.of(partition).session + session_uuid
-
-    def sessions(self, partition: int, session_uuids: Iterable[str]) -> list[str]:
-        prefix = self.of(partition).session
-        return [prefix + session_uuid for session_uuid in session_uuids]

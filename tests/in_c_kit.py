@@ -9,7 +9,7 @@ import pytest
 
 from worker import entries, partition
 
-PARTS = ("schemas._shapes", "worker._entries", "worker._order")
+PARTS = ("schemas._shapes", "worker._entries", "worker._order", "worker._wire")
 BUILT = all(find_spec(part) for part in PARTS)
 WAYS = ("c", "python") if BUILT else ("python",)
 
@@ -25,7 +25,9 @@ def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let partitions go this way."""
     if way == "python":
         monkeypatch.setattr(partition, "arrive_plainly", None)
+        monkeypatch.setattr(partition, "evict_plainly", None)
         monkeypatch.setattr(partition, "decode_entries", entries.decode_in_python)
     else:
         assert partition.arrive_plainly is not None
+        assert partition.evict_plainly is not None
         assert partition.decode_entries is not entries.decode_in_python

@@ -1,8 +1,9 @@
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from worker.partition import Partition
 from worker.reorder import Arrival, Policy, Release, Session
 from worker.session import LiveSession
+from worker.state import SessionState
 
 def arrive_plainly(
     arrivals: list[Arrival],
@@ -14,3 +15,9 @@ def arrive_plainly(
     owner: Partition,
 ) -> int: ...
 def plain_outcomes(session: Session, arrival: Arrival, policy: Policy) -> list[Release] | None: ...
+def evict_plainly(
+    sessions: dict[str, LiveSession],
+    surplus: int,
+    changed: Mapping[str, SessionState],
+    being_written: Collection[str],
+) -> int: ...

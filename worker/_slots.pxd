@@ -47,3 +47,9 @@ cdef inline void set_slot(object owner, Py_ssize_t slot, object value) noexcept:
     Py_INCREF(value)
     place[0] = <PyObject *>value
     Py_DECREF(<object>before)
+
+
+cdef inline void fill_slot(object owner, Py_ssize_t slot, object value) noexcept:
+    """Set an attribute that is not set yet: of an object just made."""
+    Py_INCREF(value)
+    (<PyObject **>(<char *><PyObject *>owner + slot))[0] = <PyObject *>value

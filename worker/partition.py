@@ -23,7 +23,7 @@ from worker.deadletter import DeadLetter, encode_dead_letter
 from worker.entries import Entries, decode_entries, letter_of_undecodable
 from worker.reorder import Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
-from worker.state import NEW_SESSION, SessionState, decode_state, encode_state
+from worker.state import NEW_SESSION, SessionState, decode_state
 from worker.stats import Stats
 from worker.strikes import Suspicion
 
@@ -56,8 +56,11 @@ class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     waiting: Sequence[str]
     done: Sequence[str]
     dead: Sequence[bytes]
-    states: Sequence[tuple[str, int, bytes]]
-    """Session, life in seconds, encoded state."""
+    states: Mapping[str, SessionState]
+    """By session."""
+    life_s: int
+    """How long states live that are not closed, seconds."""
+    closed_life_s: int
     unmarked: Sequence[str] = ()
     """The fields of marks that are over."""
 
@@ -287,16 +290,10 @@ class Partition:
     def take_commit(self) -> Commit:
         """What was done since the last one; it stays `commit_in_flight` until `committed`."""
         self._commits += 1
-        settings = self._settings
-        ttl_s, changed = settings.session_ttl_s, self._changed
-        closed_ttl_s = min(CLOSED_SESSION_TTL_S, ttl_s)
-        states = [
-            (uuid, closed_ttl_s if state.closed else ttl_s, encode_state(state))
-            for uuid, state in changed.items()
-        ]
+        changed, life_s = self._changed, self._settings.session_ttl_s
         commit = Commit(
-            self._commits, self.cursor, self.entries_read, [*self._fresh], self._done, self._dead, states,
-            self._unmarked,
+            self._commits, self.cursor, self.entries_read, [*self._fresh], self._done, self._dead, changed,
+            life_s, min(CLOSED_SESSION_TTL_S, life_s), self._unmarked,
         )  # fmt: skip
         self._pending |= self._fresh
         self._fresh.clear()
@@ -410,6 +407,10 @@ class Partition:
         forgotten_ms = self.watermark_ms - ttl_ms
         surplus = len(self._sessions) - self.session_cache
         changed, being_written = self._changed, self._being_written
+        if surplus > 0 and evict_plainly is not None:
+            surplus -= evict_plainly(self._sessions, surplus, changed, being_written)
+            if not surplus and self.watermark_ms < self._evict_ms:
+                return
         busy: list[LiveSession] = []
         for uuid, session in [*islice(self._sessions.items(), max(surplus, EVICTION_LOOK_MAX))]:
             if surplus <= 0 and session.touched_ms > forgotten_ms:
@@ -431,14 +432,14 @@ EVICTION_INTERVAL_MS: Final = 1_000
 """Of the stream's time, between such looks, at most."""
 
 
-def _in_c() -> Callable[..., int] | None:
+def _in_c() -> tuple[Callable[..., int], Callable[..., int]] | tuple[None, None]:
     try:
         from worker import _order  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
-        return None
-    return _order.arrive_plainly
+        return None, None
+    return _order.arrive_plainly, _order.evict_plainly
 
 
-arrive_plainly: Final = _in_c()
-"""Takes in arrivals, from one on, as long as they are plain, which nearly all are; returns where it stopped. Its types
-stand in `worker/_order.pyi`. None where there was no compiler."""
+arrive_plainly, evict_plainly = _in_c()
+"""Take in arrivals, from one on, and drop sessions that are over the bound, as long as each is plain, which nearly all
+are; return how far that went. Their types stand in `worker/_order.pyi`. None where there was no compiler."""

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from runtime.link import Link, pack
+from runtime.link import Link
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.connection import Connection
@@ -26,6 +26,7 @@ from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import Entries, entry_ms
 from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
+from worker.scripts import ask_states
 from worker.session import LiveSession
 from worker.stats import Stats
 
@@ -194,8 +195,7 @@ class Reader:
                 wanted,
                 link.send(
                     b"".join(
-                        pack("MGET", *self._keys.sessions(partition.number, unknown))
-                        for partition, unknown in wanted
+                        ask_states(self._keys, partition.number, unknown) for partition, unknown in wanted
                     ),
                     len(wanted),
                     at_once=True,

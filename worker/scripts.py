@@ -4,7 +4,7 @@ Commands are packed for a Link; several of them travel in one round trip.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +15,7 @@ from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.partition import Commit
 from worker.strikes import MARKS_TTL_S, Mark, encode_mark
+from worker.wire import pack_arguments, pack_keys, pack_states, packed_command
 
 CONSUMER: Final = "maskline"
 """The one consumer of every group: who owns a partition is said by the lease, not by the consumer's name."""
@@ -108,25 +109,31 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
 
 def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
-    life_s = what.states[0][1] if what.states else 0
-    sessions: list[str] = []
-    states: list[bytes] = []
-    others: list[int] = []
-    for uuid, ttl_s, state in what.states:
-        sessions.append(session + uuid)
-        states.append(state)
-        if ttl_s != life_s:
-            others += len(states), ttl_s
-    rest: list[int | str | bytes] = []
-    if what.waiting or what.done or what.dead or what.unmarked or others:
-        rest = [
-            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(others) // 2,
-            *what.waiting, *what.done, *what.dead, *what.unmarked, *others,
-        ]  # fmt: skip
-    return pack(
-        "EVALSHA", _SHA["commit"], 5 + len(sessions), lease, fence, callbacks, dead, marks, *sessions,
-        value, what.number, keys.group, what.cursor, what.entries_read, life_s, *states, *rest,
+    states, closed = pack_states(what.states.values())
+    heads = (
+        "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks,
     )  # fmt: skip
+    arguments = value, what.number, keys.group, what.cursor, what.entries_read, what.life_s
+    rest: list[int | str | bytes] = []
+    if what.waiting or what.done or what.dead or what.unmarked or closed:
+        rest = [
+            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(closed),
+            *what.waiting, *what.done, *what.dead, *what.unmarked,
+        ]  # fmt: skip
+        for place in closed:
+            rest += place + 1, what.closed_life_s
+    return packed_command(
+        len(heads) + len(arguments) + 2 * len(what.states) + len(rest),
+        pack_arguments(*heads), pack_keys(session, what.states), pack_arguments(*arguments), states,
+        pack_arguments(*rest),
+    )  # fmt: skip
+
+
+def ask_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
+    """No script: the states of sessions, each None where there is none."""
+    return packed_command(
+        1 + len(sessions), pack_arguments("MGET"), pack_keys(keys.of(partition).session, sessions)
+    )
 
 
 def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark]]) -> bytes:

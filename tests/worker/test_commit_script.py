@@ -15,8 +15,13 @@ from schemas.keys import Keys
 from schemas.settings import Settings
 from worker import scripts
 from worker.partition import Commit
+from worker.state import LaneState, SessionState, encode_state
 
 TTL_MS = 60_000
+LIFE_S = 3_600
+CLOSED_LIFE_S = 100
+STATE = SessionState(status=LaneState(2, 0, 1, bytes(16), 1_767_225_600_000_000))
+ENDED = SessionState(closed=True)
 
 pytestmark = pytest.mark.server
 
@@ -48,7 +53,7 @@ class PartitionStore:
     async def commit(self, token, worker="a", *, keys=None, **what):
         commit = Commit(
             what.pop("number", 1), what.pop("cursor", "0-0"), what.pop("entries_read", 0), what.pop("waiting", ()),
-            what.pop("done", ()), what.pop("dead", ()), what.pop("states", ()),
+            what.pop("done", ()), what.pop("dead", ()), what.pop("states", {}), LIFE_S, CLOSED_LIFE_S,
         )  # fmt: skip
         assert not what
         return await self.run(
@@ -73,6 +78,12 @@ class PartitionStore:
         """All that there is under the namespace, byte for byte."""
         keys = sorted(self.client.scan_iter(match=f"*{self.namespace}*", count=1000))
         return {key: self.client.dump(key) for key in keys}
+
+
+def assert_kept(store, session, state):
+    key, life_s = store.keys.session(3, session), CLOSED_LIFE_S if state.closed else LIFE_S
+    assert store.client.get(key) == encode_state(state)
+    assert life_s - 10 <= store.client.ttl(key) <= life_s
 
 
 @pytest.fixture
@@ -235,7 +246,7 @@ async def test_heartbeats_list_who_lives_and_forget_who_does_not(store):
 async def test_a_commit_writes_everything_and_once(store):
     ids = store.add(6)
     mine = await store.acquire()
-    states = (("s1", 100, b"\x00state\xff"), ("s 2", 3_600, b""))
+    states = {"s1": STATE, "s 2": ENDED}
     what = {
         "cursor": "5-0", "entries_read": 5, "waiting": (ids[0], ids[2], ids[4]), "dead": (b"letter 1", b"\xff"),
         "states": states,
@@ -243,10 +254,8 @@ async def test_a_commit_writes_everything_and_once(store):
     assert await store.commit(mine.token, number=1, **what) == 1
     assert store.group() == ("5-0", 5, 1, [ids[0], ids[2], ids[4]])
     assert [fields[b"d"] for _, fields in store.client.xrange(store.keys.dead(3))] == [b"letter 1", b"\xff"]
-    for session, ttl_s, state in states:
-        key = store.keys.session(3, session)
-        assert store.client.get(key) == state
-        assert ttl_s - 10 <= store.client.ttl(key) <= ttl_s
+    for session, state in states.items():
+        assert_kept(store, session, state)
 
     before = store.dump()
     assert await store.commit(mine.token, number=1, **what) == 1, (
@@ -286,7 +295,7 @@ async def test_fenced_off_nothing_changes_at_all(store, how):
     for number in (1, 2):
         reply = await store.commit(
             token, worker, number=number, cursor="4-0", entries_read=4, waiting=(ids[2],), done=(ids[0],),
-            dead=(b"letter",), states=(("s", 60, b"state"),),
+            dead=(b"letter",), states={"s": STATE},
         )  # fmt: skip
         assert reply == 0
     assert store.dump() == before
@@ -326,7 +335,7 @@ async def test_far_more_than_lua_can_unpack(store):
             pipe.xadd(store.stream, {"c": "x"}, id=entry_id)
         pipe.execute()
     mine = await store.acquire()
-    states = tuple((f"s{index}", 60, b"state") for index in range(count))
+    states = {f"s{index}": STATE for index in range(count)}
     dead = (b"letter",) * count
     reply = await store.commit(
         mine.token, number=1, cursor=ids[-1], entries_read=count, waiting=tuple(ids), dead=dead, states=states
@@ -334,7 +343,7 @@ async def test_far_more_than_lua_can_unpack(store):
     assert reply == 1
     assert store.group() == (ids[-1], count, 0, ids)
     assert store.client.xlen(store.keys.dead(3)) == count
-    assert store.client.get(store.keys.session(3, f"s{count - 1}")) == b"state"
+    assert_kept(store, f"s{count - 1}", STATE)
     assert await store.commit(mine.token, number=2, cursor=ids[-1], entries_read=count, done=tuple(ids)) == 1
     assert store.group() == (ids[-1], count, 0, [])
 
@@ -364,7 +373,7 @@ async def test_where_a_right_is_missing_no_callback_is_passed_over(store, denied
     """An ACL written by hand: the script fails halfway, and its owner may die before anybody mends it."""
     ids = store.add(3)
     mine = await store.acquire()
-    told = {"cursor": ids[2], "entries_read": 3, "waiting": ids[:1], "states": [("s", 60, b"state")]}
+    told = {"cursor": ids[2], "entries_read": 3, "waiting": ids[:1], "states": {"s": STATE}}
     store.client.execute_command("ACL", "SETUSER", "default", f"-{denied}")
     try:
         assert isinstance(await store.commit(mine.token, **told), hiredis.ReplyError)
@@ -375,20 +384,23 @@ async def test_where_a_right_is_missing_no_callback_is_passed_over(store, denied
     assert store.group() == (ids[2], 3, 0, ids[:1])
 
 
-@pytest.mark.parametrize("lives", [(60, 60, 60), (60, 30, 60), (30, 60, 60), (60, 60, 30)])
-async def test_every_state_has_its_own_life(store, lives):
+@pytest.mark.parametrize(
+    "kept", [(STATE, STATE, STATE), (STATE, ENDED, STATE), (ENDED, STATE, STATE), (ENDED, ENDED, ENDED)]
+)
+async def test_a_closed_session_s_state_has_a_life_of_its_own(store, kept):
     ids = store.add(3)
     mine = await store.acquire()
-    states = tuple((f"s{place}", life_s, b"%d" % place) for place, life_s in enumerate(lives))
+    states = {f"s{place}": state for place, state in enumerate(kept)}
     told = {"cursor": "3-0", "entries_read": 3, "waiting": ids[:1], "states": states}
     assert await store.commit(mine.token, number=1, **told) == 1
-    told = {"cursor": "3-0", "entries_read": 3, "done": ids[:1], "states": states[::-1]}
+    for session, state in states.items():
+        assert_kept(store, session, state)
+    states = dict(reversed(states.items()))
+    told = {"cursor": "3-0", "entries_read": 3, "done": ids[:1], "states": states}
     assert await store.commit(mine.token, number=2, **told) == 1
     assert store.group() == ("3-0", 3, 0, [])
-    for session, life_s, state in states:
-        key = store.keys.session(3, session)
-        assert store.client.get(key) == state
-        assert life_s - 10 <= store.client.ttl(key) <= life_s
+    for session, state in states.items():
+        assert_kept(store, session, state)
 
 
 @pytest.mark.parametrize("what", ["group", "stream", "dead letters"])
@@ -404,7 +416,7 @@ async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, wha
     before = store.dump()
     reply = await store.commit(
         mine.token, number=1, cursor="3-0", entries_read=3, waiting=(ids[1],), dead=(b"letter",),
-        states=(("s", 60, b"state"),),
+        states={"s": STATE},
     )  # fmt: skip
     assert isinstance(reply, hiredis.ReplyError)
     assert str(reply).startswith("WRONGTYPE" if what == "dead letters" else "NOGROUP")
@@ -424,7 +436,7 @@ async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
             mine = await store.acquire()
             what = {
                 "number": 1, "cursor": "3-0", "entries_read": 3, "waiting": (ids[1],), "dead": (b"letter",),
-                "states": (("s", 60, b"state"),),
+                "states": {"s": STATE},
             }  # fmt: skip
             client.config_set("maxmemory", 1)
             with pytest.raises(redis.exceptions.OutOfMemoryError):

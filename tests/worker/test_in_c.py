@@ -6,15 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from partition_kit import entry
+from partition_kit import entry, make, take_in
 from test_reorder_model import PLAIN, histories, long_histories, stamp
+from test_state import NUMBERS as NATURALS
+from test_state import STATES, rings
 
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from schemas.parameters import FORM_TYPE
 from schemas.shapes import LEARN_AFTER
-from worker import _order, entries
+from worker import _order, _wire, entries, wire
 from worker.reorder import NONE_WAITING, Session
-from worker.state import LaneState, SessionState
+from worker.session import LiveSession
+from worker.state import NEW_SESSION, RELEASED_BYTES, LaneState, SessionState, decode_state, encode_state
 
 
 def shown(outcome):
@@ -193,3 +196,91 @@ def test_an_ordinary_entry_is_decoded_without_python(monkeypatch, name):
     assert (ids, unknown, refused) == ([some[0][0].decode()], ["s"], [])
     assert arrival.payload.event.event_name == name
     assert (arrival.number, arrival.recording, arrival.ends_session) == (3, True, False)
+
+
+PLAIN_STATES = st.builds(
+    SessionState,
+    status=st.builds(
+        LaneState,
+        next=NATURALS,
+        run=NATURALS,
+        opening=NATURALS,
+        released=rings(RELEASED_BYTES).filter(lambda ring: len(ring) < 256),
+        top_us=NATURALS,
+    ),
+)
+EDGES = [
+    number for bits in (7, 8, 16, 32, 62) for number in (2**bits - 1, 2**bits, 2**bits + 1) if number <= 2**62
+]
+
+
+def read(decode, encoded):
+    try:
+        return decode(encoded)
+    except ValueError:
+        return None
+
+
+@settings(max_examples=500)
+@given(st.lists(st.one_of(PLAIN_STATES, STATES), max_size=5))
+def test_states_are_packed_as_python_packs_them(states):
+    assert wire.pack_states(states) == wire.pack_states_in_python(states)
+    again = [decode_state(encode_state(state)) for state in states]
+    assert wire.pack_states(again) == wire.pack_states_in_python(states), "also where nothing is shared"
+
+
+@pytest.mark.parametrize("number", EDGES)
+@pytest.mark.parametrize("of", ["next", "run", "opening", "top_us"])
+def test_numbers_of_every_size_are_written_and_read(number, of):
+    plain = LaneState(1, 0, 1, b"", 0)
+    state = SessionState(status=structs.replace(plain, **{of: number}))
+    assert wire.pack_states([state]) == wire.pack_states_in_python([state])
+    assert _wire.plain_state(encode_state(state)) == state
+
+
+@given(PLAIN_STATES)
+def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
+    found = _wire.plain_state(encode_state(state))
+    assert found == state
+    assert found.recording is NEW_SESSION.recording
+
+
+@settings(max_examples=500)
+@given(STATES)
+def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
+    assert _wire.plain_state(encode_state(state)) in (None, state)
+
+
+@settings(max_examples=2_000)
+@given(
+    PLAIN_STATES.map(encode_state), st.integers(0, 1_000), st.binary(min_size=0, max_size=3), st.booleans()
+)
+def test_damage_is_read_as_python_reads_it_or_left_alone(encoded, at, instead, cut):
+    at %= len(encoded)
+    damaged = encoded[:at] + instead + (b"" if cut else encoded[at + len(instead) :])
+    assert _wire.plain_state(damaged) in (None, read(decode_state, damaged))
+
+
+@given(st.binary(max_size=64))
+def test_garbage_is_left_alone(garbage):
+    assert _wire.plain_state(garbage) in (None, read(decode_state, garbage))
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=40), max_size=5))
+def test_keys_are_packed_as_python_packs_them(prefix, names):
+    for those in (names, dict.fromkeys(names)):
+        assert wire.pack_keys(prefix, those) == wire.pack_keys_in_python(prefix, those)
+
+
+@pytest.mark.parametrize("encoded", [None, encode_state(SessionState(status=LaneState(2, 0, 1, b"", 7)))])
+def test_a_session_is_made_as_python_makes_it(encoded):
+    partition, some = make(), [entry(0, SequenceNumber=9)]
+    take_in(partition, some, states={"s": encoded})
+    (found,) = partition._sessions.values()
+    expected = partition.admit("s", encoded)
+    expected.arrive(found.waiting[0], PLAIN)
+    expected.touched_ms = found.touched_ms
+    expected.gap_ends_ms = found.gap_ends_ms
+    for name in (*Session.__slots__, *LiveSession.__slots__):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert found.scheduled is expected.scheduled is False

@@ -7,6 +7,7 @@ from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, tak
 from schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallback, encode_callback
 from worker.deadletter import decode_dead_letter
 from worker.partition import CLOSED_SESSION_TTL_S
+from worker.state import encode_state
 from worker.stats import Stats
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -24,7 +25,7 @@ def test_the_first_commit_has_what_waits_and_not_what_is_done():
     assert (commit.number, commit.cursor, commit.entries_read) == (1, f"{START_MS + 2}-0", 3)
     assert set(commit.waiting) == {f"{START_MS + 1}-0", f"{START_MS + 2}-0"}
     assert not commit.done
-    assert [uuid for uuid, _, _ in commit.states] == ["s"]
+    assert [*commit.states] == ["s"]
     partition.committed()
     assert not partition.uncommitted
     take_in(partition, [], watermark=GAP_MS + 2)
@@ -157,12 +158,13 @@ def test_a_closed_session_is_remembered_for_an_hour_an_open_one_for_its_time():
     partition = make()
     take_in(partition, [entry(0, SequenceNumber=1), entry(1, SessionUUID="t", EventName="SessionTimeout")])
     finish_all(partition)
-    lives = {uuid: life for uuid, life, _ in partition.take_commit().states}
-    assert lives == {"s": 86_400, "t": CLOSED_SESSION_TTL_S}
+    commit = partition.take_commit()
+    assert {uuid: state.closed for uuid, state in commit.states.items()} == {"s": False, "t": True}
+    assert (commit.life_s, commit.closed_life_s) == (86_400, CLOSED_SESSION_TTL_S)
     short = make(settings=SETTINGS._replace(session_ttl_s=60))
     take_in(short, [entry(1, SessionUUID="t", EventName="SessionTimeout")])
     finish_all(short)
-    assert short.take_commit().states[0][1] == 60
+    assert short.take_commit().closed_life_s == 60
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -231,7 +233,7 @@ def test_idle_sessions_leave_memory_and_come_back_from_their_states():
     partition.committed()
     take_in(partition, [])
     assert partition.live_sessions == 1
-    states = {uuid: state for uuid, _, state in commit.states}
+    states = {uuid: encode_state(state) for uuid, state in commit.states.items()}
     decoded = partition.decode([entry(9, SessionUUID="s0", SequenceNumber=1)], pending=False, now_ms=0)
     assert decoded.unknown == ["s0"]
     assert partition.arrive(decoded, states, START_MS) == [], "the duplicate is known"
@@ -265,18 +267,20 @@ def test_a_bury_wants_a_commit():
     assert partition.group == "workers"
 
 
-def test_what_was_released_before_something_failed_is_counted(monkeypatch):
+def test_what_was_released_before_something_failed_is_counted():
+    class Few(dict):
+        def get(self, uuid):
+            if uuid == "v":
+                raise RuntimeError("no more")
+            return super().get(uuid)
+
     partition = make()
-    admit = partition.admit
-
-    def admit_few(uuid, state):
-        if uuid == "v":
-            raise RuntimeError("no more")
-        return admit(uuid, state)
-
-    monkeypatch.setattr(partition, "admit", admit_few)
     with pytest.raises(RuntimeError, match="no more"):
-        take_in(partition, [entry(0, SequenceNumber=1), entry(1, SequenceNumber=1, SessionUUID="v")])
+        take_in(
+            partition,
+            [entry(0, SequenceNumber=1), entry(1, SequenceNumber=1, SessionUUID="v")],
+            states=Few(s=None),
+        )
     assert partition.unfinished == 1
     assert len(finish_all(partition)) == 1
     assert partition.unfinished == 0
@@ -290,3 +294,20 @@ def test_the_session_that_was_used_longest_ago_leaves_memory_first():
         partition.take_commit()
         partition.committed()
     assert [*partition._sessions] == ["a", "c"]
+
+
+def test_of_many_sessions_over_the_bound_those_with_work_stay():
+    partition, waiting = make(), {"s3", "s200"}
+    names = [f"s{at}" for at in range(400)]
+    numbers = [3 if name in waiting else 1 for name in names]
+    some = zip(names, numbers, strict=True)
+    take_in(partition, [entry(at, SessionUUID=name, SequenceNumber=n) for at, (name, n) in enumerate(some)])
+    finish_all(partition)
+    partition._sessions["s7"].scheduled = True
+    partition._sessions["s8"].queue = [None]
+    partition.take_commit()
+    partition.committed()
+    partition.session_cache = 10
+    for _ in range(2):  # those with work are looked at, and not counted
+        take_in(partition, [])
+    assert partition._sessions.keys() == waiting | {"s7", "s8", *names[-6:]}

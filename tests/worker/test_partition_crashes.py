@@ -11,6 +11,7 @@ from partition_kit import GAP_MS, fields, make
 from schemas.callback import CALLBACK_FIELD
 from worker.deadletter import decode_dead_letter
 from worker.partition import Commit
+from worker.state import encode_state
 from worker.stats import Stats
 
 pytestmark = pytest.mark.usefixtures("both_ways")
@@ -34,7 +35,7 @@ class Toy:
         assert commit.number == self.last_commit + 1
         self.last_commit = commit.number
         self.letters += commit.dead
-        self.states.update({uuid: state for uuid, _, state in commit.states})
+        self.states.update({uuid: encode_state(state) for uuid, state in commit.states.items()})
         self.pending |= {entry_id for entry_id in commit.waiting if entry_id.encode() in self.stream}
         assert place(commit.cursor) >= place(self.cursor), "the cursor ran backwards"
         self.cursor, self.entries_read = commit.cursor, commit.entries_read
