@@ -238,6 +238,40 @@ def test_numbers_of_every_size_are_written_and_read(number, of):
     assert _wire.plain_state(encode_state(state)) == state
 
 
+LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *[{name: None} for name in ("next", "opening", "top_us")],
+        *[{name: 9} for name in ("floor_us", "ending_us")],
+        {"top_us": -(10**15)},
+        {"released": bytes(256)},
+        {"recording": LANE},
+        {"unsequenced": bytes(8)},
+        {"closed": True},
+    ],
+    ids=str,
+)
+def test_what_is_odd_about_a_state_is_left_to_python(odd):
+    lane = {name: value for name, value in odd.items() if name in LaneState.__struct_fields__}
+    rest = {name: value for name, value in odd.items() if name not in lane}
+    state = SessionState(status=structs.replace(LANE, **lane), **rest)
+    plain = SessionState(status=LANE)
+    states = [plain, state, plain]
+    assert wire.pack_states(states) == wire.pack_states_in_python(states)
+    assert _wire.plain_state(encode_state(plain)) == plain
+    assert _wire.plain_state(encode_state(state)) is None
+
+
+@pytest.mark.parametrize("damage", [{"next": 2**62 + 1}, {"released": bytes(RELEASED_BYTES + 1)}], ids=str)
+def test_what_is_no_state_is_left_to_python(damage):
+    damaged = encode_state(SessionState(status=structs.replace(LANE, **damage)))
+    assert read(decode_state, damaged) is None
+    assert _wire.plain_state(damaged) is None
+
+
 @given(PLAIN_STATES)
 def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
     found = _wire.plain_state(encode_state(state))
