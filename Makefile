@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd)
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@$(BIN)/python -c 'import worker._entries, worker._order, worker._wire' 2>/dev/null \
-		|| echo "no C compiler was found: decoding and ordering are done in Python, which is slower"
+		|| echo "no C compiler was found: what is in C is done in Python, which is slower"
 	@touch $(STAMP)
 
 dev: $(STAMP)

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The ordinary cases of `worker.reorder.Session.arrive` in C: an arrival that is due, and one that waits for its turn.
+Also how sessions come into memory and leave it (`worker.partition`).
 
 It decides nothing that `worker.reorder` would not: what is not plain is left alone, for Python to look at
 (tests/worker/test_in_c.py holds both side by side). The steps are Python's, and cost half of what they cost there: it
@@ -174,10 +175,11 @@ def evict_plainly(dict sessions not None, Py_ssize_t surplus, dict changed not N
     """
     cdef PyObject *uuids[EVICTED_AT_ONCE]
     cdef PyObject *oldest[EVICTED_AT_ONCE]
-    cdef Py_ssize_t place, found, idle = EVICTED_AT_ONCE, dropped = 0
+    cdef Py_ssize_t at, found, idle = EVICTED_AT_ONCE, dropped = 0
+    cdef Py_ssize_t place = 0  # kept: what is dropped leaves its place empty, and is not to be walked over again
     cdef object uuid
     while idle == EVICTED_AT_ONCE and dropped < surplus:
-        place = found = idle = 0
+        found = idle = 0
         while found < min(surplus - dropped, EVICTED_AT_ONCE) and PyDict_Next(
             sessions, &place, &uuids[found], &oldest[found]
         ):
@@ -187,10 +189,10 @@ def evict_plainly(dict sessions not None, Py_ssize_t surplus, dict changed not N
         prefetch_states(oldest, found)
         while idle < found and is_idle(<object>oldest[idle]):
             uuid = <object>uuids[idle]
-            if uuid in changed or uuid in being_written:
+            if type(uuid) is not str or uuid in changed or uuid in being_written:
                 break
             idle += 1
-        for uuid in [<object>uuids[place] for place in range(idle)]:
+        for uuid in [<object>uuids[at] for at in range(idle)]:
             PyDict_DelItem(sessions, uuid)
         dropped += idle
     return dropped
@@ -225,10 +227,15 @@ cdef void prefetch_slots(PyObject **parts, Py_ssize_t count, kind, Py_ssize_t sl
 cdef bint is_idle(session) except -1:
     return (
         type(session) is LiveSession
-        and not at_slot(session, QUEUE)
         and at_slot(session, SCHEDULED) is False
-        and not at_slot(session, WAITING)
+        and is_empty(at_slot(session, QUEUE))
+        and is_empty(at_slot(session, WAITING))
     )
+
+
+cdef bint is_empty(some) except -1:
+    """Whether it is an empty list or tuple, found without a call that could run Python."""
+    return (type(some) is tuple and not len(<tuple>some)) or (type(some) is list and not len(<list>some))
 
 
 cpdef plain_outcomes(session, arrival, policy):

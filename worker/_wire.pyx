@@ -29,12 +29,14 @@ cdef enum:
     TAIL_BYTES = 14
     FIXINT_END = 0x80  # MessagePack's marks
     BIN_8 = 0xc4
+    BIN_16 = 0xc5
     UINT_8 = 0xcc
     UINT_64 = 0xcf
+    BYTE_MAX = 0xff
     NUMBER_MAX_BYTES = 9
-    RING_MAX_BYTES = 255
+    RING_MAX_BYTES = 1024
     BULK_HEAD_MAX_BYTES = 24  # a dollar, the digits of a size, CR and LF
-    STATE_MAX_BYTES = HEAD_BYTES + 4 * NUMBER_MAX_BYTES + 2 + RING_MAX_BYTES + TAIL_BYTES
+    STATE_MAX_BYTES = HEAD_BYTES + 4 * NUMBER_MAX_BYTES + 3 + RING_MAX_BYTES + TAIL_BYTES
 
 cdef unsigned long long NATURAL_MAX = 2**62
 
@@ -110,27 +112,36 @@ cdef bytes plain_bulk(state):
     cdef char head[BULK_HEAD_MAX_BYTES]
     cdef char body[STATE_MAX_BYTES]
     cdef char *to = body
-    cdef object lane
-    cdef bytes ring, bulk
+    cdef object lane, ring
+    cdef bytes bulk
     cdef Py_ssize_t ring_size, head_size, size
     if type(state) is not SessionState or at_slot(state, RECORDING) is not NO_RECORDINGS:
         return None
     lane, ring = at_slot(state, STATUS), at_slot(state, UNSEQUENCED)
-    if type(lane) is not LaneState or PyBytes_GET_SIZE(ring) or at_slot(state, CLOSED) is not False:
+    if type(ring) is not bytes or PyBytes_GET_SIZE(ring) or at_slot(state, CLOSED) is not False:
+        return None
+    if type(lane) is not LaneState or at_slot(state, VERSION) is not STATE_VERSION:
         return None
     if at_slot(lane, FLOOR_US) is not None or at_slot(lane, ENDING_US) is not None:
         return None
     ring = at_slot(lane, RELEASED)
+    if type(ring) is not bytes:
+        return None
     ring_size = PyBytes_GET_SIZE(ring)
-    if ring_size > RING_MAX_BYTES or at_slot(state, VERSION) != STATE_VERSION:
+    if ring_size > RING_MAX_BYTES:
         return None
     memcpy(to, HEAD, HEAD_BYTES)
     to += HEAD_BYTES
     if not (put(&to, at_slot(lane, NEXT)) and put(&to, at_slot(lane, RUN)) and put(&to, at_slot(lane, OPENING))):
         return None
-    to[0], to[1] = <char>BIN_8, <char>ring_size
-    memcpy(to + 2, PyBytes_AS_STRING(ring), ring_size)
-    to += 2 + ring_size
+    if ring_size <= BYTE_MAX:
+        to[0], to[1] = <char>BIN_8, <char>ring_size
+        to += 2
+    else:
+        to[0], to[1], to[2] = <char>BIN_16, <char>(ring_size >> 8), <char>(ring_size & BYTE_MAX)
+        to += 3
+    memcpy(to, PyBytes_AS_STRING(ring), ring_size)
+    to += ring_size
     if not put(&to, at_slot(lane, TOP_US)):
         return None
     memcpy(to, TAIL, TAIL_BYTES)
@@ -178,7 +189,7 @@ cdef bint put(char **place, number) except -1:
         more *= 2
         to[0] += 1
     for at in range(more, 0, -1):
-        to[at] = <char>(value & 0xff)
+        to[at] = <char>(value & BYTE_MAX)
         value >>= 8
     place[0] = to + 1 + more
     return True
@@ -189,19 +200,29 @@ cdef bint put(char **place, number) except -1:
 
 cpdef plain_state(bytes encoded):
     """As `worker.state.decode_state`, for states that `plain_bulk` writes; None for others, and for what is no state."""
-    cdef const unsigned char *at = <const unsigned char *>PyBytes_AS_STRING(encoded)
-    cdef const unsigned char *end = at + PyBytes_GET_SIZE(encoded) - TAIL_BYTES
+    cdef const unsigned char *at
+    cdef const unsigned char *end
     cdef long long following, run, opening, top_us
     cdef Py_ssize_t ring_size
     cdef bytes ring
+    if encoded is None:
+        return None
+    at = <const unsigned char *>PyBytes_AS_STRING(encoded)
+    end = at + PyBytes_GET_SIZE(encoded) - TAIL_BYTES
     if end - at < HEAD_BYTES or memcmp(at, HEAD, HEAD_BYTES) or memcmp(end, TAIL, TAIL_BYTES):
         return None
     at += HEAD_BYTES
     following, run, opening = take(&at, end), take(&at, end), take(&at, end)
-    if following < 0 or run < 0 or opening < 0 or end - at < 2 or at[0] != BIN_8:
+    if following < 0 or run < 0 or opening < 0 or end - at < 3:
         return None
-    ring_size = at[1]
-    at += 2
+    if at[0] == BIN_8:
+        ring_size = at[1]
+        at += 2
+    elif at[0] == BIN_16:
+        ring_size = at[1] << 8 | at[2]
+        at += 3
+    else:
+        return None
     if ring_size > end - at or ring_size % RELEASE_BYTES:
         return None
     ring = PyBytes_FromStringAndSize(<const char *>at, ring_size)

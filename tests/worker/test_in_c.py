@@ -17,7 +17,15 @@ from schemas.shapes import LEARN_AFTER
 from worker import _order, _wire, entries, wire
 from worker.reorder import NONE_WAITING, Session
 from worker.session import LiveSession
-from worker.state import NEW_SESSION, RELEASED_BYTES, LaneState, SessionState, decode_state, encode_state
+from worker.state import (
+    NEW_SESSION,
+    RELEASED_BYTES,
+    RELEASED_REMEMBERED,
+    LaneState,
+    SessionState,
+    decode_state,
+    encode_state,
+)
 
 
 def shown(outcome):
@@ -205,7 +213,7 @@ PLAIN_STATES = st.builds(
         next=NATURALS,
         run=NATURALS,
         opening=NATURALS,
-        released=rings(RELEASED_BYTES).filter(lambda ring: len(ring) < 256),
+        released=rings(RELEASED_BYTES),
         top_us=NATURALS,
     ),
 )
@@ -247,7 +255,6 @@ LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
         *[{name: None} for name in ("next", "opening", "top_us")],
         *[{name: 9} for name in ("floor_us", "ending_us")],
         {"top_us": -(10**15)},
-        {"released": bytes(256)},
         {"recording": LANE},
         {"unsequenced": bytes(8)},
         {"closed": True},
@@ -263,6 +270,21 @@ def test_what_is_odd_about_a_state_is_left_to_python(odd):
     assert wire.pack_states(states) == wire.pack_states_in_python(states)
     assert _wire.plain_state(encode_state(plain)) == plain
     assert _wire.plain_state(encode_state(state)) is None
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_ring_that_is_full_or_longer_is_written_and_read(more):
+    released = bytes(RELEASED_BYTES * (RELEASED_REMEMBERED + more))
+    state = SessionState(status=structs.replace(LANE, released=released))
+    assert wire.pack_states([state]) == wire.pack_states_in_python([state])
+    assert _wire.plain_state(encode_state(state)) == state
+
+
+def test_what_is_no_bytes_is_not_looked_into():
+    assert _wire.plain_state(None) is None
+    for odd in ({"unsequenced": None}, {"status": structs.replace(LANE, released=None)}, {"version": True}):
+        states = [structs.replace(SessionState(status=LANE), **odd)]
+        assert wire.pack_states(states) == wire.pack_states_in_python(states)
 
 
 @pytest.mark.parametrize("damage", [{"next": 2**62 + 1}, {"released": bytes(RELEASED_BYTES + 1)}], ids=str)
