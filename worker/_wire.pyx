@@ -109,6 +109,7 @@ def pack_states(states):
 
 
 cdef bytes plain_bulk(state):
+    """The state as an argument of a command; None where something about it is unusual."""
     cdef char head[BULK_HEAD_MAX_BYTES]
     cdef char body[STATE_MAX_BYTES]
     cdef char *to = body

@@ -121,7 +121,7 @@ def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
             *what.waiting, *what.done, *what.dead, *what.unmarked,
         ]  # fmt: skip
         for place in closed:
-            rest += place + 1, what.closed_life_s
+            rest += place + 1, what.closed_life_s  # the script counts from 1
     return packed_command(
         len(heads) + len(arguments) + 2 * len(what.states) + len(rest),
         pack_arguments(*heads), pack_keys(session, what.states), pack_arguments(*arguments), states,
