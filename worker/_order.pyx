@@ -14,7 +14,21 @@ from cpython.ref cimport PyTypeObject
 from libc.string cimport memcpy
 
 from worker._slots cimport at_slot, check_fields, fill_slot, set_slot, slot_of
-from worker._wire cimport plain_state
+from worker._wire cimport (
+    CLOSED,
+    ENDING_US,
+    FLOOR_US,
+    NEXT,
+    OPENING,
+    RECORDING,
+    RELEASED,
+    RUN,
+    STATUS,
+    TOP_US,
+    UNSEQUENCED,
+    VERSION,
+    plain_state,
+)
 
 from schemas.events import Event
 from worker.reorder import NONE_WAITING, Arrival, Release, Session
@@ -48,8 +62,6 @@ cdef Py_ssize_t RING_MAX = RELEASED_REMEMBERED * RELEASED_BYTES
 if RELEASED_BYTES != NUMBER_BYTES + FINGERPRINT_BYTES:
     raise ImportError("what is remembered of a release has another size")
 
-check_fields(LaneState, "next run opening released top_us floor_us ending_us")
-check_fields(SessionState, "version status recording unsequenced closed")
 check_fields(Release, "arrival order missing run state")
 
 cdef Py_ssize_t NUMBER = slot_of(Arrival, "number")
@@ -62,20 +74,6 @@ cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
 
 cdef Py_ssize_t EVENT = slot_of(Entry, "event")
 cdef Py_ssize_t SESSION_UUID = slot_of(Event, "session_uuid")
-
-cdef Py_ssize_t VERSION = slot_of(SessionState, "version")
-cdef Py_ssize_t STATUS = slot_of(SessionState, "status")
-cdef Py_ssize_t RECORDING = slot_of(SessionState, "recording")
-cdef Py_ssize_t UNSEQUENCED = slot_of(SessionState, "unsequenced")
-cdef Py_ssize_t CLOSED = slot_of(SessionState, "closed")
-
-cdef Py_ssize_t NEXT = slot_of(LaneState, "next")
-cdef Py_ssize_t RUN = slot_of(LaneState, "run")
-cdef Py_ssize_t OPENING = slot_of(LaneState, "opening")
-cdef Py_ssize_t RELEASED = slot_of(LaneState, "released")
-cdef Py_ssize_t TOP_US = slot_of(LaneState, "top_us")
-cdef Py_ssize_t FLOOR_US = slot_of(LaneState, "floor_us")
-cdef Py_ssize_t ENDING_US = slot_of(LaneState, "ending_us")
 
 cdef Py_ssize_t STATE = slot_of(Session, "state")
 cdef Py_ssize_t WAITING = slot_of(Session, "waiting")

@@ -409,8 +409,6 @@ class Partition:
         changed, being_written = self._changed, self._being_written
         if surplus > 0 and evict_plainly is not None:
             surplus -= evict_plainly(self._sessions, surplus, changed, being_written)
-            if not surplus and self.watermark_ms < self._evict_ms:
-                return
         busy: list[LiveSession] = []
         for uuid, session in [*islice(self._sessions.items(), max(surplus, EVICTION_LOOK_MAX))]:
             if surplus <= 0 and session.touched_ms > forgotten_ms:
