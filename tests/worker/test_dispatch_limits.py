@@ -172,13 +172,13 @@ async def test_waiting_for_a_free_thread_is_no_overtime(monkeypatch):
     gate = threading.Event()
     seen = []
 
-    @every(timeout_ms=400, retries=0)
+    @every(timeout_ms=1_500, retries=0)
     def handle(event, ctx):
         seen.append(event.session_uuid)
-        gate.wait(0.06)
+        gate.wait(0.15)
 
     async with dispatching(handle) as d:
-        d.feed(*((f"s{index}", 1) for index in range(12)))  # 0.7 s of work, one after the other
+        d.feed(*((f"s{index}", 1) for index in range(12)))  # 1.8 s of work, one after the other
         await d.settled()
         assert d.letters() == []
     assert len(seen) == 12
