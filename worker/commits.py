@@ -13,6 +13,7 @@ import hiredis
 
 from runtime.link import Link
 from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.keys import Keys
 from worker.connections import Connections
 from worker.partition import Partition
@@ -43,7 +44,7 @@ class Committer:
         self._on_committed = on_committed
         self._dirty: dict[Partition, None] = {}
         self._settled: dict[Partition, asyncio.Future[None]] = {}
-        self._refused = ""
+        self._refusal_lines = Seldom()
 
     def mark(self, partition: Partition) -> None:
         """Something of the partition is done: commit it with the next trip, unless one is under way already."""
@@ -103,7 +104,6 @@ class Committer:
 
     def _replied(self, partition: Partition, reply: Any) -> None:
         if reply == 1:
-            self._refused = ""
             self._stats.commits += 1
             partition.committed()
             if partition.wants_commit:
@@ -128,9 +128,11 @@ class Committer:
         if connection is not None:
             connection.refused(reply)
         kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
-        if kind != self._refused:
-            _log.error("Redis refuses commits, trying again until it takes them", reply=reply)
-        self._refused = kind
+        if self._refusal_lines.due(partition.number, kind):
+            _log.error(
+                "Redis refuses commits, trying again until it takes them", partition=partition.number,
+                reply=reply, repeats_of_all=self._refusal_lines.take_silent(),
+            )  # fmt: skip
 
     def _wake(self, partition: Partition) -> None:
         future = self._settled.pop(partition, None)

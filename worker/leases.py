@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from runtime.link import Link, pack
 from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -90,6 +91,7 @@ class LeaseKeeper:
         self._leaving: set[Partition] = set()
         """On their way back."""
         self._soon = asyncio.Event()
+        self._refusal_lines = Seldom()
         self.reader: Reader
         self.suspects: Suspects
         self.pollers: Pollers
@@ -209,7 +211,7 @@ class LeaseKeeper:
                 acquired = scripts.read_acquired(reply)
             except RedisUnavailableError as error:
                 # This one alone: something else lies under its keys, perhaps.
-                _log.error("a partition could not be taken", partition=number, reason=str(error))
+                self._refused("a partition could not be taken", number, str(error))
                 if (connection := self._connections.of(number)) is not None:
                     connection.refused(str(reply))
                 continue
@@ -252,7 +254,7 @@ class LeaseKeeper:
             except ResponseError as error:
                 if (connection := self._connections.of(partition.number)) is not None:
                     connection.refused(str(error))
-                _log.error("a partition could not be opened", partition=partition.number, reply=str(error))
+                self._refused("a partition could not be opened", partition.number, str(error))
                 self.fenced(partition)
                 return
             for entry_id in deleted:
@@ -309,8 +311,10 @@ class LeaseKeeper:
             except RedisUnavailableError:
                 reply = None
             if not isinstance(reply, int):
-                if reply is not None and (connection := self._connections.of(partition.number)) is not None:
-                    connection.refused(str(reply))
+                if reply is not None:
+                    self._refused("a partition could not be given back", partition.number, str(reply))
+                    if (connection := self._connections.of(partition.number)) is not None:
+                        connection.refused(str(reply))
                 await asyncio.sleep(REPEAT_DELAY_S)
                 continue
             partition.lost = True
@@ -338,6 +342,12 @@ class LeaseKeeper:
                 self._settings.session_cache // len(self._opened), SESSION_CACHE_MIN
             )
         self.pollers.wake()
+
+    def _refused(self, what: str, number: int, reason: str) -> None:
+        if self._refusal_lines.due(what, number):
+            _log.error(
+                what, partition=number, reason=reason, repeats_of_all=self._refusal_lines.take_silent()
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)

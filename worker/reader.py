@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple
 import hiredis
 
 from runtime.link import Link
+from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.connection import Connection
@@ -36,6 +38,8 @@ YIELD_EVERY: Final = 256
 HELD_FACTOR: Final = 5
 
 LOAD_REPEAT_S: Final = 0.1
+
+_log = get_logger("maskline.worker")
 
 _NO_STATES: Final[Mapping[str, bytes | None]] = {}
 
@@ -81,6 +85,7 @@ class Reader:
         self._stats = stats
         self._on_progress = on_progress
         self._since_yield = 0
+        self._refusal_lines = Seldom()
         self.in_hand = 0
         """Entries that were read and are not put in order yet."""
 
@@ -212,9 +217,18 @@ class Reader:
                 for (partition, unknown), reply in zip(wanted, await future, strict=True):
                     if not isinstance(reply, hiredis.ReplyError):
                         found[partition] = dict(zip(unknown, reply, strict=True))
-                    elif (connection := self._connections.of(partition.number)) is not None:
-                        connection.refused(str(reply))
+                    else:
+                        self._refused(partition, str(reply))
         return found
+
+    def _refused(self, partition: Partition, reply: str) -> None:
+        if (connection := self._connections.of(partition.number)) is not None:
+            connection.refused(reply)
+        if self._refusal_lines.due(partition.number, reply.partition(" ")[0]):
+            _log.error(
+                "session states cannot be read, trying again", partition=partition.number, reply=reply,
+                repeats_of_all=self._refusal_lines.take_silent(),
+            )  # fmt: skip
 
 
 class Intake:

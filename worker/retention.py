@@ -18,6 +18,7 @@ import hiredis
 
 from runtime.link import Link
 from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -63,6 +64,7 @@ class Retention:
         self._seen: dict[int, scripts.Trimmed] = {}
         """What each partition was like when it was looked at last."""
         self._warned: dict[str, float] = {}
+        self._refusal_lines = Seldom()
 
     @property
     def retained(self) -> int:
@@ -121,6 +123,11 @@ class Retention:
             if (connection := self._connections.of(number)) is not None:
                 connection.refused(str(reply))
             self._seen.pop(number, None)
+            if self._refusal_lines.due(number, str(reply).partition(" ")[0]):
+                _log.error(
+                    "a stream cannot be trimmed, trying again", partition=number, reply=str(reply),
+                    repeats_of_all=self._refusal_lines.take_silent(),
+                )  # fmt: skip
             return
         seen = self._seen[number] = scripts.read_trimmed(reply)
         self._stats.trimmed += seen.trimmed

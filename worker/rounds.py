@@ -14,6 +14,7 @@ import hiredis
 
 from runtime.link import Link, pack
 from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker import scripts
@@ -47,7 +48,7 @@ class Rounds:
         self._on_late = on_late
         self._under_way: dict[Connection, asyncio.Task[Answers]] = {}
         """A server that has not answered is not asked again until it has, or its connection is cut."""
-        self._complaint = ""
+        self._complaint_lines = Seldom()
 
     async def ask(self, trip: Trip, timeout_s: float) -> Answers:
         """What the servers answer within the time."""
@@ -90,7 +91,7 @@ class Rounds:
         try:
             replies = await part.commands.send(b"".join(packed), len(packed))
         except RedisUnavailableError as error:
-            self._complain(str(error))
+            self._complain(part.connection, str(error))
             return Answers()
         self._note_refusals(part.connection, replies)
         kept = {
@@ -122,15 +123,14 @@ class Rounds:
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if refusal:
             connection.refused(refusal)
-            self._complain(f"Redis refuses: {refusal}")
-        else:
-            self._complaint = ""
+            self._complain(connection, f"Redis refuses: {refusal}")
 
-    def _complain(self, reason: str) -> None:
-        kind = reason[:20]  # what follows may differ every time
-        if kind != self._complaint:
-            _log.warning("leases could not be renewed", reason=reason)
-        self._complaint = kind
+    def _complain(self, connection: Connection, reason: str) -> None:
+        if self._complaint_lines.due(connection.address, reason[:20]):  # what follows may differ every time
+            _log.warning(
+                "leases could not be renewed", redis=connection.address, reason=reason,
+                repeats_of_all=self._complaint_lines.take_silent(),
+            )  # fmt: skip
 
 
 def _merged(answers: Sequence[Answers]) -> Answers:

@@ -140,8 +140,9 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
     """`marks`: by field, MARKS_MAX of them at most."""
     pairs = [argument for field, mark in marks for argument in (field, encode_mark(mark))]
     return pack(
-        "EVALSHA", _SHA["mark"], 2, keys.lease(partition), keys.marks(partition), value, MARKS_TTL_S, *pairs
-    )
+        "EVALSHA", _SHA["mark"], 3, keys.lease(partition), keys.fence(partition), keys.marks(partition),
+        value, MARKS_TTL_S, *pairs,
+    )  # fmt: skip
 
 
 class Held(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Final
 import hiredis
 
 from runtime.logs import get_logger
+from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker import scripts
@@ -80,6 +81,7 @@ class Suspects:
         self._trials = trials
         self._stats = stats
         self._on_fenced = on_fenced
+        self._waiting_lines = Seldom()
 
     def taken_over(self, partition: Partition, acquired: scripts.Acquired) -> None:
         """See whom to suspect in a partition just taken, and write back to Redis what strikes that makes."""
@@ -146,17 +148,30 @@ class Suspects:
         packed = scripts.mark(self._keys, partition.number, partition.lease_value, [(field, mark)])
         while True:
             link = await self._connections.ready(partition.number)
+            reason = "the lease is in doubt"
             try:
                 (reply,) = await link.send(packed, 1)
-            except RedisUnavailableError:
-                reply = None
+            except RedisUnavailableError as error:
+                reply, reason = None, str(error)
             if reply == 1 and monotonic() < partition.lease_until:
                 return
-            if reply == 0 and not partition.lost:
-                self._stats.fenced += 1
-                self._on_fenced(partition)
+            if reply == 0:
+                reason = "the lease is lost"
+                if not partition.lost:
+                    self._stats.fenced += 1
+                    self._on_fenced(partition)
             if isinstance(reply, hiredis.ReplyError):
+                reason = str(reply)
                 connection = self._connections.of(partition.number)
                 if connection is not None:
-                    connection.refused(str(reply))
+                    connection.refused(reason)
+            self._wait(partition, reason)
             await asyncio.sleep(REPEAT_DELAY_S)
+
+    def _wait(self, partition: Partition, reason: str) -> None:
+        # What follows the first word may name a script or a slot, and differ every time.
+        if self._waiting_lines.due(partition.number, reason.partition(" ")[0]):
+            _log.error(
+                "a handler waits to be marked before it may start, trying again", partition=partition.number,
+                reason=reason, repeats_of_all=self._waiting_lines.take_silent(),
+            )  # fmt: skip

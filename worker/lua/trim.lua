@@ -1,5 +1,8 @@
+#!lua flags=allow-oom
 -- Trim a partition's stream as far as retention wants, and no group has anything left to do. It needs no lease: whatever
 -- is below what every group has handled stays handled, whoever asks.
+--
+-- Foremost where the server is out of memory (allow-oom): this is what makes room again.
 --
 -- KEYS  1 stream
 -- ARGV  1 retention, ms   2 entries to keep at most   3 entries to trim at most in one call

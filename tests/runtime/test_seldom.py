@@ -1,0 +1,27 @@
+from runtime.seldom import Seldom
+
+
+def test_the_same_is_due_once_an_interval_and_the_rest_is_counted(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("runtime.seldom.monotonic", lambda: now)
+    seldom = Seldom(interval_s=10)
+    assert [seldom.due("a", 1), seldom.due("a", 1), seldom.due("a", 2), seldom.due("a", 1)] == [
+        True, False, True, False,
+    ]  # fmt: skip
+    assert seldom.take_silent() == 2
+    assert seldom.take_silent() == 0
+    now = 109.0
+    assert not seldom.due("a", 1)
+    now = 110.5
+    assert seldom.due("a", 1)
+
+
+def test_never_more_lines_than_the_bound_however_much_there_is_to_say(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("runtime.seldom.monotonic", lambda: now)
+    seldom = Seldom(interval_s=10, lines_max=3)
+    for now in range(100, 200):
+        for number in range(50):
+            seldom.due("refused", now, number)
+        assert len(seldom._said) <= 3
+    assert seldom.take_silent() == 100 * 50 - 10 * 3

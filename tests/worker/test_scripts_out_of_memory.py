@@ -1,0 +1,153 @@
+"""Every script on a server that is out of memory: what workers do there is what makes room again."""
+
+import uuid
+from pathlib import Path
+
+import hiredis
+import pytest
+import redis
+from servers import RedisServer, binary_of, server_kinds
+
+from runtime.store import Store
+from schemas.keys import Keys
+from schemas.settings import Settings
+from worker import scripts
+from worker.partition import Commit
+from worker.state import LaneState, SessionState
+from worker.strikes import Mark
+
+FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
+TTL_MS = 60_000
+STATE = SessionState(status=LaneState(2, 0, 1, bytes(16), 1_767_225_600_000_000))
+
+pytestmark = pytest.mark.server
+
+
+class Crowded:
+    """A partition, its owner, and what was under way when the memory ran out."""
+
+    def __init__(self, link, client):
+        self.link, self.client = link, client
+        self.keys = Keys(f"test-{uuid.uuid4().hex[:12]}", "workers")
+        self.value = ""
+
+    async def reply(self, packed):
+        (reply,) = await self.link.send(packed, 1)
+        return reply
+
+    async def own(self):
+        for number in range(1, 201):
+            self.client.xadd(self.keys.callbacks(3), {"c": b"x" * 1_000}, id=f"{number}-0")
+        acquired = scripts.read_acquired(await self.reply(scripts.acquire(self.keys, 3, "me", TTL_MS)))
+        self.value = scripts.lease_value(acquired.token, "me")
+
+    async def commit(self, number, cursor, entries_read, **what):
+        commit = Commit(
+            number, cursor, entries_read, what.get("waiting", ()), (), what.get("dead", ()), {"s": STATE}, 3_600, 100
+        )  # fmt: skip
+        return await self.reply(scripts.commit(self.keys, 3, self.value, commit))
+
+
+async def acquire(it):
+    return scripts.read_acquired(await it.reply(scripts.acquire(it.keys, 4, "me", TTL_MS))) is not None
+
+
+async def renew(it):
+    return await it.reply(scripts.renew(it.keys, 3, it.value, TTL_MS))
+
+
+async def renew_lapsed(it):
+    it.client.delete(it.keys.lease(3))
+    return await renew(it)
+
+
+async def release(it):
+    return await it.reply(scripts.release(it.keys, 3, it.value))
+
+
+async def heartbeat(it):
+    live, _ = scripts.read_heartbeat(await it.reply(scripts.heartbeat(it.keys, "me", TTL_MS)))
+    return live == ("me",)
+
+
+async def commit(it):
+    return await it.commit(1, "200-0", 200, waiting=("7-0",), dead=(b"a letter" * 100,))
+
+
+async def mark(it):
+    return await it.reply(scripts.mark(it.keys, 3, it.value, [("7-0 handler", Mark(1, "running"))]))
+
+
+async def trim(it):
+    await it.commit(1, "200-0", 200)
+    packed = scripts.trim(it.keys, 3, retention_ms=0, keep=10**9, at_most=10_000)
+    before = it.client.info("memory")["used_memory_dataset"]
+    trimmed = scripts.read_trimmed(await it.reply(packed))
+    assert it.client.info("memory")["used_memory_dataset"] < before
+    return trimmed.trimmed == 200
+
+
+CALLS = {
+    "acquire": [acquire],
+    "renew": [renew, renew_lapsed],
+    "release": [release],
+    "heartbeat": [heartbeat],
+    "commit": [commit],
+    "mark": [mark],
+    "trim": [trim],
+}
+
+
+@pytest.fixture(scope="module", params=server_kinds())
+def server(request, tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("server"), binary=binary_of(request.param)).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def crowded(server):
+    link = await Store(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(link)
+    with server.client() as client:
+        it = Crowded(link, client)
+        await it.own()
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.OutOfMemoryError):
+            client.set("anything", "more")
+        yield it
+        client.config_set("maxmemory", 0)
+    link.close()
+
+
+@pytest.mark.parametrize("script", [file.stem for file in FILES])
+async def test_a_script_does_its_work_out_of_memory(crowded, script):
+    assert script in CALLS, f"{script}.lua has no call here: say what it must do where there is no memory"
+    for call in CALLS[script]:
+        assert await call(crowded) == 1
+
+
+# A lease that has lapsed, and that nobody has taken since
+
+
+@pytest.mark.parametrize("script", [renew, commit, mark, release])
+async def test_a_lease_that_lapsed_and_that_nobody_took_is_still_its_owner_s(crowded, script):
+    crowded.client.delete(crowded.keys.lease(3))
+    assert await script(crowded) == 1
+
+
+@pytest.mark.parametrize("script", [renew, commit, mark, release])
+@pytest.mark.parametrize("since", ["taken", "taken and lapsed", "given back"])
+async def test_a_lease_that_somebody_had_since_is_not(crowded, script, since):
+    if since == "given back":
+        assert await release(crowded) == 1
+    else:
+        crowded.client.delete(crowded.keys.lease(3))
+        assert await crowded.reply(scripts.acquire(crowded.keys, 3, "other", TTL_MS)) != 0
+        if since == "taken and lapsed":
+            crowded.client.delete(crowded.keys.lease(3))
+    before = crowded.client.hgetall(crowded.keys.fence(3))
+    reply = await script(crowded)
+    assert reply == 0, str(reply) if isinstance(reply, hiredis.ReplyError) else reply
+    assert crowded.client.hgetall(crowded.keys.fence(3)) == before
+    assert not crowded.client.exists(crowded.keys.marks(3))
