@@ -17,6 +17,7 @@ from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.redis_url import Server
 from runtime.store import Store, reconnect_delay_s
+from runtime.tasks import BackgroundTasks
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.settings import Settings
 
@@ -35,7 +36,7 @@ class Connector:
 
     def __init__(
         self, settings: Settings, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection,
-        publisher: Publisher, metrics: Metrics, *, name: str, on_trouble: Callable[[], None],
+        publisher: Publisher, metrics: Metrics, tasks: BackgroundTasks, *, name: str, on_trouble: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._store = store
@@ -43,9 +44,11 @@ class Connector:
         self._gate = gate
         self._inspection = inspection
         self._metrics = metrics
+        self._tasks = tasks
         self._name = name
         self._on_trouble = on_trouble
         self._lost = asyncio.Event()
+        self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.publisher = publisher
         publisher.on_moved = on_trouble
@@ -64,30 +67,29 @@ class Connector:
     def up(self) -> bool:
         return self.publisher.attached
 
-    async def start(self) -> None:
-        """Connect, or go on trying in the background where Redis is away.
+    def start(self) -> None:
+        """Connect, and stay connected, in the background."""
+        if self._task is None:
+            self._task = self._tasks.start("connection to Redis", self._keep_connected)
+
+    async def tried(self) -> None:
+        """Wait for the first try, START_TIMEOUT_S at most.
 
         Raises ConfigError where waiting cannot help (refused credentials, another number of partitions, a durability
         that the server does not know, a server that evicts); even then it goes on trying until `stop`.
         """
-        wrong: ConfigError | None = None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._connect()
-        except ConfigError as error:
-            wrong = error
-            self.trouble, self.misconfigured = str(error), True
-        except (RedisUnavailableError, TimeoutError) as error:
-            self._away(str(error) or f"no answer within {START_TIMEOUT_S:g} s")
-        self._task = asyncio.create_task(self._keep_connected())
-        if wrong is not None:
-            raise wrong
+                await self._tried.wait()
+        except TimeoutError:
+            self._away(f"no answer within {START_TIMEOUT_S:g} s")
+        if self.misconfigured:
+            raise ConfigError(self.trouble)
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
         if self.link is not None:
             self.link.close()
             self.publisher.detach()
@@ -99,6 +101,7 @@ class Connector:
             await self._gate.pass_(link, self._server)
             await self._inspection.demand(link, self.address)
             await check_durability(link, self._settings)
+            self.publisher.attach(link)
         except BaseException:
             link.close()
             raise
@@ -107,23 +110,27 @@ class Connector:
         self.link = link
         self.trouble = ""
         self.misconfigured = False
-        self.publisher.attach(link)
         self._metrics.connects += 1
         _log.info("connected to Redis", redis=self.address)
 
     async def _keep_connected(self) -> None:
         attempt = 0
         while True:
+            try:
+                await self._connect()
+            except (RedisUnavailableError, ConfigError) as error:
+                self._away(str(error), misconfigured=isinstance(error, ConfigError))
+            except Exception as error:
+                self._away(f"a fault in maskline: {type(error).__name__}")
+                raise
+            finally:
+                self._tried.set()
             if self.publisher.attached:
                 attempt = 0
                 await self._lost.wait()
                 self._away("the connection to Redis was lost")
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
-            try:
-                await self._connect()
-            except (RedisUnavailableError, ConfigError) as error:
-                self._away(str(error), misconfigured=isinstance(error, ConfigError))
 
     def _away(self, trouble: str, *, misconfigured: bool = False) -> None:
         self.link = None

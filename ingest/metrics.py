@@ -85,6 +85,8 @@ class Metrics(Collector):
         """Callbacks that the spool did not take, by reason."""
         self.commit_s = Histogram(LATENCY_BUCKETS_S)
         """Of the spool's commits."""
+        self.background_failures: Counter[str] = Counter()
+        """Failures of background tasks, by name."""
         self.gauges: Callable[[], Gauges] | None = None
 
     def collect(self) -> Iterator[Metric]:
@@ -116,6 +118,12 @@ class Metrics(Collector):
         )
         yield _histogram("batch_size", "Callbacks per batch.", self.batch_size)
         yield _histogram("publish_seconds", "Time until Redis confirmed a batch.", self.publish_s)
+        background = CounterMetricFamily(
+            PREFIX + "background_failures", "Failures of background tasks, by name.", labels=["task"]
+        )
+        for name, count in sorted(self.background_failures.copy().items()):
+            background.add_metric([name], count)
+        yield background
         if self.gauges is not None:
             yield from _gauges(self.gauges())
 

@@ -19,6 +19,7 @@ from ingest.server import CallbackServer
 from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 from schemas.errors import ConfigError
 from schemas.settings import Settings
 
@@ -53,7 +54,10 @@ class IngestNode:
         self._reuse_port = reuse_port
         self.metrics = Metrics()
         self._load = Load()
-        self._outlets = Outlets(settings, self.metrics, self._load, name=f"maskline-ingest-{index}")
+        self._tasks = BackgroundTasks()
+        self._outlets = Outlets(
+            settings, self.metrics, self._load, self._tasks, name=f"maskline-ingest-{index}"
+        )
         self._spool = Spool(settings, self.metrics, self._load)
         pace = Pace(settings.spool_drain_per_s)
         self._drain = Drain(settings, self._spool, self._outlets, self.metrics, pace)
@@ -66,6 +70,7 @@ class IngestNode:
         registry = CollectorRegistry()
         registry.register(self.metrics)
         self.metrics.gauges = self._gauges
+        self.metrics.background_failures = self._tasks.failures
         admin_port = ADMIN_PORT if settings.admin_port is None else settings.admin_port
         self._admin = AdminServer(
             settings.admin_host,
@@ -95,6 +100,7 @@ class IngestNode:
         Redis contradicts.
         """
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._tasks.stop)
             stack.push_async_callback(self._spool.stop)
             await self._spool.start()
             stack.push_async_callback(self._outlets.stop)
@@ -174,6 +180,7 @@ class IngestNode:
             "redis": self._outlets.details(),
             "spool": self._spooled(),
             "waiting": self._load.callbacks,
+            "background": self._tasks.failing,
         }
         return Health(ok=ok, details=details)
 

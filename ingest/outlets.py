@@ -1,6 +1,5 @@
 """The ways to Redis: one, or with a cluster one for each primary. The only place that knows which has a partition."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from runtime.link import Link
 from runtime.redis_url import Server
 from runtime.shards import Shards
 from runtime.store import Store
+from runtime.tasks import BackgroundTasks
 from schemas.keys import Keys
 from schemas.settings import Settings
 
@@ -20,32 +20,32 @@ from schemas.settings import Settings
 class Outlets:
     """Publishers, and their connections from `start` to `stop`. `name`: of the connections, in CLIENT LIST."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: Load, *, name: str) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, load: Load, tasks: BackgroundTasks, *, name: str
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._load = load
+        self._tasks = tasks
         self._name = name
         self._partitions = settings.partitions
         self._on_refused: OnRefused | None = None
         self._store = Store(settings)
         self._gate = LayoutGate(settings, self._keeper_of)
-        self._inspection = Inspection()
-        self._inspecting: asyncio.Task[None] | None = None
+        self._inspection = Inspection(tasks)
         # Of a partition whose server is not known it is the same as of one whose server is away.
         self._nowhere = Publisher(settings, metrics, load)
         self._shards: Shards[Connector] = Shards(
-            self._store, Keys(settings.namespace), settings.partitions, self._connector
+            self._store, Keys(settings.namespace), settings.partitions, tasks, self._connector
         )
 
     async def start(self) -> None:
         """Connect, or go on trying in the background. Raises ConfigError where waiting cannot help."""
+        self._inspection.start(self._links, Link.close)
         await self._shards.start()
-        self._inspecting = asyncio.create_task(self._inspection.run(self._links, Link.close))
 
     async def stop(self) -> None:
-        if self._inspecting is not None:
-            self._inspecting.cancel()
-            await asyncio.gather(self._inspecting, return_exceptions=True)
+        await self._inspection.stop()
         await self._shards.stop()
 
     def refuse_to(self, on_refused: OnRefused) -> None:
@@ -116,7 +116,7 @@ class Outlets:
             publisher.on_refused = self._on_refused
         return Connector(
             self._settings, self._store, server, self._gate, self._inspection, publisher, self._metrics,
-            name=self._name, on_trouble=self._stale,
+            self._tasks, name=self._name, on_trouble=self._stale,
         )  # fmt: skip
 
     def _keeper_of(self, key: str) -> Server | None:

@@ -5,11 +5,13 @@ What is found is logged once, and again when it is over; /readyz has it as it st
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from runtime.hygiene import Finding, ServerReport, inspect_server
 from runtime.link import Link
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 from schemas.errors import ConfigError, RedisUnavailableError
 
 INSPECT_INTERVAL_S: Final = 15.0
@@ -21,7 +23,9 @@ _log = get_logger("maskline.redis")
 class Inspection:
     """The last report of each server, by its address."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: BackgroundTasks) -> None:
+        self._tasks = tasks
+        self._task: asyncio.Task[None] | None = None
         self._reports: dict[str, ServerReport] = {}
 
     async def inspect(self, link: Link, address: str) -> ServerReport:
@@ -45,26 +49,40 @@ class Inspection:
             raise ConfigError(f"Redis at {address}: {report.errors[0].text}")
         await self.inspect(link, address)
 
-    async def run(
+    def start(
         self, links: Callable[[], Iterable[tuple[str, Link]]], on_error: Callable[[Link], None] | None = None
     ) -> None:
-        """Inspect the servers there are, by address and connection, until cancelled.
+        """Inspect the servers there are, by address and connection, until `stop`.
 
         `on_error`: called for the connection to a server that endangers callbacks.
         """
+        self._task = self._tasks.start("inspection", partial(self._run, links, on_error))
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(
+        self, links: Callable[[], Iterable[tuple[str, Link]]], on_error: Callable[[Link], None] | None
+    ) -> None:
         while True:
             await asyncio.sleep(INSPECT_INTERVAL_S)
             present = dict(links())
             self._reports = {
                 address: report for address, report in self._reports.items() if address in present
             }
-            for address, link in present.items():
-                try:
-                    report = await self.inspect(link, address)
-                    if report.errors and on_error is not None:
-                        on_error(link)
-                except RedisUnavailableError:
-                    continue
+            await asyncio.gather(*(self._look(link, address, on_error) for address, link in present.items()))
+
+    async def _look(self, link: Link, address: str, on_error: Callable[[Link], None] | None) -> None:
+        try:
+            report = await self.inspect(link, address)
+            if report.errors and on_error is not None:
+                on_error(link)
+        except RedisUnavailableError:
+            return
+        except Exception as error:  # noqa: BLE001 - what one server says keeps no other from being looked at
+            self._tasks.failed("inspection", error)
 
     @property
     def errors(self) -> tuple[Finding, ...]:

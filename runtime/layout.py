@@ -1,5 +1,6 @@
 """What all nodes of a namespace must agree on; the first node ever started writes it down."""
 
+import asyncio
 import secrets
 from collections.abc import Callable
 from typing import Final
@@ -15,6 +16,9 @@ from schemas.settings import Settings
 
 LAYOUT_VERSION: Final = 1
 TOKEN_KEY_BYTES: Final = 32
+AGREE_TIMEOUT_S: Final = 1.0
+"""How long a connection waits for the node that keeps a cluster's layout, before it is tried again: at the start all of
+them are opened at once."""
 
 
 async def check_layout(link: Link, settings: Settings) -> None:
@@ -68,7 +72,7 @@ class LayoutGate:
         self._settings = settings
         self._key = Keys(settings.namespace).layout
         self._keeper_of = keeper_of
-        self._agreed = False
+        self._agreed = asyncio.Event()
 
     async def pass_(self, link: Link, server: Server | None) -> None:
         """Called with every new connection.
@@ -77,6 +81,10 @@ class LayoutGate:
         """
         if server is None or self._keeper_of is None or self._keeper_of(self._key) == server:
             await check_layout(link, self._settings)
-            self._agreed = True
-        elif not self._agreed:
-            raise RedisUnavailableError("the node that keeps the layout has not answered yet")
+            self._agreed.set()
+            return
+        try:
+            async with asyncio.timeout(AGREE_TIMEOUT_S):
+                await self._agreed.wait()
+        except TimeoutError:
+            raise RedisUnavailableError("the node that keeps the layout has not answered yet") from None

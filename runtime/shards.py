@@ -3,6 +3,9 @@
 With one server, or behind Sentinels, that is one, for ever. With a cluster it is one for each primary, and which has
 which partition changes: at a failover, or when a slot is moved. The map is asked for again when a node says that a key
 is not there, while one cannot be reached, and now and then; until it is there, what cannot be sent waits where it is.
+
+A new map counts at once: it is taken over and told of, servers that left are stopped, and those that came are started,
+each by itself. No server, whatever it says, keeps the partitions of another waiting.
 """
 
 import asyncio
@@ -14,7 +17,8 @@ from runtime.logs import get_logger
 from runtime.redis_url import Server
 from runtime.slots import SlotMap
 from runtime.store import Store
-from schemas.errors import ConfigError, RedisUnavailableError
+from runtime.tasks import BackgroundTasks
+from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 
 REFRESH_S: Final = 10.0
@@ -34,8 +38,11 @@ class Shard(Protocol):
     def up(self) -> bool:
         """Its server can be used."""
 
-    async def start(self) -> None:
-        """Raises ConfigError where waiting cannot help."""
+    def start(self) -> None:
+        """Connect, and go on trying in the background until `stop`; nothing where it was started before."""
+
+    async def tried(self) -> None:
+        """Wait, bounded, for the end of the first try. Raises ConfigError where waiting cannot help."""
 
     async def stop(self) -> None: ...
 
@@ -46,16 +53,17 @@ S = TypeVar("S", bound=Shard)
 class Shards(Generic[S]):
     """`make(server)` makes what is kept for a server, None being the only one there is.
 
-    `on_change`: the map has changed.
+    `tasks`: keep the map. `on_change`: the map has changed.
     """
 
     def __init__(
-        self, store: Store, keys: Keys, partitions: int, make: Callable[[Server | None], S],
+        self, store: Store, keys: Keys, partitions: int, tasks: BackgroundTasks, make: Callable[[Server | None], S],
         on_change: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._keys = keys
         self._partitions = partitions
+        self._tasks = tasks
         self._make = make
         self._on_change = on_change
         self._by_server: dict[Server, S] = {}
@@ -74,16 +82,19 @@ class Shards(Generic[S]):
         Raises ConfigError where waiting cannot help.
         """
         if self._only is not None:
-            await self._only.start()
+            self._only.start()
+            await self._only.tried()
             return
         try:
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 slots = await self._store.find()
-            await self._take(slots)
+            self._take(slots)
         except (RedisUnavailableError, TimeoutError) as error:
             self.trouble = str(error) or f"no node has answered within {FIND_TIMEOUT_S:g} s"
             _log.warning("the cluster cannot be found, trying again", reason=self.trouble)
-        self._keeper = asyncio.create_task(self._keep())
+        finally:
+            self._keeper = self._tasks.start("cluster map", self._keep)
+        await asyncio.gather(*(shard.tried() for shard in self))
 
     async def stop(self) -> None:
         if self._keeper is not None:
@@ -124,35 +135,38 @@ class Shards(Generic[S]):
                     await self._stale.wait()
             self._stale.clear()
             try:
-                await self._take(await self._store.find())
-            except (RedisUnavailableError, ConfigError) as error:
+                self._take(await self._store.find())
+            except RedisUnavailableError as error:
                 if str(error) != self.trouble:
                     _log.warning("the cluster's map of slots cannot be read, trying again", reason=str(error))
                 self.trouble = str(error)
+            except Exception:
+                self._stale.set()  # whoever goes on with this asks at once
+                raise
             await asyncio.sleep(REFRESH_MIN_S)
 
-    async def _take(self, slots: SlotMap | None) -> None:
+    def _take(self, slots: SlotMap | None) -> None:
         if slots is None:
             return
         self._slots = slots
-        fresh = [server for server in slots.primaries if server not in self._by_server]
-        for server in fresh:
-            self._by_server[server] = self._make(server)
+        for server in slots.primaries:
+            if server not in self._by_server:
+                self._by_server[server] = self._make(server)
         gone = [server for server in self._by_server if server not in slots.primaries]
         leaving = [self._by_server.pop(server) for server in gone]
         owners = [slots.server_of(self._keys.callbacks(number)) for number in range(self._partitions)]
         before = self._of_partition
         self._of_partition = [None if owner is None else self._by_server[owner] for owner in owners]
         self.trouble = "" if slots.complete else "the cluster has slots that no node serves"
-        # The one that keeps the layout goes first: nothing passes any other before it is agreed on. None of them waits
-        # for a server that is away.
-        keeper = slots.server_of(self._keys.layout)
-        for servers in ([s for s in fresh if s == keeper], [s for s in fresh if s != keeper]):
-            await asyncio.gather(*(self._by_server[server].start() for server in servers))
-        for shard in leaving:
-            task = asyncio.create_task(shard.stop())
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
         if before != self._of_partition:
             _log.info("the cluster's map of slots", primaries=[str(server) for server in slots.primaries])
             self._on_change()
+        for shard in leaving:
+            task = self._tasks.start("server that left", shard.stop)
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+        for shard in self._by_server.values():
+            try:
+                shard.start()
+            except Exception as error:  # noqa: BLE001 - the others start all the same, and it again with the next map
+                self._tasks.failed("cluster map", error)

@@ -15,6 +15,7 @@ from servers import wait_until
 from whole_kit import Traffic, ingest
 
 from schemas.callback import CALLBACK_FIELD
+from schemas.keys import partition_of
 
 PARTITIONS = 12
 DURABLE_MS = 5_000
@@ -118,6 +119,27 @@ def test_a_primary_that_is_killed_under_load(crew: ClusterFleet, cluster: Cluste
         for before, after in itertools.pairwise(ones):
             # What Redis has lost of the commits is handled again, under the same key.
             assert before.number != after.number or before.key == after.key
+
+
+def test_a_new_primary_that_refuses_at_first_is_read_in_the_end(crew: ClusterFleet, cluster: ClusterServers):
+    worker = crew.start()
+    crew.until_balanced(1)
+    primary = cluster.primary_of(crew.keys.callbacks(0))
+    for node in cluster.replicas_of(primary):
+        node.ask("ACL", "SETUSER", "default", "-client|setname")
+    heir = cluster.failover(primary, graceful=True)
+    theirs = {
+        number for number in range(PARTITIONS) if cluster.primary_of(crew.keys.callbacks(number)) is heir
+    }
+    assert theirs
+    events = load(40, 3)
+    crew.put_all(events)
+    elsewhere = [event for event in events if partition_of(event[0], PARTITIONS) not in theirs]
+    crew.until_calls(len(elsewhere))
+    assert {partition_of(call.session, PARTITIONS) for call in crew.calls()}.isdisjoint(theirs)
+    heir.ask("ACL", "SETUSER", "default", "+client|setname")
+    in_order(crew, events)
+    assert worker.process.poll() is None
 
 
 def test_a_slot_that_moves_under_load(crew: ClusterFleet, cluster: ClusterServers):

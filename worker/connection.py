@@ -6,6 +6,7 @@ a cluster one for each primary (`runtime.shards`).
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 
@@ -16,8 +17,9 @@ from runtime.layout import LayoutGate
 from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.redis_url import Server
-from runtime.store import MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
-from schemas.errors import ConfigError, MasklineError, RedisUnavailableError
+from runtime.store import CONNECT_TIMEOUT_S, MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
+from runtime.tasks import BackgroundTasks
+from schemas.errors import ConfigError, MasklineError
 from worker.scripts import load_scripts
 
 _log = get_logger("maskline.worker")
@@ -31,19 +33,22 @@ class Connection:
     """
 
     def __init__(
-        self, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection, name: str,
-        on_trouble: Callable[[], None] = lambda: None,
+        self, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection, tasks: BackgroundTasks,
+        name: str, on_trouble: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._server = server
         self._gate = gate
         self._inspection = inspection
+        self._tasks = tasks
         self._name = name
         self._on_trouble = on_trouble
         self._demanding = True
         """At the start a server that endangers callbacks is refused; later the work goes on, and /readyz says so."""
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
+        self._tried = asyncio.Event()
+        self._wrong: ConfigError | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.commands: Link | None = None
         self.reads: Link | None = None
@@ -60,23 +65,21 @@ class Connection:
     def up(self) -> bool:
         return self._up.is_set()
 
-    async def start(self) -> None:
-        """Try once, and from then on in the background.
+    def start(self) -> None:
+        """Connect, and stay connected, in the background."""
+        if self._keeper is None:
+            self._keeper = self._tasks.start("connection to Redis", self._keep)
+
+    async def tried(self) -> None:
+        """Wait for the first try, CONNECT_TIMEOUT_S at most.
 
         Raises ConfigError where the settings are wrong; even then it goes on trying until `stop`.
         """
-        wrong: ConfigError | None = None
-        try:
-            await self._open()
-        except ConfigError as error:
-            wrong = error
-            self.trouble = str(error)
-        except (RedisUnavailableError, ResponseError) as error:
-            self._note(str(error))
-        self._demanding = False
-        self._keeper = asyncio.create_task(self._keep())
-        if wrong is not None:
-            raise wrong
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._tried.wait()
+        if self._wrong is not None:
+            raise self._wrong
 
     async def stop(self) -> None:
         if self._keeper is not None:
@@ -102,18 +105,27 @@ class Connection:
     async def _keep(self) -> None:
         failures = 0
         while True:
+            try:
+                await self._open()
+                self._wrong = None
+            except (MasklineError, ResponseError) as error:
+                self._wrong = error if isinstance(error, ConfigError) else None
+                if self._wrong is None or self._tried.is_set():  # else the start ends, with this line alone
+                    self._note(str(error))
+            except Exception as error:
+                self._note(f"a fault in maskline: {type(error).__name__}")
+                raise
+            finally:
+                self._demanding = False
+                self._tried.set()
             if self._up.is_set():
                 failures = 0
                 await self._lost.wait()
                 self._close()
                 self._note("the connection was lost")
-            try:
-                await self._open()
-            except (MasklineError, ResponseError) as error:
-                self._note(str(error))
-                # Random to spread the load; it guards nothing.
-                await asyncio.sleep(reconnect_delay_s(failures, random.random()))  # noqa: S311
-                failures += 1
+            # Random to spread the load; it guards nothing.
+            await asyncio.sleep(reconnect_delay_s(failures, random.random()))  # noqa: S311
+            failures += 1
 
     async def _open(self) -> None:
         self._lost.clear()

@@ -10,6 +10,7 @@ from runtime.link import Link
 from runtime.redis_url import Server
 from runtime.shards import Shards
 from runtime.store import Store
+from runtime.tasks import BackgroundTasks
 from schemas.keys import Keys
 from schemas.settings import Settings
 from worker.connection import Connection
@@ -22,30 +23,28 @@ class Connections:
     """`on_change`: the cluster's partitions are spread otherwise than before."""
 
     def __init__(
-        self, settings: Settings, keys: Keys, name: str, on_change: Callable[[], None] = lambda: None
-    ) -> None:
+        self, settings: Settings, keys: Keys, tasks: BackgroundTasks, name: str,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         store = Store(settings)
         gate = LayoutGate(settings, self._keeper_of)
         self._keys = keys
-        self.inspection = Inspection()
-        self._inspecting: asyncio.Task[None] | None = None
+        self.inspection = Inspection(tasks)
         self.is_cluster = store.is_cluster
         self.address = store.address
 
         def make(server: Server | None) -> Connection:
-            return Connection(store, server, gate, self.inspection, name, self._troubled)
+            return Connection(store, server, gate, self.inspection, tasks, name, self._troubled)
 
-        self._shards: Shards[Connection] = Shards(store, keys, settings.partitions, make, on_change)
+        self._shards: Shards[Connection] = Shards(store, keys, settings.partitions, tasks, make, on_change)
 
     async def start(self) -> None:
         """Raises ConfigError where the settings are wrong. Call `stop` also then."""
+        self.inspection.start(self._links)
         await self._shards.start()
-        self._inspecting = asyncio.create_task(self.inspection.run(self._links))
 
     async def stop(self) -> None:
-        if self._inspecting is not None:
-            self._inspecting.cancel()
-            await asyncio.gather(self._inspecting, return_exceptions=True)
+        await self.inspection.stop()
         await self._shards.stop()
 
     def __iter__(self) -> Iterator[Connection]:

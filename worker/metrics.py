@@ -57,6 +57,12 @@ class WorkerCollector(Collector):
                 stats.trials,
             ),
             ("handler_seconds", "Time in handlers, awaiting included.", "handler", stats.handler_seconds),
+            (
+                "background_failures",
+                "Failures of background tasks, by name.",
+                "task",
+                node.background.failures,
+            ),
         )
         for name, text, label, counts in labelled:
             family = CounterMetricFamily(PREFIX + name, text, labels=[label])

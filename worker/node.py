@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 from schemas.errors import ConfigError
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -62,8 +63,9 @@ class WorkerNode:
 
     async def start(self) -> None:
         settings = self.settings
+        self.background = BackgroundTasks()
         self._connections = Connections(
-            settings, self._keys, f"maskline-worker-{self.worker_id}", self._servers_changed
+            settings, self._keys, self.background, f"maskline-worker-{self.worker_id}", self._servers_changed
         )
         port = ADMIN_PORT_DEFAULT if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
@@ -74,6 +76,7 @@ class WorkerNode:
         async with AsyncExitStack() as undo:
             table = bind(self._handlers, await self._open_resources())
             undo.push_async_callback(self._resources.aclose)
+            undo.push_async_callback(self.background.stop)
             undo.push_async_callback(self._connections.stop)
             await self._connections.start()
             await self.admin.start()
@@ -128,6 +131,7 @@ class WorkerNode:
         await self._dispatcher.stop()
         await self._resources.aclose()
         await self._connections.stop()
+        await self.background.stop()
         await self.admin.stop()
         _log.info("worker stopped", handled=sum(self.stats.released.values()))
 
@@ -171,6 +175,7 @@ class WorkerNode:
             "worker": self.worker_id,
             "redis": self._connections.trouble or "up",
             "servers": inspection.details(),
+            "background": self.background.failing,
         }
         if self._started:
             details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}

@@ -14,6 +14,7 @@ from ingest.outcomes import NotKeptError
 from ingest.outlets import Outlets
 from ingest.publisher import Load, Publisher
 from ingest.spool import Spool
+from runtime.tasks import BackgroundTasks
 from schemas.keys import Keys
 from schemas.settings import Settings
 
@@ -25,7 +26,8 @@ class Inside:
         self.settings = settings
         self.metrics = Metrics()
         self.load = Load()
-        self.outlets = Outlets(settings, self.metrics, self.load, name="test")
+        self.tasks = BackgroundTasks()
+        self.outlets = Outlets(settings, self.metrics, self.load, self.tasks, name="test")
         self.spool = Spool(settings, self.metrics, self.load)
         self.pace = Pace(settings.spool_drain_per_s)
         self.drain = Drain(settings, self.spool, self.outlets, self.metrics, self.pace)

@@ -14,6 +14,7 @@ from ingest.outcomes import NotKeptError
 from ingest.outlets import Outlets
 from ingest.publisher import BATCHES_MAX, Load, Publisher
 from runtime.store import Store
+from runtime.tasks import BackgroundTasks
 from schemas.keys import Keys
 from schemas.settings import Settings
 
@@ -21,7 +22,7 @@ from schemas.settings import Settings
 @asynccontextmanager
 async def publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, Metrics]]:
     metrics = Metrics()
-    outlets = Outlets(settings, metrics, Load(), name="test")
+    outlets = Outlets(settings, metrics, Load(), BackgroundTasks(), name="test")
     await outlets.start()
     try:
         (publisher,) = outlets.publishers
@@ -145,7 +146,7 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
     port = server.sockets[0].getsockname()[1]
     metrics = Metrics()
     settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
-    outlets = Outlets(settings, metrics, Load(), name="test")
+    outlets = Outlets(settings, metrics, Load(), BackgroundTasks(), name="test")
     (connector,) = outlets.connectors
     publisher = connector.publisher
     try:

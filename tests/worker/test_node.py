@@ -59,7 +59,8 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
         await asyncio.wait_for(reached.wait(), 10)
 
         gone, heir = shards._only, shards._make(None)
-        await heir.start()
+        heir.start()
+        await heir.tried()
         shards._of_partition = [heir] * 2
         if stays:
             monkeypatch.setattr(shards, "of_key", lambda _: heir)

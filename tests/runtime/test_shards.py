@@ -1,0 +1,139 @@
+"""What is kept for each server of a cluster, as the map of its slots changes."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from runtime.redis_url import Server
+from runtime.shards import Shards
+from runtime.slots import SLOTS, SlotMap
+from runtime.store import Store
+from runtime.tasks import BackgroundTasks
+from schemas.errors import ConfigError
+from schemas.keys import Keys
+
+A, B, C, D = (Server("10.0.0.1", port) for port in range(1, 5))
+PARTITIONS = 32
+
+
+class Cluster:
+    """Stands for the store: the map is what the test says."""
+
+    is_cluster = True
+
+    def __init__(self, *servers: Server) -> None:
+        self.servers = servers
+
+    async def find(self) -> SlotMap:
+        return SlotMap({slot: self.servers[slot % len(self.servers)] for slot in range(SLOTS)})
+
+
+class Kept:
+    def __init__(self, server: Server | None) -> None:
+        self.server = server
+        self.fault: Exception | None = None
+        self.wrong: ConfigError | None = None
+        self.started = self.stopped = 0
+        self.up = True
+
+    def start(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.started += 1
+
+    async def tried(self) -> None:
+        if self.wrong is not None:
+            raise self.wrong
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Stage:
+    """Shards of a cluster whose servers may misbehave."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.kept: dict[Server | None, Kept] = {}
+        self.faults: dict[Server, Exception] = {}
+        self.changes = 0
+        self.tasks = BackgroundTasks()
+        self.shards: Shards[Kept] = Shards(
+            cast("Store", cluster), Keys("n"), PARTITIONS, self.tasks, self.make, self.changed
+        )
+
+    def make(self, server: Server | None) -> Kept:
+        made = self.kept[server] = Kept(server)
+        fault = None if server is None else self.faults.get(server)
+        made.wrong = fault if isinstance(fault, ConfigError) else None
+        made.fault = fault if made.wrong is None else None
+        return made
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def owners(self) -> set[Server | None]:
+        found = [self.shards.of_partition(number) for number in range(PARTITIONS)]
+        return {None if one is None else one.server for one in found}
+
+
+@pytest.mark.parametrize(
+    "fault", [ConfigError("refused"), TypeError("a fault"), OSError(24, "no descriptor")]
+)
+async def test_a_server_that_cannot_be_started_keeps_no_other_from_it(fault):
+    cluster = Cluster(A, B)
+    stage = Stage(cluster)
+    await stage.shards.start()
+    try:
+        stage.faults[C] = fault
+        cluster.servers = (C, A, D)
+        before = stage.changes
+        stage.shards.stale()
+        await until(lambda: stage.owners() == {A, C, D})
+        assert stage.changes == before + 1
+        assert stage.kept[D].started
+        assert not stage.shards.trouble
+        await until(lambda: stage.kept[B].stopped)
+        stage.kept[C].fault = None
+        stage.shards.stale()
+        await until(lambda: stage.kept[C].started)
+        assert bool(stage.tasks.failures) == (not isinstance(fault, ConfigError))
+    finally:
+        await stage.shards.stop()
+        await stage.tasks.stop()
+    assert all(kept.stopped == 1 for kept in stage.kept.values())
+
+
+async def test_wrong_settings_at_the_start_are_told_when_all_are_started():
+    stage = Stage(Cluster(A, B, C))
+    stage.faults[B] = ConfigError("other partitions")
+    with pytest.raises(ConfigError, match="other partitions"):
+        await stage.shards.start()
+    assert all(kept.started for kept in stage.kept.values())
+    await stage.shards.stop()
+
+
+async def test_a_map_that_cannot_be_read_is_asked_for_again():
+    cluster = Cluster(A)
+    stage = Stage(cluster)
+    await stage.shards.start()
+    find, asked = cluster.find, asyncio.Event()
+
+    async def fault() -> SlotMap:
+        asked.set()
+        raise KeyError("foreseen by nobody")
+
+    cluster.find = fault  # type: ignore[method-assign]
+    stage.shards.stale()
+    await asked.wait()
+    cluster.find, cluster.servers = find, (B,)  # type: ignore[method-assign]
+    await until(lambda: stage.owners() == {B})
+    assert stage.tasks.failures == {"cluster map": 1}
+    await stage.shards.stop()
