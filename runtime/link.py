@@ -5,11 +5,18 @@ way on one connection. A Link takes commands that are already packed, writes wha
 one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2, since none of the replies
 read here gains by RESP3.
 
+A deadline counts silence, not the time to the last byte of a reply: through a thin pipe a big one may take a minute,
+and cutting it would only have it sent again. What counts as progress stands at PROGRESS_MIN_BYTES.
+
 A Link never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
 (`runtime.store`). Which commands were carried out before the loss is unknown, so what is sent must bear a repeat.
 """
 
 import asyncio
+import contextlib
+import fcntl
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -22,7 +29,11 @@ from schemas.errors import RedisUnavailableError
 Argument = bytes | str | int
 
 REPLY_TIMEOUT_S: Final = 5.0
-"""A batch without its replies for so long means a connection that is dead or half-open: it is cut."""
+"""So long without progress, while a batch waits, means a connection that is dead or half-open: it is cut."""
+
+PROGRESS_MIN_BYTES: Final = 4_096
+"""Bytes that must come, or go, within a batch's timeout to count as progress, unless a batch is answered by fewer:
+under a kilobyte a second nothing gets done, and a trickle must not keep a connection for ever."""
 
 WATCH_INTERVAL_S: Final = 0.25
 
@@ -36,14 +47,17 @@ def pack(*arguments: Argument) -> bytes:
 
 
 class _Batch:
-    """Commands that were sent together: their replies so far, and when they are overdue."""
+    """Commands that were sent together: their replies so far, and when they are overdue, if nothing moves."""
 
-    __slots__ = ("count", "deadline", "future", "replies")
+    __slots__ = ("count", "deadline", "future", "replies", "timeout_s")
 
-    def __init__(self, future: asyncio.Future[list[Any]], count: int, deadline: float) -> None:
+    def __init__(
+        self, future: asyncio.Future[list[Any]], count: int, deadline: float, timeout_s: float
+    ) -> None:
         self.future = future
         self.count = count
         self.deadline = deadline
+        self.timeout_s = timeout_s
         self.replies: list[Any] = []
 
 
@@ -60,6 +74,14 @@ class Link(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._overdue: _Batch | None = None
         self._on_lost = on_lost
+        self.received_bytes = 0
+        """Since the connection was made."""
+        self._answered = 0
+        self._sent_bytes = 0
+        self._moved = 0
+        """Bytes that had come and gone when there was progress last."""
+        self._answered_then = 0
+        self._moved_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -75,14 +97,16 @@ class Link(asyncio.Protocol):
         `at_once`: for whoever has gathered by itself, and would only wait for another turn of the loop.
 
         Error replies stand in the list as `hiredis.ReplyError`. The future fails with RedisUnavailableError when the
-        connection is lost, or when the replies are not there after `timeout_s` (which loses the connection).
+        connection is lost, or when there is no progress for `timeout_s` while they are awaited (which loses the
+        connection).
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self._lost is not None or self._transport is None:
             future.set_exception(RedisUnavailableError(str(self._lost or "not connected to Redis")))
             future.exception()  # as in _fail
             return future
-        self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s))
+        self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s, timeout_s))
+        self._sent_bytes += len(packed)
         if at_once and not self._out:
             self._transport.write(packed)
             return future
@@ -111,6 +135,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
+        self.received_bytes += len(data)
         reader.feed(data)
         try:
             while waiting:
@@ -122,6 +147,7 @@ class Link(asyncio.Protocol):
                         return
                     replies.append(reply)
                 waiting.popleft()
+                self._answered += 1
                 if not batch.future.done():
                     batch.future.set_result(replies)
         except hiredis.ProtocolError:
@@ -140,8 +166,12 @@ class Link(asyncio.Protocol):
         self._out.clear()
 
     def _check_deadline(self) -> None:
+        now = self._loop.time()
+        moved = self.received_bytes + self._sent_bytes - self._unsent_bytes()
+        if moved - self._moved >= PROGRESS_MIN_BYTES or self._answered != self._answered_then:
+            self._moved, self._answered_then, self._moved_at = moved, self._answered, now
         overdue = self._waiting[0] if self._waiting else None
-        if overdue is not None and overdue.deadline >= self._loop.time():
+        if overdue is not None and max(overdue.deadline, self._moved_at + overdue.timeout_s) >= now:
             overdue = None
         # Only at the second look: where this process itself stood still, the replies are there and were not read yet.
         if overdue is not None and overdue is self._overdue:
@@ -149,6 +179,16 @@ class Link(asyncio.Protocol):
             return
         self._overdue = overdue
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
+
+    def _unsent_bytes(self) -> int:
+        """What was sent and has not reached the other side's kernel yet."""
+        if self._transport is None:
+            return 0
+        unsent = self._transport.get_write_buffer_size()
+        with contextlib.suppress(OSError, AttributeError):  # a system, or a transport, that does not say
+            sock = self._transport.get_extra_info("socket")
+            unsent += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        return unsent
 
     def _fail(self, why: str) -> None:
         if self._lost is not None:
@@ -159,7 +199,11 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         waiting, self._waiting = self._waiting, deque()
+        self._out.clear()
+        # Half of a huge reply may lie there, for as long as somebody holds on to this link.
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         for batch in waiting:
+            batch.replies = []
             if not batch.future.done():
                 batch.future.set_exception(RedisUnavailableError(why))
                 # Whoever sent and went away without looking is not to be warned about it at collection.

@@ -1,6 +1,7 @@
-"""The worker's two connections to a server: one for reads, which block, and one for everything else.
+"""The worker's three connections to a server: for reads, which block; for leases; and for everything else.
 
-They live and die together: when one is lost, both are opened anew, with backoff. What was under way fails with
+Leases have one of their own, so that no reply of megabytes is in the way of their renewal. All of them live and die
+together: when one is lost, they are opened anew, with backoff. What was under way fails with
 RedisUnavailableError, and whoever sent it decides what to do when `ready` returns again. One server needs one of these,
 a cluster one for each primary (`runtime.shards`).
 """
@@ -52,6 +53,8 @@ class Connection:
         self._keeper: asyncio.Task[None] | None = None
         self.commands: Link | None = None
         self.reads: Link | None = None
+        self.leases: Link | None = None
+        """For whatever is said about leases and who lives, in this order."""
         self.reads_id = 0
         """The client ID of the reading connection, to end a blocking read early."""
         self.trouble = "not connected yet"
@@ -88,7 +91,7 @@ class Connection:
         self._close()
 
     async def ready(self) -> tuple[Link, Link]:
-        """Wait for the connections: for commands, for reads."""
+        """Wait for the connections, and return those for commands and for reads."""
         while True:
             await self._up.wait()
             if self.commands is not None and self.reads is not None:
@@ -132,6 +135,9 @@ class Connection:
         try:
             self.commands = await self._store.connect(self._name, self._lost.set, server=self._server)
             self.reads = await self._store.connect(f"{self._name}:reads", self._lost.set, server=self._server)
+            self.leases = await self._store.connect(
+                f"{self._name}:leases", self._lost.set, server=self._server
+            )
             await self._gate.pass_(self.commands, self._server)
             await (self._inspection.demand if self._demanding else self._inspection.inspect)(
                 self.commands, self.address
@@ -148,10 +154,10 @@ class Connection:
 
     def _close(self) -> None:
         self._up.clear()
-        for link in (self.commands, self.reads):
+        for link in (self.commands, self.reads, self.leases):
             if link is not None:
                 link.close()
-        self.commands = self.reads = None
+        self.commands = self.reads = self.leases = None
 
     def _note(self, trouble: str) -> None:
         if trouble != self.trouble:

@@ -60,6 +60,12 @@ class Connections:
         link = None if connection is None else connection.commands
         return link if link is not None and link.connected else None
 
+    def lease_link(self, partition: int) -> Link | None:
+        """For commands about the partition's lease; None while its server is away."""
+        connection = self._shards.of_partition(partition)
+        link = None if connection is None else connection.leases
+        return link if link is not None and link.connected else None
+
     @property
     def home(self) -> Connection | None:
         """The server that knows the live workers; None while nobody knows which that is."""
@@ -69,6 +75,12 @@ class Connections:
         """Wait for the partition's server, and for commands about it."""
         while (link := self.link(partition)) is None:  # noqa: ASYNC110 - see below
             await asyncio.sleep(READY_CHECK_S)  # rather than an event for each way in which it may change
+        return link
+
+    async def lease_ready(self, partition: int) -> Link:
+        """Wait for the partition's server, and for commands about its lease."""
+        while (link := self.lease_link(partition)) is None:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(READY_CHECK_S)
         return link
 
     @property

@@ -25,6 +25,7 @@ from worker.commits import Committer
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
+from worker.pace import Pace
 from worker.partition import Partition, PartitionSettings
 from worker.polling import Pollers
 from worker.reader import Batch, Reader
@@ -35,7 +36,10 @@ from worker.suspects import Suspects
 from worker.tenancy import RENEWALS_PER_LIFE, Answers, Decision, Tenancy, Trip
 
 PENDING_PAGE: Final = 256
-"""Entries of the pending list read at a time when a partition is opened."""
+"""Entries of the pending list read at a time when a partition is opened, at most."""
+
+OPENINGS_MAX: Final = 8
+"""Such pages asked for at a time: together they bring what a read may bring (worker.pace)."""
 
 DRAIN_CHECK_S: Final = 0.01
 
@@ -88,6 +92,8 @@ class LeaseKeeper:
         self._failure: BaseException | None = None
         self._draining = asyncio.Event()
         self._stop_timeout_s = settings.stop_timeout_ms / 1000
+        self._openings = asyncio.Semaphore(OPENINGS_MAX)
+        self._opening_pace = Pace()
         self._leaving: set[Partition] = set()
         """On their way back."""
         self._soon = asyncio.Event()
@@ -132,8 +138,8 @@ class LeaseKeeper:
             self._start(self._give_back, partition)
         # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
         home = self._connections.home
-        if home is not None and home.commands is not None and home.commands.connected:
-            await asyncio.wait([home.commands.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
+        if home is not None and home.leases is not None and home.leases.connected:
+            await asyncio.wait([home.leases.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
         end = deadline + SETTLE_S
         while self._tasks and (left_s := end - monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=min(left_s, SETTLE_CHECK_S))
@@ -193,7 +199,7 @@ class LeaseKeeper:
     async def _acquire(self, numbers: Sequence[int]) -> None:
         by_link: dict[Link, list[int]] = {}
         for number in numbers:
-            if (link := self._connections.link(number)) is not None:
+            if (link := self._connections.lease_link(number)) is not None:
                 by_link.setdefault(link, []).append(number)
         await asyncio.gather(*(self._acquire_at(link, there) for link, there in by_link.items()))
         _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
@@ -242,12 +248,8 @@ class LeaseKeeper:
         """Take up what the last owner left in the pending list, oldest first, then let the reader go on."""
         start = "0-0" if pending else None
         while start is not None and not partition.closed:
-            commands = await self._connections.ready(partition.number)
             try:
-                cursor, entries, deleted = await commands.execute(
-                    "XAUTOCLAIM", self._keys.callbacks(partition.number), self._keys.group, scripts.CONSUMER,
-                    0, start, "COUNT", PENDING_PAGE,
-                )  # fmt: skip
+                cursor, entries, deleted = await self._claim(partition, start)
             except RedisUnavailableError:
                 await asyncio.sleep(REPEAT_DELAY_S)
                 continue
@@ -268,6 +270,25 @@ class LeaseKeeper:
         if not partition.closed:
             partition.opened = True
             self._changed()
+
+    async def _claim(self, partition: Partition, start: str) -> list[Any]:
+        """A page of the pending list, as XAUTOCLAIM answers: no more of it than comes quickly."""
+        async with self._openings:
+            commands = await self._connections.ready(partition.number)
+            pace, asked_at = self._opening_pace, monotonic()
+            count = max(1, min(PENDING_PAGE, pace.entries // OPENINGS_MAX))
+            try:
+                page: list[Any] = await commands.execute(
+                    "XAUTOCLAIM", self._keys.callbacks(partition.number), self._keys.group, scripts.CONSUMER,
+                    0, start, "COUNT", count,
+                )  # fmt: skip
+            except RedisUnavailableError:
+                pace.cut()
+                raise
+            took_s = monotonic() - asked_at
+            size_bytes = sum(len(value) for _, fields in page[1] for value in fields)
+            pace.brought(OPENINGS_MAX * len(page[1]), OPENINGS_MAX * size_bytes, took_s, took_s)
+            return page
 
     def _start(self, way: Callable[[Partition], Coroutine[Any, Any, None]], partition: Partition) -> None:
         """Begin to give a partition back, unless that has begun."""
@@ -304,10 +325,10 @@ class LeaseKeeper:
             await asyncio.sleep(DRAIN_CHECK_S)
         await self._committer.settle(partition)
         while not partition.lost:
-            commands = await self._connections.ready(partition.number)
+            leases = await self._connections.lease_ready(partition.number)
             release = scripts.release(self._keys, partition.number, partition.lease_value)
             try:
-                (reply,) = await commands.send(release, 1)
+                (reply,) = await leases.send(release, 1)
             except RedisUnavailableError:
                 reply = None
             if not isinstance(reply, int):

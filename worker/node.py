@@ -179,6 +179,7 @@ class WorkerNode:
         }
         if self._started:
             details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
+            details["reads"] = self._pollers.details()
         return Health(self._started and self._connections.up and not inspection.errors, details)
 
     # Inside

@@ -8,6 +8,9 @@
 Together is cheaper and quicker. A cluster refuses it, since the keys lie in several slots; and where one partition
 cannot be read (another type of key in its place), asking each by itself lets the others go on.
 
+How much is asked for follows from how fast it comes (`worker.pace`). While that is less than READ_PARTITION_MIN entries
+of every partition, and there is more than comes, the partitions take turns.
+
 Every trip begins with TIME: a partition that then has less than was asked for had been read to its end at that time,
 which is how the watermark moves on where no entries do. The next read is sent before the last one's entries are worked
 on.
@@ -21,7 +24,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import hiredis
 
@@ -31,12 +34,10 @@ from schemas.errors import RedisUnavailableError
 from schemas.keys import Keys
 from worker.connection import Connection
 from worker.connections import Connections
+from worker.pace import SLOW_S, Pace
 from worker.partition import Partition
+from worker.read_request import ReadRequest
 from worker.reader import Intake, Reader
-
-READ_MAX: Final = 8_192
-"""Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns (worker.reader).
-Half of it leaves half as many entries to each commit where there are many partitions: a twentieth slower."""
 
 READ_PARTITION_MIN: Final = 4
 READ_PARTITION_MAX: Final = 256
@@ -47,20 +48,15 @@ BLOCK_MAX_MS: Final = 250
 POLL_S: Final = 0.02
 """What asking each adds to the latency, at most; and a thousand small commands a second for twenty partitions."""
 
+TURN_BLOCK_MS: Final = 1
+"""The same where partitions take turns: others have something to read."""
+
 EACH_FOR_S: Final = 5.0
 """How long each is asked by itself after the server has refused to be asked for all together."""
 
 REPEAT_S: Final = 0.1
 
 _log = get_logger("maskline.worker")
-
-
-class _Request(NamedTuple):
-    partitions: list[Partition]
-    each: int
-    """Entries asked for of every partition."""
-    together: bool
-    future: asyncio.Future[list[Any]]
 
 
 class Poller:
@@ -86,6 +82,29 @@ class Poller:
         """Those whose `poller` this is."""
         self._feeding = False
         self._gone = False
+        self._pace = Pace()
+        self._under_way: ReadRequest | None = None
+        self._turn = 0
+        """Where the next turn begins, while the partitions take turns."""
+        self._backlog = True
+        """There is more to read than a read brings."""
+        self._full_in_round = False
+        """Some read of this round of turns brought all that was asked for."""
+        self.reads_cut = 0
+        """Reads under way when their connection was lost."""
+
+    def details(self) -> dict[str, Any]:
+        """How reading goes, for /readyz."""
+        request, pace = self._under_way, self._pace
+        waited_s = request.waited_s if request is not None and request.took_s is None else 0.0
+        return {
+            "redis": self._connection.address,
+            "slow": pace.slow or waited_s > SLOW_S,
+            "waited_s": round(waited_s, 1),
+            "read_bytes": pace.read_bytes,
+            "reads_cut": self.reads_cut,
+            "refused_partitions": sorted(self._refused),
+        }
 
     def retire(self, task: asyncio.Task[None]) -> None:
         """Its server is gone: end the task in which it runs, as soon as all that was read is fed."""
@@ -110,6 +129,7 @@ class Poller:
                     await self._read_while_connected(reads)
                 except RedisUnavailableError:
                     self._at_server = False
+                    self._note_cut()
                     self._keep_to(())  # no reply of it is read any more
                     # The connection's keeper needs a turn to see the loss before `ready` may answer again.
                     await asyncio.sleep(REPEAT_S)
@@ -125,9 +145,10 @@ class Poller:
                 request = self._request(reads)
                 continue
             self._at_server = request.together
-            time_reply, *replies = await request.future
+            time_reply, *replies = await request.replies()
             self._at_server = False
             streams = self._read(request, replies)
+            self._note_read(request, streams or ())
             if streams is None:
                 await asyncio.sleep(REPEAT_S)
                 request = self._request(reads)
@@ -165,26 +186,27 @@ class Poller:
         if released:
             self._on_released()
 
-    def _request(self, reads: Link) -> _Request | None:
+    def _request(self, reads: Link) -> ReadRequest | None:
         """Send the next read; None if there is nothing to read or no room for it."""
         self._woken.clear()
         partitions, ahead = self._reader.readable(self._connection, self)
         room = self._reader.room()
+        room = min(room, self._pace.room(self._reader.outstanding_max - room))
         # Where the bound is less than the least that is read, it is read when nothing is unfinished.
-        least = min(len(partitions) * READ_PARTITION_MIN, self._reader.outstanding_max)
+        least = min(len(partitions) * READ_PARTITION_MIN, self._reader.outstanding_max, self._pace.room(0))
         self.starved = room < least or ahead
         if not partitions or room < least:
             return None
-        count = min(max(min(READ_MAX, room) // len(partitions), READ_PARTITION_MIN), READ_PARTITION_MAX)
+        entries = self._pace.entries
+        there, partitions = len(partitions), self._of_this_turn(partitions, entries)
+        of_each = max(min(entries, room) // len(partitions), min(entries, READ_PARTITION_MIN))
+        count = min(of_each, READ_PARTITION_MAX)
         together = self._together and monotonic() >= self._each_until
         keys = [self._keys.callbacks(partition.number) for partition in partitions]
         read_ids = [partition.read_id for partition in partitions]
         if together:
-            reading = [
-                pack(
-                    "XREAD", "COUNT", count, "BLOCK", self._block_ms(partitions), "STREAMS", *keys, *read_ids
-                )
-            ]
+            block_ms = TURN_BLOCK_MS if len(partitions) < there else self._block_ms(partitions)
+            reading = [pack("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *keys, *read_ids)]
         else:
             reading = [
                 pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
@@ -195,7 +217,40 @@ class Poller:
                 partition.poller = self
                 self._claimed.append(partition)
         future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading), at_once=True)
-        return _Request(partitions, count, together, future)
+        self._under_way = ReadRequest(reads, partitions, count, future, together=together)
+        return self._under_way
+
+    def _of_this_turn(self, partitions: list[Partition], entries: int) -> list[Partition]:
+        """All, or as many as may be read now with so many entries; others have the next turns."""
+        if not self._backlog or len(partitions) * READ_PARTITION_MIN <= entries:
+            self._turn = 0
+            return partitions
+        start = self._turn if self._turn < len(partitions) else 0
+        chosen = partitions[start : start + max(1, entries // READ_PARTITION_MIN)]
+        self._turn = start + len(chosen)
+        if self._turn >= len(partitions):
+            self._turn = 0
+        return chosen
+
+    def _note_read(self, request: ReadRequest, streams: Sequence[tuple[Partition, Sequence[Any]]]) -> None:
+        """Learn from a read how much to ask for next."""
+        counts = [len(entries) for _, entries in streams]
+        pace, was_slow, took_s = self._pace, self._pace.slow, request.took_s or 0.0
+        pace.brought(sum(counts), request.size_bytes, took_s, request.waited_s)
+        if pace.slow and not was_slow:
+            _log.warning(
+                "reads from Redis are slow, asking for less at a time", redis=self._connection.address,
+                size_bytes=request.size_bytes, took_s=round(took_s, 1), next_bytes=pace.read_bytes,
+            )  # fmt: skip
+        self._full_in_round = self._full_in_round or request.each in counts
+        if not self._turn:  # the round is over, or there are no turns
+            self._backlog, self._full_in_round = self._full_in_round, False
+
+    def _note_cut(self) -> None:
+        request, self._under_way = self._under_way, None
+        if request is not None:
+            self.reads_cut += 1
+            self._pace.cut()
 
     def _block_ms(self, partitions: Sequence[Partition]) -> int:
         block_ms = BLOCK_MAX_MS
@@ -205,7 +260,7 @@ class Poller:
         return block_ms
 
     def _read(
-        self, request: _Request, replies: Sequence[Any]
+        self, request: ReadRequest, replies: Sequence[Any]
     ) -> list[tuple[Partition, Sequence[Any]]] | None:
         """What came, by partition, also where nothing did; None if it could not be read."""
         if request.together:
@@ -268,6 +323,10 @@ class Pollers:
         finally:
             for task in (*(task for _, task in self._pollers.values()), *self._retired):
                 task.cancel()
+
+    def details(self) -> list[dict[str, Any]]:
+        """How reading goes from each server, for /readyz."""
+        return [poller.details() for poller, _ in self._pollers.values()]
 
     def change(self) -> None:
         """The servers, or what they have, are others than before."""

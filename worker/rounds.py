@@ -29,7 +29,7 @@ class _Part(NamedTuple):
     """What one server is asked."""
 
     connection: Connection
-    commands: Link
+    leases: Link
     trip: Trip
     sent_at: float
 
@@ -70,13 +70,13 @@ class Rounds:
     def _parts(self, trip: Trip) -> Iterator[_Part]:
         of, home = self._connections.of, self._connections.home
         for connection in self._connections:
-            if connection.commands is None or not connection.up or connection in self._under_way:
+            if connection.leases is None or not connection.up or connection in self._under_way:
                 continue
             renew = {number: token for number, token in trip.renew.items() if of(number) is connection}
             look = [number for number in trip.look if of(number) is connection]
             heartbeat = trip.heartbeat and connection is home
             if renew or look or heartbeat:
-                yield _Part(connection, connection.commands, Trip(heartbeat, renew, look), monotonic())
+                yield _Part(connection, connection.leases, Trip(heartbeat, renew, look), monotonic())
 
     async def _ask(self, part: _Part) -> Answers:
         keys, life_ms = self._keys, self._lease_ttl_ms
@@ -89,7 +89,7 @@ class Rounds:
         if heartbeat:
             packed.append(scripts.heartbeat(keys, self._worker_id, life_ms))
         try:
-            replies = await part.commands.send(b"".join(packed), len(packed))
+            replies = await part.leases.send(b"".join(packed), len(packed))
         except RedisUnavailableError as error:
             self._complain(part.connection, str(error))
             return Answers()

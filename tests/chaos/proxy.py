@@ -4,6 +4,7 @@
 | --- | --- |
 | pass | everything goes through |
 | delay | every byte comes later by a fixed time, in order, both ways |
+| thin | bytes go through one after the other, so many a second, each way for all connections together |
 | cut | open connections are reset, new ones refused |
 | half_open | connections stay open and are taken, and nothing goes through either way |
 | reset | each connection is reset in the middle of one of its replies |
@@ -23,6 +24,15 @@ from typing import Any, cast
 
 QUEUED_MAX_BYTES = 4 << 20
 """Delayed bytes of one direction; then the sender is no longer read."""
+
+THIN_QUEUED_MAX_BYTES = 64 << 10
+"""The same of a thin pipe: what waits in it delays everything else."""
+
+THIN_PIECES_S = 20
+"""A thin pipe passes what comes at once in pieces of a twentieth of a second."""
+
+RECEIVE_BYTES = 64 << 10
+"""The socket's buffer where bytes come in: what waits there must not look delivered."""
 
 PORT_RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -87,21 +97,22 @@ class _Side(asyncio.Protocol):
         due = max(loop.time() + delay_s, self.queue[-1][0] if self.queue else 0.0)
         self.queue.append((due, data))
         self.queued_bytes += len(data)
-        if self.queued_bytes > QUEUED_MAX_BYTES:
+        if self.queued_bytes > self.pair.proxy.queued_max_bytes:
             self.other.read(wanted=False)
         if self.timer is None and self.transport is not None:
             self.timer = loop.call_at(due, self.flush)
 
     def flush(self) -> None:
         self.timer = None
-        loop, full = asyncio.get_running_loop(), self.queued_bytes > QUEUED_MAX_BYTES
+        loop, queued_max_bytes = asyncio.get_running_loop(), self.pair.proxy.queued_max_bytes
+        full = self.queued_bytes > queued_max_bytes
         if self.transport is None:
             return
         while self.queue and self.queue[0][0] <= loop.time():
             data = self.queue.popleft()[1]
             self.queued_bytes -= len(data)
             self.transport.write(data)
-        if full and self.queued_bytes <= QUEUED_MAX_BYTES:
+        if full and self.queued_bytes <= queued_max_bytes:
             self.other.read(wanted=True)
         if self.queue:
             self.timer = loop.call_at(self.queue[0][0], self.flush)
@@ -156,6 +167,12 @@ class _Pair:
             return
         if proxy.mode == "reset" and side is self.server and self._reset_now(data):
             return
+        if proxy.mode == "thin":
+            piece = max(1, proxy.thin_bytes_s // THIN_PIECES_S)
+            for start in range(0, len(data), piece):
+                part = data[start : start + piece]
+                side.other.send(part, proxy.turn_s(len(part), from_client=side.client))
+            return
         side.other.send(data, proxy.delay_s if proxy.mode == "delay" else 0.0)
 
     def _reset_now(self, reply: bytes) -> bool:
@@ -197,6 +214,9 @@ class Proxy:
         self.port = fixed_port()
         self.mode = "pass"
         self.delay_s = 0.0
+        self.thin_bytes_s = 0
+        self._free_at = {True: 0.0, False: 0.0}
+        """When a thin pipe has passed all that came so far: from the clients, from the server."""
         self.replies = 0
         self.pairs: set[_Pair] = set()
         self.swallowed_bytes = 0
@@ -205,9 +225,9 @@ class Proxy:
         self._gone = asyncio.Event()
 
     async def start(self) -> None:
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: _Pair(self).client, "127.0.0.1", self.port, reuse_address=True
-        )
+        sock = socket.create_server(("127.0.0.1", self.port), backlog=100)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        self._listener = await asyncio.get_running_loop().create_server(lambda: _Pair(self).client, sock=sock)
 
     async def stop(self) -> None:
         if self._listener is not None:
@@ -229,6 +249,19 @@ class Proxy:
 
     def delay(self, delay_s: float) -> None:
         self.mode, self.delay_s = "delay", delay_s
+
+    def thin(self, bytes_s: int) -> None:
+        self.mode, self.thin_bytes_s = "thin", bytes_s
+
+    @property
+    def queued_max_bytes(self) -> int:
+        return THIN_QUEUED_MAX_BYTES if self.mode == "thin" else QUEUED_MAX_BYTES
+
+    def turn_s(self, size_bytes: int, *, from_client: bool) -> float:
+        """In how long a thin pipe has passed so many bytes, after those before them."""
+        now = asyncio.get_running_loop().time()
+        self._free_at[from_client] = max(now, self._free_at[from_client]) + size_bytes / self.thin_bytes_s
+        return self._free_at[from_client] - now
 
     async def cut(self) -> None:
         self.mode = "cut"

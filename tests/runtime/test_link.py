@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import socket
+import time
+import tracemalloc
 
 import hiredis
 import pytest
@@ -301,3 +304,88 @@ async def test_each_failure_is_an_exception_of_its_own(peer):
     futures.append(link.send(pack("PING"), 1))
     futures.append(link.send(pack("PING"), 1))
     assert len({id(future.exception()) for future in futures}) == 4
+
+
+# Slow, but coming
+
+
+async def dribble(peer, data, piece, every_s):
+    for start in range(0, len(data), piece):
+        peer.transport.write(data[start : start + piece])
+        await asyncio.sleep(every_s)
+
+
+async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
+    """It takes many times its timeout; those behind it wait as well."""
+    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    link, server = peer
+    value = b"x" * 40_000
+    big = link.send(pack("A"), 1, timeout_s=0.25)
+    behind = link.send(pack("B"), 1, timeout_s=0.25)
+    started = time.monotonic()
+    await dribble(server, b"$40000\r\n" + value + b"\r\n", 2_000, 0.05)
+    assert time.monotonic() - started > 3 * 0.25
+    assert await big == [value]
+    server.transport.write(b"+OK\r\n")
+    assert await behind == [b"OK"]
+
+
+async def test_many_small_replies_that_keep_coming_are_waited_for(peer, monkeypatch):
+    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    link, server = peer
+    futures = [link.send(pack("A"), 1, timeout_s=0.25) for _ in range(15)]
+    await dribble(server, b":1\r\n" * 15, 4, 0.05)
+    assert await asyncio.gather(*futures) == [[1]] * 15
+
+
+async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
+    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    link, server = peer
+    future = link.send(pack("A"), 1, timeout_s=0.25)
+    trickle = asyncio.create_task(dribble(server, b"$40000\r\n" + b"x" * 40_000, 1, 0.01))
+    assert "in time" in await lost(future)
+    trickle.cancel()
+
+
+async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch):
+    """Nothing comes back before it has arrived, which takes many times its timeout."""
+    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    value, answered = b"x" * 3_000_000, []
+
+    def serve(listener):
+        sock, _ = listener.accept()
+        got, expected = 0, len(pack("SET", "k", value))
+        while got < expected:
+            got += len(sock.recv(100_000))
+            time.sleep(0.03)  # it is what a thin pipe does, no synchronisation
+        sock.sendall(b"+OK\r\n")
+        answered.append(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+        _, link = await asyncio.get_running_loop().create_connection(Link, *listener.getsockname())
+        started = time.monotonic()
+        assert await link.send(pack("SET", "k", value), 1, timeout_s=0.2) == [b"OK"]
+        assert time.monotonic() - started > 3 * 0.2
+        await serving
+        link.close()
+        answered.pop().close()
+
+
+async def test_a_lost_link_keeps_nothing_of_replies_that_were_cut(peer):
+    link, server = peer
+    tracemalloc.start()
+    try:
+        future = link.send(pack("A") + pack("B"), 2)
+        server.transport.write(b"$1000000\r\n" + b"x" * 1_000_000 + b"\r\n$9000000\r\n" + b"x" * 3_000_000)
+        async with asyncio.timeout(PATIENCE_S):
+            while link.received_bytes < 4_000_000:
+                await asyncio.sleep(0.005)
+        link.close()
+        await lost(future)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+        assert not link._reader.has_data()
+    finally:
+        tracemalloc.stop()
