@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime.vitals import vital_metrics
+
 PREFIX: Final = "maskline_ingest_"
 
 BATCH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -126,6 +128,7 @@ class Metrics(Collector):
         yield background
         if self.gauges is not None:
             yield from _gauges(self.gauges())
+        yield from vital_metrics(PREFIX)
 
 
 def _by_reason(name: str, documentation: str, counts: Counter[str]) -> Metric:

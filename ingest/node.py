@@ -20,6 +20,7 @@ from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
+from runtime.vitals import vital_details
 from schemas.errors import ConfigError
 from schemas.settings import Settings
 
@@ -181,6 +182,7 @@ class IngestNode:
             "spool": self._spooled(),
             "waiting": self._load.callbacks,
             "background": self._tasks.failing,
+            **vital_details(),
         }
         return Health(ok=ok, details=details)
 

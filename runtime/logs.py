@@ -3,11 +3,11 @@
 Everything takes the same way out, ours (structlog) and the libraries' (stdlib `logging`, warnings, uncaught
 exceptions): context, exception text, privacy, then level, time and the rendering. Two rules hold whatever is
 logged: no phone number leaves (every text goes through `redact`, every object becomes text first), and
-logging never raises into its caller (a closed pipe or a hostile value costs the line, not the work).
+logging never raises into its caller, nor keeps him waiting (a closed pipe, one that nobody reads, or a hostile value
+cost the line, not the work: runtime.line_writer).
 """
 
-import contextlib
-import io
+import atexit
 import itertools
 import json
 import logging
@@ -23,6 +23,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+from runtime.line_writer import LineWriter
 from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 from schemas.settings import Settings
 
@@ -64,7 +65,6 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
     terminal = _is_terminal(output)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     console = settings.log_format == "console" or (settings.log_format == "auto" and terminal)
-    write = _writer(output)
     finish: list[Processor] = [
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
@@ -76,6 +76,7 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
         finish += [_unbroken, _console(colors=terminal and not os.environ.get("NO_COLOR"))]
     else:
         finish.append(_json)
+    write = _use(LineWriter(output, lambda count: _dropped_line(finish, count)))
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _named, *finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -86,6 +87,34 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def lines_dropped() -> int:
+    """Log lines of this process that are lost: nobody read them, or the disk was full."""
+    return 0 if _lines is None else _lines.dropped
+
+
+def lines_waiting() -> int:
+    """Log lines that nobody has read yet, beyond what a pipe takes."""
+    return 0 if _lines is None else _lines.waiting
+
+
+def say(line: str) -> None:
+    """A line for a person on stderr, as it is, before and after `configure_logging`. Waits for nobody."""
+    if sys.stderr is not None:  # closed from the start
+        _writer().write(_encoded(line))
+
+
+def flush_logs() -> None:
+    """Write what waits, as long as somebody reads it; a second or two at most. The exit does it by itself."""
+    if _lines is not None:
+        _lines.finish()
+
+
+def dump_descriptor() -> int:
+    """Where C code may write at a crash without waiting for a reader. Raises OSError where there is none."""
+    return _writer().descriptor()
 
 
 def plain(name: str, value: Any, depth: int = 0) -> Any:
@@ -174,29 +203,41 @@ def _json(_logger: Any, _method: str, event_dict: EventDict) -> bytes:
 Write = Callable[[str | bytes], None]
 
 
-def _writer(stream: TextIO | None) -> Write:
-    """Writes one line in one piece, so that the lines of processes that share stderr do not mix."""
-    if stream is None:  # the process was started with stderr closed
-        return lambda _line: None
-    try:
-        descriptor = stream.fileno()
-    except (io.UnsupportedOperation, AttributeError, ValueError):
-        descriptor = None  # a stream in memory
-    lock = threading.RLock()  # a signal handler may log while its thread does
+_lines: LineWriter | None = None
+"""What this process writes its lines with."""
 
-    def write(line: str | bytes) -> None:
-        data = (line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")) + b"\n"
-        # OSError: nobody reads any more, or the disk is full. ValueError: the stream was closed.
-        with lock, contextlib.suppress(OSError, ValueError):
-            if descriptor is None:
-                stream.write(data.decode())
-                stream.flush()
-                return
-            # Past Python's buffer: what cannot be written must not come up again at exit.
-            while data:
-                data = data[os.write(descriptor, data) :]
 
-    return write
+def _use(writer: LineWriter) -> Write:
+    global _lines  # noqa: PLW0603 - a process has one stderr
+    _lines = writer
+    return lambda line: writer.write(_encoded(line))
+
+
+def _writer() -> LineWriter:
+    if _lines is None:
+        _use(LineWriter(sys.stderr, lambda count: _encoded(f"{count} log lines were dropped")))
+    assert _lines is not None  # noqa: S101 - just set
+    return _lines
+
+
+def _encoded(line: str | bytes) -> bytes:
+    return (line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")) + b"\n"
+
+
+def _dropped_line(processors: list[Processor], count: int) -> bytes:
+    line: Any = {"event": "log lines were dropped", "logger": "maskline.logs", "lines": count}
+    for process in processors:
+        line = process(None, "warning", line)
+    return _encoded(line)
+
+
+def _after_fork() -> None:
+    if _lines is not None:
+        _lines.after_fork()
+
+
+atexit.register(flush_logs)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -250,3 +291,10 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
         name = args.thread.name if args.thread is not None else None
         exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
         get_logger("maskline").critical("uncaught exception in a thread", thread=name, exc_info=exc_info)
+
+
+def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
+    """What went wrong where nothing can be raised, as in __del__. Python's own hook waits for stderr."""
+    if args.exc_value is not None:
+        exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
+        get_logger("maskline").error("exception ignored", where=args.err_msg, exc_info=exc_info)

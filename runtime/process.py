@@ -23,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NoReturn, Self
 
-from runtime.logs import get_logger
+from runtime.logs import dump_descriptor, get_logger, say
 from schemas.errors import ConfigError, MasklineError
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -128,8 +128,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _arm_deadline(timeout_ms: int) -> None:
     # By a thread of the C runtime: it fires even while an extension holds the interpreter. Stacks, no values.
     try:
-        output = sys.__stderr__.fileno() if sys.__stderr__ is not None else os.open(os.devnull, os.O_WRONLY)
-        faulthandler.dump_traceback_later(timeout_ms / 1000, exit=True, file=output)
+        # To where no reader is waited for: the dump comes before the exit.
+        faulthandler.dump_traceback_later(timeout_ms / 1000, exit=True, file=dump_descriptor())
     except (OSError, ValueError):
         _log.warning("no deadline for the stop: stderr is closed")
 
@@ -164,9 +164,7 @@ def cli(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 def _complain(error: MasklineError) -> None:
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
-        sys.stderr.write(f"maskline: {' '.join(str(error).split())}\n")
-        sys.stderr.flush()
+    say(f"maskline: {' '.join(str(error).split())}")
 
 
 class _Child:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime.vitals import vital_metrics
+
 if TYPE_CHECKING:
     from worker.node import WorkerNode
 
@@ -93,3 +95,4 @@ class WorkerCollector(Collector):
         for group, seconds in node.retention.held_back_s().items():
             held_back.add_metric([group], seconds)
         yield held_back
+        yield from vital_metrics(PREFIX)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
+from runtime.vitals import vital_details
 from schemas.errors import ConfigError
 from schemas.keys import Keys
 from schemas.settings import Settings
@@ -176,6 +177,7 @@ class WorkerNode:
             "redis": self._connections.trouble or "up",
             "servers": inspection.details(),
             "background": self.background.failing,
+            **vital_details(),
         }
         if self._started:
             details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
