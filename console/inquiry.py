@@ -19,7 +19,7 @@ from runtime.process import run
 from runtime.redis_url import Server
 from runtime.slots import SlotMap
 from runtime.store import Store
-from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from schemas.keys import Keys
 from schemas.privacy import set_token_key
 from schemas.settings import Settings, load_settings
@@ -107,7 +107,10 @@ def ask(question: Callable[[Inquiry], Awaitable[int]]) -> int:
 
     async def body(_stop: asyncio.Event) -> int:
         store = Store(settings)
-        servers = await connect(store, "maskline-console")
+        try:
+            servers = await connect(store, "maskline-console")
+        except RedisRefusesError as error:
+            raise ConfigError(str(error)) from None  # for a command, which does not wait, a setting is wrong
         try:
             partitions = await _read_layout(servers, settings)
             return await question(Inquiry(servers, settings, partitions, store.address))

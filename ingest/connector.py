@@ -6,6 +6,7 @@ When the link is lost it opens the next one.
 import asyncio
 import random
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from ingest.durability import check_durability
@@ -18,11 +19,14 @@ from runtime.logs import get_logger
 from runtime.redis_url import Server
 from runtime.store import Store, reconnect_delay_s
 from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from schemas.settings import Settings
 
 START_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first connection before the node listens without it."""
+
+SAY_AGAIN_S: Final = 60.0
+"""Between log lines about one and the same reason: who looks into the log of an hour's outage finds it."""
 
 _log = get_logger("maskline.ingest")
 
@@ -50,6 +54,7 @@ class Connector:
         self._lost = asyncio.Event()
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._say_again_at = 0.0
         self.publisher = publisher
         publisher.on_moved = on_trouble
         self.link: Link | None = None
@@ -57,7 +62,7 @@ class Connector:
         self.trouble = "not connected yet"
         """Why there is no connection, empty while there is."""
         self.misconfigured = False
-        """The settings contradict what is in Redis, or Redis's what must be: no waiting mends that."""
+        """The settings contradict the layout in Redis: no waiting mends that."""
 
     @property
     def address(self) -> str:
@@ -75,8 +80,9 @@ class Connector:
     async def tried(self) -> None:
         """Wait for the first try, START_TIMEOUT_S at most.
 
-        Raises ConfigError where waiting cannot help (refused credentials, another number of partitions, a durability
-        that the server does not know, a server that evicts); even then it goes on trying until `stop`.
+        Raises ConfigError where the settings contradict the layout in Redis; even then it goes on trying until `stop`.
+        Whatever else Redis says (that it refuses the log-in, would evict, cannot do the durability), callbacks are
+        spooled until it says something else.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -119,7 +125,7 @@ class Connector:
             try:
                 await self._connect()
             except (RedisUnavailableError, ConfigError) as error:
-                self._away(str(error), misconfigured=isinstance(error, ConfigError))
+                self._away(str(error), error)
             except Exception as error:
                 self._away(f"a fault in maskline: {type(error).__name__}")
                 raise
@@ -132,11 +138,15 @@ class Connector:
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
 
-    def _away(self, trouble: str, *, misconfigured: bool = False) -> None:
+    def _away(self, trouble: str, error: Exception | None = None) -> None:
         self.link = None
         self.publisher.detach()
-        self.misconfigured = misconfigured
-        if trouble != self.trouble:  # once per reason, not once per try
-            _log.warning("callbacks cannot go to Redis", redis=self.address, reason=trouble)
+        self.misconfigured = isinstance(error, ConfigError)
+        now = monotonic()
+        if trouble != self.trouble or now >= self._say_again_at:  # once per reason, not once per try
+            operator = isinstance(error, (ConfigError, RedisRefusesError))
+            log = _log.error if operator else _log.warning
+            log("callbacks cannot go to Redis and are spooled", redis=self.address, reason=trouble)
+            self._say_again_at = now + SAY_AGAIN_S
         self.trouble = trouble
         self._on_trouble()

@@ -13,7 +13,7 @@ import hiredis
 
 from runtime.link import Link, pack
 from runtime.logs import get_logger
-from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.errors import RedisRefusesError, RedisUnavailableError
 from schemas.settings import Settings
 
 SHARE_OF_TIMEOUT: Final = 4
@@ -54,7 +54,7 @@ class Durability:
 async def check_durability(link: Link, settings: Settings) -> None:
     """Make sure that the server can do what MASKLINE_DURABILITY asks.
 
-    Raises ConfigError where it never will (Redis before 7.2, no append-only file, not permitted) and
+    Raises RedisRefusesError where somebody must act (Redis before 7.2, no append-only file, not permitted) and
     RedisUnavailableError where it refuses for now. Replicas that are missing may come: they are worth a warning.
     """
     durability = Durability(settings.durability, settings.publish_timeout_ms)
@@ -70,11 +70,15 @@ async def _check_fsync(link: Link, settings: Settings) -> None:
     if isinstance(reply, hiredis.ReplyError):
         text = str(reply)
         if "unknown command" in text:
-            raise ConfigError(f"{_CANNOT} has no WAITAOF: it takes Redis 7.2 or Valkey 7.2, or another level")
+            raise RedisRefusesError(
+                f"{_CANNOT} has no WAITAOF: it takes Redis 7.2 or Valkey 7.2, or another level"
+            )
         if "appendonly is disabled" in text:
-            raise ConfigError(f"{_CANNOT} keeps no append-only file: set appendonly yes, or another level")
+            raise RedisRefusesError(
+                f"{_CANNOT} keeps no append-only file: set appendonly yes, or another level"
+            )
         if text.startswith("NOPERM"):
-            raise ConfigError(f"{_CANNOT} does not permit WAITAOF to this user")
+            raise RedisRefusesError(f"{_CANNOT} does not permit WAITAOF to this user")
         raise RedisUnavailableError(f"Redis refuses WAITAOF: {text}")
     # Where CONFIG is not permitted the reply is an error, and nothing is known of the policy.
     lazy = isinstance(policy, list) and policy[1:] not in ([], [b"always"])

@@ -40,7 +40,10 @@ class Outlets:
         )
 
     async def start(self) -> None:
-        """Connect, or go on trying in the background. Raises ConfigError where waiting cannot help."""
+        """Connect, or go on trying in the background.
+
+        Raises ConfigError where the settings contradict the layout in Redis.
+        """
         self._inspection.start(self._links, Link.close)
         await self._shards.start()
 
@@ -89,8 +92,8 @@ class Outlets:
 
     @property
     def misconfigured(self) -> bool:
-        """Settings, here or in Redis, are known to be wrong."""
-        return bool(self._inspection.errors) or any(connector.misconfigured for connector in self._shards)
+        """The settings are known to contradict the layout in Redis."""
+        return any(connector.misconfigured for connector in self._shards)
 
     def details(self) -> dict[str, Any]:
         """For /readyz."""
@@ -125,7 +128,5 @@ class Outlets:
     def _stale(self) -> None:
         self._shards.stale()
 
-    def _links(self) -> Iterator[tuple[str, Link]]:
-        for connector in self._shards:
-            if connector.link is not None:
-                yield connector.address, connector.link
+    def _links(self) -> Iterator[tuple[str, Link | None]]:
+        return ((connector.address, connector.link) for connector in self._shards)

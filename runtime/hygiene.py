@@ -1,7 +1,7 @@
 """Whether a Redis server is set up so that the promises can be kept: its version, eviction, persistence, memory, role.
 
-- An *error* endangers "nothing unhandled is ever evicted", or the server is too old to be spoken to at all: an
-  operator must act before callbacks go there. A *warning* weakens another promise, or may come to.
+- An *error* endangers "nothing unhandled is ever evicted", or the server is too old to be spoken to at all: ingest
+  spools until an operator has acted. A *warning* weakens another promise, or may come to.
 - Every finding is one line that names what was found, what it costs and what to do.
 - What a server does not tell (an ACL, a managed service) is not guessed: it is left out, and a warning names it.
 
@@ -51,6 +51,11 @@ class ServerReport:
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def too_old(self) -> Finding | None:
+        """Set where the server cannot be worked with at all."""
+        return next((finding for finding in self.findings if finding.code == "server_too_old"), None)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:

@@ -12,7 +12,7 @@ from runtime.hygiene import Finding, ServerReport, inspect_server
 from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.errors import RedisUnavailableError
 
 INSPECT_INTERVAL_S: Final = 15.0
 """As often as Prometheus usually asks: somebody's CONFIG SET, or a memory that fills up, shows within that."""
@@ -42,17 +42,24 @@ class Inspection:
             _log.info("Redis is better", redis=address, codes=sorted(gone))
         return report
 
+    async def accept(self, link: Link, address: str) -> None:
+        """Inspect, and raise RedisUnavailableError for a server that cannot be worked with at all."""
+        report = await self.inspect(link, address)
+        if report.too_old is not None:
+            raise RedisUnavailableError(f"Redis at {address}: {report.too_old.text}")
+
     async def demand(self, link: Link, address: str) -> None:
-        """Inspect, and raise ConfigError for what endangers callbacks."""
-        report = await inspect_server(link)
+        """Inspect, and raise RedisUnavailableError for what endangers callbacks: none may go there."""
+        report = await self.inspect(link, address)
         if report.errors:
-            raise ConfigError(f"Redis at {address}: {report.errors[0].text}")
-        await self.inspect(link, address)
+            raise RedisUnavailableError(f"Redis at {address}: {report.errors[0].text}")
 
     def start(
-        self, links: Callable[[], Iterable[tuple[str, Link]]], on_error: Callable[[Link], None] | None = None
+        self,
+        links: Callable[[], Iterable[tuple[str, Link | None]]],
+        on_error: Callable[[Link], None] | None = None,
     ) -> None:
-        """Inspect the servers there are, by address and connection, until `stop`.
+        """Inspect the servers there are, by address and connection, if there is one, until `stop`.
 
         `on_error`: called for the connection to a server that endangers callbacks.
         """
@@ -64,7 +71,7 @@ class Inspection:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(
-        self, links: Callable[[], Iterable[tuple[str, Link]]], on_error: Callable[[Link], None] | None
+        self, links: Callable[[], Iterable[tuple[str, Link | None]]], on_error: Callable[[Link], None] | None
     ) -> None:
         while True:
             await asyncio.sleep(INSPECT_INTERVAL_S)
@@ -72,7 +79,8 @@ class Inspection:
             self._reports = {
                 address: report for address, report in self._reports.items() if address in present
             }
-            await asyncio.gather(*(self._look(link, address, on_error) for address, link in present.items()))
+            there = [(link, address) for address, link in present.items() if link is not None]
+            await asyncio.gather(*(self._look(link, address, on_error) for link, address in there))
 
     async def _look(self, link: Link, address: str, on_error: Callable[[Link], None] | None) -> None:
         try:

@@ -9,14 +9,16 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import hiredis
 
 from runtime.link import Link, pack
-from runtime.redis_url import Login, Server, read_redis_url
+from runtime.logs import get_logger
+from runtime.redis_url import Login, RedisUrl, Server, read_redis_url
 from runtime.slots import SlotMap, read_slots
-from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from schemas.setting_sources import FileText
 from schemas.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -32,7 +34,7 @@ WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
 MOVED_AWAY: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN")
 """Replies of a cluster whose keys are, or are about to be, somewhere else."""
 
-_CREDENTIAL_ERRORS: Final = (
+_LOGIN_REFUSED: Final = (
     "WRONGPASS",
     "NOAUTH",
     "NOPERM",
@@ -40,6 +42,8 @@ _CREDENTIAL_ERRORS: Final = (
     "ERR Client sent AUTH",
     "ERR AUTH",
 )
+
+_log = get_logger("maskline.redis")
 
 
 class Store:
@@ -49,6 +53,8 @@ class Store:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._text = settings.redis_url
+        self._file_trouble = ""
         self._url = read_redis_url(settings.redis_url)
         self._seeds = self._url.servers
 
@@ -64,21 +70,31 @@ class Store:
     async def find(self) -> SlotMap | None:
         """The cluster's servers by their slots; None where there is no cluster, and one server has everything.
 
-        Raises RedisUnavailableError where no node answers, ConfigError where it is no cluster.
+        Raises RedisUnavailableError where no node answers.
         """
         if not self.is_cluster:
             return None
-        why = ""
+        used = self._url
+        try:
+            return await self._find()
+        except RedisRefusesError:
+            if not self._read_again(used):
+                raise
+        return await self._find()
+
+    async def _find(self) -> SlotMap:
+        why: RedisUnavailableError | None = None
         for server in self._seeds:
             try:
                 slots = await self._ask_slots(server)
             except RedisUnavailableError as error:
-                why = str(error)
+                if not isinstance(why, RedisRefusesError):  # which says more than that a node is away
+                    why = error
                 continue
             # Ever longer lists of ever other nodes, and those of the URL at the end, should all the others be gone.
             self._seeds = tuple(dict.fromkeys([*slots.primaries, *self._url.servers]))
             return slots
-        raise RedisUnavailableError(f"no node of the cluster answers: {why}")
+        raise type(why or RedisUnavailableError())(f"no node of the cluster answers: {why}")
 
     async def connect(
         self, name: str, on_lost: Callable[[], None] | None = None, *, server: Server | None = None,
@@ -87,14 +103,51 @@ class Store:
         """Open a connection, logged in, on the right database, named `name` in CLIENT LIST.
 
         `server`: the cluster's node to connect to. `on_lost` is called once, when the connection ends for whatever
-        reason. Raises RedisUnavailableError where Redis cannot be reached, ConfigError where it refuses the
-        credentials or the database.
+        reason. Raises RedisUnavailableError where Redis cannot be reached, RedisRefusesError where it refuses the
+        log-in or the database: not before MASKLINE_REDIS_URL_FILE was read again, as a password may have changed.
         """
+        used = self._url
+        try:
+            return await self._reach(name, on_lost, server, timeout_s)
+        except RedisRefusesError:
+            if not self._read_again(used):
+                raise
+        return await self._reach(name, on_lost, server, timeout_s)
+
+    # Inside
+
+    def _read_again(self, used: RedisUrl) -> bool:
+        """Whether there is another URL now than the one that was used."""
+        if self._url is not used:
+            return True
+        if not isinstance(self._text, FileText):
+            return False
+        try:
+            text = self._text.again()
+            url = read_redis_url(text)
+        except ConfigError as error:
+            return self._cannot_use_file(str(error))
+        if url.kind != used.kind:
+            return self._cannot_use_file("it names servers of another kind: restart this process")
+        self._file_trouble = ""
+        if text == self._text:
+            return False
+        _log.info("MASKLINE_REDIS_URL_FILE has changed and is used from now on", redis=url.address)
+        self._text, self._url, self._seeds = text, url, url.servers
+        return True
+
+    def _cannot_use_file(self, why: str) -> Literal[False]:
+        if why != self._file_trouble:
+            _log.error("MASKLINE_REDIS_URL_FILE, read again, cannot be used", reason=why)
+        self._file_trouble = why
+        return False
+
+    async def _reach(
+        self, name: str, on_lost: Callable[[], None] | None, server: Server | None, timeout_s: float
+    ) -> Link:
         if self._url.kind == "sentinel":
             return await self._connect_primary(name, on_lost)
         return await self._connect(server or self._url.servers[0], name, on_lost, timeout_s=timeout_s)
-
-    # Inside
 
     async def _connect_primary(self, name: str, on_lost: Callable[[], None] | None) -> Link:
         why = "no Sentinel was asked"
@@ -119,7 +172,7 @@ class Store:
         finally:
             link.close()
         if isinstance(reply, hiredis.ReplyError):
-            raise RedisUnavailableError(f"the Sentinel at {sentinel} refuses: {reply}")
+            raise _refused(f"the Sentinel at {sentinel}", str(reply))
         if not reply:
             raise RedisUnavailableError(f"the Sentinel at {sentinel} knows no {self._url.service}")
         return Server(reply[0].decode(), int(reply[1]))
@@ -131,9 +184,7 @@ class Store:
         finally:
             link.close()
         if isinstance(reply, hiredis.ReplyError):
-            if "cluster support disabled" in str(reply):
-                raise ConfigError(f"MASKLINE_REDIS_URL: {server} is no cluster: use redis:// for one server")
-            raise RedisUnavailableError(f"the node at {server} refuses: {reply}")
+            raise _refused(f"the node at {server}", str(reply))
         try:
             slots = read_slots(reply, server)
         except ValueError as error:
@@ -188,12 +239,8 @@ class Store:
         if not commands:
             return
         for reply in await link.send(b"".join(commands), len(commands), timeout_s=CONNECT_TIMEOUT_S):
-            if not isinstance(reply, hiredis.ReplyError):
-                continue
-            text = str(reply)
-            if text.startswith(_CREDENTIAL_ERRORS) or "DB index" in text:
-                raise ConfigError(f"MASKLINE_REDIS_URL: Redis at {server} refuses the log-in: {text}")
-            raise RedisUnavailableError(f"Redis at {server} refuses: {text}")
+            if isinstance(reply, hiredis.ReplyError):
+                raise _refused(f"Redis at {server}", str(reply))
 
 
 def reconnect_delay_s(attempt: int, chance: float) -> float:
@@ -201,6 +248,17 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
     # The exponent is bounded as well: 2.0**1100 is no float any more.
     ceiling = min(RECONNECT_MAX_S, RECONNECT_FIRST_S * 2.0 ** min(attempt, 16))
     return ceiling * (0.5 + 0.5 * chance)
+
+
+def _refused(who: str, reply: str) -> RedisUnavailableError:
+    """What an error reply to a connection's first commands says."""
+    if reply.startswith(_LOGIN_REFUSED):
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the log-in: {reply}")
+    if "DB index" in reply:
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the database: {reply}")
+    if "cluster support disabled" in reply:
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} is no cluster: use redis:// for one server")
+    return RedisUnavailableError(f"{who} refuses: {reply}")
 
 
 async def _is_primary(link: Link) -> bool:

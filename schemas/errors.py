@@ -28,3 +28,10 @@ class UndecodableEntryError(MasklineError):
 
 class RedisUnavailableError(MasklineError):
     """Redis did not answer: the connection is down, timed out, or was cut with commands under way."""
+
+
+class RedisRefusesError(RedisUnavailableError):
+    """Redis was reached, and refuses what the settings ask for: the log-in, the database, WAITAOF, to be a cluster.
+
+    Somebody must act, there or here. It is mended without a restart, so whoever runs waits for that.
+    """

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 from schemas.errors import ConfigError
 from schemas.setting_kinds import PATH, Kind
@@ -53,6 +53,24 @@ class Found(NamedTuple):
     """`argument`, `environment`, `file` (TOML), or the `NAME_FILE` that it was read from."""
 
 
+class FileText(str):
+    """Text that was read from the file of a `NAME_FILE`, where it may be read again."""
+
+    __slots__ = ("_file", "_setting")
+    _setting: Setting
+    _file: Path
+
+    def __new__(cls, text: str, setting: Setting, file: Path) -> Self:
+        it = super().__new__(cls, text)
+        it._file, it._setting = file, setting
+        return it
+
+    def again(self) -> "FileText":
+        """What stands there now. Raises ConfigError as `gather` does."""
+        value: FileText = _read_value_file(self._setting, self._file, "")
+        return value
+
+
 class _Layer(NamedTuple):
     """One place where settings stand."""
 
@@ -88,10 +106,16 @@ def _read_layer(names: Mapping[str, Setting], layer: _Layer) -> Iterator[tuple[S
         elif base in names and base != CONFIG_NAME:  # MASKLINE_CONFIG is the name of a file already
             if base in layer.values:
                 raise ConfigError(f"{base} and {name} are both set{layer.where}: leave one away")
-            text = _value_file(name, value, layer.where, secret=names[base].kind.secret)
-            yield names[base], Found(_checked(names[base], text, f" (in the file of {name})"), name)
+            yield names[base], Found(_read_value_file(names[base], value, layer.where), name)
         else:
             raise ConfigError(f"{_unknown(name, names)}{layer.where}")
+
+
+def _read_value_file(setting: Setting, path: Any, where: str) -> Any:
+    name = setting.name + FILE_SUFFIX
+    file, text = _value_file(name, path, where, secret=setting.kind.secret)
+    value = _checked(setting, text, f" (in the file of {name})")
+    return FileText(value, setting, file) if isinstance(value, str) else value
 
 
 def _checked(setting: Setting, value: Any, where: str) -> Any:
@@ -135,19 +159,20 @@ def _toml_layer(path: Path) -> _Layer:
     return _Layer("file", f" (in {shown})", kept)
 
 
-def _value_file(name: str, path: Any, where: str, *, secret: bool) -> str:
+def _value_file(name: str, path: Any, where: str, *, secret: bool) -> tuple[Path, str]:
     shown = _short(path, PATH_SHOWN_MAX_CHARS)
     if secret and not re.match(r"[~.]{0,2}/", str(path)):
         shown = "what it names"  # which may be the secret itself, put under the wrong name
     try:
-        text = _file_text(Path(PATH.read(_as_text(PATH, path)))).rstrip("\r\n")
+        file = path if isinstance(path, Path) else Path(PATH.read(_as_text(PATH, path)))
+        text = _file_text(file).rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {shown}: {error.strerror}{where}") from None
     except ValueError:
         raise ConfigError(f"{name} must be the path of a file with text in it, not {shown}{where}") from None
     if not text.strip():
         raise ConfigError(f"{name}: {shown} is empty{where}")
-    return text
+    return file, text
 
 
 def _file_text(path: Path) -> str:

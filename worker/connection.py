@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from time import monotonic
+from typing import Final
 
 from redis.exceptions import ResponseError
 
@@ -20,8 +22,11 @@ from runtime.logs import get_logger
 from runtime.redis_url import Server
 from runtime.store import CONNECT_TIMEOUT_S, MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
 from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError, MasklineError
+from schemas.errors import ConfigError, MasklineError, RedisRefusesError
 from worker.scripts import load_scripts
+
+SAY_AGAIN_S: Final = 60.0
+"""Between log lines about one and the same reason: who looks into the log of an hour's outage finds it."""
 
 _log = get_logger("maskline.worker")
 
@@ -44,11 +49,10 @@ class Connection:
         self._tasks = tasks
         self._name = name
         self._on_trouble = on_trouble
-        self._demanding = True
-        """At the start a server that endangers callbacks is refused; later the work goes on, and /readyz says so."""
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._tried = asyncio.Event()
+        self._say_again_at = 0.0
         self._wrong: ConfigError | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.commands: Link | None = None
@@ -76,7 +80,7 @@ class Connection:
     async def tried(self) -> None:
         """Wait for the first try, CONNECT_TIMEOUT_S at most.
 
-        Raises ConfigError where the settings are wrong; even then it goes on trying until `stop`.
+        Raises ConfigError where the settings contradict the layout in Redis; even then it goes on trying until `stop`.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -114,12 +118,11 @@ class Connection:
             except (MasklineError, ResponseError) as error:
                 self._wrong = error if isinstance(error, ConfigError) else None
                 if self._wrong is None or self._tried.is_set():  # else the start ends, with this line alone
-                    self._note(str(error))
+                    self._note(str(error), error)
             except Exception as error:
                 self._note(f"a fault in maskline: {type(error).__name__}")
                 raise
             finally:
-                self._demanding = False
                 self._tried.set()
             if self._up.is_set():
                 failures = 0
@@ -139,9 +142,7 @@ class Connection:
                 f"{self._name}:leases", self._lost.set, server=self._server
             )
             await self._gate.pass_(self.commands, self._server)
-            await (self._inspection.demand if self._demanding else self._inspection.inspect)(
-                self.commands, self.address
-            )
+            await self._inspection.accept(self.commands, self.address)
             await load_scripts(self.commands)
             self.reads_id = int(await self.reads.execute("CLIENT", "ID"))
         except BaseException:
@@ -159,8 +160,11 @@ class Connection:
                 link.close()
         self.commands = self.reads = self.leases = None
 
-    def _note(self, trouble: str) -> None:
-        if trouble != self.trouble:
-            _log.warning("no connection to Redis, trying again", redis=self.address, reason=trouble)
+    def _note(self, trouble: str, error: Exception | None = None) -> None:
+        now = monotonic()
+        if trouble != self.trouble or now >= self._say_again_at:
+            log = _log.error if isinstance(error, (ConfigError, RedisRefusesError)) else _log.warning
+            log("no connection to Redis, trying again", redis=self.address, reason=trouble)
+            self._say_again_at = now + SAY_AGAIN_S
         self.trouble = trouble
         self._on_trouble()

@@ -95,10 +95,8 @@ class Connections:
         """Every server can be used."""
         return not self._shards.trouble and all(connection.up for connection in self._shards)
 
-    def _links(self) -> Iterator[tuple[str, Link]]:
-        for connection in self._shards:
-            if connection.commands is not None and connection.up:
-                yield connection.address, connection.commands
+    def _links(self) -> Iterator[tuple[str, Link | None]]:
+        return ((c.address, c.commands if c.up else None) for c in self._shards)
 
     def _troubled(self) -> None:
         self._shards.stale()

@@ -10,8 +10,8 @@ from servers import RedisServer, free_port, wait_until
 from runtime import store as store_module
 from runtime.link import pack
 from runtime.store import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.settings import Settings
+from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from schemas.settings import Settings, load_settings
 
 PASSWORD = "p4ss/w:rd @%"
 QUOTED = "p4ss%2Fw%3Ard%20%40%25"
@@ -116,12 +116,12 @@ async def test_a_password_a_user_and_a_unix_socket(locked):
 @pytest.mark.parametrize(
     "credentials", ["", ":wrong@", "nobody:wrong@", f"nobody:{QUOTED}@", f"ann:{QUOTED}@"]
 )
-async def test_wrong_credentials_are_the_operator_s_fault(locked, credentials):
+async def test_wrong_credentials_are_refused(locked, credentials):
     with redis.Redis(port=locked.port, password=PASSWORD) as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "-@all")
         before = len(client.client_list())
         lost = []
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(RedisRefusesError) as caught:
             await store(f"redis://{credentials}127.0.0.1:{locked.port}/0").connect(
                 "test", lambda: lost.append(1)
             )
@@ -135,13 +135,37 @@ async def test_wrong_credentials_are_the_operator_s_fault(locked, credentials):
 
 
 async def test_a_password_where_none_is_asked_for(redis_server):
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(RedisRefusesError) as caught:
         await ping(f"redis://:{QUOTED}@127.0.0.1:{redis_server.port}/0")
     one_line(caught.value)
 
 
+def locked_url(locked, password):
+    return f"redis://:{password}@127.0.0.1:{locked.port}/0"
+
+
+async def test_a_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, tmp_path):
+    file = tmp_path / "redis-url"
+    file.write_text(locked_url(locked, "yesterday") + "\n")
+    settings = load_settings({"MASKLINE_REDIS_URL_FILE": str(file)})
+    found = Store(settings)
+    with pytest.raises(RedisRefusesError, match="WRONGPASS"):
+        await found.connect("test")
+    file.unlink()
+    with pytest.raises(RedisRefusesError, match="WRONGPASS"):
+        await found.connect("test")
+    file.write_text("redis+cluster://127.0.0.1:1")  # another kind is for the next start
+    with pytest.raises(RedisRefusesError, match="WRONGPASS"):
+        await found.connect("test")
+    file.write_text(locked_url(locked, QUOTED))
+    links = await asyncio.gather(found.connect("test"), found.connect("test"))
+    for link in links:
+        assert await link.execute("PING") == b"PONG"
+        link.close()
+
+
 async def test_a_database_that_is_not_there(redis_server):
-    with pytest.raises(ConfigError, match="DB index"):
+    with pytest.raises(RedisRefusesError, match="DB index"):
         await ping(f"redis://127.0.0.1:{redis_server.port}/9999")
 
 

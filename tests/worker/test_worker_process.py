@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
-from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, fleet, load
+from process_kit import PATIENCE_S, Fleet, WorkerProcess, assert_complete_and_in_order, fleet, load
 from servers import RedisServer, wait_until
 
 from schemas.keys import partition_of
@@ -209,7 +211,6 @@ WRONG = {
     "no such module": ({"handlers": "no.such.module"}, "no.such.module"),
     "no such file": ({"handlers": "no/such/file.py"}, "no/such/file.py"),
     "another layout": ({"partitions": 9}, "MASKLINE_PARTITIONS"),
-    "no password": ({"redis_url": "redis://:sesame@127.0.0.1:{port}/0"}, "MASKLINE_REDIS_URL"),
 }
 
 
@@ -235,6 +236,45 @@ def test_wrong_settings_stop_the_start_with_one_line(crew: Fleet, wrong: str):
     assert named in line
     assert "sesame" not in line
     assert (ended.returncode, ended.stdout) == (2, "")
+
+
+def readiness(worker: WorkerProcess) -> tuple[int, str]:
+    started = worker.logged("worker started")
+    assert started is not None
+    try:
+        with urllib.request.urlopen(f"{started['admin']}/readyz", timeout=10) as response:  # noqa: S310 our own
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_log_in_that_is_refused_is_tried_again_with_what_the_file_says_then(
+    own_crew: Fleet, tmp_path: Path
+):
+    file = tmp_path / "url"
+    file.write_text(own_crew.server.url.replace("//", "//:yesterday@"))
+    own_crew.put("s", 1)
+    own_crew.client.config_set("requirepass", "today")
+    worker = own_crew.start(redis_url=None, redis_url_file=file)
+    status, body = readiness(worker)
+    assert status == 503
+    assert "refuses the log-in: WRONGPASS" in body
+    file.write_text(own_crew.server.url.replace("//", "//:today@"))
+    own_crew.until_calls(1)
+    wait_until(lambda: readiness(worker)[0] == 200, within_s=PATIENCE_S)
+    assert "yesterday" not in worker.log
+    assert worker.terminate() == 0
+
+
+def test_events_are_handled_on_a_server_that_would_evict_and_health_says_so(own_crew: Fleet):
+    own_crew.client.config_set("maxmemory", 1 << 30)
+    own_crew.client.config_set("maxmemory-policy", "allkeys-lru")
+    worker = own_crew.start()
+    own_crew.put("s", 1)
+    own_crew.until_calls(1)
+    status, body = readiness(worker)
+    assert status == 503
+    assert "callbacks_evicted" in body
 
 
 def test_logs_show_the_workers_id_as_it_is(monkeypatch: pytest.MonkeyPatch):
