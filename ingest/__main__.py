@@ -2,12 +2,16 @@
 
 import argparse
 import asyncio
+import errno
 import socket
+from contextlib import ExitStack
 
 from ingest.node import IngestNode, cannot_listen
+from runtime import supervised
 from runtime.arguments import Parser
 from runtime.logs import configure_logging
-from runtime.process import cli, run, supervise
+from runtime.process import cli, run
+from runtime.supervisor import supervise
 from schemas.settings import Settings, load_settings
 
 
@@ -23,6 +27,7 @@ def main(argv: list[str]) -> int:
     async def serve(stop: asyncio.Event) -> int:
         node = IngestNode(settings, index=index, reuse_port=arguments.index is not None)
         await node.start()
+        supervised.came_up()
         try:
             await stop.wait()
         finally:
@@ -34,17 +39,37 @@ def main(argv: list[str]) -> int:
 
 def _several(settings: Settings, processes: int) -> int:
     """The processes bind the port each for itself; here it is made sure that it can be had, and is one."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with ExitStack() as held:
         try:
-            # Bound and never listening: it takes no connection, but keeps a port that the kernel chose.
-            held.bind((settings.host, settings.port))
+            port = _hold(settings.host, settings.port, held)
         except OSError as error:
             raise cannot_listen(settings, error) from None
-        port = held.getsockname()[1]
         argv = ["ingest", "--host", settings.host, "--port", str(port)]
         return supervise(argv, processes, stop_timeout_ms=settings.stop_timeout_ms)
+
+
+def _hold(host: str, port: int, held: ExitStack) -> int:
+    """Bind the port on each of the host's addresses, and never listen: that takes no connection, but keeps the port.
+
+    The port, which is the kernel's choice if it was 0. Raises OSError where it is taken.
+    """
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        holder = held.enter_context(socket.socket(family, kind, protocol))
+        # As the listeners have it. Without SO_REUSEADDR, connections of the last process that are in TIME_WAIT
+        # would keep the port for a minute.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            holder.bind((address[0], port, *address[2:]))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or number == 0:
+                raise
+        else:
+            port = holder.getsockname()[1]
+    return port
 
 
 def _parser() -> Parser:

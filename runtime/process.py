@@ -1,87 +1,44 @@
-"""Processes: the event loop of one, the supervision of several, and how a command ends.
+"""One process: its event loop, its stop, and how a command ends.
 
-One process: SIGTERM and SIGINT ask `main` to stop; a second one ends it at once with 130. What hangs at the
-stop (a blocked loop, a thread that never returns) is ended by a deadline, not by the patience of an operator.
-
-Several: the supervisor starts children in process groups of their own, so that Ctrl-C on a terminal reaches
-them once and from here; passes the stop on; starts again what died; and takes the children with it even when
-it is killed itself (the kernel sends them SIGTERM, on Linux).
+SIGTERM and SIGINT ask `main` to stop; a second one ends the process at once with 130. What hangs at the stop (a
+blocked loop, a thread that never returns) is ended by a deadline, not by the patience of an operator. Several processes
+are `runtime.supervisor`'s.
 """
 
 import asyncio
 import contextlib
-import ctypes
-import faulthandler
 import os
-import select
-import signal
-import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NoReturn, Self
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, NoReturn, TypeVarTuple
 
-from runtime.logs import dump_descriptor, get_logger, say
+from runtime import supervised
+from runtime.ending import arm_deadline, disarm_deadline, exit_later
+from runtime.logs import get_logger, say
+from runtime.signals import Signals
 from schemas.errors import ConfigError, MasklineError
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 EXIT_PROBLEM: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_KILLED: Final = 130
 """What shells give a command that Ctrl-C ended."""
-PROCESSES_MAX: Final = 256
-"""More than any machine has use for: a slip of the finger must not start thousands."""
-SECOND_SIGNAL_AFTER_S: Final = 0.5
-"""Signals closer together are one wish: a service manager signals all processes of a group, and so does their
-supervisor when it is signalled."""
-RESTART_FIRST_S: Final = 0.5
-RESTART_MAX_S: Final = 30.0
-STEADY_S: Final = 30.0
-"""A child that ran this long was well: its next restart waits RESTART_FIRST_S again."""
 GRACE_MS: Final = 5000
 """On top of the stop timeout, for the closing of connections after the work has stopped."""
-THREADS_GRACE_S: Final = 5.0
-"""How long threads may keep a process from ending once its main has returned."""
-PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+PULSE_INTERVAL_S: Final = 0.5
+"""Between two looks at whether the signals are still ours, and two beats for the supervisor. Also bounds how late a
+signal is seen on an idle loop that was deprived of its wake-up descriptor."""
+
+Given = TypeVarTuple("Given")
 
 _log = get_logger("maskline.process")
-
-
-class _Signals:
-    """Counts what SIGTERM and SIGINT ask for: 0 nothing, 1 to stop, 2 to stop at once."""
-
-    def __init__(self, on_signal: Callable[[int], None]) -> None:
-        self.asked = 0
-        self._asked_at = 0.0
-        self._on_signal = on_signal
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Once the stop was asked for the process is about to exit: a late signal of the same wish must not turn
-        # its exit code into "killed". What hangs from here on, _exit_later ends.
-        for signum, handler in self._before.items():
-            signal.signal(signum, signal.SIG_IGN if self.asked else handler)
-
-    def _handle(self, _signum: int, _frame: object) -> None:
-        now = time.monotonic()
-        if self.asked and now - self._asked_at < SECOND_SIGNAL_AFTER_S:
-            return
-        self.asked += 1
-        self._asked_at = now
-        self._on_signal(self.asked)
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int | None = None) -> int:
     """Run `main(stop)` to its exit code, by uvloop where it exists; SIGTERM and SIGINT set `stop`.
 
-    With `stop_timeout_ms`, a process that is still there so long (and GRACE_MS) after the signal shows on
-    stderr where it hangs, and exits with 1.
+    While `main` itself is called, before the loop turns, nothing is under way yet: a signal then ends the process with
+    0. With `stop_timeout_ms`, a process that is still there so long (and GRACE_MS) after the signal shows on stderr
+    where it hangs, and exits with 1.
     """
     loop: asyncio.AbstractEventLoop | None = None
     stop = asyncio.Event()
@@ -89,60 +46,94 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
     def on_signal(asked: int) -> None:
         if asked > 1:
             os._exit(EXIT_KILLED)
-        if stop_timeout_ms is not None:
-            _arm_deadline(stop_timeout_ms + GRACE_MS)
         if loop is None:
-            stop.set()
-        else:
-            with contextlib.suppress(RuntimeError):  # closed: there is nothing left to stop
-                loop.call_soon_threadsafe(stop.set)
-
-    async def body() -> int:
-        nonlocal loop
-        loop = asyncio.get_running_loop()
-        return await main(stop)
+            os._exit(0)
+        with contextlib.suppress(RuntimeError):  # closed: there is nothing left to stop
+            loop.call_soon_threadsafe(stop.set)
+        if stop_timeout_ms is not None:
+            arm_deadline((stop_timeout_ms + GRACE_MS) / 1000)
 
     # Python's own handlers, not the loop's: the second signal must end a process whose loop is blocked.
-    code = 1
-    with _Signals(on_signal):
-        runner = asyncio.Runner(loop_factory=_loop_factory())
+    code = EXIT_PROBLEM
+    with Signals(on_signal) as signals:
+        work = _code_of(main(stop))
+        runner = asyncio.Runner(loop_factory=_loop_factory(signals))
         try:
-            code = runner.run(body())
+            loop = runner.get_loop()
+            pulse = _Pulse(loop, signals)
+            code = _run_to_its_end(loop, work, signals)
+            pulse.cancel()
         finally:
             # Closing the loop joins the threads of its executor; one that hangs must not keep the process.
-            deadline = _exit_later(code)
+            cancel = exit_later(code)
             runner.close()
-            deadline.cancel()
-            faulthandler.cancel_dump_traceback_later()
+            cancel()
+            disarm_deadline()
     return code
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+async def _code_of(main: Awaitable[int]) -> int:
+    return await main
+
+
+def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], signals: Signals) -> int:
+    """Run the loop until the work has returned, also where somebody's signal handler wants the loop to end first."""
+    task = loop.create_task(work)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if not signals.asked:
+                raise
+            return 0
+        except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+            # RuntimeError: loop.stop() was called.
+            if task.done() or not signals.asked:
+                raise
+            _log.warning("the event loop was to end before the stop was over: it goes on", error=repr(error))
+
+
+class _Pulse:
+    """What the event loop does for the process every PULSE_INTERVAL_S."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, signals: Signals) -> None:
+        self._loop = loop
+        self._signals = signals
+        self._timer = loop.call_soon(self._turn)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _turn(self) -> None:
+        self._timer = self._loop.call_later(PULSE_INTERVAL_S, self._turn)
+        supervised.beat()
+        self._signals.look()
+
+
+def _loop_factory(signals: Signals) -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop  # noqa: PLC0415 - not on every platform
     except ImportError:
-        return None
-    return uvloop.new_event_loop
+        return asyncio.new_event_loop
 
+    class Loop(uvloop.Loop):
+        """uvloop has its own way to `signal.signal`."""
 
-def _arm_deadline(timeout_ms: int) -> None:
-    # By a thread of the C runtime: it fires even while an extension holds the interpreter. Stacks, no values.
-    try:
-        # To where no reader is waited for: the dump comes before the exit.
-        faulthandler.dump_traceback_later(timeout_ms / 1000, exit=True, file=dump_descriptor())
-    except (OSError, ValueError):
-        _log.warning("no deadline for the stop: stderr is closed")
+        def add_signal_handler(self, sig: int, callback: Callable[[*Given], object], *args: *Given) -> None:
+            super().add_signal_handler(sig, callback, *args)
+            signals.look()
 
+        def remove_signal_handler(self, sig: int) -> bool:
+            removed = super().remove_signal_handler(sig)
+            signals.look()
+            return removed
 
-def _exit_later(code: int) -> threading.Timer:
-    timer = threading.Timer(THREADS_GRACE_S, os._exit, (code,))
-    timer.daemon = True
-    timer.start()
-    return timer
+    return Loop
 
 
 def cli(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command with the process's arguments and exit as the contract says."""
+    supervised.take_over()
     try:
         code = main(sys.argv[1:])
         if sys.stdout is not None:  # closed from the start
@@ -159,166 +150,11 @@ def cli(main: Callable[[list[str]], int]) -> NoReturn:
         # The reader (`| head`) has what it wanted; without this Python complains when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_PROBLEM
-    _exit_later(code)
+    exit_later(code)
     sys.exit(code)
 
 
 def _complain(error: MasklineError) -> None:
-    say(f"maskline: {' '.join(str(error).split())}")
-
-
-class _Child:
-    """One place among the supervised: its present process, or when to start the next."""
-
-    def __init__(self, index: int, argv: Sequence[str]) -> None:
-        self.index = index
-        self.argv = [sys.executable, "-m", *argv, "--index", str(index)]
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start_at = 0.0
-        self.started_at = 0.0
-        self.backoff_s = RESTART_FIRST_S
-
-    def start(self) -> None:
-        self.started_at = time.monotonic()
-        try:
-            self.process = self._spawn()
-        except OSError as error:  # no memory, no more processes: that may pass
-            wait_s = self._plan_restart()
-            _log.error("process not started", index=self.index, error=str(error), wait_s=wait_s)
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - our own command line
-            self.argv,
-            stdin=subprocess.DEVNULL,
-            process_group=0,
-            preexec_fn=_die_with_parent(),  # noqa: PLW1509 - the supervisor has no other threads
-        )
-
-    def reap(self) -> int | None:
-        """The exit code, once, if the process has ended since the last look; then the restart is planned."""
-        if self.process is None or (code := self.process.poll()) is None:
-            return None
-        self.process = None
-        self._plan_restart()
-        return code
-
-    def _plan_restart(self) -> float:
-        now, wait_s = time.monotonic(), self.backoff_s
-        if now - self.started_at >= STEADY_S:
-            wait_s = RESTART_FIRST_S
-        self.start_at = now + wait_s
-        self.backoff_s = min(wait_s * 2, RESTART_MAX_S)
-        return wait_s
-
-    def send(self, signum: int) -> None:
-        if self.process is not None:
-            self.process.send_signal(signum)
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
-    parent = os.getpid()
-
-    def in_child() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the kernel knew our wish
-            os._exit(1)
-
-    return in_child
-
-
-def supervise(argv: Sequence[str], processes: int, *, stop_timeout_ms: int = 10_000) -> int:
-    """Keep `processes` children `python -m *argv --index i` running until SIGTERM or SIGINT.
-
-    Exit codes: 0 after a clean stop, 2 as soon as a child ends with 2 (the others are stopped), 1 where a
-    child failed at the stop or had to be killed, 130 after a second signal.
-    """
-    if not 1 <= processes <= PROCESSES_MAX:
-        raise ConfigError(f"--processes must be a whole number from 1 to {PROCESSES_MAX}")
-    return _Supervisor(argv, processes, stop_timeout_ms).run()
-
-
-class _Supervisor:
-    def __init__(self, argv: Sequence[str], processes: int, stop_timeout_ms: int) -> None:
-        self.children = [_Child(index, argv) for index in range(processes)]
-        # A child ends itself GRACE_MS after its stop timeout; only what cannot even do that is killed.
-        self.kill_after_s = (stop_timeout_ms + 2 * GRACE_MS) / 1000
-        self.kill_at: float | None = None
-        """Set once stopping."""
-        self.code = 0
-
-    def run(self) -> int:
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
-        # Signals, the end of a child among them, wake the select below.
-        on_child = signal.signal(signal.SIGCHLD, lambda *_: None)
-        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        with reader, writer, _Signals(lambda _asked: None) as signals:
-            try:
-                while self._step(signals.asked):
-                    select.select([reader], [], [], self._wait_s())
-                    with contextlib.suppress(BlockingIOError):
-                        reader.recv(4096)
-            finally:
-                signal.set_wakeup_fd(wakeup)
-                signal.signal(signal.SIGCHLD, on_child)
-                for child in self.children:  # all have ended, unless we failed ourselves
-                    child.send(signal.SIGKILL)
-        return EXIT_KILLED if signals.asked > 1 else self.code
-
-    def _step(self, asked: int) -> bool:
-        """Look at everything once; False when all is over."""
-        self._reap()
-        now = time.monotonic()
-        if self.kill_at is None:
-            if asked:
-                self._stop(now)
-            else:
-                for child in self.children:
-                    if child.process is None and child.start_at <= now:
-                        child.start()
-                return True
-        running = [child for child in self.children if child.process is not None]
-        if asked > 1 or (self.kill_at is not None and now >= self.kill_at):
-            self._kill(running, now)
-        return bool(running)
-
-    def _reap(self) -> None:
-        for child in self.children:
-            code = child.reap()
-            if code is None:
-                continue
-            if self.kill_at is not None:
-                # SIGTERM may have reached it before it had set up anything: nothing was under way.
-                if code not in (0, -signal.SIGTERM):
-                    self.code = self.code or EXIT_PROBLEM
-            elif code == EXIT_USAGE:
-                # It has said on stderr what is wrong; the others would say the same for ever.
-                self.code = EXIT_USAGE
-                self._stop(time.monotonic())
-            else:
-                wait_s = round(child.start_at - time.monotonic(), 1)
-                _log.error(
-                    "process died, starting it again", index=child.index, exit_code=code, wait_s=wait_s
-                )
-
-    def _stop(self, now: float) -> None:
-        self.kill_at = now + self.kill_after_s
-        for child in self.children:
-            child.send(signal.SIGTERM)
-
-    def _kill(self, running: Sequence[_Child], now: float) -> None:
-        self.kill_at = now + self.kill_after_s
-        for child in running:
-            _log.error("process killed, it has not stopped", index=child.index)
-            child.send(signal.SIGKILL)
-
-    def _wait_s(self) -> float | None:
-        """How long nothing has to be done unless a signal comes."""
-        if self.kill_at is not None:
-            return max(0.0, self.kill_at - time.monotonic())
-        starts = [child.start_at for child in self.children if child.process is None]
-        return max(0.0, min(starts) - time.monotonic()) if starts else None
+    text = " ".join(str(error).split())
+    if not supervised.failed(text):
+        say(f"maskline: {text}")

@@ -3,11 +3,14 @@
 import argparse
 import asyncio
 import gc
+from collections.abc import Awaitable
 from typing import Final
 
+from runtime import supervised
 from runtime.arguments import Parser
 from runtime.logs import configure_logging
-from runtime.process import cli, run, supervise
+from runtime.process import cli, run
+from runtime.supervisor import SILENT_KILL_S, supervise
 from schemas.settings import load_settings
 from worker.node import WorkerNode
 
@@ -15,33 +18,44 @@ GC_YOUNG_MAX: Final = 50_000
 """Objects made and not dropped before the collector looks at them: some ten milliseconds' work. Next to nothing in a
 worker is a cycle, and by Python's 700 every batch of replies was looked at several times: a tenth of a busy worker."""
 
+LEASES_LAPSED: Final = 2
+"""Who sets a long lease has handlers that block the loop: a worker is killed after two of them at the earliest."""
+
 
 def main(argv: list[str]) -> int:
     """Run a worker as the arguments and MASKLINE_ settings say; the exit code."""
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     configure_logging(settings)
-    node = WorkerNode(settings, index=arguments.index or 0)
     if arguments.index is None and arguments.processes != 1:
-        return supervise(["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms)
+        return supervise(
+            ["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,
+            silent_kill_s=max(SILENT_KILL_S, LEASES_LAPSED * settings.lease_ttl_ms / 1000),
+        )  # fmt: skip
 
-    async def serve(stop: asyncio.Event) -> int:
-        await node.start()
-        gc.set_threshold(GC_YOUNG_MAX)
-        gc.freeze()  # what is there now stays
-        failed = asyncio.create_task(node.failed())
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait((failed, stopped), return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                raise failed.result()
-        finally:
-            failed.cancel()
-            stopped.cancel()
-            await node.stop()
-        return 0
+    def serve(stop: asyncio.Event) -> Awaitable[int]:
+        # Before the loop turns: handler modules are imported here, which may take long.
+        return _serve(WorkerNode(settings, index=arguments.index or 0), stop)
 
     return run(serve, stop_timeout_ms=settings.stop_timeout_ms)
+
+
+async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
+    await node.start()
+    supervised.came_up()
+    gc.set_threshold(GC_YOUNG_MAX)
+    gc.freeze()  # what is there now stays
+    failed = asyncio.create_task(node.failed())
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((failed, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            raise failed.result()
+    finally:
+        failed.cancel()
+        stopped.cancel()
+        await node.stop()
+    return 0
 
 
 def _parser() -> Parser:

@@ -1,0 +1,82 @@
+"""A child's side of its supervision: it says that its event loop turns, that it came up, and why it could not start.
+
+The supervisor gives each child the writing end of a pipe, by an environment variable. What goes through it are lines:
+`beat`, `up`, and `failed` with the reason. Without a supervisor all of this does nothing.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from typing import Final
+
+VARIABLE: Final = "_MASKLINE_SUPERVISED"
+"""`<descriptor of the pipe>:<process id of the supervisor>`"""
+BEAT: Final = "beat"
+UP: Final = "up"
+FAILED: Final = "failed "
+REASON_MAX_BYTES: Final = 4_000
+"""With the rest of its line it fits into PIPE_BUF, and so into the pipe in one piece."""
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+class _Supervised:
+    """The pipe to the supervisor, if there is one."""
+
+    def __init__(self) -> None:
+        self.pipe: int | None = None
+
+    def say(self, line: str) -> bool:
+        """Whether there is a supervisor, and it will read this."""
+        if self.pipe is None:
+            return False
+        try:
+            os.write(self.pipe, f"{line}\n".encode())
+        except BrokenPipeError:
+            # The supervisor is gone. The kernel tells so on Linux alone.
+            self.pipe = None
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+        except OSError:  # full: the supervisor stands still
+            return False
+        return True
+
+
+_supervised: Final = _Supervised()
+
+
+def take_over() -> None:
+    """Find out whether this process is a supervised one. To be called first; children of this process are none."""
+    descriptor, _, supervisor = os.environ.pop(VARIABLE, "").partition(":")
+    if not supervisor:
+        return
+    _die_with(int(supervisor))
+    with contextlib.suppress(OSError):
+        os.set_inheritable(int(descriptor), False)
+        os.set_blocking(int(descriptor), False)
+        _supervised.pipe = int(descriptor)
+
+
+def beat() -> None:
+    """To be called on the event loop: it turns."""
+    _supervised.say(BEAT)
+
+
+def came_up() -> None:
+    """The node has started: whatever ends it from here on, it is worth starting again."""
+    _supervised.say(UP)
+
+
+def failed(reason: str) -> bool:
+    """Why this process cannot start; whether the supervisor says it."""
+    text = reason.encode("utf-8", "backslashreplace")[:REASON_MAX_BYTES].decode("utf-8", "ignore")
+    return _supervised.say(FAILED + " ".join(text.split()))
+
+
+def _die_with(supervisor: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != supervisor:  # it died before the kernel knew our wish
+        os._exit(1)
