@@ -66,7 +66,10 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
         finally:
             # Closing the loop joins the threads of its executor; one that hangs must not keep the process.
             cancel = exit_later(code)
-            runner.close()
+            try:
+                runner.close()
+            except RuntimeError as error:  # it starts a thread to join the others, and none may be had
+                _log.warning("the event loop was not closed in order", error=str(error))
             cancel()
             disarm_deadline()
     return code

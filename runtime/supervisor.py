@@ -160,8 +160,15 @@ class Child:
         return wait_s
 
     def send(self, signum: int) -> None:
-        if self.process is not None:
+        if self.process is None:
+            return
+        try:
             self.process.send_signal(signum)
+        except PermissionError:
+            # It runs as another user by now. Its pipe to us closed, it stops by itself.
+            _log.error("process not ours to signal", index=self.index, pid=self.process.pid)
+            self.process = None
+            self.forget_pipe()
 
 
 def supervise(
