@@ -4,12 +4,13 @@ When the link is lost it opens the next one.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from ingest.durability import check_durability
+from ingest.durability import RECHECK_S, check_durability
 from ingest.metrics import Metrics
 from ingest.publisher import Publisher
 from runtime.inspection import Inspection
@@ -61,6 +62,9 @@ class Connector:
         """None while there is none."""
         self.trouble = "not connected yet"
         """Why there is no connection, empty while there is."""
+        self.doubt = ""
+        """What keeps the server from the durability asked for, or may; empty where nothing does."""
+        self._honest: set[tuple[bytes, bytes]] = set()
         self.misconfigured = False
         """The settings contradict the layout in Redis: no waiting mends that."""
 
@@ -106,7 +110,7 @@ class Connector:
         try:
             await self._gate.pass_(link, self._server)
             await self._inspection.demand(link, self.address)
-            await check_durability(link, self._settings)
+            await self._check_durability(link)
             self.publisher.attach(link)
         except BaseException:
             link.close()
@@ -133,10 +137,33 @@ class Connector:
                 self._tried.set()
             if self.publisher.attached:
                 attempt = 0
-                await self._lost.wait()
+                await self._until_lost()
                 self._away("the connection to Redis was lost")
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
+
+    async def _until_lost(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECHECK_S):
+                    await self._lost.wait()
+                return
+            if self.link is not None:
+                try:
+                    await self._check_durability(self.link)
+                except RedisRefusesError:
+                    self.link.close()  # the next connection says why it is not used
+                except RedisUnavailableError:
+                    continue
+
+    async def _check_durability(self, link: Link) -> None:
+        doubt = await check_durability(link, self._settings, self._honest)
+        if doubt and doubt != self.doubt:
+            _log.warning(
+                "Redis may not do what MASKLINE_DURABILITY asks", redis=self.address,
+                durability=self._settings.durability, reason=doubt,
+            )  # fmt: skip
+        self.doubt = doubt
 
     def _away(self, trouble: str, error: Exception | None = None) -> None:
         self.link = None

@@ -7,25 +7,38 @@
 | `replicas:N` | `WAIT N timeout` | besides, N replicas have it |
 """
 
+from collections.abc import Mapping
+from time import monotonic
 from typing import Any, Final
 
 import hiredis
 
+from runtime.hygiene import parse_info, version_of
 from runtime.link import Link, pack
-from runtime.logs import get_logger
 from schemas.errors import RedisRefusesError, RedisUnavailableError
+from schemas.keys import probe_stream
 from schemas.settings import Settings
 
 SHARE_OF_TIMEOUT: Final = 4
 """A confirmation waits a quarter of MASKLINE_PUBLISH_TIMEOUT_MS at most. A connection confirms one batch after the
-other, and three are under way on it: the last one must still be answered before the connection counts as dead."""
+other: a callback may wait for the batch before its own, and for a page of the spool, before its own is confirmed."""
 
 FSYNC_TIMEOUT_MS: Final = 1500 * SHARE_OF_TIMEOUT
 """With `appendfsync everysec` a confirmation takes a second and some."""
 
-_CANNOT: Final = "MASKLINE_DURABILITY=fsync: Redis at this address"
+EARLY_MS: Final = 900
+"""With `appendfsync everysec` a thousand milliseconds lie between two fsyncs; no honest server confirms two writes that
+followed each other within less."""
 
-_log = get_logger("maskline.ingest")
+PROBE_KEYS_MAX: Final = 64
+"""Keys tried until one lies on this server of a cluster: enough for one that has a tenth of the slots."""
+
+VALKEY_EARLY_SINCE: Final = 8
+
+RECHECK_S: Final = 15.0
+"""As often as servers are inspected: somebody's CONFIG SET appendfsync shows within that."""
+
+_CANNOT: Final = "MASKLINE_DURABILITY=fsync: Redis at this address"
 
 
 class Durability:
@@ -51,21 +64,24 @@ class Durability:
         return reply.__class__ is list and reply[0] >= 1
 
 
-async def check_durability(link: Link, settings: Settings) -> None:
-    """Make sure that the server can do what MASKLINE_DURABILITY asks.
+async def check_durability(link: Link, settings: Settings, honest: set[tuple[bytes, bytes]]) -> str:
+    """Make sure that the server does what MASKLINE_DURABILITY asks.
 
-    Raises RedisRefusesError where somebody must act (Redis before 7.2, no append-only file, not permitted) and
-    RedisUnavailableError where it refuses for now. Replicas that are missing may come: they are worth a warning.
+    `honest`: servers, and how they were set, that earlier checks have tried out. Returns what is in doubt, or missing
+    for now, "" if nothing is. Raises RedisRefusesError where somebody must act (Redis before 7.2, no append-only file,
+    not permitted, a confirmation that comes before the fsync), RedisUnavailableError where it refuses for now.
     """
     durability = Durability(settings.durability, settings.publish_timeout_ms)
     if durability.replicas:
-        await _check_replicas(link, durability.replicas)
-    elif durability.command:
-        await _check_fsync(link, settings)
+        return await _check_replicas(link, durability.replicas)
+    if durability.command:
+        policy = await _check_waitaof(link)
+        return await _check_policy(link, settings, policy, honest)
+    return ""
 
 
-async def _check_fsync(link: Link, settings: Settings) -> None:
-    """Try it: no other command tells as surely, and needs as few rights."""
+async def _check_waitaof(link: Link) -> bytes:
+    """Try it: no other command tells as surely, and needs as few rights. Returns `appendfsync`, b"" if not told."""
     reply, policy = await link.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
     if isinstance(reply, hiredis.ReplyError):
         text = str(reply)
@@ -80,27 +96,92 @@ async def _check_fsync(link: Link, settings: Settings) -> None:
         if text.startswith("NOPERM"):
             raise RedisRefusesError(f"{_CANNOT} does not permit WAITAOF to this user")
         raise RedisUnavailableError(f"Redis refuses WAITAOF: {text}")
-    # Where CONFIG is not permitted the reply is an error, and nothing is known of the policy.
-    lazy = isinstance(policy, list) and policy[1:] not in ([], [b"always"])
-    if lazy and settings.publish_timeout_ms < FSYNC_TIMEOUT_MS:
-        _log.warning(
-            "MASKLINE_DURABILITY=fsync with this appendfsync takes longer than Redis is waited for: callbacks will go "
-            "through the spool; set appendfsync always in Redis, or a longer MASKLINE_PUBLISH_TIMEOUT_MS",
-            appendfsync=policy[1],
-            publish_timeout_ms=settings.publish_timeout_ms,
-            enough_ms=FSYNC_TIMEOUT_MS,
+    return policy[1] if isinstance(policy, list) and len(policy) == 2 else b""
+
+
+async def _check_policy(
+    link: Link, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
+) -> str:
+    if policy == b"always":
+        return ""
+    if policy == b"no":
+        raise RedisRefusesError(
+            f"{_CANNOT} never fsyncs its append-only file (appendfsync no): set appendfsync always"
         )
-
-
-async def _check_replicas(link: Link, needed: int) -> None:
-    (reply,) = await link.send(pack("INFO", "replication"), 1)
-    if not isinstance(reply, bytes):  # not permitted: the first WAIT will tell
-        return
-    for line in reply.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name == b"connected_slaves" and int(value) < needed:
-            _log.warning(
-                "fewer replicas than MASKLINE_DURABILITY asks for: callbacks go to the spool until they are there",
-                needed=needed,
-                connected=int(value),
+    (reply,) = await link.send(pack("INFO", "server"), 1)
+    info = parse_info(reply.decode()) if isinstance(reply, bytes) else {}
+    server = info.get("run_id", "").encode(), policy
+    early: bool | None = False
+    if server not in honest:
+        early = await _confirms_early(link, settings.namespace)
+        if early is False and server[0]:
+            honest.clear()  # of the server as it is: what others were like is no matter
+            honest.add(server)
+    if policy:
+        if early or (early is None and known_early(info)):
+            raise RedisRefusesError(
+                f"{_CANNOT} confirms before the fsync (appendfsync {policy.decode()}, {version_of(info)}): "
+                "set appendfsync always"
             )
+    elif early is not False and known_early(info):
+        return (
+            f"whether Redis fsyncs before it confirms is not known: {version_of(info)} does with appendfsync always "
+            "alone; allow this user CONFIG|GET"
+        )
+    if policy and settings.publish_timeout_ms < FSYNC_TIMEOUT_MS:
+        return (
+            f"appendfsync {policy.decode()} takes longer than Redis is waited for: callbacks go through the spool; "
+            f"set appendfsync always in Redis, or MASKLINE_PUBLISH_TIMEOUT_MS to {FSYNC_TIMEOUT_MS} or more"
+        )
+    return ""
+
+
+async def _confirms_early(link: Link, namespace: str) -> bool | None:
+    """Whether two writes, one after the other, are confirmed within less than the second that lies between two fsyncs.
+
+    The second write is made when the first is confirmed, so it needs an fsync of its own. With `appendfsync always` it
+    has one. None where it cannot be tried.
+    """
+    end = monotonic() + EARLY_MS / 1000
+    for _ in range(2):
+        left_ms = int((end - monotonic()) * 1000)
+        if left_ms <= 0:
+            return False
+        confirmation = await _write_and_wait(link, namespace, left_ms)
+        if confirmation is None:
+            return None
+        if not confirmation:
+            return False
+    return monotonic() < end
+
+
+async def _write_and_wait(link: Link, namespace: str, wait_ms: int) -> bool | None:
+    """Whether a write was confirmed in time. None where none can be made."""
+    for number in range(PROBE_KEYS_MAX):
+        write = pack("XADD", probe_stream(namespace, number), "MAXLEN", 0, "*", "c", "")
+        written, confirmation = await link.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
+        if isinstance(written, bytes):
+            return isinstance(confirmation, list) and confirmation[0] >= 1
+        if not str(written).startswith("MOVED"):  # a slot of another server: there is one of this one's
+            return None
+    return None
+
+
+def known_early(info: Mapping[str, str]) -> bool:
+    """Whether a server of this version confirms before the fsync with `appendfsync everysec`.
+
+    Redis 7.4 brought that in (redis/redis#12622), 8.0 mended it (#13793), and Valkey has had it since 8.0.
+    """
+    valkey, redis = info.get("valkey_version", ""), info.get("redis_version", "")
+    if valkey:
+        return int(valkey.partition(".")[0]) >= VALKEY_EARLY_SINCE
+    return redis.startswith("7.4.")
+
+
+async def _check_replicas(link: Link, needed: int) -> str:
+    (reply,) = await link.send(pack("INFO", "replication"), 1)
+    # Where INFO is not permitted the first WAIT will tell.
+    there = parse_info(reply.decode()).get("connected_slaves") if isinstance(reply, bytes) else None
+    if there is not None and int(there) < needed:
+        return f"{there} of {needed} replicas are connected: callbacks go to the spool until they are there"
+    return ""

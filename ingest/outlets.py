@@ -109,6 +109,8 @@ class Outlets:
                 reasons.append(f"{connector.address}: {reason}" if self._store.is_cluster else reason)
         if reason := "; ".join(filter(None, reasons)):
             details["reason"] = reason
+        if doubts := sorted({connector.doubt for connector in self._shards if connector.doubt}):
+            details["durability_doubts"] = doubts
         return details | {"servers": self._inspection.details()}
 
     # Inside

@@ -110,6 +110,9 @@ class Publisher:
         """Called when the server says that a partition is on another one."""
         self.breaker = Breaker()
         self.load = Load() if load is None else load
+        # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
+        # meanwhile waits for one more, and not for one after the other.
+        self._batches_max = 1 if self._durability.command else BATCHES_MAX
         self.batches_under_way = 0
         self.ready = False
         """Connected, and the breaker closed: the next callback may be published."""
@@ -155,7 +158,7 @@ class Publisher:
         batch = self._gathering
         if batch is None:
             batch = self._gathering = self._begin()
-            if self.batches_under_way < BATCHES_MAX and not self._sending_soon:
+            if self.batches_under_way < self._batches_max and not self._sending_soon:
                 self._sending_soon = True
                 self._loop.call_soon(self._send_gathered)
         size = len(value)
@@ -221,7 +224,11 @@ class Publisher:
         else:
             self._metrics.publish_s.observe(self._loop.time() - batch.first_at)
             self._read(batch, future.result())
-        if self._gathering is not None and not self._sending_soon:
+        if (
+            self._gathering is not None
+            and not self._sending_soon
+            and self.batches_under_way < self._batches_max
+        ):
             self._send_gathered()
 
     def _read(self, batch: _Batch, replies: list[Any]) -> None:

@@ -11,6 +11,7 @@ Redis Cluster, where the partitions then spread over the nodes.
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
 | `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: strikes of a handler that may bring its worker down; expires |
 | `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
+| `{ns:fsync-i}:callbacks` | stream | nothing: written to see whether the server fsyncs before it confirms |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
 """
@@ -22,6 +23,14 @@ from zlib import crc32
 def partition_of(session_uuid: str, partitions: int) -> int:
     """The partition of a session, 0 … partitions - 1: the same on every node and every release."""
     return crc32(session_uuid.encode()) % partitions
+
+
+def probe_stream(namespace: str, number: int) -> str:
+    """A stream for trying out what a server does; with another number it lies on another one of a cluster.
+
+    Whoever may write callbacks may write it.
+    """
+    return f"{{{namespace}:fsync-{number}}}:callbacks"
 
 
 class PartitionKeys(NamedTuple):

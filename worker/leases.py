@@ -286,8 +286,10 @@ class LeaseKeeper:
                 pace.cut()
                 raise
             took_s = monotonic() - asked_at
+            entries = len(page[1])
             size_bytes = sum(len(value) for _, fields in page[1] for value in fields)
-            pace.brought(OPENINGS_MAX * len(page[1]), OPENINGS_MAX * size_bytes, took_s, took_s)
+            full = entries >= count
+            pace.brought(OPENINGS_MAX * entries, OPENINGS_MAX * size_bytes, took_s, took_s, full=full)
             return page
 
     def _start(self, way: Callable[[Partition], Coroutine[Any, Any, None]], partition: Partition) -> None:

@@ -1,8 +1,8 @@
 """How much one read asks for: as much as comes quickly, through whatever pipe there is.
 
 Decisions alone; `worker.polling` and `worker.leases` carry them out. A read is sized in bytes, by the mean size of the
-entries that came lately. It starts small, so that a thin pipe brings something from the first second on; it is doubled
-while reads that bring what was asked are quick, and halved when one was slow, or was cut.
+entries that came lately. It starts small, so that a thin pipe brings something from the first second on; it grows while
+reads that leave something behind are quick, the more the quicker, and is halved when one was slow, or was cut.
 
 | bound | on |
 | --- | --- |
@@ -33,7 +33,10 @@ ENTRY_START_BYTES: Final = 4 << 10
 SLOW_S: Final = 1.0
 """A read that is waited for longer is halved. Renewals of leases go through the same pipe, behind what it carries."""
 QUICK_S: Final = 0.5
-"""The longest that a read blocks at the server is half of it."""
+"""What a read grows towards. The longest that one blocks at the server is half of it."""
+
+GROWTH_MAX: Final = 8.0
+"""The most that a read grows by at once: on a quick link the third one is as great as any."""
 
 MEAN_WEIGHT: Final = 0.25
 """Of the last read, in the mean size of entries, where they become smaller; greater ones count at once."""
@@ -62,11 +65,12 @@ class Pace:
         """How many more entries fit in memory beside so many that are not finished."""
         return int(OUTSTANDING_MAX_BYTES / self.entry_bytes) - outstanding
 
-    def brought(self, entries: int, size_bytes: int, took_s: float, waited_s: float) -> None:
+    def brought(self, entries: int, size_bytes: int, took_s: float, waited_s: float, *, full: bool) -> None:
         """A read has come to its end.
 
-        `size_bytes`: of the whole reply. `waited_s`: what of the time nothing else was done in. A worker that is busy
-        with the last read has the next one late by itself: that is no reason to ask for less.
+        `size_bytes`: of the whole reply. `full`: some stream had as many entries as were asked for, or more.
+        `waited_s`: what of the time nothing else was done in. A worker that is busy with the last read has the next
+        one late by itself: that is no reason to ask for less.
         """
         if entries:
             mean = size_bytes / entries
@@ -76,8 +80,9 @@ class Pace:
         self.slow = waited_s > SLOW_S
         if self.slow:
             self._halve()
-        elif took_s < QUICK_S and 2 * size_bytes >= self.read_bytes:
-            self.read_bytes = min(2 * self.read_bytes, READ_MAX_BYTES)
+        elif full and took_s < QUICK_S:
+            growth = min(QUICK_S / took_s, GROWTH_MAX) if took_s > 0 else GROWTH_MAX
+            self.read_bytes = min(int(self.read_bytes * growth), READ_MAX_BYTES)
 
     def cut(self) -> None:
         """The connection was lost while a read was under way."""

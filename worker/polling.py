@@ -236,13 +236,14 @@ class Poller:
         """Learn from a read how much to ask for next."""
         counts = [len(entries) for _, entries in streams]
         pace, was_slow, took_s = self._pace, self._pace.slow, request.took_s or 0.0
-        pace.brought(sum(counts), request.size_bytes, took_s, request.waited_s)
+        full = request.each in counts
+        pace.brought(sum(counts), request.size_bytes, took_s, request.waited_s, full=full)
         if pace.slow and not was_slow:
             _log.warning(
                 "reads from Redis are slow, asking for less at a time", redis=self._connection.address,
                 size_bytes=request.size_bytes, took_s=round(took_s, 1), next_bytes=pace.read_bytes,
             )  # fmt: skip
-        self._full_in_round = self._full_in_round or request.each in counts
+        self._full_in_round = self._full_in_round or full
         if not self._turn:  # the round is over, or there are no turns
             self._backlog, self._full_in_round = self._full_in_round, False
 

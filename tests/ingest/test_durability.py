@@ -1,14 +1,18 @@
 """MASKLINE_DURABILITY against servers that can, cannot, and cannot for now."""
 
 import asyncio
+import contextlib
 import re
+import time
+from statistics import median
 
 import pytest
 from ingest_kit import node_settings, until
-from servers import RedisServer, has_waitaof, wait_until
+from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, wait_until
 from spool_kit import inside, streams
 
-from ingest.durability import Durability, check_durability
+from ingest import connector as connector_module
+from ingest.durability import Durability, check_durability, known_early
 from runtime.store import Store
 
 VALUES = [b"%03d" % n for n in range(100)]
@@ -81,16 +85,103 @@ async def test_fsync_one_confirmation_a_batch(always, namespace):
         assert not it.metrics.spooled
 
 
-@pytest.mark.waitaof
-async def test_fsync_with_a_lazy_append_only_file_is_still_kept(own_redis, namespace):
-    own_redis.options += ("--appendfsync", "everysec")
-    own_redis.restart()
-    settings = node_settings(own_redis.url, namespace, durability="fsync", publish_timeout_ms=200)
+@pytest.fixture
+def everysec(tmp_path):
+    """A server by its kind, which fsyncs once a second."""
+    with contextlib.ExitStack() as stack:
+
+        def start(kind):
+            options = ("--appendfsync", "everysec")
+            server = RedisServer(tmp_path / kind, binary=binary_of(kind), options=options).start()
+            stack.callback(server.stop)
+            return server
+
+        yield start
+
+
+only_here = pytest.mark.skipif(bool(ONLY_SERVER), reason="names its servers")
+
+
+@only_here
+async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec, namespace):
+    """Valkey does so with everysec. It is used as soon as that is mended."""
+    server = everysec("valkey")
+    settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
+    async with inside(settings) as it:
+        assert await it.keep_all("s", VALUES) == {""}
+        assert it.spool.callbacks == len(VALUES)
+        assert "confirms before the fsync" in it.outlets.details()["reason"]
+        with server.client() as client:
+            assert not client.info("commandstats").get("cmdstat_xadd", {}).get("calls", 0) > 10
+            client.config_set("appendfsync", "always")
+            await until(lambda: it.metrics.drained == len(VALUES))
+            assert streams(client, settings) == VALUES
+
+
+@only_here
+async def test_a_policy_that_is_changed_later_is_found(own_redis, namespace, monkeypatch):
+    monkeypatch.setattr(connector_module, "RECHECK_S", 0.05)
+    with own_redis.client() as client:
+        client.config_set("appendfsync", "always")
+        async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
+            assert await it.keep("s", b"a") == ""
+            assert not it.metrics.spooled
+            client.config_set("appendfsync", "everysec")
+            await until(lambda: "confirms before the fsync" in it.connector.trouble)
+            assert await it.keep("s", b"b") == ""
+            assert it.spool.callbacks == 1
+            client.config_set("appendfsync", "no")
+            await until(lambda: "never fsyncs" in it.connector.trouble)
+
+
+@only_here
+async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, namespace):
+    """And many are confirmed at once: nobody waits for more than two fsyncs."""
+    server = everysec("redis")
+    settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
+    async with inside(settings) as it:
+        assert it.connector.doubt == ""
+        waited = []
+
+        async def keep(number):
+            await asyncio.sleep(number * 0.01)  # they come evenly, through two seconds
+            started = time.monotonic()
+            assert await it.keep(f"s{number}", b"%d" % number) == ""
+            waited.append(time.monotonic() - started)
+
+        await asyncio.gather(*(keep(number) for number in range(200)))
+        assert not it.metrics.spooled
+        assert median(waited) < 2.2
+        with server.client() as client:
+            assert len(streams(client, settings)) == 200
+
+
+@only_here
+async def test_fsync_with_a_lazy_append_only_file_is_still_kept(everysec, namespace):
+    settings = node_settings(everysec("redis").url, namespace, durability="fsync", publish_timeout_ms=200)
     async with inside(settings) as it:
         for number in range(10):
             assert await it.keep(f"s{number}", b"%d" % number) == ""
         assert it.metrics.spooled["not_durable"] >= 1
         assert "redis_timeout" not in it.metrics.batch_failures
+        (doubt,) = it.outlets.details()["durability_doubts"]
+        assert "MASKLINE_PUBLISH_TIMEOUT_MS" in doubt
+
+
+@pytest.mark.parametrize(
+    ("info", "early"),
+    [
+        ({"redis_version": "7.2.4", "valkey_version": "9.1.2"}, True),
+        ({"redis_version": "7.2.4", "valkey_version": "8.0.1"}, True),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.7"}, False),
+        ({"redis_version": "7.2.4"}, False),
+        ({"redis_version": "7.4.1"}, True),
+        ({"redis_version": "8.2.3"}, False),
+        ({}, False),
+    ],
+)
+def test_versions_known_to_confirm_before_the_fsync(info, early):
+    assert known_early(info) is early
 
 
 @pytest.mark.waitaof
@@ -187,6 +278,6 @@ async def test_memory_asks_for_nothing(own_redis, namespace):
     link = await Store(node_settings(own_redis.url, namespace)).connect("test")
     with own_redis.client() as client:
         client.config_resetstat()
-        await check_durability(link, node_settings(own_redis.url, namespace))
+        assert await check_durability(link, node_settings(own_redis.url, namespace), set()) == ""
         assert not {"cmdstat_wait", "cmdstat_waitaof"} & client.info("commandstats").keys()
     link.close()
