@@ -9,6 +9,7 @@
 - A callback that Redis refuses for itself (its stream is none) stays, with those of its partition behind it; the
   others go on. After RETRY_REFUSED_S it is tried again from the beginning.
 - Journals of the process take turns, page by page.
+- An error of the disk or the directory ends nothing: it is logged, shown by /readyz, and tried again (`runtime.tasks`).
 """
 
 import asyncio
@@ -16,13 +17,14 @@ import contextlib
 from time import monotonic
 from typing import Final
 
-from ingest.journal import Taken
-from ingest.journal_file import Row, SpoolError
-from ingest.metrics import Metrics
+from ingest.journal_file import Row
+from ingest.journal_files import Taken
 from ingest.outcomes import MOVED, OF_THE_SERVER
 from ingest.outlets import Outlets
 from ingest.publisher import Publisher
 from ingest.spool import Spool
+from ingest.spool_errors import SpoolError
+from runtime.tasks import BackgroundTasks
 from schemas.settings import Settings
 
 PAGE_ROWS_MAX: Final = 256
@@ -37,6 +39,10 @@ RETRY_AWAY_S: Final = 1.0
 """The same where one server of several is away, or a partition moves to another."""
 ADOPT_INTERVAL_S: Final = 10.0
 """How often the directory is searched for what dead processes left."""
+
+DRAIN: Final = "drain"
+ADOPTION: Final = "spool adoption"
+"""Names of background tasks."""
 
 _WAITS: Final = "waits"
 """In place of a code: not tried, its partition is held up."""
@@ -107,12 +113,12 @@ class Drain:
     """The task that does it."""
 
     def __init__(
-        self, settings: Settings, spool: Spool, outlets: Outlets, metrics: Metrics, pace: Pace
+        self, settings: Settings, spool: Spool, outlets: Outlets, tasks: BackgroundTasks, pace: Pace
     ) -> None:
         self._partitions = settings.partitions
         self._spool = spool
         self._outlets = outlets
-        self._metrics = metrics
+        self._tasks = tasks
         self._pace = pace
         self._sources: list[_Source] = []
         self._turn = 0
@@ -121,7 +127,7 @@ class Drain:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run())
+        self._task = self._tasks.start(DRAIN, self._run)
 
     async def finish(self, timeout_s: float) -> None:
         """Go on until the spool is empty or Redis does not take any more, at most so long; then end."""
@@ -139,9 +145,11 @@ class Drain:
             await self._adopt()
             source = self._next() if self._outlets.worth_a_try else None
             if source is not None:
-                with contextlib.suppress(SpoolError):  # told by the spool already, or at the next write
+                try:
                     if await self._page(source):
                         continue
+                except SpoolError as error:  # it would end nothing, but the next journal has its turn
+                    self._tasks.failed(DRAIN, error)
             if self._finishing.is_set() and not self._soon():
                 return
             await self._idle()
@@ -164,8 +172,10 @@ class Drain:
         now = monotonic()
         if now >= self._adopt_at and not self._finishing.is_set():
             self._adopt_at = now + ADOPT_INTERVAL_S
-            with contextlib.suppress(SpoolError):
+            try:
                 await self._spool.adopt()
+            except SpoolError as error:
+                self._tasks.failed(ADOPTION, error)
 
     def _next(self) -> _Source | None:
         """The journal whose turn it is, of those with something to do."""

@@ -3,31 +3,33 @@
 - Callbacks that gathered while the last commit ran go into the next one, as many as COMMIT_ROWS_MAX and the log's
   bound allow; one wake-up of the loop tells all who wait.
 - Between two commits one other job runs: a page to drain, a deletion. Neither callbacks nor the drain starve.
-- A commit that fails, fails its callbacks only; the next one tries again. A file that turns out damaged is set
-  aside and a new one begun.
-- All files of the process, its own and those it took over, are touched by this thread alone.
+- A commit that fails, fails its callbacks only; the next one tries again.
+- All files of the process (`ingest.journal_files`) are touched by this thread alone. It looks every LOOK_INTERVAL_S
+  whether they are still where they should be.
+- Whatever goes wrong in it, it is told, and goes on: nobody else would answer those who wait.
 """
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
-from ingest.journal_file import DamagedError, JournalFile, SpoolError, wal_max_bytes
+from ingest.journal_file import wal_max_bytes
+from ingest.journal_files import LOOK_INTERVAL_S, JournalFiles
 from ingest.outcomes import SPOOL_FAILED
 from ingest.publisher import Waiters
 from ingest.spool_directory import Slot, SpoolDirectory
+from ingest.spool_errors import SpoolError, of_the_system
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""
-LOOK_INTERVAL_S: Final = 1.0
-"""How often the other processes' share of the directory is measured, and a file that does not open is tried."""
+RESTART_S: Final = 0.1
+"""Before the thread goes on after a fault of its own: bounds how often a lasting one is met."""
 CLOSE_TIMEOUT_S: Final = 5.0
 """A disk that hangs must not hold up the end of the process for longer."""
 
@@ -66,43 +68,47 @@ class _Call(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class Taken(NamedTuple):
-    """A journal of the directory that this process now uses."""
+class Owner(Protocol):
+    """Whom the journal tells, on the loop."""
 
-    slot: Slot
-    file: JournalFile
+    def committed(self, committed: Committed) -> None: ...
+
+    def opened(self, held: "array[int]", besides: bool) -> None: ...
+
+    def damaged_file(self, name: str) -> None: ...
+
+    def strayed(self, name: str, callbacks: int) -> None: ...
+
+    def carried(self, routes: Sequence[int]) -> None: ...
+
+    def ended(self, name: str, lost: int) -> None: ...
+
+    def not_well(self, error: SpoolError) -> None:
+        """The files cannot be looked at."""
+
+    def thread_failed(self, error: BaseException) -> None:
+        """A fault of the thread that nobody foresaw."""
 
 
 class Journal:
-    """The thread and this process's own file. Everything public but `open_own` and `open_leftovers` is the loop's."""
+    """The thread. What is public is the loop's; `files` may be read there, and called by way of `call`."""
 
-    def __init__(
-        self,
-        directory: SpoolDirectory,
-        slot: Slot,
-        max_bytes: int,
-        *,
-        on_committed: Callable[[Committed], None],
-        on_opened: "Callable[[array[int]], None]",
-        on_damaged: Callable[[str], None],
-    ) -> None:
+    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, owner: Owner) -> None:
         self._loop = asyncio.get_running_loop()
-        self._directory = directory
-        self._max_bytes = max_bytes
         self._commit_bytes_max = wal_max_bytes(max_bytes) // 2
-        self._on_committed = on_committed
-        self._on_opened = on_opened
-        self._on_damaged = on_damaged
+        self._owner = owner
         self._ended = asyncio.Event()
-        self.own = Taken(slot, JournalFile(slot.path))
+        self.files = JournalFiles(directory, slot, max_bytes, self)
         self._queue: SimpleQueue[Puts | _Call | None] = SimpleQueue()
+        self._puts: deque[Puts] = deque()
+        self._calls: deque[_Call] = deque()
+        self._closing = False
         self._look_at = 0.0
-        self._open_error: SpoolError | None = None
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
     def put(self, puts: Puts) -> None:
-        """Have them written; `on_committed` is called on the loop."""
+        """Have them written; the owner is told `committed`."""
         self._queue.put(puts)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
@@ -119,125 +125,97 @@ class Journal:
                 await self._ended.wait()
         return self._ended.is_set()
 
+    # What happens to files, told in the thread
+
+    def opened(self, held: "array[int]", besides: bool) -> None:
+        self._tell(self._owner.opened, held, besides)
+
+    def damaged(self, name: str) -> None:
+        self._tell(self._owner.damaged_file, name)
+
+    def strayed(self, name: str, callbacks: int) -> None:
+        self._tell(self._owner.strayed, name, callbacks)
+
+    def carried(self, routes: Sequence[int]) -> None:
+        self._tell(self._owner.carried, routes)
+
+    def ended(self, name: str, lost: int) -> None:
+        self._tell(self._owner.ended, name, lost)
+
     # In the thread
 
-    def open_own(self) -> JournalFile:
-        """Open the own file unless it is open; a damaged one is set aside first. Raises SpoolError."""
-        file = self.own.file
-        if not file.is_open:
-            now = time.monotonic()
-            if self._open_error is not None and now < self._look_at:
-                raise self._open_error
+    def _run(self) -> None:
+        while not (self._closing and not self._puts and not self._calls):
+            try:
+                self._turn()
+            except BaseException as error:  # noqa: BLE001 - whatever it was, others wait for this thread
+                self._tell(self._owner.thread_failed, error)
+                time.sleep(RESTART_S)
+        self._tell(self._ended.set)
+
+    def _turn(self) -> None:
+        """Take what has come; where nothing has, work on what waits."""
+        idle = not self._puts and not self._calls and not self.files.carries
+        try:
+            item = self._queue.get(block=idle, timeout=LOOK_INTERVAL_S)
+        except Empty:
+            self._look()
+            self._commit(self._puts)
+            self._answer(self._calls)
+            if self.files.carries:
+                self.files.carry()
+            return
+        if item is None:
+            self._closing = True
+        elif isinstance(item, Puts):
+            self._puts.append(item)
+        else:
+            self._calls.append(item)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
             self._look_at = now + LOOK_INTERVAL_S
             try:
-                self._limit_by_others(self._open_or_renew)
+                self.files.look()
             except SpoolError as error:
-                self._open_error = error
-                raise
-            self._open_error = None
-        elif time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + LOOK_INTERVAL_S
-            self._limit_by_others(file.limit)
-        return file
-
-    def renew_own(self) -> JournalFile:
-        """Set the damaged own file aside and begin a new one. Raises SpoolError."""
-        slot, file = self.own
-        file.close()
-        self._set_aside(slot)
-        return self.open_own()
-
-    def try_room(self) -> None:
-        """Find out whether the own file takes callbacks. Raises SpoolError."""
-        self.open_own().try_room()
-
-    def open_leftovers(self) -> list[Taken]:
-        """Take over what dead processes left; journals without callbacks are removed on the way."""
-        found: list[Taken] = []
-        for slot in self._directory.leftovers():
-            file = JournalFile(slot.path)
-            try:
-                file.open(self._max_bytes)
-            except DamagedError:
-                self._set_aside(slot)
-                slot.release()
-            except SpoolError:  # the disk may be full, or the journal of a newer release: another time
-                slot.release()
-            else:
-                taken = Taken(slot, file)
-                if file.state.callbacks:
-                    found.append(taken)
-                else:
-                    self.let_go(taken)
-        return found
-
-    def drop_damaged(self, taken: Taken) -> None:
-        """Set a journal that was taken over aside, and be done with it."""
-        taken.file.close()
-        self._set_aside(taken.slot)
-        taken.slot.release()
-
-    def let_go(self, taken: Taken) -> None:
-        """Close a journal for good, and remove it if nothing lies in it."""
-        taken.file.close()
-        with contextlib.suppress(OSError):
-            # Never opened means never counted: then it stays, whatever is in it.
-            taken.slot.release(remove=taken.file.was_opened and not taken.file.state.callbacks)
-
-    def _run(self) -> None:
-        puts: deque[Puts] = deque()
-        calls: deque[_Call] = deque()
-        closing = False
-        while not (closing and not puts and not calls):
-            try:
-                item = self._queue.get(block=not puts and not calls)
-            except Empty:
-                self._commit(puts)
-                self._answer(calls)
-                continue
-            if item is None:
-                closing = True
-                if not puts and not calls:
-                    break
-            elif isinstance(item, Puts):
-                puts.append(item)
-            else:
-                calls.append(item)
-        self._tell(self._ended.set)
+                self._tell(self._owner.not_well, error)
 
     def _commit(self, waiting: deque[Puts]) -> None:
         """One commit of what waits, as much as fits into one."""
         if not waiting:
             return
         batch: list[Puts] = []
-        rows: list[tuple[int, bytes]] = []
-        size_bytes = 0
+        count = size_bytes = 0
         while waiting and (
             not batch
             or (
-                len(rows) + len(waiting[0].values) <= COMMIT_ROWS_MAX
+                count + len(waiting[0].values) <= COMMIT_ROWS_MAX
                 and size_bytes + waiting[0].size_bytes <= self._commit_bytes_max
             )
         ):
             puts = waiting.popleft()
             batch.append(puts)
             if not puts.given_up:
-                puts.written = True
+                count += len(puts.values)
                 size_bytes += puts.size_bytes
-                rows += zip(puts.routes, puts.values, strict=True)
         started = time.perf_counter()
-        error = self._insert(rows)
-        self._tell(self._on_committed, Committed(batch, error, time.perf_counter() - started))
+        error = self._insert(batch)
+        self._tell(self._owner.committed, Committed(batch, error, time.perf_counter() - started))
 
-    def _insert(self, rows: list[tuple[int, bytes]]) -> SpoolError | None:
+    def _insert(self, batch: list[Puts]) -> SpoolError | None:
         try:
-            try:
-                self.open_own().insert(rows)
-            except DamagedError:
-                self.renew_own().insert(rows)
+            rows: list[tuple[int, bytes]] = []
+            for puts in batch:
+                if not puts.given_up:
+                    puts.written = True
+                    rows += zip(puts.routes, puts.values, strict=True)
+            if rows:
+                self.files.insert(rows)
         except SpoolError as error:
             return error
         except Exception as error:  # noqa: BLE001 - no memory, say: whatever it was, these are not kept
+            self._tell(self._owner.thread_failed, error)
             return SpoolError(SPOOL_FAILED, type(error).__name__)
         return None
 
@@ -247,30 +225,15 @@ class Journal:
         call = calls.popleft()
         try:
             result = call.function(*call.arguments)
+        except OSError as error:
+            self._tell(_settle, call.future, None, of_the_system(error))
         except Exception as error:  # noqa: BLE001 - it is the caller's
             self._tell(_settle, call.future, None, error)
+        except BaseException as error:
+            self._tell(_settle, call.future, None, SpoolError(SPOOL_FAILED, type(error).__name__))
+            raise
         else:
             self._tell(_settle, call.future, result, None)
-
-    def _open_or_renew(self, max_bytes: int) -> None:
-        slot, file = self.own
-        try:
-            file.open(self._max_bytes)
-        except DamagedError:
-            self._set_aside(slot)
-            file.open(self._max_bytes)
-        self._tell(self._on_opened, file.held)
-        file.limit(max_bytes)
-
-    def _limit_by_others(self, limit: Callable[[int], None]) -> None:
-        limit(self._max_bytes - self._directory.other_bytes(self.own.slot.path))
-
-    def _set_aside(self, slot: Slot) -> None:
-        try:
-            name = slot.set_aside()
-        except OSError as error:
-            raise SpoolError(SPOOL_FAILED, error.strerror or os.strerror(error.errno or 0)) from None
-        self._tell(self._on_damaged, name)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before its spool

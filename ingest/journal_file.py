@@ -7,6 +7,7 @@
   statement, and beside a busy event loop each time may cost milliseconds.
 - The bound is the file's page count, kept by SQLite itself; pages of deleted rows are used again, and given back to
   the disk once the file is empty.
+- Which file it is, and whether that still lies at its path, is known by device and inode (`ingest.open_file`).
 
 | column | holds |
 | --- | --- |
@@ -27,8 +28,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ingest.open_file import OpenFile
 from ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
-from schemas.errors import MasklineError
+from ingest.spool_errors import DamagedError, SpoolError, of_the_system
 
 VERSION: Final = 1
 """Of the table, in `user_version`."""
@@ -65,20 +67,6 @@ _PAGE: Final = """
 _read_page: Final = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 
 
-class SpoolError(MasklineError):
-    """The disk's fault: what was to be written or read was not."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(f"the spool cannot be used: {detail}")
-        self.code = code
-        """`spool_full` or `spool_failed`."""
-        self.detail = detail
-
-
-class DamagedError(SpoolError):
-    """The file is no journal of ours any more."""
-
-
 class Row(NamedTuple):
     id: int
     route: int
@@ -102,8 +90,8 @@ class JournalFile:
         self.state = FileState()
         self.held = array("I")
         """Callbacks by HELD_BUCKETS, as found when the file was opened."""
-        self.was_opened = False
-        """It was opened and counted once, so `state` tells of it."""
+        self.which = OpenFile(path)
+        self._miscounted = False
         self._db: sqlite3.Connection | None = None
         self._next_id = 1
         self._page_bytes = 4096
@@ -117,25 +105,50 @@ class JournalFile:
     def open(self, max_bytes: int) -> None:
         """Open or make the file, and count what lies there. Raises SpoolError, DamagedError."""
         try:
-            # SQLite would make it readable for all; the log beside it gets the same mode.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
             with self._errors():
+                self.which.open()
+                self._db = sqlite3.connect(self.path, isolation_level=None, timeout=0)
                 self._prepare(max_bytes)
                 self._count()
-            self.was_opened = True
-        except OSError as error:
-            raise SpoolError(SPOOL_FAILED, error.strerror or type(error).__name__) from None
+                self.which.open_log()
+                if not self.which.in_place():
+                    raise SpoolError(SPOOL_FAILED, "the file was replaced while it was opened")  # noqa: TRY301
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close it; the log is written back into it as far as the disk allows."""
+        """Close it; the log is written back into it as far as the disk allows. Nothing that is not its own goes."""
         db, self._db = self._db, None
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            with contextlib.suppress(sqlite3.Error, OSError), self.which.log_of_others_kept():
                 db.close()
+        self.which.close()
+
+    def remove(self) -> bool:
+        """Close it, and unlink it and its log if nothing lies in it; whether that was so.
+
+        The file is asked, not the count.
+        """
+        try:
+            empty = self.is_empty()
+            if empty:
+                self.which.unlink()
+        except (SpoolError, OSError):
+            empty = False
+        self.close()
+        if empty:
+            with contextlib.suppress(OSError):  # a log without its file is removed by whoever opens the next
+                self.which.unlink_log()
+        return empty
+
+    def is_empty(self) -> bool:
+        """Ask the file. Raises SpoolError."""
+        with self._errors():
+            (empty,) = self._ask("SELECT NOT EXISTS (SELECT 1 FROM spool)")
+            return bool(empty)
 
     def limit(self, max_bytes: int) -> None:
         """Let the file and its log grow to so many bytes together."""
@@ -145,14 +158,21 @@ class JournalFile:
                 self._ask(f"PRAGMA max_page_count = {pages}")
             self._pages_max = pages
 
-    def insert(self, rows: Sequence[tuple[int, bytes]]) -> None:
-        """Write (route, value) rows in one transaction: all, fsynced, or none. Raises SpoolError."""
-        at_ms = int(time.time() * 1000)
+    def insert(self, rows: Sequence[tuple[int, bytes]], at_ms: int | None = None) -> range:
+        """Write (route, value) rows in one transaction: all, fsynced, or none; their ids. Raises SpoolError.
+
+        `at_ms`: since when they are kept, by the wall clock; now, if not given.
+        """
+        at_ms = int(time.time() * 1000) if at_ms is None else at_ms
+        if self._miscounted:
+            with self._errors():
+                self._count()
+        ids = range(self._next_id, self._next_id + len(rows))
         with self._transaction():
             done = 0
             while done < len(rows):
                 count = min(INSERT_ROWS_MAX, 1 << ((len(rows) - done).bit_length() - 1))
-                first = self._next_id + done
+                first = ids.start + done
                 values = [
                     field
                     for number, row in enumerate(rows[done : done + count], first)
@@ -160,26 +180,28 @@ class JournalFile:
                 ]
                 self._ask(_INSERTS[count], values)
                 done += count
-        self._next_id += len(rows)
+        self._next_id = ids.stop
         before = self.state
-        oldest = at_ms if before.oldest_at_ms is None else before.oldest_at_ms
-        with self._errors():
-            self._set_state(before.callbacks + len(rows), oldest)
+        oldest = at_ms if before.oldest_at_ms is None else min(at_ms, before.oldest_at_ms)
+        self._set_state(before.callbacks + len(rows), oldest)
+        return ids
 
     def page(self, after: int, rows_max: int, bytes_max: int) -> list[Row]:
         """The next rows after that id in order of arrival, at least one if there is one. Raises SpoolError."""
         with self._errors():
             (text,) = self._ask(_PAGE, (after, rows_max, bytes_max))
-            return [Row(id_, route, bytes.fromhex(value)) for id_, route, value in _read_page(text)]
+            rows = [Row(id_, route, bytes.fromhex(value)) for id_, route, value in _read_page(text)]
+            if not after and bool(rows) != bool(self.state.callbacks):
+                self._count()
+            return rows
 
     def delete(self, ids: Sequence[int]) -> None:
         """Delete the rows with these ids. Raises SpoolError, and then all of them are still there."""
         with self._transaction():
             self._ask("DELETE FROM spool WHERE id IN (SELECT value FROM json_each(?))", (str([*ids]),))
             (deleted,) = self._ask("SELECT changes()")
-        with self._errors():
             first = self._ask("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
-            self._set_state(self.state.callbacks - deleted, first[0] if first else None)
+        self._set_state(max(0, self.state.callbacks - deleted), first[0] if first else None)
 
     def try_room(self) -> None:
         """Find out by writing whether the next callbacks have room. Raises SpoolError."""
@@ -191,7 +213,9 @@ class JournalFile:
     def shrink(self) -> None:
         """Give the disk space of an empty file back; not yet, where the disk does not even allow that."""
         with contextlib.suppress(SpoolError), self._errors():
-            if not self.state.callbacks and self._pages()[0] * self._page_bytes > SHRINK_OVER_BYTES:
+            if not self.is_empty():
+                self._count()
+            elif self._pages()[0] * self._page_bytes > SHRINK_OVER_BYTES:
                 self._ask("VACUUM")
                 self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -220,22 +244,27 @@ class JournalFile:
 
     def _count(self) -> None:
         """One walk over everything, which also finds most damage there is."""
-        self.held = array("I", bytes(4 * HELD_BUCKETS))
+        held = array("I", bytes(4 * HELD_BUCKETS))
         callbacks = 0
         assert self._db is not None  # noqa: S101 - for the type checker
         for bucket, count in self._db.execute("SELECT route & 65535, count(*) FROM spool GROUP BY 1"):
-            self.held[bucket] = count
+            held[bucket] = count
             callbacks += count
         first = self._ask("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
         (last_id,) = self._ask("SELECT max(id) FROM spool")
         # Not SQLite's own numbering: that begins again once the table is empty, under the cursor of whoever drains.
         self._next_id = max(self._next_id, (last_id or 0) + 1)
+        self.held = held
+        self._miscounted = False
         self._set_state(callbacks, first[0] if first else None)
 
     def _set_state(self, callbacks: int, oldest_at_ms: int | None) -> None:
-        pages, free = self._pages()
-        size_bytes = (pages - free) * self._page_bytes if callbacks else 0
-        self.state = FileState(callbacks, size_bytes, oldest_at_ms)
+        """After the commit: what fails here must not make it fail."""
+        self.state = FileState(callbacks, self.state.size_bytes if callbacks else 0, oldest_at_ms)
+        with contextlib.suppress(sqlite3.Error):
+            pages, free = self._pages()
+            size_bytes = (pages - free) * self._page_bytes if callbacks else 0
+            self.state = FileState(callbacks, size_bytes, oldest_at_ms)
 
     def _pages(self) -> tuple[int, int]:
         pages, free = self._ask("SELECT * FROM pragma_page_count, pragma_freelist_count")
@@ -256,16 +285,25 @@ class JournalFile:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
+        """Whatever goes wrong: nothing stays half done, and it comes out as SpoolError."""
         try:
             yield
-        except sqlite3.Error as error:
+        except BaseException as error:
             if self._db is not None and self._db.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
-            raise self._translated(error) from None
+            if isinstance(error, SpoolError) or not isinstance(error, Exception):
+                raise
+            raise self._translated(error) from (
+                None if isinstance(error, (sqlite3.Error, OSError)) else error
+            )
 
-    def _translated(self, error: sqlite3.Error) -> SpoolError:
+    def _translated(self, error: Exception) -> SpoolError:
+        if isinstance(error, OSError):
+            return of_the_system(error)
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if kind == sqlite3.SQLITE_CONSTRAINT or not isinstance(error, sqlite3.Error):
+            self._miscounted = True  # as it seems: ids come twice, or nobody knows how far it got
         if kind in _DAMAGED:
             return DamagedError(SPOOL_FAILED, f"{self.path.name} is damaged")
         if kind == sqlite3.SQLITE_FULL:

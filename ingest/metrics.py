@@ -85,6 +85,8 @@ class Metrics(Collector):
         """Callbacks that Redis took from the spool."""
         self.spool_failures: Counter[str] = Counter()
         """Callbacks that the spool did not take, by reason."""
+        self.spool_files_gone = 0
+        """Spool files that were removed, moved or replaced while they were open."""
         self.commit_s = Histogram(LATENCY_BUCKETS_S)
         """Of the spool's commits."""
         self.background_failures: Counter[str] = Counter()
@@ -110,6 +112,11 @@ class Metrics(Collector):
         )
         yield CounterMetricFamily(
             PREFIX + "spool_drained", "Callbacks that Redis took from the spool.", value=self.drained
+        )
+        yield CounterMetricFamily(
+            PREFIX + "spool_files_gone",
+            "Spool files that were removed, moved or replaced while they were open.",
+            value=self.spool_files_gone,
         )
         yield _histogram("spool_commit_seconds", "Time of a commit to the spool.", self.commit_s)
         yield CounterMetricFamily(

@@ -59,9 +59,9 @@ class IngestNode:
         self._outlets = Outlets(
             settings, self.metrics, self._load, self._tasks, name=f"maskline-ingest-{index}"
         )
-        self._spool = Spool(settings, self.metrics, self._load)
+        self._spool = Spool(settings, self.metrics, self._load, self._tasks)
         pace = Pace(settings.spool_drain_per_s)
-        self._drain = Drain(settings, self._spool, self._outlets, self.metrics, pace)
+        self._drain = Drain(settings, self._spool, self._outlets, self._tasks, pace)
         keeper = Keeper(settings, self._load, self._outlets, self._spool, pace)
         self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
         self._stop_by = 0.0

@@ -10,6 +10,9 @@ A process takes the lowest slot that nobody holds, with whatever lies there. So 
 and one that is started again after a crash finds its own. Slots that nobody holds any more are leftovers: whoever gets
 their lock moves their callbacks on. The lock ends with the process, however it ends.
 
+Whatever is unlinked or moved here is known to be this process's own by device and inode, not by its name: a directory
+may be moved away and another put in its place, with the files of others.
+
 The namespace stands in the name because callbacks must not change it: two deployments may share a directory.
 """
 
@@ -17,10 +20,11 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
+from ingest.open_file import Identity, identity_at, identity_of, unlink_own
 from schemas.errors import ConfigError
 
 SLOTS_MAX: Final = 1024
@@ -30,21 +34,41 @@ SLOTS_MAX: Final = 1024
 class Slot:
     """A place in the directory that this process holds."""
 
-    __slots__ = ("_lock", "lock_path", "number", "path")
+    __slots__ = ("_identity", "_lock", "lock_path", "number", "path")
 
     def __init__(self, path: Path, number: int, lock: int, lock_path: Path) -> None:
         self.path = path
         """Of the journal, which may not exist yet."""
         self.number = number
         self.lock_path = lock_path
-        self._lock = lock
+        self._keep(lock)
+
+    def hold(self) -> bool:
+        """Whether others see that it is held; a lock file that somebody removed is made again.
+
+        False where another process has it by now, or the directory is gone. Raises OSError where nobody can tell.
+        """
+        if identity_at(self.lock_path, follow=True) == self._identity:
+            return True
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            lock = _lock(self.lock_path)
+            if lock is not None:
+                os.close(self._lock)
+                self._keep(lock)
+                return True
+        return False
 
     def release(self, *, remove: bool = False) -> None:
-        """Let others have it; with `remove` its journal, which is closed and empty, goes first."""
-        if remove:
-            for path in (self.path, wal_of(self.path), self.lock_path):
-                path.unlink(missing_ok=True)
-        os.close(self._lock)
+        """Let others have it; with `remove` its lock file goes. Its journal is closed already."""
+        try:
+            if remove:
+                unlink_own(self.lock_path, self._identity)
+        finally:
+            os.close(self._lock)
+
+    def _keep(self, lock: int) -> None:
+        self._lock = lock
+        self._identity = identity_of(lock)
 
     def set_aside(self) -> str:
         """Move a damaged journal out of the way; its new name."""
@@ -65,12 +89,15 @@ class SpoolDirectory:
         self.path = path
         self._prefix = f"spool-{namespace}-"
 
-    def take_slot(self) -> Slot:
-        """The lowest free slot. Raises ConfigError where the directory cannot be made or written."""
+    def take_slot(self, mine: Container[Identity] = ()) -> Slot:
+        """The lowest free slot, but none with a file of `mine`, which this process has open already.
+
+        Raises ConfigError where the directory cannot be made or written.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for number in range(SLOTS_MAX):
-                if (slot := self._try(number)) is not None:
+                if (slot := self._try(number, mine)) is not None:
                     # What is fsynced in a file that its directory forgets is lost in a power cut.
                     _sync(self.path)
                     return slot
@@ -79,27 +106,32 @@ class SpoolDirectory:
             raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} cannot be used: {reason}") from None
         raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} is used by {SLOTS_MAX} processes already")
 
-    def leftovers(self) -> Iterator[Slot]:
-        """Slots with a journal that no process holds; from now on this one does."""
+    def leftovers(self, mine: Container[Identity] = ()) -> Iterator[Slot]:
+        """Slots with a journal that no process holds; from now on this one does. None with a file of `mine`.
+
+        Raises OSError where the directory cannot be listed.
+        """
         for number in sorted(self._numbers()):
             with contextlib.suppress(OSError):  # another user's, or gone meanwhile
-                slot = self._try(number)
-                if slot is None:
-                    continue
-                if slot.path.exists():
+                slot = self._try(number, mine, only_used=True)
+                if slot is not None:
                     yield slot
-                else:
-                    slot.release()
 
-    def other_bytes(self, own: Path) -> int:
-        """What the journals but this one take on the disk, of all namespaces. Damaged ones do not count."""
+    def other_bytes(self, own: Path) -> int | None:
+        """What the journals but this one take on the disk, of all namespaces. Damaged ones do not count.
+
+        None where the directory cannot be listed.
+        """
         mine = (own.name, wal_of(own).name)
         total = 0
-        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
-            for entry in entries:
-                if entry.name.endswith((".db", ".db-wal")) and entry.name not in mine:
-                    with contextlib.suppress(OSError):
-                        total += entry.stat().st_size
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    if entry.name.endswith((".db", ".db-wal")) and entry.name not in mine:
+                        with contextlib.suppress(OSError):
+                            total += entry.stat().st_size
+        except OSError:
+            return None
         return total
 
     def damaged(self) -> list[str]:
@@ -118,23 +150,40 @@ class SpoolDirectory:
         )
         return [int(middle) for middle in middles if middle.isdecimal()]
 
-    def _try(self, number: int) -> Slot | None:
+    def _try(self, number: int, mine: Container[Identity], *, only_used: bool = False) -> Slot | None:
+        """That slot, if nobody holds it; with `only_used`, if there is a journal besides."""
+        path = self.path / f"{self._prefix}{number}.db"
         lock_path = self.path / f"{self._prefix}{number}.lock"
-        while True:
-            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever held it before may have removed the very file that is locked now.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(lock_path.stat(), os.fstat(lock)):
-                        return Slot(self.path / f"{self._prefix}{number}.db", number, lock, lock_path)
-            except BlockingIOError:
+        lock = _lock(lock_path)
+        if lock is None:
+            return None
+        try:
+            there = identity_at(path, follow=True)
+            if there in mine if there is not None else only_used:
                 os.close(lock)
                 return None
-            except BaseException:
-                os.close(lock)
-                raise
+        except BaseException:
             os.close(lock)
+            raise
+        return Slot(path, number, lock, lock_path)
+
+
+def _lock(path: Path) -> int | None:
+    """Make and lock a lock file; None where another process holds it. Raises OSError."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before may have removed the very file that is locked now.
+            if identity_at(path, follow=True) == identity_of(lock):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
 
 
 def wal_of(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Final
 
-from ingest.journal_file import SpoolError
+from ingest.spool_errors import SpoolError
 from runtime.logs import get_logger
 
 PROGRESS_INTERVAL_S: Final = 5.0
@@ -52,6 +52,15 @@ class SpoolLog:
 
     def damaged(self, name: str) -> None:
         _log.error("a damaged spool file was set aside: recover it with SQLite's tools", file=name)
+
+    def strayed(self, name: str, callbacks: int) -> None:
+        _log.error("the spool's file is gone from its path", file=name, callbacks=callbacks)
+
+    def ended(self, name: str, lost: int) -> None:
+        if lost:
+            _log.error("callbacks were lost with a spool file that was removed", file=name, callbacks=lost)
+        else:
+            _log.info("a spool file that was gone from its path is done with", file=name)
 
     def stopped(self, callbacks: int) -> None:
         if callbacks:

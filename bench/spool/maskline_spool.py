@@ -8,11 +8,12 @@ from ingest.metrics import Metrics
 from ingest.outcomes import AWAY
 from ingest.publisher import Load
 from ingest.spool import Spool
+from runtime.tasks import BackgroundTasks
 from schemas.settings import Settings
 
 
 async def main() -> None:
-    spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), Load())
+    spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), Load(), BackgroundTasks())
     await spool.start()
 
     async def keep(route: int, value: bytes) -> None:

@@ -28,9 +28,9 @@ class Inside:
         self.load = Load()
         self.tasks = BackgroundTasks()
         self.outlets = Outlets(settings, self.metrics, self.load, self.tasks, name="test")
-        self.spool = Spool(settings, self.metrics, self.load)
+        self.spool = Spool(settings, self.metrics, self.load, self.tasks)
         self.pace = Pace(settings.spool_drain_per_s)
-        self.drain = Drain(settings, self.spool, self.outlets, self.metrics, self.pace)
+        self.drain = Drain(settings, self.spool, self.outlets, self.tasks, self.pace)
         self.keeper = Keeper(settings, self.load, self.outlets, self.spool, self.pace)
 
     @property
@@ -67,6 +67,7 @@ async def inside(settings: Settings, *, draining: bool = True) -> AsyncIterator[
         await it.drain.finish(FINISH_S)
         await it.outlets.stop()
         await it.spool.stop()
+        await it.tasks.stop()
 
 
 def stream(client: Any, settings: Settings, partition: int) -> list[bytes]:

@@ -7,8 +7,9 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from ingest.journal_file import HELD_BUCKETS, DamagedError, JournalFile, SpoolError
+from ingest.journal_file import HELD_BUCKETS, JournalFile
 from ingest.spool_directory import wal_of
+from ingest.spool_errors import DamagedError, SpoolError
 
 MIB = 1 << 20
 

@@ -12,18 +12,21 @@ from ingest.metrics import Metrics
 from ingest.outcomes import NotKeptError
 from ingest.publisher import Load
 from ingest.spool import Spool
+from runtime.tasks import BackgroundTasks
 
 
 @contextlib.asynccontextmanager
 async def spooling(**changes):
     settings = node_settings("", "ns", **changes)
     metrics, load = Metrics(), Load()
-    spool = Spool(settings, metrics, load)
+    tasks = BackgroundTasks()
+    spool = Spool(settings, metrics, load, tasks)
     await spool.start()
     try:
         yield spool, metrics
     finally:
         await spool.stop()
+        await tasks.stop()
         assert spool.waiting == load.callbacks == load.size_bytes == 0
 
 
@@ -91,7 +94,7 @@ async def test_spools_of_several_processes_and_what_the_dead_among_them_left(spo
             assert fourth.callbacks == 2
             adopted = fourth.adopted[0]
             await fourth.delete(adopted, await fourth.page(adopted, 0, 10))
-            assert fourth.adopted == []
+            assert fourth.adopted == ()
         assert await everything(first) == [b"0"]
         await first.adopt()
         assert await everything(first) == [b"0", b"1"]
@@ -135,6 +138,7 @@ async def test_a_disk_that_is_full_at_the_start(before):
 
 async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("ingest.spool.PUT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("ingest.spool.LOOK_AGAIN_S", 0.01)
     async with spooling() as (spool, metrics):
         hangs, free = threading.Event(), threading.Event()
         hanging = spool._journal.call(lambda: (hangs.set(), free.wait()))

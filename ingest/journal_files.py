@@ -1,0 +1,331 @@
+"""The journals of this process, and what becomes of one whose file is no longer where it should be.
+
+| a journal is | it |
+| --- | --- |
+| `own` | takes this process's callbacks |
+| one of `adopted` | was left by a dead process, and is drained |
+| one of `strays` | is open, but its path leads elsewhere: removed, moved, replaced. It is carried into the own one |
+
+A stray takes nothing more. What lies in it was answered 200 and ends with this process, so it is carried, page by page,
+into a file that the next start finds; where there can be none for now it is drained like the others. A file that was
+moved away with its whole directory is not at once carried: whoever moved it may bring it back (MOVED_GRACE_S).
+
+Everything here runs in the thread of `ingest.journal`; the three attributes above may be read by others.
+"""
+
+import contextlib
+import time
+from array import array
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from ingest.journal_file import JournalFile, Row
+from ingest.open_file import Identity
+from ingest.outcomes import SPOOL_FAILED
+from ingest.spool_directory import Slot, SpoolDirectory
+from ingest.spool_errors import DamagedError, SpoolError, of_the_system
+from schemas.errors import ConfigError
+
+LOOK_INTERVAL_S: Final = 1.0
+"""How often the files are looked at while nothing is written, the other processes' share of the directory is measured,
+and what failed is tried again: callbacks in a file that was removed are exposed for so long."""
+MOVED_GRACE_S: Final = 30.0
+"""An operator who moves the directory away and back (another disk, a copy) needs seconds; until then nothing is put in
+its place without need. What was moved is not lost, so waiting risks nothing."""
+CARRY_ROWS_MAX: Final = 512
+"""One statement; at 1 kB each some milliseconds, for which fresh callbacks wait."""
+CARRY_BYTES_MAX: Final = 1 << 20
+
+
+class Taken:
+    """A journal of the directory that this process now uses."""
+
+    __slots__ = ("adopted", "file", "missing_since", "slot")
+
+    def __init__(self, slot: Slot, *, adopted: bool = False) -> None:
+        self.slot = slot
+        self.file = JournalFile(slot.path)
+        self.adopted = adopted
+        """Its callbacks were another process's."""
+        self.missing_since: float | None = None
+        """When its path was first seen to lead elsewhere."""
+
+
+class Told(Protocol):
+    """Who is told of what happens to files; called in the thread."""
+
+    def opened(self, held: "array[int]", besides: bool) -> None:
+        """The own file was opened, with so many callbacks by bucket; `besides`: those of strays still count."""
+
+    def damaged(self, name: str) -> None:
+        """A file was set aside under this name."""
+
+    def strayed(self, name: str, callbacks: int) -> None:
+        """The file of this name is not where it should be; with so many callbacks in it."""
+
+    def carried(self, routes: Sequence[int]) -> None:
+        """Callbacks of dead processes are in the own file now."""
+
+    def ended(self, name: str, lost: int) -> None:
+        """A stray is closed; so many callbacks ended with it."""
+
+
+class JournalFiles:
+    """All journals of a process. `slot`: for its own."""
+
+    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, told: Told) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._told = told
+        self._look_at = 0.0
+        self._retry_at = 0.0
+        self._open_error: SpoolError | None = None
+        self.own: Taken | None = Taken(slot)
+        self.adopted: tuple[Taken, ...] = ()
+        self.strays: tuple[Taken, ...] = ()
+        self.stuck = False
+        """Strays cannot be carried for now."""
+
+    @property
+    def all(self) -> list[Taken]:
+        own = self.own
+        return [*([] if own is None else [own]), *self.strays, *self.adopted]
+
+    @property
+    def carries(self) -> bool:
+        """Whether `carry` has something to do now."""
+        return bool(self.strays) and (not self.stuck or time.monotonic() >= self._retry_at)
+
+    def insert(self, rows: Sequence[tuple[int, bytes]], at_ms: int | None = None) -> None:
+        """Write (route, value) rows, fsynced, to where the next start finds them. Raises SpoolError."""
+        own = self.open_own()
+        try:
+            ids = own.file.insert(rows, at_ms)
+        except DamagedError:
+            own = self.renew_own()
+            ids = own.file.insert(rows, at_ms)
+        if self._in_place(own):
+            return
+        self._lose(own)
+        again = self.open_own()
+        again.file.insert(rows, at_ms)
+        if not self._in_place(again):
+            raise SpoolError(SPOOL_FAILED, "its files are removed again and again")
+        with contextlib.suppress(SpoolError):  # then they come twice
+            own.file.delete(ids)
+
+    def page(self, taken: Taken, after: int, rows_max: int, bytes_max: int) -> list[Row]:
+        """The next rows of a journal; none where it has been carried meanwhile. Raises SpoolError."""
+        return taken.file.page(after, rows_max, bytes_max) if taken in self.all else []
+
+    def delete(self, taken: Taken, ids: Sequence[int]) -> bool:
+        """Delete rows; False where the journal has been carried meanwhile. Raises SpoolError.
+
+        Its end comes with its last callback: what was adopted is removed, the own one gives its space back.
+        """
+        if taken not in self.all:
+            return False
+        taken.file.delete(ids)
+        if taken.file.state.callbacks:
+            return True
+        if taken is self.own:
+            taken.file.shrink()
+        elif taken.adopted and taken not in self.strays:
+            self.adopted = tuple(it for it in self.adopted if it is not taken)
+            self.let_go(taken)
+        return True
+
+    def try_room(self) -> None:
+        """Find out whether the own file takes callbacks, and is found by the next start. Raises SpoolError."""
+        own = self.open_own()
+        own.file.try_room()
+        if not self._in_place(own):
+            self._lose(own)
+            self.open_own().file.try_room()
+
+    def open_own(self) -> Taken:
+        """The own journal, open. A damaged file is set aside first, one that is gone replaced. Raises SpoolError."""
+        own = self.own
+        now = time.monotonic()
+        if own is not None and own.file.is_open:
+            if now >= self._look_at:
+                self._look_at = now + LOOK_INTERVAL_S
+                self._limit(own)
+            return own
+        if self._open_error is not None and now < self._look_at:
+            raise self._open_error
+        self._look_at = now + LOOK_INTERVAL_S
+        try:
+            own = self._place()
+            try:
+                own.file.open(self._max_bytes)
+            except DamagedError:
+                self._set_aside(own)
+                own.file.open(self._max_bytes)
+        except SpoolError as error:
+            self._open_error = error
+            raise
+        self._open_error = None
+        self._told.opened(own.file.held, bool(self.strays))
+        self._limit(own)
+        return own
+
+    def renew_own(self) -> Taken:
+        """Set the damaged own file aside and begin a new one. Raises SpoolError."""
+        own = self.own
+        if own is not None:
+            own.file.close()
+            self._set_aside(own)
+        return self.open_own()
+
+    def open_leftovers(self) -> None:
+        """Take over what dead processes left; journals without callbacks are removed on the way. Raises SpoolError."""
+        try:
+            for slot in self._directory.leftovers(self._identities()):
+                taken = Taken(slot, adopted=True)
+                try:
+                    taken.file.open(self._max_bytes)
+                except DamagedError:
+                    self.drop_damaged(taken)
+                except SpoolError:  # the disk may be full, or the journal of a newer release: another time
+                    slot.release()
+                else:
+                    if taken.file.state.callbacks:
+                        self.adopted += (taken,)
+                    else:
+                        self.let_go(taken)
+        except OSError as error:
+            raise of_the_system(error) from None
+
+    def drop_damaged(self, taken: Taken) -> None:
+        """Set a journal aside, and be done with it. Raises SpoolError."""
+        self.adopted = tuple(it for it in self.adopted if it is not taken)
+        taken.file.close()
+        try:
+            self._set_aside(taken)
+        finally:
+            taken.slot.release()
+
+    def let_go(self, taken: Taken) -> None:
+        """Close a journal for good, and remove it if nothing lies in it."""
+        removed = taken.file.remove()
+        with contextlib.suppress(OSError):
+            taken.slot.release(remove=removed)
+
+    def look(self) -> None:
+        """See whether the files are still where they should be. Raises SpoolError where that cannot be told."""
+        for taken in self.all:
+            if taken in self.strays or not taken.file.is_open:
+                continue
+            if self._in_place(taken):
+                taken.missing_since = None
+            elif self._is_given_up(taken):
+                self._lose(taken)
+
+    def carry(self) -> None:
+        """Move a page of what strays hold into the own file; close them when nothing lies in them. Never raises."""
+        stray = self.strays[0]
+        try:
+            rows = stray.file.page(0, CARRY_ROWS_MAX, CARRY_BYTES_MAX)
+            if rows:
+                self.insert([(row.route, row.value) for row in rows], stray.file.state.oldest_at_ms)
+                if stray.adopted:
+                    self._told.carried([row.route for row in rows])
+                stray.file.delete([row.id for row in rows])
+            else:
+                self._end(stray)
+            self.stuck = False
+        except DamagedError:
+            self._end(stray)
+        except SpoolError:
+            self.stuck = True
+            self._retry_at = time.monotonic() + LOOK_INTERVAL_S
+
+    def close(self) -> None:
+        """Carry what would end with this process, close all, and remove what is empty."""
+        for taken in self.all:
+            with contextlib.suppress(SpoolError):
+                if taken not in self.strays and taken.file.is_open and not self._in_place(taken):
+                    self._lose(taken)
+        self.stuck = False
+        while self.strays and not self.stuck:
+            self.carry()
+        for stray in self.strays:
+            self._end(stray)
+        for taken in self.all:
+            self.let_go(taken)
+
+    # Inside
+
+    def _place(self) -> Taken:
+        """The own place in the directory, another one where it is gone."""
+        own = self.own
+        try:
+            if own is not None and not own.slot.hold():
+                self.own = None
+                own.slot.release()
+                own = None
+            if own is None:
+                own = self.own = Taken(self._directory.take_slot(self._identities()))
+        except OSError as error:
+            raise of_the_system(error) from None
+        except ConfigError as error:
+            raise SpoolError(SPOOL_FAILED, str(error)) from None
+        return own
+
+    def _identities(self) -> set[Identity]:
+        """Of the files that are open: none may be opened twice, since closing one drops the locks of both."""
+        identities = (taken.file.which.identity for taken in self.all if taken.file.is_open)
+        return {identity for identity in identities if identity is not None}
+
+    def _in_place(self, taken: Taken) -> bool:
+        try:
+            return taken.file.which.in_place() and taken.slot.hold()
+        except OSError as error:
+            raise of_the_system(error) from None
+
+    def _is_given_up(self, taken: Taken) -> bool:
+        """Whether to act on a file that is not in its place though nothing is to be written."""
+        now = time.monotonic()
+        if taken.missing_since is None:
+            taken.missing_since = now
+        try:
+            return (
+                not taken.file.state.callbacks
+                or taken.file.which.is_lost()
+                or self._directory.path.exists()
+                or now - taken.missing_since >= MOVED_GRACE_S
+            )
+        except OSError as error:
+            raise of_the_system(error) from None
+
+    def _lose(self, taken: Taken) -> None:
+        """What was own or adopted is a stray from now on."""
+        if taken is self.own:
+            self.own = None
+            self._open_error = None
+        self.adopted = tuple(it for it in self.adopted if it is not taken)
+        self.strays += (taken,)
+        self._told.strayed(taken.file.path.name, taken.file.state.callbacks)
+
+    def _end(self, stray: Taken) -> None:
+        """Be done with a stray; what lies in it is lost where no path leads to it."""
+        lost = 0
+        with contextlib.suppress(OSError):
+            lost = stray.file.state.callbacks if stray.file.which.is_lost() else 0
+        self.strays = tuple(it for it in self.strays if it is not stray)
+        self.let_go(stray)
+        self._told.ended(stray.file.path.name, lost)
+
+    def _limit(self, own: Taken) -> None:
+        others = self._directory.other_bytes(own.slot.path)
+        if others is not None:
+            own.file.limit(self._max_bytes - others)
+
+    def _set_aside(self, taken: Taken) -> None:
+        """Raises SpoolError."""
+        try:
+            if taken.file.which.is_own():
+                self._told.damaged(taken.slot.set_aside())
+        except OSError as error:
+            raise of_the_system(error) from None
