@@ -6,6 +6,7 @@ it.
 """
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from time import monotonic
@@ -69,7 +70,12 @@ class BackgroundTasks:
         self._failing[name] = kind, now
         if now >= self._logged.get((name, kind), 0.0):
             self._logged[name, kind] = now + LOG_INTERVAL_S
-            _log.error("background task failed", task=name, failures=self.failures[name], exc_info=error)
+            failures = self.failures[name]
+            try:
+                _log.error("background task failed", task=name, failures=failures, exc_info=error)
+            except Exception:  # noqa: BLE001 - out of descriptors a traceback cannot be shown; the work goes on
+                with contextlib.suppress(Exception):
+                    _log.error("background task failed", task=name, failures=failures, error=kind)
 
     async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         backoff_s = RESTART_FIRST_S

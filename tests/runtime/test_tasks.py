@@ -1,4 +1,5 @@
 import asyncio
+from typing import ClassVar
 
 import pytest
 
@@ -85,3 +86,25 @@ async def test_same_failure_is_logged_once_an_interval(monkeypatch: pytest.Monke
         background.failed("drain", OSError())
     background.failed("drain", ValueError())
     assert lines == [("background task failed", "drain")] * 2
+
+
+async def test_work_goes_on_where_its_failure_cannot_be_logged(monkeypatch: pytest.MonkeyPatch):
+    class Log:
+        lines: ClassVar[list[dict[str, object]]] = []
+
+        def error(self, _event: str, **fields: object) -> None:
+            if "exc_info" in fields:
+                raise OSError("no descriptor to read the source with")
+            self.lines.append(fields)
+
+    monkeypatch.setattr(tasks, "_log", Log())
+    background, runs = BackgroundTasks(), []
+
+    async def work() -> None:
+        runs.append(1)
+        if len(runs) < 3:
+            raise ValueError
+
+    await background.start("drain", work)
+    assert len(runs) == 3
+    assert Log.lines == [{"task": "drain", "failures": 1, "error": "ValueError"}]
