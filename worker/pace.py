@@ -27,8 +27,8 @@ OUTSTANDING_MAX_BYTES: Final = 256 << 20
 """Of callbacks read and not finished, in a process, as far as the mean foretells it: besides MASKLINE_OUTSTANDING_MAX,
 which is enough for callbacks of the usual size."""
 
-ENTRY_START_BYTES: Final = 4 << 10
-"""What an entry is taken to be before one was seen: more than nearly all are."""
+ENTRY_START_BYTES: Final = 64 << 10
+"""What an entry is taken to be before one was seen: as great as any. So the first read only finds out how great."""
 
 SLOW_S: Final = 1.0
 """A read that is waited for longer is halved. Renewals of leases go through the same pipe, behind what it carries."""

@@ -21,10 +21,12 @@ from worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 PIPE_BYTES_S = 300_000
-PADDING = "x" * 2_000
-SESSIONS, EVENTS = 100, 8
-"""Two megabytes: one read of all, as the server answers it, takes more than REPLY_TIMEOUT_S."""
-DEAD = 220
+PARTITIONS = 64
+PADDING = "x" * 8_000
+SESSIONS, EVENTS = 50, 5
+"""Two megabytes: one read of all, as the server answers it, takes more than REPLY_TIMEOUT_S. And so few of them come
+quickly that the partitions take turns."""
+DEAD = 130
 """As much, if all are read at once."""
 
 
@@ -67,7 +69,7 @@ def readiness(admin: str) -> dict[str, Any]:
 async def test_a_backlog_behind_a_thin_pipe_is_worked_off(
     redis_server: RedisServer, pipe: Proxy, namespace: str, tmp_path: Path
 ):
-    with fleet(redis_server, namespace, tmp_path) as crew:
+    with fleet(redis_server, namespace, tmp_path, partitions=PARTITIONS) as crew:
         size_bytes = put_backlog(crew)
         assert size_bytes / PIPE_BYTES_S > REPLY_TIMEOUT_S
         worker = await asyncio.to_thread(crew.start, redis_url=f"redis://127.0.0.1:{pipe.port}/0")
