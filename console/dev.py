@@ -114,7 +114,7 @@ class Dev:
             while True:
                 done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
                 if failed in done:
-                    raise failed.result()
+                    return 1  # the log says which part of it
                 if gone is not None and gone in done:
                     assert self._embedded is not None  # noqa: S101  gone is its end
                     self._say(f"the embedded server has ended: {self._embedded.last_words()}")

@@ -9,7 +9,7 @@ from typing import Final
 from runtime import supervised
 from runtime.arguments import Parser
 from runtime.logs import configure_logging
-from runtime.process import cli, run
+from runtime.process import EXIT_PROBLEM, cli, run
 from runtime.supervisor import SILENT_KILL_S, supervise
 from schemas.settings import load_settings
 from worker.node import WorkerNode
@@ -49,8 +49,7 @@ async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((failed, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            raise failed.result()
+        return 0 if stop.is_set() else EXIT_PROBLEM
     finally:
         failed.cancel()
         stopped.cancel()

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from schemas.errors import UndecodableEntryError
 from schemas.events import Event
 from schemas.shapes import Readers
 from worker.entries import ArrivalOf, DecodedEntries, Entries
@@ -13,6 +14,7 @@ class EntryReader:
         timestamps_us: dict[datetime, int],
         recordings: frozenset[type[Event]],
         is_recording: Callable[[Event], bool],
+        unforeseen: Callable[[Exception], UndecodableEntryError],
     ) -> None: ...
     def decode_entries(
         self, entries: Entries, recording_shared: bool, known: Mapping[str, object]

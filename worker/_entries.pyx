@@ -34,17 +34,17 @@ cdef Py_ssize_t SEQUENCE_NUMBER = slot_of(Event, "sequence_number")
 cdef class EntryReader:
     """`readers`: of shapes. `arrival_of`: the one in Python. `timestamps_us`: by the moment, microseconds since the
     epoch. `recordings`: the types of events that count in the recordings' lane; `is_recording(event)` tells it of those
-    that have no type of their own."""
+    that have no type of their own. `unforeseen(error)`: what refuses an entry that `arrival_of` has failed on."""
 
     cdef Readers readers
-    cdef object arrival_of, timestamps_us, is_recording
+    cdef object arrival_of, timestamps_us, is_recording, unforeseen
     cdef frozenset recordings
 
     def __init__(
-        self, Readers readers not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording
+        self, Readers readers not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording, unforeseen
     ) -> None:
         self.readers, self.arrival_of, self.timestamps_us = readers, arrival_of, timestamps_us
-        self.recordings, self.is_recording = recordings, is_recording
+        self.recordings, self.is_recording, self.unforeseen = recordings, is_recording, unforeseen
 
     def decode_entries(self, entries, bint recording_shared, dict known):
         cdef list ids = [], arrivals = [], refused = []
@@ -55,12 +55,18 @@ cdef class EntryReader:
         for encoded_id, fields in entries:
             entry_id = PyUnicode_DecodeASCII(PyBytes_AS_STRING(encoded_id), PyBytes_GET_SIZE(encoded_id), NULL)
             ids.append(entry_id)
-            arrival = self.quick_arrival(entry_id, encoded_id, fields, recording_shared)
+            try:
+                arrival = self.quick_arrival(entry_id, encoded_id, fields, recording_shared)
+            except Exception:
+                arrival = None
             if arrival is None:
                 try:
                     arrival = self.arrival_of(entry_id, fields, recording_shared)
                 except UndecodableEntryError as error:
                     refused.append((entry_id, fields, error))
+                    continue
+                except Exception as error:  # one entry is not to lose the others
+                    refused.append((entry_id, fields, self.unforeseen(error)))
                     continue
             arrivals.append(arrival)
             uuid = at_slot(at_slot(at_slot(arrival, PAYLOAD), EVENT), SESSION_UUID)
@@ -80,10 +86,7 @@ cdef class EntryReader:
         encoded = (<list>fields)[1]
         if type(encoded) is not bytes:
             return None
-        try:
-            decoded = self.readers.read_callback(<bytes>encoded)
-        except ValueError:
-            return None
+        decoded = self.readers.read_callback(<bytes>encoded)
         if decoded is None:
             return None
         event = decoded[0]

@@ -93,6 +93,8 @@ if sorted(Session.__slots__ + LiveSession.__slots__) != sorted(
 def arrive_plainly(list arrivals not None, size_t at, dict sessions not None, states, policy, list ready, owner):
     """Take arrivals, from `at` on, as long as each is plain; return where that ended.
 
+    On one that raises nothing was done, as on one that is not plain: Python looks at it, and says what is wrong.
+
     `sessions`: those in memory, in the order of their use. `states`: of those that are not. `ready`: sessions that have
     work now. `owner`: the Partition, of which this is a method in all but name.
     """
@@ -100,9 +102,10 @@ def arrive_plainly(list arrivals not None, size_t at, dict sessions not None, st
     try:
         while at < <size_t>len(arrivals) and arrive_one(arrivals[at], sessions, states, policy, ready, owner, &count):
             at += 1
-    finally:
-        if count:
-            owner.released_in_order(count)
+    except Exception:
+        pass
+    if count:
+        owner.released_in_order(count)
     return at
 
 
@@ -273,17 +276,28 @@ cpdef plain_outcomes(session, arrival, policy):
             waiting.append(arrival)
         return []
     outcomes = [released(session, arrival, lane, number, recording)]
+    if waiting:
+        try:
+            release_followers(session, waiting, number, recording, outcomes)
+        except Exception:
+            pass  # it waits on, until its gap is given up: what was released before it must not be lost
+    return outcomes
+
+
+cdef int release_followers(session, list waiting, number, bint recording, list outcomes) except -1:
+    """Release what waited for this number, and so on."""
+    cdef object lane, held
     while waiting:
         number += 1
-        for at, held in enumerate(<list>waiting):
+        for at, held in enumerate(waiting):
             if at_slot(held, NUMBER) == number:
                 break
         else:
             break
-        del (<list>waiting)[at]
         lane = at_slot(at_slot(session, STATE), RECORDING if recording else STATUS)
         outcomes.append(released(session, held, lane, number, recording))
-    return outcomes
+        del waiting[at]
+    return 0
 
 
 cdef bint wait_plainly(list waiting, arrival, number, bint recording, policy) except -1:
@@ -302,7 +316,7 @@ cdef bint wait_plainly(list waiting, arrival, number, bint recording, policy) ex
 
 cdef object released(session, arrival, lane, number, bint recording):
     """As `Session._release`, in order."""
-    cdef object state = at_slot(session, STATE), at_us = at_slot(arrival, TIMESTAMP_US), top_us = at_slot(lane, TOP_US)
+    cdef object release, state = at_slot(session, STATE), at_us = at_slot(arrival, TIMESTAMP_US), top_us = at_slot(lane, TOP_US)
     cdef object run = at_slot(lane, RUN), opening = at_slot(lane, OPENING)
     cdef bytes ring = remembered(at_slot(lane, RELEASED), number, at_slot(arrival, FINGERPRINT))
     if at_us is not None and (top_us is None or at_us > top_us):
@@ -317,8 +331,9 @@ cdef object released(session, arrival, lane, number, bint recording):
         at_slot(state, UNSEQUENCED),
         at_slot(state, CLOSED),
     )
-    set_slot(session, STATE, state)
-    return Release(arrival, "in_order", (), run, state)
+    release = Release(arrival, "in_order", (), run, state)
+    set_slot(session, STATE, state)  # when nothing can fail any more
+    return release
 
 
 cdef bint is_in(bytes ring, bytes fingerprint) except -1:

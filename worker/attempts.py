@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any, Final
 
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 from worker.partition import Partition
 from worker.registry import BoundHandler
 from worker.session import LiveSession
@@ -20,6 +21,9 @@ CANCEL_GRACE_S: Final = 5.0
 """How long a handler that was cancelled may take to end. One that does not is left to itself."""
 
 TIME_LIMIT: Final = "timeout"
+
+SWEEP: Final = "time limits"
+"""The name of the sweep among the background tasks."""
 
 _log = get_logger("maskline.worker")
 
@@ -53,16 +57,16 @@ class Attempt:
 class Attempts:
     """Those under way.
 
-    `on_stuck(attempt)`: it ignores that it was cancelled, and is given up.
+    `on_stuck(attempt)`: it ignores that it was cancelled, and is given up. `background`: runs the sweep.
     """
 
-    def __init__(self, on_stuck: Callable[[Attempt], None]) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, on_stuck: Callable[[Attempt], None], background: BackgroundTasks) -> None:
         self._on_stuck = on_stuck
+        self._background = background
         self._attempts: set[Attempt] = set()
         self.add = self._attempts.add
         self.discard = self._attempts.discard
-        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        self._sweeper = background.every(SWEEP, SWEEP_INTERVAL_S, self._sweep)
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -87,14 +91,14 @@ class Attempts:
                 attempt.deadline = monotonic() + CANCEL_GRACE_S
                 attempt.task.cancel()
 
-    async def stop(self, tasks: Iterable[asyncio.Task[None]]) -> None:
-        """Sweep no more, and end the tasks that attempts run in."""
+    async def stop(self, tasks: Iterable[asyncio.Task[None]], grace_s: float) -> None:
+        """Sweep no more, and end the tasks that attempts run in; those that ignore it for so long are left alone."""
         self._sweeper.cancel()
         ending = set(tasks)
         for task in ending:
             task.cancel()
         if ending:
-            _, late = await asyncio.wait(ending, timeout=CANCEL_GRACE_S)
+            _, late = await asyncio.wait(ending, timeout=grace_s)
             if late:
                 _log.error("handlers ignore that they were cancelled", count=len(late))
 
@@ -102,12 +106,17 @@ class Attempts:
         now = monotonic()
         overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
         for attempt in overdue:
-            if attempt.why:
-                attempt.abandoned = True
-                self._attempts.discard(attempt)
-                self._on_stuck(attempt)
-            else:
-                attempt.why = TIME_LIMIT
-                attempt.deadline = now + CANCEL_GRACE_S
-                attempt.task.cancel()
-        self._sweeper = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+            try:
+                self._overdue(attempt, now)
+            except Exception as error:  # noqa: BLE001 - the others have their limits, too
+                self._background.failed(SWEEP, error)
+
+    def _overdue(self, attempt: Attempt, now: float) -> None:
+        if attempt.why:
+            attempt.abandoned = True
+            self._attempts.discard(attempt)
+            self._on_stuck(attempt)
+        else:
+            attempt.why = TIME_LIMIT
+            attempt.deadline = now + CANCEL_GRACE_S
+            attempt.task.cancel()

@@ -5,20 +5,30 @@ id is `<partition>-<entry id>`.
 """
 
 import re
-import traceback
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
-from schemas.privacy import redact
-from worker.outcome import Verdict, storable
-from worker.reorder import Release
+from worker.causes import account_of, message_of, storable
+from worker.outcome import TrialFailedError, Verdict
+from worker.reorder import Arrival, Release
 from worker.session import Entry
 
 DEAD_FIELD: Final = b"d"
 
-TRACEBACK_MAX_CHARS: Final = 16_000
-"""The end of a longer traceback is kept: that is where the reason stands."""
+LETTER_MAX_BYTES: Final = 4_096
+"""Of a letter besides the callback itself: Redis keeps every letter in memory until somebody has looked at it."""
+
+REASON_MAX_BYTES: Final = 1_024
+NAME_MAX_BYTES: Final = 512
+"""Of a longer letter's names: a session's has that much at most, and the callback has the whole of the others."""
+
+HEADS_BYTES: Final = 64
+"""What msgpack writes before a field, and before texts and bytes to say how long they are."""
+
+INTERNAL_ERROR: Final = "internal_error"
+"""The code of a letter about a fault in maskline."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -30,7 +40,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     """The callback's entry in `{ns:p}:callbacks`, which retention may trim."""
     code: str
     """A stable word: `retries_exhausted`, `rejected`, `timed_out`, `crashed_worker`, `late`, `not_decodable`,
-    `no_session_uuid`, …"""
+    `no_session_uuid`, `internal_error`, …"""
     reason: str
     """One line for a person. Phone numbers in it are tokens."""
     failed_at_ms: int
@@ -44,6 +54,7 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     attempts: int = 0
     received_at_ms: int | None = None
     traceback: str | None = None
+    """The user's own lines that led there, and the exceptions' messages; the end of it, where there is too much."""
     foreign_fields: list[tuple[bytes, bytes]] = []
     """The fields of an entry that is none of ours."""
 
@@ -61,28 +72,97 @@ def letter_of(
     failure: BaseException | None, failed_at_ms: int,
 ) -> DeadLetter:  # fmt: skip
     """The dead letter of a released event; `failure` is what the handler failed with, if one was reached."""
-    entry: Entry = release.arrival.payload
-    where = "".join(traceback.format_exception(failure)) if failure is not None else ""
-    # Numbers go before the beginning does: the second half of one would not be recognised.
-    where = redact(storable(where[-2 * TRACEBACK_MAX_CHARS :]))[-TRACEBACK_MAX_CHARS:]
+    account = None
+    if isinstance(failure, TrialFailedError):
+        account = failure.account
+    elif failure is not None:
+        account = account_of(failure)
+    return _letter(
+        release.arrival, code=verdict.code, reason=verdict.reason, group=group, handler=handler,
+        attempts=attempts, account=account, failed_at_ms=failed_at_ms,
+    )  # fmt: skip
+
+
+def letter_of_fault(
+    arrival: Arrival, error: BaseException, doing: str, *, group: str, failed_at_ms: int,
+    handler: str | None = None, attempts: int = 0,
+) -> DeadLetter:  # fmt: skip
+    """The dead letter of an event that a fault in maskline keeps from being handled; `doing` says where it met it."""
+    return _letter(
+        arrival, code=INTERNAL_ERROR, reason=reason_of_fault(error, doing), group=group, handler=handler,
+        attempts=attempts, account=account_of(error, inside=True), failed_at_ms=failed_at_ms,
+    )  # fmt: skip
+
+
+def reason_of_fault(error: BaseException, doing: str) -> str:
+    """One line about a fault in maskline."""
+    told = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    return f"internal error while {doing}: {told}"
+
+
+def _letter(
+    arrival: Arrival, *, code: str, reason: str, group: str, handler: str | None, attempts: int,
+    account: str | None, failed_at_ms: int,
+) -> DeadLetter:  # fmt: skip
+    entry: Entry = arrival.payload
     return DeadLetter(
         group=group,
         entry_id=entry.entry_id,
-        code=verdict.code,
-        reason=verdict.reason,
+        code=code,
+        reason=reason,
         failed_at_ms=failed_at_ms,
         callback=entry.encoded,
         session_uuid=entry.event.session_uuid,
         event_name=entry.event.event_name,
-        sequence_number=release.arrival.number,
+        sequence_number=arrival.number,
         handler=handler,
         attempts=attempts,
         received_at_ms=entry.received_at_ms,
-        traceback=where or None,
+        traceback=account or None,
     )
 
 
-encode_dead_letter = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode_dead_letter(letter: DeadLetter) -> bytes:
+    """The value of the letter's field: LETTER_MAX_BYTES at most besides callback and foreign fields."""
+    try:
+        encoded = _encode(letter)
+    except (UnicodeEncodeError, OverflowError):
+        return _encode(_cut(letter))
+    rest = len(encoded) - len(letter.callback) - sum(len(a) + len(b) for a, b in letter.foreign_fields)
+    return encoded if rest <= LETTER_MAX_BYTES else _encode(_cut(letter))
+
+
+def _cut(letter: DeadLetter) -> DeadLetter:
+    """With what can be stored of its texts, as far as the bound allows: the beginnings, and the account's end."""
+    names = ("group", "entry_id", "code", "session_uuid", "event_name", "handler")
+    texts = {name: _beginning(getattr(letter, name), NAME_MAX_BYTES) for name in names}
+    numbers = {
+        name: _storable_number(getattr(letter, name)) for name in ("sequence_number", "received_at_ms")
+    }
+    cut = replace(
+        letter, **texts, **numbers, reason=_beginning(letter.reason, REASON_MAX_BYTES), traceback=None
+    )
+    room = LETTER_MAX_BYTES - HEADS_BYTES - len(_encode(replace(cut, callback=b"", foreign_fields=[])))
+    account = storable(letter.traceback or "").encode()[-room:].decode(errors="ignore")
+    return replace(cut, traceback=account or None)
+
+
+def _beginning(text: str | None, at_most: int) -> str | None:
+    if text is None:
+        return None
+    encoded = storable(text).encode()
+    return (
+        encoded.decode() if len(encoded) <= at_most else encoded[: at_most - 3].decode(errors="ignore") + "…"
+    )
+
+
+def _storable_number(number: int | None) -> int | None:
+    return number if number is not None and abs(number) < 2**63 else None
+
+
 _decoder = msgspec.msgpack.Decoder(DeadLetter)
 
 _PUBLIC_ID: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,20}-[0-9]{1,20})")

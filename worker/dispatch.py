@@ -8,6 +8,7 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 """
 
 import asyncio
+import contextvars
 import inspect
 import random
 from collections import deque
@@ -16,15 +17,16 @@ from time import monotonic, time_ns
 from typing import Final
 
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 from schemas.events import Event
-from worker.attempts import TIME_LIMIT, Attempt, Attempts
+from worker.attempts import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
 from worker.context import Context
-from worker.deadletter import letter_of
+from worker.deadletter import letter_of, letter_of_fault
 from worker.gate import Gate
 from worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, judge, overtime, unstoppable
 from worker.partition import Partition
 from worker.registry import BoundHandler, Table
-from worker.reorder import Release
+from worker.reorder import Arrival, Release
 from worker.session import LiveSession, Progress
 from worker.stats import Stats
 from worker.suspects import Case, Suspects
@@ -39,8 +41,21 @@ WAKE_MAX: Final = 4
 ASIDE: Final = -1.0
 """In place of a wait: the event is put aside until `resume`."""
 
+DISPATCHER: Final = "dispatcher"
+"""Its name among the background tasks, where its faults are counted."""
+
 AT_GATE: Final = -2.0
 """In place of a wait: the gate of suspects submits the session again."""
+
+FAULTS_MAX: Final = 3
+"""Faults of ours met on one event before it becomes a dead letter. Some pass (no memory, no thread), but an event that
+always meets one must not keep its session for ever."""
+
+FAULTS_KNOWN_MAX: Final = 1_024
+"""Events whose faults are counted at a time; where there are more, nothing is well, and counting begins again."""
+
+FAULT_DELAY_MS: Final = 250.0
+"""Before an event on which we met a fault of ours is run again."""
 
 _log = get_logger("maskline.worker")
 
@@ -50,14 +65,18 @@ class Dispatcher:
 
     `table`: the handlers of each type of event. `on_progress(partition)`: called when an event of the partition is
     done, and none was since its last commit was taken, so that it gets committed. `late_dead`: late events go to the
-    dead letters. `suspects`: needed where partitions have any.
+    dead letters. `suspects`: needed where partitions have any. `background`: where faults are counted.
+    `context`: what every handler begins with a copy of; the present one by default.
     """
 
     def __init__(
         self, table: Table, *, concurrency: int, late_dead: bool, stats: Stats,
         on_progress: Callable[[Partition], None], suspects: Suspects | None = None,
+        background: BackgroundTasks | None = None, context: contextvars.Context | None = None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
+        self._background = background or BackgroundTasks()
+        self._context = context or contextvars.copy_context()
         self._table = table
         self._concurrency = concurrency
         self._late_dead = late_dead
@@ -67,7 +86,9 @@ class Dispatcher:
         self._idle: list[asyncio.Future[None]] = []
         self._runners: set[asyncio.Task[None]] = set()
         self._gate = Gate(self._start_alone)
-        self._attempts = Attempts(self._stuck)
+        self._attempts = Attempts(self._stuck, self._background)
+        self._faults: dict[str, int] = {}
+        """Faults of ours met on events that are not done, by entry."""
         self._pump_scheduled = False
         self._stopping = False
         self._threads = HandlerThreads()
@@ -108,10 +129,13 @@ class Dispatcher:
         """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
         self._attempts.cancel(partition, why)
 
-    async def stop(self) -> None:
-        """End the runners. Call it when nothing is under way any more, or after `cancel`."""
+    async def stop(self, grace_s: float = CANCEL_GRACE_S) -> None:
+        """End the runners, but for those that ignore it for so long.
+
+        Call it when nothing is under way any more, or after `cancel`.
+        """
         self._stopping = True
-        await self._attempts.stop([*self._runners, *self._apart])
+        await self._attempts.stop([*self._runners, *self._apart], grace_s)
         self._threads.stop()
 
     # Runners
@@ -133,7 +157,7 @@ class Dispatcher:
                 future.set_result(None)
                 wanted -= 1
         while wanted and len(self._runners) < self._concurrency:
-            runner = self._loop.create_task(self._run())
+            runner = self._loop.create_task(self._run(), context=self._context.copy())
             self._runners.add(runner)
             runner.add_done_callback(self._ended)
             wanted -= 1
@@ -142,7 +166,7 @@ class Dispatcher:
         self._runners.discard(runner)
         self._apart.discard(runner)
         if not runner.cancelled() and (error := runner.exception()):
-            _log.error("a runner has failed, which is a fault in maskline", exc_info=error)
+            self._background.failed(DISPATCHER, error)
         self._schedule_pump()
 
     async def _run(self) -> None:
@@ -195,6 +219,9 @@ class Dispatcher:
                     session.scheduled = False
                 partition.running -= 1
                 attempt.session = None
+        except BaseException as error:
+            if not self._bear(attempt, error):
+                raise
         finally:
             if not attempt.abandoned:
                 self._attempts.discard(attempt)
@@ -202,9 +229,53 @@ class Dispatcher:
                     attempt.session.partition.running -= 1
                     attempt.session = None
 
+    def _bear(self, attempt: Attempt, error: BaseException) -> bool:
+        """We have failed at a session's first event: run it again in a while, or give it up.
+
+        Returns whether the runner may go on.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            return False
+        session = attempt.session
+        if session is not None and not attempt.abandoned and not self._loop.is_closed():
+            self._fault(attempt, session, error)
+        return isinstance(error, Exception)
+
+    def _fault(self, attempt: Attempt, session: LiveSession, error: BaseException) -> None:
+        attempt.deadline, attempt.why = 0.0, ""
+        if isinstance(error, Exception):  # else its runner ends by it, and that is counted
+            self._background.failed(DISPATCHER, error)
+        if not session.queue:
+            session.scheduled = False
+            return
+        arrival = session.queue[0].arrival
+        entry_id: str = arrival.payload.entry_id
+        if len(self._faults) >= FAULTS_KNOWN_MAX:
+            self._faults.clear()
+        faults = self._faults[entry_id] = self._faults.pop(entry_id, 0) + 1
+        self._loop.call_later(FAULT_DELAY_MS / 1000, self._again, session)
+        if faults >= FAULTS_MAX:
+            del self._faults[entry_id]
+            self._give_up(session, arrival, error)
+
+    def _give_up(self, session: LiveSession, arrival: Arrival, error: BaseException) -> None:
+        partition = session.partition
+        letter = letter_of_fault(
+            arrival, error, "dispatching", group=partition.group, failed_at_ms=time_ns() // 1_000_000,
+            attempts=FAULTS_MAX,
+        )  # fmt: skip
+        _log.error(
+            "dead letter", code=letter.code, reason=letter.reason, handler=None, attempts=FAULTS_MAX,
+            session_uuid=session.uuid, event_name=letter.event_name, sequence_number=arrival.number,
+        )  # fmt: skip
+        partition.bury(letter)
+        self._done(session)
+
     def _done(self, session: LiveSession) -> None:
         """The first event of a session's queue is handled, or given up."""
         session.progress = None
+        if self._faults:
+            self._faults.pop(session.queue[0].arrival.payload.entry_id, None)
         partition = session.partition
         partition.finish(session, session.queue[0])
         if not partition.announced:
@@ -323,9 +394,9 @@ class Dispatcher:
         progress = session.progress
         verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
         if verdict.delay_ms is None:
-            progress.done.add(handler.name)
             attempts = number if case is None else number + case.strikes(handler)
             self._bury(session, release, verdict, handler.name, attempts, failure)
+            progress.done.add(handler.name)
         else:
             progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
             Context(release, handler.name, number, session.partition.token).log.warning(
@@ -427,7 +498,7 @@ class Dispatcher:
 
     def _start_alone(self, session: LiveSession) -> None:
         if not self._stopping:
-            runner = self._loop.create_task(self._run_alone(session))
+            runner = self._loop.create_task(self._run_alone(session), context=self._context.copy())
             self._apart.add(runner)
             runner.add_done_callback(self._ended)
 
@@ -458,9 +529,11 @@ class Dispatcher:
         release = session.queue[0]
         if session.progress is None:
             session.progress = self._progress_so_far(release.arrival.payload.event, handler.name)
-        session.progress.done.add(handler.name)
         self._stats.failed[handler.name] += 1
         failure = unstoppable(handler)
         verdict = judge(failure, handler.policy, attempt.number, jitter=0)
-        self._bury(session, release, verdict, handler.name, attempt.number, failure)
-        self.submit([session])
+        try:
+            self._bury(session, release, verdict, handler.name, attempt.number, failure)
+            session.progress.done.add(handler.name)
+        finally:
+            self.submit([session])

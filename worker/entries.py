@@ -11,7 +11,8 @@ from schemas.memo import Memo
 from schemas.privacy import redact
 from schemas.shape_plans import REMEMBERED
 from schemas.shapes import Shapes
-from worker.deadletter import DeadLetter
+from worker.causes import account_of
+from worker.deadletter import INTERNAL_ERROR, DeadLetter, reason_of_fault
 from worker.reorder import Arrival
 from worker.session import Entry
 
@@ -44,13 +45,15 @@ def decode_in_python(entries: Entries, recording_shared: bool, known: Mapping[st
     for entry_id, (_, fields) in zip(ids, entries, strict=True):
         try:
             arrival = arrival_of(entry_id, fields, recording_shared)
+            uuid = arrival.payload.event.session_uuid
+            if uuid not in known:
+                unknown[uuid] = None
         except UndecodableEntryError as error:
             refused.append((entry_id, fields, error))
-            continue
-        uuid = arrival.payload.event.session_uuid
-        if uuid not in known:
-            unknown[uuid] = None
-        arrivals.append(arrival)
+        except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
+            refused.append((entry_id, fields, unforeseen(error)))
+        else:
+            arrivals.append(arrival)
     return ids, arrivals, list(unknown), refused
 
 
@@ -71,20 +74,35 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], recording_shared: bool) -
     )
 
 
+def unforeseen(error: Exception) -> UndecodableEntryError:
+    """A fault of ours in decoding, as what refuses the entry."""
+    refusal = UndecodableEntryError(INTERNAL_ERROR, reason_of_fault(error, "decoding"))
+    refusal.__cause__ = error
+    return refusal
+
+
 def letter_of_undecodable(
     entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, *, group: str, now_ms: int
 ) -> DeadLetter:
     """The dead letter of an entry that `arrival_of` refuses; `fields` may be empty if they are gone."""
-    ours = len(fields) == 2 and fields[0] == CALLBACK_FIELD
+    # Whatever somebody may have put there: what is no bytes stands as text.
+    given: Sequence[Any] = fields or ()
+    kept = [field if isinstance(field, bytes) else repr(field).encode() for field in given]
+    ours = len(kept) == 2 and kept[0] == CALLBACK_FIELD
+    account = None
+    if error.code == INTERNAL_ERROR and error.__cause__ is not None:
+        account = account_of(error.__cause__, inside=True)
+    reason = error.detail if account else f"{error.code.replace('_', ' ')}: {error.detail}"
     return DeadLetter(
         group=group,
         entry_id=entry_id,
         code=error.code,
-        reason=redact(f"{error.code.replace('_', ' ')}: {error.detail}"),
+        reason=redact(reason),
         failed_at_ms=now_ms,
-        callback=fields[1] if ours else b"",
-        received_at_ms=_received_at_ms(fields[1]) if ours else None,
-        foreign_fields=[] if ours else list(zip(fields[::2], fields[1::2], strict=False)),
+        callback=kept[1] if ours else b"",
+        received_at_ms=_received_at_ms(kept[1]) if ours else None,
+        traceback=account,
+        foreign_fields=[] if ours else list(zip(kept[::2], kept[1::2], strict=False)),
     )
 
 
@@ -111,7 +129,7 @@ _timestamps_us: Final = Memo(_timestamp_us, REMEMBERED)
 def _received_at_ms(value: Any) -> int | None:
     try:
         return decode_callback(value).received_at_ms
-    except UndecodableEntryError:
+    except Exception:  # noqa: BLE001 - it was that, perhaps, which could not be foreseen
         return None
 
 
@@ -121,7 +139,7 @@ def _quickest() -> Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]:
     except ImportError:
         return decode_in_python
     return _entries.EntryReader(
-        _shapes.readers, arrival_of, _timestamps_us, _RECORDING, _is_recording
+        _shapes.readers, arrival_of, _timestamps_us, _RECORDING, _is_recording, unforeseen
     ).decode_entries
 
 

@@ -4,10 +4,11 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
+from time import monotonic
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -15,7 +16,6 @@ from runtime.admin import AdminServer, Health
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
-from schemas.errors import ConfigError
 from schemas.keys import Keys
 from schemas.settings import Settings
 from worker.commits import Committer
@@ -28,6 +28,7 @@ from worker.partition import Partition, arrive_plainly
 from worker.polling import Pollers
 from worker.reader import Reader
 from worker.registry import bind, load_handlers
+from worker.resources import Resources
 from worker.retention import Retention
 from worker.stats import Stats
 from worker.suspects import Suspects
@@ -35,6 +36,10 @@ from worker.trials import Trials
 from worker.watchdog import Watchdog
 
 ADMIN_PORT_DEFAULT = 9091
+
+STEP_MAX_S: Final = 0.5
+"""For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a
+process has after its stop timeout (`runtime.process`)."""
 
 _log = get_logger("maskline.worker")
 
@@ -57,7 +62,6 @@ class WorkerNode:
         by_name = load_handlers(settings.handlers) if settings.handlers else None
         self._loadable = frozenset(spec.name for spec in by_name.specs) if by_name else frozenset[str]()
         self._keys = Keys(settings.namespace, settings.group)
-        self._resources = AsyncExitStack()
         self._index = index
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
@@ -65,6 +69,7 @@ class WorkerNode:
     async def start(self) -> None:
         settings = self.settings
         self.background = BackgroundTasks()
+        self._resources = Resources()
         self._connections = Connections(
             settings, self._keys, self.background, f"maskline-worker-{self.worker_id}", self._servers_changed
         )
@@ -75,8 +80,8 @@ class WorkerNode:
             live=self._live, ready=self._ready, registry=registry,
         )  # fmt: skip
         async with AsyncExitStack() as undo:
-            table = bind(self._handlers, await self._open_resources())
-            undo.push_async_callback(self._resources.aclose)
+            undo.push_async_callback(self._resources.close)
+            table = bind(self._handlers, await self._resources.open(self._handlers.resources))
             undo.push_async_callback(self.background.stop)
             undo.push_async_callback(self._connections.stop)
             await self._connections.start()
@@ -86,7 +91,8 @@ class WorkerNode:
         suspects = Suspects(self._connections, self._keys, trials, self.stats, self._fenced)
         self._dispatcher = Dispatcher(
             table, concurrency=settings.concurrency, late_dead=settings.late == "dead", stats=self.stats,
-            on_progress=self._progressed, suspects=suspects,
+            on_progress=self._progressed, suspects=suspects, background=self.background,
+            context=self._resources.context,
         )  # fmt: skip
         self._committer = Committer(self._connections, self._keys, self.stats, self._fenced, self._committed)
         self._leases = LeaseKeeper(
@@ -101,16 +107,18 @@ class WorkerNode:
         self._reader = self._leases.reader = Reader(
             self._connections, self._keys, self._dispatcher, self._leases.opened,
             outstanding_max=settings.outstanding_max, stats=self.stats, on_progress=self._committer.mark,
+            on_fault=self.background.failed,
         )  # fmt: skip
         self._leases.suspects = suspects
         self._pollers = self._leases.pollers = Pollers(self._connections, self._keys, self._reader)
         self.retention = Retention(self._connections, self._keys, self._leases.opened, settings, self.stats)
         registry.register(WorkerCollector(self))
-        self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked)
+        self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked, self.background)
+        self.background.start("retention", self.retention.run)
+        # Without these nothing moves, and what they had under way is best begun anew: their end is the process's.
         self._tasks = [
-            asyncio.create_task(self._leases.run()),
-            asyncio.create_task(self._pollers.run()),
-            asyncio.create_task(self.retention.run()),
+            asyncio.create_task(self._leases.run(), name="leases"),
+            asyncio.create_task(self._pollers.run(), name="pollers"),
         ]
         self._started = True
         _log.info(
@@ -120,26 +128,41 @@ class WorkerNode:
         )  # fmt: skip
 
     async def stop(self) -> None:
-        """Finish what is under way, hand the rest back, give the leases back, close everything."""
+        """Finish what is under way, hand the rest back, give the leases back, close everything.
+
+        Whatever fails meanwhile is logged, and keeps nothing else from being closed.
+        """
         if not self._started:
             return
         self._started = False
-        await self._leases.drain(self.settings.stop_timeout_ms / 1000)
+        stop_timeout_s = self.settings.stop_timeout_ms / 1000
+        deadline = monotonic() + stop_timeout_s
+        await self._step("leases", self._leases.drain(stop_timeout_s))
         self._watchdog.stop()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._dispatcher.stop()
-        await self._resources.aclose()
-        await self._connections.stop()
-        await self.background.stop()
-        await self.admin.stop()
+        await self._step("parts", asyncio.wait(self._tasks, timeout=STEP_MAX_S))
+        await self._step("handlers", self._dispatcher.stop(STEP_MAX_S))
+        await self._step("resources", self._resources.close(deadline - monotonic()))
+        await self._step("connections", self._connections.stop())
+        await self._step("background tasks", self.background.stop())
+        await self._step("admin", self.admin.stop())
         _log.info("worker stopped", handled=sum(self.stats.released.values()))
 
-    async def failed(self) -> BaseException:
-        """Wait until a part of the worker has failed, which is a fault in maskline; never returns otherwise."""
+    async def _step(self, name: str, step: Awaitable[object]) -> None:
+        try:
+            await step
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be closed as well
+            _log.error("a part of the worker did not stop well", part=name, exc_info=error)
+
+    async def failed(self) -> None:
+        """Wait until a part of the worker has failed, which is a fault in maskline, and log it; return only then."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).exception() or RuntimeError("a part of the worker has ended")
+        for task in done:
+            error = None if task.cancelled() else task.exception()
+            _log.error(
+                "a part of the worker has failed, the process ends", part=task.get_name(), exc_info=error
+            )
 
     # For metrics and health
 
@@ -185,18 +208,6 @@ class WorkerNode:
         return Health(self._started and self._connections.up and not inspection.errors, details)
 
     # Inside
-
-    async def _open_resources(self) -> dict[str, Any]:
-        opened: dict[str, Any] = {}
-        for spec in self._handlers.resources:
-            try:
-                opened[spec.name] = await self._resources.enter_async_context(spec.open())
-            except Exception as error:
-                await self._resources.aclose()
-                raise ConfigError(
-                    f"the resource {spec.name} could not be opened: {type(error).__name__}: {error}"
-                ) from error
-        return opened
 
     def _progressed(self, partition: Partition) -> None:
         self._committer.mark(partition)

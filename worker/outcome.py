@@ -1,14 +1,11 @@
 """How an attempt may end, what a handler may raise to say so itself, and what follows from it. Pure."""
 
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from schemas.errors import MasklineError
-from schemas.privacy import redact
+from worker.causes import message_of
 from worker.registry import BoundHandler
 from worker.retry import RetryPolicy
-
-REASON_MAX_CHARS: Final = 1_000
-"""Of an exception's text. Some carry whole answers of a server; the traceback has more of it."""
 
 _Failure = TypeVar("_Failure", bound=BaseException)
 
@@ -65,10 +62,11 @@ class Verdict(NamedTuple):
 
 
 class TrialFailedError(MasklineError):
-    """The handler failed in a trial, where the verdict was given as well. The text is its traceback there."""
+    """The handler failed in a trial, where the verdict was given as well. The text says where, there."""
 
-    def __init__(self, verdict: Verdict, traceback: str) -> None:
-        super().__init__(traceback)
+    def __init__(self, verdict: Verdict, account: str) -> None:
+        super().__init__(account)
+        self.account = account
         self.verdict = verdict
 
 
@@ -95,12 +93,14 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
     if isinstance(failure, HandlerCrashedError):
         return Verdict(None, "crashed_worker", str(failure))
     if (rejected := _within(failure, Reject)) is not None:
-        return Verdict(None, "rejected", f"rejected: {_told(rejected)}")
+        return Verdict(None, "rejected", f"rejected: {message_of(rejected)}")
     if isinstance(failure, HandlerHungError):
         # A second try could do the work twice.
-        return Verdict(None, "timed_out", f"timed out: {_told(failure)}")
+        return Verdict(None, "timed_out", f"timed out: {message_of(failure)}")
     timed_out = isinstance(failure, HandlerTimeoutError)
-    cause = ": ".join(filter(None, ("timed out" if timed_out else type(failure).__name__, _told(failure))))
+    cause = ": ".join(
+        filter(None, ("timed out" if timed_out else type(failure).__name__, message_of(failure)))
+    )
     asked = _within(failure, Retry)
     delay_ms = policy.delay_ms(attempt, after_ms=asked.after_ms if asked else None, jitter=jitter)
     if delay_ms is not None:
@@ -111,11 +111,6 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
     )
 
 
-def storable(text: str) -> str:
-    """The text as UTF-8 can hold it: an exception's may have lone surrogates, of a file name for instance."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _within(failure: BaseException, kind: type[_Failure]) -> _Failure | None:
     if isinstance(failure, kind):
         return failure
@@ -124,14 +119,3 @@ def _within(failure: BaseException, kind: type[_Failure]) -> _Failure | None:
             if (found := _within(member, kind)) is not None:
                 return found
     return None
-
-
-def _told(failure: BaseException) -> str:
-    """An exception's text, whatever it is, in one line of bounded length."""
-    try:
-        text = str(failure)
-    except Exception:  # noqa: BLE001  a handler's exception, with a __str__ of its own
-        text = "(an exception whose text cannot be read)"
-    # Numbers go before the end does: the first half of one would not be recognised.
-    shown = " ".join(redact(storable(text[: 2 * REASON_MAX_CHARS])).split())
-    return shown if len(shown) <= REASON_MAX_CHARS else shown[: REASON_MAX_CHARS - 1] + "…"

@@ -19,9 +19,9 @@ import msgspec
 from msgspec.structs import replace
 
 from schemas.errors import UndecodableEntryError
-from worker.deadletter import DeadLetter, encode_dead_letter
+from worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
 from worker.entries import Entries, decode_entries, letter_of_undecodable
-from worker.reorder import Arrival, Policy, Release
+from worker.reorder import NONE_WAITING, Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state
 from worker.stats import Stats
@@ -33,6 +33,12 @@ bounds how many are suspected then."""
 
 COMMIT_AHEAD: Final = 256
 """So many of them are worth a commit, even if nothing is done: the pending list then says what waits."""
+
+FAULTS_KEPT_MAX: Final = 16
+"""Faults of ours that wait for somebody to tell of them; what they did to an entry stands in its dead letter."""
+
+DEADLINES_SPARE: Final = 64
+"""Deadlines that are over, beside as many as there are live ones, before they are looked through."""
 
 CLOSED_SESSION_TTL_S: Final = 3_600
 """A session whose SessionTimeout was handled is remembered for an hour, for stragglers."""
@@ -80,9 +86,7 @@ class Partition:
         self, number: int, token: int, lease_value: str, cursor: str, entries_read: int, settings: PartitionSettings,
         stats: Stats,
     ) -> None:  # fmt: skip
-        self.number = number
-        self.token = token
-        self.lease_value = lease_value
+        self.number, self.token, self.lease_value = number, token, lease_value
         self.cursor = cursor
         """The last entry taken in: all up to it are done or open."""
         self.read_id = cursor
@@ -93,8 +97,9 @@ class Partition:
         self.run_ahead = 0
         """Entries taken in beyond the cursor that Redis knows."""
         self._ahead_at_commit = self.watermark_ms = 0
-        self._ahead_ms = 0
-        """How far the stream's time is ahead of the server's clock, which has gone back since."""
+        self._evict_ms = 0  # the watermark at which to look again for sessions that Redis has forgotten
+        self._now_ms = self._ahead_ms = 0
+        """By the worker's clock, at the last decoding; how far the stream's time is ahead of the server's clock."""
         self.lease_until = 0.0
         """Until when the lease is surely held, by `time.monotonic()`."""
         self.opened = False
@@ -114,15 +119,16 @@ class Partition:
         self.suspects: Suspicion | None = None
         """Entries that may have brought the last owner down; None once there are none."""
         self._unmarked: list[str] = []
+        self.faults: list[tuple[str, BaseException]] = []
+        """What we met on single entries and did not foresee, and while doing what: to be told and taken away."""
         self._settings, self._stats = settings, stats
         self._sessions: dict[str, LiveSession] = {}  # in the order of their last use
-        self._deadlines: list[tuple[int, str]] = []
+        self._deadlines, self._deadlines_max = list[tuple[int, str]](), DEADLINES_SPARE
         self._fresh: set[str] = set()
         """Entries that are not done, and that no commit has put in the pending list yet."""
         self._pending: set[str] = set()
         """Entries that are not done, and that are in the pending list."""
-        self._done: list[str] = []
-        self._dead: list[bytes] = []
+        self._done, self._dead = list[str](), list[bytes]()
         self._changed: dict[str, SessionState] = {}
         # Sessions whose states the commit under way writes: Redis may still answer with the old ones.
         self._being_written: Collection[str] = ()
@@ -130,7 +136,6 @@ class Partition:
         self.announced = False
         """Whoever commits was told that something is done, and has not taken the next commit yet."""
         self._commits = 0
-        self._evict_ms = 0  # the watermark at which to look again for sessions that Redis has forgotten
 
     # Entries in
 
@@ -140,6 +145,7 @@ class Partition:
         `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms` dates the
         dead letters.
         """
+        self._now_ms = now_ms
         ids, arrivals, unknown, refused = decode_entries(
             entries, self._settings.recording_shared, self._sessions
         )
@@ -194,15 +200,18 @@ class Partition:
         session = sessions.pop(uuid, None) or self.admit(uuid, states.get(uuid))
         sessions[uuid] = session  # the dict's order is the order of use
         session.touched_ms = arrival.arrived_ms
-        before = len(session.waiting)
-        for decision in session.arrive(arrival, self._settings.policy):
-            if decision.__class__ is Release:
-                self._release(session, decision, ready)
-            else:
-                self._stats.duplicates += 1
-                self._finish_entry(decision.arrival.payload.entry_id)
+        before = [*session.waiting]
+        try:
+            for decision in session.arrive(arrival, self._settings.policy):
+                if decision.__class__ is Release:
+                    self._release(session, decision, ready)
+                else:
+                    self._stats.duplicates += 1
+                    self._finish_entry(decision.arrival.payload.entry_id)
+        except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
+            self._lose(session, [*before, arrival], error)
         if before or session.waiting:
-            self.hold(session, before)
+            self.hold(session, len(before))
 
     def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
         if not self._ahead_ms:
@@ -332,7 +341,7 @@ class Partition:
         if encoded is not None:
             try:
                 state = decode_state(encoded)
-            except ValueError:
+            except Exception:  # noqa: BLE001 - a ValueError, or what we did not foresee
                 # Somebody has written over it. The session's order starts anew; its events are not lost for that.
                 self._stats.unreadable_states += 1
         return LiveSession(uuid, state, self)
@@ -348,6 +357,8 @@ class Partition:
             session.gap_ends_ms = deadline
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, session.uuid))
+                if len(self._deadlines) > self._deadlines_max:
+                    self._drop_stale_deadlines()
 
     # Inside
 
@@ -371,10 +382,41 @@ class Partition:
     def _expire_next(self, watermark_ms: int, ready: list[LiveSession]) -> None:
         session = self._sessions[heapq.heappop(self._deadlines)[1]]
         session.gap_ends_ms = None
-        before = session.held
-        for release in session.expire(watermark_ms, self._settings.policy):
-            self._release(session, release, ready)
-        self.hold(session, before)
+        before = [*session.waiting]
+        try:
+            for release in session.expire(watermark_ms, self._settings.policy):
+                self._release(session, release, ready)
+        except Exception as error:  # noqa: BLE001 - one session is not to hold up the others
+            session.waiting = NONE_WAITING  # or the same would happen again
+            self._lose(session, before, error)
+        self.hold(session, len(before))
+
+    def _drop_stale_deadlines(self) -> None:
+        """Forget the deadlines of gaps that have closed since: they would be met in their time, hours from now."""
+        live = {
+            (session.gap_ends_ms, uuid)
+            for uuid, session in self._sessions.items()
+            if session.gap_ends_ms is not None
+        }
+        self._deadlines = [*live]
+        heapq.heapify(self._deadlines)
+        self._deadlines_max = 2 * len(self._deadlines) + DEADLINES_SPARE
+
+    def _lose(self, session: LiveSession, arrivals: Iterable[Arrival], error: Exception) -> None:
+        """A fault of ours: what of these is neither released nor waiting any more becomes dead letters."""
+        kept = {id(release.arrival) for release in session.queue} | {id(one) for one in session.waiting}
+        for arrival in arrivals:
+            entry_id = arrival.payload.entry_id
+            if id(arrival) not in kept and (entry_id in self._fresh or entry_id in self._pending):
+                self.bury(
+                    letter_of_fault(arrival, error, "ordering", group=self.group, failed_at_ms=self._now_ms)
+                )
+                self._finish_entry(entry_id)
+        self._fault("ordering", error)
+
+    def _fault(self, doing: str, error: BaseException) -> None:
+        if len(self.faults) < FAULTS_KEPT_MAX:
+            self.faults.append((doing, error))
 
     def _finish_entry(self, entry_id: str) -> None:
         if entry_id in self._fresh:
@@ -398,6 +440,8 @@ class Partition:
     def _bury_undecoded(
         self, entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, now_ms: int
     ) -> None:
+        if error.code == INTERNAL_ERROR:
+            self._fault("decoding", error.__cause__ or error)
         self.bury(letter_of_undecodable(entry_id, fields, error, group=self.group, now_ms=now_ms))
         self._finish_entry(entry_id)
 

@@ -70,12 +70,16 @@ class Portion(NamedTuple):
 
 
 class Reader:
-    """`partitions()`: those to read now. `on_progress(partition)`: it has something to commit."""
+    """`partitions()`: those to read now. `on_progress(partition)`: it has something to commit.
+
+    `on_fault(doing, error)`: something on one entry that we did not foresee; the entry is a dead letter.
+    """
 
     def __init__(
         self, connections: Connections, keys: Keys, dispatcher: Dispatcher,
         partitions: Callable[[], Sequence[Partition]], *, outstanding_max: int, stats: Stats,
         on_progress: Callable[[Partition], None],
+        on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:  # fmt: skip
         self._connections = connections
         self._keys = keys
@@ -84,6 +88,7 @@ class Reader:
         self.outstanding_max = outstanding_max
         self._stats = stats
         self._on_progress = on_progress
+        self._on_fault = on_fault
         self._since_yield = 0
         self._refusal_lines = Seldom()
         self.in_hand = 0
@@ -162,6 +167,8 @@ class Reader:
                     continue
                 # Also where it is closed: it may be opened again, and what was read is not read twice.
                 ready += partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
+                if partition.faults:
+                    self._tell(partition)
                 if partition.wants_commit:
                     self._on_progress(partition)
                 self._since_yield += len(batch.entries)
@@ -220,6 +227,11 @@ class Reader:
                     else:
                         self._refused(partition, str(reply))
         return found
+
+    def _tell(self, partition: Partition) -> None:
+        faults, partition.faults = partition.faults, []
+        for doing, error in faults:
+            self._on_fault(doing, error)
 
     def _refused(self, partition: Partition, reply: str) -> None:
         if (connection := self._connections.of(partition.number)) is not None:

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import random
@@ -29,10 +28,10 @@ from schemas.errors import MasklineError
 from schemas.events import Event
 from schemas.privacy import redact, set_token_key
 from schemas.settings import Settings
+from worker.causes import account_of, storable
 from worker.context import Context
-from worker.deadletter import TRACEBACK_MAX_CHARS
 from worker.entries import arrival_of
-from worker.outcome import judge, storable
+from worker.outcome import judge
 from worker.registry import BoundHandler, bind, load_handlers, only
 from worker.reorder import Order, Release
 from worker.state import NEW_SESSION
@@ -209,8 +208,7 @@ async def _attempt(handler: BoundHandler, event: Event, ctx: Context) -> BaseExc
 
 def _failed(failure: BaseException, handler: BoundHandler, attempt: int) -> Failed:
     verdict = judge(failure, handler.policy, attempt, jitter=random())  # noqa: S311  no secret
-    text = storable("".join(traceback.format_exception(failure)))[-2 * TRACEBACK_MAX_CHARS :]
-    return Failed(verdict.delay_ms, verdict.code, verdict.reason, redact(text)[-TRACEBACK_MAX_CHARS:])
+    return Failed(verdict.delay_ms, verdict.code, verdict.reason, account_of(failure))
 
 
 if __name__ == "__main__":

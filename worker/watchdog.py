@@ -4,7 +4,6 @@ While the loop is blocked no lease is renewed and no other session moves, so the
 with the handler's name and the line it is at.
 """
 
-import asyncio
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from runtime.logs import get_logger
+from runtime.tasks import BackgroundTasks
 
 BLOCKED_AFTER_S: Final = 1.0
 """The loop did not turn for so long: a warning. A fifth of the default lease."""
@@ -20,21 +20,35 @@ BLOCKED_AFTER_S: Final = 1.0
 CHECK_INTERVAL_S: Final = 0.25
 FRAMES_SHOWN: Final = 3
 
+START_INTERVAL_S: Final = 5.0
+"""Between tries to start the thread: where there is none to be had, that lasts, and others need theirs first."""
+
+NAME: Final = "watchdog"
+"""Its name among the background tasks."""
+
 _log = get_logger("maskline.worker")
 
 
 class Watchdog:
-    """`suspect()` names the handler that was started last; `on_block()` counts."""
+    """`suspect()` names the handler that was started last; `on_block()` counts.
 
-    def __init__(self, suspect: Callable[[], str], on_block: Callable[[], None]) -> None:
+    `background`: where it is said that the thread could not be started, or has died; it is started again.
+    """
+
+    def __init__(
+        self, suspect: Callable[[], str], on_block: Callable[[], None], background: BackgroundTasks
+    ) -> None:
         self._suspect = suspect
         self._on_block = on_block
-        self._loop = asyncio.get_running_loop()
+        self._background = background
         self._loop_thread = threading.get_ident()
         self._beat = time.monotonic()
-        self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._turn)
         self._stopped = threading.Event()
-        threading.Thread(target=self._watch, name="maskline-watchdog", daemon=True).start()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._start_at = 0.0
+        self._timer = background.every(NAME, CHECK_INTERVAL_S, self._turn)
+        self._keep_thread()
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -42,7 +56,29 @@ class Watchdog:
 
     def _turn(self) -> None:
         self._beat = time.monotonic()
-        self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._turn)
+        self._keep_thread()
+
+    def _keep_thread(self) -> None:
+        """See that the thread lives; where it does not, start it, START_INTERVAL_S apart."""
+        if (self._thread is not None and self._thread.is_alive()) or time.monotonic() < self._start_at:
+            return
+        if self._thread is not None:
+            self._background.failed(NAME, self._error or RuntimeError("its thread has ended"))
+        self._start_at = time.monotonic() + START_INTERVAL_S
+        thread = threading.Thread(target=self._run, name="maskline-watchdog", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # no thread to be had
+            self._thread = None
+            self._background.failed(NAME, error)
+        else:
+            self._thread = thread
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:  # noqa: BLE001  the loop tells of it
+            self._error = error
 
     def _watch(self) -> None:
         reported = 0.0

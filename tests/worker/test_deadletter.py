@@ -1,3 +1,5 @@
+import json
+
 import msgspec
 import pytest
 from dispatch_kit import START_MS, Dispatch
@@ -5,12 +7,14 @@ from dispatch_kit import START_MS, Dispatch
 from schemas import SessionFirstPartyRinging
 from schemas.callback import decode_callback
 from worker import on
+from worker.causes import account_of
 from worker.deadletter import (
-    TRACEBACK_MAX_CHARS,
+    LETTER_MAX_BYTES,
     DeadLetter,
     decode_dead_letter,
     encode_dead_letter,
     letter_of,
+    letter_of_fault,
     public_id,
     split_public_id,
 )
@@ -97,15 +101,107 @@ async def test_a_letter_has_the_callback_byte_for_byte():
 
 
 @pytest.mark.parametrize("shift", [0, 1, 7, 13, 20, 27])
-async def test_a_traceback_keeps_its_end_within_bounds_and_no_number_not_even_the_half_of_one(shift):
-    text = " ".join(["+44 7700 900123"] * 20_000) + "x" * shift + " the end \udcff"
+async def test_an_account_has_the_message_and_no_number_not_even_the_half_of_one(shift):
+    text = "x" * shift + "the end \udcff " + " ".join(["+44 7700 900123"] * 20_000)
     letter = letter_of(
         released(), Verdict(None, "c", "r"), group="g", handler="h", attempts=1, failed_at_ms=9,
         failure=ValueError(text),
     )  # fmt: skip
     assert letter.traceback is not None
-    assert len(letter.traceback) <= TRACEBACK_MAX_CHARS
-    assert letter.traceback.rstrip().endswith("the end \\udcff")
+    assert "the end \\udcff" in letter.traceback
     assert "900123" not in letter.traceback
     assert "7700" not in letter.traceback
-    encode_dead_letter(letter)
+    assert_small(letter)
+
+
+def assert_small(letter):
+    """LETTER_MAX_BYTES at most besides the callback, and all that is there can be read back."""
+    encoded = encode_dead_letter(letter)
+    foreign = sum(len(name) + len(value) for name, value in letter.foreign_fields)
+    assert len(encoded) - len(letter.callback) - foreign <= LETTER_MAX_BYTES
+    back = decode_dead_letter(encoded)
+    assert (back.callback, back.foreign_fields, back.entry_id) == (
+        letter.callback, letter.foreign_fields, letter.entry_id,
+    )  # fmt: skip
+    return back
+
+
+def deep(left):
+    if left:
+        deep(left - 1)
+    raise LookupError("at the bottom " + "✓" * 5_000)
+
+
+def libraries():
+    return msgspec.msgpack.decode(b"\x91" * 9)
+
+
+def chained():
+    try:
+        json.loads("{")
+    except ValueError as error:
+        raise RuntimeError("the answer of the fare service cannot be read") from error
+
+
+def grouped():
+    raise ExceptionGroup("several", [LookupError(f"number {n}") for n in range(1_000)])
+
+
+def endless():
+    error = RuntimeError("0")
+    for number in range(10_000):
+        following = RuntimeError(str(number))
+        following.__cause__ = error
+        error = following
+    raise error
+
+
+@pytest.mark.parametrize("fail", [lambda: deep(0), lambda: deep(900), libraries, chained, grouped, endless])
+async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_than_its_bound(fail):
+    try:
+        fail()
+    except Exception as error:  # noqa: BLE001  any of them
+        failure = error
+    verdict = Verdict(None, "retries_exhausted", "r" * 999)
+    letter = letter_of(
+        released(), verdict, group="g", handler="h", attempts=1, failed_at_ms=9, failure=failure
+    )
+    back = assert_small(letter)
+    assert "test_deadletter.py" in back.traceback
+    assert str(failure)[:9] in back.traceback
+    assert "worker/dispatch.py" not in back.traceback
+
+
+def test_an_account_names_what_raised_in_a_library_and_what_led_to_it():
+    try:
+        chained()
+    except RuntimeError as error:
+        account = account_of(error)
+    assert account.index("JSONDecodeError") < account.index("RuntimeError: the answer of the fare")
+    assert "decoder.py" in account
+    assert "raise RuntimeError(" in account
+
+
+@pytest.mark.parametrize("size", [1, 300, 10_000])
+@pytest.mark.parametrize("char", ["x", "✓", "\udcff"])
+def test_names_and_reason_of_any_length_keep_to_the_bound(size, char):
+    text = char * size
+    letter = DeadLetter(
+        group="workers", entry_id="1-1", code="c", reason=text, failed_at_ms=1, callback=b"x" * 70_000,
+        session_uuid="s", event_name=text, handler=text, traceback=text, sequence_number=10**30,
+    )  # fmt: skip
+    back = assert_small(letter)
+    assert (back.code, back.session_uuid, back.sequence_number) == ("c", "s", None)
+
+
+async def test_what_cannot_be_formatted_becomes_a_letter_all_the_same():
+    class OddError(Exception):
+        def __str__(self):
+            raise SystemExit(1)
+
+    letter = letter_of_fault(
+        released().arrival, OddError(), "ordering", group="g", failed_at_ms=9, handler=None, attempts=0
+    )
+    assert (letter.code, letter.session_uuid) == ("internal_error", "s")
+    assert "OddError" in letter.reason
+    assert_small(letter)

@@ -4,15 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.causes import MESSAGE_MAX_CHARS, storable
 from worker.outcome import (
-    REASON_MAX_CHARS,
     HandlerHungError,
     HandlerTimeoutError,
     Reject,
     Retry,
     judge,
     overtime,
-    storable,
     unstoppable,
 )
 from worker.registry import BoundHandler
@@ -89,7 +88,7 @@ def test_any_exception_becomes_one_line_of_bounded_length_that_can_be_stored(fai
     verdict.reason.encode()
     assert "\n" not in verdict.reason
     assert type(failure).__name__ in verdict.reason
-    assert len(verdict.reason) < REASON_MAX_CHARS + 100
+    assert len(verdict.reason) < MESSAGE_MAX_CHARS + 100
 
 
 @given(st.text(st.characters(), max_size=3_000))
@@ -98,10 +97,10 @@ def test_reasons_are_one_storable_line_whatever_the_text(text):
         reason = judge(failure, POLICY, 9, jitter=0).reason
         reason.encode()
         assert reason.splitlines() in ([], [reason])
-        assert len(reason) < REASON_MAX_CHARS + 100
+        assert len(reason) < MESSAGE_MAX_CHARS + 100
 
 
-@pytest.mark.parametrize("before", [0, *range(REASON_MAX_CHARS - 40, REASON_MAX_CHARS + 3)])
+@pytest.mark.parametrize("before", [0, *range(MESSAGE_MAX_CHARS - 40, MESSAGE_MAX_CHARS + 3)])
 def test_no_phone_number_gets_into_a_reason_not_even_its_first_half(before):
     failure = LookupError("x" * before + " +44 7700 900123 is busy")
     reason = judge(failure, POLICY, 1, jitter=0).reason

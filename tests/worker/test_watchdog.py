@@ -8,6 +8,7 @@ from dispatch_kit import dispatching
 from servers import wait_until
 from structlog.testing import capture_logs
 
+from runtime.tasks import BackgroundTasks
 from schemas import SessionFirstPartyRinging
 from worker import on, watchdog
 from worker.watchdog import Watchdog
@@ -40,7 +41,7 @@ async def test_a_blocked_loop_is_reported_while_it_is_blocked_once_with_the_hand
 
     with capture_logs() as logs:
         async with dispatching(innocent, guilty) as d:
-            dog = Watchdog(d.dispatcher.handler_at_work, lambda: blocks.append("reported"))
+            dog = Watchdog(d.dispatcher.handler_at_work, lambda: blocks.append("reported"), BackgroundTasks())
             d.feed(("s", 1))
             await d.settled()
             dog.stop()
@@ -52,7 +53,7 @@ async def test_a_blocked_loop_is_reported_while_it_is_blocked_once_with_the_hand
 
 async def test_a_loop_that_turns_is_left_alone():
     blocks = []
-    dog = Watchdog(lambda: "handler", lambda: blocks.append("reported"))
+    dog = Watchdog(lambda: "handler", lambda: blocks.append("reported"), BackgroundTasks())
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
         time.sleep(0.002)  # noqa: ASYNC251 - busy, and yet it turns
@@ -64,7 +65,7 @@ async def test_a_loop_that_turns_is_left_alone():
 async def test_each_block_is_reported():
     blocks = []
     with capture_logs():
-        dog = Watchdog(lambda: "", lambda: blocks.append("reported"))
+        dog = Watchdog(lambda: "", lambda: blocks.append("reported"), BackgroundTasks())
         for count in (1, 2):
             wait_until(lambda count=count: len(blocks) == count, what="the watchdog")
             await asyncio.sleep(0.05)  # the loop turns again
@@ -74,7 +75,7 @@ async def test_each_block_is_reported():
 
 async def test_its_thread_ends_with_it():
     before = set(threading.enumerate())
-    dog = Watchdog(lambda: "", lambda: None)
+    dog = Watchdog(lambda: "", lambda: None, BackgroundTasks())
     (thread,) = set(threading.enumerate()) - before
     assert thread.daemon
     dog.stop()

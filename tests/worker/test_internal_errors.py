@@ -1,0 +1,248 @@
+"""Faults that nobody foresaw, on single entries and events: a dead letter at most, and everything else goes on."""
+
+import asyncio
+import itertools
+
+import pytest
+from dispatch_kit import dispatching, every
+from msgspec import structs
+from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
+from structlog.testing import capture_logs
+
+from schemas.callback import CALLBACK_FIELD
+from worker import dispatch, entries, partition
+from worker.deadletter import decode_dead_letter
+from worker.reorder import Session
+from worker.session import LiveSession
+
+ODD = [
+    RecursionError("too deep"),
+    MemoryError(),
+    OverflowError("int too large to convert"),
+    UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+    ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+    KeyError("whatever"),
+]
+
+
+def letters(it):
+    return [decode_dead_letter(one) for one in it._dead]
+
+
+def raising_for(real, error, chosen):
+    def call(*arguments, **named):
+        if chosen(*arguments):
+            raise error
+        return real(*arguments, **named)
+
+    return call
+
+
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+@pytest.mark.usefixtures("both_ways")
+def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monkeypatch):
+    odd = fields(SequenceNumber="2", From="+14155550123", Odd="yes")
+    decode = raising_for(entries._shapes.decode, error, lambda value, *_: b"Odd=yes" in value)
+    monkeypatch.setattr(entries, "_shapes", type("Shapes", (), {"decode": staticmethod(decode)}))
+    it = make()
+    batch = [
+        entry(1, SequenceNumber="1"),
+        (b"5-0", odd),
+        entry(9, SequenceNumber="3"),
+        entry(8, SessionUUID="t"),
+    ]
+    ready = take_in(it, batch)
+    assert {session.uuid for session in ready} == {"s", "t"}
+    (letter,) = letters(it)
+    assert (letter.code, letter.entry_id, letter.callback) == ("internal_error", "5-0", odd[1])
+    assert type(error).__name__ in letter.reason
+    assert [doing for doing, _ in it.faults] == ["decoding"]
+    assert it.open_entries == 3
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        (),
+        [b"c"],
+        [b"c", None],
+        [None, b"x"],
+        [1, 2],
+        [b"c", b"x", b"y"],
+        [b"c", "text"],
+        [CALLBACK_FIELD, [b"x"]],
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("both_ways")
+def test_whatever_lies_in_an_entry_it_becomes_a_letter(odd):
+    it = make()
+    ready = take_in(it, [entry(1, SequenceNumber="1"), (b"5-0", odd), entry(9, SequenceNumber="2")])
+    assert [len(session.queue) for session in ready] == [2]
+    assert [letter.entry_id for letter in letters(it)] == ["5-0"]
+
+
+STEPS = ["arrive", "_release", "_settle", "_is_duplicate", "_hold"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("turn", range(1, 7))
+def test_a_fault_in_ordering_loses_no_entry(step, turn, monkeypatch):
+    """It strikes in the turn-th call of a step: every entry is released, or a duplicate, or a letter, and is done."""
+    monkeypatch.setattr(partition, "arrive_plainly", None)  # it has steps of its own
+    turns = itertools.count(1)
+    real = getattr(Session, step)
+    failing = raising_for(real, RecursionError("odd"), lambda *_: next(turns) == turn)
+    monkeypatch.setattr(Session, step, failing)
+    it = make()
+    numbers = [1, 3, 4, 2, 2, 7, 5]
+    batch = [entry(at, SequenceNumber=str(number)) for at, number in enumerate(numbers)]
+    batch += [entry(20 + at, SessionUUID="t", SequenceNumber=str(number)) for at, number in enumerate([1, 2])]
+    released = []
+    for one in batch:
+        take_in(it, [one])
+        released += finish_all(it)
+    take_in(it, [entry(10 * GAP_MS, SessionUUID="u", SequenceNumber="1")], watermark=10 * GAP_MS)
+    released += finish_all(it)
+    assert it.open_entries == it.held == it.unfinished == 0
+    lost = [letter.entry_id for letter in letters(it)]
+    done = [release.arrival.payload.entry_id for release in released]
+    assert len(set(done)) == len(done)
+    assert not set(lost) & set(done)
+    assert len(done) + len(lost) + it._stats.duplicates == len(batch) + 1
+    assert all(letter.code == "internal_error" for letter in letters(it))
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_what_c_fails_on_is_decided_in_python_and_loses_nothing():
+    it = make()
+    decoded = it.decode(
+        [entry(at, SequenceNumber=str(number)) for at, number in enumerate([1, 3, 4, 2, 5])],
+        pending=False, now_ms=0,
+    )  # fmt: skip
+    for at in (1, 3):
+        decoded.arrivals[at] = structs.replace(decoded.arrivals[at], fingerprint=b"odd%d" % at)
+    it.arrive(decoded, {}, 0)
+    it.arrive(it.decode([], pending=False, now_ms=0), {}, 10**15)
+    assert [release.arrival.number for release in finish_all(it)] == [1, 2, 3, 4, 5]
+    assert it.open_entries == it.held == 0
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
+    monkeypatch.setattr(
+        LiveSession, "expire",
+        raising_for(Session.expire, ValueError("odd"), lambda session, *_: session.uuid == "odd"), raising=False,
+    )  # fmt: skip
+    it = make()
+    take_in(it, [entry(1, SessionUUID=name, SequenceNumber="2") for name in ("odd", "even")])
+    ready = take_in(it, [], watermark=5 * GAP_MS)
+    assert [session.uuid for session in ready] == ["even"]
+    assert [letter.session_uuid for letter in letters(it)] == ["odd"]
+    assert it.held == 0
+
+
+def test_deadlines_that_are_over_are_forgotten():
+    """Gaps that close at once and come again: a session's deadline changes a hundred thousand times in its hour."""
+    it = make(settings=SETTINGS._replace(policy=structs.replace(SETTINGS.policy, gap_timeout_ms=10**9)))
+    most = 0
+    for number in range(2, 20_001, 2):
+        batch = [entry(2 * number + at, SequenceNumber=str(number - at)) for at in (0, 1)]
+        take_in(it, batch)
+        finish_all(it)
+        it.take_commit()
+        it.committed()
+        most = max(most, len(it._deadlines))
+    assert it.held == 0
+    assert most <= 2 * partition.DEADLINES_SPARE
+
+
+# In the dispatcher
+
+
+@pytest.mark.parametrize("error", [*ODD, GeneratorExit()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("times", [1, 2, 100])
+async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkeypatch):
+    monkeypatch.setattr(dispatch, "FAULT_DELAY_MS", 1.0)
+    left = itertools.count()
+    calls = []
+
+    @every(name="h")
+    async def handle(event, ctx):
+        calls.append((ctx.session_uuid, ctx.sequence_number))
+
+    async with dispatching(handle, concurrency=4) as d:
+        real = d.dispatcher._handle
+
+        async def faulty(session, release, attempt):
+            if (session.uuid, release.arrival.number) == ("odd", 2) and next(left) < times:
+                raise error
+            return await real(session, release, attempt)
+
+        monkeypatch.setattr(d.dispatcher, "_handle", faulty)
+        with capture_logs() as logs:
+            d.feed(*(("odd", number) for number in range(1, 4)), *((f"s{n}", 1) for n in range(9)))
+            await d.settled()
+        assert d.partition.running == 0
+        assert d.dispatcher.busy == 0
+        given_up = times >= dispatch.FAULTS_MAX
+        assert [number for name, number in calls if name == "odd"] == ([1, 3] if given_up else [1, 2, 3])
+        found = d.letters()
+        assert [(letter.code, letter.sequence_number) for letter in found] == (
+            [("internal_error", 2)] if given_up else []
+        )
+        if given_up:
+            assert type(error).__name__ in found[0].reason
+        assert d.dispatcher._background.failures["dispatcher"] == min(times, dispatch.FAULTS_MAX)
+        assert any(log["event"] == "background task failed" for log in logs)
+        assert not d.dispatcher._faults
+
+
+async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
+    monkeypatch.setattr(dispatch, "FAULT_DELAY_MS", 1.0)
+    calls = []
+
+    @every(name="h")
+    async def handle(event, ctx):
+        calls.append(ctx.sequence_number)
+
+    async with dispatching(handle) as d:
+        progressed = d.dispatcher._on_progress
+        failing = raising_for(progressed, OSError("odd"), lambda *_: len(calls) == 1)
+        monkeypatch.setattr(d.dispatcher, "_on_progress", failing)
+        d.feed(("s", 1), ("s", 2), ("s", 3))
+        async with asyncio.timeout(10):
+            while d.partition.unfinished:
+                await asyncio.sleep(0.001)
+        assert calls == [1, 2, 3]
+        assert d.partition.running == 0
+
+
+async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
+    """One attempt that cannot be given up, and the others are held to their limits all the same."""
+    monkeypatch.setattr("worker.attempts.CANCEL_GRACE_S", 0.05)
+    ended = []
+
+    @every(name="h", retries=0, timeout_ms=30)
+    async def handle(event, ctx):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            if ctx.session_uuid == "stubborn":
+                await asyncio.sleep(1)
+            ended.append(ctx.session_uuid)
+
+    async with dispatching(handle) as d:
+        stuck = d.dispatcher._attempts._on_stuck
+        failing = raising_for(stuck, RuntimeError("odd"), lambda attempt: True)
+        monkeypatch.setattr(d.dispatcher._attempts, "_on_stuck", failing)
+        d.feed(("stubborn", 1))
+        async with asyncio.timeout(10):
+            while not d.dispatcher._background.failures["time limits"]:
+                await asyncio.sleep(0.005)
+        d.feed(("s", 1))
+        async with asyncio.timeout(10):
+            while "s" not in ended:
+                await asyncio.sleep(0.005)
+        assert [letter.code for letter in d.letters()] == ["timed_out"]

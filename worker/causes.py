@@ -1,0 +1,99 @@
+"""What an exception tells a person who wants to mend its cause, in few bytes: messages, and the user's own lines.
+
+A whole traceback is mostly the way from our loop to the handler, and down into libraries: thousands of characters that
+are the same each time. What is kept of each exception in the chain: its type and message, the last lines of the user's
+own code, and the line that raised it.
+"""
+
+import linecache
+import sysconfig
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from schemas.privacy import redact
+
+CHAIN_MAX: Final = 3
+"""Exceptions of a chain (`raise … from …`), or of a group: the last, and what led to it."""
+
+FRAMES_MAX: Final = 6
+"""Lines of the user's own code shown of each, the innermost."""
+
+LINE_MAX_CHARS: Final = 200
+"""Of a line of code, and of a path: its end."""
+
+MESSAGE_MAX_CHARS: Final = 1_000
+"""Of an exception's text. Some carry whole answers of a server."""
+
+ACCOUNT_MESSAGE_MAX_CHARS: Final = 300
+"""Of an exception's text beside the lines that led there: the lines must have room as well."""
+
+OURS: Final = tuple(
+    f"{Path(__file__).resolve().parent.parent / package}/" for package in ("worker", "runtime", "schemas")
+)
+_PATHS: Final = sysconfig.get_paths()
+LIBRARIES: Final = tuple({f"{_PATHS[name]}/" for name in ("stdlib", "purelib", "platlib")})
+
+
+def storable(text: str) -> str:
+    """The text as UTF-8 can hold it: an exception's may have lone surrogates, of a file name for instance."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def message_of(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> str:
+    """An exception's text, whatever it is, in one line of bounded length, without phone numbers."""
+    try:
+        text = str(failure)
+    except BaseException:  # noqa: BLE001  a handler's exception, with a __str__ of its own
+        text = "(an exception whose text cannot be read)"
+    # Numbers go before the end does: the first half of one would not be recognised.
+    shown = " ".join(redact(storable(text[: 2 * MESSAGE_MAX_CHARS])).split())
+    return shown if len(shown) <= at_most else shown[: at_most - 1] + "…"
+
+
+def account_of(failure: BaseException, *, inside: bool = False) -> str:
+    """Where a failure came from, the innermost cause first, without phone numbers. `inside`: our own lines count."""
+    chain: list[BaseException] = []
+    _collect(failure, chain)
+    parts = [_account_of_one(one, inside=inside) for one in reversed(chain)]
+    return redact(storable("\n".join(parts)))
+
+
+def _collect(failure: BaseException, chain: list[BaseException]) -> None:
+    """The failure, and what led to it or is within it, CHAIN_MAX at most."""
+    todo: list[BaseException] = [failure]
+    while todo and len(chain) < CHAIN_MAX:
+        one = todo.pop(0)
+        if any(one is known for known in chain):
+            continue
+        chain.append(one)
+        if isinstance(one, BaseExceptionGroup):
+            todo += one.exceptions[:CHAIN_MAX]
+        led_to = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        if led_to is not None:
+            todo.append(led_to)
+
+
+def _account_of_one(failure: BaseException, *, inside: bool) -> str:
+    told = f"{type(failure).__qualname__}: {message_of(failure, ACCOUNT_MESSAGE_MAX_CHARS)}"
+    lines = [_line(frame, number) for frame, number in _frames(failure, inside=inside)]
+    return "\n".join([*lines, told.removesuffix(": ")])
+
+
+def _frames(failure: BaseException, *, inside: bool) -> list[tuple[FrameType, int]]:
+    frames = list(traceback.walk_tb(failure.__traceback__))
+    users = [it for it in frames if not it[0].f_code.co_filename.startswith(OURS)]
+    own = [it for it in users if not it[0].f_code.co_filename.startswith(LIBRARIES)]
+    shown = own or users or (frames if inside else [])
+    raised = [it for it in users[-1:] if shown and it != shown[-1]]
+    return shown[-FRAMES_MAX:] + raised
+
+
+def _line(frame: FrameType, number: int) -> str:
+    code = frame.f_code
+    source = linecache.getline(code.co_filename, number, frame.f_globals).strip()
+    return (
+        f"{code.co_filename[-LINE_MAX_CHARS:]}:{number} in {code.co_name[:LINE_MAX_CHARS]}"
+        + (f"\n    {source[:LINE_MAX_CHARS]}" if source else "")
+    )  # fmt: skip
