@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVarTuple
 
 from runtime import supervised
-from runtime.ending import arm_deadline, disarm_deadline, exit_later
+from runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from runtime.logs import get_logger, say
 from runtime.signals import Signals
 from schemas.errors import ConfigError, MasklineError
@@ -64,7 +64,11 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
             code = _run_to_its_end(loop, work, signals)
             pulse.cancel()
         finally:
-            # Closing the loop joins the threads of its executor; one that hangs must not keep the process.
+            # Closing the loop joins the threads of its executor, and ends what tasks are left; one that hangs must keep
+            # neither the process nor its exit code.
+            disarm_deadline()
+            if stop_timeout_ms is not None:
+                arm_deadline(2 * THREADS_GRACE_S)  # where nothing can run that would exit by itself
             cancel = exit_later(code)
             try:
                 runner.close()

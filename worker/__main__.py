@@ -54,7 +54,6 @@ async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
         failed.cancel()
         stopped.cancel()
         await node.stop()
-    return 0
 
 
 def _parser() -> Parser:
