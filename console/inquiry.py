@@ -56,6 +56,11 @@ class Servers:
             raise RedisUnavailableError("the cluster has slots that no node serves")
         return self._links[server]
 
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses that the names of the servers have led to, as ip:port."""
+        return [link.route.address for link in self._links.values() if link.route is not None]
+
     def close(self) -> None:
         for link in self._links.values():
             link.close()
@@ -83,6 +88,7 @@ class Inquiry:
         self.partitions = partitions
         """As laid out in Redis; as set, where nothing is laid out yet."""
         self.address = address
+        self.connected_to = servers.addresses
 
     async def send(self, questions: Sequence[Question]) -> list[Any]:
         """The replies in order, an error reply as hiredis.ReplyError in its place."""

@@ -48,6 +48,8 @@ class PartitionStatus(msgspec.Struct, frozen=True):
 
 class RedisStatus(msgspec.Struct, frozen=True):
     address: str
+    connected_to: list[str]
+    """The addresses that its name, or names, have led to."""
     version: str
     used_memory_bytes: int
     maxmemory_bytes: int
@@ -135,7 +137,7 @@ async def read_status(inquiry: Inquiry) -> Status:
         unread=sum(partition.unread for partition in partitions),
         pending=sum(partition.pending for partition in partitions),
         dead_letters=sum(partition.dead_letters for partition in partitions),
-        redis=_redis_status(inquiry.address, _info(server) | _info(memory)),
+        redis=_redis_status(inquiry, _info(server) | _info(memory)),
         partitions=partitions,
     )
 
@@ -181,11 +183,12 @@ def _info(reply: bytes) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _redis_status(address: str, info: dict[str, str]) -> RedisStatus:
+def _redis_status(inquiry: Inquiry, info: dict[str, str]) -> RedisStatus:
     # Valkey says under redis_version which Redis it is compatible with.
     valkey = info.get("valkey_version")
     return RedisStatus(
-        address=address,
+        address=inquiry.address,
+        connected_to=inquiry.connected_to,
         version=f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', '?')}",
         used_memory_bytes=int(info.get("used_memory", 0)),
         maxmemory_bytes=int(info.get("maxmemory", 0)),
@@ -213,8 +216,10 @@ def _print_status(status: Status, *, everything: bool) -> None:
         console.print(f"            and {len(status.workers) - WORKERS_NAMED_MAX:,} more workers")
     redis = status.redis
     limit = f" of {redis.maxmemory_bytes / 2**20:,.1f}" if redis.maxmemory_bytes else ""
+    where = ",".join(redis.connected_to)
+    where = redis.address if where == redis.address else f"{redis.address} ({where})"
     console.print(
-        f"redis       {redis.version} at {redis.address}, {redis.used_memory_bytes / 2**20:,.1f}{limit} MiB used"
+        f"redis       {redis.version} at {where}, {redis.used_memory_bytes / 2**20:,.1f}{limit} MiB used"
     )
     console.print(
         f"group       {status.group} of {status.namespace}: {status.unread:,} unread, {status.pending:,} pending, "

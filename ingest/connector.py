@@ -73,6 +73,11 @@ class Connector:
         return str(self._server) if self._server is not None else self._store.address
 
     @property
+    def connected_to(self) -> str:
+        """Which of the name's addresses the connection leads to, as ip:port; empty while there is none."""
+        return "" if self.link is None or self.link.route is None else self.link.route.address
+
+    @property
     def up(self) -> bool:
         return self.publisher.attached
 
@@ -121,7 +126,7 @@ class Connector:
         self.trouble = ""
         self.misconfigured = False
         self._metrics.connects += 1
-        _log.info("connected to Redis", redis=self.address)
+        _log.info("connected to Redis", redis=self.address, address=self.connected_to)
 
     async def _keep_connected(self) -> None:
         attempt = 0

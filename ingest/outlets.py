@@ -99,6 +99,7 @@ class Outlets:
         """For /readyz."""
         details: dict[str, Any] = {
             "address": self._store.address,
+            "connected_to": [connector.connected_to for connector in self._shards if connector.up],
             "connected": self.connected,
             "takes": self.all_ready,
         }

@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 import hiredis
 from redis.exceptions import ResponseError
 
+from runtime.addresses import Route
 from schemas.errors import RedisUnavailableError
 
 Argument = bytes | str | int
@@ -74,6 +75,8 @@ class Link(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._overdue: _Batch | None = None
         self._on_lost = on_lost
+        self.route: Route | None = None
+        """Where it leads."""
         self.received_bytes = 0
         """Since the connection was made."""
         self._answered = 0

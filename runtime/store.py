@@ -1,21 +1,21 @@
 """How to get a connection to Redis: the servers that MASKLINE_REDIS_URL leads to, log-in, TLS.
 
-One server needs no finding. Sentinels are asked for the primary at every connect, and the primary whether it is one: so
-a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the start and whenever a node says that
-a key has moved (`runtime.shards`).
+One server needs no finding. Sentinels are asked for the primary at every connect (`runtime.sentinels`), and the primary
+whether it is one: so a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the start and
+whenever a node says that a key has moved (`runtime.shards`).
 """
 
-import asyncio
-import socket
-import ssl
 from collections.abc import Callable
 from typing import Final, Literal
 
 import hiredis
 
+from runtime.addresses import Route
+from runtime.dial import Dialer, Entry, refused
 from runtime.link import Link, pack
 from runtime.logs import get_logger
-from runtime.redis_url import Login, RedisUrl, Server, read_redis_url
+from runtime.redis_url import RedisUrl, Server, read_redis_url
+from runtime.sentinels import SENTINELS_TIMEOUT_S, find_primary
 from runtime.slots import SlotMap, read_slots
 from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from schemas.setting_sources import FileText
@@ -23,7 +23,7 @@ from schemas.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 1.0
-"""For a Sentinel, or a cluster's node, that is asked where others are: there are more of them."""
+"""For a cluster's node that is asked where others are: there are more of them."""
 RECONNECT_FIRST_S: Final = 0.05
 """A restart of Redis takes less than a second: the first tries are quick."""
 RECONNECT_MAX_S: Final = 2.0
@@ -33,15 +33,6 @@ WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
 """Replies after which another connection may reach a server that takes writes, as after a failover."""
 MOVED_AWAY: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN")
 """Replies of a cluster whose keys are, or are about to be, somewhere else."""
-
-_LOGIN_REFUSED: Final = (
-    "WRONGPASS",
-    "NOAUTH",
-    "NOPERM",
-    "ERR invalid password",
-    "ERR Client sent AUTH",
-    "ERR AUTH",
-)
 
 _log = get_logger("maskline.redis")
 
@@ -55,6 +46,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._text = settings.redis_url
         self._file_trouble = ""
+        self._dialer = Dialer()
         self._url = read_redis_url(settings.redis_url)
         self._seeds = self._url.servers
 
@@ -98,14 +90,21 @@ class Store:
 
     async def connect(
         self, name: str, on_lost: Callable[[], None] | None = None, *, server: Server | None = None,
-        timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = CONNECT_TIMEOUT_S, beside: Link | None = None,
     ) -> Link:  # fmt: skip
         """Open a connection, logged in, on the right database, named `name` in CLIENT LIST.
 
-        `server`: the cluster's node to connect to. `on_lost` is called once, when the connection ends for whatever
-        reason. Raises RedisUnavailableError where Redis cannot be reached, RedisRefusesError where it refuses the
-        log-in or the database: not before MASKLINE_REDIS_URL_FILE was read again, as a password may have changed.
+        `server`: the cluster's node to connect to. `beside`: a connection whose server this one must lead to as well,
+        where a name has several addresses or Sentinels change their mind. `on_lost` is called once, when the connection
+        ends for whatever reason.
+
+        Raises RedisUnavailableError where Redis cannot be reached, RedisRefusesError where it refuses the log-in or the
+        database: not before MASKLINE_REDIS_URL_FILE was read again, as a password may have changed.
         """
+        if beside is not None and beside.route is not None:
+            return await self._dial(
+                beside.route.server, name, on_lost, timeout_s=timeout_s, route=beside.route
+            )
         used = self._url
         try:
             return await self._reach(name, on_lost, server, timeout_s)
@@ -147,44 +146,35 @@ class Store:
     ) -> Link:
         if self._url.kind == "sentinel":
             return await self._connect_primary(name, on_lost)
-        return await self._connect(server or self._url.servers[0], name, on_lost, timeout_s=timeout_s)
+        return await self._dial(server or self._url.servers[0], name, on_lost, timeout_s=timeout_s)
 
     async def _connect_primary(self, name: str, on_lost: Callable[[], None] | None) -> Link:
-        why = "no Sentinel was asked"
-        for sentinel in self._url.servers:
-            try:
-                primary = await self._ask_sentinel(sentinel)
-                link = await self._connect(primary, name, on_lost)
-            except RedisUnavailableError as error:
-                why = str(error)
-                continue
-            if await _is_primary(link):
-                return link
-            link.close()
-            why = f"{primary} is no primary (yet)"
-        raise RedisUnavailableError(f"the primary of {self._url.service} cannot be found: {why}")
+        url = self._url
 
-    async def _ask_sentinel(self, sentinel: Server) -> Server:
-        link = await self._connect(sentinel, "", None, self._url.sentinel_login, timeout_s=ASK_TIMEOUT_S)
-        try:
-            command = pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._url.service)
-            (reply,) = await link.send(command, 1, timeout_s=ASK_TIMEOUT_S)
-        finally:
-            link.close()
-        if isinstance(reply, hiredis.ReplyError):
-            raise _refused(f"the Sentinel at {sentinel}", str(reply))
-        if not reply:
-            raise RedisUnavailableError(f"the Sentinel at {sentinel} knows no {self._url.service}")
-        return Server(reply[0].decode(), int(reply[1]))
+        async def connect(sentinel: Server) -> Link:
+            entry = Entry(url.tls, url.sentinel_login)
+            return await self._dialer.dial(sentinel, entry, timeout_s=SENTINELS_TIMEOUT_S)
+
+        primary, agreed = await find_primary(url.servers, url.service, connect)
+        if not agreed:
+            _log.warning("only a minority of the Sentinels can be reached", primary=str(primary))
+        link = await self._dial(primary, name, on_lost)
+        if await _is_primary(link, with_replica=not agreed):
+            return link
+        link.close()
+        raise RedisUnavailableError(
+            f"the primary of {url.service} cannot be found: {primary} is no primary (yet)"
+            + ("" if agreed else ", or has no replica, and only a minority of the Sentinels can be reached")
+        )
 
     async def _ask_slots(self, server: Server) -> SlotMap:
-        link = await self._connect(server, "", None, timeout_s=ASK_TIMEOUT_S)
+        link = await self._dial(server, "", timeout_s=ASK_TIMEOUT_S)
         try:
             (reply,) = await link.send(pack("CLUSTER", "SLOTS"), 1, timeout_s=ASK_TIMEOUT_S)
         finally:
             link.close()
         if isinstance(reply, hiredis.ReplyError):
-            raise _refused(f"the node at {server}", str(reply))
+            raise refused(f"the node at {server}", str(reply))
         try:
             slots = read_slots(reply, server)
         except ValueError as error:
@@ -193,54 +183,12 @@ class Store:
             raise RedisUnavailableError(f"the node at {server} knows of no slots yet")
         return slots
 
-    async def _connect(
-        self, server: Server, name: str, on_lost: Callable[[], None] | None, login: Login | None = None,
-        timeout_s: float = CONNECT_TIMEOUT_S,
+    async def _dial(
+        self, server: Server, name: str, on_lost: Callable[[], None] | None = None, *,
+        timeout_s: float = CONNECT_TIMEOUT_S, route: Route | None = None,
     ) -> Link:  # fmt: skip
-        try:
-            async with asyncio.timeout(timeout_s):
-                link = await self._open(server, on_lost)
-                try:
-                    if login is None:
-                        await self._log_in(link, server, name, self._url.login, self._url.database)
-                    else:
-                        await self._log_in(link, server, name, login, 0)
-                except BaseException:
-                    link.close()
-                    raise
-        except (OSError, TimeoutError, ssl.SSLError, UnicodeError) as error:  # of a host that is no name
-            raise RedisUnavailableError(
-                f"Redis at {server} cannot be reached: {_reason(error, timeout_s)}"
-            ) from None
-        return link
-
-    async def _open(self, server: Server, on_lost: Callable[[], None] | None) -> Link:
-        loop = asyncio.get_running_loop()
-        if not server.port:
-            _, link = await loop.create_unix_connection(lambda: Link(on_lost), server.host)
-            return link
-        transport, link = await loop.create_connection(
-            lambda: Link(on_lost), server.host, server.port, ssl=self._url.tls
-        )
-        sock = transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return link
-
-    async def _log_in(self, link: Link, server: Server, name: str, login: Login, database: int) -> None:
-        commands: list[bytes] = []
-        if login.password:
-            user = (login.username,) if login.username else ()
-            commands.append(pack("AUTH", *user, login.password))
-        if database:
-            commands.append(pack("SELECT", database))
-        if name:
-            commands.append(pack("CLIENT", "SETNAME", name))
-        if not commands:
-            return
-        for reply in await link.send(b"".join(commands), len(commands), timeout_s=CONNECT_TIMEOUT_S):
-            if isinstance(reply, hiredis.ReplyError):
-                raise _refused(f"Redis at {server}", str(reply))
+        entry = Entry(self._url.tls, self._url.login, self._url.database, name)
+        return await self._dialer.dial(server, entry, on_lost, timeout_s=timeout_s, route=route)
 
 
 def reconnect_delay_s(attempt: int, chance: float) -> float:
@@ -250,19 +198,11 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
     return ceiling * (0.5 + 0.5 * chance)
 
 
-def _refused(who: str, reply: str) -> RedisUnavailableError:
-    """What an error reply to a connection's first commands says."""
-    if reply.startswith(_LOGIN_REFUSED):
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the log-in: {reply}")
-    if "DB index" in reply:
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the database: {reply}")
-    if "cluster support disabled" in reply:
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} is no cluster: use redis:// for one server")
-    return RedisUnavailableError(f"{who} refuses: {reply}")
+async def _is_primary(link: Link, *, with_replica: bool) -> bool:
+    """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet.
 
-
-async def _is_primary(link: Link) -> bool:
-    """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet."""
+    `with_replica`: only one that has a replica will do.
+    """
     try:
         (role,) = await link.send(pack("ROLE"), 1, timeout_s=ASK_TIMEOUT_S)
     except BaseException as error:
@@ -270,10 +210,4 @@ async def _is_primary(link: Link) -> bool:
         if isinstance(error, RedisUnavailableError):
             return False
         raise
-    return isinstance(role, list) and role[0] == b"master"
-
-
-def _reason(error: BaseException, timeout_s: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {timeout_s:g} s"
-    return getattr(error, "strerror", None) or type(error).__name__
+    return isinstance(role, list) and role[0] == b"master" and (bool(role[2]) or not with_replica)

@@ -69,6 +69,11 @@ class Connection:
         return str(self._server) if self._server is not None else self._store.address
 
     @property
+    def connected_to(self) -> str:
+        """Which of the name's addresses the connections lead to, as ip:port; empty while there are none."""
+        return "" if self.commands is None or self.commands.route is None else self.commands.route.address
+
+    @property
     def up(self) -> bool:
         return self._up.is_set()
 
@@ -137,9 +142,11 @@ class Connection:
         self._lost.clear()
         try:
             self.commands = await self._store.connect(self._name, self._lost.set, server=self._server)
-            self.reads = await self._store.connect(f"{self._name}:reads", self._lost.set, server=self._server)
+            self.reads = await self._store.connect(
+                f"{self._name}:reads", self._lost.set, beside=self.commands
+            )
             self.leases = await self._store.connect(
-                f"{self._name}:leases", self._lost.set, server=self._server
+                f"{self._name}:leases", self._lost.set, beside=self.commands
             )
             await self._gate.pass_(self.commands, self._server)
             await self._inspection.accept(self.commands, self.address)
@@ -149,7 +156,7 @@ class Connection:
             self._close()
             raise
         if self.trouble:
-            _log.info("connected to Redis", address=self.address)
+            _log.info("connected to Redis", redis=self.address, address=self.connected_to)
         self.trouble = ""
         self._up.set()
 

@@ -91,6 +91,11 @@ class Connections:
         return "; ".join(filter(None, troubles))
 
     @property
+    def connected_to(self) -> list[str]:
+        """The addresses, as ip:port."""
+        return [connection.connected_to for connection in self._shards if connection.up]
+
+    @property
     def up(self) -> bool:
         """Every server can be used."""
         return not self._shards.trouble and all(connection.up for connection in self._shards)

@@ -198,6 +198,7 @@ class WorkerNode:
         details: dict[str, Any] = {
             "worker": self.worker_id,
             "redis": self._connections.trouble or "up",
+            "connected_to": self._connections.connected_to,
             "servers": inspection.details(),
             "background": self.background.failing,
             **vital_details(),

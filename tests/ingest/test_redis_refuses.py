@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -114,6 +115,19 @@ async def test_a_start_with_what_this_redis_does_not_know_spools(redis_server, n
     async with started(settings) as node:
         health = await spools(node, reason)
         assert "wrong" not in json.dumps(health)
+
+
+async def test_health_names_the_address_in_use(redis_server, namespace, monkeypatch):
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        addresses = "127.0.0.9", "127.0.0.1"  # nobody listens on the first
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    url = f"redis://redis.example.com:{redis_server.port}/0"
+    async with started(node_settings(url, namespace)) as node:
+        told = (await ready(node))[1]["redis"]
+        assert told["address"] == f"redis.example.com:{redis_server.port}"
+        assert told["connected_to"] == [f"127.0.0.1:{redis_server.port}"]
 
 
 async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(

@@ -1,0 +1,97 @@
+"""The addresses that a server's name leads to: looked up at every connect, those that failed last tried last.
+
+- A dead address costs ADDRESS_DELAY_S, once: the next one is tried beside it (happy eyeballs, RFC 8305), and it itself
+  comes last from then on.
+- So does one that takes connections and says nothing, refuses the log-in, or has lost a connection.
+"""
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from aiohappyeyeballs import AddrInfoType, start_connection
+
+from runtime.redis_url import Server
+
+ADDRESS_DELAY_S: Final = 0.25
+"""RFC 8305's: longer than most round trips, and nothing that anybody waits for."""
+ADDRESSES_MAX: Final = 16
+"""Of one name, in one connect; the others come when these have failed. Each is a socket."""
+FAILED_MAX: Final = 1024
+"""Addresses remembered as failed: more than any installation has, while names lead to ever new ones."""
+
+
+class Route(NamedTuple):
+    """One way to a server."""
+
+    server: Server
+    info: AddrInfoType | None
+    """What the resolver says; None for a socket in the file system."""
+
+    @property
+    def address(self) -> str:
+        """As `10.0.0.7:6379`; the path of a socket in the file system."""
+        return str(self.server) if self.info is None else str(Server(*self.info[4][:2]))
+
+    def __str__(self) -> str:
+        """For logs: as it is named, and the address where that is another."""
+        named, address = str(self.server), self.address
+        return named if named == address else f"{named} ({address})"
+
+
+class Addresses:
+    """What is known of addresses, for one process."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Any, int] = {}
+        """By socket address: when it failed last, as a place in the order of failures."""
+        self._count = itertools.count(1)
+
+    async def of(self, server: Server) -> list[Route]:
+        """The routes to a server, best first; at least one. Raises OSError or UnicodeError for a name without any."""
+        if not server.port:
+            return [Route(server, None)]
+        infos = _numeric(server) or await asyncio.get_running_loop().getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM
+        )
+        infos = sorted(dict.fromkeys(infos), key=lambda info: self._failed.get(info[4], 0))
+        return [Route(server, info) for info in infos[:ADDRESSES_MAX]]
+
+    async def open(self, routes: Sequence[Route]) -> tuple[socket.socket | None, Route]:
+        """A connected socket to the first that answers; None for one in the file system. Raises OSError."""
+        infos = [route.info for route in routes if route.info is not None]
+        if not infos:
+            return None, routes[0]
+        try:
+            sock = await start_connection(infos, happy_eyeballs_delay=ADDRESS_DELAY_S, interleave=0)
+        except RuntimeError as error:  # as uvloop has it
+            raise OSError(str(error)) from None
+        try:
+            peer = sock.getpeername()[:2]
+        except OSError:
+            sock.close()
+            raise
+        place = next((place for place, info in enumerate(infos) if info[4][:2] == peer), 0)
+        for passed in routes[:place]:
+            self.failed(passed)
+        return sock, routes[place]
+
+    def failed(self, route: Route) -> None:
+        """Try the others first."""
+        if route.info is None:
+            return
+        if len(self._failed) >= FAILED_MAX:
+            self._failed.clear()
+        self._failed[route.info[4]] = next(self._count)
+
+
+def _numeric(server: Server) -> Sequence[AddrInfoType]:
+    """An address needs no resolver, and no thread for it."""
+    try:
+        return socket.getaddrinfo(
+            server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except (OSError, UnicodeError):
+        return []

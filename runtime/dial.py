@@ -1,0 +1,165 @@
+"""Opens connections: the addresses of a server's name in turn, TLS, log-in.
+
+Within one connect every address has its share of the time: one that takes the connection and then says nothing, or
+refuses, is left for the next.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import hiredis
+
+from runtime.addresses import Addresses, Route
+from runtime.link import Link, pack
+from runtime.redis_url import Login, Server
+from schemas.errors import RedisRefusesError, RedisUnavailableError
+
+SHARE_MIN_S: Final = 1.0
+"""What TLS and log-in may take at one address of several: three round trips of a link that is slow, and works."""
+
+_LOGIN_REFUSED: Final = (
+    "WRONGPASS",
+    "NOAUTH",
+    "NOPERM",
+    "ERR invalid password",
+    "ERR Client sent AUTH",
+    "ERR AUTH",
+)
+
+
+class Entry(NamedTuple):
+    """How to enter a server."""
+
+    tls: ssl.SSLContext | None
+    login: Login
+    database: int = 0
+    name: str = ""
+    """Of the connection, in CLIENT LIST."""
+
+
+class Dialer:
+    """Opens connections for one process, and remembers which addresses failed."""
+
+    def __init__(self) -> None:
+        self._addresses = Addresses()
+
+    async def dial(
+        self, server: Server, entry: Entry, on_lost: Callable[[], None] | None = None, *, timeout_s: float,
+        route: Route | None = None,
+    ) -> Link:  # fmt: skip
+        """A connection that has entered. `route`: the only way to try. `on_lost`: called once, when it has ended.
+
+        Raises RedisUnavailableError where no address answers in time, RedisRefusesError where one refuses.
+        """
+        failures = _Failures(server)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline):
+                routes = await self._addresses.of(server) if route is None else [route]
+                while routes:
+                    sock, tried = await self._addresses.open(routes)
+                    share_s = max((deadline - loop.time()) / len(routes), SHARE_MIN_S)
+                    try:
+                        async with asyncio.timeout(share_s if len(routes) > 1 else None):
+                            return await self._enter(sock, tried, entry, on_lost)
+                    except (OSError, TimeoutError, RedisUnavailableError) as error:
+                        failures.add(tried, error, share_s)
+                    self._addresses.failed(tried)
+                    routes.remove(tried)
+        except (OSError, TimeoutError, UnicodeError) as error:  # UnicodeError: of a host that is no name
+            failures.add(None, error, timeout_s)
+        raise failures.sum()
+
+    async def _enter(
+        self, sock: socket.socket | None, route: Route, entry: Entry, on_lost: Callable[[], None] | None
+    ) -> Link:
+        entered = False
+
+        def lost() -> None:
+            self._addresses.failed(route)
+            if entered and on_lost is not None:
+                on_lost()
+
+        loop = asyncio.get_running_loop()
+        if sock is None:
+            _, link = await loop.create_unix_connection(lambda: Link(lost), route.server.host)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            named = route.server.host if entry.tls is not None else None
+            _, link = await loop.create_connection(
+                lambda: Link(lost), sock=sock, ssl=entry.tls, server_hostname=named
+            )
+        link.route = route
+        try:
+            await _log_in(link, route, entry)
+        except BaseException:
+            link.close()
+            raise
+        if not link.connected:
+            raise RedisUnavailableError(f"Redis at {route} closed the connection at once")
+        entered = True
+        return link
+
+
+def refused(who: str, reply: str) -> RedisUnavailableError:
+    """What an error reply to a connection's first commands says."""
+    if reply.startswith(_LOGIN_REFUSED):
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the log-in: {reply}")
+    if "DB index" in reply:
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the database: {reply}")
+    if "cluster support disabled" in reply:
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} is no cluster: use redis:// for one server")
+    return RedisUnavailableError(f"{who} refuses: {reply}")
+
+
+async def _log_in(link: Link, route: Route, entry: Entry) -> None:
+    commands: list[bytes] = []
+    username, password = entry.login
+    if username or password:  # a user without a password is one with `nopass`
+        commands.append(pack("AUTH", *filter(None, (username,)), password))
+    if entry.database:
+        commands.append(pack("SELECT", entry.database))
+    if entry.name:
+        commands.append(pack("CLIENT", "SETNAME", entry.name))
+    if not commands:
+        return
+    for reply in await link.send(b"".join(commands), len(commands)):
+        if isinstance(reply, hiredis.ReplyError):
+            raise refused(f"Redis at {route}", str(reply))
+
+
+class _Failures:
+    """What the addresses of one server said."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._errors: list[RedisUnavailableError] = []
+        self._reasons: list[str] = []
+
+    def add(self, route: Route | None, error: Exception, timeout_s: float) -> None:
+        where = "" if route is None else f"{route.address}: "
+        if isinstance(error, RedisUnavailableError):
+            self._errors.append(error)
+            self._reasons.append(where + str(error))
+        else:
+            self._reasons.append(where + _reason(error, timeout_s))
+
+    def sum(self) -> RedisUnavailableError:
+        if len(self._reasons) == len(self._errors) == 1:
+            return self._errors[0]
+        refuses = any(isinstance(error, RedisRefusesError) for error in self._errors)
+        kind = RedisRefusesError if refuses else RedisUnavailableError
+        if len(self._reasons) == 1:
+            self._reasons[0] = self._reasons[0].removeprefix(f"{self._server}: ")
+        return kind(f"Redis at {self._server} cannot be reached: {'; '.join(self._reasons)}")
+
+
+def _reason(error: BaseException, timeout_s: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout_s:.2g} s"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

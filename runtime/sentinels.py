@@ -1,0 +1,146 @@
+"""Which server is the primary, by the word of several Sentinels.
+
+One Sentinel may be cut off, or have slept through a failover, and name a primary that is none any more: what is written
+there is lost. So all are asked at once, which takes a round trip, and one names it alone only where nobody contradicts.
+
+| what they say | then |
+| --- | --- |
+| a majority of all configured names one server | it is the primary |
+| the same, but another of them has a newer configuration with another server | wait: a failover spreads |
+| no majority, though others answer | wait until they agree |
+| all that can be reached name one server, but are no majority | it is, if it has a replica |
+
+The last is for the day when most Sentinels are down. A primary that is cut off with a few of them has no replica left,
+and is not followed. Whatever they say, the server itself is asked as well whether it is a primary (`runtime.store`).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import hiredis
+
+from runtime.dial import refused
+from runtime.link import Link, pack
+from runtime.redis_url import Server
+from schemas.errors import RedisRefusesError, RedisUnavailableError
+
+SENTINELS_TIMEOUT_S: Final = 3.0
+"""For all of them. A silent one is waited for only where the others do not suffice."""
+GRACE_S: Final = 0.1
+"""How long those are waited for whose word would change nothing but by a newer epoch: a round trip, mostly."""
+EPOCH_TIMEOUT_S: Final = 0.5
+"""The epoch comes with the address. Where it does not, it is unknown, and the address is what counts."""
+
+NO_EPOCH: Final = -1
+
+
+class Answer(NamedTuple):
+    """What a Sentinel says."""
+
+    sentinel: Server
+    primary: Server
+    epoch: int
+    """Of its configuration, greater with every failover; NO_EPOCH where it does not tell."""
+
+
+class Primary(NamedTuple):
+    server: Server
+    agreed: bool
+    """A majority of the Sentinels names it."""
+
+
+class _UselessError(RedisUnavailableError):
+    """The Sentinel was reached and has no answer for us."""
+
+
+async def find_primary(
+    sentinels: Sequence[Server], service: str, connect: Callable[[Server], Awaitable[Link]]
+) -> Primary:
+    """Ask all of them.
+
+    Raises RedisUnavailableError where they name none, RedisRefusesError where some refuse to tell.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + SENTINELS_TIMEOUT_S
+    tasks = {asyncio.ensure_future(_ask(one, service, connect)): one for one in sentinels}
+    pending, answers, failures = set(tasks), list[Answer](), list[RedisUnavailableError]()
+    try:
+        while pending and (left_s := deadline - loop.time()) > 0:
+            done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                try:
+                    answers.append(task.result())
+                except RedisUnavailableError as error:
+                    failures.append(error)
+            if by_majority(answers, len(sentinels)) is not None:
+                deadline = min(deadline, loop.time() + GRACE_S)
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    if (agreed := by_majority(answers, len(sentinels))) is not None:
+        return Primary(agreed, agreed=True)
+    if not any(isinstance(error, (_UselessError, RedisRefusesError)) for error in failures):
+        named = {answer.primary for answer in answers}
+        if len(named) == 1 and len(answers) <= len(sentinels) // 2:
+            return Primary(named.pop(), agreed=False)
+    raise _nobody(service, answers, failures, [tasks[task] for task in pending])
+
+
+def by_majority(answers: Sequence[Answer], configured: int) -> Server | None:
+    """The server that more than half of those configured name, if nobody knows better."""
+    votes = Counter(answer.primary for answer in answers)
+    for server, count in votes.items():
+        if count > configured // 2:
+            epoch = max(answer.epoch for answer in answers if answer.primary == server)
+            newer = any(answer.epoch > epoch for answer in answers if answer.primary != server)
+            return None if newer and epoch != NO_EPOCH else server
+    return None
+
+
+async def _ask(sentinel: Server, service: str, connect: Callable[[Server], Awaitable[Link]]) -> Answer:
+    link = await connect(sentinel)
+    try:
+        # Two requests that go out together: whoever does not answer the second has answered the first.
+        address = link.send(
+            pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service), 1, timeout_s=SENTINELS_TIMEOUT_S
+        )
+        state = link.send(pack("SENTINEL", "MASTER", service), 1, timeout_s=SENTINELS_TIMEOUT_S)
+        (reply,) = await address
+        if isinstance(reply, hiredis.ReplyError):
+            error = refused(f"the Sentinel at {sentinel}", str(reply))
+            raise error if isinstance(error, RedisRefusesError) else _UselessError(str(error))
+        if not reply:
+            raise _UselessError(f"the Sentinel at {sentinel} knows no {service}")
+        try:
+            primary = Server(reply[0].decode(), int(reply[1]))
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise _UselessError(f"the Sentinel at {sentinel} answers no address") from None
+        return Answer(sentinel, primary, await _epoch(state))
+    finally:
+        link.close()
+
+
+async def _epoch(state: asyncio.Future[list[Any]]) -> int:
+    try:
+        async with asyncio.timeout(EPOCH_TIMEOUT_S):
+            (reply,) = await state
+        return int(dict(zip(reply[::2], reply[1::2], strict=True))[b"config-epoch"])
+    except (TimeoutError, RedisUnavailableError, ValueError, TypeError, LookupError):
+        return NO_EPOCH  # an error, say, to a user who may not ask
+
+
+def _nobody(
+    service: str,
+    answers: Sequence[Answer],
+    failures: Sequence[RedisUnavailableError],
+    silent: Sequence[Server],
+) -> RedisUnavailableError:
+    said = [f"{answer.sentinel} names {answer.primary}" for answer in answers]
+    said += [str(error) for error in failures]
+    said += [f"{sentinel} is silent" for sentinel in silent]
+    refuses = any(isinstance(error, RedisRefusesError) for error in failures)
+    kind = RedisRefusesError if refuses else RedisUnavailableError
+    return kind(f"the Sentinels do not agree on the primary of {service}: {'; '.join(said)}")

@@ -1,0 +1,224 @@
+"""A name with several addresses, some of which are dead, silent or refuse."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import binary_of
+from tls_kit import Certificates, TlsServer
+
+from runtime.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
+from runtime.link import Link
+from runtime.redis_url import Server
+from runtime.store import Store
+from schemas.errors import RedisRefusesError, RedisUnavailableError
+from schemas.settings import Settings
+
+NAME = "redis.example.com"
+DEAD, ALIVE, THIRD = "127.0.0.2", "127.0.0.1", "127.0.0.3"
+
+Resolve = Callable[..., None]
+
+
+@pytest.fixture
+async def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """The resolver of the test's loop says what the test wants of NAME."""
+    loop = asyncio.get_running_loop()
+
+    def say(*addresses: str) -> None:
+        async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+            assert host == NAME
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+
+    return say
+
+
+@contextlib.contextmanager
+def dead(address: str, port: int) -> Iterator[None]:
+    """An address whose SYNs are dropped: its backlog is full, and nobody accepts."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(20):
+            client = stack.enter_context(socket.socket())
+            client.settimeout(0.2)
+            try:
+                client.connect((address, port))
+            except TimeoutError:
+                yield
+                return
+        raise AssertionError("the backlog never fills")
+
+
+@contextlib.asynccontextmanager
+async def silent(address: str, port: int) -> AsyncIterator[None]:
+    """An address that takes connections and says nothing."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), address, port)
+    try:
+        yield
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+
+
+def store(port: int, scheme: str = "redis", login: str = "", query: str = "") -> Store:
+    return Store(Settings(redis_url=f"{scheme}://{login}{NAME}:{port}/0{query}"))
+
+
+async def timed(found: Store, **more: Any) -> tuple[Link, float]:
+    began = time.monotonic()
+    link = await found.connect("test", **more)
+    return link, time.monotonic() - began
+
+
+def led_to(link: Link) -> str:
+    assert link.route is not None
+    return link.route.address
+
+
+async def test_a_dead_first_address_costs_a_fraction_of_a_second_once(redis_server, resolve):
+    resolve(DEAD, THIRD, ALIVE)  # nobody listens on the third at all
+    found = store(redis_server.port)
+    with dead(DEAD, redis_server.port):
+        first, took_s = await timed(found)
+        assert ADDRESS_DELAY_S * 0.9 < took_s < 2
+        second, again_s = await timed(found)
+        assert again_s < ADDRESS_DELAY_S
+    for link in (first, second):
+        assert await link.execute("PING") == b"PONG"
+        assert led_to(link) == f"{ALIVE}:{redis_server.port}"
+        assert str(link.route) == f"{NAME}:{redis_server.port} ({ALIVE}:{redis_server.port})"
+        link.close()
+
+
+async def test_an_address_that_says_nothing_leaves_time_for_the_next_and_comes_last_then(
+    redis_server, resolve
+):
+    resolve(DEAD, ALIVE)
+    found = store(redis_server.port)
+    async with silent(DEAD, redis_server.port):
+        link, took_s = await timed(found, timeout_s=2.2)
+        assert 1 < took_s < 2.2
+        assert led_to(link).startswith(ALIVE)
+        again, again_s = await timed(found)
+        assert again_s < 1
+        beside, _ = await timed(found, beside=again)
+        assert led_to(beside) == led_to(again)
+        for one in (link, again, beside):
+            one.close()
+
+
+async def test_an_address_that_lost_its_connection_comes_last(redis_server, resolve):
+    found = store(redis_server.port)
+    resolve(ALIVE, DEAD)
+    async with relay(DEAD, redis_server.port):
+        first, _ = await timed(found)
+        assert led_to(first).startswith(ALIVE)
+        first.close()
+        second, _ = await timed(found)
+        assert led_to(second).startswith(DEAD)
+        second.close()
+
+
+@contextlib.asynccontextmanager
+async def relay(address: str, port: int) -> AsyncIterator[None]:
+    """The server of 127.0.0.1 at another address."""
+
+    async def both(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection(ALIVE, port)
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            try:
+                while data := await source.read(65_536):
+                    target.write(data)
+            finally:
+                target.transport.abort()
+
+        await asyncio.gather(pass_on(reader, forth), pass_on(back, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(both, address, port)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+async def test_an_address_that_refuses_the_log_in_is_left_for_the_next(own_redis, resolve):
+    """One that another server has."""
+    with own_redis.client() as client:
+        client.config_set("requirepass", "sesame")
+        resolve(DEAD, ALIVE)
+
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while await reader.read(1000):
+                    writer.write(b"-WRONGPASS invalid username-password pair\r\n" * 2)
+            finally:
+                writer.transport.abort()
+
+        async with await asyncio.start_server(refuse, DEAD, own_redis.port):
+            link, _ = await timed(store(own_redis.port, login=":sesame@"))
+            assert led_to(link).startswith(ALIVE)
+            link.close()
+            with pytest.raises(RedisRefusesError) as caught:
+                await store(own_redis.port, login=":wrong@").connect("test")
+            assert f"{DEAD}:{own_redis.port}: " in str(caught.value)
+            assert f"{ALIVE}:{own_redis.port}: " in str(caught.value)
+
+
+async def test_nobody_at_any_address(redis_server, resolve):
+    resolve(DEAD, THIRD)
+    with pytest.raises(RedisUnavailableError) as caught:
+        await store(redis_server.port).connect("test")
+    text = str(caught.value)
+    assert text.startswith(f"Redis at {NAME}:{redis_server.port} cannot be reached: ")
+    assert DEAD in text
+    assert THIRD in text
+
+
+async def test_the_certificate_is_that_of_the_name_and_a_silent_address_is_no_end(
+    server_kind, tmp_path: Path, resolve
+):
+    certificates = Certificates(tmp_path / "certificates", NAME)
+    server = TlsServer(tmp_path / "data", certificates, binary_of(server_kind)).start()
+    try:
+        resolve(DEAD, ALIVE)
+        async with silent(DEAD, server.port):
+            found = store(server.port, "rediss", query=certificates.trusting())
+            link, took_s = await timed(found, timeout_s=2.2)
+            assert took_s < 2.2
+            assert await link.execute("PING") == b"PONG"
+            link.close()
+    finally:
+        server.stop()
+
+
+async def test_what_is_remembered_and_tried_is_bounded(resolve):
+    resolve(*(f"127.0.1.{number}" for number in range(1, 40)))
+    known = Addresses()
+    routes = await known.of(Server(NAME, 1))
+    assert len(routes) == ADDRESSES_MAX
+    for route in routes:
+        known.failed(route)
+    assert not set(routes) & set(await known.of(Server(NAME, 1)))
+    for number in range(2 * FAILED_MAX):
+        known.failed(Route(routes[0].server, (*routes[0].info[:4], ("127.0.0.1", number))))
+    assert len(known._failed) <= FAILED_MAX
+
+
+async def test_an_address_needs_no_resolver(redis_server, resolve):
+    resolve()
+    link = await Store(Settings(redis_url=redis_server.url)).connect("test")
+    assert str(link.route) == led_to(link) == f"{ALIVE}:{redis_server.port}"
+    link.close()

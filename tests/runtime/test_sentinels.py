@@ -1,0 +1,193 @@
+"""Whose word about the primary counts."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sentinel_kit import Sentinel, SentinelServers
+from servers import SETTLE_S, RedisServer, valkey_binary, wait_until
+
+from runtime import sentinels
+from runtime.redis_url import Server
+from runtime.sentinels import NO_EPOCH, Answer, by_majority
+from runtime.store import Store
+from schemas.errors import RedisRefusesError, RedisUnavailableError
+from schemas.settings import Settings
+
+OLD, NEW = Server("10.0.0.1", 1), Server("10.0.0.2", 2)
+SERVICE = "rides"
+
+
+@pytest.mark.parametrize(
+    ("said", "configured", "primary"),
+    [
+        ([(NEW, 2), (NEW, 2), (NEW, 2)], 3, NEW),
+        ([(OLD, 1), (NEW, 2), (NEW, 2)], 3, NEW),
+        ([(OLD, 1), (NEW, NO_EPOCH), (NEW, NO_EPOCH)], 3, NEW),
+        ([(OLD, 1), (OLD, 1), (NEW, 2)], 3, None),  # a failover that spreads
+        ([(OLD, NO_EPOCH), (OLD, NO_EPOCH), (NEW, 2)], 3, OLD),
+        ([(NEW, 2), (NEW, 2)], 3, NEW),
+        ([(NEW, 2), (NEW, 2)], 4, None),
+        ([(OLD, 1), (NEW, 2)], 2, None),
+        ([(OLD, 1)], 3, None),
+        ([(OLD, 1)], 2, None),
+        ([(OLD, 1)], 1, OLD),
+        ([], 1, None),
+    ],
+)
+def test_a_majority_names_the_primary_unless_one_of_them_knows_better(said, configured, primary):
+    answers = [
+        Answer(Server("s", number), server, epoch) for number, (server, epoch) in enumerate(said, start=1)
+    ]
+    for order in itertools.permutations(answers):
+        assert by_majority(order, configured) == primary
+
+
+# Sentinels that are stood in for, with real servers behind them
+
+
+class StandIn:
+    """Says whatever a test wants, in a Sentinel's words; `silent`: takes connections and says nothing."""
+
+    def __init__(self, primary: RedisServer | None, epoch: int = 1) -> None:
+        self.primary = primary
+        self.epoch = epoch
+        self.silent = False
+        self.refusal = b""
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                word = line.strip().upper()
+                if self.silent:
+                    continue
+                if word in (b"GET-MASTER-ADDR-BY-NAME", b"MASTER"):
+                    writer.write(self.refusal or self.reply(word))
+        finally:
+            writer.transport.abort()
+
+    def reply(self, word: bytes) -> bytes:
+        if self.primary is None:
+            return b"*-1\r\n" if word != b"MASTER" else b"-ERR No such master with that name\r\n"
+        if word == b"MASTER":
+            return _array(b"name", SERVICE.encode(), b"config-epoch", b"%d" % self.epoch)
+        return _array(b"127.0.0.1", b"%d" % self.primary.port)
+
+
+def _array(*items: bytes) -> bytes:
+    return b"*%d\r\n" % len(items) + b"".join(b"$%d\r\n%b\r\n" % (len(item), item) for item in items)
+
+
+@contextlib.asynccontextmanager
+async def asking(*standing: StandIn) -> AsyncIterator[Store]:
+    async with contextlib.AsyncExitStack() as stack:
+        for one in standing:
+            server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
+            stack.callback(server.close)
+            one.port = server.sockets[0].getsockname()[1]
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in standing)
+        yield Store(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
+
+
+async def led_to(store: Store) -> int:
+    link = await store.connect("test")
+    assert link.route is not None
+    link.close()
+    return link.route.server.port
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[RedisServer]:
+    """Another server that says that it is a primary."""
+    server = RedisServer(tmp_path / "other").start()
+    yield server
+    server.stop()
+
+
+async def test_one_sentinel_that_names_the_old_primary_is_not_believed(redis_server, other):
+    for order in itertools.permutations(
+        (StandIn(other, 1), StandIn(redis_server, 2), StandIn(redis_server, 2))
+    ):
+        async with asking(*order) as store:
+            assert await led_to(store) == redis_server.port
+
+
+async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, monkeypatch):
+    monkeypatch.setattr(sentinels, "SENTINELS_TIMEOUT_S", 0.5)
+    silent = StandIn(redis_server)
+    silent.silent = True
+    for standing in (
+        (StandIn(other, 1), StandIn(other, 1), StandIn(redis_server, 2)),
+        (StandIn(other, 1), StandIn(redis_server, 2)),
+        (StandIn(other, 1), silent, StandIn(redis_server, 2)),
+        (StandIn(other, 1), StandIn(None), StandIn(None)),
+    ):
+        async with asking(*standing) as store:
+            with pytest.raises(RedisUnavailableError, match="do not agree.*names"):
+                await store.connect("test")
+
+
+async def test_a_silent_sentinel_is_waited_for_no_longer_than_it_matters(redis_server):
+    silent = StandIn(redis_server)
+    silent.silent = True
+    async with asking(silent, StandIn(redis_server), StandIn(redis_server)) as store:
+        async with asyncio.timeout(sentinels.SENTINELS_TIMEOUT_S / 2):
+            assert await led_to(store) == redis_server.port
+
+
+async def test_the_last_sentinel_is_believed_about_a_primary_that_has_a_replica(
+    own_redis, other, monkeypatch
+):
+    monkeypatch.setattr(sentinels, "SENTINELS_TIMEOUT_S", 0.5)
+    silent = StandIn(own_redis)
+    silent.silent = True
+    async with asking(StandIn(own_redis), silent, silent) as store:
+        with pytest.raises(RedisUnavailableError, match="has no replica, and only a minority"):
+            await store.connect("test")
+        with other.client() as client, own_redis.client() as primary:
+            client.replicaof("127.0.0.1", own_redis.port)
+            await asyncio.to_thread(
+                wait_until, lambda: primary.role()[2], within_s=SETTLE_S, what="the replica to be there"
+            )
+        assert await led_to(store) == own_redis.port
+
+
+async def test_sentinels_that_refuse_the_log_in_are_the_operator_s_fault(redis_server):
+    refusing = StandIn(redis_server)
+    refusing.refusal = b"-NOAUTH Authentication required.\r\n"
+    async with asking(refusing, StandIn(None)) as store:
+        with pytest.raises(RedisRefusesError, match="NOAUTH"):
+            await store.connect("test")
+
+
+async def test_who_may_not_see_epochs_follows_the_majority(redis_server, other):
+    standing = [StandIn(other), StandIn(redis_server), StandIn(redis_server)]
+    for one in standing:
+        one.reply = lambda word, one=one: (  # type: ignore[method-assign,misc]
+            b"-NOPERM\r\n" if word == b"MASTER" else StandIn.reply(one, word)
+        )
+    async with asking(*standing) as store:
+        assert await led_to(store) == redis_server.port
+
+
+# The real ones
+
+
+async def test_a_sentinel_of_its_own_that_slept_through_the_failover(tmp_path, other):
+    servers = await asyncio.to_thread(SentinelServers(tmp_path / "group", service=SERVICE).start)
+    stale = Sentinel(tmp_path / "stale", valkey_binary(), SERVICE, other.port)
+    try:
+        await asyncio.to_thread(stale.start)
+        hosts = ",".join(f"127.0.0.1:{one.port}" for one in (stale, *servers.sentinels))
+        store = Store(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
+        assert await led_to(store) == servers.primary().port
+        servers.kill_primary()
+        heir = await asyncio.to_thread(servers.until_failed_over)
+        assert await led_to(store) == heir.port
+    finally:
+        stale.kill()
+        servers.stop()
