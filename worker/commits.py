@@ -15,9 +15,9 @@ from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
 from schemas.keys import Keys
+from worker import scripts
 from worker.connections import Connections
 from worker.partition import Partition
-from worker.scripts import commit as pack_commit
 from worker.stats import Stats
 
 REPEAT_DELAY_S: Final = 0.1
@@ -29,18 +29,19 @@ _log = get_logger("maskline.worker")
 class Committer:
     """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
 
-    `on_committed()`: some were answered.
+    `on_diverged(partition)`: because the server lacks what it stands on. `on_committed()`: some were answered.
     """
 
     def __init__(
-        self, connections: Connections, keys: Keys, stats: Stats, on_fenced: Callable[[Partition], None],
-        on_committed: Callable[[], None],
+        self, connections: Connections, keys: Keys, stats: Stats, *, on_fenced: Callable[[Partition], None],
+        on_diverged: Callable[[Partition], None], on_committed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._connections = connections
         self._keys = keys
         self._stats = stats
         self._on_fenced = on_fenced
+        self._on_diverged = on_diverged
         self._on_committed = on_committed
         self._dirty: dict[Partition, None] = {}
         self._settled: dict[Partition, asyncio.Future[None]] = {}
@@ -80,12 +81,12 @@ class Committer:
             commit = partition.commit_in_flight
             if commit is None or partition.lost:
                 continue
-            link = self._connections.link(partition.number)
+            link = self._connections.verified_link(partition)
             if link is None:
                 self._repeat(partition)
                 continue
             by_link.setdefault(link, []).append(partition)
-            one = pack_commit(self._keys, partition.number, partition.lease_value, commit)
+            one = scripts.commit(self._keys, partition.number, partition.lease_value, commit)
             packed.setdefault(link, []).append(one)
         for link, those in by_link.items():
             replies = link.send(b"".join(packed[link]), len(those), at_once=True)
@@ -103,21 +104,24 @@ class Committer:
         self._on_committed()
 
     def _replied(self, partition: Partition, reply: Any) -> None:
-        if reply == 1:
+        if reply == scripts.COMMITTED:
             self._stats.commits += 1
             partition.committed()
             if partition.wants_commit:
                 self.mark(partition)
             self._wake(partition)
-        elif reply == 0:
+        elif reply == scripts.FENCED:
             self._stats.fenced += 1
             self._on_fenced(partition)
+        elif reply == scripts.DIVERGED:
+            _log.warning("redis has lost entries or a commit, reading again", partition=partition.number)
+            self._on_diverged(partition)
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
             # The data is gone, or the group was deleted: whoever takes the lease next makes it anew.
             _log.error(
                 "the consumer group is gone, starting it again from the beginning", partition=partition.number
             )
-            self._on_fenced(partition)
+            self._on_diverged(partition)
         else:
             if isinstance(reply, hiredis.ReplyError):
                 self._refuse(partition, str(reply))

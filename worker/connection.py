@@ -35,12 +35,12 @@ class Connection:
     """Keeps the connections to one server open.
 
     `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
-    cannot be opened, and when the server says that a key is somewhere else.
+    cannot be opened, and when the server says that a key is somewhere else. `on_open`: a connection is there again.
     """
 
     def __init__(
         self, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection, tasks: BackgroundTasks,
-        name: str, on_trouble: Callable[[], None] = lambda: None,
+        name: str, on_trouble: Callable[[], None] = lambda: None, on_open: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._server = server
@@ -49,6 +49,7 @@ class Connection:
         self._tasks = tasks
         self._name = name
         self._on_trouble = on_trouble
+        self._on_open = on_open
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
         self._tried = asyncio.Event()
@@ -61,6 +62,8 @@ class Connection:
         """For whatever is said about leases and who lives, in this order."""
         self.reads_id = 0
         """The client ID of the reading connection, to end a blocking read early."""
+        self.incarnation = object()
+        """Another one for every connection that is opened. The server behind it may have lost what was seen before."""
         self.trouble = "not connected yet"
         """Why there is no connection; empty while there is one."""
 
@@ -158,7 +161,9 @@ class Connection:
         if self.trouble:
             _log.info("connected to Redis", redis=self.address, address=self.connected_to)
         self.trouble = ""
+        self.incarnation = object()
         self._up.set()
+        self._on_open()
 
     def _close(self) -> None:
         self._up.clear()

@@ -14,17 +14,18 @@ from runtime.tasks import BackgroundTasks
 from schemas.keys import Keys
 from schemas.settings import Settings
 from worker.connection import Connection
+from worker.partition import Partition
 
 READY_CHECK_S: Final = 0.05
 """How soon it is noticed that a server is back, by those who wait for it."""
 
 
 class Connections:
-    """`on_change`: the cluster's partitions are spread otherwise than before."""
+    """`on_change`: the cluster's partitions are spread otherwise than before. `on_open`: a connection was opened."""
 
     def __init__(
         self, settings: Settings, keys: Keys, tasks: BackgroundTasks, name: str,
-        on_change: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None, on_open: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         store = Store(settings)
         gate = LayoutGate(settings, self._keeper_of)
@@ -34,7 +35,7 @@ class Connections:
         self.address = store.address
 
         def make(server: Server | None) -> Connection:
-            return Connection(store, server, gate, self.inspection, tasks, name, self._troubled)
+            return Connection(store, server, gate, self.inspection, tasks, name, self._troubled, on_open)
 
         self._shards: Shards[Connection] = Shards(store, keys, settings.partitions, tasks, make, on_change)
 
@@ -65,6 +66,13 @@ class Connections:
         connection = self._shards.of_partition(partition)
         link = None if connection is None else connection.leases
         return link if link is not None and link.connected else None
+
+    def verified_link(self, partition: Partition) -> Link | None:
+        """For commits of the partition; None while its server is away, or may lack what was seen of it."""
+        connection = self._shards.of_partition(partition.number)
+        if connection is None or partition.verified_at is not connection.incarnation:
+            return None
+        return self.link(partition.number)
 
     @property
     def home(self) -> Connection | None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from runtime.link import Link, pack
+from runtime.link import pack
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
@@ -22,6 +22,7 @@ from schemas.keys import Keys
 from schemas.settings import Settings
 from worker import scripts
 from worker.commits import Committer
+from worker.connection import Connection
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import entry_ms
@@ -96,6 +97,8 @@ class LeaseKeeper:
         self._opening_pace = Pace()
         self._leaving: set[Partition] = set()
         """On their way back."""
+        self._tokens: dict[int, int] = {}
+        """The last fencing token of every partition that this worker has had."""
         self._soon = asyncio.Event()
         self._refusal_lines = Seldom()
         self.reader: Reader
@@ -110,6 +113,11 @@ class LeaseKeeper:
     @property
     def owned(self) -> int:
         return len(self._owned)
+
+    @property
+    def partitions(self) -> Sequence[Partition]:
+        """All that are owned, also those that are not read now."""
+        return list(self._owned.values())
 
     def opened(self) -> Sequence[Partition]:
         """The partitions to read: owned, caught up with their pending list, not on their way back."""
@@ -151,19 +159,19 @@ class LeaseKeeper:
 
     def fenced(self, partition: Partition) -> None:
         """Somebody else owns the partition now: forget all about it."""
-        if partition.lost:
-            return
-        partition.lost = partition.closed = True
-        if self._owned.get(partition.number) is partition:
-            del self._owned[partition.number]
-            self._leaving.discard(partition)
-            self._tenancy.gone(partition.number)
-        self._stats.leases_lost += 1
-        self._committer.abandon(partition)
-        self._dispatcher.cancel(partition, "the lease was lost")
-        self._changed()
-        _log.warning("a lease was lost", partition=partition.number, fencing_token=partition.token)
-        self._soon.set()
+        self._forget(partition)
+        if not partition.lost:
+            self._drop(partition, "the lease was lost")
+            self._stats.leases_lost += 1
+            _log.warning("a lease was lost", partition=partition.number, fencing_token=partition.token)
+            self._soon.set()
+
+    def diverged(self, partition: Partition) -> None:
+        """The server lacks something that was seen of the partition: begin again with what is there."""
+        if not partition.lost:
+            self._drop(partition, "the server has lost what was read")
+            self._stats.diverged += 1
+            self._spawn(self._let_go(partition))
 
     # One round
 
@@ -197,17 +205,25 @@ class LeaseKeeper:
                 self._start(self._hand_over, partition)
 
     async def _acquire(self, numbers: Sequence[int]) -> None:
-        by_link: dict[Link, list[int]] = {}
+        by_connection: dict[Connection, list[int]] = {}
         for number in numbers:
-            if (link := self._connections.lease_link(number)) is not None:
-                by_link.setdefault(link, []).append(number)
-        await asyncio.gather(*(self._acquire_at(link, there) for link, there in by_link.items()))
+            if (connection := self._connections.of(number)) is not None:
+                by_connection.setdefault(connection, []).append(number)
+        await asyncio.gather(*(self._acquire_at(*those) for those in by_connection.items()))
         _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
 
-    async def _acquire_at(self, link: Link, numbers: Sequence[int]) -> None:
-        settings, keys = self._settings, self._keys
+    async def _acquire_at(self, connection: Connection, numbers: Sequence[int]) -> None:
+        link, incarnation = connection.leases, connection.incarnation
+        if link is None or not link.connected:
+            return
         sent_at = monotonic()
-        packed = [scripts.acquire(keys, number, self._worker_id, settings.lease_ttl_ms) for number in numbers]
+        packed = [
+            scripts.acquire(
+                self._keys, number, self._worker_id, self._settings.lease_ttl_ms,
+                token_over=self._tokens.get(number, 0),
+            )
+            for number in numbers
+        ]  # fmt: skip
         try:
             replies = await link.send(b"".join(packed), len(packed), timeout_s=self._life_s)
         except RedisUnavailableError:
@@ -218,11 +234,15 @@ class LeaseKeeper:
             except RedisUnavailableError as error:
                 # This one alone: something else lies under its keys, perhaps.
                 self._refused("a partition could not be taken", number, str(error))
-                if (connection := self._connections.of(number)) is not None:
-                    connection.refused(str(reply))
+                connection.refused(str(reply))
                 continue
             if acquired is None:
                 continue
+            if acquired.reset:
+                _log.error(
+                    "cursor of the consumer group was beyond the stream, starting it again from the beginning",
+                    partition=number,
+                )
             partition = Partition(
                 number,
                 acquired.token,
@@ -232,6 +252,8 @@ class LeaseKeeper:
                 self._partition_settings,
                 self._stats,
             )
+            partition.verified_at = incarnation
+            self._tokens[number] = acquired.token
             self.suspects.taken_over(partition, acquired)
             self._tenancy.acquired(number, acquired.token, sent_at)
             partition.lease_until = self._tenancy.lease_until(number)
@@ -242,12 +264,36 @@ class LeaseKeeper:
             else:
                 self._spawn(self._open(partition, acquired.pending))
 
-    # Opening and giving back
+    # Losing, opening and giving back
+
+    def _drop(self, partition: Partition, why: str) -> None:
+        """Nothing more of it is started or committed. What was not committed comes again, to whoever owns it next."""
+        partition.lost = partition.closed = True
+        self._committer.abandon(partition)
+        self._dispatcher.cancel(partition, why)
+        self._changed()
+
+    def _forget(self, partition: Partition) -> None:
+        """The lease is not ours any more."""
+        if self._owned.get(partition.number) is partition:
+            del self._owned[partition.number]
+            self._leaving.discard(partition)
+            self._tenancy.gone(partition.number)
+
+    async def _let_go(self, partition: Partition) -> None:
+        """Give back a lease that is still ours, of a partition that was dropped; then take it anew."""
+        # Its handlers end first: what they are at comes again, and no two may be at one session's events.
+        await self._quiet(partition, self._stop_timeout_s)
+        await self._release(partition)
+        self._soon.set()
 
     async def _open(self, partition: Partition, pending: int) -> None:
         """Take up what the last owner left in the pending list, oldest first, then let the reader go on."""
         start = "0-0" if pending else None
         while start is not None and not partition.closed:
+            if self._connections.verified_link(partition) is None:
+                await asyncio.sleep(REPEAT_DELAY_S)
+                continue
             try:
                 cursor, entries, deleted = await self._claim(partition, start)
             except RedisUnavailableError:
@@ -326,25 +372,27 @@ class LeaseKeeper:
             self._dispatcher.cancel(partition, "the partition is given back")
             await asyncio.sleep(DRAIN_CHECK_S)
         await self._committer.settle(partition)
-        while not partition.lost:
+        if not partition.lost:
+            await self._release(partition)
+            partition.lost = True
+
+    async def _release(self, partition: Partition) -> None:
+        """Give the lease back, unless it is lost meanwhile."""
+        release = scripts.release(self._keys, partition.number, partition.lease_value)
+        while self._owned.get(partition.number) is partition:
             leases = await self._connections.lease_ready(partition.number)
-            release = scripts.release(self._keys, partition.number, partition.lease_value)
             try:
                 (reply,) = await leases.send(release, 1)
             except RedisUnavailableError:
                 reply = None
-            if not isinstance(reply, int):
-                if reply is not None:
-                    self._refused("a partition could not be given back", partition.number, str(reply))
-                    if (connection := self._connections.of(partition.number)) is not None:
-                        connection.refused(str(reply))
-                await asyncio.sleep(REPEAT_DELAY_S)
-                continue
-            partition.lost = True
-            if self._owned.get(partition.number) is partition:
-                del self._owned[partition.number]
-                self._leaving.discard(partition)
-                self._tenancy.gone(partition.number)
+            if isinstance(reply, int):
+                self._forget(partition)
+                return
+            if reply is not None:
+                self._refused("a partition could not be given back", partition.number, str(reply))
+                if (connection := self._connections.of(partition.number)) is not None:
+                    connection.refused(str(reply))
+            await asyncio.sleep(REPEAT_DELAY_S)
 
     def _close(self, partition: Partition) -> None:
         if not partition.closed:
@@ -354,7 +402,7 @@ class LeaseKeeper:
     async def _quiet(self, partition: Partition, timeout_s: float) -> None:
         """Wait until none of the partition's handlers is at work, at most so long."""
         deadline = monotonic() + timeout_s
-        while partition.running and not partition.lost and monotonic() < deadline:  # noqa: ASYNC110 - see below
+        while partition.running and monotonic() < deadline:  # noqa: ASYNC110 - see below
             await asyncio.sleep(DRAIN_CHECK_S)  # rather than an event on the way of every handler
 
     def _changed(self) -> None:

@@ -31,6 +31,11 @@ class WorkerCollector(Collector):
             ("commits_fenced", "Commits refused because the lease had gone.", stats.fenced),
             ("leases_gained", "Partitions taken.", stats.leases_gained),
             ("leases_lost", "Leases that ended without being given back.", stats.leases_lost),
+            (
+                "partitions_diverged",
+                "Partitions read again because their server had lost part of them.",
+                stats.diverged,
+            ),
             ("loop_blocks", "Times a handler blocked the event loop for over a second.", stats.loop_blocks),
             (
                 "handler_strikes",

@@ -33,6 +33,7 @@ from worker.retention import Retention
 from worker.stats import Stats
 from worker.suspects import Suspects
 from worker.trials import Trials
+from worker.verification import HistoryVerifier
 from worker.watchdog import Watchdog
 
 ADMIN_PORT_DEFAULT = 9091
@@ -71,8 +72,9 @@ class WorkerNode:
         self.background = BackgroundTasks()
         self._resources = Resources()
         self._connections = Connections(
-            settings, self._keys, self.background, f"maskline-worker-{self.worker_id}", self._servers_changed
-        )
+            settings, self._keys, self.background, f"maskline-worker-{self.worker_id}",
+            self._servers_changed, self._verify,
+        )  # fmt: skip
         port = ADMIN_PORT_DEFAULT if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
@@ -94,7 +96,10 @@ class WorkerNode:
             on_progress=self._progressed, suspects=suspects, background=self.background,
             context=self._resources.context,
         )  # fmt: skip
-        self._committer = Committer(self._connections, self._keys, self.stats, self._fenced, self._committed)
+        self._committer = Committer(
+            self._connections, self._keys, self.stats, on_fenced=self._fenced, on_diverged=self._diverged,
+            on_committed=self._committed,
+        )  # fmt: skip
         self._leases = LeaseKeeper(
             self._connections,
             self._keys,
@@ -111,6 +116,10 @@ class WorkerNode:
         )  # fmt: skip
         self._leases.suspects = suspects
         self._pollers = self._leases.pollers = Pollers(self._connections, self._keys, self._reader)
+        self._verifier = HistoryVerifier(
+            self._connections, self._keys, lambda: self._leases.partitions,
+            on_same=self._verified, on_diverged=self._diverged,
+        )  # fmt: skip
         self.retention = Retention(self._connections, self._keys, self._leases.opened, settings, self.stats)
         registry.register(WorkerCollector(self))
         self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked, self.background)
@@ -119,6 +128,7 @@ class WorkerNode:
         self._tasks = [
             asyncio.create_task(self._leases.run(), name="leases"),
             asyncio.create_task(self._pollers.run(), name="pollers"),
+            asyncio.create_task(self._verifier.run(), name="verification of histories"),
         ]
         self._started = True
         _log.info(
@@ -219,7 +229,19 @@ class WorkerNode:
 
     def _servers_changed(self) -> None:
         if self._started:
+            self._verifier.want()
             self._pollers.change()
+
+    def _verify(self) -> None:
+        if self._started:
+            self._verifier.want()
+
+    def _verified(self, partition: Partition) -> None:
+        self._committer.mark(partition)
+        self._pollers.wake()
+
+    def _diverged(self, partition: Partition) -> None:
+        self._leases.diverged(partition)
 
     def _fenced(self, partition: Partition) -> None:
         self._leases.fenced(partition)

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
 from worker.entries import Entries, decode_entries, letter_of_undecodable
+from worker.history import Entry, Seen
 from worker.reorder import NONE_WAITING, Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
 from worker.state import NEW_SESSION, SessionState, decode_state
@@ -69,6 +70,8 @@ class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     closed_life_s: int
     unmarked: Sequence[str] = ()
     """The fields of marks that are over."""
+    moved: bool = True
+    """The cursor is another one than the last commit, or the acquisition, left in Redis."""
 
 
 class Decoded(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -91,6 +94,11 @@ class Partition:
         """The last entry taken in: all up to it are done or open."""
         self.read_id = cursor
         """The last entry read; those between are on their way through the reader."""
+        self.last_entry: Entry | None = None
+        """That entry as it came; None before the first."""
+        self.verified_at: object | None = None
+        """The connection (`Connection.incarnation`) whose server was found to have all that was seen. Over another
+        one nothing is read and nothing committed before that was looked at (`worker.verification`)."""
         self.poller: object | None = None
         """Who has a read of it under way, or entries not fed yet: nobody else may read on meanwhile."""
         self.entries_read = entries_read
@@ -98,8 +106,8 @@ class Partition:
         """Entries taken in beyond the cursor that Redis knows."""
         self._ahead_at_commit = self.watermark_ms = 0
         self._evict_ms = 0  # the watermark at which to look again for sessions that Redis has forgotten
+        # By the worker's clock, at the last decoding; how far the stream's time is ahead of the server's clock.
         self._now_ms = self._ahead_ms = 0
-        """By the worker's clock, at the last decoding; how far the stream's time is ahead of the server's clock."""
         self.lease_until = 0.0
         """Until when the lease is surely held, by `time.monotonic()`."""
         self.opened = False
@@ -110,9 +118,8 @@ class Partition:
         """Not mine any more: nothing of it may be committed."""
         self.running = 0
         """Sessions with a handler under way."""
-        self.unfinished = 0
-        """Entries released to handlers and not done."""
-        self.held = 0
+        self.unfinished = self.held = 0
+        """Entries released to handlers and not done, and those that wait for a number."""
         self.session_cache = 0
         """Sessions kept in memory; idle ones over it are dropped and read back when they are needed."""
         self.commit_in_flight: Commit | None = None
@@ -124,10 +131,9 @@ class Partition:
         self._settings, self._stats = settings, stats
         self._sessions: dict[str, LiveSession] = {}  # in the order of their last use
         self._deadlines, self._deadlines_max = list[tuple[int, str]](), DEADLINES_SPARE
+        # Entries that are not done: those that no commit has put in the pending list yet, and those that are in it.
         self._fresh: set[str] = set()
-        """Entries that are not done, and that no commit has put in the pending list yet."""
         self._pending: set[str] = set()
-        """Entries that are not done, and that are in the pending list."""
         self._done, self._dead = list[str](), list[bytes]()
         self._changed: dict[str, SessionState] = {}
         # Sessions whose states the commit under way writes: Redis may still answer with the old ones.
@@ -135,7 +141,8 @@ class Partition:
         self._uncommitted = False
         self.announced = False
         """Whoever commits was told that something is done, and has not taken the next commit yet."""
-        self._commits = 0
+        # Number and cursor of the last commit that Redis has confirmed.
+        self._confirmed = 0, cursor
 
     # Entries in
 
@@ -298,11 +305,11 @@ class Partition:
 
     def take_commit(self) -> Commit:
         """What was done since the last one; it stays `commit_in_flight` until `committed`."""
-        self._commits += 1
+        number, cursor = self._confirmed
         changed, life_s = self._changed, self._settings.session_ttl_s
         commit = Commit(
-            self._commits, self.cursor, self.entries_read, [*self._fresh], self._done, self._dead, changed,
-            life_s, min(CLOSED_SESSION_TTL_S, life_s), self._unmarked,
+            number + 1, self.cursor, self.entries_read, [*self._fresh], self._done, self._dead, changed,
+            life_s, min(CLOSED_SESSION_TTL_S, life_s), self._unmarked, self.cursor != cursor,
         )  # fmt: skip
         self._pending |= self._fresh
         self._fresh.clear()
@@ -317,9 +324,18 @@ class Partition:
         return commit
 
     def committed(self) -> None:
+        if (commit := self.commit_in_flight) is not None:
+            self._confirmed = commit.number, commit.cursor
         self.run_ahead -= self._ahead_at_commit
         self.commit_in_flight = None
         self._being_written = ()
+
+    def seen(self) -> Seen:
+        """What a server must have, so that the partition can be gone on with there."""
+        commits = dict([self._confirmed])
+        if (commit := self.commit_in_flight) is not None:
+            commits[commit.number] = commit.cursor
+        return Seen(self.lease_value, commits, self.read_id, self.last_entry)
 
     # What is in memory
 

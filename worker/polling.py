@@ -217,7 +217,9 @@ class Poller:
                 partition.poller = self
                 self._claimed.append(partition)
         future = reads.send(pack("TIME") + b"".join(reading), 1 + len(reading), at_once=True)
-        self._under_way = ReadRequest(reads, partitions, count, future, together=together)
+        self._under_way = ReadRequest(
+            reads, self._connection.incarnation, partitions, count, future, together=together
+        )
         return self._under_way
 
     def _of_this_turn(self, partitions: list[Partition], entries: int) -> list[Partition]:
@@ -263,7 +265,10 @@ class Poller:
     def _read(
         self, request: ReadRequest, replies: Sequence[Any]
     ) -> list[tuple[Partition, Sequence[Any]]] | None:
-        """What came, by partition, also where nothing did; None if it could not be read."""
+        """What came, by partition, also where nothing did; None if it could not be read.
+
+        Left out is what an earlier connection still owed: its server may have lost since what it tells of.
+        """
         if request.together:
             reply = replies[0]
             if isinstance(reply, hiredis.ReplyError):
@@ -274,12 +279,13 @@ class Poller:
             return [
                 (partition, by_key.get(self._keys.callbacks(partition.number).encode(), ()))
                 for partition in request.partitions
+                if partition.verified_at is request.incarnation
             ]
         came: list[tuple[Partition, Sequence[Any]]] = []
         for partition, reply in zip(request.partitions, replies, strict=True):
             if isinstance(reply, hiredis.ReplyError):
                 self._note_refused(partition, str(reply))
-            else:
+            elif partition.verified_at is request.incarnation:
                 came.append((partition, reply[0][1] if reply else ()))
                 if self._refused:
                     self._refused.pop(partition.number, None)

@@ -15,6 +15,7 @@ class ReadRequest:
         "before_bytes",
         "each",
         "future",
+        "incarnation",
         "partitions",
         "reads",
         "sent_at",
@@ -24,10 +25,12 @@ class ReadRequest:
     )
 
     def __init__(
-        self, reads: Link, partitions: list[Partition], each: int, future: asyncio.Future[list[Any]], *,
-        together: bool,
+        self, reads: Link, incarnation: object, partitions: list[Partition], each: int,
+        future: asyncio.Future[list[Any]], *, together: bool,
     ) -> None:  # fmt: skip
         self.reads = reads
+        self.incarnation = incarnation
+        """Of the connection (`Connection.incarnation`) that it was sent over."""
         self.partitions = partitions
         self.each = each
         """Entries asked for of every partition."""

@@ -97,10 +97,17 @@ class Reader:
     # What pollers ask
 
     def readable(self, connection: Connection, poller: object) -> tuple[list[Partition], bool]:
-        """The partitions to read at a server, and whether others must wait: for their commits, for another poller."""
-        of = self._connections.of
+        """The partitions to read at a server, and whether others must wait.
+
+        Those wait for their commits, for another poller, or until the server is known to have what was seen of them.
+        """
+        of, incarnation = self._connections.of, connection.incarnation
         there = [p for p in self._partitions() if of(p.number) is connection]
-        readable = [p for p in there if p.run_ahead < RUN_AHEAD_MAX and p.poller in (None, poller)]
+        readable = [
+            p
+            for p in there
+            if p.run_ahead < RUN_AHEAD_MAX and p.verified_at is incarnation and p.poller in (None, poller)
+        ]
         return readable, len(readable) < len(there)
 
     def room(self) -> int:
@@ -118,7 +125,7 @@ class Reader:
             stream_now_ms = partition.stream_now_ms(now_ms)
             if entries:
                 last_id = entries[-1][0].decode()
-                partition.read_id = last_id
+                partition.read_id, partition.last_entry = last_id, entries[-1]
                 self._stats.read += len(entries)
                 at_end = len(entries) < count
                 watermark_ms = max(stream_now_ms, entry_ms(last_id)) if at_end else entry_ms(last_id)

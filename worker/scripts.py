@@ -59,6 +59,8 @@ class Acquired(NamedTuple):
     """The last tenure ended well: its owner gave the lease back, or lives and has it again."""
     last_id: str
     """The last entry that the stream was given."""
+    reset: bool
+    """The group's cursor stood beyond the stream's last entry, and was set back to the beginning."""
     marks: list[bytes]
     """As `strikes.read_marks` takes them."""
 
@@ -67,11 +69,12 @@ def lease_value(token: int, worker: str) -> str:
     return f"{token} {worker}"
 
 
-def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int) -> bytes:
+def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over: int = 0) -> bytes:
+    """`token_over`: the greatest token that this worker has had for the partition; the new one is greater."""
     return pack(
         "EVALSHA", _SHA["acquire"], 4,
         keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.marks(partition),
-        worker, ttl_ms, keys.group,
+        worker, ttl_ms, keys.group, token_over,
     )  # fmt: skip
 
 
@@ -81,10 +84,11 @@ def read_acquired(reply: Any) -> Acquired | None:
         raise RedisUnavailableError(f"a lease could not be taken: {reply}")
     if reply == 0:
         return None
-    token, cursor, entries_read, pending, clean, last_id, marks = reply
+    token, cursor, entries_read, pending, clean, last_id, reset, marks = reply
     return Acquired(
-        int(token), cursor.decode(), int(entries_read), int(pending), clean == 1, last_id.decode(), marks
-    )
+        int(token), cursor.decode(), int(entries_read), int(pending), clean == 1, last_id.decode(), reset == 1,
+        marks,
+    )  # fmt: skip
 
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
@@ -107,13 +111,20 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
     return tuple(worker.decode() for worker in live), None if next_lapse_ms < 0 else int(next_lapse_ms)
 
 
+COMMITTED: Final = 1
+FENCED: Final = 0
+DIVERGED: Final = 2
+"""Replies of a commit; see lua/commit.lua."""
+
+
 def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
     states, closed = pack_states(what.states.values())
     heads = (
         "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks,
     )  # fmt: skip
-    arguments = value, what.number, keys.group, what.cursor, what.entries_read, what.life_s
+    cursor = what.cursor if what.moved else ""
+    arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
     if what.waiting or what.done or what.dead or what.unmarked or closed:
         rest = [
@@ -133,6 +144,13 @@ def ask_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
     """No script: the states of sessions, each None where there is none."""
     return packed_command(
         1 + len(sessions), pack_arguments("MGET"), pack_keys(keys.of(partition).session, sessions)
+    )
+
+
+def ask_history(keys: Keys, partition: int, entry_id: str) -> bytes:
+    """No script, two commands: token, owner and commit of the fence, and the entry under an ID."""
+    return pack("HMGET", keys.fence(partition), "token", "owner", "commit") + pack(
+        "XRANGE", keys.callbacks(partition), entry_id, entry_id
     )
 
 

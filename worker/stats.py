@@ -27,6 +27,8 @@ class Stats:
         self.leases_gained = 0
         self.leases_lost = 0
         """Leases that ended without being given back."""
+        self.diverged = 0
+        """Partitions begun again because their server had lost what was seen of them."""
         self.strikes = 0
         """Handlers found running for an event when their worker had gone down."""
         self.trials: Counter[str] = Counter()

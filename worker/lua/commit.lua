@@ -5,20 +5,24 @@
 --
 -- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group
---       4 cursor: everything up to it was read   5 entries read up to the cursor, or -1 if unknown
+--       4 cursor: everything up to it was read; empty where the last commit, or the acquisition, said the same
+--       5 entries read up to the cursor, or -1 if unknown
 --       6 life of a session state, seconds
 --       then the value of every session state
 --       then, if there are any of them: the consumer, how many entries wait, how many are done, how many dead letters,
 --       how many marks are over, how many states have another life; the IDs that wait, the IDs that are done, the dead
 --       letters, the fields of those marks, and for each such state its place, from 1, and its life
--- reply 1 committed (or was before: the repeat of a commit whose reply was lost), 0 fenced off: nothing was done
+-- reply 1 committed (or was before: the repeat of a commit whose reply was lost), 0 fenced off: nothing was done,
+--       2 diverged: the server lacks what the commit stands on, nothing was done
 --
 -- Entries are read with XREAD, which leaves no trace, so an owner that lost its lease cannot take any away. What the
 -- group knows is made here: the cursor by XGROUP SETID, the entries below it that are not done by XCLAIM FORCE.
 -- An entry that was done before anybody committed past it never enters the pending list at all.
 --
 -- A commit stands on those before it: which entries wait is said once. Where the last one is not there, Redis has lost
--- it (a crash, a failover), so its owner is fenced off as well and must begin again from what is there.
+-- it (a crash, a failover). Where an entry that waits, or a cursor beyond the group's, is not in the stream, Redis has
+-- lost that: the stream goes on with IDs below such a cursor, and nobody would ever read them. In both cases its owner
+-- must begin again from what is there.
 --
 -- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
 local holder = redis.call('GET', KEYS[1])
@@ -34,7 +38,7 @@ if last == ARGV[2] then
     return 1
 end
 if (tonumber(last) or 0) + 1 ~= tonumber(ARGV[2]) then
-    return 0
+    return 2
 end
 
 -- unpack() takes at most about 8,000 values.
@@ -53,12 +57,36 @@ local first_done = first_waiting + waiting
 local first_dead = first_done + done
 local first_mark = first_dead + dead
 
--- A script is not undone: what may fail is tried before anything is written. XADD comes first below, for a key of
--- another type; the group is looked at here. The cursor moves when all else is there that must not be passed over: any
--- of the commands may fail where an operator has not granted it.
+-- A script is not undone: what may fail is tried before anything is written. The cursor moves when all else is there that
+-- must not be passed over: any of the commands may fail where an operator has not granted it.
 local group_there = redis.pcall('XPENDING', KEYS[3], group)
 if group_there.err then
     return redis.error_reply(group_there.err)
+end
+if dead > 0 then
+    redis.call('XLEN', KEYS[4]) -- fails where the key is of another type
+end
+if ARGV[4] ~= '' and #redis.call('XRANGE', KEYS[3], ARGV[4], ARGV[4]) == 0 then
+    return 2
+end
+
+local function acknowledge(first, last)
+    for i = first, last, CHUNK do
+        redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK - 1, last)))
+    end
+end
+
+-- XCLAIM passes over what is not in the stream. As long as nothing else is written, it can be taken back.
+local claimed = 0
+for i = first_waiting, first_done - 1, CHUNK do
+    local ids = { unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1) }
+    ids[#ids + 1] = 'FORCE'
+    ids[#ids + 1] = 'JUSTID'
+    claimed = claimed + #redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
+end
+if claimed < waiting then
+    acknowledge(first_waiting, first_done - 1)
+    return 2
 end
 for i = first_dead, first_mark - 1 do
     redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
@@ -71,20 +99,12 @@ end
 for i = 6, #KEYS do
     redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', lives[i - 5] or ARGV[6])
 end
-for i = first_waiting, first_done - 1, CHUNK do
-    local ids = { unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1) }
-    ids[#ids + 1] = 'FORCE'
-    ids[#ids + 1] = 'JUSTID'
-    redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
-end
-if ARGV[5] == '-1' then
+if ARGV[4] ~= '' and ARGV[5] == '-1' then
     redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4])
-else
+elseif ARGV[4] ~= '' then
     redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4], 'ENTRIESREAD', ARGV[5])
 end
-for i = first_done, first_dead - 1, CHUNK do
-    redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
-end
+acknowledge(first_done, first_dead - 1)
 for i = first_mark, first_mark + marks - 1, CHUNK do
     redis.call('HDEL', KEYS[5], unpack(ARGV, i, math.min(i + CHUNK, first_mark + marks) - 1))
 end

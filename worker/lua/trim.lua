@@ -13,7 +13,8 @@
 -- A group is done with everything below its oldest pending entry, or, if nothing is pending, up to its cursor. What an
 -- owner has read and not committed is beyond the cursor, since commit.lua moves the cursor and puts what waits into the
 -- pending list at once: so nothing that is under way is ever below. A group at 0-0 has handled nothing; a stream without
--- groups is left alone, since the first group will want it all.
+-- groups is left alone, since the first group will want it all. Of a group whose cursor stands beyond the stream's last ID
+-- nobody knows what it has handled (lua/acquire.lua): nothing.
 local RETENTION_MS, KEEP, LIMIT = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- A node of a stream has at most 100 entries by default, and about 4 KiB: what whole nodes leave over is less than that.
@@ -57,11 +58,14 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 local safe
+local last_id = pairs_of(redis.call('XINFO', 'STREAM', KEYS[1]))['last-generated-id']
 local groups = {}
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = pairs_of(info)
     local done_below
-    if group['pending'] > 0 then
+    if less(last_id, group['last-delivered-id']) then
+        done_below = '0-0'
+    elseif group['pending'] > 0 then
         done_below = redis.call('XPENDING', KEYS[1], group['name'])[2]
     else
         done_below = after(group['last-delivered-id'])

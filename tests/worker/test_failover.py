@@ -1,0 +1,114 @@
+"""A failover loses the end of the stream: what the worker had read of it is let go of, and what is there is read again.
+
+Every callback here is one that was answered 200 at a durability that the failover kept: where the old primary had it
+alone, it comes again, as from a spool.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from failover_kit import Pair, ahead_ms
+from process_kit import PATIENCE_S, Fleet, fleet
+from servers import binary_of, wait_until
+
+pytestmark = [pytest.mark.server, pytest.mark.storage]
+
+SESSIONS = [f"s{number}" for number in range(12)]
+
+
+@pytest.fixture
+def pair(server_kind: str, tmp_path: Path) -> Iterator[Pair]:
+    it = Pair(tmp_path, binary_of(server_kind))
+    yield it
+    it.stop()
+
+
+@pytest.fixture
+def crew(pair: Pair, namespace: str, tmp_path: Path) -> Iterator[Fleet]:
+    with fleet(pair.primary, namespace, tmp_path) as it:
+        yield it
+
+
+def read(crew: Fleet, count: int) -> None:
+    worker = crew.workers[-1]
+    wait_until(lambda: worker.metric("callbacks_read_total") >= count, within_s=PATIENCE_S, what="reading")
+
+
+def fail_over(pair: Pair, crew: Fleet) -> None:
+    pair.fail_over()
+    crew.server = pair.primary
+
+
+def numbers(crew: Fleet, session: str) -> list[int | None]:
+    """Numbers of the session's events that were handled, each once, in the order in which they were first."""
+    return list(dict.fromkeys(call.number for call in crew.calls(session) if call.outcome == "done"))
+
+
+@pytest.mark.parametrize("ahead", [0, 3_000], ids=["same clock", "old primary's clock ahead"])
+@pytest.mark.parametrize("killed", [False, True], ids=["worker lives", "worker is killed"])
+def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
+    pair: Pair, crew: Fleet, ahead: int, killed: bool
+):
+    crew.start()
+    for session in SESSIONS:
+        crew.put(session, 1)
+    crew.until_calls(len(SESSIONS))
+    crew.until_drained()
+    pair.cut()
+    stamp = ahead_ms(crew.client, ahead)
+    for session in SESSIONS:
+        crew.put(session, 3, entry_id=f"{stamp}-*")
+    read(crew, 2 * len(SESSIONS))
+    fail_over(pair, crew)
+    for session in SESSIONS:
+        crew.put(session, 3)
+    read(crew, 3 * len(SESSIONS))
+    if killed:
+        crew.workers[-1].kill()
+        crew.start()
+    for session in SESSIONS:
+        crew.put(session, 2)
+        crew.put(session, 4)
+    for session in SESSIONS:
+        wait_until(
+            lambda session=session: numbers(crew, session) == [1, 2, 3, 4],
+            within_s=PATIENCE_S, what=f"all of {session}: {numbers(crew, session)}",
+        )  # fmt: skip
+    crew.until_drained()
+
+
+@pytest.mark.parametrize("ahead", [0, 3_000], ids=["same clock", "old primary's clock ahead"])
+def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
+    pair: Pair, crew: Fleet, ahead: int
+):
+    crew.start()
+    for session in SESSIONS:
+        crew.put(session, 1)
+    crew.until_calls(len(SESSIONS))
+    crew.until_drained()
+    pair.cut()
+    stamp = ahead_ms(crew.client, ahead)
+    for session in SESSIONS:
+        crew.put(session, 2, entry_id=f"{stamp}-*")
+    crew.until_calls(2 * len(SESSIONS))
+    fail_over(pair, crew)
+    for session in SESSIONS:
+        for number in (2, 3):
+            crew.put(session, number)
+    for session in SESSIONS:
+        wait_until(
+            lambda session=session: numbers(crew, session) == [1, 2, 3],
+            within_s=PATIENCE_S, what=f"all of {session}: {numbers(crew, session)}",
+        )  # fmt: skip
+    crew.until_drained()
+    for number in range(crew.partitions):
+        info = crew.client.xinfo_stream(crew.keys.callbacks(number))
+        group = crew.group(number)
+        assert group is not None
+        assert place(group["last-delivered-id"]) <= place(info["last-generated-id"])
+
+
+def place(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, counter = entry_id.decode().partition("-")
+    return int(milliseconds), int(counter)

@@ -1,0 +1,57 @@
+"""Whether a server has everything that the owner of a partition has seen of it. Pure.
+
+A server that comes back after a failover or a crash, or another one in its place, may lack the end of what was there:
+replication and append-only files lose the end, and nothing before it. So a server that has the last thing which the
+owner has seen has all of it. That is:
+
+- the acquisition: the fence bears the owner's token and worker. A worker never has the same token twice, whatever the
+  servers remember (lua/acquire.lua): else two tenures on two servers could be taken for one;
+- the last commit that Redis confirmed, or the one under way: the fence bears its number;
+- the last entry read, unless the cursor of that commit stands at it: the entry is there, with the same content. By its
+  ID alone it could be another one: a server whose clock is behind gives IDs a second time.
+
+Where any of these is missing the owner must let go of the partition, and begin again with what is there. What it holds
+may not exist any more, so that its copy would count as a duplicate; and its cursor may stand beyond the stream's end.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Entry = Sequence[Any]
+"""ID and fields, as XREAD and XRANGE answer."""
+
+
+class Seen(NamedTuple):
+    """What an owner has seen of its partition."""
+
+    lease_value: str
+    """`<fencing token> <worker>`."""
+    commits: dict[int, str]
+    """Numbers of the last commit that was confirmed (0: none) and of the one under way, each with its cursor."""
+    read_id: str
+    """The last entry read; the cursor found at the acquisition if none was read."""
+    last_entry: Entry | None
+    """That entry, None if none was read."""
+
+
+def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[Entry]) -> bool:
+    """Whether the server has all that was seen.
+
+    `fence`: token, owner and commit of the fence, as HMGET answers. `found`: what XRANGE finds under `read_id`.
+    """
+    token, owner, number = fence
+    if token is None or owner is None or b"%b %b" % (token, owner) != seen.lease_value.encode():
+        return False
+    cursor = seen.commits.get(_number(number))
+    if cursor is None:
+        return False
+    if cursor == seen.read_id:
+        return True
+    return seen.last_entry is not None and len(found) == 1 and list(found[0]) == list(seen.last_entry)
+
+
+def _number(text: bytes | None) -> int:
+    """An acquisition leaves the number empty until the first commit. What is no number is nobody's commit."""
+    if not text:
+        return 0
+    return int(text) if text.isdigit() else -1
