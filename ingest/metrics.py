@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from runtime.listener import ACCEPT_FAILED
 from runtime.vitals import vital_metrics
 
 PREFIX: Final = "maskline_ingest_"
@@ -72,6 +73,8 @@ class Metrics(Collector):
         self.malformed = 0
         """Requests that are no HTTP."""
         self.connections_refused = 0
+        self.accept_failures = 0
+        """Connections that met a process without descriptors."""
         self.connects = 0
         """Connections to Redis that were opened."""
         self.batch_failures: Counter[str] = Counter()
@@ -92,6 +95,13 @@ class Metrics(Collector):
         self.background_failures: Counter[str] = Counter()
         """Failures of background tasks, by name."""
         self.gauges: Callable[[], Gauges] | None = None
+
+    def count_connection(self, reason: str) -> None:
+        """A connection was refused, or could not be accepted; for runtime.listener."""
+        if reason == ACCEPT_FAILED:
+            self.accept_failures += 1
+        else:
+            self.connections_refused += 1
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -120,7 +130,14 @@ class Metrics(Collector):
         )
         yield _histogram("spool_commit_seconds", "Time of a commit to the spool.", self.commit_s)
         yield CounterMetricFamily(
-            PREFIX + "connections_refused", "Connections over the bound.", value=self.connections_refused
+            PREFIX + "connections_refused",
+            "Connections over the bound, or beyond the descriptors there are.",
+            value=self.connections_refused,
+        )
+        yield CounterMetricFamily(
+            PREFIX + "accept_failures",
+            "Times a connection could not be accepted for want of a descriptor.",
+            value=self.accept_failures,
         )
         yield CounterMetricFamily(
             PREFIX + "redis_connects", "Connections to Redis that were opened.", value=self.connects

@@ -15,9 +15,11 @@ from ingest.keeper import Keeper
 from ingest.metrics import Gauges, Metrics
 from ingest.outlets import Outlets
 from ingest.publisher import Load
-from ingest.server import CallbackServer
+from ingest.server import CONNECTIONS_MAX, CallbackServer
 from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
+from runtime.descriptors import descriptors_max, for_clients
+from runtime.listener import Listener
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
@@ -66,7 +68,9 @@ class IngestNode:
         self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
         self._stop_by = 0.0
         """When the stop should be over, by the loop's clock."""
-        self._listener: asyncio.Server | None = None
+        self._listener = Listener(
+            "callbacks", self._http.protocol, admit=self._http.admit, count=self.metrics.count_connection
+        )
         self._closing = AsyncExitStack()
         registry = CollectorRegistry()
         registry.register(self.metrics)
@@ -79,6 +83,7 @@ class IngestNode:
             live=self._live,
             ready=self._ready,
             registry=registry,
+            search=settings.admin_port is None,
         )
         self.port = settings.port
         """The port asked for; once started, the real one."""
@@ -110,11 +115,14 @@ class IngestNode:
             stack.push_async_callback(self._admin.stop)
             self._drain.start()
             stack.push_async_callback(self._finish_drain)
-            await self._listen()
+            self._listen()
             stack.push_async_callback(self._stop_http)
             self._closing = stack.pop_all()
         if self._settings.verify == "off":
             _log.warning("signatures are not verified (MASKLINE_VERIFY=off): anybody can send callbacks")
+        most = for_clients(descriptors_max())
+        if most < CONNECTIONS_MAX:
+            _log.warning("few file descriptors: raise the hard limit (ulimit -Hn)", connections_max=most)
         _log.info("ingest takes callbacks", url=self.url, admin=self.admin_url)
 
     async def stop(self) -> None:
@@ -122,24 +130,16 @@ class IngestNode:
         self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
 
-    async def _listen(self) -> None:
+    def _listen(self) -> None:
         settings = self._settings
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._http.protocol,
-                settings.host,
-                settings.port,
-                backlog=BACKLOG,
-                reuse_address=True,
-                reuse_port=self._reuse_port or None,
-            )
+            self._listener.open(settings.host, settings.port, backlog=BACKLOG, reuse_port=self._reuse_port)
         except OSError as error:
             raise cannot_listen(settings, error) from None
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self.port = self._listener.port
 
     async def _stop_http(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        await self._listener.close()
         await self._http.drain(self._settings.stop_timeout_ms / 1000)
         _log.info("ingest has stopped", taken=self.metrics.taken)
 

@@ -9,7 +9,7 @@ router, and what an Application adds costs as much as the verification. Public A
 | READ_TIMEOUT_S for a body | the same with bodies; answered 408 |
 | MASKLINE_MAX_BODY_BYTES, announced, sent or unpacked | huge bodies and compressed ones; 413 |
 | HEAD_LINE_MAX_BYTES, HEADERS_MAX | floods of headers; aiohttp answers 400 |
-| CONNECTIONS_MAX | more sockets than a process can serve; closed at once |
+| CONNECTIONS_MAX, the limit on descriptors less a reserve | more sockets than a process can serve; closed at once |
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from ingest.keeper import Keeper
 from ingest.metrics import Metrics
 from ingest.outcomes import NotKeptError
 from ingest.responses import TAKEN, TAKEN_AND_CLOSE, closes, refusal
+from runtime.descriptors import descriptors_max, for_clients
 from runtime.logs import get_logger
 from schemas.settings import Settings
 
@@ -88,11 +89,14 @@ class CallbackServer:
         """Requests that have not got their answer yet."""
         return self._desk.under_way
 
+    def admit(self, descriptor: int, opening: int) -> str:
+        """The reason against one more connection, where there is one. See runtime.listener."""
+        if self.connections + opening >= CONNECTIONS_MAX:
+            return "too_many"
+        return "descriptors_reserved" if descriptor >= for_clients(descriptors_max()) else ""
+
     def protocol(self) -> asyncio.Protocol:
         """What serves the next connection."""
-        if self.connections >= CONNECTIONS_MAX:
-            self._metrics.connections_refused += 1
-            return _Refuser()
         if self._heads is None:
             return self._server()
         return Connection(self._desk, self._heads, self._connections)
@@ -171,13 +175,6 @@ class CallbackServer:
         except OSError:
             return CLIENT_GONE
         return b"".join(parts)
-
-
-class _Refuser(asyncio.Protocol):
-    """Closes a connection that is one too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 class _HttpLog(logging.Filter):

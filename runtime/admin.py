@@ -1,10 +1,12 @@
 """The admin port: `/healthz`, `/readyz`, `/metrics`, and nothing of the callbacks.
 
 Health is asked of the node at each request, never cached: a probe that answers from memory tells of the past.
-What fails while answering is a failed probe (503, 500 for metrics), logged, and never a crash of the node.
+What fails while answering is a failed probe (503, 500 for metrics), logged, and never a crash of the node. It answers
+also when the process has run out of file descriptors (runtime.listener).
 """
 
-from collections.abc import Awaitable, Callable
+import errno
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -12,6 +14,8 @@ import prometheus_client
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
+from runtime.descriptors import is_short
+from runtime.listener import Listener
 from runtime.logs import get_logger
 from schemas.errors import ConfigError
 
@@ -19,6 +23,11 @@ STOP_TIMEOUT_S: Final = 1.0
 """A probe or a scrape under way at the stop may finish; more patience would only delay the stop."""
 KEEPALIVE_TIMEOUT_S: Final = 75.0
 """Longer than the usual scrape interval, so that a scraper keeps its connection."""
+PORTS_TRIED: Final = 100
+"""From the default upwards; who runs more than that on one machine sets the port."""
+CONNECTIONS_MAX: Final = 64
+"""Probes and scrapers; more are forgotten ones, and must not take all descriptors there are."""
+BACKLOG: Final = 64
 
 _HEADERS: Final = {"Cache-Control": "no-store", "Server": "maskline"}
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
@@ -32,7 +41,10 @@ class Health(NamedTuple):
 
 
 class AdminServer:
-    """Serves the admin port of one process. `start` raises ConfigError where it cannot listen."""
+    """Serves the admin port of one process. `start` raises ConfigError where it cannot listen.
+
+    `search`: where the port is taken, the next free one does.
+    """
 
     def __init__(
         self,
@@ -42,15 +54,20 @@ class AdminServer:
         live: Callable[[], Health],
         ready: Callable[[], Health],
         registry: prometheus_client.CollectorRegistry,
+        search: bool = False,
     ) -> None:
         self.host = host
         self.port = port
         """The port asked for; once started, the real one."""
+        self._search = search
+        self._live = live
+        self._ready = ready
         self._registry = registry
+        self._listener: Listener | None = None
         app = web.Application()
-        app.router.add_get("/healthz", _probe(live))
-        app.router.add_get("/readyz", _probe(ready))
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._answer_live)
+        app.router.add_get("/readyz", self._answer_ready)
+        app.router.add_get("/metrics", self._answer_metrics)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -61,38 +78,69 @@ class AdminServer:
 
     async def start(self) -> None:
         await self._runner.setup()
+        server = self._runner.server
+        assert server is not None  # noqa: S101 - it is there once set up
+        listener = Listener(
+            "admin", server, vital=True,
+            admit=lambda _, opening: "too_many" if len(server.connections) + opening >= CONNECTIONS_MAX else "",
+        )  # fmt: skip
+        wanted = self.port
         try:
-            await web.TCPSite(self._runner, self.host, self.port).start()
+            self._open(listener)
         except (OSError, OverflowError) as error:
             await self._runner.cleanup()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            where = f"{self.host}:{self.port}"
+            where = f"{self.host}:{wanted}"
             raise ConfigError(
                 f"MASKLINE_ADMIN_PORT: the admin port {where} cannot be opened: {reason}"
             ) from None
-        self.port = self._runner.addresses[0][1]
+        self._listener = listener
+        self.port = listener.port
+        if wanted not in (0, self.port):
+            _log.warning("the admin port is taken, the next free one is used", taken=wanted, port=self.port)
+
+    def _open(self, listener: Listener) -> None:
+        for port in range(self.port, self.port + PORTS_TRIED):
+            try:
+                listener.open(self.host, port, backlog=BACKLOG)
+            except OSError as error:
+                if not self._search or error.errno != errno.EADDRINUSE or port == self.port + PORTS_TRIED - 1:
+                    raise
+            else:
+                return
 
     async def stop(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
         await self._runner.cleanup()
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
         encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
         # On the loop, not in a thread: collectors read counters that change on the loop only, without locks.
         body = encoder(self._registry)
-        return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
+        return self._response(web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type}))
+
+    async def _answer_live(self, _request: web.Request) -> web.Response:
+        return self._response(_probe(self._live))
+
+    async def _answer_ready(self, _request: web.Request) -> web.Response:
+        return self._response(_probe(self._ready))
+
+    @staticmethod
+    def _response(response: web.Response) -> web.Response:
+        if is_short():
+            response.force_close()  # the next probe needs its descriptor
+        return response
 
 
-def _probe(ask: Callable[[], Health]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def answer(_request: web.Request) -> web.Response:
-        try:
-            health = ask()
-            body = _encode({"ok": health.ok, **health.details})
-        except Exception as error:  # noqa: BLE001 - whatever broke, the probe's answer is: not well
-            _log.exception("health check failed")
-            health = Health(ok=False, details={})
-            body = _encode({"ok": False, "error": f"the health check failed: {type(error).__name__}"})
-        return web.Response(
-            status=200 if health.ok else 503, body=body, headers=_HEADERS, content_type="application/json"
-        )
-
-    return answer
+def _probe(ask: Callable[[], Health]) -> web.Response:
+    try:
+        health = ask()
+        body = _encode({"ok": health.ok, **health.details})
+    except Exception as error:  # noqa: BLE001 - whatever broke, the probe's answer is: not well
+        _log.exception("health check failed")
+        health = Health(ok=False, details={})
+        body = _encode({"ok": False, "error": f"the health check failed: {type(error).__name__}"})
+    return web.Response(
+        status=200 if health.ok else 503, body=body, headers=_HEADERS, content_type="application/json"
+    )

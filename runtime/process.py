@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVarTuple
 
 from runtime import supervised
+from runtime.descriptors import raise_limit
 from runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from runtime.logs import get_logger, say
 from runtime.signals import Signals
@@ -53,6 +54,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
         if stop_timeout_ms is not None:
             arm_deadline((stop_timeout_ms + GRACE_MS) / 1000)
 
+    raise_limit()
     # Python's own handlers, not the loop's: the second signal must end a process whose loop is blocked.
     code = EXIT_PROBLEM
     with Signals(on_signal) as signals:

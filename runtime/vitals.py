@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from runtime.descriptors import descriptors_max, descriptors_open
 from runtime.logs import lines_dropped, lines_waiting
 
 
 def vital_details() -> dict[str, Any]:
     """For the JSON of /readyz."""
-    return {"log": {"lines_dropped": lines_dropped(), "lines_waiting": lines_waiting()}}
+    return {
+        "log": {"lines_dropped": lines_dropped(), "lines_waiting": lines_waiting()},
+        "descriptors": {"open": descriptors_open(), "max": descriptors_max()},
+    }
 
 
 def vital_metrics(prefix: str) -> Iterator[Metric]:
@@ -19,4 +23,8 @@ def vital_metrics(prefix: str) -> Iterator[Metric]:
         prefix + "log_lines_dropped",
         "Log lines lost because nobody read them, or the disk was full.",
         lines_dropped(),
+    )
+    yield GaugeMetricFamily(prefix + "descriptors_open", "File descriptors open.", descriptors_open())
+    yield GaugeMetricFamily(
+        prefix + "descriptors_max", "File descriptors that the process may have open.", descriptors_max()
     )

@@ -79,7 +79,7 @@ class WorkerNode:
         registry = CollectorRegistry()
         self.admin = AdminServer(
             settings.admin_host, port + self._index if port else 0,
-            live=self._live, ready=self._ready, registry=registry,
+            live=self._live, ready=self._ready, registry=registry, search=settings.admin_port is None,
         )  # fmt: skip
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)

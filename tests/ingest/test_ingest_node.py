@@ -59,7 +59,7 @@ async def test_a_request_under_way_at_the_stop_is_finished(redis_server, namespa
         client.send(whole[:-1])
         await until(lambda: node.metrics.gauges().requests_under_way == 1)
         stopping = asyncio.create_task(node.stop())
-        await until(lambda: node._listener is not None and not node._listener.is_serving())
+        await until(lambda: not node._listener._sockets)
         client.send(whole[-1:])
         response = await client.response()
         assert (response.status, response.headers["connection"]) == (200, "close")

@@ -1,0 +1,234 @@
+"""Listening: accepts connections by itself, as the loops' own servers close unseen what they have no descriptor for.
+
+| when a client connects and | then |
+| --- | --- |
+| `admit` names a reason against it | it is closed at once, counted by that reason |
+| no descriptor is left | a spare is given up for it: it is closed at once and counted; a *vital* listener serves it |
+| there is no spare either | it waits in the kernel's queue, and is tried again in PAUSE_S |
+
+Spares (runtime.descriptors) are taken back as soon as that goes. A vital listener (health must answer, of all things,
+then) ends such connections after VITAL_MAX_S, and its owner should keep none beyond its answer.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Final
+
+from runtime.descriptors import give_spare_up, set_aside
+from runtime.logs import get_logger
+
+ACCEPTS_MAX: Final = 64
+"""In one turn of the loop; then what is under way has its turn."""
+PAUSE_S: Final = 0.1
+VITAL_MAX_S: Final = 5.0
+"""What a probe takes, and more."""
+LOG_INTERVAL_S: Final = 10.0
+"""Between lines about refused connections; the count is in each."""
+PORT_MAX: Final = 65_535
+OUT_OF_DESCRIPTORS: Final = "no_descriptors"
+"""The reason against a connection that only a spare could be had for."""
+ACCEPT_FAILED: Final = "accept_failed"
+"""Counted whenever accept() finds no descriptor, or no memory, whatever comes of it."""
+
+_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_log = get_logger("maskline.listener")
+
+
+def admit_all(_descriptor: int, _opening: int) -> str:
+    return ""
+
+
+class Listener:
+    """Accepts connections and has the protocols that `serve` makes serve them.
+
+    `name`: for the log. `admit`: asked about each, by the number of its descriptor and how many are being opened; the
+    reason to refuse it, or an empty text. The kernel gives the lowest number that is free, so it tells how many are
+    in use.
+    `count`: told each reason, and ACCEPT_FAILED.
+    """
+
+    def __init__(
+        self, name: str, serve: Callable[[], asyncio.Protocol], *, vital: bool = False,
+        admit: Callable[[int, int], str] = admit_all, count: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self._name = name
+        self._serve = serve
+        self._vital = vital
+        self._admit = admit
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._sockets: list[socket.socket] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._unlogged = 0
+        self._log_at = 0.0
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._sockets[0].getsockname()[1])
+
+    def open(self, host: str, port: int, *, backlog: int, reuse_port: bool = False) -> None:
+        """Listen on all addresses of `host`. Raises OSError or OverflowError where that cannot be."""
+        self._sockets = _bind(host, port, reuse_port=reuse_port)
+        try:
+            for sock in self._sockets:
+                sock.listen(backlog)
+        except OSError:
+            self._close_sockets()
+            raise
+        self._refill()
+        for sock in self._sockets:
+            self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    async def close(self) -> None:
+        """Take in what has connected so far, and listen no more."""
+        for sock in self._sockets:
+            self._accept(sock)
+            self._loop.remove_reader(sock.fileno())
+        for timer in self._timers.values():
+            timer.cancel()
+        self._close_sockets()
+        if self._opening:
+            await asyncio.wait(self._opening)
+
+    # Accepting
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_MAX):
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                self._count(ACCEPT_FAILED)
+                if error.errno not in _SHORT or not self._accept_by_spare(listening):
+                    self._pause(listening, error)
+                    return
+                continue
+            if reason := self._admit(sock.fileno(), len(self._opening)):
+                sock.close()
+                self._refused(reason)
+            else:
+                self._open_connection(sock)
+
+    def _accept_by_spare(self, listening: socket.socket) -> bool:
+        """Give a spare up for the next connection; False where nothing came of it."""
+        if not give_spare_up():
+            return False
+        try:
+            sock, _ = listening.accept()
+        except OSError:
+            self._refill()
+            return False
+        if self._vital:
+            self._open_connection(sock)
+            self._loop.call_later(VITAL_MAX_S, _end, sock)
+        else:
+            sock.close()
+            self._refused(OUT_OF_DESCRIPTORS)
+        self._refill()
+        return True
+
+    def _open_connection(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        task = self._loop.create_task(self._connect(sock))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._serve, sock)
+        except OSError:  # the client is gone already
+            sock.close()
+        except Exception as error:  # noqa: BLE001 - a fault of ours: it ends this connection and nothing else
+            _log.error("a connection could not be served", listener=self._name, exc_info=error)
+            sock.close()
+
+    # What is short
+
+    def _refill(self) -> None:
+        """Take the spares back; later, where that does not go now."""
+        if not set_aside():
+            self._later("refill", self._refill)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        """Not to try in vain again and again: a connection that waits keeps the socket readable."""
+        self._loop.remove_reader(listening.fileno())
+        self._later(f"accept {listening.fileno()}", self._resume, listening)
+        self._note("connections wait, none can be accepted", error=str(error))
+
+    def _resume(self, listening: socket.socket) -> None:
+        self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def _later(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
+        if what in self._timers:
+            self._timers[what].cancel()
+        self._timers[what] = self._loop.call_later(PAUSE_S, call, *arguments)
+
+    def _refused(self, reason: str) -> None:
+        self._unlogged += 1
+        self._count(reason)
+        self._note("connections refused", reason=reason, since_last_line=self._unlogged)
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if monotonic() >= self._log_at:
+            self._log_at = monotonic() + LOG_INTERVAL_S
+            self._unlogged = 0
+            _log.warning(event, listener=self._name, **facts)
+
+    def _close_sockets(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+
+
+def _end(sock: socket.socket) -> None:
+    """End a connection for both sides; what serves it then closes it."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
+    """A socket for each address of `host`, as asyncio's create_server binds them."""
+    if not 0 <= port <= PORT_MAX:
+        raise OverflowError(f"port must be 0-{PORT_MAX}")
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                sockets.append(_bound(family, kind, protocol, address, reuse_port=reuse_port))
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                missing = error  # as ::1 of localhost, on a machine without IPv6
+        if not sockets and missing is not None:
+            raise missing
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any, *, reuse_port: bool) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
