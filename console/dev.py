@@ -90,6 +90,9 @@ class Dev:
             self._worker = worker
             await ingest.start()
             stack.push_async_callback(ingest.stop)
+            if settings.admin_port is None:
+                self._say_port("the admin port of ingest", ADMIN_PORT, ingest.admin_port)
+                self._say_port("the admin port of the worker", ADMIN_PORT_DEFAULT, worker.admin.port)
             await _until_ready(ingest.admin_url, worker.admin_url)
             account = find_account(settings, None, None)
             self._greet(settings, account, ingest, worker)
@@ -154,34 +157,25 @@ class Dev:
         return msgspec.structs.replace(settings, **changes)
 
     def _with_ports(self, settings: Settings) -> tuple[Settings, Settings]:
-        """The same for ingest and for the worker: two admin ports, and free ones where none was set."""
-        taken: set[int] = set()
+        """The same for ingest and for the worker: two admin ports, and a free one for callbacks where none was set."""
         port = settings.port
         if self._reading.sources["port"] == "default":
-            port = self._free_port(settings.host, port, taken, "MASKLINE_PORT")
-        taken.add(port)
-        admin_port = settings.admin_port
-        if admin_port is None:
-            admin_port = self._free_port(settings.admin_host, ADMIN_PORT, taken, "the admin port of ingest")
-            taken.add(admin_port)
-            worker_port = self._free_port(
-                settings.admin_host, ADMIN_PORT_DEFAULT, taken, "the admin port of the worker"
-            )
-        else:
-            worker_port = admin_port + 1 if admin_port else 0
+            port = self._free_port(settings.host, port)
         replace = msgspec.structs.replace
-        return (
-            replace(settings, port=port, admin_port=admin_port),
-            replace(settings, port=port, admin_port=worker_port),
-        )
+        # Where none is set, each takes the next that is free by itself.
+        worker_port = settings.admin_port + 1 if settings.admin_port else settings.admin_port
+        return replace(settings, port=port), replace(settings, port=port, admin_port=worker_port)
 
-    def _free_port(self, host: str, wanted: int, taken: set[int], what: str) -> int:
+    def _free_port(self, host: str, wanted: int) -> int:
         for port in range(wanted, wanted + PORTS_TRIED):
-            if port not in taken and _is_free(host, port):
-                if port != wanted and wanted not in taken:
-                    self._say(f"{what}: {wanted} is taken, so it is {port}")
+            if _is_free(host, port):
+                self._say_port("MASKLINE_PORT", wanted, port)
                 return port
         return wanted  # and the node says why it cannot be had
+
+    def _say_port(self, what: str, wanted: int, port: int) -> None:
+        if port != wanted:
+            self._say(f"{what}: {wanted} is taken, so it is {port}")
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
         """A view that writes until everything else has stopped."""

@@ -84,6 +84,7 @@ class IngestNode:
             ready=self._ready,
             registry=registry,
             search=settings.admin_port is None,
+            avoid=settings.port,
         )
         self.port = settings.port
         """The port asked for; once started, the real one."""
@@ -94,6 +95,10 @@ class IngestNode:
         host = self._settings.host
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host)  # noqa: S104 - compared only
         return f"http://{shown or (f'[{host}]' if ':' in host else host)}:{self.port}/callbacks"
+
+    @property
+    def admin_port(self) -> int:
+        return self._admin.port
 
     @property
     def admin_url(self) -> str:

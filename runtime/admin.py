@@ -43,7 +43,7 @@ class Health(NamedTuple):
 class AdminServer:
     """Serves the admin port of one process. `start` raises ConfigError where it cannot listen.
 
-    `search`: where the port is taken, the next free one does.
+    `search`: where the port is taken, the next free one does, except `avoid`, which something else is to have.
     """
 
     def __init__(
@@ -55,11 +55,14 @@ class AdminServer:
         ready: Callable[[], Health],
         registry: prometheus_client.CollectorRegistry,
         search: bool = False,
+        avoid: int = 0,
     ) -> None:
         self.host = host
         self.port = port
         """The port asked for; once started, the real one."""
-        self._search = search
+        self._ports = [port]
+        if search:
+            self._ports = [port for port in range(port, port + PORTS_TRIED) if port != avoid]
         self._live = live
         self._ready = ready
         self._registry = registry
@@ -97,14 +100,14 @@ class AdminServer:
         self._listener = listener
         self.port = listener.port
         if wanted not in (0, self.port):
-            _log.warning("the admin port is taken, the next free one is used", taken=wanted, port=self.port)
+            _log.info("the admin port is taken, the next free one is used", taken=wanted, port=self.port)
 
     def _open(self, listener: Listener) -> None:
-        for port in range(self.port, self.port + PORTS_TRIED):
+        for port in self._ports:
             try:
                 listener.open(self.host, port, backlog=BACKLOG)
             except OSError as error:
-                if not self._search or error.errno != errno.EADDRINUSE or port == self.port + PORTS_TRIED - 1:
+                if error.errno != errno.EADDRINUSE or port == self._ports[-1]:
                     raise
             else:
                 return

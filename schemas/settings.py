@@ -84,7 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     admin_port: Annotated[
         int | None,
         About(
-            PORT, "port of the same; with `--processes`, each takes the next one", "9090 ingest, 9091 worker"
+            PORT,
+            "port of the same; with `--processes`, each takes the next one. Not set and taken: the next free port, "
+            "logged; set and taken: exit 2",
+            "9090 ingest, 9091 worker",
         ),
     ] = None
     public_url: Annotated[

@@ -79,7 +79,8 @@ class WorkerNode:
         registry = CollectorRegistry()
         self.admin = AdminServer(
             settings.admin_host, port + self._index if port else 0,
-            live=self._live, ready=self._ready, registry=registry, search=settings.admin_port is None,
+            live=self._live, ready=self._ready, registry=registry,
+            search=settings.admin_port is None, avoid=settings.port,
         )  # fmt: skip
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)

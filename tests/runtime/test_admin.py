@@ -5,6 +5,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.registry import Collector
+from servers import free_port
 
 from runtime.admin import AdminServer, Health
 from schemas.errors import ConfigError
@@ -113,3 +114,29 @@ async def test_stop_frees_the_port_even_with_a_connection_open():
             pass
         await server.stop()
         socket.create_server(("127.0.0.1", server.port)).close()
+
+
+def server_on(port, **options):
+    return AdminServer(
+        "127.0.0.1", port, live=lambda: OK, ready=lambda: OK, registry=CollectorRegistry(), **options
+    )
+
+
+async def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one():
+    servers = []
+    port = free_port()
+    try:
+        for _ in range(3):
+            servers.append(server_on(port, search=True, avoid=port + 1))
+            await servers[-1].start()
+        ports = [server.port for server in servers]
+        assert ports[0] == port
+        assert port + 1 < ports[1] < ports[2]
+        await servers[1].stop()
+        again = server_on(port, search=True, avoid=port + 1)
+        await again.start()
+        servers[1] = again
+        assert again.port == ports[1]  # free again
+    finally:
+        for server in servers:
+            await server.stop()
