@@ -5,9 +5,9 @@ An attempt over its limit is cancelled, so is one whose lease is gone. What igno
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from time import monotonic
 from typing import Any, Final
 
+from runtime.clock import lease_clock
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from worker.partition import Partition
@@ -31,8 +31,8 @@ _log = get_logger("maskline.worker")
 class Attempt:
     """What a runner is at, for the sweep and for a stop.
 
-    Times here are `time.monotonic()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner
-    that was stopped in the middle of them would believe in a lease that is long gone.
+    Times here are `lease_clock()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner that
+    was stopped in the middle of them would believe in a lease that is long gone.
     """
 
     __slots__ = ("abandoned", "alone", "deadline", "handler", "now", "number", "session", "task", "why")
@@ -88,7 +88,7 @@ class Attempts:
             mine = partition is None or (session is not None and session.partition is partition)
             if mine and not attempt.why:
                 attempt.why = why
-                attempt.deadline = monotonic() + CANCEL_GRACE_S
+                attempt.deadline = lease_clock() + CANCEL_GRACE_S
                 attempt.task.cancel()
 
     async def stop(self, tasks: Iterable[asyncio.Task[None]], grace_s: float) -> None:
@@ -103,7 +103,7 @@ class Attempts:
                 _log.error("handlers ignore that they were cancelled", count=len(late))
 
     def _sweep(self) -> None:
-        now = monotonic()
+        now = lease_clock()
         overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
         for attempt in overdue:
             try:

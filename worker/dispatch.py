@@ -13,9 +13,10 @@ import inspect
 import random
 from collections import deque
 from collections.abc import Callable
-from time import monotonic, time_ns
+from time import time_ns
 from typing import Final
 
+from runtime.clock import lease_clock
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from schemas.events import Event
@@ -195,7 +196,7 @@ class Dispatcher:
         try:
             while ready and turns < TURNS_MAX and not (self._stopping or attempt.task.cancelling()):
                 attempt.session = session = ready.popleft()
-                attempt.now = monotonic()
+                attempt.now = lease_clock()
                 if ready:
                     self._schedule_pump()
                 partition = session.partition
@@ -316,7 +317,7 @@ class Dispatcher:
             except BaseException as error:  # noqa: BLE001  whatever a handler raises is its own affair
                 failure = self._caught(error, attempt)
             attempt.deadline = 0.0
-            attempt.now = now = monotonic()
+            attempt.now = now = lease_clock()
             stats.handler_seconds[handler.name] += now - started
             if attempt.why or attempt.abandoned:
                 failure = self._cut_short(failure, attempt, in_thread=False)
@@ -398,7 +399,7 @@ class Dispatcher:
             self._bury(session, release, verdict, handler.name, attempts, failure)
             progress.done.add(handler.name)
         else:
-            progress.failed(handler.name, number, monotonic() + verdict.delay_ms / 1000)
+            progress.failed(handler.name, number, lease_clock() + verdict.delay_ms / 1000)
             Context(release, handler.name, number, session.partition.token).log.warning(
                 "handler failed, will try again", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
             )
@@ -411,7 +412,7 @@ class Dispatcher:
 
         `attempt.why` stays set where a stop has cancelled it.
         """
-        started = monotonic()
+        started = lease_clock()
         attempt.handler, attempt.number = handler, ctx.attempt
         in_thread = handler.in_thread
         failure: BaseException | None = None
@@ -423,12 +424,12 @@ class Dispatcher:
                     in_thread = False
                     await result
             elif not tried:
-                attempt.deadline = monotonic() + handler.timeout_s
+                attempt.deadline = lease_clock() + handler.timeout_s
                 await handler.call(event, ctx)
         except BaseException as error:  # noqa: BLE001  as above
             failure = self._caught(error, attempt)
         attempt.deadline = 0.0
-        attempt.now = monotonic()
+        attempt.now = lease_clock()
         self._stats.handler_seconds[handler.name] += attempt.now - started
         if case is not None and not attempt.abandoned:
             case.end(handler)
@@ -463,7 +464,7 @@ class Dispatcher:
     async def _in_thread(self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt) -> object:
         def on_start() -> None:
             # Waiting for a thread is no fault of the handler's.
-            attempt.deadline = monotonic() + handler.timeout_s
+            attempt.deadline = lease_clock() + handler.timeout_s
 
         return await self._threads.run(handler.call, event, ctx, on_start=on_start)
 

@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from time import monotonic, time_ns
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from runtime.clock import lease_clock
 from runtime.link import pack
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
@@ -56,6 +58,13 @@ SETTLE_S: Final = 2.0
 """After the handlers have ended or were cancelled: how long the last commits and releases may take."""
 
 SETTLE_CHECK_S: Final = 0.1
+
+LEAVE_S: Final = 0.5
+"""For signing off at a stop: a server that hangs is not waited for."""
+
+ACQUIRE_PART: Final = 0.1
+"""How long a round waits for leases reached for, in parts of a lease. A server that takes longer is not asked for more
+meanwhile, and what it says still counts: the leases of the others must be renewed."""
 
 SESSION_CACHE_MIN: Final = 64
 """Sessions in memory that every partition may have, however many partitions there are."""
@@ -101,6 +110,8 @@ class LeaseKeeper:
         """The last fencing token of every partition that this worker has had."""
         self._soon = asyncio.Event()
         self._refusal_lines = Seldom()
+        self._acquiring: dict[Connection, asyncio.Task[None]] = {}
+        """Leases reached for, by server, that it has not answered for."""
         self.reader: Reader
         self.suspects: Suspects
         self.pollers: Pollers
@@ -147,7 +158,8 @@ class LeaseKeeper:
         # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
         home = self._connections.home
         if home is not None and home.leases is not None and home.leases.connected:
-            await asyncio.wait([home.leases.send(pack("ZREM", self._keys.workers, self._worker_id), 1)])
+            leave = home.leases.send(pack("ZREM", self._keys.workers, self._worker_id), 1)
+            await asyncio.wait([leave], timeout=LEAVE_S)
         end = deadline + SETTLE_S
         while self._tasks and (left_s := end - monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=min(left_s, SETTLE_CHECK_S))
@@ -177,17 +189,17 @@ class LeaseKeeper:
 
     async def _round(self) -> float:
         """Ask, and do what follows; return the seconds until the next round."""
-        sent_at = monotonic()
+        sent_at = lease_clock()
         trip = self._tenancy.trip(sent_at)
         answers = await self._rounds.ask(trip, self._life_s / RENEWALS_PER_LIFE)
-        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
+        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=lease_clock(), chance=_chance())
         self._follow(trip, decision)
         if decision.acquire and not self._draining.is_set():
             await self._acquire(decision.acquire)
         return decision.next_s
 
     def _late(self, trip: Trip, answers: Answers, sent_at: float) -> None:
-        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=monotonic(), chance=_chance())
+        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=lease_clock(), chance=_chance())
         self._follow(trip, decision)
 
     def _follow(self, trip: Trip, decision: Decision) -> None:
@@ -209,14 +221,22 @@ class LeaseKeeper:
         for number in numbers:
             if (connection := self._connections.of(number)) is not None:
                 by_connection.setdefault(connection, []).append(number)
-        await asyncio.gather(*(self._acquire_at(*those) for those in by_connection.items()))
+        for connection, there in by_connection.items():
+            if connection not in self._acquiring:
+                task = self._acquiring[connection] = self._spawn(self._acquire_at(connection, there))
+                task.add_done_callback(partial(self._acquire_answered, connection))
+        if self._acquiring:
+            await asyncio.wait([*self._acquiring.values()], timeout=ACQUIRE_PART * self._life_s)
         _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
+
+    def _acquire_answered(self, connection: Connection, _task: asyncio.Task[None]) -> None:
+        del self._acquiring[connection]
 
     async def _acquire_at(self, connection: Connection, numbers: Sequence[int]) -> None:
         link, incarnation = connection.leases, connection.incarnation
         if link is None or not link.connected:
             return
-        sent_at = monotonic()
+        sent_at = lease_clock()
         packed = [
             scripts.acquire(
                 self._keys, number, self._worker_id, self._settings.lease_ttl_ms,
@@ -420,10 +440,11 @@ class LeaseKeeper:
                 what, partition=number, reason=reason, repeats_of_all=self._refusal_lines.take_silent()
             )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -109,7 +109,7 @@ class Partition:
         # By the worker's clock, at the last decoding; how far the stream's time is ahead of the server's clock.
         self._now_ms = self._ahead_ms = 0
         self.lease_until = 0.0
-        """Until when the lease is surely held, by `time.monotonic()`."""
+        """Until when the lease is surely held, by `lease_clock()`."""
         self.opened = False
         """Caught up with the pending list: it may be read on from the cursor."""
         self.closed = False

@@ -7,11 +7,11 @@ others: what it says later still counts, from when it was asked.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from time import monotonic
 from typing import Any, NamedTuple
 
 import hiredis
 
+from runtime.clock import lease_clock
 from runtime.link import Link, pack
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
@@ -76,7 +76,7 @@ class Rounds:
             look = [number for number in trip.look if of(number) is connection]
             heartbeat = trip.heartbeat and connection is home
             if renew or look or heartbeat:
-                yield _Part(connection, connection.leases, Trip(heartbeat, renew, look), monotonic())
+                yield _Part(connection, connection.leases, Trip(heartbeat, renew, look), lease_clock())
 
     async def _ask(self, part: _Part) -> Answers:
         keys, life_ms = self._keys, self._lease_ttl_ms

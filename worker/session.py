@@ -40,7 +40,7 @@ class Progress:
         self._due: dict[str, float] = {}
 
     def failed(self, handler: str, attempt: int, due: float) -> None:
-        """Attempt number `attempt` of a handler failed; the next is due at `due`, by `time.monotonic()`."""
+        """Attempt number `attempt` of a handler failed; the next is due at `due`, by `lease_clock()`."""
         self.attempts[handler] = attempt
         self._due[handler] = due
 

@@ -6,11 +6,11 @@ one waits in a runner; the marks of a loop tick travel together.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from time import monotonic
 from typing import Final
 
 import hiredis
 
+from runtime.clock import lease_clock
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
 from schemas.errors import RedisUnavailableError
@@ -153,7 +153,7 @@ class Suspects:
                 (reply,) = await link.send(packed, 1)
             except RedisUnavailableError as error:
                 reply, reason = None, str(error)
-            if reply == 1 and monotonic() < partition.lease_until:
+            if reply == 1 and lease_clock() < partition.lease_until:
                 return
             if reply == 0:
                 reason = "the lease is lost"

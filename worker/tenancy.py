@@ -1,5 +1,5 @@
 """What a worker knows and decides about its leases: what the next trip asks, what follows from the replies, when to
-go again. Pure: it is given readings of the monotonic clock and random numbers, and does nothing by itself.
+go again. Pure: it is given readings of one clock (`lease_clock`) and random numbers, and does nothing by itself.
 
 Rules:
 

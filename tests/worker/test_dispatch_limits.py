@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import threading
-from time import monotonic
 
 import pytest
 from dispatch_kit import (
@@ -16,6 +15,7 @@ from dispatch_kit import (
     until,
 )
 
+from runtime.clock import lease_clock
 from worker import Reject, attempts
 
 # Time limits
@@ -217,14 +217,14 @@ async def test_nothing_starts_without_a_valid_lease_and_resume_takes_it_up():
         seen.append((event.session_uuid, event.sequence_number))
 
     async with dispatching(handle) as d:
-        d.partition.lease_until = monotonic() - 1
+        d.partition.lease_until = lease_clock() - 1
         d.feed(("s", 1), ("s", 2), ("t", 1))
         await turns()
         assert seen == []
         d.feed(("s", 3))
         await turns()
         assert seen == []
-        d.partition.lease_until = monotonic() + 60
+        d.partition.lease_until = lease_clock() + 60
         d.dispatcher.resume(d.partition)
         d.dispatcher.resume(d.partition)
         await d.settled()
@@ -242,14 +242,14 @@ async def test_the_lease_is_looked_at_before_every_session(monkeypatch):
     async with dispatching(handle) as d:
 
         def progressed(partition):
-            partition.lease_until = monotonic()
+            partition.lease_until = lease_clock()
 
         monkeypatch.setattr(d.dispatcher, "_on_progress", progressed)
         d.feed(("s", 1), ("t", 1))
         await until(lambda: calls)
         await turns()
         assert calls == ["s"]
-        d.partition.lease_until = monotonic() + 60
+        d.partition.lease_until = lease_clock() + 60
         d.dispatcher.resume(d.partition)
         await until(lambda: len(calls) == 2)
 
@@ -260,7 +260,7 @@ async def test_the_lease_is_looked_at_before_every_handler_of_an_event():
     @every(name="slow")
     async def slow(event, ctx):
         seen.append("slow")
-        d.partition.lease_until = monotonic() - 1  # as though the process had been stopped for a while
+        d.partition.lease_until = lease_clock() - 1  # as though the process had been stopped for a while
 
     @every(name="second")
     async def second(event, ctx):
@@ -273,7 +273,7 @@ async def test_the_lease_is_looked_at_before_every_handler_of_an_event():
         assert seen == ["slow"]
         assert d.partition.unfinished == 1
         assert d.dispatcher.busy == d.partition.running == 0
-        d.partition.lease_until = monotonic() + 60
+        d.partition.lease_until = lease_clock() + 60
         d.dispatcher.resume(d.partition)
         await d.settled()
     assert seen == ["slow", "second"], "who has handled it runs no second time"

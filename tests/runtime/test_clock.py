@@ -1,0 +1,31 @@
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime import clock
+
+ROOT = Path(clock.__file__).parent.parent
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux has it")
+def test_the_clock_of_leases_counts_the_time_of_a_suspended_machine():
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    now = clock.lease_clock()
+    assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def test_without_it_there_is_a_clock_all_the_same(monkeypatch):
+    monkeypatch.setattr(clock, "CLOCK", 10_000)  # no kernel has it
+    assert clock._clock() is time.monotonic
+    monkeypatch.setattr(clock, "CLOCK", None)
+    assert clock._clock() is time.monotonic
+
+
+def test_no_lease_is_compared_with_another_clock():
+    """Times of leases stand in `lease_until`, `sent_at` and `attempt.now`: none is read by `monotonic`."""
+    wrong = re.compile(r"(lease_until|sent_at|\.now\b|now=).*\bmonotonic\(\)|\bmonotonic\(\).*lease_until")
+    for name in ("attempts", "dispatch", "leases", "rounds", "suspects", "partition"):
+        for line in (ROOT / "worker" / f"{name}.py").read_text().splitlines():
+            assert not wrong.search(line), f"worker/{name}.py: {line}"
