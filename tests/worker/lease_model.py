@@ -6,6 +6,8 @@ there is. `flaws` switches single checks off, to show that the simulation notice
 
 from collections.abc import Iterable
 
+from worker.scripts import COMMITTED, DIVERGED, FENCED
+
 LEASE_S = 5.0
 RATE_SKEW = 0.02
 """How far any clock's rate may be from the true one: two of them differ by 4 %, a lease is trusted for 95 %."""
@@ -57,16 +59,23 @@ class Server:
         self.done: dict[int, tuple[int, int]] = {}
         """Under which token the last commit was made, and up to where in the stream."""
         self.members: dict[str, int] = {}
-        self._replica: tuple[dict, dict, dict, dict, dict] = ({}, {}, {}, {}, {})
+        self._replica: tuple[dict, ...] = ({}, {}, {}, {}, {})
+
+    def _written(self) -> tuple[dict, ...]:
+        return tuple(map(dict, (self.leases, self.fences, self.tenants, self.done, self.members)))
 
     def replicate(self) -> None:
         """The replica has caught up."""
-        written = (self.leases, self.fences, self.tenants, self.done, self.members)
-        self._replica = tuple(map(dict, written))  # type: ignore[assignment]
+        self._replica = self._written()
 
     def fail_over(self) -> None:
-        """The replica takes over; what it had not been told never happened."""
-        self.leases, self.fences, self.tenants, self.done, self.members = map(dict, self._replica)
+        """The replica takes over; what it had not been told never happened.
+
+        The one that was the primary is its replica now, and has not heard of it: it may come back as it is.
+        """
+        old = self._written()
+        self.leases, self.fences, self.tenants, self.done, self.members = self._replica
+        self._replica = old
 
     def now_ms(self, now: float) -> int:
         return int(self.clock.read(now) * 1000)
@@ -110,12 +119,12 @@ class Server:
         self.tenants[partition] = (worker, True)
         return True
 
-    def acquire(self, now: float, partition: int, worker: str) -> tuple[int, int] | None:
-        """The token, and up to where the stream is done."""
+    def acquire(self, now: float, partition: int, worker: str, token_over: int = 0) -> tuple[int, int] | None:
+        """The token, greater than `token_over`, and up to where the stream is done."""
         if self.held(partition, now) is not None and "acquire" not in self.flaws:
             return None
         now_ms = self.now_ms(now)
-        token = max(self.fences.get(partition, (0, 0))[0] + 1, now_ms)
+        token = max(self.fences.get(partition, (0, 0))[0] + 1, now_ms, token_over + 1)
         self.fences[partition] = (token, 0)
         self.tenants[partition] = (worker, False)
         self.leases[partition] = (token, worker, now_ms + self.lease_ms)
@@ -123,18 +132,18 @@ class Server:
 
     def commit(
         self, now: float, partition: int, token: int, worker: str, number: int, start: int, end: int
-    ) -> bool:
-        """Commit `number` of a token: the stream is done from `start` up to `end`."""
+    ) -> int:
+        """Commit `number` of a token: the stream is done from `start` up to `end`. The replies of commit.lua."""
         held = self.held(partition, now)
         mine = held == (token, worker) or (held is None and self._lapsed(partition, token, worker))
         if not mine and "fence" not in self.flaws:
-            return False
+            return FENCED
         newest, last = self.fences.get(partition, (0, 0))
         if "chain" not in self.flaws:
             if last == number:
-                return True
+                return COMMITTED
             if last + 1 != number:
-                return False
+                return DIVERGED
         under, done = self.done.get(partition, (0, 0))
         if token < max(under, newest):
             raise ViolationError(f"partition {partition}: committed under {token} after {max(under, newest)}")
@@ -144,4 +153,4 @@ class Server:
             )
         self.fences[partition] = (newest, number)
         self.done[partition] = (token, end)
-        return True
+        return COMMITTED

@@ -24,7 +24,9 @@ from lease_worker import Node
 
 NUDGE_S = 0.005 * LEASE_S
 """What a server's clock may leap forward besides what its rate is off, and every lease is still safe."""
-DOUBT_S = 1.1 * LEASE_S
+APART_S = 0.1 * LEASE_S
+"""How far the clocks of a primary and of its replica are apart, at most."""
+DOUBT_S = 1.2 * LEASE_S
 """After more than that (or a failover, or a clock that stood still), until what was renewed before has run out."""
 
 OWNED_WITHIN = 2
@@ -36,7 +38,7 @@ TRACE_MAX = 150
 
 FAULTS = (
     "kill", "kill", "pause", "pause", "suspend", "join", "join", "stop", "away", "away", "fail over", "fail over",
-    "back", "nudge", "leap",
+    "come back", "back", "nudge", "leap",
 )  # fmt: skip
 ONCE = {"back", "nudge"}
 
@@ -176,7 +178,7 @@ class Simulation:
         self.note(kind + ", %s, for %.3f s", node.name if node else None, long)
         if kind == "join":
             self.join()
-        elif kind in {"away", "fail over", "back", "nudge", "leap"}:
+        elif kind in {"away", "fail over", "come back", "back", "nudge", "leap"}:
             self._befall_server(server, kind, long)
         elif node is not None and not node.draining:
             self._befall_node(node, kind, long)
@@ -192,6 +194,9 @@ class Simulation:
         elif kind == "away":
             server.away = True
             self.later(long, setattr, server, "away", False)
+        elif kind == "come back":
+            # Without a replication before: as a primary that was cut off, with all that it took by itself.
+            self.later(long, self._fail_over, server)
         else:
             server.replicate()
             self.later(long, self._fail_over, server)
@@ -199,6 +204,7 @@ class Simulation:
     def _fail_over(self, server: Server) -> None:
         self.note("a server fails over")
         server.fail_over()
+        server.clock.offset_s += self.random.uniform(-APART_S, APART_S)
         self._doubt[server] = self.now + DOUBT_S
         self._newest = {n: token for n, token in self._newest.items() if self.server(n) is not server}
 

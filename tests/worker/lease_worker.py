@@ -9,6 +9,7 @@ from typing import Any
 
 from lease_model import LEASE_S, RATE_SKEW, Clock, Server
 
+from worker.scripts import COMMITTED, DIVERGED
 from worker.tenancy import Answers, Tenancy, Trip
 
 
@@ -20,6 +21,8 @@ class Holding:
         self.done = self.committed = done
         self.number = 0
         self.in_flight = self.busy = self.aside = self.closing = self.releasing = False
+        self.dropped = False
+        """Its server has lost something: nothing is committed any more."""
 
 
 class Node:
@@ -34,6 +37,7 @@ class Node:
         self.dead = self.paused = self.draining = False
         self.backlog: list[Callable[[], None]] = []
         self._round = 0
+        self._tokens: dict[int, int] = {}
         self.plan_trip(sim.random.uniform(0, 0.1))
         self.plan_work()
 
@@ -119,6 +123,7 @@ class Node:
             waiting -= 1
             if reply is not None:
                 self.tenancy.acquired(number, reply[0], self._counted_from(sent_at))
+                self._tokens[number] = reply[0]
                 self.holdings[number] = Holding(*reply)
                 sim.moves += 1
                 sim.note("%s: took %s under %s", self.name, number, reply[0])
@@ -132,7 +137,9 @@ class Node:
             server = sim.server(number)
             sim.send(
                 self, server,
-                lambda server=server, number=number: server.acquire(sim.now, number, self.name),
+                lambda server=server, number=number: server.acquire(
+                    sim.now, number, self.name, self._tokens.get(number, 0)
+                ),
                 lambda reply, number=number: answered(number, reply),
             )  # fmt: skip
 
@@ -156,7 +163,7 @@ class Node:
         """Commit what is done; release what is on its way back, once all is committed."""
         if self.holdings.get(number) is not holding or holding.in_flight:
             return
-        if holding.done > holding.committed:
+        if holding.done > holding.committed and not holding.dropped:
             holding.number += 1
             holding.in_flight = True
             self._commit(number, holding, holding.number, holding.committed, holding.done)
@@ -174,6 +181,7 @@ class Node:
                 sim.later(0.1, self._release, number, holding, node=self)
                 return
             self._forget(number)
+            self.plan_trip(self.tenancy.soon_s(sim.random.random()))
 
         sim.send(self, server, lambda: server.release(sim.now, number, holding.token, self.name), answered)
 
@@ -211,13 +219,17 @@ class Node:
     def _commit(self, number: int, holding: Holding, commit: int, start: int, end: int) -> None:
         sim, server = self.sim, self.sim.server(number)
 
-        def answered(reply: bool | None) -> None:
+        def answered(reply: int | None) -> None:
             if self.holdings.get(number) is not holding:
                 return
             if reply is None:  # carried out or not: the same once more
                 sim.later(0.1, self._commit, number, holding, commit, start, end, node=self)
-            elif reply:
+            elif reply == COMMITTED:
                 holding.committed, holding.in_flight = end, False
+                self._settle(number, holding)
+            elif reply == DIVERGED:
+                sim.note("%s: has seen more of %s under %s", self.name, number, holding.token)
+                holding.in_flight, holding.closing, holding.dropped = False, True, True
                 self._settle(number, holding)
             else:
                 sim.note("%s: fenced off %s under %s", self.name, number, holding.token)
