@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
     configure_logging(log_settings if quiet else reading.settings)
     dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit)
-    return run(dev.run, stop_timeout_ms=reading.settings.stop_timeout_ms)
+    return run(dev.run, stop_timeout_ms=reading.settings.stop_delay_ms + reading.settings.stop_timeout_ms)
 
 
 class Dev:

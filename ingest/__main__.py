@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
             await node.stop()
         return 0
 
-    return run(serve, stop_timeout_ms=settings.stop_timeout_ms)
+    return run(serve, stop_timeout_ms=settings.stop_delay_ms + settings.stop_timeout_ms)
 
 
 def _several(settings: Settings, processes: int) -> int:
@@ -45,7 +45,8 @@ def _several(settings: Settings, processes: int) -> int:
         except OSError as error:
             raise cannot_listen(settings, error) from None
         argv = ["ingest", "--host", settings.host, "--port", str(port)]
-        return supervise(argv, processes, stop_timeout_ms=settings.stop_timeout_ms)
+        stop_timeout_ms = settings.stop_delay_ms + settings.stop_timeout_ms
+        return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms)
 
 
 def _hold(host: str, port: int, held: ExitStack) -> int:

@@ -66,6 +66,7 @@ class IngestNode:
         self._drain = Drain(settings, self._spool, self._outlets, self._tasks, pace)
         keeper = Keeper(settings, self._load, self._outlets, self._spool, pace)
         self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
+        self._stopping = False
         self._stop_by = 0.0
         """When the stop should be over, by the loop's clock."""
         self._listener = Listener(
@@ -131,7 +132,15 @@ class IngestNode:
         _log.info("ingest takes callbacks", url=self.url, admin=self.admin_url)
 
     async def stop(self) -> None:
-        """Take no more, answer what is under way, drain the spool, both within MASKLINE_STOP_TIMEOUT_MS; close."""
+        """Say that it stops, and go on taking callbacks for MASKLINE_STOP_DELAY_MS, until all who send them know.
+
+        Then take no more, answer what is under way, drain the spool, both within MASKLINE_STOP_TIMEOUT_MS; close.
+        """
+        self._stopping = True
+        self._http.announce_stop()
+        if delay_ms := self._settings.stop_delay_ms:
+            _log.info("ingest is about to stop and still takes callbacks", delay_ms=delay_ms)
+            await asyncio.sleep(delay_ms / 1000)
         self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
 
@@ -180,16 +189,17 @@ class IngestNode:
         return Health(ok=True, details={"port": self.port})
 
     def _ready(self) -> Health:
-        """Well as long as what is taken can be kept; not with settings that are known to be wrong."""
+        """Well as long as what is taken can be kept; not with settings that are known to be wrong, nor at the stop."""
         ok = (self._outlets.all_ready or self._spool.trouble is None) and not self._outlets.misconfigured
         details = {
+            "stopping": self._stopping,
             "redis": self._outlets.details(),
             "spool": self._spooled(),
             "waiting": self._load.callbacks,
             "background": self._tasks.failing,
             **vital_details(),
         }
-        return Health(ok=ok, details=details)
+        return Health(ok=ok and not self._stopping, details=details)
 
     def _spooled(self) -> dict[str, Any]:
         spool = self._spool

@@ -101,6 +101,10 @@ class CallbackServer:
             return self._server()
         return Connection(self._desk, self._heads, self._connections)
 
+    def announce_stop(self) -> None:
+        """From here on each connection ends with its next answer, which says so; idle ones are left alone."""
+        self._desk.stopping = True
+
     async def drain(self, timeout_s: float) -> None:
         """Answer what is under way, at most so long, then close every connection."""
         await self._desk.finish(timeout_s)

@@ -90,6 +90,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "9090 ingest, 9091 worker",
         ),
     ] = None
+    stop_delay_ms: Annotated[
+        # Longer than any load balancer takes to notice; a slip of the finger must not hold a roll-out for hours.
+        int,
+        About(
+            whole(0, 10 * MINUTE_MS),
+            "after SIGTERM ingest answers `/readyz` with 503 and goes on taking callbacks for so long, "
+            "until the load balancer knows",
+        ),
+    ] = 0
     public_url: Annotated[
         str,
         About(
