@@ -1,63 +1,16 @@
-"""The command `maskline`: finds the subcommand, loads only its module, and exits as the contract says.
+"""The entry of the command `maskline`."""
 
-Exit codes: 0 done, 1 a problem found, 2 wrong usage or configuration (one line, no traceback).
-"""
-
-import argparse
-from importlib import import_module
-from importlib.metadata import version
-from typing import Final, NamedTuple
-
-from runtime.arguments import Parser
-from runtime.process import cli
-
-
-class Command(NamedTuple):
-    module: str
-    """Its `main(argv) -> int` does the work."""
-    summary: str
-
-
-COMMANDS: Final[dict[str, Command]] = {
-    "dev": Command("console.dev", "everything in one terminal, with an embedded Valkey"),
-    "ingest": Command("ingest.__main__", "an ingest node: takes callbacks in"),
-    "worker": Command("worker.__main__", "a worker: puts events in order and runs your handlers"),
-    "simulate": Command("console.simulate.command", "play simulated masking sessions against a URL"),
-    "status": Command("console.status", "who owns which partitions and what waits"),
-    "dead": Command("console.dead", "list and show callbacks that could not be handled"),
-    "settings": Command("console.settings", "every setting with its value, default and meaning"),
-}
+from runtime.search_path import arrange
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code; without arguments, this process's own, and exit."""
     if argv is None:
+        arrange()
+    # Only now: what these import must not be found in the user's directories.
+    from console.commands import dispatch  # noqa: PLC0415
+    from runtime.process import cli  # noqa: PLC0415
+
+    if argv is None:
         cli(dispatch)
     return dispatch(argv)
-
-
-def dispatch(argv: list[str]) -> int:
-    """Raises ConfigError for wrong usage."""
-    command = COMMANDS.get(argv[0]) if argv else None
-    if command is None:
-        _parser().parse_args(argv or ["--help"])
-        raise AssertionError  # the parser has ended it: by --help, --version or an error
-    run = import_module(command.module).main
-    code: int = run(argv[1:])
-    return code
-
-
-def _parser() -> Parser:
-    width = max(map(len, COMMANDS))
-    parser = Parser(
-        prog="maskline",
-        usage="maskline COMMAND [options]",
-        description="Takes in Plivo Number Masking callbacks and hands them to your handlers, in order.",
-        epilog="commands:\n"
-        + "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
-        + "\n\n`maskline COMMAND --help` says more about each.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"maskline {version('maskline')}")
-    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser

@@ -1,0 +1,11 @@
+"""Ingest: HTTP in, Redis stream out."""
+
+import sys
+
+# `python -m ingest`: the working directory comes first, until it has been put last.
+if sys.argv[:1] == ["-m"]:
+    sys.path.insert(0, __path__[0].removesuffix("ingest"))
+    from runtime.search_path import arrange
+
+    del sys.path[0]
+    arrange()

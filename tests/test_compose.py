@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from console.main import COMMANDS
+from console.commands import COMMANDS
 from schemas.settings import SETTINGS, Settings, load_settings
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from console.main import COMMANDS
+from console.commands import COMMANDS
 from schemas.settings import SETTINGS
 from worker.registry import load_handlers
 

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_ty
 
 import msgspec
 
+from runtime import search_path
 from schemas.errors import ConfigError
 from schemas.events import EVENT_TYPES, Event, UnknownEvent
 from worker.retry import (
@@ -246,18 +247,32 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 
 def _import(name: str) -> ModuleType:
-    # A user's own module stands beside where the worker is started, and what it imports.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    # A user's own module stands where the worker is started, and what it imports beside it.
+    search_path.add_working_directory()
     try:
-        return _import_path(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        return _import_path(Path(name)) if name.endswith(".py") else _import_dotted(name)
     except ConfigError as error:
         raise ConfigError(f"MASKLINE_HANDLERS: {name}: {error}") from error
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise ConfigError(
-            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {text}"
+            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {text}{_clash(error)}"
         ) from error
+
+
+def _import_dotted(name: str) -> ModuleType:
+    if hidden := search_path.hidden(name):
+        file, other = hidden
+        raise ConfigError(
+            f"{file} cannot be imported under this name, {other} has it: rename it, or give its path"
+        )
+    return importlib.import_module(name)
+
+
+def _clash(error: BaseException) -> str:
+    """What to add where a module looks for one of the user's, and finds another of that name."""
+    hidden = search_path.hidden(error.name) if isinstance(error, ImportError) and error.name else None
+    return f" ({hidden[0]} cannot be imported under this name: rename it)" if hidden else ""
 
 
 def _import_path(path: Path) -> ModuleType:
@@ -268,9 +283,9 @@ def _import_path(path: Path) -> ModuleType:
     for known in list(sys.modules.values()):
         if getattr(known, "__file__", None) == str(path) and known.__name__ != "__main__":
             return known
-    # A file called queue.py must not take the place of the module queue.
+    # A file called queue.py must not take the place of the module queue, nor yarl.py that of the library.
     name, count = path.stem, 0
-    while name in sys.modules or (count == 0 and name in sys.stdlib_module_names):
+    while name in sys.modules or (count == 0 and name in search_path.NEEDED):
         count += 1
         name = f"handlers_file_{path.stem}" + (f"_{count}" if count > 1 else "")
     loaded = importlib.util.spec_from_file_location(name, path)

@@ -152,7 +152,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     try:
         # In a process group of its own: a terminal's Ctrl-C is the worker's affair.
         return subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "worker.trial", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "worker.trial", str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0,
         )  # fmt: skip
     except (OSError, ValueError) as error:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from console.main import COMMANDS, main
+from console.commands import COMMANDS
+from console.main import main
 from schemas.errors import ConfigError
 
 MASKLINE = Path(sys.executable).with_name("maskline")
@@ -98,7 +99,7 @@ def test_every_command_is_there(name, capsys):
 
 def test_a_command_loads_only_what_it_needs():
     code = (
-        "import sys, console.main\n"
+        "import sys, console.commands, console.main\n"
         "print(*(m for m in ('aiohttp', 'console.dev', 'worker', 'ingest') if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
