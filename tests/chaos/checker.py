@@ -22,6 +22,9 @@ again, and no longer can it believe in a lease that it has lost. Then, and only 
 - An old owner may start one call after the new owner did: if its process was stopped. It looked at its lease, was
   stopped, and went on where it was: one call for each stop, right after it. Or within RACE_S of the new owner's first.
 
+- A number may be named as missing that had been handled: if a failover may have lost the commit that says so, and the
+  second owner bears a higher token. The callback itself is not lost: it comes again from a spool.
+
 Besides, while HANDOVER_FORGETS: an event with several handlers, of which one has come to its end and another waits for
 its next try when the partition is handed over (balance, a clean stop), comes to the first one again.
 
@@ -49,6 +52,9 @@ partition, this is False, and a second time is then a breach."""
 
 RACE_S = 0.1
 """Between an owner's look at its lease and the first line of the handler the system may let other processes run."""
+
+FAILOVERS = ("fail_over", "come_back")
+"""Faults after which the server may lack what it had confirmed: commits are not waited for by WAIT."""
 
 SLOW_S = 1.0
 """An event that is under way for so long ought not to hold up others."""
@@ -239,12 +245,14 @@ class _Check:
 
     def _whole(self, lane: list[Call]) -> None:
         """What is said to be in order has nothing open before it; what is said to be missing was not handled."""
-        reached: set[int] = set()
+        reached: dict[int, Call] = {}
         for call in lane:
             it = call.began
             number = it.number
             if it.order == "after_gap":
-                handled = reached.intersection(it.missing)
+                handled = {
+                    one for one in it.missing if one in reached and not self._taken_back(reached[one], it)
+                }
                 if not it.missing or handled or number - 1 not in it.missing:
                     self._find(
                         "misordered", f"{call}: names {it.missing} as missing; handled: {sorted(handled)}"
@@ -253,7 +261,20 @@ class _Check:
                 self._find("misordered", f"{call}: has a number, and is {it.order}")
             elif number not in (0, self.terms.first_sequence) and number - 1 not in reached:
                 self._find("misordered", f"{call}: in_order, and {number - 1} was not handled before")
-            reached.add(number)
+            reached[number] = call
+
+    def _taken_back(self, handled: Call, later: Began) -> bool:
+        """Whether a failover may have lost that an event was handled, before a later owner asked for it."""
+        it = handled.began
+        if later.token <= it.token:
+            return False
+        end = it.at if handled.end is None else handled.end
+        lost = any(
+            fault.kind in FAILOVERS and fault.began - self.terms.lease_s <= end <= fault.ended
+            for fault in self.troubles.redis
+        )
+        self.counts["after_gap, the missing handled before a failover"] += lost
+        return lost
 
     def _tokens_grow(self) -> None:
         """In a partition a call under an old token never starts after one under a newer token."""

@@ -37,6 +37,8 @@ DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
     ("reset", "ingest"): (2, 0.3, 1.5, False),
     ("kill", "redis"): (1, 0.1, 1.5, False),
     ("stop", "redis"): (2, 0.2, 1.8, True),
+    ("fail_over", "redis"): (2, 0.1, 1.0, False),
+    ("come_back", "redis"): (1, 0.1, 1.0, False),
 }
 
 DELAY_S = (0.02, 0.25)
@@ -51,7 +53,8 @@ class Planned(NamedTuple):
     lasts_s: float
     """Until it is taken back, or the killed process is started again."""
     amount: float
-    """`delay`: how late every byte comes; `reset`: replies before the one that is torn."""
+    """`delay`: how late every byte comes; `reset`: replies before the one that is torn; `fail_over`, `come_back`: 1
+    where the old primary's clock is ahead, else 0."""
 
     @property
     def free_at_s(self) -> float:
@@ -74,6 +77,8 @@ def plan(seed: int, duration_s: float, *, workers: int, ingests: int, lease_s: f
         target = rng.choice(targets[role])
         at_s = max(at_s, _free_at_s(planned, target))
         amount = rng.uniform(*DELAY_S) if kind == "delay" else float(rng.randrange(REPLIES_MAX))
+        if kind in ("fail_over", "come_back"):
+            amount = float(rng.randrange(2))
         fault = Planned(at_s, kind, target, lasts_s, amount)
         if fault.free_at_s > duration_s:
             break

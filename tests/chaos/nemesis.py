@@ -89,11 +89,30 @@ class Nemesis:
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(fault.lasts_s)
             await asyncio.to_thread(server.start)
+        elif fault.kind in ("fail_over", "come_back"):
+            await self._fail_over(fault)
         else:
             server.pause()
             await asyncio.sleep(fault.lasts_s)
             server.resume()
         return began, pid
+
+    async def _fail_over(self, fault: Planned) -> None:
+        """The other server takes the primary's place, without what that took in the last `lasts_s`."""
+        stage, servers = self._stage, self._stage.servers
+        await asyncio.to_thread(servers.cut)
+        if fault.amount:
+            await asyncio.to_thread(
+                servers.leap, [stage.keys.callbacks(number) for number in range(stage.partitions)]
+            )
+        await asyncio.sleep(fault.lasts_s)
+        await asyncio.to_thread(servers.change_places)
+        stage.follow()
+        if fault.kind == "come_back":
+            await asyncio.sleep(fault.lasts_s)
+            await asyncio.to_thread(servers.come_back)
+            stage.follow()
+        await asyncio.to_thread(servers.rejoin)
 
     async def _node(self, node: Node, fault: Planned) -> None:
         proxy = node.proxy

@@ -19,6 +19,7 @@ from history import Exit, Fact
 from proxy import Proxy, fixed_port
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from replicated import FAST, Replicated
 from servers import RedisServer
 from traffic import AUTH_ID, AUTH_TOKEN
 
@@ -125,17 +126,34 @@ class Node:
 
 
 class Stage:
-    """`server`, `ingests`, `workers`; made by `open_stage`."""
+    """`servers`, `ingests`, `workers`; made by `open_stage`."""
 
-    def __init__(self, server: RedisServer, keys: Keys, partitions: int) -> None:
-        self.server = server
+    def __init__(self, servers: Replicated, keys: Keys, partitions: int) -> None:
+        self.servers = servers
         self.keys = keys
         self.partitions = partitions
         self.ingests: list[Node] = []
         self.workers: list[Node] = []
         self.urls: list[tuple[str, int]] = []
-        self.client = redis.Redis(
-            port=server.port,
+        self.client = self._look()
+
+    @property
+    def server(self) -> RedisServer:
+        """The one in use."""
+        return self.servers.primary
+
+    def follow(self) -> None:
+        """The servers have changed places: the address of each process leads to the one that is in use now."""
+        self.client = self._look()
+        for node in self.nodes:
+            node.proxy.server_port = self.server.port
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _look(self) -> redis.Redis:
+        return redis.Redis(
+            port=self.server.port,
             socket_timeout=LOOK_TIMEOUT_S,
             socket_connect_timeout=LOOK_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
@@ -183,8 +201,9 @@ async def open_stage(
 ) -> AsyncIterator[Stage]:  # fmt: skip
     """Start everything in `directory`; stop everything in the end."""
     # By the second, the default, a write may wait while another is synced, and a kill then takes what was answered.
-    server = RedisServer(directory / "valkey", options=("--appendfsync", "always"))
-    server.port = fixed_port()
+    options = ("--appendfsync", "always", *FAST)
+    servers = Replicated(*(RedisServer(directory / f"valkey-{n}", options=options) for n in range(2)))
+    servers.primary.port, servers.replica.port = fixed_port(), fixed_port()
     common = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")} | {
         "MASKLINE_NAMESPACE": NAMESPACE,
         "MASKLINE_PARTITIONS": str(partitions),
@@ -195,13 +214,13 @@ async def open_stage(
         "MASKLINE_ADMIN_PORT": "0",
     }
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(server.kill)
-        await asyncio.to_thread(server.start)
-        stage = Stage(server, Keys(NAMESPACE, "workers"), partitions)
-        stack.callback(stage.client.close)
+        stack.callback(servers.kill)
+        await asyncio.to_thread(servers.start)
+        stage = Stage(servers, Keys(NAMESPACE, "workers"), partitions)
+        stack.callback(stage.close)
 
         async def add(role: str, index: int, environment: dict[str, str]) -> Node:
-            proxy = Proxy(server.port)
+            proxy = Proxy(stage.server.port)
             await proxy.start()
             stack.push_async_callback(proxy.stop)
             url = {"MASKLINE_REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
@@ -215,6 +234,7 @@ async def open_stage(
                 "MASKLINE_HOST": "127.0.0.1", "MASKLINE_PORT": str(port),
                 "MASKLINE_AUTH_TOKENS": f"{AUTH_ID}:{AUTH_TOKEN}",
                 "MASKLINE_SPOOL_DIR": str(directory / f"spool-{index}"),
+                "MASKLINE_DURABILITY": "replicas:1",
             }  # fmt: skip
             stage.ingests.append(await add("ingest", index, settings))
             stage.urls.append((stage.ingests[-1].name, port))

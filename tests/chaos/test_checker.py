@@ -109,6 +109,25 @@ def test_a_gap_that_is_flagged_is_none(book: Book):
     assert verdict.counts["after_gap, the missing answered before"] == 1, "3 was answered at 0"
 
 
+@pytest.mark.parametrize(
+    ("kind", "began", "token", "excused"),
+    [
+        ("fail_over", 1.05, 2, True),
+        ("come_back", 1.05, 2, True),
+        ("kill", 1.05, 2, False),
+        ("fail_over", 2.5, 2, False),
+        ("fail_over", 1.05, 1, False),
+    ],
+)
+def test_handled_number_may_be_named_missing_only_where_a_failover_took_it_back(
+    book: Book, kind: str, began: float, token: int, excused: bool
+):
+    book.sent("s3", 3)
+    book.fault(kind, "redis", began, began + 0.1)
+    book.call("s3", 3.0, order="after_gap", missing=[2], token=token)
+    assert book.broken == ({} if excused else {"misordered": 1})
+
+
 @pytest.mark.parametrize("missing", [[], [2, 3], [1, 2, 3]], ids=str)
 def test_a_flag_that_says_what_is_not_so_is_misordered(book: Book, missing: list[int]):
     book.sent("s4", 4)
