@@ -17,18 +17,17 @@ from rich.table import Table
 
 from console.arguments import positive
 from console.inquiry import Inquiry, about, ask
+from console.letters import all_letters, decode_entry, latest_letters
 from console.tables import print_table
 from runtime.arguments import Parser
 from runtime.logs import configure_logging, get_logger
 from schemas.callback import RawCallback, decode_callback
 from schemas.decode import parameter_pairs
-from schemas.errors import MasklineError, NotDecodableError, RedisUnavailableError, UndecodableEntryError
+from schemas.errors import MasklineError, NotDecodableError, UndecodableEntryError
 from schemas.parameters import parse_parameters
 from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
-from worker.deadletter import DEAD_FIELD, DeadLetter, decode_dead_letter, public_id, split_public_id
+from worker.deadletter import DeadLetter, public_id, split_public_id
 
-PAGE: Final = 500
-"""Dead letters read at a time: each carries its callback, up to some 64 KiB."""
 REASON_SHOWN_CHARS: Final = 60
 
 _log = get_logger("maskline.console")
@@ -83,11 +82,7 @@ def _parser() -> Parser:
 
 def _list(arguments: argparse.Namespace) -> int:
     async def question(inquiry: Inquiry) -> int:
-        rows = await read_rows(inquiry)
-        if arguments.session:
-            rows = [row for row in rows if row.session_uuid == arguments.session]
-        if arguments.limit:
-            rows = rows[-arguments.limit :]
+        rows = await read_rows(inquiry, arguments.session or "", arguments.limit)
         if arguments.json:
             _print_json(rows)
         else:
@@ -97,43 +92,20 @@ def _list(arguments: argparse.Namespace) -> int:
     return ask(question)
 
 
-async def read_rows(inquiry: Inquiry) -> list[Row]:
-    """All dead letters, by when they were given up. Only their rows are held, not their callbacks."""
-    streams = [inquiry.keys.dead(number) for number in range(inquiry.partitions)]
-    lengths = await inquiry.send([about(stream, "XLEN", stream) for stream in streams])
-    rows: list[Row] = []
-    for number, length in enumerate(lengths):
-        start = "-"
-        while length:
-            entries = await _read_page(inquiry, number, start)
-            rows += (
-                _row(number, entry_id, letter)
-                for entry_id, letter in map(_decode, entries)
-                if letter is not None
-            )
-            if len(entries) < PAGE:
-                break
-            start = f"({entries[-1][0].decode()}"
+async def read_rows(inquiry: Inquiry, session: str = "", limit: int | None = None) -> list[Row]:
+    """Dead letters, by when they were given up: all of them, or the latest, or those of a session.
+
+    Only their rows are held, not their callbacks.
+    """
+
+    def wanted(letter: DeadLetter) -> bool:
+        return not session or letter.session_uuid == session
+
+    if limit is not None:
+        rows = [_row(*letter) for letter in await latest_letters(inquiry, limit, wanted)]
+    else:
+        rows = [_row(*letter) async for letter in all_letters(inquiry) if wanted(letter[2])]
     return sorted(rows, key=lambda row: (row.failed_at, row.partition, row.id))
-
-
-async def _read_page(inquiry: Inquiry, partition: int, start: str) -> list[Any]:
-    stream = inquiry.keys.dead(partition)
-    (reply,) = await inquiry.send([about(stream, "XRANGE", stream, start, "+", "COUNT", PAGE)])
-    if isinstance(reply, hiredis.ReplyError):
-        raise RedisUnavailableError(f"the dead letters of partition {partition} cannot be read: {reply}")
-    entries: list[Any] = reply
-    return entries
-
-
-def _decode(entry: Any) -> tuple[str, DeadLetter | None]:
-    """An entry's id and letter; None where somebody else wrote it."""
-    entry_id, fields = entry
-    values = dict(zip(fields[::2], fields[1::2], strict=True))
-    try:
-        return entry_id.decode(), decode_dead_letter(values.get(DEAD_FIELD, b""))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return entry_id.decode(), None
 
 
 def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
@@ -147,7 +119,9 @@ def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
         reason=redact(letter.reason),
         attempts=letter.attempts,
         received_at=None if letter.received_at_ms is None else _time(letter.received_at_ms),
-        failed_at=_time(letter.failed_at_ms),
+        failed_at=_time(letter.failed_at_ms)
+        or _time(int(entry_id.partition("-")[0]))
+        or datetime.max.replace(tzinfo=UTC),
         group=letter.group,
         partition=partition,
     )
@@ -206,7 +180,7 @@ async def _read_letter(inquiry: Inquiry, text: str) -> tuple[int, str, DeadLette
     (reply,) = await inquiry.send([about(stream, "XRANGE", stream, entry_id, entry_id, "COUNT", 1)])
     if not reply or isinstance(reply, hiredis.ReplyError):
         raise unknown
-    _, letter = _decode(reply[0])
+    _, letter = decode_entry(reply[0])
     if letter is None:
         raise unknown
     return partition, entry_id, letter
@@ -296,8 +270,12 @@ def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def _time(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+def _time(milliseconds: int) -> datetime | None:
+    """None for what is no time between the years 1 and 9999, whoever wrote it."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def _user() -> str:

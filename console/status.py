@@ -1,7 +1,7 @@
 """`maskline status`: who owns which partitions, what waits, what was given up.
 
-Exit code 1 where something needs a person: no live worker, or callbacks that wait in partitions nobody owns. Dead
-letters are shown; they alone are no fault of the system.
+Exit code 1 where something needs a person: no live worker, callbacks that wait in partitions nobody owns, a Redis that
+is nearly full, or filled by dead letters. Some dead letters alone are a warning, and no fault of the system.
 """
 
 import sys
@@ -17,13 +17,19 @@ from rich.table import Table
 from console.inquiry import Inquiry, Question, about, ask
 from console.tables import plain_console, print_table
 from runtime.arguments import Parser
+from runtime.hygiene import MEMORY_HIGH
 from runtime.link import pack
 from schemas.errors import RedisUnavailableError
+from worker.letters import size_of
 
-PER_PARTITION: Final = 5
+PER_PARTITION: Final = 6
 """Commands about one partition, in the order in which `_read_partition` takes the replies."""
 WORKERS_NAMED_MAX: Final = 20
 """Workers listed for a reader; `--json` has them all."""
+
+
+DEAD_HIGH: Final = 0.25
+"""Dead letters that take more than this part of maxmemory are a problem: they stay, and what comes in has less room."""
 
 
 class PartitionStatus(msgspec.Struct, frozen=True):
@@ -40,6 +46,8 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     pending: int
     """Callbacks read and not done: under way, being retried, or waiting for a missing number."""
     dead_letters: int
+    dead_bytes: int | None = None
+    """What they take of Redis's memory, about; None where it does not tell."""
 
     @property
     def waiting(self) -> int:
@@ -61,12 +69,15 @@ class Status(msgspec.Struct, frozen=True):
     group: str
     healthy: bool
     problems: list[str]
+    warnings: list[str]
+    """What needs no person yet, and may."""
     workers: dict[str, int]
     """Live workers with the number of their partitions."""
     stored: int
     unread: int
     pending: int
     dead_letters: int
+    dead_bytes: int | None
     redis: RedisStatus
     partitions: list[PartitionStatus]
 
@@ -74,8 +85,8 @@ class Status(msgspec.Struct, frozen=True):
 def main(argv: list[str]) -> int:
     parser = Parser(
         prog="maskline status",
-        description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives or "
-        "callbacks wait in partitions that nobody owns.",
+        description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives, "
+        "callbacks wait in partitions that nobody owns, or Redis is nearly full.",
     )
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--all", action="store_true", help="list quiet partitions as well")
@@ -108,6 +119,7 @@ async def read_status(inquiry: Inquiry) -> Status:
             about(callbacks, "XLEN", callbacks),
             about(callbacks, "XINFO", "GROUPS", callbacks),
             about(dead, "XLEN", dead),
+            about(dead, "MEMORY", "USAGE", dead, "SAMPLES", 1),
         ]
     server, memory, time, heartbeats, *replies = await inquiry.send(commands)
     for reply in (server, memory, time, heartbeats):
@@ -126,18 +138,21 @@ async def read_status(inquiry: Inquiry) -> Status:
     owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
     # Whoever holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
     workers = {name: owned[name] for name in sorted({*live, *owned})}
-    problems = list(find_problems(workers, partitions))
+    redis = _redis_status(inquiry, _info(server) | _info(memory))
+    problems = [*find_problems(workers, partitions), *find_shortages(redis, partitions)]
     return Status(
         namespace=settings.namespace,
         group=settings.group,
         healthy=not problems,
         problems=problems,
+        warnings=list(find_warnings(redis, partitions)),
         workers=workers,
         stored=sum(partition.stored for partition in partitions),
         unread=sum(partition.unread for partition in partitions),
         pending=sum(partition.pending for partition in partitions),
         dead_letters=sum(partition.dead_letters for partition in partitions),
-        redis=_redis_status(inquiry, _info(server) | _info(memory)),
+        dead_bytes=dead_bytes_of(partitions),
+        redis=redis,
         partitions=partitions,
     )
 
@@ -151,8 +166,36 @@ def find_problems(workers: dict[str, int], partitions: Sequence[PartitionStatus]
         yield f"{waiting:,} callbacks wait in {len(stuck):,} partitions that nobody owns"
 
 
+def find_shortages(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:
+    """What will keep callbacks out if nobody does anything."""
+    limit, used, dead_bytes = redis.maxmemory_bytes, redis.used_memory_bytes, dead_bytes_of(partitions) or 0
+    if limit and used > MEMORY_HIGH * limit:
+        yield f"{used / limit:.0%} of Redis's maxmemory are used: full, it takes no callbacks"
+    if limit and dead_bytes > DEAD_HIGH * limit:
+        yield f"dead letters take {_mib(dead_bytes)} MiB, {dead_bytes / limit:.0%} of Redis's maxmemory"
+
+
+def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:
+    dead, dead_bytes = sum(partition.dead_letters for partition in partitions), dead_bytes_of(partitions)
+    if dead:
+        size = "" if dead_bytes is None else f", {_mib(dead_bytes)} MiB of Redis's memory"
+        yield f"{dead:,} dead letters{size}: maskline dead list"
+    if not redis.maxmemory_bytes:
+        yield "Redis has no maxmemory: it may take all of its machine's"
+
+
+def dead_bytes_of(partitions: Sequence[PartitionStatus]) -> int | None:
+    """What the dead letters take; None where the server does not tell of all."""
+    sizes = [partition.dead_bytes for partition in partitions]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.1f}"
+
+
 def _read_partition(number: int, group: str, replies: Sequence[Any]) -> PartitionStatus:
-    lease, left_ms, stored, groups, dead = replies
+    lease, left_ms, stored, groups, dead, dead_size = replies
     if isinstance(groups, hiredis.ReplyError):
         groups = []  # no stream yet
     for reply in (lease, left_ms, stored, dead):
@@ -175,6 +218,7 @@ def _read_partition(number: int, group: str, replies: Sequence[Any]) -> Partitio
         unread=unread,
         pending=pending,
         dead_letters=dead,
+        dead_bytes=size_of(dead_size),
     )
 
 
@@ -225,6 +269,8 @@ def _print_status(status: Status, *, everything: bool) -> None:
         f"group       {status.group} of {status.namespace}: {status.unread:,} unread, {status.pending:,} pending, "
         f"{status.stored:,} stored, {status.dead_letters:,} dead letters"
     )
+    for warning in status.warnings:
+        console.print(f"warning     {warning}", style="yellow")
     for problem in status.problems:
         console.print(f"PROBLEM     {problem}", style="bold red")
     if status.healthy:

@@ -47,6 +47,9 @@ class ServerReport:
     version: str
     """As `Valkey 9.1.2` or `Redis 8.2.3`; `unknown` where the server does not tell."""
     findings: tuple[Finding, ...]
+    memory_used_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    """`maxmemory`; 0 for none. None where the server does not tell."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -62,9 +65,10 @@ class ServerReport:
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
     def details(self) -> dict[str, Any]:
-        """For /readyz: `version`, and `errors` and `warnings` as code and text each."""
+        """For /readyz: `version`, `memory`, and `errors` and `warnings` as code and text each."""
         return {
             "version": self.version,
+            "memory": {"used_bytes": self.memory_used_bytes, "max_bytes": self.memory_max_bytes},
             "errors": [{"code": finding.code, "text": finding.text} for finding in self.errors],
             "warnings": [{"code": finding.code, "text": finding.text} for finding in self.warnings],
         }
@@ -86,7 +90,8 @@ async def inspect_server(link: Link) -> ServerReport:
         isinstance(configured, list) and len(configured) == 2 and isinstance(configured[1], bytes)
     ):  # name, value
         save = configured[1].decode(errors="replace")
-    return ServerReport(version_of(info), tuple(judge(info, save)))
+    used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
+    return ServerReport(version_of(info), tuple(judge(info, save)), used, limit)
 
 
 # The pure part

@@ -4,7 +4,7 @@ What is found is logged once, and again when it is over; /readyz has it as it st
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -95,6 +95,11 @@ class Inspection:
     @property
     def errors(self) -> tuple[Finding, ...]:
         return tuple(finding for report in self._reports.values() for finding in report.errors)
+
+    @property
+    def reports(self) -> Mapping[str, ServerReport]:
+        """The last one of each server, by its address."""
+        return self._reports
 
     def details(self) -> dict[str, Any]:
         """For /readyz: by address, the version and what was found."""

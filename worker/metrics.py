@@ -92,6 +92,7 @@ class WorkerCollector(Collector):
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(PREFIX + name, text, value)
+        yield from self._memory()
         held_back = GaugeMetricFamily(
             PREFIX + "retention_held_back_seconds",
             "For how long the oldest callback that a group keeps has outstayed retention.",
@@ -101,3 +102,27 @@ class WorkerCollector(Collector):
             held_back.add_metric([group], seconds)
         yield held_back
         yield from vital_metrics(PREFIX)
+
+    def _memory(self) -> Iterable[Metric]:
+        """What fills the servers."""
+        letters = self._node.dead_letters
+        yield GaugeMetricFamily(
+            PREFIX + "dead_letters_stored", "Dead letters in Redis, of owned partitions.", letters.count
+        )
+        if letters.size_bytes is not None:
+            yield GaugeMetricFamily(
+                PREFIX + "dead_letters_bytes", "Redis's memory that they take, about.", letters.size_bytes
+            )
+        used = GaugeMetricFamily(
+            PREFIX + "redis_memory_used_bytes", "Redis's memory in use, by server.", labels=["redis"]
+        )
+        limit = GaugeMetricFamily(
+            PREFIX + "redis_memory_max_bytes", "Redis's maxmemory, 0 for none.", labels=["redis"]
+        )
+        for address, report in self._node.servers.items():
+            if report.memory_used_bytes is not None:
+                used.add_metric([address], report.memory_used_bytes)
+            if report.memory_max_bytes is not None:
+                limit.add_metric([address], report.memory_max_bytes)
+        yield used
+        yield limit

@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import ModuleType
@@ -13,6 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from runtime.admin import AdminServer, Health
+from runtime.hygiene import ServerReport
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
@@ -23,6 +24,7 @@ from worker.connections import Connections
 from worker.dispatch import Dispatcher
 from worker.entries import decode_entries, decode_in_python
 from worker.leases import LeaseKeeper
+from worker.letters import DeadLetters
 from worker.metrics import WorkerCollector
 from worker.partition import Partition, arrive_plainly
 from worker.polling import Pollers
@@ -124,7 +126,9 @@ class WorkerNode:
         self.retention = Retention(self._connections, self._keys, self._leases.opened, settings, self.stats)
         registry.register(WorkerCollector(self))
         self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked, self.background)
+        self.dead_letters = DeadLetters(self._connections, self._keys, self._leases.opened)
         self.background.start("retention", self.retention.run)
+        self.background.start("dead letters", self.dead_letters.run)
         # Without these nothing moves, and what they had under way is best begun anew: their end is the process's.
         self._tasks = [
             asyncio.create_task(self._leases.run(), name="leases"),
@@ -198,6 +202,11 @@ class WorkerNode:
         return self._connections.up
 
     @property
+    def servers(self) -> Mapping[str, ServerReport]:
+        """What the servers said of themselves, by address."""
+        return self._connections.inspection.reports
+
+    @property
     def busy(self) -> int:
         return self._dispatcher.busy
 
@@ -216,6 +225,8 @@ class WorkerNode:
         }
         if self._started:
             details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
+            letters = self.dead_letters
+            details["dead_letters"] = {"count": letters.count, "bytes": letters.size_bytes}
             details["reads"] = self._pollers.details()
         return Health(self._started and self._connections.up and not inspection.errors, details)
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints, overload
 
 import msgspec
@@ -303,7 +303,7 @@ def _import_path(path: Path) -> ModuleType:
 
 def _resource_spec(function: Callable[..., Any]) -> ResourceSpec:
     name = function.__name__
-    if inspect.signature(function).parameters:
+    if _signature(function).parameters:
         raise ConfigError(f"the resource {name} must take no parameters")
     opener = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
     if not (inspect.isasyncgenfunction(function) or hasattr(function, "__wrapped__")):
@@ -315,7 +315,7 @@ def _resource_spec(function: Callable[..., Any]) -> ResourceSpec:
 
 def _wanted(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, str]:
     """The handler's parameters after event and context, by the resource that fills each."""
-    parameters = list(inspect.signature(spec.function).parameters.values())
+    parameters = list(_signature(spec.function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < 2:
         raise ConfigError(
@@ -341,6 +341,30 @@ def _wanted(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, s
     return wanted
 
 
+# From Python 3.14 on annotations are evaluated when they are looked at, each time all of a function's, and a name that
+# only a type checker imports raises NameError (PEP 649). As FORWARDREF they come one by one, unresolved where need be.
+_FORWARD_REFERENCES: Final[dict[str, Any]] = (
+    {}
+    if sys.version_info < (3, 14)
+    else {"format": importlib.import_module("annotationlib").Format.FORWARDREF}
+)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(
+        function, **{f"annotation_{name}": it for name, it in _FORWARD_REFERENCES.items()}
+    )
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    if not _FORWARD_REFERENCES:
+        return inspect.get_annotations(function)
+    annotations: dict[str, Any] = importlib.import_module("annotationlib").get_annotations(
+        function, **_FORWARD_REFERENCES
+    )
+    return annotations
+
+
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function)
@@ -351,8 +375,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _resolvable_hints(function: Callable[..., Any]) -> dict[str, Any]:
     innermost = inspect.unwrap(function)
     hints: dict[str, Any] = {}
-    for name, annotation in getattr(innermost, "__annotations__", {}).items():
-        alone = SimpleNamespace(__annotations__={name: annotation})
+    for name, annotation in _annotations(innermost).items():
+
+        def alone() -> None: ...
+
+        alone.__annotations__ = {name: annotation}
         with contextlib.suppress(Exception):
             hints |= get_type_hints(alone, globalns=getattr(innermost, "__globals__", {}))
     return hints

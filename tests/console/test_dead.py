@@ -7,9 +7,13 @@ from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_modul
 from servers import wait_until
 
 from console.dead import NoSuchLetterError
+from console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
 from console.main import main
+from runtime.link import Link
 from schemas.errors import ConfigError
+from schemas.keys import Keys
 from worker import Reject
+from worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
 from worker.node import WorkerNode
 
 CONTRACT = {
@@ -158,3 +162,76 @@ def test_wrong_usage():
     for argv in (["dead"], ["dead", "bury"], ["dead", "show"], ["dead", "list", "--limit", "0"]):
         with pytest.raises(ConfigError):
             main(argv)
+
+
+# Many of them
+
+
+CALLBACK_BYTES = 10_000
+MANY = 400
+
+
+def put_letters(server, namespace, *, count=MANY, size=CALLBACK_BYTES, **changes):
+    """Dead letters over all partitions, one a millisecond; their ids by age."""
+    ids = []
+    with server.client() as client, client.pipeline(transaction=False) as pipe:
+        for at in range(count):
+            partition, entry_id = at % PARTITIONS, f"{1_700_000_000_000 + at}-0"
+            values = {
+                "group": "workers", "entry_id": "1-1", "code": "late", "reason": "late",
+                "failed_at_ms": 1_700_000_000_000 + at, "callback": bytes(size), "session_uuid": f"s{at % 50}",
+            } | changes  # fmt: skip
+            letter = encode_dead_letter(DeadLetter(**values))
+            pipe.xadd(Keys(namespace).dead(partition), {DEAD_FIELD: letter}, id=entry_id)
+            ids.append(f"{partition}-{entry_id}")
+        pipe.execute()
+    return ids
+
+
+def sent_bytes(server):
+    with server.client() as client:
+        return client.info("stats")["total_net_output_bytes"]
+
+
+@pytest.mark.parametrize("limit", [1, 5, 30])
+def test_a_limit_reads_little_more_than_it_shows(run, redis_server, namespace, limit):
+    ids = put_letters(redis_server, namespace)
+    before = sent_bytes(redis_server)
+    found = rows(run, "--limit", str(limit))
+    read = sent_bytes(redis_server) - before
+    assert [row["id"] for row in found] == ids[-limit:]
+    assert read < (2 * limit + 2 * PARTITIONS) * CALLBACK_BYTES + 50_000
+
+
+def test_a_limit_counts_the_letters_of_the_session(run, redis_server, namespace):
+    ids = put_letters(redis_server, namespace)
+    assert [row["id"] for row in rows(run, "--session", "s7", "--limit", "3")] == ids[7::50][-3:]
+    assert [row["id"] for row in rows(run, "--session", "s7")] == ids[7::50]
+    assert rows(run, "--session", "nobody", "--limit", "3") == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(2_000, 10), (60, 64_000)])
+def test_pages_keep_to_their_bytes_whatever_letters_take(
+    redis_server, namespace, run, monkeypatch, count, size
+):
+    ids = put_letters(redis_server, namespace, count=count, size=size)
+    pages = []
+    real = Link.send
+
+    def send(self, packed, replies, **named):
+        future = real(self, packed, replies, **named)
+        future.add_done_callback(lambda done: pages.append(len(msgspec.msgpack.encode(done.result()))))
+        return future
+
+    monkeypatch.setattr(Link, "send", send)
+    assert [row["id"] for row in rows(run)] == ids
+    assert max(pages) < 1.5 * PAGE_MAX_BYTES
+    assert len(pages) < 3 + PARTITIONS * 2 + 2 * count * size / PAGE_MAX_BYTES + 2 * count / PAGE_LETTERS_MAX
+
+
+@pytest.mark.parametrize("odd_ms", [-(10**18), 10**18, 2**62])
+def test_a_time_that_is_none_keeps_no_letter_from_being_shown(run, redis_server, namespace, odd_ms):
+    (letter_id,) = put_letters(redis_server, namespace, count=1, failed_at_ms=odd_ms, received_at_ms=odd_ms)
+    (row,) = rows(run)
+    assert (row["id"], row["received_at"]) == (letter_id, None)
+    assert run("show", letter_id).out

@@ -1,13 +1,23 @@
 import asyncio
+import urllib.request
 
 import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
 from console.inquiry import Inquiry, Servers
-from console.status import PartitionStatus, Status, find_problems, read_status
+from console.status import (
+    PartitionStatus,
+    RedisStatus,
+    Status,
+    find_problems,
+    find_shortages,
+    find_warnings,
+    read_status,
+)
 from runtime.store import Store
 from schemas.errors import ConfigError, RedisUnavailableError
+from schemas.keys import Keys
 from worker.node import WorkerNode
 
 
@@ -124,3 +134,89 @@ def test_what_is_a_problem():
     assert list(find_problems({}, [])) == ["no worker is alive"]
     (stuck,) = find_problems({"w": 1}, [partition(owner=None, unread=2), partition(1, owner=None, pending=1)])
     assert stuck == "3 callbacks wait in 2 partitions that nobody owns"
+
+
+MIB = 2**20
+
+
+def redis_with(used, limit):
+    return RedisStatus(
+        **dict.fromkeys(RedisStatus.__struct_fields__, "")
+        | {"used_memory_bytes": used * MIB, "maxmemory_bytes": limit * MIB}
+    )
+
+
+def dead_of(letters, mib):
+    return msgspec.structs.replace(partition(), dead_letters=letters, dead_bytes=int(mib * MIB))
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "dead_mib", "problems"),
+    [
+        (89, 100, 1, 0),
+        (91, 100, 1, 1),
+        (50, 100, 24, 0),
+        (50, 100, 26, 1),
+        (95, 100, 30, 2),
+        (950, 0, 900, 0),
+    ],
+)
+def test_a_redis_that_fills_up_is_a_problem(used, limit, dead_mib, problems):
+    found = list(
+        find_shortages(redis_with(used, limit), [dead_of(5, dead_mib / 2), dead_of(5, dead_mib / 2)])
+    )
+    assert len(found) == problems
+
+
+def test_dead_letters_are_a_warning_with_their_count_and_size():
+    (warning,) = find_warnings(redis_with(1, 100), [dead_of(1_000, 1.5), dead_of(234, 1)])
+    assert warning.startswith("1,234 dead letters, 2.5 MiB")
+    unknown = msgspec.structs.replace(partition(), dead_bytes=None)
+    assert "MiB" not in next(find_warnings(redis_with(1, 100), [unknown, dead_of(1, 1)]))
+
+
+def test_dead_letters_beyond_a_part_of_maxmemory_are_told_by_status_health_and_metrics(
+    own_redis, namespace, monkeypatch, capsys
+):
+    with own_redis.client() as client:
+        used = client.info("memory")["used_memory"]
+        for number in range(PARTITIONS):
+            with client.pipeline(transaction=False) as pipe:
+                for _ in range(100):
+                    pipe.xadd(Keys(namespace).dead(number), {"d": bytes(20_000)})
+                pipe.execute()
+        client.config_set("maxmemory", 2 * used + 20 * MIB)
+
+    async def health():
+        settings = settings_for(own_redis, namespace)
+        worker = WorkerNode(settings, handler_modules=[handler_module(lambda event, ctx: None)])
+        await worker.start()
+        try:
+            async with asyncio.timeout(20):
+                while worker.owned < PARTITIONS or worker.dead_letters.count < 100 * PARTITIONS:
+                    await asyncio.sleep(0.01)
+                    await worker.dead_letters.look()
+            return worker._ready().details, await asyncio.to_thread(read, f"{worker.admin_url}/metrics")
+        finally:
+            await worker.stop()
+
+    def read(url):
+        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 our own
+            return response.read().decode()
+
+    details, metrics = asyncio.run(health())
+    assert details["dead_letters"]["count"] == 100 * PARTITIONS
+    assert 0.8 * 8_000_000 < details["dead_letters"]["bytes"] < 1.4 * 8_000_000
+    (server,) = details["servers"].values()
+    assert server["memory"]["max_bytes"] == 2 * used + 20 * MIB
+    for name in (
+        "dead_letters_stored",
+        "dead_letters_bytes",
+        "redis_memory_used_bytes",
+        "redis_memory_max_bytes",
+    ):
+        assert f"maskline_worker_{name}" in metrics
+    assert command(monkeypatch, own_redis, namespace, "status") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "dead letters take" in shown
+    assert "400 dead letters" in shown

@@ -121,7 +121,9 @@ async def test_a_server_as_it_should_be_and_what_becomes_of_it(server):
     assert report.version in (f"Valkey {said.get('valkey_version')}", f"Redis {said['redis_version']}")
     assert report.version.startswith("Valkey") == ("valkey_version" in said)
     assert report.findings == ()
-    assert report.details() == {"version": report.version, "errors": [], "warnings": []}
+    memory = {"used_bytes": report.memory_used_bytes, "max_bytes": 0}
+    assert report.details() == {"version": report.version, "memory": memory, "errors": [], "warnings": []}
+    assert report.memory_used_bytes > 100_000
 
     with server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")

@@ -304,3 +304,39 @@ def test_the_default_module():
     assert spec.name == "handlers.log.log"
     assert spec.types == (Event,)
     assert Context.__name__ == "Context"
+
+
+@pytest.mark.parametrize(
+    "future", ["from __future__ import annotations", ""], ids=["strings", "evaluated late"]
+)
+def test_names_for_a_type_checker_alone_keep_no_handler_from_being_loaded(tmp_path, future):
+    """Without the import from the future, Python 3.14 evaluates them only when somebody looks, and then they raise."""
+    if not future and sys.version_info < (3, 14):
+        pytest.skip("before Python 3.14 the module itself would not load")
+    path = tmp_path / f"annotated_{bool(future)}.py"
+    path.write_text(
+        textwrap.dedent(f"""
+            {future}
+            from typing import TYPE_CHECKING, AsyncIterator
+            from worker import on, resource
+
+            if TYPE_CHECKING:
+                from nowhere import Odd
+
+            class Pool: ...
+
+            @resource
+            async def pool() -> AsyncIterator[Pool]:
+                yield Pool()
+
+            @resource
+            async def odd() -> AsyncIterator[Odd]:
+                yield 1
+
+            @on.every(name="h")
+            async def handle(event: Odd, ctx: Odd, by_type: Pool, odd: Odd) -> None: ...
+        """)
+    )
+    handlers = load_handlers([str(path)])
+    (handler,) = bind(handlers, {"pool": "the pool", "odd": "the odd one"})[SessionTimeout]
+    assert handler.call.keywords == {"by_type": "the pool", "odd": "the odd one"}
