@@ -27,6 +27,7 @@ from console.demo import Demo
 from console.embedded import EmbeddedServer
 from console.simulate.command import DEFAULT_URL
 from console.simulate.player import Target
+from console.unwaited import Unwaited
 from console.view import Counts, View
 from ingest.node import ADMIN_PORT, IngestNode
 from runtime.arguments import Parser
@@ -72,7 +73,8 @@ class Dev:
         self._reading = reading
         self._demo = demo
         self._exit_after = exit_after
-        self._console = Console()
+        # The nodes run beside it: neither a stopped terminal nor a full pipe may hold them up.
+        self._console = Console() if sys.stdout is None else Console(file=Unwaited(sys.stdout))
         self._embedded: EmbeddedServer | None = None
         self._worker: WorkerNode | None = None
         """Once it has started."""

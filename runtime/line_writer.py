@@ -55,6 +55,8 @@ class LineWriter:
     def __init__(self, stream: TextIO | None, report: Callable[[int], bytes]) -> None:
         self.dropped = 0
         """Lines that were lost: the queue was full, or the stream refused them."""
+        self.broken = False
+        """Whether a line met a pipe whose reader is gone for good."""
         self._unreported = 0
         self._report = report
         self._outlet = _open(stream)
@@ -158,7 +160,11 @@ class LineWriter:
                 sent += size
             except BlockingIOError:
                 break
-            except (OSError, ValueError):  # nobody reads any more, the disk is full; the stream is closed
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # the reader is gone, the disk is full; the stream is closed
+                self.broken = isinstance(error, BrokenPipeError)
                 self._drop()
                 size = len(line)
                 lost += 1

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +228,30 @@ def test_a_handler_that_takes_all_descriptors_leaves_health_and_what_is_under_wa
         health = json.loads(node.ask("/readyz"))
         assert (health["ok"], health["descriptors"]) == (True, {"open": 400, "max": 400})
     assert node.metric("descriptors_open") == 400
+    assert node.stop() == 0
+
+
+def test_a_worker_that_cannot_connect_for_want_of_descriptors_goes_on_once_there_are_some(
+    own_redis: RedisServer, own_crew: Fleet, tmp_path: Path, start: Any
+) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    environment = own_crew.environment(handlers=tmp_path / "greedy.py")
+    node = start("worker", environment=environment, limits=(300, 2_000))
+    node.limit(300, 2_000)
+    own_crew.put_all([("first", 1)])
+    wait_until(own_crew.dead_letters, within_s=PATIENCE_S, what="the greedy handler to fail")
+    own_redis.restart()
+
+    def is_unwell() -> bool:
+        try:
+            return not node.ask("/readyz")
+        except urllib.error.HTTPError as error:
+            return error.code == 503
+
+    wait_until(is_unwell, within_s=PATIENCE_S, what="the worker to say that it is not connected")
+    node.limit(2_000, 2_000)
+    own_crew.put_all([("later", number) for number in range(1, 21)])
+    own_crew.until_drained()
     assert node.stop() == 0
 
 

@@ -185,6 +185,49 @@ def test_ctrl_c_in_the_middle_of_the_demo(dev, tmp_path):
     assert no_server_left(tmp_path)
 
 
+def test_output_that_nobody_reads_holds_nothing_up(tmp_path):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 4_096)
+    os.set_blocking(writer, True)
+    port, admin_port = free_port(), free_port()
+    environ = {"MASKLINE_PORT": str(port), "MASKLINE_ADMIN_PORT": str(admin_port)}
+    dev = subprocess.Popen(
+        [BIN / "maskline", "dev", "--demo"], cwd=tmp_path, stdout=writer, stderr=writer, stdin=subprocess.DEVNULL,
+        env={"PATH": f"{BIN}:{os.environ['PATH']}", **environ},
+    )  # fmt: skip
+    os.close(writer)
+
+    def taken():
+        assert dev.poll() is None
+        with contextlib.suppress(OSError):
+            url = f"http://127.0.0.1:{admin_port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                found = re.search(rb'requests_total\{reason="taken",status="200"\} (\S+)', answer.read())
+                return found and float(found[1])
+        return 0
+
+    try:
+        wait_until(lambda: taken() > 300, within_s=30, what="the demo's callbacks to be taken")
+        dev.send_signal(signal.SIGTERM)
+        assert dev.wait(timeout=20) == 0
+    finally:
+        dev.kill()
+        dev.wait()
+        os.close(reader)
+    assert no_server_left(tmp_path)
+
+
+def test_a_reader_that_goes_away_ends_dev(tmp_path):
+    command = [BIN / "maskline", "dev", "--demo"]
+    environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "MASKLINE_PORT": str(free_port())}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environ) as piped:
+        piped.stdout.close()
+        assert piped.wait(timeout=30) == 1
+
+
 def test_taken_ports_are_left_to_their_owner(dev):
     held = []
     try:
