@@ -30,11 +30,13 @@ class Committer:
     """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
 
     `on_diverged(partition)`: because the server lacks what it stands on. `on_committed()`: some were answered.
+    `on_fault(doing, error)`: a commit could not be written; its partition counts as fenced, and is begun anew.
     """
 
     def __init__(
         self, connections: Connections, keys: Keys, stats: Stats, *, on_fenced: Callable[[Partition], None],
         on_diverged: Callable[[Partition], None], on_committed: Callable[[], None],
+        on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._connections = connections
@@ -43,6 +45,7 @@ class Committer:
         self._on_fenced = on_fenced
         self._on_diverged = on_diverged
         self._on_committed = on_committed
+        self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
         self._settled: dict[Partition, asyncio.Future[None]] = {}
         self._refusal_lines = Seldom()
@@ -85,8 +88,13 @@ class Committer:
             if link is None:
                 self._repeat(partition)
                 continue
+            try:
+                one = scripts.commit(self._keys, partition.number, partition.lease_value, commit)
+            except Exception as error:  # noqa: BLE001 - the others' commits are to go, and this one cannot wait for ever
+                self._on_fault("commits", error)
+                self._on_fenced(partition)
+                continue
             by_link.setdefault(link, []).append(partition)
-            one = scripts.commit(self._keys, partition.number, partition.lease_value, commit)
             packed.setdefault(link, []).append(one)
         for link, those in by_link.items():
             replies = link.send(b"".join(packed[link]), len(those), at_once=True)

@@ -75,8 +75,12 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def received_at(self) -> datetime:
-        """When ingest had the callback, UTC."""
-        return datetime.fromtimestamp(self._entry.received_at_ms / 1000, UTC)
+        """When ingest had the callback, UTC; where that is no time, when the stream had it."""
+        entry = self._entry
+        try:
+            return datetime.fromtimestamp(entry.received_at_ms / 1000, UTC)
+        except (OverflowError, ValueError, OSError):  # whoever wrote the entry
+            return datetime.fromtimestamp(self._release.arrival.arrived_ms / 1000, UTC)
 
     @property
     def log(self) -> Any:

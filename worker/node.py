@@ -101,7 +101,7 @@ class WorkerNode:
         )  # fmt: skip
         self._committer = Committer(
             self._connections, self._keys, self.stats, on_fenced=self._fenced, on_diverged=self._diverged,
-            on_committed=self._committed,
+            on_committed=self._committed, on_fault=self.background.failed,
         )  # fmt: skip
         self._leases = LeaseKeeper(
             self._connections,

@@ -2,14 +2,19 @@
 
 import asyncio
 import itertools
+from datetime import UTC, datetime
 
 import pytest
-from dispatch_kit import dispatching, every
+from dispatch_kit import START_MS, dispatching, every
 from msgspec import structs
 from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
+from process_kit import PATIENCE_S, Fleet
+from servers import wait_until
 from structlog.testing import capture_logs
 
-from schemas.callback import CALLBACK_FIELD
+from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.keys import partition_of
+from schemas.parameters import FORM_TYPE
 from worker import dispatch, entries, partition
 from worker.deadletter import decode_dead_letter
 from worker.reorder import Session
@@ -246,3 +251,48 @@ async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
             while "s" not in ended:
                 await asyncio.sleep(0.005)
         assert [letter.code for letter in d.letters()] == ["timed_out"]
+
+
+@pytest.mark.parametrize("odd_ms", [10**18, -(10**18), 2**63 - 1])
+async def test_a_time_that_is_none_fails_no_handler(odd_ms):
+    times = []
+
+    @every(name="h", retries=0)
+    async def handle(event, ctx):
+        times.append(ctx.received_at)
+
+    async with dispatching(handle) as d:
+        body = b"EventName=SessionFirstPartyRinging&SessionUUID=s&SequenceNumber=1"
+        value = encode_callback(RawCallback("POST", b"", FORM_TYPE, body, odd_ms, "MA1"))
+        decoded = d.partition.decode(
+            [(f"{START_MS}-0".encode(), [CALLBACK_FIELD, value])], pending=False, now_ms=0
+        )
+        d.dispatcher.submit(d.partition.arrive(decoded, {}, START_MS))
+        await d.settled()
+        assert d.letters() == []
+    assert times == [datetime.fromtimestamp(START_MS / 1000, UTC)]
+
+
+def test_a_commit_that_cannot_be_written_holds_up_no_other_partition(crew: Fleet):
+    """Real workers: the state of one session is something that msgpack cannot write."""
+    program = """
+import runpy
+from worker import scripts
+real = scripts.commit
+def commit(keys, partition, value, what):
+    if "odd" in what.states:
+        raise OverflowError("int too big to convert")
+    return real(keys, partition, value, what)
+scripts.commit = commit
+runpy.run_module("worker", run_name="__main__", alter_sys=True)
+"""
+    worker = crew.start(program=program)
+    crew.put("odd", 1)
+    names = [f"s{n}" for n in range(20)]
+    others = [n for n in names if partition_of(n, crew.partitions) != partition_of("odd", crew.partitions)]
+    wait_until(lambda: worker.metric("background_failures_total", task="commits") > 0, within_s=PATIENCE_S)
+    crew.put_all([(name, 1) for name in others])
+    wait_until(lambda: {call.session for call in crew.calls()} >= set(others), within_s=PATIENCE_S)
+    wait_until(lambda: {crew.group(partition_of(n, crew.partitions))["lag"] for n in others} == {0})
+    assert worker.logged("background task failed")["task"] == "commits"
+    assert worker.terminate() == 0
