@@ -13,7 +13,7 @@ import socket
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
@@ -74,7 +74,8 @@ class Dev:
         self._demo = demo
         self._exit_after = exit_after
         # The nodes run beside it: neither a stopped terminal nor a full pipe may hold them up.
-        self._console = Console() if sys.stdout is None else Console(file=Unwaited(sys.stdout))
+        output = None if sys.stdout is None else cast("IO[str]", Unwaited(sys.stdout))
+        self._console = Console(file=output)
         self._embedded: EmbeddedServer | None = None
         self._worker: WorkerNode | None = None
         """Once it has started."""
