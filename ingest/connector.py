@@ -110,6 +110,8 @@ class Connector:
             self.publisher.detach()
 
     async def _connect(self) -> None:
+        if self.link is not None:  # after a fault of ours
+            self.link.close()
         self._lost.clear()
         link = await self._store.connect(self._name, self._lost.set, server=self._server)
         try:

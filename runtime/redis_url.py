@@ -7,15 +7,19 @@
 | `redis+sentinel://host:port,host:port/service/db` | the primary of `service`, by its Sentinels |
 | `rediss+cluster://`, `rediss+sentinel://` | the same with TLS |
 
-redis-py reads what they have in common: credentials, database, TLS options in the query (`ssl_ca_certs=…`).
+Options stand in the query: `username`, `password` and `db`, for whom the usual places do not suit; with Sentinels
+`sentinel_username` and `sentinel_password`; with TLS those of `runtime.redis_tls`. Every other one is refused by its
+name: what is silently not applied costs more than a refused start. `%XX` stands for a special character everywhere, and
+`+` for itself.
 """
 
+import difflib
+import re
 import ssl
-from typing import Any, Final, Literal, NamedTuple
-from urllib.parse import parse_qsl, urlencode
+from typing import Final, Literal, NamedTuple
+from urllib.parse import unquote
 
-from redis.asyncio.connection import SSLConnection, parse_url
-
+from runtime.redis_tls import TLS_OPTIONS, tls_context, wrong
 from schemas.errors import ConfigError
 
 Kind = Literal["server", "cluster", "sentinel"]
@@ -23,7 +27,17 @@ Kind = Literal["server", "cluster", "sentinel"]
 DEFAULT_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
+_LOGIN: Final = ("username", "password")
 _SENTINEL_LOGIN: Final = ("sentinel_username", "sentinel_password")
+_HINTS: Final = {
+    "ssl": "TLS is said by the scheme, rediss://",
+    "max_connections": "maskline opens as many as it needs",
+    "socket_timeout": "see MASKLINE_PUBLISH_TIMEOUT_MS",
+    "client_name": "maskline names its connections itself",
+}
+"""Options of redis-py that people bring along, and what to do instead."""
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}\Z")
+_DATABASE: Final = re.compile(r"[0-9]{1,9}\Z")
 
 
 class Server(NamedTuple):
@@ -67,55 +81,115 @@ def read_redis_url(url: str) -> RedisUrl:
     scheme, _, rest = url.partition("://")
     transport, _, kind = scheme.partition("+")
     try:
-        if kind == "cluster":
-            return _read_cluster(transport, rest)
-        if kind == "sentinel":
-            return _read_sentinel(transport, rest)
-        return _read_server(url)
-    except ValueError:
+        return _read(transport, kind, rest)
+    except ValueError as error:
+        hint = f" ({error})" if str(error) else ""
         raise ConfigError(
-            "MASKLINE_REDIS_URL cannot be read: it should look like redis://host:6379/0"
+            f"MASKLINE_REDIS_URL cannot be read: it should look like redis://host:6379/0{hint}"
         ) from None
 
 
-def _read_server(url: str) -> RedisUrl:
-    options: dict[str, Any] = dict(parse_url(url))
-    if path := options.get("path"):
-        server = Server(str(path), 0)
+def _read(transport: str, kind: str, rest: str) -> RedisUrl:
+    if transport not in ("redis", "rediss", "unix") or (transport == "unix" and kind):
+        raise ValueError
+    if "#" in rest:
+        raise ValueError("a # stands as %23")
+    credentials, hosts, path, query = _split(rest)
+    options = _options(query)
+    tls = transport == "rediss"
+    _refuse_unknown(options, query, tls=tls, sentinel=kind == "sentinel")
+    login = _login(options, _LOGIN, credentials)
+    sentinel_login = _login(options, _SENTINEL_LOGIN)
+    context = tls_context({name: options[name] for name in TLS_OPTIONS if name in options}) if tls else None
+    service = ""
+    servers: tuple[Server, ...]
+    if transport == "unix":
+        if hosts or len(path) < 2:
+            raise ValueError("unix:// needs an absolute path")
+        servers, path, read_as = (Server(unquote(path), 0),), "", "server"
+    elif kind == "":
+        servers, read_as = _servers(hosts or "localhost", DEFAULT_PORT), "server"
+        if len(servers) > 1:
+            raise ValueError("several hosts need redis+cluster:// or redis+sentinel://")
+    elif kind == "cluster":
+        servers, read_as = _servers(hosts, DEFAULT_PORT), "cluster"
+    elif kind == "sentinel":
+        servers, read_as = _servers(hosts, SENTINEL_PORT), "sentinel"
+        service, _, path = path.strip("/").partition("/")
+        service = unquote(service)
+        if not service:
+            raise ConfigError(
+                "MASKLINE_REDIS_URL: redis+sentinel:// needs a service: host:port,host:port/service/0"
+            )
     else:
-        server = Server(options.get("host", "localhost"), int(options.get("port", DEFAULT_PORT)))
-    return _made("server", (server,), "", options)
-
-
-def _read_cluster(transport: str, rest: str) -> RedisUrl:
-    credentials, hosts, path, query = _split(rest)
-    if path.strip("/") not in ("", "0"):
+        raise ValueError
+    database = _database(path.strip("/"), options.get("db"))
+    if read_as == "cluster" and database:
         raise ConfigError("MASKLINE_REDIS_URL: a cluster has database 0 only")
-    options = dict(parse_url(f"{transport}://{credentials}localhost/0{query}"))
-    return _made("cluster", _servers(hosts, DEFAULT_PORT), "", options)
-
-
-def _read_sentinel(transport: str, rest: str) -> RedisUrl:
-    credentials, hosts, path, query = _split(rest)
-    service, _, database = path.strip("/").partition("/")
-    if not service:
-        raise ConfigError(
-            "MASKLINE_REDIS_URL: redis+sentinel:// needs a service: host:port,host:port/service/0"
-        )
-    parameters = parse_qsl(query.removeprefix("?"), keep_blank_values=True)
-    own = dict(pair for pair in parameters if pair[0] in _SENTINEL_LOGIN)
-    others = urlencode([pair for pair in parameters if pair[0] not in _SENTINEL_LOGIN])
-    options = dict(parse_url(f"{transport}://{credentials}localhost/{int(database or 0)}?{others}"))
-    login = Login(own.get("sentinel_username", ""), own.get("sentinel_password", ""))
-    return _made("sentinel", _servers(hosts, SENTINEL_PORT), service, options, login)
+    return RedisUrl(read_as, servers, service, database, login, sentinel_login, context)  # type: ignore[arg-type]
 
 
 def _split(rest: str) -> tuple[str, str, str, str]:
-    """What follows `://`, as credentials with their `@`, hosts, path, query with its `?`."""
-    front, mark, query = rest.partition("?")
+    """What follows `://`, as credentials, hosts, path, query."""
+    front, _, query = rest.partition("?")
     authority, slash, path = front.partition("/")
-    credentials, at, hosts = authority.rpartition("@")
-    return credentials + at, hosts, slash + path, mark + query
+    credentials, _, hosts = authority.rpartition("@")
+    return credentials, hosts, slash + path, query
+
+
+def _options(query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in filter(None, query.split("&")):
+        name, _, value = item.partition("=")
+        if name in options:
+            raise _refusal(name, query, "stands there twice")
+        options[name] = unquote(value)
+    return options
+
+
+def _refuse_unknown(options: dict[str, str], query: str, *, tls: bool, sentinel: bool) -> None:
+    known = ("db", *_LOGIN, *(_SENTINEL_LOGIN if sentinel else ()), *(TLS_OPTIONS if tls else ()))
+    for name, value in options.items():
+        if name in known:
+            if not value:
+                raise wrong(name, "is empty")
+        elif name in TLS_OPTIONS:
+            raise wrong(name, "needs TLS: rediss:// instead of redis:// (unix:// has none)")
+        elif name in _SENTINEL_LOGIN:
+            raise wrong(name, "needs redis+sentinel://")
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = _HINTS.get(name) or (
+                f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            )
+            raise _refusal(name, query, f"is no option: {hint}")
+
+
+def _refusal(name: str, query: str, what: str) -> ConfigError:
+    if "@" in query or not _NAME.match(name):  # which may be a part of a password with a ? or & in it
+        return ConfigError(
+            "MASKLINE_REDIS_URL: what follows the ? cannot be read as options "
+            "(in a password, ? stands as %3F, & as %26, @ as %40)"
+        )
+    return wrong(name, what)
+
+
+def _login(options: dict[str, str], names: tuple[str, str], credentials: str = "") -> Login:
+    username, _, password = credentials.partition(":")
+    given = Login(unquote(username), unquote(password))
+    for name, value in zip(names, given, strict=True):
+        if value and name in options:
+            raise wrong(name, "stands before the @ as well")
+    return Login(options.get(names[0]) or given.username, options.get(names[1]) or given.password)
+
+
+def _database(path: str, option: str | None) -> int:
+    if path and option is not None and path != option:
+        raise wrong("db", "is another database than the one behind the host")
+    text = path or option or "0"
+    if not _DATABASE.match(text):
+        raise ValueError("what follows the host is the number of a database")
+    return int(text)
 
 
 def _servers(hosts: str, default_port: int) -> tuple[Server, ...]:
@@ -124,33 +198,10 @@ def _servers(hosts: str, default_port: int) -> tuple[Server, ...]:
         host, colon, port = item.rpartition(":")
         if not colon or port.endswith("]"):  # no port, or an IPv6 address without one
             host, port = item, ""
+        if port and not (port.isascii() and port.isdecimal() and len(port) <= 5):
+            raise ValueError
         number = int(port) if port else default_port
         if not host or not 0 < number < 65_536:
-            raise ValueError(item)
-        servers.append(Server(host.strip("[]"), number))
+            raise ValueError
+        servers.append(Server(unquote(host.strip("[]")), number))
     return tuple(dict.fromkeys(servers))
-
-
-def _made(
-    kind: Kind, servers: tuple[Server, ...], service: str, options: dict[str, Any],
-    sentinel_login: Login | None = None,
-) -> RedisUrl:  # fmt: skip
-    login = Login(options.get("username") or "", options.get("password") or "")
-    return RedisUrl(
-        kind,
-        servers,
-        service,
-        int(options.get("db") or 0),
-        login,
-        sentinel_login or Login(),
-        _tls_context(options),
-    )
-
-
-def _tls_context(options: dict[str, Any]) -> ssl.SSLContext | None:
-    if options.pop("connection_class", None) is not SSLConnection:
-        return None
-    try:
-        return SSLConnection(**options).ssl_context.get()
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"MASKLINE_REDIS_URL: TLS cannot be set up: {type(error).__name__}") from None

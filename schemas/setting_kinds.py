@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -259,6 +259,13 @@ REDIS_SCHEMES: Final = (
 )
 
 
+def _split_url(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError:  # whose words may repeat a password
+        raise ValueError("host and port cannot be read") from None
+
+
 def _read_redis_url(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in REDIS_SCHEMES:
@@ -269,7 +276,7 @@ def _read_redis_url(text: str) -> str:
         if not rest.rpartition("@")[2].startswith("/"):
             raise ValueError("unix:// needs an absolute path")
         return text
-    url = urlsplit(text)
+    url = _split_url(text)
     hosts = url.netloc.rpartition("@")[2]
     if not hosts:
         raise ValueError("it names no host")

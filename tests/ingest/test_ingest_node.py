@@ -227,6 +227,8 @@ async def test_several_processes_share_the_port(redis_server, namespace, run_ing
         ((), {"auth_tokens": ""}, "MASKLINE_AUTH_TOKENS"),
         ((), {"redis_url": ""}, "MASKLINE_REDIS_URL"),
         ((), {"redis_url": "http://x"}, "MASKLINE_REDIS_URL"),
+        ((), {"redis_url": "rediss://h?ssl_cert_reqs=some"}, "ssl_cert_reqs"),
+        (("--processes", "2"), {"redis_url": "redis://h?max_connections=9"}, "max_connections"),
         (("--port", "99999"), {}, "MASKLINE_PORT"),
         ((), {"spool_dir": "/proc/nowhere"}, "MASKLINE_SPOOL_DIR"),
         ((), {"max_body_bytes": "some"}, "MASKLINE_MAX_BODY_BYTES"),

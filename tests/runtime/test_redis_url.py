@@ -65,5 +65,80 @@ def test_what_cannot_be_read_is_one_line_without_secrets(url, says):
     assert len(text.splitlines()) == 1
 
 
+FILE = __file__
+"""There, and no certificate."""
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://h?ssl=True", "ssl is no option: TLS is said by the scheme, rediss://"),
+        ("rediss://h?ssl=True", "ssl is no option"),
+        ("redis://h/0?max_connections=5", "max_connections is no option"),
+        ("redis://h?anything=1", "anything is no option: known are db, username, password"),
+        ("redis+cluster://a,b?decode_responses=1", "decode_responses is no option"),
+        ("redis+sentinel://a/rides?socket_timeout=1", "socket_timeout is no option"),
+        ("unix:///s?health_check_interval=1", "health_check_interval is no option"),
+        ("rediss://h?ssl_ca_cert=/x", "ssl_ca_cert is no option: did you mean ssl_ca_certs?"),
+        ("redis://h?flag", "flag is no option"),
+        ("redis://h?ssl_ca_certs=/x", "ssl_ca_certs needs TLS"),
+        ("redis+cluster://h?ssl_cert_reqs=none", "ssl_cert_reqs needs TLS"),
+        ("redis+sentinel://h/s?ssl_keyfile=/x", "ssl_keyfile needs TLS"),
+        ("unix:///s?ssl_cert_reqs=none", "ssl_cert_reqs needs TLS"),
+        ("redis://h?sentinel_password=secret", "sentinel_password needs redis+sentinel://"),
+        ("rediss://h?ssl_cert_reqs=some", "ssl_cert_reqs must be none, optional or required"),
+        ("rediss+cluster://h?ssl_cert_reqs=2", "ssl_cert_reqs must be"),
+        ("rediss://h?ssl_cert_reqs=", "ssl_cert_reqs is empty"),
+        ("rediss://h?ssl_cert_reqs=none&ssl_check_hostname=true", "ssl_check_hostname needs a certificate"),
+        ("rediss://h?ssl_check_hostname=perhaps", "ssl_check_hostname must be true or false"),
+        ("rediss://h?ssl_min_version=TLSv1", "ssl_min_version must be TLSv1.2 or TLSv1.3"),
+        ("rediss://h?ssl_ciphers=secret", "ssl_ciphers cannot be used"),
+        ("rediss://h?ssl_ca_certs=/no/such", "ssl_ca_certs cannot be read: '/no/such' (No such file"),
+        ("rediss://h?ssl_ca_certs=/", "ssl_ca_certs cannot be read: '/' (Is a directory)"),
+        (f"rediss://h?ssl_ca_certs={FILE}", f"ssl_ca_certs cannot be used: '{FILE}'"),
+        ("rediss://h?ssl_ca_path=/no/such", "ssl_ca_path cannot be read: '/no/such'"),
+        (f"rediss://h?ssl_ca_path={FILE}", f"ssl_ca_path cannot be read: '{FILE}' (Not a directory)"),
+        ("rediss://h?ssl_ca_data=secret", "ssl_ca_data cannot be used"),
+        ("rediss+sentinel://h/s?ssl_certfile=/no/such", "ssl_certfile cannot be read: '/no/such'"),
+        (f"rediss://h?ssl_certfile={FILE}", f"ssl_certfile cannot be used: '{FILE}'"),
+        (f"rediss://h?ssl_certfile={FILE}&ssl_keyfile=/no", "ssl_keyfile cannot be read: '/no'"),
+        ("rediss://h?ssl_keyfile=/x", "ssl_keyfile needs ssl_certfile"),
+        ("rediss://h?ssl_password=secret", "ssl_password needs ssl_certfile"),
+        ("redis://h?db=1&db=2", "db stands there twice"),
+        ("redis://h/1?db=2", "db is another database"),
+        ("redis://h?db=x", "number of a database"),
+        ("redis+cluster://h?db=1", "database 0 only"),
+        ("redis://u:secret@h?password=secret", "password stands before the @ as well"),
+        ("redis://u:1?secret@h", "in a password, ? stands as %3F"),
+        ("redis://u:1?x&secret=1@h", "in a password, ? stands as %3F"),
+        ("redis://h?%73ecret=1", "in a password, ? stands as %3F"),
+        ("redis://h/0#secret", "# stands as %23"),
+        ("redis+other://h", "cannot be read"),
+        ("unix+sentinel://h/s", "cannot be read"),
+        ("redis://h:٣", "cannot be read"),
+    ],
+)
+def test_every_option_is_known_or_refused_by_its_name(url, says):
+    with pytest.raises(ConfigError) as caught:
+        read_redis_url(url)
+    text = str(caught.value)
+    assert says in text
+    assert text.startswith("MASKLINE_REDIS_URL")
+    assert "secret" not in text
+    assert text.isprintable()
+
+
+def test_options_of_every_kind_of_url():
+    read = read_redis_url("redis://h?db=3&username=ann&password=p%26+w")
+    assert (read.database, read.login) == (3, Login("ann", "p&+w"))
+    read = read_redis_url("rediss+cluster://a,b?ssl_cert_reqs=CERT_NONE&db=0")
+    assert read.tls is not None
+    assert (read.tls.verify_mode, read.tls.check_hostname) == (ssl.CERT_NONE, False)
+    read = read_redis_url("rediss://h?ssl_min_version=1.3&ssl_check_hostname=off")
+    assert read.tls is not None
+    assert (read.tls.minimum_version, read.tls.check_hostname) == (ssl.TLSVersion.TLSv1_3, False)
+    assert read_redis_url("rediss://h").tls.minimum_version is ssl.TLSVersion.TLSv1_2  # type: ignore[union-attr]
+
+
 def test_a_server_is_shown_as_it_is_dialled():
     assert str(Server("/run/x.sock", 0)) == "/run/x.sock"

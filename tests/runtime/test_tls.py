@@ -1,6 +1,9 @@
 """rediss:// with real certificates: whom a connection trusts, and how it says that it does not."""
 
+from urllib.parse import quote
+
 import pytest
+from cryptography.hazmat.primitives import serialization
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
@@ -90,12 +93,46 @@ async def test_a_server_that_wants_a_client_certificate(strict_server, certifica
         assert "lost" in await refusal(strict_server.url(query))
 
 
-@pytest.mark.parametrize(
-    "query", ["?ssl_ca_certs=/no/such/file", "?ssl_certfile=/no/such/file&ssl_keyfile=/no/such/file"]
-)
-async def test_files_that_are_not_there_are_the_operator_s_fault(query):
-    with pytest.raises(ConfigError, match=r"^MASKLINE_REDIS_URL: TLS cannot be set up: \w+$"):
-        Store(Settings(redis_url=f"rediss://localhost:1/0{query}"))
+@pytest.mark.parametrize("spelling", ["none", "CERT_NONE", "cert_none", "None", "NONE"])
+async def test_no_certificate_is_asked_for_where_that_is_said(server, spelling):
+    assert await ping(server.url(f"?ssl_cert_reqs={spelling}")) == b"PONG"
+
+
+@pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "optional", "Cert_Optional"])
+async def test_a_certificate_is_verified_in_every_other_case(server, certificates, spelling):
+    assert "certificate verify failed" in await refusal(server.url(f"?ssl_cert_reqs={spelling}"))
+    assert await ping(server.url(certificates.trusting() + f"&ssl_cert_reqs={spelling}")) == b"PONG"
+
+
+async def test_the_host_is_not_compared_where_that_is_said(server_kind, tmp_path):
+    others = Certificates(tmp_path / "others", "redis.example.com")
+    server = TlsServer(tmp_path / "data", others, binary_of(server_kind)).start()
+    try:
+        assert await ping(server.url(others.trusting() + "&ssl_check_hostname=False")) == b"PONG"
+        assert "Hostname mismatch" in await refusal(server.url(others.trusting() + "&ssl_check_hostname=yes"))
+        text = quote(others.authority.read_text(), safe="")
+        assert await ping(server.url(f"?ssl_ca_data={text}&ssl_check_hostname=0")) == b"PONG"
+    finally:
+        server.stop()
+
+
+async def test_versions_ciphers_and_a_key_with_a_password(strict_server, certificates, tmp_path):
+    key = serialization.load_pem_private_key(certificates.client_key.read_bytes(), None)
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"p+ss&w"),
+        )
+    )
+    query = f"{certificates.trusting()}&ssl_certfile={certificates.client}&ssl_keyfile={locked}"
+    more = "&ssl_min_version=TLSv1_3&ssl_ciphers=ECDHE%2BAESGCM"
+    assert await ping(strict_server.url(f"{query}&ssl_password=p+ss%26w{more}")) == b"PONG"
+    for password in ("", "&ssl_password=wrong-one"):
+        with pytest.raises(ConfigError, match=f"ssl_keyfile cannot be used: '{locked} ") as caught:
+            Store(Settings(redis_url=strict_server.url(query + password)))
+        assert "wrong-one" not in str(caught.value)
 
 
 async def test_a_password_goes_over_tls(server, certificates):

@@ -206,6 +206,8 @@ def test_resources_are_open_for_every_handler(crew: Fleet):
 
 WRONG = {
     "no Redis": ({"redis_url": None}, "MASKLINE_REDIS_URL"),
+    "a wrong option": ({"redis_url": "redis+cluster://h?anything=1"}, "anything"),
+    "TLS without TLS": ({"redis_url": "redis://h?ssl_ca_certs=/x"}, "ssl_ca_certs"),
     "unknown name": ({"partitons": 8}, "MASKLINE_PARTITONS"),
     "no number": ({"lease_ttl_ms": "soon"}, "MASKLINE_LEASE_TTL_MS"),
     "no such module": ({"handlers": "no.such.module"}, "no.such.module"),
