@@ -128,6 +128,7 @@ class Connection:
                 if self._wrong is None or self._tried.is_set():  # else the start ends, with this line alone
                     self._note(str(error), error)
             except Exception as error:
+                self._close()
                 self._note(f"a fault in maskline: {type(error).__name__}")
                 raise
             finally:
