@@ -114,7 +114,7 @@ class Troubles:
                 self.redis.append(fault)
             elif fault.kind == "restart":
                 self.asked_to_stop[fault.pid] = fault.began
-            else:
+            elif fault.kind != "log":  # that nobody reads what it logs is no excuse
                 self.of[fault.pid].append(fault)
 
     def met(self, pid: int, since: float, until: float) -> bool:

@@ -28,6 +28,10 @@ DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
     ("cut", "worker"): (2, 0.2, 2.0, True),
     ("half_open", "worker"): (1, 0.5, 2.0, False),
     ("reset", "worker"): (2, 0.3, 1.5, False),
+    ("thin", "worker"): (1, 2.0, 5.0, False),
+    ("slow", "worker"): (1, 2.0, 5.0, False),
+    ("descriptors", "worker"): (1, 0.5, 3.0, False),
+    ("log", "worker"): (1, 1.0, 4.0, True),
     ("kill", "ingest"): (4, 0.1, 2.0, False),
     ("restart", "ingest"): (2, 0.1, 0.5, False),
     ("stop", "ingest"): (1, 0.2, 3.0, False),
@@ -35,6 +39,11 @@ DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
     ("cut", "ingest"): (2, 0.3, 3.0, False),
     ("half_open", "ingest"): (1, 0.5, 2.0, False),
     ("reset", "ingest"): (2, 0.3, 1.5, False),
+    ("thin", "ingest"): (1, 2.0, 5.0, False),
+    ("slow", "ingest"): (1, 2.0, 6.0, False),
+    ("descriptors", "ingest"): (1, 0.5, 3.0, False),
+    ("log", "ingest"): (1, 1.0, 4.0, False),
+    ("spool", "ingest"): (1, 1.0, 4.0, False),
     ("kill", "redis"): (1, 0.1, 1.5, False),
     ("stop", "redis"): (2, 0.2, 1.8, True),
     ("fail_over", "redis"): (2, 0.1, 1.0, False),
@@ -44,6 +53,13 @@ DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
 DELAY_S = (0.02, 0.25)
 REPLIES_MAX = 20
 """Of a connection that is reset: so many replies pass at most before one is torn."""
+SLOW_S = (0.3, 0.45)
+"""Each way; MASKLINE_PUBLISH_TIMEOUT_MS is over before an answer can be there."""
+THIN_BYTES_S = (40_000, 250_000)
+SPARE_MAX = 3
+"""Descriptors that a process may still open, at most."""
+SPOOL_WAYS = 3
+"""In which a spool goes: its directory is removed; and is made anew; or the files in it are removed."""
 
 
 class Planned(NamedTuple):
@@ -53,8 +69,9 @@ class Planned(NamedTuple):
     lasts_s: float
     """Until it is taken back, or the killed process is started again."""
     amount: float
-    """`delay`: how late every byte comes; `reset`: replies before the one that is torn; `fail_over`, `come_back`: 1
-    where the old primary's clock is ahead, else 0."""
+    """`delay`, `slow`: how late every byte comes; `reset`: replies before the one that is torn; `thin`: bytes a second;
+    `descriptors`: how many may still be opened; `spool`: which of its ways; `fail_over`, `come_back`: 1 where the old
+    primary's clock is ahead, else 0."""
 
     @property
     def free_at_s(self) -> float:
@@ -76,15 +93,30 @@ def plan(seed: int, duration_s: float, *, workers: int, ingests: int, lease_s: f
         lasts_s = rng.uniform(low, high) * (lease_s if leases else 1.0)
         target = rng.choice(targets[role])
         at_s = max(at_s, _free_at_s(planned, target))
-        amount = rng.uniform(*DELAY_S) if kind == "delay" else float(rng.randrange(REPLIES_MAX))
-        if kind in ("fail_over", "come_back"):
-            amount = float(rng.randrange(2))
-        fault = Planned(at_s, kind, target, lasts_s, amount)
+        fault = Planned(at_s, kind, target, lasts_s, _amount(kind, rng))
         if fault.free_at_s > duration_s:
             break
         planned.append(fault)
         at_s += rng.uniform(*PAUSE_S)
     return planned
+
+
+def _amount(kind: str, rng: random.Random) -> float:
+    match kind:
+        case "delay":
+            return rng.uniform(*DELAY_S)
+        case "slow":
+            return rng.uniform(*SLOW_S)
+        case "thin":
+            return float(rng.randrange(*THIN_BYTES_S))
+        case "descriptors":
+            return float(rng.randint(0, SPARE_MAX))
+        case "spool":
+            return float(rng.randrange(SPOOL_WAYS))
+        case "fail_over" | "come_back":
+            return float(rng.randrange(2))
+        case _:
+            return float(rng.randrange(REPLIES_MAX))
 
 
 def _deal(rng: random.Random) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import redis
 from fault_plan import SILENCE_MAX_S, Planned
 from history import Fact, Fault, Recovery
+from proxy import Proxy
 from stage import Node, Stage
 
 LOOK_S = 0.02
@@ -115,7 +116,6 @@ class Nemesis:
         await asyncio.to_thread(servers.rejoin)
 
     async def _node(self, node: Node, fault: Planned) -> None:
-        proxy = node.proxy
         match fault.kind:
             case "kill":
                 await self._kill(node, fault.lasts_s)
@@ -127,21 +127,42 @@ class Nemesis:
                 await node.stopped()
                 await asyncio.sleep(fault.lasts_s)
                 node.send(signal.SIGCONT)
-            case "delay" | "reset" | "half_open" | "cut":
-                if fault.kind == "delay":
-                    proxy.delay(fault.amount)
-                elif fault.kind == "reset":
-                    proxy.reset(int(fault.amount))
-                elif fault.kind == "half_open":
-                    proxy.half_open()
-                else:
-                    await proxy.cut()
-                await asyncio.sleep(fault.lasts_s)
-                await proxy.heal()
-                if fault.kind == "half_open":
-                    await proxy.until_heard(SILENCE_MAX_S)
+            case "descriptors":
+                with node.few_descriptors(int(fault.amount)):
+                    await node.proxy.cut()
+                    await asyncio.sleep(fault.lasts_s / 2)
+                    await node.proxy.heal()
+                    await asyncio.sleep(fault.lasts_s / 2)
+            case "log":
+                with node.log_unread():
+                    await asyncio.sleep(fault.lasts_s)
+                    began, pid = time.monotonic(), node.pid
+                    await node.terminate()
+                self._note(Fault("restart", node.name, pid, began, time.monotonic()))
+                await node.start()
+            case "spool":
+                await self._without_spool(node, fault)
+            case "delay" | "slow" | "thin" | "reset" | "half_open" | "cut":
+                await self._link(node.proxy, fault)
             case _:
                 raise ValueError(f"no such fault: {fault.kind}")
+
+    async def _link(self, proxy: Proxy, fault: Planned) -> None:
+        match fault.kind:
+            case "delay" | "slow":
+                proxy.delay(fault.amount)
+            case "thin":
+                proxy.thin(int(fault.amount))
+            case "reset":
+                proxy.reset(int(fault.amount))
+            case "half_open":
+                proxy.half_open()
+            case _:
+                await proxy.cut()
+        await asyncio.sleep(fault.lasts_s)
+        await proxy.heal()
+        if fault.kind == "half_open":
+            await proxy.until_heard(SILENCE_MAX_S)
 
     async def _kill(self, node: Node, down_s: float) -> None:
         held = await self._held_by(node.pid) if node.role == "worker" else {}
@@ -150,6 +171,17 @@ class Nemesis:
         if held:
             self._measure(asyncio.create_task(self._until_taken_over(node.name, held, began)))
         await asyncio.sleep(down_s)
+        await node.start()
+
+    async def _without_spool(self, node: Node, fault: Planned) -> None:
+        """The spool goes, then Redis, then the process; what the spool had is put back before the next one starts."""
+        copy = await node.remove_spool(int(fault.amount))
+        await asyncio.sleep(fault.lasts_s / 3)
+        await node.proxy.cut()
+        await asyncio.sleep(fault.lasts_s * 2 / 3)
+        await node.kill()
+        await node.proxy.heal()
+        node.put_spool_back(copy)
         await node.start()
 
     # Measurements

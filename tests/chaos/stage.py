@@ -7,10 +7,15 @@ own, so that Ctrl-C reaches the runner alone.
 import asyncio
 import contextlib
 import os
+import re
+import resource
+import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count as counting
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +44,7 @@ GAP_TIMEOUT_MS = 3_000
 RETENTION_S = 20
 """Short, so that there is something to trim while entries are open."""
 
+_JOURNAL = re.compile(rf"spool-{NAMESPACE}-(\d+)\.db(-wal|-shm|)$")
 _STARTED = {"ingest": '"event":"ingest takes callbacks"', "worker": '"event":"worker started"'}
 
 
@@ -52,12 +58,15 @@ class Node:
         self.name = f"{role}-{index}"
         self.role = role
         self.proxy = proxy
+        self.spool = Path(environment["MASKLINE_SPOOL_DIR"]) if "MASKLINE_SPOOL_DIR" in environment else None
         self._environment = environment
         self._log = directory / f"{self.name}.log"
         self._note = note
         self._process: asyncio.subprocess.Process | None = None
         self._asked = ""
         self._watch: asyncio.Task[None] | None = None
+        self._reading = threading.Event()
+        """Set while somebody reads what the process logs."""
 
     @property
     def pid(self) -> int:
@@ -66,18 +75,29 @@ class Node:
     async def start(self) -> None:
         """Start the process and wait until it says that it is ready. Raises TimeoutError."""
         self._asked = ""
-        with self._log.open("ab") as log:
-            offset = log.tell()
+        offset = self._log.stat().st_size if self._log.exists() else 0
+        reader, writer = os.pipe()
+        self._reading.set()
+        # Not a daemon, and not waited for: it ends with the last process that holds the pipe.
+        threading.Thread(target=self._read_log, args=(reader,)).start()
+        try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", self.role, env=self._environment, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
+                stdout=writer, stderr=writer, start_new_session=True,
             )  # fmt: skip
+        finally:
+            os.close(writer)
         self._watch = asyncio.create_task(self._until_exit(self._process))
         async with asyncio.timeout(START_S):
             while _STARTED[self.role] not in self._logged(offset):
                 if self._process.returncode is not None:
                     raise RuntimeError(f"{self.name} ended at its start: {self._logged(offset)}")
                 await asyncio.sleep(POLL_S)
+
+    def _read_log(self, reader: int) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as pipe, self._log.open("ab", buffering=0) as log:
+            while self._reading.wait() and (lines := pipe.read(1 << 16)):
+                log.write(lines)
 
     def _logged(self, offset: int) -> str:
         with self._log.open("rb") as log:
@@ -101,6 +121,76 @@ class Node:
 
     def _state(self) -> str:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    # Faults
+
+    @contextlib.contextmanager
+    def few_descriptors(self, spare: int) -> Iterator[None]:
+        """The process may open so many more descriptors than it has, and no others."""
+        pid, before = self.pid, (0, 0)
+        with contextlib.suppress(OSError):  # it is down
+            used = max(int(link.name) for link in Path(f"/proc/{pid}/fd").iterdir()) + 1
+            before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + spare, before[1]))
+        try:
+            yield
+        finally:
+            if before != (0, 0) and pid == self.pid:
+                with contextlib.suppress(OSError):
+                    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+    @contextlib.contextmanager
+    def log_unread(self) -> Iterator[None]:
+        """Nobody reads what the process logs, and its pipe is full."""
+        self._reading.clear()
+        with contextlib.suppress(OSError):  # it is down
+            # Opened anew: what is set on it is not set on the process's own.
+            pipe = os.open(f"/proc/{self.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+            with contextlib.suppress(BlockingIOError):
+                while os.write(pipe, b"\n" * 4096):
+                    pass
+            with contextlib.suppress(BlockingIOError):
+                while os.write(pipe, b"\n"):
+                    pass
+            os.close(pipe)
+        try:
+            yield
+        finally:
+            self._reading.set()
+
+    async def remove_spool(self, way: int) -> Path:
+        """Remove the directory (0), and make it anew (1), or the files in it (2); a copy of what was in it then."""
+        assert self.spool is not None
+        copy = self.spool.with_name(f"{self.spool.name}-away-{time.monotonic_ns()}")
+        await (
+            self.stopped()
+        )  # what it has answered is in the copy; what it answers later may not rely on these files
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copytree(self.spool, copy)
+                for file in self.spool.iterdir():
+                    file.unlink()
+                if way != 2:
+                    self.spool.rmdir()
+                if way == 1:
+                    self.spool.mkdir(mode=0o700)
+        finally:
+            self.send(signal.SIGCONT)
+        return copy
+
+    def put_spool_back(self, copy: Path) -> None:
+        """Put journals that were removed beside those made since, as slots that nobody holds: the process is down."""
+        assert self.spool is not None
+        self.spool.mkdir(mode=0o700, exist_ok=True)
+        taken = {int(match[1]) for path in self.spool.iterdir() if (match := _JOURNAL.match(path.name))}
+        slots: dict[str, int] = {}
+        for file in sorted(copy.iterdir()) if copy.exists() else ():
+            if match := _JOURNAL.match(file.name):
+                slot = slots.setdefault(
+                    match[1], next(number for number in counting() if number not in taken)
+                )
+                taken.add(slot)
+                file.rename(self.spool / f"spool-{NAMESPACE}-{slot}.db{match[2]}")
 
     async def kill(self) -> None:
         """Kill -9, and wait until it is gone."""

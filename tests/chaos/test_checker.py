@@ -269,6 +269,12 @@ def test_only_the_trouble_of_its_first_owner_excuses_a_second_time(
     assert book.verdict().counts["doubled in the crash window"] == excused
 
 
+def test_a_log_that_nobody_reads_is_no_excuse(book: Book):
+    book.call("s2", 5.0, token=2, pid=200)
+    book.fault("log", "worker-0", 1.0, 3.0, pid=100)
+    assert book.broken == {"doubled": 1}
+
+
 def test_a_kill_long_after_the_commit_was_due_is_no_excuse(book: Book):
     book.killed(100, 1.11 + LEASE_S + 0.1)
     book.call("s2", 5.0, token=2, pid=200)

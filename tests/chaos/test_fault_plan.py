@@ -1,8 +1,8 @@
 """Which faults a run suffers: what holds for every seed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
-from fault_plan import AT_ONCE_MAX, DECK, WARM_UP_S, plan
+from fault_plan import AT_ONCE_MAX, DECK, SLOW_S, THIN_BYTES_S, WARM_UP_S, plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,3 +47,13 @@ def test_stops_are_shorter_and_longer_than_a_lease():
     planned = plan(1, 3_000, workers=3, ingests=2, lease_s=LEASE_S)
     stops = [fault.lasts_s for fault in planned if fault.kind == "stop" and fault.target != "ingest-0"]
     assert min(stops) < LEASE_S / 2 < LEASE_S * 1.5 < max(stops)
+
+
+def test_amounts_are_what_each_kind_takes():
+    amounts: defaultdict[str, set[float]] = defaultdict(set)
+    for fault in plan(1, 6_000, workers=3, ingests=2, lease_s=LEASE_S):
+        amounts[fault.kind].add(fault.amount)
+    assert amounts["spool"] == {0, 1, 2}
+    assert amounts["descriptors"] == {0, 1, 2, 3}
+    assert min(amounts["thin"]) >= THIN_BYTES_S[0]
+    assert all(low <= amount <= high for amount in amounts["slow"] for low, high in [SLOW_S])

@@ -12,6 +12,9 @@ from proxy import QUEUED_MAX_BYTES, Proxy
 PATIENCE_S = 10.0
 DELAY_S = 0.15
 
+READ_AT_ONCE_BYTES = 256 << 10
+"""What asyncio hands over in one piece."""
+
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -120,6 +123,32 @@ async def test_delay_holds_no_more_than_its_bound(proxy: Proxy):
         await asyncio.sleep(0.001)
     assert reading.result() == large
     assert 0 < most < QUEUED_MAX_BYTES + 1_000_000
+    await close(pair)
+
+
+async def test_a_thin_pipe_passes_so_many_bytes_a_second_for_all_together(proxy: Proxy):
+    pairs = [await connect(proxy) for _ in range(2)]
+    proxy.thin(100_000)
+    began = time.monotonic()
+    large = b"x" * 20_000 + b"\n"
+    assert await asyncio.gather(*(exchange(pair, large) for pair in pairs)) == [large, large]
+    assert time.monotonic() - began >= 0.4, "40 kB one way, and meanwhile back"
+    await proxy.heal()
+    assert await exchange(pairs[0]) == b"hello\n"
+    await close(*pairs)
+
+
+async def test_a_thin_pipe_holds_little(proxy: Proxy):
+    pair = await connect(proxy)
+    proxy.thin(10_000_000)
+    large = b"x" * 2_000_000 + b"\n"
+    pair[1].write(large)
+    most, reading = 0, asyncio.create_task(soon(pair[0].readline()))
+    while not reading.done():
+        most = max([most, *(side.queued_bytes for one in proxy.pairs for side in (one.client, one.server))])
+        await asyncio.sleep(0.001)
+    assert reading.result() == large
+    assert 0 < most < 2 * READ_AT_ONCE_BYTES
     await close(pair)
 
 
