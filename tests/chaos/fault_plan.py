@@ -50,16 +50,13 @@ DECK: dict[tuple[str, str], tuple[int, float, float, bool]] = {
     ("come_back", "redis"): (1, 0.1, 1.0, False),
 }
 
-DELAY_S = (0.02, 0.25)
 REPLIES_MAX = 20
 """Of a connection that is reset: so many replies pass at most before one is torn."""
-SLOW_S = (0.3, 0.45)
-"""Each way; MASKLINE_PUBLISH_TIMEOUT_MS is over before an answer can be there."""
-THIN_BYTES_S = (40_000, 250_000)
-SPARE_MAX = 3
-"""Descriptors that a process may still open, at most."""
-SPOOL_WAYS = 3
-"""In which a spool goes: its directory is removed; and is made anew; or the files in it are removed."""
+
+# What Planned.amount is, by kind: any number between two, or a whole one below.
+BETWEEN = {"delay": (0.02, 0.25), "slow": (0.3, 0.45), "thin": (40_000.0, 250_000.0)}
+"""`slow`: MASKLINE_PUBLISH_TIMEOUT_MS is over before an answer can be there."""
+BELOW = {"descriptors": 4, "spool": 3, "fail_over": 2, "come_back": 2}
 
 
 class Planned(NamedTuple):
@@ -69,9 +66,9 @@ class Planned(NamedTuple):
     lasts_s: float
     """Until it is taken back, or the killed process is started again."""
     amount: float
-    """`delay`, `slow`: how late every byte comes; `reset`: replies before the one that is torn; `thin`: bytes a second;
-    `descriptors`: how many may still be opened; `spool`: which of its ways; `fail_over`, `come_back`: 1 where the old
-    primary's clock is ahead, else 0."""
+    """`delay`, `slow`: how late every byte comes; `thin`: bytes a second; `reset`: replies before the one that is torn;
+    `descriptors`: how many may still be opened; `spool`: its directory is removed (0), and made anew (1), or the files
+    in it are removed (2); `fail_over`, `come_back`: 1 where the old primary's clock is ahead, else 0."""
 
     @property
     def free_at_s(self) -> float:
@@ -102,21 +99,9 @@ def plan(seed: int, duration_s: float, *, workers: int, ingests: int, lease_s: f
 
 
 def _amount(kind: str, rng: random.Random) -> float:
-    match kind:
-        case "delay":
-            return rng.uniform(*DELAY_S)
-        case "slow":
-            return rng.uniform(*SLOW_S)
-        case "thin":
-            return float(rng.randrange(*THIN_BYTES_S))
-        case "descriptors":
-            return float(rng.randint(0, SPARE_MAX))
-        case "spool":
-            return float(rng.randrange(SPOOL_WAYS))
-        case "fail_over" | "come_back":
-            return float(rng.randrange(2))
-        case _:
-            return float(rng.randrange(REPLIES_MAX))
+    if kind in BETWEEN:
+        return rng.uniform(*BETWEEN[kind])
+    return float(rng.randrange(BELOW.get(kind, REPLIES_MAX)))
 
 
 def _deal(rng: random.Random) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,8 @@ RUN = Path(__file__).with_name("run.py")
 DURATION_S, RATE = 14, 60
 LEASE_S = 2.5
 """A process that gets no turn for so long is not to be expected even beside all other tests."""
-SEEDS = [7, 202]
-"""Between them: a spool removed, a log that nobody reads, a thin and a slow link, kills, a silent Redis."""
+SEEDS = [237, 473]
+"""Between them: a spool removed, descriptors used up, a log that nobody reads, a slow link, failovers, kills, cuts."""
 
 
 def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 
-from fault_plan import AT_ONCE_MAX, DECK, SLOW_S, THIN_BYTES_S, WARM_UP_S, plan
+from fault_plan import AT_ONCE_MAX, BETWEEN, DECK, WARM_UP_S, plan
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,5 +55,5 @@ def test_amounts_are_what_each_kind_takes():
         amounts[fault.kind].add(fault.amount)
     assert amounts["spool"] == {0, 1, 2}
     assert amounts["descriptors"] == {0, 1, 2, 3}
-    assert min(amounts["thin"]) >= THIN_BYTES_S[0]
-    assert all(low <= amount <= high for amount in amounts["slow"] for low, high in [SLOW_S])
+    for kind, (low, high) in BETWEEN.items():
+        assert low <= min(amounts[kind]) < max(amounts[kind]) <= high
