@@ -5,6 +5,7 @@ import asyncio
 import errno
 import socket
 from contextlib import ExitStack
+from typing import Final
 
 from ingest.node import IngestNode, cannot_listen
 from runtime import supervised
@@ -13,6 +14,10 @@ from runtime.logs import configure_logging
 from runtime.process import cli, run
 from runtime.supervisor import supervise
 from schemas.settings import Settings, load_settings
+
+SILENT_KILL_S: Final = 15.0
+"""Nobody else's code runs on the loop of an ingest process, and callbacks that the kernel gives to one whose loop
+stands still are lost when Plivo has waited long enough."""
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +51,7 @@ def _several(settings: Settings, processes: int) -> int:
             raise cannot_listen(settings, error) from None
         argv = ["ingest", "--host", settings.host, "--port", str(port)]
         stop_timeout_ms = settings.stop_delay_ms + settings.stop_timeout_ms
-        return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms)
+        return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms, silent_kill_s=SILENT_KILL_S)
 
 
 def _hold(host: str, port: int, held: ExitStack) -> int:

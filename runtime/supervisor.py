@@ -37,6 +37,7 @@ CHECK_INTERVAL_S: Final = 1.0
 TURN_MAX_S: Final = 2.0
 """What one turn of the supervisor can add to a child's silence, however long it took."""
 SILENT_WARN_S: Final = 10.0
+"""Or half of what kills it, if that is less."""
 SILENT_KILL_S: Final = 30.0
 """A handler may block the loop for a while, of which its own worker warns; a worker whose loop stood for so long has
 lost its leases several times over, and connections that the kernel gave to an ingest process wait as long."""
@@ -67,7 +68,9 @@ class Silence:
     def passed(self, turn_s: float) -> Literal["", "warn", "kill"]:
         """The supervisor has turned once, in `turn_s`."""
         self.seconds += min(turn_s, TURN_MAX_S)
-        warn_s, kill_s = (SILENT_WARN_S, self._kill_s) if self.up else (START_WARN_S, START_KILL_S)
+        warn_s, kill_s = START_WARN_S, START_KILL_S
+        if self.up:
+            warn_s, kill_s = min(SILENT_WARN_S, self._kill_s / 2), self._kill_s
         if self.seconds >= kill_s:
             return "kill"
         if self.seconds >= warn_s and not self._warned:

@@ -155,8 +155,15 @@ def test_a_trial_runs_beside_the_users_modules(redis_server, namespace, project)
     assert executed(project) == []
 
 
-@pytest.mark.parametrize("name", ["redis.py", "queue.py", "aiohttp/__init__.py", "concurrent/__init__.py"])
-@pytest.mark.parametrize("command", [[MASKLINE, "worker"], [*RUN_AS_MODULE, "ingest"]])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("redis.py", [MASKLINE, "worker"]),
+        ("queue.py", [*RUN_AS_MODULE, "ingest"]),
+        ("aiohttp/__init__.py", [*RUN_AS_MODULE, "worker"]),
+        ("concurrent/__init__.py", [MASKLINE, "ingest", "--processes", "2"]),
+    ],
+)
 def test_what_hides_a_library_by_pythonpath_is_named(tmp_path, name, command):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("raise SystemExit('executed')")

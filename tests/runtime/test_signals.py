@@ -44,9 +44,15 @@ QUIET_TAKES = {
 }
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize(
+    ("take", "signum", "loop"),
+    [
+        *((take, signal.SIGTERM, "uvloop") for take in TAKES),
+        *((take, signal.SIGTERM, "no-uvloop") for take in TAKES if "loop" in take),
+        ("a handler", signal.SIGINT, "no-uvloop"),
+        ("a handler of the loop", signal.SIGINT, "uvloop"),
+    ],
+)
 def test_a_signal_that_was_taken_stops_the_process_and_reaches_both(start, take, signum, loop):
     run = start(HOSTILE.format(take=TAKES[take].replace("signum", str(int(signum)))), loop)
     assert run.line() == ["ready"]

@@ -142,7 +142,7 @@ def test_children_that_all_refuse_after_one_came_up_are_tried_again(start):
 
 HASTY = (
     "supervisor.CHECK_INTERVAL_S, supervisor.TURN_MAX_S, supervisor.SILENT_WARN_S = 0.2, 0.4, 2.0\n"
-    + PARENT.replace("stop_timeout_ms=100", "stop_timeout_ms=100, silent_kill_s=3.0")
+    + PARENT.replace("stop_timeout_ms=100", "stop_timeout_ms=100, silent_kill_s=4.0")
 )
 
 
@@ -194,7 +194,7 @@ def test_a_supervisor_that_was_stopped_itself_kills_nobody(start):
     pids = run.children(2)
     for pid in (run.process.pid, *pids.values()):
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(4)  # the time that must not count
+    time.sleep(5)  # the time that must not count
     for pid in (run.process.pid, *pids.values()):
         os.kill(pid, signal.SIGCONT)
     run.signal(signal.SIGTERM)
