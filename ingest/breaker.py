@@ -1,10 +1,14 @@
 """Keeps requests from waiting for a Redis that does not take callbacks. Pure: the clock is passed in.
 
-| state | a failure of the whole server | the probe ends well | the back-off is over |
-| --- | --- | --- | --- |
-| closed: all may try | open | | |
-| open: nobody may | stays (it is the same failure) | | one may try: half open |
-| half open: one probe is under way | open, back-off doubled | closed | |
+| state | a failure of the whole server | a batch is taken in time | a batch is taken late | the back-off is over |
+| --- | --- | --- | --- | --- |
+| closed: all may try | open | | | |
+| open: nobody may | stays (it is the same failure) | | slow, where a timeout had opened it | one may try: half open |
+| half open: one probe is under way | open, back-off doubled | closed | slow | |
+| slow: the drain publishes, requests do not wait | open | clearly, or the IN_TIME_MIN-th running: closed | stays | |
+
+Late is what took longer than a request waits, clearly in time what took half as long at most. A server that is slow for
+good takes everything, by way of the spool.
 
 A probe that Redis refuses for itself alone (a stream that is none) ends well: the server works. A connection that
 was lost and is there again, layout agreed on, has been probed enough. One that is there again after a timeout has
@@ -13,20 +17,26 @@ not: a server that connects and answers trifles may still not be able to write.
 
 from typing import Final, Literal
 
-from ingest.outcomes import AWAY, OF_THE_SERVER
+from ingest.outcomes import AWAY, OF_THE_SERVER, TIMEOUT
 
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 2.0
 """Callbacks go to Redis again within two seconds of its return, and a dead one is bothered twice a second at most."""
 
-State = Literal["closed", "open", "half_open"]
-STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open")
+IN_TIME_MIN: Final = 3
+"""A server that is about as slow as a request is patient would else be closed and opened again by every other reply,
+and what is under way then goes to the stream twice."""
+CLEAR_SHARE: Final = 0.5
+"""Of the time a request waits: a server that answers within it is not about as slow."""
+
+State = Literal["closed", "open", "half_open", "slow"]
+STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open", "slow")
 
 
 class Breaker:
     """The breaker of one server."""
 
-    __slots__ = ("_backoff_s", "reason", "retry_at", "state")
+    __slots__ = ("_backoff_s", "_in_time", "reason", "retry_at", "state")
 
     def __init__(self) -> None:
         self.state: State = "closed"
@@ -35,11 +45,16 @@ class Breaker:
         self.retry_at = 0.0
         """When it may half-open, by the caller's clock."""
         self._backoff_s = BACKOFF_FIRST_S
+        self._in_time = 0
 
-    def failed(self, code: str, now: float) -> None:
-        """A batch was not taken; `code` says why."""
+    def failed(self, code: str, now: float, share: float = 0.0) -> None:
+        """A batch was not taken; `code` says why, `share` as in `succeeded`."""
         if code not in OF_THE_SERVER:
-            self.succeeded()
+            self.succeeded(share)
+        elif self.state == "slow":
+            self._backoff_s = BACKOFF_FIRST_S
+            # A new connection does not make it any quicker.
+            self._open(TIMEOUT if code == AWAY else code, now)
         elif self.state == "closed":
             self._backoff_s = BACKOFF_FIRST_S
             self._open(code, now)
@@ -47,9 +62,22 @@ class Breaker:
             self._backoff_s = min(self._backoff_s * 2, BACKOFF_MAX_S)
             self._open(code, now)
 
-    def succeeded(self) -> None:
-        """A batch was taken. Batches from before it opened count for nothing: they may have met the last room."""
-        if self.state == "half_open":
+    def succeeded(self, share: float = 0.0) -> None:
+        """A batch was taken, after this share of the time that a request waits.
+
+        Batches from before it opened count for nothing: they may have met the last room. Only where it was opened by a
+        timeout they tell that the server works, and is slow.
+        """
+        late = share > 1.0
+        if self.state == "slow":
+            self._in_time = 0 if late else self._in_time + 1
+            if share <= CLEAR_SHARE or self._in_time >= IN_TIME_MIN:
+                self._close()
+        elif late and (self.state == "half_open" or self.reason == TIMEOUT):
+            self.state = "slow"
+            self.reason = TIMEOUT
+            self._in_time = 0
+        elif self.state == "half_open":
             self._close()
 
     def connected(self) -> None:

@@ -58,6 +58,7 @@ class Connector:
         self._say_again_at = 0.0
         self.publisher = publisher
         publisher.on_moved = on_trouble
+        publisher.on_slow = self._say_slow
         self.link: Link | None = None
         """None while there is none."""
         self.trouble = "not connected yet"
@@ -128,7 +129,9 @@ class Connector:
         self.trouble = ""
         self.misconfigured = False
         self._metrics.connects += 1
-        _log.info("connected to Redis", redis=self.address, address=self.connected_to)
+        # After a timeout a connection alone proves nothing: the next page of the spool does.
+        proven = {} if self.publisher.ready else {"not_proven_after": self.publisher.breaker.reason}
+        _log.info("connected to Redis", redis=self.address, address=self.connected_to, **proven)
 
     async def _keep_connected(self) -> None:
         attempt = 0
@@ -145,7 +148,7 @@ class Connector:
             if self.publisher.attached:
                 attempt = 0
                 await self._until_lost()
-                self._away("the connection to Redis was lost")
+                self._away((self.link and self.link.loss) or "the connection to Redis was lost")
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
 
@@ -171,6 +174,23 @@ class Connector:
                 durability=self._settings.durability, reason=doubt,
             )  # fmt: skip
         self.doubt = doubt
+
+    @property
+    def slowness(self) -> str:
+        """How slow the server is; empty while it is not."""
+        publisher = self.publisher
+        if not publisher.slow:
+            return ""
+        return (
+            f"Redis is slow: it answers after {publisher.reply_s * 1000:.0f} ms, and requests wait "
+            f"{publisher.in_time_s * 1000:.0f} ms; callbacks reach it through the spool"
+        )
+
+    def _say_slow(self) -> None:
+        if self.publisher.slow:
+            _log.warning("Redis is slow", redis=self.address, reason=self.slowness)
+        elif self.publisher.ready:
+            _log.info("Redis answers in time again", redis=self.address)
 
     def _away(self, trouble: str, error: Exception | None = None) -> None:
         self.link = None

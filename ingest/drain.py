@@ -6,6 +6,8 @@
   come while Redis takes them, and only queue behind others, are granted on top: the spool gets empty whatever comes.
 - While the breaker is open, a single callback is the probe: what becomes of a probe is often unknown, and it
   is repeated.
+- A server that is slow for good is given larger pages, one after the other: a page may wait longer than a request.
+  In a cluster the others do not wait for it.
 - A callback that Redis refuses for itself (its stream is none) stays, with those of its partition behind it; the
   others go on. After RETRY_REFUSED_S it is tried again from the beginning.
 - Journals of the process take turns, page by page.
@@ -31,6 +33,8 @@ PAGE_ROWS_MAX: Final = 256
 """Published twice at most, if the process dies; at 1 kB each well under a hundredth of a second of the network."""
 PAGES_PER_S: Final = 10
 """At a low rate pages are smaller, so that it is even over a second."""
+SLOW_PAGE_ROWS_MAX: Final = 2048
+"""For a slow server, where each page costs a round trip; PAGE_BYTES_MAX bounds it as well."""
 PROBE_ROWS: Final = 1
 IDLE_S: Final = 0.25
 """How often Redis and the disk are looked at while they do not work. Callbacks that come in wake the drain."""
@@ -91,6 +95,8 @@ class _Source:
         self.taken = taken
         self.published: list[Row] = []
         """Confirmed and not deleted yet."""
+        self.pending: dict[Publisher, tuple[list[Row], asyncio.Future[list[str]]]] = {}
+        """Pages that slow servers of a cluster, or those that are probed, have not answered."""
         self.retry_at = 0.0
         self.restart()
 
@@ -101,8 +107,16 @@ class _Source:
         self.held_up: set[int] = set()
         """Partitions of these."""
 
+    def collect(self) -> None:
+        """See what has become of pending pages."""
+        for publisher, (rows, page) in [*self.pending.items()]:
+            if page.done():
+                del self.pending[publisher]
+                codes = page.result()
+                self.published += [row for row, code in zip(rows, codes, strict=True) if not code]
+
     def has_work(self, now: float) -> bool:
-        if self.published:
+        if self.published or any(page.done() for _, page in self.pending.values()):
             return True
         if self.passed and now >= self.retry_at:
             self.restart()
@@ -166,7 +180,7 @@ class Drain:
     def _soon(self) -> bool:
         """Whether what was passed over is about to be tried again."""
         soon = monotonic() + RETRY_AWAY_S
-        return self._outlets.ready and any(s.passed and s.retry_at <= soon for s in self._sources)
+        return self._outlets.drains and any(s.passed and s.retry_at <= soon for s in self._sources)
 
     async def _adopt(self) -> None:
         now = monotonic()
@@ -193,6 +207,7 @@ class Drain:
     async def _page(self, source: _Source) -> bool:
         """Move one page on; False where nothing can be done for now. Raises SpoolError."""
         spool, taken = self._spool, source.taken
+        source.collect()
         if source.published:
             await spool.delete(taken, source.published)
             source.published = []
@@ -200,8 +215,7 @@ class Drain:
             return True
         while (wait_s := self._pace.wait_s(monotonic())) > 0:  # noqa: ASYNC110 - it is the rate that is waited for
             await asyncio.sleep(wait_s)
-        rows_max = self._pace.page_rows if self._outlets.ready else PROBE_ROWS
-        rows = await spool.page(taken, source.after, rows_max)
+        rows = await spool.page(taken, source.after, self._rows_max())
         if not rows:  # as it seems, nothing is left behind the cursor: look from the beginning, later
             source.passed = taken.file.state.callbacks
             source.retry_at = monotonic() + RETRY_REFUSED_S
@@ -214,27 +228,42 @@ class Drain:
             source.published = []
         return went_on
 
+    def _rows_max(self) -> int:
+        if self._outlets.ready:
+            return self._pace.page_rows
+        return SLOW_PAGE_ROWS_MAX if self._outlets.drains else PROBE_ROWS
+
     async def _publish(self, source: _Source, rows: list[Row]) -> list[str]:
         """Publish what may be; a code for each row, empty where Redis took it."""
         codes = [_WAITS] * len(rows)
-        groups: dict[int, tuple[Publisher, list[int]]] = {}
+        groups: dict[Publisher, list[int]] = {}
         for number, row in enumerate(rows):
             if row.route % self._partitions not in source.held_up:
-                publisher = self._outlets.of(row.route)
-                groups.setdefault(id(publisher), (publisher, []))[1].append(number)
+                groups.setdefault(self._outlets.of(row.route), []).append(number)
         pages: list[tuple[list[int], asyncio.Future[list[str]]]] = []
-        for publisher, numbers in groups.values():
-            chosen = numbers
-            if not publisher.ready:
-                chosen = numbers[:PROBE_ROWS] if publisher.may_probe() else []
-                for number in numbers:
-                    codes[number] = _AWAY
+        for publisher, numbers in groups.items():
+            chosen = self._chosen(source, publisher, numbers)
+            waited_for = publisher.ready or len(self._outlets.publishers) == 1
+            for number in numbers[len(chosen) if waited_for else 0 :]:
+                codes[number] = _AWAY
             if chosen:
-                pages.append((chosen, publisher.append([(rows[n].route, rows[n].value) for n in chosen])))
+                page = publisher.append([(rows[n].route, rows[n].value) for n in chosen])
+                if waited_for:
+                    pages.append((chosen, page))
+                else:
+                    source.pending[publisher] = [rows[n] for n in chosen], page
         for chosen, page in pages:
             for number, code in zip(chosen, await page, strict=True):
                 codes[number] = code
         return codes
+
+    def _chosen(self, source: _Source, publisher: Publisher, numbers: list[int]) -> list[int]:
+        """Which of these its server may have now."""
+        if publisher in source.pending:
+            return []
+        if publisher.drains:
+            return numbers
+        return numbers[:PROBE_ROWS] if publisher.may_probe() else []
 
     def _judge(self, source: _Source, rows: list[Row], codes: list[str]) -> bool:
         """Decide by the codes what to delete, and where to go on; False where nothing can be done for now."""

@@ -26,6 +26,10 @@ other: a callback may wait for the batch before its own, and for a page of the s
 FSYNC_TIMEOUT_MS: Final = 1500 * SHARE_OF_TIMEOUT
 """With `appendfsync everysec` a confirmation takes a second and some."""
 
+PATIENT_MS: Final = 3000
+"""For a page of the spool: with `appendfsync everysec` a confirmation takes up to two seconds. Well within what a
+connection may be silent for."""
+
 EARLY_MS: Final = 900
 """With `appendfsync everysec` a thousand milliseconds lie between two fsyncs; no honest server confirms two writes that
 followed each other within less."""
@@ -44,7 +48,7 @@ _CANNOT: Final = "MASKLINE_DURABILITY=fsync: Redis at this address"
 class Durability:
     """One level, ready for use."""
 
-    __slots__ = ("command", "replicas")
+    __slots__ = ("command", "in_time_s", "patient", "replicas")
 
     def __init__(self, level: str, publish_timeout_ms: int) -> None:
         wait_ms = max(1, publish_timeout_ms // SHARE_OF_TIMEOUT)  # 0 would be for ever
@@ -52,10 +56,18 @@ class Durability:
         """How many must have a callback."""
         self.command = b""
         """The packed command that ends a batch; empty where none does."""
+        self.patient = b""
+        """The same for whom no request waits."""
+        self.in_time_s = wait_ms / 1000 if level != "memory" else publish_timeout_ms / 1000
+        """A batch whose replies took longer would have been no use to a request."""
         if self.replicas:
-            self.command = pack("WAIT", self.replicas, wait_ms)
+            self.command, self.patient = (
+                pack("WAIT", self.replicas, wait) for wait in (wait_ms, max(wait_ms, PATIENT_MS))
+            )
         elif level == "fsync":
-            self.command = pack("WAITAOF", 1, 0, wait_ms)
+            self.command, self.patient = (
+                pack("WAITAOF", 1, 0, wait) for wait in (wait_ms, max(wait_ms, PATIENT_MS))
+            )
 
     def reached(self, reply: Any) -> bool:
         """Whether the reply to `command` says that the batch is safe."""

@@ -4,7 +4,8 @@
 | --- | --- | --- |
 | takes callbacks | nothing | Redis; if that fails, the spool |
 | takes callbacks | something | the spool, behind it; if that fails, Redis |
-| does not (`ingest.breaker`) | | the spool |
+| does not (`ingest.breaker`), or is slow | | the spool |
+| is slow, and the spool is unwell | | Redis, and waits for it |
 | may be probed, and nothing in the spool is there to do it (it is empty, or unwell) | | Redis, as the probe |
 
 What neither takes is answered 503, with the code of the last failure. With more than MASKLINE_IN_FLIGHT_MAX or
@@ -62,7 +63,9 @@ class Keeper:
             # It adds to what is to be drained, and nothing to what reaches Redis: so the drain gets faster by it.
             self._pace.grant(1)
             spool.put_for(waiter, BEHIND, route, value)
-        elif (spool.trouble is not None or not spool.callbacks) and publisher.may_probe():
+        elif (spool.trouble is not None and publisher.drains) or (
+            (spool.trouble is not None or not spool.callbacks) and publisher.may_probe()
+        ):
             publisher.publish_for(waiter, route, value)
         else:
             spool.put_for(waiter, publisher.breaker.reason or AWAY, route, value)

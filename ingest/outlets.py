@@ -76,14 +76,19 @@ class Outlets:
         return any(publisher.ready for publisher in self.publishers)
 
     @property
+    def drains(self) -> bool:
+        """Whether any of them takes pages of the spool, in whatever time."""
+        return any(publisher.drains for publisher in self.publishers)
+
+    @property
     def all_ready(self) -> bool:
         """Whether every partition's callbacks are taken."""
         return not self._shards.trouble and all(publisher.ready for publisher in self.publishers)
 
     @property
     def worth_a_try(self) -> bool:
-        """Whether any of them takes callbacks, or may be probed."""
-        return any(publisher.ready or publisher.probe_due for publisher in self.publishers)
+        """Whether any of them takes pages of the spool, or may be probed."""
+        return any(publisher.drains or publisher.probe_due for publisher in self.publishers)
 
     @property
     def connected(self) -> bool:
@@ -102,10 +107,11 @@ class Outlets:
             "connected_to": [connector.connected_to for connector in self._shards if connector.up],
             "connected": self.connected,
             "takes": self.all_ready,
+            "slow": any(publisher.slow for publisher in self.publishers),
         }
         reasons = [self._shards.trouble]
         for connector in self._shards:
-            reason = connector.trouble or connector.publisher.breaker.reason
+            reason = connector.trouble or connector.slowness or connector.publisher.breaker.reason
             if reason:
                 reasons.append(f"{connector.address}: {reason}" if self._store.is_cluster else reason)
         if reason := "; ".join(filter(None, reasons)):

@@ -4,8 +4,12 @@
   one read and one wake-up for many callbacks, and no timer that would add to the latency.
 - A callback counts as taken only by its own reply: one can be refused (OOM) while others are taken; where
   MASKLINE_DURABILITY asks for more, only if the reply of the batch's last command says so too.
-- A batch without replies in time loses the connection, and all that is under way with it. What the server did
-  is unknown, so nobody hears "taken"; if it was, the repeat is a duplicate to the worker.
+- A request's batch without replies in time is given up: its callbacks go elsewhere. The connection stays, since the
+  replies may come late: then the server is slow, and what is spooled goes there all the same. A page of the spool
+  waits for PATIENCE_S, after which the connection counts as dead.
+- What the server did is unknown where it has not answered, so nobody hears "taken"; if it was, the repeat is a
+  duplicate to the worker. COPIES_MAX bounds how often one callback is repeated for it.
+- A loop that stood still has not read the replies that are there: no deadline is believed at the first look.
 - What was not taken is handed on with the futures that wait for it (`on_refused`), to whoever keeps it elsewhere.
 - A failure of the whole server opens the breaker, and what gathers then is handed on at once.
 
@@ -41,8 +45,18 @@ BATCHES_MAX: Final = 4
 """Under way at once. With two, what comes meanwhile waits for a trip to end before its own begins, a tenth more at p50
 under half load. More make batches smaller: four cost a fiftieth of what it takes at its most."""
 
-LINK_GRACE_S: Final = 1.0
-"""The link's own deadline comes after ours: ours tells the reason."""
+PATIENCE_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""How long a connection may be silent with something under way. The first finds a dead connection soon; each next one
+holds after a connection that was cut for its silence, until the server answers in time: it may only be slow."""
+COPIES_MAX: Final = 1 + len(PATIENCE_S)
+"""Of one callback in the stream, from a server that answers within the last of PATIENCE_S: one by the request that did
+not wait for the reply, and one by each page whose connection was cut. (A connection that others cut costs one more.)"""
+LOOK_AGAIN_S: Final = 0.05
+"""Between looks at an overdue batch: time to read what has come while the loop stood still."""
+LOOKS_MAX: Final = 5
+"""A loop that is late at every look is overloaded for good; then the requests are not to wait any longer."""
+APPENDED_MAX: Final = 8192
+"""Rows remembered as appended and not confirmed: more than a page of each journal there usually is."""
 
 
 class Waiter(Protocol):
@@ -76,7 +90,10 @@ class Load:
 class _Batch:
     """Callbacks that go out together, and who waits for them."""
 
-    __slots__ = ("first_at", "page", "routes", "size_bytes", "timer", "values", "waiters")
+    __slots__ = (
+        "first_at", "given_up", "known", "look_at", "looks", "page", "replies", "routes", "sent_at", "size_bytes",
+        "timer", "values", "waiters",
+    )  # fmt: skip
 
     def __init__(self, first_at: float) -> None:
         self.routes: list[int] = []
@@ -84,9 +101,17 @@ class _Batch:
         self.waiters: Waiters = []
         self.page: asyncio.Future[list[str]] | None = None
         """Who waits instead for the whole batch."""
+        self.known: list[bool] = []
+        """Of a page: which of its rows were appended before, and lack only the confirmation."""
         self.size_bytes = 0
         self.first_at = first_at
+        self.sent_at = first_at
         self.timer: asyncio.TimerHandle | None = None
+        self.replies: asyncio.Future[list[Any]] | None = None
+        self.looks = 0
+        self.look_at = 0.0
+        self.given_up = False
+        """Its callbacks went elsewhere, and only whether the server answers is of interest."""
 
 
 class Publisher:
@@ -101,8 +126,13 @@ class Publisher:
         self._partitions = settings.partitions
         self._prefixes = [_xadd_prefix(keys.callbacks(number)) for number in range(settings.partitions)]
         self._link: Link | None = None
-        self._loss = AWAY
-        """What the loss of the present link is called."""
+        self._patience = 0
+        """Which of PATIENCE_S."""
+        self._sent: list[_Batch] = []
+        self._given_up = 0
+        """Of these, how many are given up."""
+        self._appended: set[tuple[int, bytes]] = set()
+        """Rows of pages that this link has appended, and the server has not confirmed as durable."""
         self._gathering: _Batch | None = None
         self._sending_soon = False
         self.on_refused: OnRefused = _tell_waiters
@@ -113,34 +143,56 @@ class Publisher:
         # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
         # meanwhile waits for one more, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
-        self.batches_under_way = 0
         self.ready = False
         """Connected, and the breaker closed: the next callback may be published."""
+        self.drains = False
+        """Connected, and not known to refuse: pages of the spool may be published, though it may take long."""
+        self._was_slow = False
+        self.reply_s = 0.0
+        """How long the last reply took that came late."""
+        self.on_slow: Callable[[], None] = lambda: None
+        """Called when the server turns out to be slow, and when that is over."""
 
     @property
     def attached(self) -> bool:
         return self._link is not None
 
+    @property
+    def batches_under_way(self) -> int:
+        return len(self._sent)
+
+    @property
+    def slow(self) -> bool:
+        """It takes what it is given, but later than a request may wait."""
+        return self.breaker.state == "slow"
+
+    @property
+    def in_time_s(self) -> float:
+        return self._durability.in_time_s
+
     def attach(self, link: Link) -> None:
         """Publish over this link from now on."""
         self._link = link
-        self._loss = AWAY
+        self._appended.clear()
         self.breaker.connected()
         self._look()
 
     def detach(self) -> None:
         """Publish nothing until the next link. What is under way fails by the old, what gathers here."""
-        self._link = None
-        self._trip(AWAY)
+        link, self._link = self._link, None
+        if link is not None and link.timed_out:
+            self._patience = min(self._patience + 1, len(PATIENCE_S) - 1)
+        self._trip(_loss(link))
 
     @property
     def probe_due(self) -> bool:
         """Whether `may_probe` would say yes."""
-        return self._link is not None and self.breaker.probe_due(self._loop.time())
+        # What is given up and may still be answered is a probe already.
+        return self._link is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
 
     def may_probe(self) -> bool:
         """Whether, though not ready, the next batch may try: then it has to."""
-        return self._link is not None and self.breaker.try_probe(self._loop.time())
+        return self.probe_due and self.breaker.try_probe(self._loop.time())
 
     def publish(self, route: int, value: bytes) -> asyncio.Future[None]:
         """Append the value to the stream of the route's partition; the future is done once it is taken.
@@ -158,7 +210,7 @@ class Publisher:
         batch = self._gathering
         if batch is None:
             batch = self._gathering = self._begin()
-            if self.batches_under_way < self._batches_max and not self._sending_soon:
+            if len(self._sent) < self._batches_max and not self._sending_soon:
                 self._sending_soon = True
                 self._loop.call_soon(self._send_gathered)
         size = len(value)
@@ -170,24 +222,29 @@ class Publisher:
         batch.waiters.append(waiter)
 
     def append(self, rows: Sequence[tuple[int, bytes]]) -> asyncio.Future[list[str]]:
-        """Append these (route, value) as a batch of their own, in their order.
+        """Append these (route, value) as a batch of their own, in their order, however long the server takes.
 
-        The future holds a code for each, empty where it was taken, and never fails.
+        The future holds a code for each, empty where it was taken, and never fails. What this connection has appended
+        before, and was not durable yet, is not appended again: it is only confirmed.
         """
         page: asyncio.Future[list[str]] = self._loop.create_future()
         if self._link is None:
             page.set_result([AWAY] * len(rows))
             return page
-        batch = self._begin()
+        batch = _Batch(self._loop.time())
         batch.page = page
-        batch.routes = [route for route, _ in rows]
-        batch.values = [value for _, value in rows]
+        batch.known = [row in self._appended for row in rows]
+        fresh = [row for row, known in zip(rows, batch.known, strict=True) if not known]
+        batch.routes = [route for route, _ in fresh]
+        batch.values = [value for _, value in fresh]
         self._send(batch, self._link)
         return page
 
     def _begin(self) -> _Batch:
         batch = _Batch(self._loop.time())
-        batch.timer = self._loop.call_later(self._timeout_s, self._overdue)
+        # Of a slow server only those ask whom the spool cannot help: late is better than not at all.
+        timeout_s = max(self._timeout_s, PATIENCE_S[0]) if self.slow else self._timeout_s
+        batch.timer = self._loop.call_later(timeout_s, self._overdue, batch)
         return batch
 
     def _send_gathered(self) -> None:
@@ -200,8 +257,11 @@ class Publisher:
         self._send(batch, link)
 
     def _send(self, batch: _Batch, link: Link) -> None:
-        self.batches_under_way += 1
+        batch.sent_at = self._loop.time()
+        self._sent.append(batch)
         prefixes, partitions, confirm = self._prefixes, self._partitions, self._durability.command
+        if confirm and not self.ready:
+            confirm = self._durability.patient
         commands = [
             b"%b$%d\r\n%b\r\n" % (prefixes[route % partitions], len(value), value)
             for route, value in zip(batch.routes, batch.values, strict=True)
@@ -210,25 +270,24 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
-        replies = link.send(b"".join(commands), count, timeout_s=self._timeout_s + LINK_GRACE_S, at_once=True)
-        replies.add_done_callback(partial(self._settle, batch))
+        patience_s = max(PATIENCE_S[self._patience], 2 * self._timeout_s)
+        batch.replies = link.send(b"".join(commands), count, timeout_s=patience_s, at_once=True)
+        batch.replies.add_done_callback(partial(self._settle, batch, link))
 
-    def _settle(self, batch: _Batch, future: asyncio.Future[list[Any]]) -> None:
+    def _settle(self, batch: _Batch, link: Link, future: asyncio.Future[list[Any]]) -> None:
         """The outcome of a batch that was sent."""
-        self.batches_under_way -= 1
+        self._sent.remove(batch)
+        self._given_up -= batch.given_up
         self._release(batch)
         if future.exception() is not None:
-            self._refuse(batch, [self._loss] * len(batch.values))
-            self._metrics.batch_failures[AWAY] += 1
-            self._trip(self._loss)
+            loss = _loss(link)
+            self._refuse(batch, [loss] * len(batch.values), loss)
+            self._metrics.batch_failures[loss] += 1
+            self._trip(loss)
         else:
             self._metrics.publish_s.observe(self._loop.time() - batch.first_at)
             self._read(batch, future.result())
-        if (
-            self._gathering is not None
-            and not self._sending_soon
-            and self.batches_under_way < self._batches_max
-        ):
+        if self._gathering is not None and not self._sending_soon and len(self._sent) < self._batches_max:
             self._send_gathered()
 
     def _read(self, batch: _Batch, replies: list[Any]) -> None:
@@ -237,18 +296,19 @@ class Publisher:
         if durable and all([reply.__class__ is bytes for reply in replies]):  # noqa: C419 - a list is the faster
             self._taken(batch)
             if self.breaker.state != "closed":
-                self.breaker.succeeded()
+                self.breaker.succeeded(self._share(batch))
                 self._look()
             return
         otherwise = "" if durable else NOT_DURABLE
         codes = [otherwise if reply.__class__ is bytes else refusal(reply) for reply in replies]
-        self._refuse(batch, codes)
-        refusals = {*codes} - {""}
+        self._remember(batch, codes)
+        self._refuse(batch, codes, otherwise)
+        refusals = {*codes, otherwise} - {""}
         self._metrics.batch_failures.update(refusals)
         for code in sorted(
             refusals, key=OF_THE_SERVER.__contains__
         ):  # what opens the breaker has the last word
-            self._trip(code)
+            self._trip(code, self._share(batch))
         if not refusals.isdisjoint(MOVED):
             self.on_moved()
         # An append-only file that was switched off is an error; the checks of the next connection tell which.
@@ -256,20 +316,44 @@ class Publisher:
         if self._link is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
             self._link.close()
 
+    def _share(self, batch: _Batch) -> float:
+        """How long the replies took, as a share of what a request waits for them."""
+        took_s = self._loop.time() - batch.sent_at
+        share = took_s / self._durability.in_time_s
+        if share > 1.0:
+            self.reply_s = took_s
+        else:
+            self._patience = 0
+        return share
+
+    def _remember(self, batch: _Batch, codes: list[str]) -> None:
+        """Note what a page has appended, and what was not durable: it lies in the stream."""
+        if batch.page is None:
+            return
+        if len(self._appended) > APPENDED_MAX:
+            self._appended.clear()
+        rows = zip(batch.routes, batch.values, codes, strict=True)
+        self._appended.update((route, value) for route, value, code in rows if code == NOT_DURABLE)
+
     def _taken(self, batch: _Batch) -> None:
         if batch.page is not None:
+            if self._appended and any(batch.known):
+                self._appended.clear()
             if not batch.page.done():
-                batch.page.set_result([""] * len(batch.values))
+                batch.page.set_result([""] * len(batch.known))
             return
         for waiter in batch.waiters:
             if not waiter.done():  # whoever waited was cancelled
                 waiter.set_result(None)
 
-    def _refuse(self, batch: _Batch, codes: list[str]) -> None:
-        """Tell what was taken of a batch, and hand on what was not."""
+    def _refuse(self, batch: _Batch, codes: list[str], otherwise: str) -> None:
+        """Tell what was taken of a batch, and hand on what was not; `otherwise`: for what it did not append again."""
+        if batch.given_up:
+            return
         if batch.page is not None:
             if not batch.page.done():
-                batch.page.set_result(codes)
+                fresh = iter(codes)
+                batch.page.set_result([otherwise if known else next(fresh) for known in batch.known])
             return
         refused: dict[str, tuple[Waiters, list[int], list[bytes]]] = {}
         for waiter, route, value, code in zip(batch.waiters, batch.routes, batch.values, codes, strict=True):
@@ -285,17 +369,22 @@ class Publisher:
         for code, (waiters, routes, values) in refused.items():
             self.on_refused(code, waiters, routes, values)
 
-    def _trip(self, code: str) -> None:
+    def _trip(self, code: str, share: float = 0.0) -> None:
         """Tell the breaker of a failure; once it is open, what gathers has nothing to wait for."""
-        self.breaker.failed(code, self._loop.time())
+        self.breaker.failed(code, self._loop.time(), share)
         self._look()
-        if not self.ready and (batch := self._gathering) is not None:
+        if not self.drains and (batch := self._gathering) is not None:
             self._gathering = None
             self._release(batch)
-            self._refuse(batch, [self.breaker.reason or AWAY] * len(batch.values))
+            self._refuse(batch, [self.breaker.reason or AWAY] * len(batch.values), "")
 
     def _look(self) -> None:
-        self.ready = self._link is not None and self.breaker.state == "closed"
+        state, linked = self.breaker.state, self._link is not None
+        self.ready = linked and state == "closed"
+        self.drains = linked and state in {"closed", "slow"}
+        if self._was_slow != (state == "slow"):
+            self._was_slow = state == "slow"
+            self.on_slow()
 
     def _release(self, batch: _Batch) -> None:
         if batch.timer is not None:
@@ -304,13 +393,38 @@ class Publisher:
         self.load.callbacks -= len(batch.waiters)
         self.load.size_bytes -= batch.size_bytes
 
-    def _overdue(self) -> None:
-        """A batch has no replies in time: its link goes, and whoever owns that detaches us."""
+    def _overdue(self, batch: _Batch) -> None:
+        """A batch has no replies in time, as it seems."""
+        batch.timer = None
+        if batch.replies is not None and batch.replies.done():
+            return  # `_settle` is about to run
+        now = self._loop.time()
+        # Once more where this was the first look, or the loop was late for it: replies that are there are read by then.
+        if batch.looks < LOOKS_MAX and (not batch.looks or now > batch.look_at + LOOK_AGAIN_S):
+            batch.looks += 1
+            batch.look_at = max(now + LOOK_AGAIN_S, batch.sent_at + self._timeout_s / 2)
+            batch.timer = self._loop.call_at(batch.look_at, self._overdue, batch)
+            return
         self._metrics.batch_failures[TIMEOUT] += 1
-        self._loss = TIMEOUT
+        for under_way in list(self._sent):
+            self._give_up(under_way)
         self._trip(TIMEOUT)
-        if self._link is not None:
-            self._link.close()
+
+    def _give_up(self, batch: _Batch) -> None:
+        """Hand on a request's batch that the server has not answered. In order of arrival: all before what gathers."""
+        answered = batch.replies is not None and batch.replies.done()
+        if batch.page is not None or batch.given_up or answered:
+            return
+        self._release(batch)
+        self._refuse(batch, [TIMEOUT] * len(batch.values), "")
+        batch.given_up = True
+        self._given_up += 1
+        batch.waiters, batch.routes, batch.values, batch.size_bytes = [], [], [], 0
+
+
+def _loss(link: Link | None) -> str:
+    """What the loss of a link is called."""
+    return TIMEOUT if link is not None and link.timed_out else AWAY
 
 
 def _tell_waiters(code: str, waiters: Waiters, _routes: list[int], _values: list[bytes]) -> None:

@@ -77,6 +77,8 @@ class Link(asyncio.Protocol):
         self._on_lost = on_lost
         self.route: Route | None = None
         """Where it leads."""
+        self.timed_out = False
+        """It ended because the server did not answer in time."""
         self.received_bytes = 0
         """Since the connection was made."""
         self._answered = 0
@@ -127,7 +129,12 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Cut the connection; what is under way fails."""
-        self._fail("the connection to Redis was closed")
+        self._fail("this process has closed the connection to Redis")
+
+    @property
+    def loss(self) -> str:
+        """Who has ended it, and why; empty while it lives."""
+        return "" if self._lost is None else str(self._lost)
 
     # What the transport calls
 
@@ -178,7 +185,10 @@ class Link(asyncio.Protocol):
             overdue = None
         # Only at the second look: where this process itself stood still, the replies are there and were not read yet.
         if overdue is not None and overdue is self._overdue:
-            self._fail("Redis did not answer in time")
+            self.timed_out = True
+            self._fail(
+                "this process has closed the connection to Redis: no answer in time, Redis is slow or mute"
+            )
             return
         self._overdue = overdue
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)

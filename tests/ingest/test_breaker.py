@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.breaker import BACKOFF_FIRST_S, BACKOFF_MAX_S, Breaker
+from ingest.breaker import BACKOFF_FIRST_S, BACKOFF_MAX_S, IN_TIME_MIN, Breaker
 from ingest.outcomes import OF_THE_SERVER
 
 SERVER_CODES = sorted(OF_THE_SERVER)
@@ -73,9 +73,51 @@ def test_the_back_off_doubles_up_to_its_bound_and_starts_again():
     assert breaker.retry_at == 100.0 + BACKOFF_FIRST_S
 
 
+def test_late_replies_after_a_timeout_make_it_slow_until_they_come_in_time():
+    breaker = Breaker()
+    breaker.failed("redis_timeout", 0.0)
+    breaker.succeeded(0.9)  # from before
+    assert breaker.state == "open"
+    breaker.succeeded(1.2)
+    assert (breaker.state, breaker.reason) == ("slow", "redis_timeout")
+    assert not breaker.probe_due(100.0)
+    for share in (*[0.9] * (IN_TIME_MIN - 1), 1.1, *[0.9] * (IN_TIME_MIN - 1)):
+        breaker.succeeded(share)
+        assert breaker.state == "slow"
+    breaker.succeeded(0.9)
+    assert breaker.state == "closed"
+
+
+def test_a_slow_one_is_closed_by_one_reply_that_is_clearly_in_time():
+    breaker = Breaker()
+    breaker.failed("redis_timeout", 0.0)
+    breaker.succeeded(3.0)
+    breaker.succeeded(0.1)
+    assert (breaker.state, breaker.reason) == ("closed", "")
+
+
+@pytest.mark.parametrize(("code", "reason"), [("redis_away", "redis_timeout"), ("redis_oom", "redis_oom")])
+def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, reason):
+    breaker = Breaker()
+    breaker.failed("redis_timeout", 0.0)
+    breaker.succeeded(3.0)
+    breaker.failed(code, 10.0)
+    breaker.connected()
+    assert (breaker.state, breaker.reason) == ("open", reason)
+
+
+@pytest.mark.parametrize("code", sorted(OF_THE_SERVER - {"redis_timeout"}))
+def test_late_replies_after_another_failure_count_for_nothing(code):
+    breaker = Breaker()
+    breaker.failed(code, 0.0)
+    breaker.succeeded(2.0)
+    assert breaker.state == "open"
+
+
 EVENTS = st.one_of(
     st.tuples(st.just("failed"), st.sampled_from([*SERVER_CODES, "redis_wrongtype", "redis_error"])),
-    st.tuples(st.sampled_from(["succeeded", "connected", "probe"]), st.none()),
+    st.tuples(st.just("succeeded"), st.sampled_from([0.1, 0.8, 1.5])),
+    st.tuples(st.sampled_from(["connected", "probe"]), st.none()),
     st.tuples(st.just("wait"), st.floats(0, 3)),
 )
 
@@ -95,6 +137,8 @@ def test_whatever_happens(events):
             probing = probing or granted
         elif event == "failed":
             breaker.failed(value, now)
+        elif event == "succeeded":
+            breaker.succeeded(value)
         else:
             getattr(breaker, event)()
         probing = probing and breaker.state == "half_open"
@@ -104,7 +148,8 @@ def test_whatever_happens(events):
             assert breaker.retry_at <= now + BACKOFF_MAX_S
     # From wherever it got to: once whatever is under way has failed, one good probe closes it.
     if breaker.state != "closed":
-        breaker.failed("redis_oom", now)
+        if breaker.state != "open":
+            breaker.failed("redis_oom", now)
         assert breaker.try_probe(now + BACKOFF_MAX_S)
         breaker.succeeded()
     assert breaker.state == "closed"

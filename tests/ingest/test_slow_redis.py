@@ -1,0 +1,152 @@
+"""A Redis that takes everything, later than a request waits; and a loop that stood still beside one that is well."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+import uvloop
+from ingest_kit import node_settings, until
+from spool_kit import inside, streams
+
+from ingest.publisher import COPIES_MAX
+from ingest.spool_errors import SpoolError
+
+sys.path.append(str(Path(__file__).parent.parent / "chaos"))
+from proxy import Proxy
+
+VALUES = [b"%04d" % number for number in range(300)]
+
+
+@contextlib.asynccontextmanager
+async def behind_proxy(server, namespace, **changes):
+    proxy = Proxy(server.port)
+    await proxy.start()
+    try:
+        settings = node_settings(f"redis://127.0.0.1:{proxy.port}/0", namespace, **changes)
+        async with inside(settings) as it:
+            await until(lambda: it.publisher.attached)
+            yield it, proxy
+    finally:
+        await proxy.stop()
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.5])
+async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, namespace, delay_s):
+    async with behind_proxy(redis_server, namespace, publish_timeout_ms=100) as (it, proxy):
+        proxy.delay(delay_s)
+        for begin in range(0, 300, 50):
+            assert await it.keep_all("s", VALUES[begin : begin + 50]) == {""}
+        await until(lambda: not it.spool.callbacks)
+        with redis_server.client() as client:
+            copies = Counter(streams(client, it.settings))
+        assert set(copies) == set(VALUES)
+        assert max(copies.values()) <= 2
+        assert it.metrics.connects == 1  # nobody has cut it
+        details = it.outlets.details()
+        assert (details["takes"], details["slow"]) == (False, True)
+        assert details["reason"].startswith("Redis is slow")
+        assert it.metrics.batch_failures == {"redis_timeout": 1}
+        await proxy.heal()
+        assert await it.keep("s", b"the drain finds out that it is quick again") == ""
+        await until(lambda: it.publisher.ready)
+        assert not it.outlets.details()["slow"]
+        await until(lambda: not it.spool.holds(crc32(b"s")))
+        spooled = sum(it.metrics.spooled.values())
+        assert await it.keep("s", b"straight") == ""
+        assert sum(it.metrics.spooled.values()) == spooled
+
+
+async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("ingest.publisher.PATIENCE_S", (0.3, 0.6, 1.2, 2.4, 4.8))
+    async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
+        proxy.delay(0.35)
+        assert await it.keep_all("s", VALUES) == {""}
+        await until(lambda: not it.spool.callbacks, within_s=30)
+        with redis_server.client() as client:
+            copies = Counter(streams(client, it.settings))
+        assert set(copies) == set(VALUES)
+        assert max(copies.values()) <= COPIES_MAX
+
+
+async def test_who_cut_a_mute_connection_is_said(redis_server, namespace, monkeypatch, caplog):
+    monkeypatch.setattr("ingest.publisher.PATIENCE_S", (0.3,))
+    async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
+        troubles = []
+        monkeypatch.setattr(it.connector, "_on_trouble", lambda: troubles.append(it.connector.trouble))
+        proxy.half_open()
+        assert await it.keep("s", b"a") == ""
+        await until(lambda: troubles)
+        assert "this process has closed the connection" in troubles[0]
+        await proxy.heal()
+        await until(lambda: not it.spool.callbacks, within_s=20)
+
+
+async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
+    redis_server, namespace, monkeypatch
+):
+    monkeypatch.setattr("ingest.durability.PATIENT_MS", 50)
+    monkeypatch.setattr("ingest.breaker.BACKOFF_MAX_S", 0.1)
+    settings = node_settings(redis_server.url, namespace, durability="replicas:1")
+    async with inside(settings) as it:
+        assert await it.keep_all("s", VALUES[:3]) == {""}
+        await until(lambda: it.metrics.batch_failures["not_durable"] >= 8)
+        with redis_server.client() as client:
+            copies = Counter(streams(client, settings))
+        assert max(copies.values()) == 2  # of the request, and of the drain
+        assert it.spool.callbacks == 3
+
+
+async def test_where_the_spool_is_unwell_a_slow_redis_is_waited_for(redis_server, namespace):
+    async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
+        proxy.delay(0.1)
+        assert await it.keep("s", b"a") == ""
+        await until(lambda: it.publisher.slow and not it.spool.callbacks)
+        it.spool.trouble = SpoolError("spool_failed", "as if the disk had failed")
+        assert await it.keep("s", b"b") == ""
+        with redis_server.client() as client:
+            assert streams(client, it.settings).count(b"b") == 1
+
+
+@pytest.mark.parametrize("stall", ["before it is sent", "after it is sent", "again and again"])
+def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
+    async def run():
+        settings = node_settings(redis_server.url, namespace, publish_timeout_ms=100)
+        async with inside(settings) as it:
+            for _ in range(2):
+                keeping = asyncio.gather(*(it.keep("s", value) for value in VALUES))
+                await asyncio.sleep(0)
+                while stall != "before it is sent" and not it.publisher.batches_under_way:
+                    await asyncio.sleep(0)
+                for _ in range(3 if stall == "again and again" else 1):
+                    time.sleep(0.25)  # noqa: ASYNC251 - that is the fault
+                    await asyncio.sleep(0)
+                assert set(await keeping) == {""}
+            assert it.publisher.ready
+            assert it.metrics.connects == 1
+            assert not it.metrics.spooled
+            assert not it.metrics.batch_failures
+
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(run())
+
+
+def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("ingest.spool.PUT_TIMEOUT_S", 0.1)
+
+    async def run():
+        async with inside(node_settings(redis_server.url, namespace), draining=False) as it:
+            waiter = it.spool.put("x", 1, b"a")
+            while it.spool._gathering:
+                await asyncio.sleep(0)
+            time.sleep(0.4)  # noqa: ASYNC251 - that is the fault
+            await waiter
+            assert it.spool.trouble is None
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
