@@ -35,6 +35,8 @@ BATCH_LINES: Final = 100
 """Written in one go, lock held: whoever logs meanwhile waits for that long and no longer."""
 PIECE_MAX_BYTES: Final = select.PIPE_BUF
 """What a pipe that says it is writable takes for sure, and in one piece."""
+YIELD_S: Final = 0.0005
+"""Between batches: whoever wants to log meanwhile gets the lock."""
 RETRY_S: Final = 0.05
 """Between tries on a stream that says it is writable and takes nothing."""
 FINISH_MAX_S: Final = 2.0
@@ -58,6 +60,8 @@ class LineWriter:
         self.broken = False
         """Whether a line met a pipe whose reader is gone for good."""
         self._unreported = 0
+        self._refused = False
+        """Whether the stream has refused the last line: the reader is gone, the disk is full."""
         self._report = report
         self._outlet = _open(stream)
         self._queue: deque[bytes] = deque()
@@ -83,7 +87,7 @@ class LineWriter:
             if self._helped:
                 return
             self._flush()
-            if self._queue and not self._writing:
+            if not self._writing and not self._is_done():
                 self._call_for_help()
 
     def finish(self) -> None:
@@ -94,7 +98,7 @@ class LineWriter:
                 return
             try:
                 went = self._flush()
-                if not self._queue:
+                if self._is_done():
                     return
             finally:
                 self._lock.release()
@@ -146,34 +150,36 @@ class LineWriter:
             self._writing = False
 
     def _write_batch(self) -> bool:
-        queue, sent, lost = self._queue, 0, 0
+        queue, moved = self._queue, False
         for _ in range(BATCH_LINES):
             if not queue:
                 self._overflowed = False
-                if not sent or not self._unreported:
+                if self._is_done():
                     break
                 self._put(self._report(self._unreported))
                 self._unreported = 0
             line = queue[0]
             try:
                 size = self._outlet.send(line)
-                sent += size
+                self._refused = False
             except BlockingIOError:
                 break
-            except (
-                OSError,
-                ValueError,
-            ) as error:  # the reader is gone, the disk is full; the stream is closed
+            except (OSError, ValueError) as error:
+                self._refused = True
                 self.broken = isinstance(error, BrokenPipeError)
                 self._drop()
                 size = len(line)
-                lost += 1
+            moved = True
             self._queued_bytes -= size
             if size == len(line):
                 queue.popleft()
             else:
                 queue[0] = line[size:]
-        return sent + lost > 0
+        return moved
+
+    def _is_done(self) -> bool:
+        """Nothing waits, and nothing is to be reported to a stream that takes it."""
+        return not self._queue and (self._refused or not self._unreported)
 
     def _call_for_help(self) -> None:
         # Not threading.Thread, which waits for the thread's first step and takes locks that a signal handler may meet.
@@ -188,13 +194,15 @@ class LineWriter:
             before = went
             with self._lock:
                 went = self._flush()
-                if not self._queue:
+                if self._is_done():
                     self._helped = False
                     return
-            if not went:
-                self._wait(FINISH_MAX_S)
-                if not before:
-                    time.sleep(RETRY_S)
+            if went:
+                time.sleep(YIELD_S)
+                continue
+            self._wait(FINISH_MAX_S)
+            if not before:
+                time.sleep(RETRY_S)
 
     def _wait(self, within_s: float) -> bool:
         """Until the stream takes more, as far as it says; whether it does."""

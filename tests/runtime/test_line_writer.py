@@ -118,6 +118,19 @@ def test_nobody_waits_for_a_reader_and_what_was_dropped_is_reported_in_its_place
     assert writer.dropped == before
 
 
+@pytest.mark.parametrize("waiting", range(98, 103))
+def test_the_report_comes_and_the_next_line_too_however_many_waited(pipe, monkeypatch, waiting):
+    monkeypatch.setattr(line_writer, "QUEUE_MAX_LINES", waiting)
+    assert line_writer.BATCH_LINES == 100
+    os.write(pipe.file.fileno(), b"-" * 65_535 + b"\n")
+    pipe.fill(waiting + 5)
+    assert (pipe.writer.waiting, pipe.writer.dropped) == (waiting, 5)
+    pipe.until(b"lost 5\n")
+    pipe.writer.write(b"next\n")
+    assert pipe.until(b"next\n")[-2:] == [b"lost 5", b"next"]
+    assert pipe.writer.dropped == 5
+
+
 def test_the_flags_that_others_share_are_left_alone(stream):
     descriptor = stream.file.fileno()
     before = fcntl.fcntl(descriptor, fcntl.F_GETFL)
