@@ -128,6 +128,22 @@ class SentinelServers:
 
         return wait_until(done, within_s=SETTLE_S, what="the failover")  # type: ignore[no-any-return]
 
+    def pause_past_a_failover(self) -> None:
+        """SIGSTOP of the primary until another one is elected; then it goes on, and believes for a while that it is it.
+
+        Returns when Sentinel has made it a replica of the new one.
+        """
+        old = self.primary()
+        old.pause()
+        try:
+            wait_until(
+                lambda: (heir := self._agreed()) is not None and heir is not old,
+                within_s=SETTLE_S, what="the failover",
+            )  # fmt: skip
+        finally:
+            old.resume()
+        wait_until(lambda: self._in_step(self.primary()), within_s=SETTLE_S, what="the old primary to follow")
+
     def restart_killed(self) -> None:
         """Start the killed server again. It comes back as a primary; returns when Sentinel has made it a replica."""
         assert self._killed is not None

@@ -71,6 +71,21 @@ def test_a_worker_starts_while_there_is_no_primary(crew: SentinelFleet):
     crew.until_calls(1)
 
 
+def test_callbacks_answered_around_a_primary_that_is_paused_and_goes_on_are_handled(crew: SentinelFleet):
+    crew.start()
+    crew.start()
+    with ingest(crew, durability="replicas:1") as url:
+        with Traffic(url) as traffic:
+            traffic.until(300)
+            crew.sentinels.pause_past_a_failover()
+            traffic.until(300)
+        traffic.until_handled(crew)
+    crew.follow()
+    assert set(traffic.answers) == {200}
+    crew.until_drained()
+    assert not crew.dead_letters()
+
+
 def test_callbacks_answered_through_a_failover_are_handled(crew: SentinelFleet):
     crew.start()
     crew.start()

@@ -24,7 +24,7 @@ from history import Exit, Fact
 from proxy import Proxy, fixed_port
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from replicated import FAST, Replicated
+from replicated_kit import Replicated
 from servers import RedisServer
 from traffic import AUTH_ID, AUTH_TOKEN
 
@@ -291,8 +291,8 @@ async def open_stage(
 ) -> AsyncIterator[Stage]:  # fmt: skip
     """Start everything in `directory`; stop everything in the end."""
     # By the second, the default, a write may wait while another is synced, and a kill then takes what was answered.
-    options = ("--appendfsync", "always", *FAST)
-    servers = Replicated(*(RedisServer(directory / f"valkey-{n}", options=options) for n in range(2)))
+    options = ("--appendfsync", "always")
+    servers = Replicated(directory / "valkey", options=options)
     servers.primary.port, servers.replica.port = fixed_port(), fixed_port()
     common = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")} | {
         "MASKLINE_NAMESPACE": NAMESPACE,

@@ -7,6 +7,7 @@ answered 200 is in both, or in a spool.
 import contextlib
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import redis
 from servers import SETTLE_S, RedisServer, wait_until
@@ -17,16 +18,18 @@ AHEAD_MS = 3_000
 
 
 class Replicated:
-    """`primary` is in use, `replica` follows it. `options`: of both."""
+    """`primary` is in use, `replica` follows it."""
 
-    def __init__(self, primary: RedisServer, replica: RedisServer) -> None:
-        self.primary = primary
-        self.replica = replica
+    def __init__(self, directory: Path, *, binary: str | None = None, options: tuple[str, ...] = ()) -> None:
+        self.primary, self.replica = (
+            RedisServer(directory / f"server-{number}", binary=binary, options=(*FAST, *options))
+            for number in range(2)
+        )
 
-    def start(self) -> None:
+    def start(self) -> "Replicated":
         self.primary.start()
-        self.replica.start()
-        self._follow()
+        self.rejoin()
+        return self
 
     def kill(self) -> None:
         self.primary.kill()
@@ -55,20 +58,31 @@ class Replicated:
         self.replica.start()
         self.change_places()
 
+    def change_places_at_the_address(self) -> None:
+        """The same as `change_places`; the one in use then comes up where the other one was."""
+        self.change_places()
+        self.primary.kill()
+        self.primary.port, self.replica.port = self.replica.port, self.primary.port
+        self.primary.start()
+
     def rejoin(self) -> None:
         """The other server comes up as a replica; returns when it has everything, on its disk as well."""
         self.replica.start()
-        self._follow()
-
-    def _follow(self) -> None:
         with self.replica.client() as client:
             client.replicaof("127.0.0.1", self.primary.port)
+        self.until_in_step()
+
+    def until_in_step(self) -> None:
+        """Wait until the replica has everything."""
         wait_until(self._in_step, within_s=SETTLE_S, what="the replica to be in step")
 
     def _in_step(self) -> bool:
         """What is killed now comes back with everything: a file is begun anew when the role changes."""
         with self.primary.client() as primary, self.replica.client() as replica:
-            if replica.info("replication")["master_link_status"] != "up":
+            seen = replica.info("replication")
+            if seen["master_link_status"] != "up":
+                return False
+            if seen["slave_repl_offset"] < primary.info("replication")["master_repl_offset"]:
                 return False
             files = [client.info("persistence") for client in (primary, replica)]
             return not any(it["aof_rewrite_in_progress"] or it["aof_rewrite_scheduled"] for it in files)
