@@ -231,7 +231,10 @@ class Spool:
         self._metrics.commit_s.observe(committed.seconds)
         written = False
         for puts in committed.puts:
-            self._end(puts, committed.error)
+            try:
+                self._end(puts, committed.error)
+            except Exception as error:  # noqa: BLE001 - of one who waits: the others are told all the same
+                self._tasks.failed("spool answers", error)
             written = written or puts.written
         if committed.error is not None:
             self.not_well(committed.error)

@@ -287,6 +287,18 @@ async def test_a_fault_in_the_thread_ends_neither_it_nor_the_test_for_room():
         await until(lambda: spool.trouble is None)
 
 
+async def test_one_who_cannot_be_told_keeps_nobody_else_from_it():
+    class Broken:
+        def done(self):
+            raise OSError("as if its connection were in a state that nobody foresaw")
+
+    async with spooling() as spool:
+        spool.put_for(Broken(), "one reason", 1, b"a")
+        await spool.put("another", 1, b"b")
+        assert spool.tasks.failures == {"spool answers": 1}
+        assert not spool.waiting
+
+
 async def test_removed_while_it_idles_then_killed(own_redis, namespace, run_ingest, spool_of_its_own):
     process = run_ingest(redis_url=own_redis.url, namespace=namespace)
     port = await asyncio.to_thread(process.port)
