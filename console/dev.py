@@ -13,7 +13,7 @@ import socket
 import sys
 import uuid
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
@@ -27,11 +27,10 @@ from console.demo import Demo
 from console.embedded import EmbeddedServer
 from console.simulate.command import DEFAULT_URL
 from console.simulate.player import Target
-from console.unwaited import Unwaited
 from console.view import Counts, View
 from ingest.node import ADMIN_PORT, IngestNode
 from runtime.arguments import Parser
-from runtime.logs import configure_logging
+from runtime.logs import configure_logging, wait_for_no_reader
 from runtime.process import run
 from runtime.store import Store
 from schemas.errors import ConfigError, RedisUnavailableError
@@ -62,6 +61,7 @@ def main(argv: list[str]) -> int:
     quiet = reading.sources["log_level"] == "default" and reading.sources["handlers"] == "default"
     log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
     configure_logging(log_settings if quiet else reading.settings)
+    wait_for_no_reader()
     dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit)
     return run(dev.run, stop_timeout_ms=reading.settings.stop_delay_ms + reading.settings.stop_timeout_ms)
 
@@ -73,9 +73,7 @@ class Dev:
         self._reading = reading
         self._demo = demo
         self._exit_after = exit_after
-        # The nodes run beside it: neither a stopped terminal nor a full pipe may hold them up.
-        output = None if sys.stdout is None else cast("IO[str]", Unwaited(sys.stdout))
-        self._console = Console(file=output)
+        self._console = Console()
         self._embedded: EmbeddedServer | None = None
         self._worker: WorkerNode | None = None
         """Once it has started."""

@@ -10,7 +10,7 @@ from typing import Final
 from ingest.node import IngestNode, cannot_listen
 from runtime import supervised
 from runtime.arguments import Parser
-from runtime.logs import configure_logging
+from runtime.logs import configure_logging, wait_for_no_reader
 from runtime.process import cli, run
 from runtime.supervisor import supervise
 from schemas.settings import Settings, load_settings
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     settings = load_settings(host=arguments.host, port=arguments.port)
     configure_logging(settings)
+    wait_for_no_reader()
     if arguments.index is None and arguments.processes != 1:
         return _several(settings, arguments.processes)
     index = arguments.index or 0

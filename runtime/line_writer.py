@@ -18,6 +18,8 @@ PIPE_BUF bytes, in pieces that follow each other if it is longer and the stream 
 
 import _thread
 import contextlib
+import errno
+import io
 import os
 import select
 import socket
@@ -211,6 +213,39 @@ class LineWriter:
         poll = select.poll()  # and not select, which knows no descriptor beyond 1,023
         poll.register(self._outlet.descriptor, select.POLLOUT)
         return bool(poll.poll(within_s * 1000))
+
+
+def as_text(writer: LineWriter, stream: TextIO) -> TextIO:
+    """A text stream in place of `stream`, which writes by `writer`: line by line, and without waiting.
+
+    Raises BrokenPipeError when the reader is found to be gone, as `stream` would, but once only.
+    """
+    raw = io.BufferedWriter(_Raw(writer, stream))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, writer: LineWriter, stream: TextIO) -> None:
+        super().__init__()
+        self._writer = writer
+        self._stream = stream
+        self._told = False
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        self._writer.write(bytes(data))
+        if self._writer.broken and not self._told:
+            self._told = True
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        return len(data)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 class _Outlet(NamedTuple):

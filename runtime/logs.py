@@ -23,7 +23,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from runtime.line_writer import LineWriter
+from runtime.line_writer import LineWriter, as_text
 from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 from schemas.settings import Settings
 
@@ -90,14 +90,24 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
     sys.unraisablehook = _log_unraisable
 
 
+def wait_for_no_reader() -> None:
+    """What else this process writes to sys.stdout and sys.stderr, as by `print`, goes the same way from here on."""
+    global _printed  # noqa: PLW0603 - a process has one stdout
+    if sys.stderr is not None:
+        sys.stderr = as_text(_writer(), sys.stderr)
+    if sys.stdout is not None:
+        _printed = LineWriter(sys.stdout, lambda count: b"%d lines were dropped\n" % count)
+        sys.stdout = as_text(_printed, sys.stdout)
+
+
 def lines_dropped() -> int:
     """Log lines of this process that are lost: nobody read them, or the disk was full."""
-    return 0 if _lines is None else _lines.dropped
+    return sum(writer.dropped for writer in _writers())
 
 
 def lines_waiting() -> int:
     """Log lines that nobody has read yet, beyond what a pipe takes."""
-    return 0 if _lines is None else _lines.waiting
+    return sum(writer.waiting for writer in _writers())
 
 
 def say(line: str) -> None:
@@ -108,8 +118,8 @@ def say(line: str) -> None:
 
 def flush_logs() -> None:
     """Write what waits, as long as somebody reads it; a second or two at most. The exit does it by itself."""
-    if _lines is not None:
-        _lines.finish()
+    for writer in _writers():
+        writer.finish()
 
 
 def dump_descriptor() -> int:
@@ -205,6 +215,12 @@ Write = Callable[[str | bytes], None]
 
 _lines: LineWriter | None = None
 """What this process writes its lines with."""
+_printed: LineWriter | None = None
+"""The same for what is printed, where `wait_for_no_reader` was called."""
+
+
+def _writers() -> list[LineWriter]:
+    return [writer for writer in (_lines, _printed) if writer is not None]
 
 
 def _use(writer: LineWriter) -> Write:
@@ -232,8 +248,8 @@ def _dropped_line(processors: list[Processor], count: int) -> bytes:
 
 
 def _after_fork() -> None:
-    if _lines is not None:
-        _lines.after_fork()
+    for writer in _writers():
+        writer.after_fork()
 
 
 atexit.register(flush_logs)

@@ -26,6 +26,15 @@ async def shout(event, ctx):
         ctx.log.info("x" * 30_000)
 """
 
+PRINTING = """
+import sys
+from worker import on
+@on.every
+async def show(event, ctx):
+    print(event.event_name, flush=True)
+    print(event.event_name, file=sys.stderr)
+"""
+
 
 class Node:
     """`python -m ingest` or `worker`, its stderr a pipe that is full from the start."""
@@ -39,7 +48,11 @@ class Node:
         os.set_blocking(writer, True)
         self.admin = environment["MASKLINE_ADMIN_PORT"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *argv], env=environment, stderr=writer, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", *argv],
+            env=environment,
+            stdout=writer,
+            stderr=writer,
+            stdin=subprocess.DEVNULL,
         )
         os.close(writer)
 
@@ -126,9 +139,13 @@ def test_a_worker_goes_on_keeps_its_leases_and_tells_what_was_dropped(
     assert crew.leases() == {}
 
 
-def test_a_worker_stops_although_nobody_reads(crew: Fleet, start: Any) -> None:
-    node = start("worker", environment=crew.environment())
-    wait_until(lambda: sum(crew.shares()) == crew.partitions, within_s=PATIENCE_S, what="the leases")
+def test_a_worker_goes_on_and_stops_although_nobody_reads_what_a_handler_prints(
+    crew: Fleet, tmp_path: Path, start: Any
+) -> None:
+    (tmp_path / "printing.py").write_text(PRINTING)
+    node = start("worker", environment=crew.environment(handlers=tmp_path / "printing.py"))
+    crew.put_all(load(1, 1))
+    crew.until_drained()
     assert node.stop() == 0
     assert crew.leases() == {}
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from runtime import supervised
 from runtime.arguments import Parser
-from runtime.logs import configure_logging
+from runtime.logs import configure_logging, wait_for_no_reader
 from runtime.process import EXIT_PROBLEM, cli, run
 from runtime.supervisor import SILENT_KILL_S, supervise
 from schemas.settings import load_settings
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     configure_logging(settings)
+    wait_for_no_reader()
     if arguments.index is None and arguments.processes != 1:
         return supervise(
             ["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,

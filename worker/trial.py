@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from runtime.logs import configure_logging
+from runtime.logs import configure_logging, wait_for_no_reader
 from schemas.callback import CALLBACK_FIELD
 from schemas.errors import MasklineError
 from schemas.events import Event
@@ -124,6 +124,7 @@ def main(descriptor: int, worker: int) -> None:
     _expendable()
     sys.path[:] = request.path
     configure_logging(Settings(log_format=request.log_format, log_level=request.log_level))
+    wait_for_no_reader()
     set_token_key(request.token_key)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -234,6 +234,7 @@ ENDS = {
     "a complaint": (("from runtime.process import cli; from schemas.errors import ConfigError\n"
                     "def main(argv): raise ConfigError('no')\ncli(main)"), 2),
     "what cannot be raised": ("class A:\n  def __del__(self): raise ValueError\nA()", 0),
+    "a print": ("wait_for_no_reader()\nfor _ in range(10): print('x' * 10_000, file=sys.stderr)", 0),
     "a hang at the stop": (("import asyncio\nfrom runtime import process\nprocess.GRACE_MS = 0\n"
                            "async def main(stop):\n  os.kill(os.getpid(), signal.SIGTERM)\n  time.sleep(60)\n"
                            "process.run(main, stop_timeout_ms=100)"), 1),
@@ -246,6 +247,25 @@ def test_nothing_on_the_way_to_the_exit_waits_for_stderr(end):
     flood = "for number in range(3_000): log.info('x' * 100)\n"
     with run(flood + body) as process:
         assert process.wait() == code
+
+
+def test_what_is_printed_comes_in_order_with_what_is_logged_and_without_an_end_of_line():
+    body = """
+        wait_for_no_reader()
+        log.info("one")
+        print("two", file=sys.stderr)
+        log.info("three")
+        print("four", end="", file=sys.stderr)
+        print("out", end="", flush=True)
+        assert (sys.stdout.fileno(), sys.stderr.fileno(), sys.stdout.isatty()) == (1, 2, False)
+        sys.stdout.buffer.write(b" bytes")
+        """
+    with run(body) as process:
+        out, err = process.communicate()
+    assert out == "out bytes"
+    one, two, three, four = err.splitlines()
+    assert ("one" in one, two, "three" in three, four) == (True, "two", True, "four")
+    assert process.returncode == 0
 
 
 def test_a_signal_handler_logs_in_the_midst_of_lines():
