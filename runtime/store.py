@@ -29,7 +29,7 @@ RECONNECT_FIRST_S: Final = 0.05
 RECONNECT_MAX_S: Final = 2.0
 """A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
 
-WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH")
+WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH", "UNBLOCKED")
 """Replies after which another connection may reach a server that takes writes, as after a failover."""
 MOVED_AWAY: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN")
 """Replies of a cluster whose keys are, or are about to be, somewhere else."""

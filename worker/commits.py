@@ -23,6 +23,10 @@ from worker.stats import Stats
 REPEAT_DELAY_S: Final = 0.1
 """After a commit that Redis refused, or that was under way when the connection was lost."""
 
+LOOK_UP_S: Final = 0.5
+"""How often the entry at a partition's cursor is looked up as it is committed. A new connection tells of a server's
+other history; this is for one that has changed behind a connection that lives, by a replication that takes longer."""
+
 _log = get_logger("maskline.worker")
 
 
@@ -80,6 +84,7 @@ class Committer:
         """Send the commits under way of these partitions, those of one server together."""
         by_link: dict[Link, list[Partition]] = {}
         packed: dict[Link, list[bytes]] = {}
+        now = self._loop.time()
         for partition in partitions:
             commit = partition.commit_in_flight
             if commit is None or partition.lost:
@@ -88,8 +93,13 @@ class Committer:
             if link is None:
                 self._repeat(partition)
                 continue
+            look_up = now >= partition.look_up_at
+            if look_up:
+                partition.look_up_at = now + LOOK_UP_S
             try:
-                one = scripts.commit(self._keys, partition.number, partition.lease_value, commit)
+                one = scripts.commit(
+                    self._keys, partition.number, partition.lease_value, commit, look_up=look_up
+                )
             except Exception as error:  # noqa: BLE001 - the others' commits are to go, and this one cannot wait for ever
                 self._on_fault("commits", error)
                 self._on_fenced(partition)

@@ -99,6 +99,7 @@ class Partition:
         self.verified_at: object | None = None
         """The connection (`Connection.incarnation`) whose server was found to have all that was seen. Over another
         one nothing is read and nothing committed before that was looked at (`worker.verification`)."""
+        self.look_up_at = 0.0  # when a commit has its cursor looked up again, by the committer's clock
         self.poller: object | None = None
         """Who has a read of it under way, or entries not fed yet: nobody else may read on meanwhile."""
         self.entries_read = entries_read

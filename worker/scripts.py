@@ -117,13 +117,14 @@ DIVERGED: Final = 2
 """Replies of a commit; see lua/commit.lua."""
 
 
-def commit(keys: Keys, partition: int, value: str, what: Commit) -> bytes:
+def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: bool = True) -> bytes:
+    """`look_up`: have the server look whether the entry at the cursor is there, where the cursor has moved."""
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
     states, closed = pack_states(what.states.values())
     heads = (
         "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks,
     )  # fmt: skip
-    cursor = what.cursor if what.moved else ""
+    cursor = "" if not what.moved else f"?{what.cursor}" if look_up else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
     if what.waiting or what.done or what.dead or what.unmarked or closed:

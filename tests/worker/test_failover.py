@@ -116,6 +116,34 @@ def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
         assert place(group["last-delivered-id"]) <= place(info["last-generated-id"])
 
 
+def test_primary_that_takes_over_another_s_data_behind_a_living_connection_is_read_again(
+    pair: Replicated, crew: Fleet
+):
+    crew.start()
+    for session in SESSIONS:
+        crew.put(session, 1)
+    crew.until_calls(len(SESSIONS))
+    crew.until_drained()
+    cut(pair, crew, ahead=True)
+    for session in SESSIONS:
+        crew.put(session, 3)
+    read(crew, 2 * len(SESSIONS))
+    crew.client.replicaof("127.0.0.1", pair.replica.port)
+    wait_until(
+        lambda: crew.client.info("replication")["master_link_status"] == "up",
+        within_s=PATIENCE_S, what="the other's data",
+    )  # fmt: skip
+    crew.client.replicaof("no", "one")
+    for session in SESSIONS:
+        crew.put(session, 2)
+        crew.put(session, 3)
+    for session in SESSIONS:
+        wait_until(
+            lambda session=session: numbers(crew, session) == [1, 2, 3],
+            within_s=PATIENCE_S, what=f"all of {session}",
+        )  # fmt: skip
+
+
 def test_callback_that_was_spooled_while_its_first_copy_was_held_survives_the_failover_and_a_kill(
     pair: Replicated, crew: Fleet
 ):

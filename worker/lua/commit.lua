@@ -5,7 +5,8 @@
 --
 -- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group
---       4 cursor: everything up to it was read; empty where the last commit, or the acquisition, said the same
+--       4 cursor: everything up to it was read; empty where the last commit, or the acquisition, said the same; with
+--         a ? before it where it is to be looked up in the stream
 --       5 entries read up to the cursor, or -1 if unknown
 --       6 life of a session state, seconds
 --       then the value of every session state
@@ -20,9 +21,9 @@
 -- An entry that was done before anybody committed past it never enters the pending list at all.
 --
 -- A commit stands on those before it: which entries wait is said once. Where the last one is not there, Redis has lost
--- it (a crash, a failover). Where an entry that waits, or a cursor beyond the group's, is not in the stream, Redis has
--- lost that: the stream goes on with IDs below such a cursor, and nobody would ever read them. In both cases its owner
--- must begin again from what is there.
+-- it (a crash, a failover). Where an entry that waits, or the cursor's, is not in the stream, Redis has lost that: the
+-- stream goes on with IDs below such a cursor, and nobody would ever read them. In both cases its owner must begin again
+-- from what is there. To look a cursor up is a third of what a small commit costs, so it is not asked for every time.
 --
 -- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
 local holder = redis.call('GET', KEYS[1])
@@ -66,13 +67,11 @@ end
 if dead > 0 then
     redis.call('XLEN', KEYS[4]) -- fails where the key is of another type
 end
-if ARGV[4] ~= '' and #redis.call('XRANGE', KEYS[3], ARGV[4], ARGV[4]) == 0 then
-    return 2
-end
-
-local function acknowledge(first, last)
-    for i = first, last, CHUNK do
-        redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK - 1, last)))
+local cursor = ARGV[4]
+if string.byte(cursor) == 63 then -- ?
+    cursor = string.sub(cursor, 2)
+    if #redis.call('XRANGE', KEYS[3], cursor, cursor) == 0 then
+        return 2
     end
 end
 
@@ -85,7 +84,9 @@ for i = first_waiting, first_done - 1, CHUNK do
     claimed = claimed + #redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
 end
 if claimed < waiting then
-    acknowledge(first_waiting, first_done - 1)
+    for i = first_waiting, first_done - 1, CHUNK do
+        redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1))
+    end
     return 2
 end
 for i = first_dead, first_mark - 1 do
@@ -99,12 +100,14 @@ end
 for i = 6, #KEYS do
     redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', lives[i - 5] or ARGV[6])
 end
-if ARGV[4] ~= '' and ARGV[5] == '-1' then
-    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4])
-elseif ARGV[4] ~= '' then
-    redis.call('XGROUP', 'SETID', KEYS[3], group, ARGV[4], 'ENTRIESREAD', ARGV[5])
+if cursor ~= '' and ARGV[5] == '-1' then
+    redis.call('XGROUP', 'SETID', KEYS[3], group, cursor)
+elseif cursor ~= '' then
+    redis.call('XGROUP', 'SETID', KEYS[3], group, cursor, 'ENTRIESREAD', ARGV[5])
 end
-acknowledge(first_done, first_dead - 1)
+for i = first_done, first_dead - 1, CHUNK do
+    redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
+end
 for i = first_mark, first_mark + marks - 1, CHUNK do
     redis.call('HDEL', KEYS[5], unpack(ARGV, i, math.min(i + CHUNK, first_mark + marks) - 1))
 end
