@@ -7,7 +7,8 @@
 - While the breaker is open, a single callback is the probe: what becomes of a probe is often unknown, and it
   is repeated.
 - A server that is slow for good is given larger pages, one after the other: a page may wait longer than a request.
-  In a cluster the others do not wait for it.
+  In a cluster the others do not wait for it. One that is slow, and in time all the same, is given pages that are
+  larger by as much: else what comes could be more than what goes, and the spool never get empty.
 - A callback that Redis refuses for itself (its stream is none) stays, with those of its partition behind it; the
   others go on. After RETRY_REFUSED_S it is tried again from the beginning.
 - Journals of the process take turns, page by page.
@@ -33,6 +34,8 @@ PAGE_ROWS_MAX: Final = 256
 """Published twice at most, if the process dies; at 1 kB each well under a hundredth of a second of the network."""
 PAGES_PER_S: Final = 10
 """At a low rate pages are smaller, so that it is even over a second."""
+QUICK_PAGE_S: Final = 0.05
+"""PAGE_ROWS_MAX in this time are as many as the default rate asks for."""
 SLOW_PAGE_ROWS_MAX: Final = 2048
 """For a slow server, where each page costs a round trip; PAGE_BYTES_MAX bounds it as well."""
 PROBE_ROWS: Final = 1
@@ -57,11 +60,11 @@ _AWAY: Final = "away"
 class Pace:
     """A rate, and what is granted on top of it. Pure: the clock is passed in."""
 
-    __slots__ = ("_at", "_granted", "_share", "_tokens", "per_s")
+    __slots__ = ("_at", "_granted", "_rows_max", "_share", "_tokens", "per_s")
 
     def __init__(self, per_s: int) -> None:
         self.per_s = per_s
-        self._share = max(1, min(PAGE_ROWS_MAX, per_s // PAGES_PER_S))
+        self.page_took(0.0)
         self._tokens = 0.0
         self._granted = 0
         self._at = 0.0
@@ -69,7 +72,12 @@ class Pace:
     @property
     def page_rows(self) -> int:
         """How many the next page may have once `wait_s` says 0."""
-        return max(1, min(PAGE_ROWS_MAX, self._granted + (self._share if self._tokens >= 0 else 0)))
+        return max(1, min(self._rows_max, self._granted + (self._share if self._tokens >= 0 else 0)))
+
+    def page_took(self, took_s: float) -> None:
+        """So long the last page was under way: the next ones are larger by as much."""
+        self._rows_max = min(SLOW_PAGE_ROWS_MAX, int(PAGE_ROWS_MAX * max(1.0, took_s / QUICK_PAGE_S)))
+        self._share = max(1, min(self._rows_max, int(self.per_s * max(1 / PAGES_PER_S, took_s))))
 
     def grant(self, count: int) -> None:
         self._granted += count
@@ -221,7 +229,9 @@ class Drain:
             source.retry_at = monotonic() + RETRY_REFUSED_S
             return True
         self._pace.take(len(rows))
+        began_at = monotonic()
         codes = await self._publish(source, rows)
+        self._pace.page_took(monotonic() - began_at)
         went_on = self._judge(source, rows, codes)
         if source.published:
             await spool.delete(taken, source.published)

@@ -59,11 +59,14 @@ _INSERTS: Final = {
     for power in range(INSERT_ROWS_MAX.bit_length())
 }
 _PAGE: Final = """
-    SELECT json_group_array(json_array(id, route, hex(value))) FROM (
-        SELECT id, route, value, sum(length(value)) OVER (ORDER BY id) - length(value) AS size_before
-        FROM (SELECT id, route, value FROM spool WHERE id > ? ORDER BY id LIMIT ?)
-    ) WHERE size_before < ?
+    SELECT json_group_array(json_array(id, route, hex(value))) FROM spool WHERE id > ?1 AND id <= (
+        SELECT max(id) FROM (
+            SELECT id, sum(size) OVER (ORDER BY id) - size AS size_before
+            FROM (SELECT id, length(value) AS size FROM spool WHERE id > ?1 ORDER BY id LIMIT ?2)
+        ) WHERE size_before < ?3
+    )
 """
+"""The sizes first: a window over the values would read all that the rows allow, whatever the bytes do."""
 _read_page: Final = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ingest_kit import node_settings, until
 from spool_kit import inside, stream, streams
 
-from ingest.drain import PAGE_ROWS_MAX, Pace
+from ingest.drain import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, Pace
 
 VALUES = [b"%04d" % n for n in range(1000)]
 
@@ -34,6 +34,25 @@ def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
     wait_s = pace.wait_s(now)
     assert pace.wait_s(now + wait_s + 0.001) == 0.0
     assert 1 <= pace.page_rows <= PAGE_ROWS_MAX
+
+
+@given(st.integers(1, 10_000), st.floats(0.06, 5.0))
+def test_the_pace_is_kept_with_pages_that_take_long(per_s, took_s):
+    pace, now, moved = Pace(per_s), 1000.0, 0
+    pace.wait_s(now)
+    largest = 0
+    for _ in range(20):
+        now += took_s
+        pace.page_took(took_s)
+        now += pace.wait_s(now)
+        assert pace.wait_s(now + 0.001) == 0.0
+        rows = pace.page_rows
+        assert rows <= SLOW_PAGE_ROWS_MAX
+        pace.take(rows)
+        moved, largest = moved + rows, max(largest, rows)
+        assert moved <= (now + 0.001 - 1000.0) * per_s + 2 * largest
+    # As much as the rate allows, or as the largest pages.
+    assert largest >= min(SLOW_PAGE_ROWS_MAX, int(PAGE_ROWS_MAX * took_s / 0.05), int(per_s * took_s))
 
 
 async def fill(it, own_redis, values, session="s"):

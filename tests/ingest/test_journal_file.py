@@ -4,6 +4,7 @@ import os
 import random
 import sqlite3
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_pat
         assert values(file.page(10, 100, 10)) == [(2, bytes(100_000))]
         assert values(file.page(11, 100, 10)) == [(3, b"")]
         assert file.page(12, 100, 10) == []
+
+
+def test_a_page_reads_no_more_values_than_it_brings(tmp_path):
+    with journal_file(tmp_path) as file:
+        file.insert([(1, bytes(60_000))] * 256)
+        read_before = read_bytes()
+        assert len(file.page(0, 256, 100_000)) == 2
+        assert read_bytes() - read_before < 4 * MIB
+
+
+def read_bytes():
+    """What this process has read of files so far."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["rchar"])
 
 
 def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):

@@ -13,6 +13,7 @@ import uvloop
 from ingest_kit import node_settings, until
 from spool_kit import inside, streams
 
+from ingest.drain import PAGE_ROWS_MAX
 from ingest.publisher import COPIES_MAX
 from ingest.spool_errors import SpoolError
 
@@ -59,6 +60,24 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         spooled = sum(it.metrics.spooled.values())
         assert await it.keep("s", b"straight") == ""
         assert sum(it.metrics.spooled.values()) == spooled
+
+
+async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, namespace, monkeypatch):
+    values = [b"%05d" % number for number in range(4 * PAGE_ROWS_MAX)]
+    async with behind_proxy(redis_server, namespace) as (it, proxy):
+        await proxy.cut()
+        await until(lambda: not it.publisher.attached)
+        assert await it.keep_all("s", values) == {""}
+        pages = []
+        append = it.publisher.append
+        monkeypatch.setattr(it.publisher, "append", lambda rows: pages.append(len(rows)) or append(rows))
+        await proxy.heal()
+        proxy.delay(0.1)  # each way, and a request waits 500 ms
+        await until(lambda: not it.spool.callbacks)
+        assert it.publisher.ready
+        assert max(pages) > 2 * PAGE_ROWS_MAX
+        with redis_server.client() as client:
+            assert streams(client, it.settings) == values
 
 
 async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, namespace, monkeypatch):
