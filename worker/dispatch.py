@@ -193,10 +193,10 @@ class Dispatcher:
         One coroutine for all: one for each session would be a tenth of what an event costs here.
         """
         self._attempts.add(attempt)
-        attempt.now = lease_clock()  # from then on the end of each handler says it
         try:
             while ready and turns < TURNS_MAX and not (self._stopping or attempt.task.cancelling()):
                 attempt.session = session = ready.popleft()
+                attempt.now = lease_clock()
                 if ready:
                     self._schedule_pump()
                 partition = session.partition
