@@ -32,6 +32,8 @@ RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
 STEADY_S: Final = 30.0
 """A child that ran this long was well: its next restart waits RESTART_FIRST_S again."""
+VERDICT_WAIT_S: Final = 10.0
+"""How long a child that refused its first start waits for what its siblings say: if all refuse, one line is enough."""
 CHECK_INTERVAL_S: Final = 1.0
 """Between two looks at the children's pipes."""
 TURN_MAX_S: Final = 2.0
@@ -262,16 +264,27 @@ class _Supervisor:
             if child.silence.heard():
                 _log.info("process answers again", index=child.index)
             if line == UP:
-                child.silence.up = self.came_up = True
+                child.silence.up = True
+                self._first_came_up()
             elif line.startswith(FAILED):
                 child.reason = line.removeprefix(FAILED)
+
+    def _first_came_up(self) -> None:
+        if not self.came_up:
+            self.came_up = True
+            for child in self.children:  # those that refused have waited for this
+                child.start_at = min(child.start_at, time.monotonic() + child.backoff_s)
 
     def _ended(self, child: Child, code: int) -> None:
         if self.kill_at is not None:
             # SIGTERM may have reached it before it had set up anything: nothing was under way.
             if code not in (0, -signal.SIGTERM):
                 self.code = self.code or EXIT_PROBLEM
-        elif code != EXIT_USAGE:
+        elif code == EXIT_USAGE:
+            starting = (other.process is not None and other.exit_code is None for other in self.children)
+            if not self.came_up and any(starting):
+                child.start_at = time.monotonic() + VERDICT_WAIT_S
+        else:
             _log.error(
                 "process died, starting it again", index=child.index, exit_code=code,
                 wait_s=round(child.start_at - time.monotonic(), 1), **_reason(child),
