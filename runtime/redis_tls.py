@@ -138,7 +138,7 @@ def _try(option: str, load: Callable[[], object], file: str) -> None:
         raise wrong(option, f"cannot be used:{shown} {_said(error)}") from None
     except OSError as error:
         raise wrong(option, f"cannot be read:{shown} ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: PEM text with other than ASCII characters
         raise wrong(option, f"cannot be used:{shown} (it is not what it should be)") from None
 
 

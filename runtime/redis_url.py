@@ -149,7 +149,9 @@ def _options(query: str) -> dict[str, str]:
 
 def _refuse_unknown(options: dict[str, str], query: str, *, tls: bool, sentinel: bool) -> None:
     known = ("db", *_LOGIN, *(_SENTINEL_LOGIN if sentinel else ()), *(TLS_OPTIONS if tls else ()))
+    before = ""
     for name, value in options.items():
+        after, before = before, name
         if name in known:
             if not value:
                 raise wrong(name, "is empty")
@@ -159,10 +161,10 @@ def _refuse_unknown(options: dict[str, str], query: str, *, tls: bool, sentinel:
             raise wrong(name, "needs redis+sentinel://")
         else:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = _HINTS.get(name) or (
-                f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            )
-            raise _refusal(name, query, f"is no option: {hint}")
+            hint = _HINTS.get(name) or (f"did you mean {near[0]}?" if near else "")
+            # After a password it may be the rest of one that has an & in it.
+            shown = "" if after.endswith("password") and not hint else name
+            raise _refusal(shown, query, f"is no option: {hint or 'known are ' + ', '.join(known)}")
 
 
 def _refusal(name: str, query: str, what: str) -> ConfigError:

@@ -2,8 +2,8 @@
 
 A handler module, or a library that it uses, may take a signal for itself, ignore it, or block it, at any moment. The
 stop must not depend on that. While `Signals` is entered, `signal.signal` leaves ours in place for these two and keeps
-theirs, which is called after ours; what goes past `signal.signal` (an event loop in C, a mask) is found by `look`.
-A warning names who took the signal.
+theirs, which is called after ours; what goes past `signal.signal` (an event loop in C, a mask) is undone by `look`.
+A warning names who took the signal, unless C code did.
 """
 
 import contextlib
@@ -62,8 +62,10 @@ class Signals:
     def look(self) -> None:
         """Put ours back where something went past `signal.signal`; log what could not be logged in a handler."""
         for signum in SIGNALS:
-            if (current := signal.getsignal(signum)) != self._ours:
-                self._real(signum, self._ours)
+            current = signal.getsignal(signum)
+            # Also where it is ours for all that Python knows: faulthandler, or a library, takes it in C.
+            self._real(signum, self._ours)
+            if current != self._ours:
                 self._take(signum, current, _named(current))
         for blocked in signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) & set(SIGNALS):
             _log.warning("a signal was blocked by the process's own code", signal=_name(blocked))

@@ -147,13 +147,15 @@ class Poller:
             self._at_server = request.together
             time_reply, *replies = await request.replies()
             self._at_server = False
+            if isinstance(time_reply, hiredis.ReplyError):  # to a user who may not ask: what came has no date
+                replies = [time_reply] * len(replies)
             streams = self._read(request, replies)
             self._note_read(request, streams or ())
             if streams is None:
                 await asyncio.sleep(REPEAT_S)
                 request = self._request(reads)
                 continue
-            now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000
+            now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000 if streams else 0
             # From here to the end of what is read nothing may cancel: see `retire`.
             intake = self._reader.take(self._reader.taken_in(streams, request.each, now_ms))
             if request.together or any(entries for _, entries in streams):

@@ -89,6 +89,19 @@ def test_what_goes_past_the_signal_module_is_found_and_put_back(start):
     assert run.process.wait(10) == 5
 
 
+@pytest.mark.parametrize(
+    "take",
+    ["__import__('ctypes').CDLL(None).signal(15, 1)", "__import__('faulthandler').register(15, chain=False)"],
+    ids=["ignored", "faulthandler"],
+)
+def test_a_signal_that_was_taken_in_c_stops_the_process(start, take):
+    run = start(HOSTILE.format(take=f"{take}; await asyncio.sleep(2 * process.PULSE_INTERVAL_S)"))
+    assert run.line() == ["ready"]
+    run.signal(signal.SIGTERM)
+    code, out, err = run.end()
+    assert (code, out) == (5, "stopped\n"), err
+
+
 def test_a_signal_before_the_loop_turns_ends_the_process_at_once(start):
     run = start(
         """

@@ -52,6 +52,20 @@ def test_a_mark_that_is_refused_is_said_and_not_ten_times_a_second(own_crew: Fle
     assert second.terminate() == 0
 
 
+def test_a_server_that_refuses_its_time_is_read_again_when_it_tells_it(own_crew: Fleet):
+    worker = own_crew.start()
+    own_crew.put("s1", 1)
+    own_crew.until_calls(1)
+    own_crew.client.execute_command("ACL", "SETUSER", "default", "-time")
+    event = "a partition cannot be read, trying again"
+    wait_until(lambda: lines(worker, event) or worker.process.poll(), within_s=PATIENCE_S)
+    own_crew.put("s1", 2)
+    own_crew.client.execute_command("ACL", "SETUSER", "default", "+@all")
+    own_crew.until_calls(2)
+    assert "'time'" in lines(worker, event)[0]["reply"]
+    assert worker.terminate() == 0
+
+
 def failed_scripts(crew: Fleet) -> int:
     return int(crew.client.info("commandstats").get("cmdstat_evalsha", {}).get("failed_calls", 0))
 
