@@ -1,13 +1,23 @@
 """The entry of the command `maskline`."""
 
+import sys
+from typing import Final
+
 from runtime.search_path import arrange
+
+NODES: Final = ("dev", "ingest", "worker")
+"""Commands that run until they are told to stop."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit code; without arguments, this process's own, and exit."""
+    # After it: what these import must not be found in the user's directories.
     if argv is None:
         arrange()
-    # Only now: what these import must not be found in the user's directories.
+        if sys.argv[1:2] and sys.argv[1] in NODES:
+            from runtime import first_signals  # noqa: PLC0415
+
+            first_signals.take()
     from console.commands import dispatch  # noqa: PLC0415
     from runtime.process import cli  # noqa: PLC0415
 

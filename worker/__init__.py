@@ -9,6 +9,10 @@ if sys.argv[:1] == ["-m"]:
 
     del sys.path[0]
     arrange()
+    # Only now, as its own imports must not be found in the working directory.
+    from runtime import first_signals
+
+    first_signals.take()
 
 from worker.context import Context
 from worker.outcome import Reject, Retry
