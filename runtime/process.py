@@ -86,7 +86,7 @@ async def _code_of(main: Awaitable[int]) -> int:
 
 
 def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], signals: Signals) -> int:
-    """Run the loop until the work has returned, also where somebody's signal handler wants the loop to end first."""
+    """Run the loop until the work has returned, also where a signal handler, or a task, of others' ends it first."""
     task = loop.create_task(work)
     while True:
         try:
@@ -97,9 +97,17 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, i
             return 0
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             # RuntimeError: loop.stop() was called.
-            if task.done() or not signals.asked:
+            if task.done() or loop.is_closed():
                 raise
-            _log.warning("the event loop was to end before the stop was over: it goes on", error=repr(error))
+            if signals.asked:
+                _log.warning(
+                    "the event loop was to end before the stop was over: it goes on", error=repr(error)
+                )
+            else:
+                # A handler module's doing. The process would go down in order, and the next one do the same for ever.
+                _log.error(
+                    "something in this process has ended the event loop: it goes on", error=repr(error)
+                )
 
 
 class _Pulse:

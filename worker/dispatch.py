@@ -10,6 +10,7 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 import asyncio
 import contextvars
 import inspect
+import signal
 import random
 from collections import deque
 from collections.abc import Callable
@@ -59,6 +60,11 @@ FAULT_DELAY_MS: Final = 250.0
 """Before an event on which we met a fault of ours is run again."""
 
 _log = get_logger("maskline.worker")
+
+
+def may_be_ctrl_c() -> bool:
+    """Whether a KeyboardInterrupt may be the user's: not in a worker, where SIGINT is taken by the process."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Dispatcher:
@@ -443,7 +449,9 @@ class Dispatcher:
             # Where it is not by us, something that the handler waited for was cancelled.
             if self._stopping and not attempt.why:
                 raise error
-        elif isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        elif isinstance(error, GeneratorExit):
+            raise error
+        elif isinstance(error, KeyboardInterrupt) and may_be_ctrl_c():
             raise error
         return error
 

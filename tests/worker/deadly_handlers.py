@@ -1,10 +1,11 @@
 """The handlers of recording_handlers, some of which bring their process down.
 
 A session's name says how its second event does so: `exit…`, `kill…`, `fault…`; `plain…` exits in the thread of a plain
-handler.
+handler. The others end the event loop: `interrupt…`, `stop…`, and `task…` by a task that the handler leaves behind.
 With DEADLY_ONCE=<file> that happens once, and not again while the file is there.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -18,11 +19,28 @@ from worker import Context, on
 __all__ = ["recorder"]
 
 DEADLY_NUMBER = 2
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def leave_a_task() -> None:
+    async def leave() -> None:
+        raise SystemExit
+
+    task = asyncio.ensure_future(leave())
+    task.add_done_callback(lambda _: None)  # keeps it
+
+
 WAYS = {
     "exit": lambda: os._exit(3),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "fault": lambda: ctypes.string_at(0),
     "plain": lambda: os._exit(0),
+    "interrupt": interrupt,
+    "stop": lambda: asyncio.get_running_loop().stop(),
+    "task": leave_a_task,
 }
 
 

@@ -57,6 +57,27 @@ def test_only_the_event_that_brings_workers_down_is_buried(crew: Fleet, way: str
     assert not any(crew.client.exists(crew.keys.marks(number)) for number in range(crew.partitions))
 
 
+@pytest.mark.parametrize("way", ["interrupt", "stop", "task"])
+def test_a_handler_that_ends_the_event_loop_ends_no_worker(crew: Fleet, way: str):
+    events = [(f"s{session}", number) for number in range(1, 4) for session in range(10)]
+    crew.put_all([*events, (f"{way}1", 1), (f"{way}1", 2), (f"{way}1", 3)])
+    worker = crew.start(handlers=DEADLY, PYTHONPATH=Path(DEADLY).parent)
+    crew.until_drained()
+    assert_complete_and_in_order(
+        [c for c in crew.calls() if c.session.startswith("s") and c.session != "stop1"], events
+    )
+    handled = [call.number for call in crew.calls(f"{way}1") if call.outcome == "done"]
+    if way == "interrupt":
+        (letter,) = crew.dead_letters()
+        assert (letter.code, letter.sequence_number, letter.attempts) == ("retries_exhausted", 2, 3)
+        assert handled == [1, 3]
+    else:
+        assert not crew.dead_letters()
+        assert handled == [1, 2, 3]
+        assert worker.logged("something in this process has ended the event loop: it goes on")
+    assert worker.terminate() == 0
+
+
 def test_two_of_them_are_told_apart(crew: Fleet):
     beside = [(f"s{session}", number) for number in range(1, 4) for session in range(20)]
     crew.put_all([*beside, ("exit1", 1), ("exit1", 2), ("fault2", 1), ("fault2", 2), ("fault2", 3)])
