@@ -10,11 +10,13 @@ there is lost. So all are asked at once, which takes a round trip, and one names
 | no majority, though others answer | wait until they agree |
 | all that can be reached name one server, but are no majority | it is, if it has a replica |
 
+Some may name it by its name, others by an address (`announce-hostnames`): what leads to one address is one server.
 The last is for the day when most Sentinels are down. A primary that is cut off with a few of them has no replica left,
 and is not followed. Whatever they say, the server itself is asked as well whether it is a primary (`runtime.store`).
 """
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -32,6 +34,8 @@ GRACE_S: Final = 0.1
 """How long those are waited for whose word would change nothing but by a newer epoch: a round trip, mostly."""
 EPOCH_TIMEOUT_S: Final = 0.5
 """The epoch comes with the address. Where it does not, it is unknown, and the address is what counts."""
+NAMES_TIMEOUT_S: Final = 0.5
+"""For looking up the names of servers where Sentinels seem to contradict each other."""
 
 NO_EPOCH: Final = -1
 
@@ -80,6 +84,7 @@ async def find_primary(
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+    answers = await _in_one_form(answers)
     if (agreed := by_majority(answers, len(sentinels))) is not None:
         return Primary(agreed, agreed=True)
     if not any(isinstance(error, (_UselessError, RedisRefusesError)) for error in failures):
@@ -98,6 +103,29 @@ def by_majority(answers: Sequence[Answer], configured: int) -> Server | None:
             newer = any(answer.epoch > epoch for answer in answers if answer.primary != server)
             return None if newer and epoch != NO_EPOCH else server
     return None
+
+
+async def _in_one_form(answers: Sequence[Answer]) -> list[Answer]:
+    """The same answers, each server in the form in which most, or the first of them, name it."""
+    named = [server for server, _ in Counter(answer.primary for answer in answers).most_common()]
+    if len(named) < 2:
+        return list(answers)
+    addresses = await asyncio.gather(*map(_addresses, named))
+    forms: dict[Server, Server] = {}
+    for place, server in enumerate(named):
+        same = (one for one, there in zip(named, addresses, strict=True) if there & addresses[place])
+        forms[server] = next(same, server)
+    return [answer._replace(primary=forms[answer.primary]) for answer in answers]
+
+
+async def _addresses(server: Server) -> set[tuple[str, int]]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(NAMES_TIMEOUT_S):
+            infos = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # TimeoutError is an OSError
+        return set()
+    return {(host.removeprefix("::ffff:"), port) for *_, (host, port, *_) in infos}
 
 
 async def _ask(sentinel: Server, service: str, connect: Callable[[Server], Awaitable[Link]]) -> Answer:

@@ -52,8 +52,9 @@ def test_a_majority_names_the_primary_unless_one_of_them_knows_better(said, conf
 class StandIn:
     """Says whatever a test wants, in a Sentinel's words; `silent`: takes connections and says nothing."""
 
-    def __init__(self, primary: RedisServer | None, epoch: int = 1) -> None:
+    def __init__(self, primary: RedisServer | None, epoch: int = 1, host: str = "127.0.0.1") -> None:
         self.primary = primary
+        self.host = host.encode()
         self.epoch = epoch
         self.silent = False
         self.refusal = b""
@@ -75,7 +76,7 @@ class StandIn:
             return b"*-1\r\n" if word != b"MASTER" else b"-ERR No such master with that name\r\n"
         if word == b"MASTER":
             return _array(b"name", SERVICE.encode(), b"config-epoch", b"%d" % self.epoch)
-        return _array(b"127.0.0.1", b"%d" % self.primary.port)
+        return _array(self.host, b"%d" % self.primary.port)
 
 
 def _array(*items: bytes) -> bytes:
@@ -114,6 +115,17 @@ async def test_one_sentinel_that_names_the_old_primary_is_not_believed(redis_ser
     ):
         async with asking(*order) as store:
             assert await led_to(store) == redis_server.port
+
+
+@pytest.mark.parametrize(
+    "forms", [("localhost", "127.0.0.1"), ("::ffff:127.0.0.1", "localhost", "127.0.0.1")]
+)
+async def test_a_name_and_an_address_may_mean_one_server(redis_server, other, forms):
+    async with asking(*(StandIn(redis_server, host=host) for host in forms)) as store:
+        assert await led_to(store) == redis_server.port
+    async with asking(StandIn(other, host="localhost"), StandIn(redis_server)) as store:
+        with pytest.raises(RedisUnavailableError, match="do not agree"):
+            await store.connect("test")
 
 
 async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, monkeypatch):
