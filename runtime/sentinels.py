@@ -125,7 +125,7 @@ async def _addresses(server: Server) -> set[tuple[str, int]]:
             infos = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # TimeoutError is an OSError
         return set()
-    return {(host.removeprefix("::ffff:"), port) for *_, (host, port, *_) in infos}
+    return {(str(address[0]).removeprefix("::ffff:"), server.port) for *_, address in infos}
 
 
 async def _ask(sentinel: Server, service: str, connect: Callable[[Server], Awaitable[Link]]) -> Answer:
