@@ -10,8 +10,8 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 import asyncio
 import contextvars
 import inspect
-import signal
 import random
+import signal
 from collections import deque
 from collections.abc import Callable
 from time import time_ns
@@ -449,9 +449,7 @@ class Dispatcher:
             # Where it is not by us, something that the handler waited for was cancelled.
             if self._stopping and not attempt.why:
                 raise error
-        elif isinstance(error, GeneratorExit):
-            raise error
-        elif isinstance(error, KeyboardInterrupt) and may_be_ctrl_c():
+        elif isinstance(error, GeneratorExit) or (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c()):
             raise error
         return error
 
