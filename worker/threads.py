@@ -10,8 +10,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from runtime.logs import get_logger
+from runtime.seldom import Seldom
+
 THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process. Threads that hang and were given up do not count."""
+
+REPEAT_S: Final = 0.2
+"""Until it is tried again to start a thread, or one is free. That is no fault of the handler's, and no attempt."""
+
+_log = get_logger("maskline.worker")
 
 
 class _Job:
@@ -34,6 +42,7 @@ class HandlerThreads:
         """Threads that wait for a job nobody has put yet: whoever puts one takes a thread from here first, so
         that no job ever stands behind another one's handler."""
         self._lock = threading.Lock()
+        self._lines = Seldom()
 
     async def run(self, call: Callable[..., Any], *arguments: Any, on_start: Callable[[], None]) -> Any:
         """Call in a thread and return what it returns, or raise what it raises.
@@ -44,19 +53,28 @@ class HandlerThreads:
         async with self._slots:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             job = _Job(lambda: call(*arguments), future)
-            with self._lock:
-                start = self._free == 0
-                if not start:
-                    self._free -= 1
-            if start:
-                # First the thread, then the job: where there is no memory for one more, nothing has been done.
-                threading.Thread(
-                    target=self._work, name=f"maskline-handler-{self._started + 1}", daemon=True
-                ).start()
-                self._started += 1
+            while not self._has_thread():  # noqa: ASYNC110  nobody tells when there is one
+                await asyncio.sleep(REPEAT_S)
             self._jobs.put(job)
             on_start()
             return await future
+
+    def _has_thread(self) -> bool:
+        """Take a thread that is free, or start one; False where neither can be had."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+        try:
+            threading.Thread(
+                target=self._work, name=f"maskline-handler-{self._started + 1}", daemon=True
+            ).start()
+        except RuntimeError as error:  # no memory, or as many as this user, or the container, may have
+            if self._lines.due():
+                _log.warning("a plain handler waits for a thread, none can be started", reason=str(error))
+            return False
+        self._started += 1
+        return True
 
     def stop(self) -> None:
         """Let the idle threads end, and the others when their handlers do."""

@@ -141,20 +141,6 @@ async def test_a_hung_thread_gives_its_place_away(monkeypatch):
     pool.stop()
 
 
-async def test_a_thread_that_cannot_be_started_has_done_nothing(pool, monkeypatch):
-    ran = []
-
-    def refuse(self):
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"):
-            await run(pool, ran.append, 1)
-    await run(pool, ran.append, 2)
-    assert ran == [2]
-
-
 async def test_an_idle_thread_keeps_no_event_alive(pool):
     class Thing:
         pass
@@ -192,3 +178,20 @@ print("ended")
     )
     assert done.stdout == "ended\n"
     assert done.stderr == ""
+
+
+async def test_a_call_waits_until_a_thread_can_be_started(pool, monkeypatch):
+    tried = asyncio.Event()
+
+    def refuse(_thread):
+        tried.set()
+        raise RuntimeError("can't start new thread")
+
+    ran, started = [], []
+    with monkeypatch.context() as short:
+        short.setattr(threading.Thread, "start", refuse)
+        call = asyncio.create_task(pool.run(ran.append, 5, on_start=lambda: started.append(True)))
+        await asyncio.wait_for(tried.wait(), PATIENCE_S)
+        assert not started
+    await asyncio.wait_for(call, PATIENCE_S)
+    assert (ran, started) == ([5], [True])
