@@ -279,10 +279,10 @@ def test_a_commit_that_cannot_be_written_holds_up_no_other_partition(crew: Fleet
 import runpy
 from worker import scripts
 real = scripts.commit
-def commit(keys, partition, value, what):
+def commit(keys, partition, value, what, **more):
     if "odd" in what.states:
         raise OverflowError("int too big to convert")
-    return real(keys, partition, value, what)
+    return real(keys, partition, value, what, **more)
 scripts.commit = commit
 runpy.run_module("worker", run_name="__main__", alter_sys=True)
 """
