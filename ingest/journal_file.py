@@ -7,6 +7,8 @@
   statement, and beside a busy event loop each time may cost milliseconds.
 - The bound is the file's page count, kept by SQLite itself; pages of deleted rows are used again, and given back to
   the disk once the file is empty.
+- What may go and cannot be deleted, since a full disk does not allow even that, is remembered as gone; once nothing
+  else is left, the file is begun anew. Else a spool that fills its disk by itself would never be drained.
 - Which file it is, and whether that still lies at its path, is known by device and inode (`ingest.open_file`).
 
 | column | holds |
@@ -95,6 +97,9 @@ class JournalFile:
         """Callbacks by HELD_BUCKETS, as found when the file was opened."""
         self.which = OpenFile(path)
         self._miscounted = False
+        self._gone: set[int] = set()
+        """Ids that are to be deleted with the next ones: as many as the file has rows, at most."""
+        self._max_bytes = 0
         self._db: sqlite3.Connection | None = None
         self._next_id = 1
         self._page_bytes = 4096
@@ -107,6 +112,7 @@ class JournalFile:
 
     def open(self, max_bytes: int) -> None:
         """Open or make the file, and count what lies there. Raises SpoolError, DamagedError."""
+        self._max_bytes = max_bytes
         try:
             with self._errors():
                 self.which.open()
@@ -123,6 +129,7 @@ class JournalFile:
     def close(self) -> None:
         """Close it; the log is written back into it as far as the disk allows. Nothing that is not its own goes."""
         db, self._db = self._db, None
+        self._gone.clear()
         if db is not None:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -150,8 +157,8 @@ class JournalFile:
     def is_empty(self) -> bool:
         """Ask the file. Raises SpoolError."""
         with self._errors():
-            (empty,) = self._ask("SELECT NOT EXISTS (SELECT 1 FROM spool)")
-            return bool(empty)
+            (more,) = self._ask("SELECT count(*) FROM (SELECT 1 FROM spool LIMIT ?)", (len(self._gone) + 1,))
+            return bool(more == len(self._gone))
 
     def limit(self, max_bytes: int) -> None:
         """Let the file and its log grow to so many bytes together."""
@@ -192,19 +199,38 @@ class JournalFile:
     def page(self, after: int, rows_max: int, bytes_max: int) -> list[Row]:
         """The next rows after that id in order of arrival, at least one if there is one. Raises SpoolError."""
         with self._errors():
-            (text,) = self._ask(_PAGE, (after, rows_max, bytes_max))
-            rows = [Row(id_, route, bytes.fromhex(value)) for id_, route, value in _read_page(text)]
+            start = after
+            while True:
+                (text,) = self._ask(_PAGE, (start, rows_max, bytes_max))
+                found = [Row(id_, route, bytes.fromhex(value)) for id_, route, value in _read_page(text)]
+                rows = [row for row in found if row.id not in self._gone] if self._gone else found
+                if rows or not found:
+                    break
+                start = found[-1].id
             if not after and bool(rows) != bool(self.state.callbacks):
                 self._count()
             return rows
 
     def delete(self, ids: Sequence[int]) -> None:
-        """Delete the rows with these ids. Raises SpoolError, and then all of them are still there."""
-        with self._transaction():
-            self._ask("DELETE FROM spool WHERE id IN (SELECT value FROM json_each(?))", (str([*ids]),))
-            (deleted,) = self._ask("SELECT changes()")
-            first = self._ask("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
-        self._set_state(max(0, self.state.callbacks - deleted), first[0] if first else None)
+        """Delete the rows with these ids, now or later. Raises DamagedError."""
+        all_ids = [*self._gone.union(ids)]
+        try:
+            with self._transaction():
+                self._ask("DELETE FROM spool WHERE id IN (SELECT value FROM json_each(?))", (str(all_ids),))
+                (deleted,) = self._ask("SELECT changes()")
+                first = self._ask("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
+        except DamagedError:
+            raise
+        except SpoolError as error:
+            if error.code != SPOOL_FULL:
+                raise
+            deleted, first = len(all_ids), (self.state.oldest_at_ms,)
+            before, self._gone = len(self._gone), set(all_ids)
+        else:
+            before = len(self._gone)
+            self._gone.clear()
+        left = max(0, self.state.callbacks - (deleted - before))
+        self._set_state(left, first[0] if first and left else None)
 
     def try_room(self) -> None:
         """Find out by writing whether the next callbacks have room. Raises SpoolError."""
@@ -218,6 +244,9 @@ class JournalFile:
         with contextlib.suppress(SpoolError), self._errors():
             if not self.is_empty():
                 self._count()
+            elif self._gone:
+                self.remove()
+                self.open(self._max_bytes)
             elif self._pages()[0] * self._page_bytes > SHRINK_OVER_BYTES:
                 self._ask("VACUUM")
                 self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -253,6 +282,7 @@ class JournalFile:
         for bucket, count in self._db.execute("SELECT route & 65535, count(*) FROM spool GROUP BY 1"):
             held[bucket] = count
             callbacks += count
+        callbacks -= len(self._gone)
         first = self._ask("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
         (last_id,) = self._ask("SELECT max(id) FROM spool")
         # Not SQLite's own numbering: that begins again once the table is empty, under the cursor of whoever drains.

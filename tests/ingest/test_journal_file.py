@@ -88,6 +88,36 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
         assert file.state == (0, 0, None)
 
 
+def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path, monkeypatch):
+    ask = JournalFile._ask
+
+    def full(self, statement, values=()):
+        if statement == "COMMIT":
+            raise SpoolError("spool_full", "as if the disk were full")
+        return ask(self, statement, values)
+
+    rows = [(number, b"%d" % number) for number in range(10)]
+    with journal_file(tmp_path) as file:
+        file.insert(rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalFile, "_ask", full)
+            file.delete([1, 2, 3])
+            file.delete([4])
+            assert (values(everything(file, rows_max=2)), file.state.callbacks) == (rows[4:], 6)
+            assert not file.is_empty()
+        file.delete([5])  # there is room again
+        assert (values(everything(file)), file.state.callbacks) == (rows[5:], 5)
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalFile, "_ask", full)
+            file.delete([6, 7, 8, 9, 10])
+            assert (everything(file), file.state.callbacks, file.is_empty()) == ([], 0, True)
+        file.shrink()
+        assert file.is_open
+        assert file._ask("SELECT count(*) FROM spool") == (0,)
+        assert file.insert(rows).start == 11
+        assert values(everything(file)) == rows
+
+
 def test_numbers_go_on_where_the_file_was_emptied(tmp_path):
     """Else a reader's cursor would stand beyond what comes next."""
     with journal_file(tmp_path) as file:
