@@ -95,6 +95,8 @@ def _read(transport: str, kind: str, rest: str) -> RedisUrl:
     if "#" in rest:
         raise ValueError("a # stands as %23")
     credentials, hosts, path, query = _split(rest)
+    if kind and re.search("@.*,", credentials):
+        raise ValueError("the log-in stands once, before the first host; in a password, @ stands as %40")
     options = _options(query)
     tls = transport == "rediss"
     _refuse_unknown(options, query, tls=tls, sentinel=kind == "sentinel")

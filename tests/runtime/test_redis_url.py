@@ -119,6 +119,8 @@ FILE = __file__
         ("redis://h?%73ecret=1", "in a password, ? stands as %3F"),
         ("redis://h/0#secret", "# stands as %23"),
         ("redis+other://h", "cannot be read"),
+        ("redis+sentinel://:secret@h:1,:secret@g:2/s", "stands once, before the first host"),
+        ("redis+cluster://u:secret@h,u:secret@g", "stands once, before the first host"),
         ("unix+sentinel://h/s", "cannot be read"),
         ("redis://h:٣", "cannot be read"),
     ],
