@@ -204,7 +204,9 @@ async def _is_primary(link: Link, *, with_replica: bool) -> bool:
     `with_replica`: only one that has a replica will do.
     """
     try:
-        (role,) = await link.send(pack("ROLE"), 1, timeout_s=ASK_TIMEOUT_S)
+        (role,) = await link.send(
+            pack("ROLE"), 1, timeout_s=CONNECT_TIMEOUT_S
+        )  # as for the rest: it may be slow
     except BaseException as error:
         link.close()
         if isinstance(error, RedisUnavailableError):

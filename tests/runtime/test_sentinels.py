@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from runtime.sentinels import NO_EPOCH, Answer, by_majority
 from runtime.store import Store
 from schemas.errors import RedisRefusesError, RedisUnavailableError
 from schemas.settings import Settings
+
+sys.path.append(str(Path(__file__).parent.parent / "chaos"))
+from proxy import Proxy
 
 OLD, NEW = Server("10.0.0.1", 1), Server("10.0.0.2", 2)
 SERVICE = "rides"
@@ -52,7 +56,7 @@ def test_a_majority_names_the_primary_unless_one_of_them_knows_better(said, conf
 class StandIn:
     """Says whatever a test wants, in a Sentinel's words; `silent`: takes connections and says nothing."""
 
-    def __init__(self, primary: RedisServer | None, epoch: int = 1, host: str = "127.0.0.1") -> None:
+    def __init__(self, primary: RedisServer | Proxy | None, epoch: int = 1, host: str = "127.0.0.1") -> None:
         self.primary = primary
         self.host = host.encode()
         self.epoch = epoch
@@ -126,6 +130,17 @@ async def test_a_name_and_an_address_may_mean_one_server(redis_server, other, fo
     async with asking(StandIn(other, host="localhost"), StandIn(redis_server)) as store:
         with pytest.raises(RedisUnavailableError, match="do not agree"):
             await store.connect("test")
+
+
+async def test_a_primary_that_is_slow_is_one_all_the_same(redis_server):
+    proxy = Proxy(redis_server.port)
+    await proxy.start()
+    proxy.delay(0.7)  # each way
+    try:
+        async with asking(StandIn(proxy)) as store:
+            assert await led_to(store) == proxy.port
+    finally:
+        await proxy.stop()
 
 
 async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, monkeypatch):
