@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ingest.journal_file import JournalFile, Row
-from ingest.open_file import Identity
+from ingest.open_file import Identity, Stamp, stamp_of
 from ingest.outcomes import SPOOL_FAILED
 from ingest.spool_directory import Slot, SpoolDirectory
 from ingest.spool_errors import DamagedError, SpoolError, of_the_system
@@ -40,7 +40,7 @@ CARRY_BYTES_MAX: Final = 1 << 20
 class Taken:
     """A journal of the directory that this process now uses."""
 
-    __slots__ = ("adopted", "file", "missing_since", "slot")
+    __slots__ = ("adopted", "file", "missing_since", "seen_in_place", "slot")
 
     def __init__(self, slot: Slot, *, adopted: bool = False) -> None:
         self.slot = slot
@@ -49,6 +49,8 @@ class Taken:
         """Its callbacks were another process's."""
         self.missing_since: float | None = None
         """When its path was first seen to lead elsewhere."""
+        self.seen_in_place: Stamp | None = None
+        """What the directory was like when all of it was found in its place."""
 
 
 class Told(Protocol):
@@ -279,10 +281,21 @@ class JournalFiles:
         return {identity for identity in identities if identity is not None}
 
     def _in_place(self, taken: Taken) -> bool:
+        """Whether the paths of the file, its log and its lock lead to what is open.
+
+        Asked at every commit, beside a busy event loop, where each question may cost a turn of the interpreter's lock.
+        So the directory alone is asked as long as nothing has changed in it.
+        """
         try:
-            return taken.file.which.in_place() and taken.slot.hold()
+            stamp = stamp_of(self._directory.path)
+            if stamp is not None and stamp == taken.seen_in_place:
+                return True
+            in_place = taken.file.which.in_place() and taken.slot.hold()
+            settled = in_place and stamp is not None and stamp.is_settled() and not taken.file.which.is_link
+            taken.seen_in_place = stamp if settled else None
         except OSError as error:
             raise of_the_system(error) from None
+        return in_place
 
     def _is_given_up(self, taken: Taken) -> bool:
         """Whether to act on a file that is not in its place though nothing is to be written."""

@@ -6,11 +6,19 @@ knows itself by device and inode, not by its name; and it unlinks and renames no
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final, NamedTuple
 
 Identity = tuple[int, int]
 """Device and inode."""
+
+FINE_NS: Final = 100_000_000
+"""Since a directory's last change, until the next one shows for sure: the kernel's clock for it turns every 1 to 10 ms.
+"""
+COARSE_NS: Final = 3_000_000_000
+"""The same where times are written down in whole seconds, or in even ones."""
 
 
 def identity_at(path: Path | str, *, follow: bool = False) -> Identity | None:
@@ -23,6 +31,28 @@ def identity_at(path: Path | str, *, follow: bool = False) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
+
+
+class Stamp(NamedTuple):
+    """Which directory it is, and when a name in it last came, went, or was given to another file."""
+
+    device: int
+    inode: int
+    changed_ns: int
+
+    def is_settled(self) -> bool:
+        """Whether the next change will show."""
+        whole_seconds = self.changed_ns % 1_000_000_000 == 0
+        return time.time_ns() - self.changed_ns > (COARSE_NS if whole_seconds else FINE_NS)
+
+
+def stamp_of(directory: Path) -> Stamp | None:
+    """None where there is no such directory. Raises OSError where that cannot be told."""
+    try:
+        status = os.stat(directory)  # noqa: PTH116 - as below
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stamp(status.st_dev, status.st_ino, status.st_mtime_ns)
 
 
 def identity_of(descriptor: int) -> Identity:
@@ -78,6 +108,11 @@ class OpenFile:
             and (self._entry == self.identity or identity_at(self.path, follow=True) == self.identity)
             and identity_at(self._log_path) == self._log_identity
         )
+
+    @property
+    def is_link(self) -> bool:
+        """A symbolic link lies at the path: the file is in a directory of its own."""
+        return self._entry != self.identity
 
     def is_own(self) -> bool:
         """Whether what lies at the path is what was opened there."""
