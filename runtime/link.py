@@ -50,7 +50,7 @@ def pack(*arguments: Argument) -> bytes:
 class _Batch:
     """Commands that were sent together: their replies so far, and when they are overdue, if nothing moves."""
 
-    __slots__ = ("count", "deadline", "future", "replies", "timeout_s")
+    __slots__ = ("begun_at", "count", "deadline", "future", "replies", "timeout_s")
 
     def __init__(
         self, future: asyncio.Future[list[Any]], count: int, deadline: float, timeout_s: float
@@ -59,6 +59,8 @@ class _Batch:
         self.count = count
         self.deadline = deadline
         self.timeout_s = timeout_s
+        self.begun_at = 0.0
+        """When the first of the replies was there, and not all of them."""
         self.replies: list[Any] = []
 
 
@@ -81,6 +83,8 @@ class Link(asyncio.Protocol):
         """It ended because the server did not answer in time."""
         self.received_bytes = 0
         """Since the connection was made."""
+        self.transfer_s = 0.0
+        """From the first reply of the batch answered last to the end of it: what its size took, without the latency."""
         self._answered = 0
         self._sent_bytes = 0
         self._moved = 0
@@ -154,10 +158,13 @@ class Link(asyncio.Protocol):
                 while len(replies) < count:
                     reply = reader.gets()
                     if reply is _NOTHING:
+                        if replies and not batch.begun_at:
+                            batch.begun_at = self._loop.time()
                         return
                     replies.append(reply)
                 waiting.popleft()
                 self._answered += 1
+                self.transfer_s = self._loop.time() - batch.begun_at if batch.begun_at else 0.0
                 if not batch.future.done():
                     batch.future.set_result(replies)
         except hiredis.ProtocolError:

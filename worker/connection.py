@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
+from typing import Final, cast
 
 from redis.exceptions import ResponseError
 
@@ -146,16 +146,11 @@ class Connection:
         self._lost.clear()
         try:
             self.commands = await self._store.connect(self._name, self._lost.set, server=self._server)
-            self.reads = await self._store.connect(
-                f"{self._name}:reads", self._lost.set, beside=self.commands
-            )
-            self.leases = await self._store.connect(
-                f"{self._name}:leases", self._lost.set, beside=self.commands
-            )
+            reads = await self._open_others(self.commands)
             await self._gate.pass_(self.commands, self._server)
             await self._inspection.accept(self.commands, self.address)
             await load_scripts(self.commands)
-            self.reads_id = int(await self.reads.execute("CLIENT", "ID"))
+            self.reads_id = int(await reads.execute("CLIENT", "ID"))
         except BaseException:
             self._close()
             raise
@@ -165,6 +160,22 @@ class Connection:
         self.incarnation = object()
         self._up.set()
         self._on_open()
+
+    async def _open_others(self, commands: Link) -> Link:
+        """For reads, which is returned, and for leases. Both at a time: through a slow link each round trip counts."""
+        others = await asyncio.gather(
+            *(
+                self._store.connect(f"{self._name}:{use}", self._lost.set, beside=commands)
+                for use in ("reads", "leases")
+            ),
+            return_exceptions=True,
+        )
+        # Each where the other may have failed: all of them are closed together.
+        self.reads, self.leases = (other if isinstance(other, Link) else None for other in others)
+        for other in others:
+            if isinstance(other, BaseException):
+                raise other
+        return cast("Link", self.reads)
 
     def _close(self) -> None:
         self._up.clear()

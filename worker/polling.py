@@ -239,9 +239,9 @@ class Poller:
     def _note_read(self, request: ReadRequest, streams: Sequence[tuple[Partition, Sequence[Any]]]) -> None:
         """Learn from a read how much to ask for next."""
         counts = [len(entries) for _, entries in streams]
-        pace, was_slow, took_s = self._pace, self._pace.slow, request.took_s or 0.0
+        pace, was_slow, took_s = self._pace, self._pace.slow, request.transfer_s
         full = request.each in counts
-        pace.brought(sum(counts), request.size_bytes, took_s, request.waited_s, full=full)
+        pace.brought(sum(counts), request.size_bytes, took_s, min(request.waited_s, took_s), full=full)
         if pace.slow and not was_slow:
             _log.warning(
                 "reads from Redis are slow, asking for less at a time", redis=self._connection.address,

@@ -21,6 +21,7 @@ class ReadRequest:
         "sent_at",
         "together",
         "took_s",
+        "transfer_s",
         "wanted_at",
     )
 
@@ -42,10 +43,13 @@ class ReadRequest:
         """When the work on the last read was over, and this one was waited for."""
         self.took_s: float | None = None
         """None while it is under way."""
+        self.transfer_s = 0.0
+        """What of that came after the first reply, which is to TIME: the rest is latency, and no smaller read's."""
         future.add_done_callback(self._came)
 
     def _came(self, _future: asyncio.Future[list[Any]]) -> None:
         self.took_s = monotonic() - self.sent_at
+        self.transfer_s = self.reads.transfer_s
 
     async def replies(self) -> list[Any]:
         self.wanted_at = monotonic()

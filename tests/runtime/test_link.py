@@ -5,6 +5,7 @@ import gc
 import socket
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import hiredis
 import pytest
@@ -164,6 +165,28 @@ async def test_a_reply_in_pieces(peer):
         server.transport.write(bytes([byte]))
         await asyncio.sleep(0)
     assert await future == [b"ab\xff", 7]
+
+
+async def test_latency_counts_for_nothing_in_how_long_a_reply_took_to_come(peer, monkeypatch):
+    link, server = peer
+    times = iter([100.0, 107.0])
+    future = link.send(pack("TIME") + pack("GET", "k"), 2)
+    monkeypatch.setattr(link, "_loop", SimpleNamespace(time=lambda: next(times)))
+    server.transport.write(b"+first\r\n$3\r\na")
+    async with asyncio.timeout(PATIENCE_S):
+        while not link._waiting[0].begun_at:
+            await asyncio.sleep(0.001)
+    server.transport.write(b"bc\r\n")
+    assert await future == [b"first", b"abc"]
+    assert link.transfer_s == 7.0
+
+
+async def test_reply_that_comes_in_one_piece_took_no_time(peer):
+    link, server = peer
+    future = link.send(pack("TIME") + pack("GET", "k"), 2)
+    server.transport.write(b"+first\r\n$3\r\nabc\r\n")
+    assert await future == [b"first", b"abc"]
+    assert link.transfer_s == 0.0
 
 
 async def test_who_went_away_disturbs_nobody(link):
