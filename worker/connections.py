@@ -72,7 +72,8 @@ class Connections:
         connection = self._shards.of_partition(partition.number)
         if connection is None or partition.verified_at is not connection.incarnation:
             return None
-        return self.link(partition.number)
+        link = connection.commands
+        return link if link is not None and link.connected else None
 
     @property
     def home(self) -> Connection | None:
