@@ -15,9 +15,10 @@ from runtime.link import Link
 from runtime.logs import get_logger
 from runtime.seldom import Seldom
 from schemas.keys import Keys
-from worker import scripts
 from worker.connections import Connections
 from worker.partition import Partition
+from worker.scripts import COMMITTED, DIVERGED, FENCED
+from worker.scripts import commit as pack_commit
 from worker.stats import Stats
 
 REPEAT_DELAY_S: Final = 0.1
@@ -97,7 +98,7 @@ class Committer:
             if look_up:
                 partition.look_up_at = now + LOOK_UP_S
             try:
-                one = scripts.commit(
+                one = pack_commit(
                     self._keys, partition.number, partition.lease_value, commit, look_up=look_up
                 )
             except Exception as error:  # noqa: BLE001 - the others' commits are to go, and this one cannot wait for ever
@@ -122,16 +123,16 @@ class Committer:
         self._on_committed()
 
     def _replied(self, partition: Partition, reply: Any) -> None:
-        if reply == scripts.COMMITTED:
+        if reply == COMMITTED:
             self._stats.commits += 1
             partition.committed()
             if partition.wants_commit:
                 self.mark(partition)
             self._wake(partition)
-        elif reply == scripts.FENCED:
+        elif reply == FENCED:
             self._stats.fenced += 1
             self._on_fenced(partition)
-        elif reply == scripts.DIVERGED:
+        elif reply == DIVERGED:
             _log.warning("redis has lost entries or a commit, reading again", partition=partition.number)
             self._on_diverged(partition)
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
