@@ -24,6 +24,9 @@ from worker.partition import Partition
 REPEAT_S: Final = 0.1
 """Until a partition is asked about again whose server did not answer, or refused to."""
 
+LOOK_S: Final = 1.0
+"""Between looks that nobody asked for: a partition may have moved to another server while it was being acquired."""
+
 ASKED_MAX: Final = 256
 """Partitions in one trip: each may be answered with an entry of some kilobytes."""
 
@@ -62,9 +65,9 @@ class HistoryVerifier:
             for connection, partition in self._unverified():
                 by_connection.setdefault(connection, []).append(partition)
             await asyncio.gather(*(self._verify(*those) for those in by_connection.items()))
-            waits = REPEAT_S if any(self._unverified()) else None
+            wait_s = REPEAT_S if any(self._unverified()) else LOOK_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(waits):
+                async with asyncio.timeout(wait_s):
                     await self._wanted.wait()
 
     def _unverified(self) -> Iterator[tuple[Connection, Partition]]:

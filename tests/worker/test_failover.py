@@ -49,6 +49,23 @@ def fail_over(pair: Replicated, crew: Fleet) -> None:
     crew.server = pair.primary
 
 
+def start_with_the_first_event(crew: Fleet) -> None:
+    """A worker that has handled and committed event 1 of every session."""
+    crew.start()
+    for session in SESSIONS:
+        crew.put(session, 1)
+    crew.until_calls(len(SESSIONS))
+    crew.until_drained()
+
+
+def until_handled(crew: Fleet, expected: list[int]) -> None:
+    for session in SESSIONS:
+        wait_until(
+            lambda session=session: numbers(crew, session) == expected,
+            within_s=PATIENCE_S, what=f"all of {session}",
+        )  # fmt: skip
+
+
 def numbers(crew: Fleet, session: str) -> list[int | None]:
     """Numbers of the session's events that were handled, each once, in the order in which they were first."""
     return list(dict.fromkeys(call.number for call in crew.calls(session) if call.outcome == "done"))
@@ -59,11 +76,7 @@ def numbers(crew: Fleet, session: str) -> list[int | None]:
 def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
     pair: Replicated, crew: Fleet, ahead: bool, killed: bool
 ):
-    crew.start()
-    for session in SESSIONS:
-        crew.put(session, 1)
-    crew.until_calls(len(SESSIONS))
-    crew.until_drained()
+    start_with_the_first_event(crew)
     cut(pair, crew, ahead=ahead)
     for session in SESSIONS:
         crew.put(session, 3)
@@ -78,11 +91,7 @@ def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
     for session in SESSIONS:
         crew.put(session, 2)
         crew.put(session, 4)
-    for session in SESSIONS:
-        wait_until(
-            lambda session=session: numbers(crew, session) == [1, 2, 3, 4],
-            within_s=PATIENCE_S, what=f"all of {session}: {numbers(crew, session)}",
-        )  # fmt: skip
+    until_handled(crew, [1, 2, 3, 4])
     crew.until_drained()
 
 
@@ -90,11 +99,7 @@ def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
 def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
     pair: Replicated, crew: Fleet, ahead: bool
 ):
-    crew.start()
-    for session in SESSIONS:
-        crew.put(session, 1)
-    crew.until_calls(len(SESSIONS))
-    crew.until_drained()
+    start_with_the_first_event(crew)
     cut(pair, crew, ahead=ahead)
     for session in SESSIONS:
         crew.put(session, 2)
@@ -103,11 +108,7 @@ def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
     for session in SESSIONS:
         for number in (2, 3):
             crew.put(session, number)
-    for session in SESSIONS:
-        wait_until(
-            lambda session=session: numbers(crew, session) == [1, 2, 3],
-            within_s=PATIENCE_S, what=f"all of {session}: {numbers(crew, session)}",
-        )  # fmt: skip
+    until_handled(crew, [1, 2, 3])
     crew.until_drained()
     for number in range(crew.partitions):
         info = crew.client.xinfo_stream(crew.keys.callbacks(number))
@@ -119,11 +120,7 @@ def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
 def test_primary_that_takes_over_another_s_data_behind_a_living_connection_is_read_again(
     pair: Replicated, crew: Fleet
 ):
-    crew.start()
-    for session in SESSIONS:
-        crew.put(session, 1)
-    crew.until_calls(len(SESSIONS))
-    crew.until_drained()
+    start_with_the_first_event(crew)
     cut(pair, crew, ahead=True)
     for session in SESSIONS:
         crew.put(session, 3)
@@ -137,11 +134,7 @@ def test_primary_that_takes_over_another_s_data_behind_a_living_connection_is_re
     for session in SESSIONS:
         crew.put(session, 2)
         crew.put(session, 3)
-    for session in SESSIONS:
-        wait_until(
-            lambda session=session: numbers(crew, session) == [1, 2, 3],
-            within_s=PATIENCE_S, what=f"all of {session}",
-        )  # fmt: skip
+    until_handled(crew, [1, 2, 3])
 
 
 def test_callback_that_was_spooled_while_its_first_copy_was_held_survives_the_failover_and_a_kill(
@@ -165,11 +158,7 @@ def test_callback_that_was_spooled_while_its_first_copy_was_held_survives_the_fa
         crew.workers[-1].kill()
         crew.start()
         assert post_all(url, SESSIONS, 2) == {200}
-        for session in SESSIONS:
-            wait_until(
-                lambda session=session: numbers(crew, session) == [1, 2, 3],
-                within_s=PATIENCE_S, what=f"all of {session}",
-            )  # fmt: skip
+        until_handled(crew, [1, 2, 3])
 
 
 def place(entry_id: bytes) -> tuple[int, int]:
