@@ -9,7 +9,6 @@ import contextlib
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import uuid
 from pathlib import Path
@@ -30,6 +29,7 @@ from console.simulate.player import Target
 from console.view import Counts, View
 from ingest.node import ADMIN_PORT, IngestNode
 from runtime.arguments import Parser
+from runtime.binding import is_free
 from runtime.logs import configure_logging, wait_for_no_reader
 from runtime.process import run
 from runtime.store import Store
@@ -167,9 +167,9 @@ class Dev:
         worker_port = settings.admin_port + 1 if settings.admin_port else settings.admin_port
         return replace(settings, port=port), replace(settings, port=port, admin_port=worker_port)
 
-    def _free_port(self, host: str, wanted: int) -> int:
+    def _free_port(self, hosts: str, wanted: int) -> int:
         for port in range(wanted, wanted + PORTS_TRIED):
-            if _is_free(host, port):
+            if is_free(hosts, port):
                 self._say_port("MASKLINE_PORT", wanted, port)
                 return port
         return wanted  # and the node says why it cannot be had
@@ -285,17 +285,6 @@ def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
         held=sum(partition.held for partition in worker.partitions),
         dead=sum(stats.dead.values()),
     )
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 async def _until_ready(*admin_urls: str) -> None:

@@ -2,14 +2,13 @@
 
 import argparse
 import asyncio
-import errno
-import socket
 from contextlib import ExitStack
 from typing import Final
 
 from ingest.node import IngestNode, cannot_listen
 from runtime import supervised
 from runtime.arguments import Parser
+from runtime.binding import ListenError, bind
 from runtime.logs import configure_logging, wait_for_no_reader
 from runtime.process import cli, run
 from runtime.supervisor import supervise
@@ -48,41 +47,26 @@ def _several(settings: Settings, processes: int) -> int:
     with ExitStack() as held:
         try:
             port = _hold(settings.host, settings.port, held)
-        except OSError as error:
-            raise cannot_listen(settings, error) from None
+        except ListenError as error:
+            raise cannot_listen(error) from None
         argv = ["ingest", "--host", settings.host, "--port", str(port)]
         stop_timeout_ms = settings.stop_delay_ms + settings.stop_timeout_ms
         return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms, silent_kill_s=SILENT_KILL_S)
 
 
-def _hold(host: str, port: int, held: ExitStack) -> int:
-    """Bind the port on each of the host's addresses, and never listen: that takes no connection, but keeps the port.
+def _hold(hosts: str, port: int, held: ExitStack) -> int:
+    """Bind the port on each of the hosts' addresses, and never listen: that takes no connection, but keeps the port.
 
-    The port, which is the kernel's choice if it was 0. Raises OSError where it is taken.
+    The port, which is the kernel's choice if it was 0. Raises ListenError where it is taken.
     """
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for number, (family, kind, protocol, _, address) in enumerate(found):
-        holder = held.enter_context(socket.socket(family, kind, protocol))
-        # As the listeners have it. Without SO_REUSEADDR, connections of the last process that are in TIME_WAIT
-        # would keep the port for a minute.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            holder.bind((address[0], port, *address[2:]))
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL or number == 0:
-                raise
-        else:
-            port = holder.getsockname()[1]
-    return port
+    holders = [held.enter_context(sock) for sock in bind(hosts, port, reuse_port=True)]
+    return int(holders[0].getsockname()[1])
 
 
 def _parser() -> Parser:
     parser = Parser(prog="maskline ingest", description="Take Plivo's callbacks in.")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the port (default 1)")
-    parser.add_argument("--host", help="address to listen on (MASKLINE_HOST)")
+    parser.add_argument("--host", help="addresses or names to listen on (MASKLINE_HOST)")
     parser.add_argument("--port", help="port to listen on (MASKLINE_PORT)")
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
     return parser

@@ -18,12 +18,14 @@ from ingest.publisher import Load
 from ingest.server import CONNECTIONS_MAX, CallbackServer
 from ingest.spool import Spool
 from runtime.admin import AdminServer, Health
+from runtime.binding import ListenError
 from runtime.descriptors import descriptors_max, for_clients
 from runtime.listener import Listener
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
 from schemas.errors import ConfigError
+from schemas.hosts import authority
 from schemas.settings import Settings
 
 ADMIN_PORT: Final = 9090
@@ -33,11 +35,8 @@ BACKLOG: Final = 1024
 _log = get_logger("maskline.ingest")
 
 
-def cannot_listen(settings: Settings, error: OSError) -> ConfigError:
-    reason = error.strerror or str(error)
-    return ConfigError(
-        f"MASKLINE_PORT, MASKLINE_HOST: cannot listen on {settings.host}:{settings.port}: {reason}"
-    )
+def cannot_listen(error: ListenError) -> ConfigError:
+    return ConfigError(f"MASKLINE_PORT, MASKLINE_HOST: cannot listen on {error.where}: {error.reason}")
 
 
 class IngestNode:
@@ -93,9 +92,8 @@ class IngestNode:
     @property
     def url(self) -> str:
         """Where callbacks go, as seen from this machine unless MASKLINE_PUBLIC_URL says better."""
-        host = self._settings.host
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(host)  # noqa: S104 - compared only
-        return f"http://{shown or (f'[{host}]' if ':' in host else host)}:{self.port}/callbacks"
+        where = self._listener.authority or authority(self._settings.host, self.port)
+        return f"http://{where}/callbacks"
 
     @property
     def admin_port(self) -> int:
@@ -103,7 +101,7 @@ class IngestNode:
 
     @property
     def admin_url(self) -> str:
-        return f"http://{self._admin.host}:{self._admin.port}"
+        return self._admin.url
 
     async def start(self) -> None:
         """Take callbacks.
@@ -148,8 +146,8 @@ class IngestNode:
         settings = self._settings
         try:
             self._listener.open(settings.host, settings.port, backlog=BACKLOG, reuse_port=self._reuse_port)
-        except OSError as error:
-            raise cannot_listen(settings, error) from None
+        except ListenError as error:
+            raise cannot_listen(error) from None
         self.port = self._listener.port
 
     async def _stop_http(self) -> None:

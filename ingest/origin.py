@@ -7,14 +7,20 @@ What a proxy adds (`X-Forwarded-Proto`, `-Host`, `-For`) is believed only from M
 
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Protocol
+
+from schemas.hosts import read_address, read_peer
 
 PEERS_REMEMBERED: Final = 4_096
 """Addresses whose trust is remembered; proxies are few, the bound is against everybody else."""
 
 FORWARDED_HOPS_MAX: Final = 20
 """Entries of X-Forwarded-For looked at, from the end."""
+
+
+_MAPPED: Final = 0xFFFF << 32
+"""::ffff:0.0.0.0, where IPv4 lies in IPv6."""
 
 
 class Headers(Protocol):
@@ -39,12 +45,14 @@ class Origin:
         @lru_cache(PEERS_REMEMBERED)
         def trusted(peer: str) -> bool:
             try:
-                address = ip_address(peer)
+                address = read_address(peer)
             except ValueError:  # a Unix socket, or text in X-Forwarded-For
                 return False
-            if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            return any(address in network for network in networks)
+            if isinstance(address, IPv6Address):
+                return any(address in network for network in networks)
+            # Networks may be written in either form, as peers come in either.
+            mapped = IPv6Address(_MAPPED + int(address))
+            return any(address in network or mapped in network for network in networks)
 
         self.trusts = trusted
         """Whether a peer's word about where a request was dialled and came from is believed."""
@@ -66,16 +74,24 @@ class Origin:
     def client(self, headers: Headers, peer: str) -> str:
         """The address of whoever is outside the trusted proxies: for the log."""
         if not self.trusts(peer):
-            return peer
+            return _plain(peer)
         hops = [hop.strip() for hop in ",".join(headers.getall("X-Forwarded-For", ())).split(",")]
         for hop in reversed(hops[-FORWARDED_HOPS_MAX:]):
             try:
-                address = str(ip_address(hop))
+                address = str(read_peer(hop))
             except ValueError:
                 break
             peer = address
             if not self.trusts(address):
                 break
+        return _plain(peer)
+
+
+def _plain(peer: str) -> str:
+    """An address of IPv4 as such, also where the socket takes both families."""
+    try:
+        return str(read_address(peer))
+    except ValueError:  # a Unix socket
         return peer
 
 

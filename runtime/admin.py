@@ -14,6 +14,7 @@ import prometheus_client
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
+from runtime.binding import ListenError
 from runtime.descriptors import is_short
 from runtime.listener import Listener
 from runtime.logs import get_logger
@@ -48,7 +49,7 @@ class AdminServer:
 
     def __init__(
         self,
-        host: str,
+        hosts: str,
         port: int,
         *,
         live: Callable[[], Health],
@@ -57,7 +58,7 @@ class AdminServer:
         search: bool = False,
         avoid: int = 0,
     ) -> None:
-        self.host = host
+        self._hosts = hosts
         self.port = port
         """The port asked for; once started, the real one."""
         self._ports = [port]
@@ -79,6 +80,11 @@ class AdminServer:
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
         )
 
+    @property
+    def url(self) -> str:
+        """Where it is, as seen from this machine; once started."""
+        return "" if self._listener is None else f"http://{self._listener.authority}"
+
     async def start(self) -> None:
         await self._runner.setup()
         server = self._runner.server
@@ -90,12 +96,10 @@ class AdminServer:
         wanted = self.port
         try:
             self._open(listener)
-        except (OSError, OverflowError) as error:
+        except ListenError as error:
             await self._runner.cleanup()
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            where = f"{self.host}:{wanted}"
             raise ConfigError(
-                f"MASKLINE_ADMIN_PORT: the admin port {where} cannot be opened: {reason}"
+                f"MASKLINE_ADMIN_PORT: the admin port {error.where} cannot be opened: {error.reason}"
             ) from None
         self._listener = listener
         self.port = listener.port
@@ -105,8 +109,8 @@ class AdminServer:
     def _open(self, listener: Listener) -> None:
         for port in self._ports:
             try:
-                listener.open(self.host, port, backlog=BACKLOG)
-            except OSError as error:
+                listener.open(self._hosts, port, backlog=BACKLOG)
+            except ListenError as error:
                 if error.errno != errno.EADDRINUSE or port == self._ports[-1]:
                     raise
             else:

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
+from runtime.binding import ListenError, bind
 from runtime.descriptors import give_spare_up, set_aside
 from runtime.logs import get_logger
+from schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
 
 ACCEPTS_MAX: Final = 64
 """In one turn of the loop; then what is under way has its turn."""
@@ -28,14 +30,12 @@ VITAL_MAX_S: Final = 5.0
 """What a probe takes, and more."""
 LOG_INTERVAL_S: Final = 10.0
 """Between lines about refused connections; the count is in each."""
-PORT_MAX: Final = 65_535
 OUT_OF_DESCRIPTORS: Final = "no_descriptors"
 """The reason against a connection that only a spare could be had for."""
 ACCEPT_FAILED: Final = "accept_failed"
 """Counted whenever accept() finds no descriptor, or no memory, whatever comes of it."""
 
 _SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _log = get_logger("maskline.listener")
 
 
@@ -62,6 +62,8 @@ class Listener:
         self._admit = admit
         self._count = count
         self._loop = asyncio.get_running_loop()
+        self.authority = ""
+        """`host:port` of a URL that leads here from this machine; once it is open."""
         self._sockets: list[socket.socket] = []
         self._opening: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -70,18 +72,26 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port it listens on, at each address."""
         return int(self._sockets[0].getsockname()[1])
 
-    def open(self, host: str, port: int, *, backlog: int, reuse_port: bool = False) -> None:
-        """Listen on all addresses of `host`. Raises OSError or OverflowError where that cannot be."""
-        self._sockets = _bind(host, port, reuse_port=reuse_port)
+    @property
+    def addresses(self) -> list[tuple[Any, ...]]:
+        """What it listens on, as sockets have it."""
+        return [sock.getsockname() for sock in self._sockets]
+
+    def open(self, hosts: str, port: int, *, backlog: int, reuse_port: bool = False) -> None:
+        """Listen on all addresses of `hosts` (runtime.binding). Raises ListenError where that cannot be."""
+        self._sockets = bind(hosts, port, reuse_port=reuse_port)
         try:
             for sock in self._sockets:
                 sock.listen(backlog)
-        except OSError:
+        except OSError as error:
             self._close_sockets()
-            raise
+            raise ListenError(error.errno, error.strerror or str(error), with_port(hosts, port)) from None
+        self.authority = authority(hosts, self.port, self._sockets[0].getsockname()[0])
+        if ANY_IPV6 in read_hosts(hosts) and all(sock.family != socket.AF_INET6 for sock in self._sockets):
+            _log.warning("this machine has no IPv6, so `::` means IPv4 alone", listener=self._name)
         self._refill()
         for sock in self._sockets:
             self._loop.add_reader(sock.fileno(), self._accept, sock)
@@ -192,43 +202,3 @@ def _end(sock: socket.socket) -> None:
     """End a connection for both sides; what serves it then closes it."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-
-
-def _bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
-    """A socket for each address of `host`, as asyncio's create_server binds them."""
-    if not 0 <= port <= PORT_MAX:
-        raise OverflowError(f"port must be 0-{PORT_MAX}")
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    missing: OSError | None = None
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            try:
-                sockets.append(_bound(family, kind, protocol, address, reuse_port=reuse_port))
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    raise
-                missing = error  # as ::1 of localhost, on a machine without IPv6
-        if not sockets and missing is not None:
-            raise missing
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _bound(family: int, kind: int, protocol: int, address: Any, *, reuse_port: bool) -> socket.socket:
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setblocking(False)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock

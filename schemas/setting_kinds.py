@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+
+from schemas.hosts import read_hosts
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -40,7 +42,6 @@ _UNITS: Final = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgt")
 }
 _LABEL: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
-_HOST: Final = re.compile(r"[A-Za-z0-9_.:%-]{1,255}\Z")
 _AUTH_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _AUTH_TOKEN: Final = re.compile(r"[!-+\--~]{1,256}\Z")  # printable ASCII without the comma
 REPLICAS_MAX: Final = 100
@@ -133,7 +134,7 @@ def _matching(pattern: re.Pattern[str]) -> Callable[[str], str]:
 
 
 LABEL: Final = Kind("1 to 64 letters, digits, '_', '.' or '-'", _matching(_LABEL))
-HOST: Final = Kind("an address or a host name", _matching(_HOST))
+HOSTS: Final = Kind("addresses or host names, comma-separated", lambda text: ",".join(read_hosts(text)), list)
 
 
 def _read_path(text: str) -> Path:
@@ -169,6 +170,9 @@ def _comma_list(
 
 
 def _read_network(text: str) -> Network:
+    text = re.sub(r"\A\[(.*)\]", r"\1", text)  # as URLs have IPv6 addresses
+    if "%" in text:
+        raise ValueError("leave the zone away")  # which a connection does not tell of its peer
     try:
         return ipaddress.ip_network(text)
     except ValueError:
@@ -181,7 +185,8 @@ def _read_network_item(text: str) -> Network:
         return _read_network(text)
     except ValueError as error:
         # The library's own messages repeat the value without need.
-        raise ValueError(str(error) if "host bits are set, the" in str(error) else "") from None
+        ours = re.match("host bits are set, the|leave the zone", str(error))
+        raise ValueError(str(error) if ours else "") from None
 
 
 NETWORKS: Final = _comma_list("networks such as 10.0.0.0/8, comma-separated", _read_network_item)
@@ -259,13 +264,6 @@ REDIS_SCHEMES: Final = (
 )
 
 
-def _split_url(text: str) -> SplitResult:
-    try:
-        return urlsplit(text)
-    except ValueError:  # whose words may repeat a password
-        raise ValueError("host and port cannot be read") from None
-
-
 def _read_redis_url(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in REDIS_SCHEMES:
@@ -276,14 +274,15 @@ def _read_redis_url(text: str) -> str:
         if not rest.rpartition("@")[2].startswith("/"):
             raise ValueError("unix:// needs an absolute path")
         return text
-    url = _split_url(text)
-    hosts = url.netloc.rpartition("@")[2]
+    # By hand: urllib takes one host, and some of its versions refuse a list with an IPv6 address in it.
+    netloc, _, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    hosts = netloc.rpartition("@")[2]
     if not hosts:
         raise ValueError("it names no host")
     for host in hosts.split(","):
-        if not re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:]+)(:[0-9]{1,5})?", host):
+        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+(%[\w.%-]+)?\]|[^\[\]:]+)(:[0-9]{1,5})?", host):
             raise ValueError("host and port cannot be read (special characters in a password stand as %XX)")
-    path = url.path.strip("/")
+    path = path.strip("/")
     if scheme.endswith("+sentinel"):
         service, _, path = path.partition("/")
         if not service:

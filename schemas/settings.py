@@ -16,7 +16,7 @@ from schemas.setting_kinds import (
     DURABILITY,
     FLAG,
     HANDLERS,
-    HOST,
+    HOSTS,
     LABEL,
     NETWORKS,
     PATH,
@@ -76,10 +76,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         # 16,384 slots are what Redis Cluster has; more streams than slots spread nothing further.
         About(whole(1, 16_384), "streams; kept in Redis at first start, a different value later is refused"),
     ] = 64
-    host: Annotated[str, About(HOST, "address where ingest listens")] = "0.0.0.0"  # noqa: S104 - Plivo calls from outside
+    host: Annotated[
+        str,
+        About(
+            HOSTS,
+            "where ingest listens: addresses or names; `0.0.0.0` is every IPv4 address of the machine, "
+            "`::` every one of both families",
+        ),
+    ] = "0.0.0.0"  # noqa: S104 - Plivo calls from outside
     port: Annotated[int, About(PORT, "port where ingest listens; 0 takes a free one")] = 8080
     admin_host: Annotated[
-        str, About(HOST, "address of `/healthz`, `/readyz`, `/metrics` (never on the public port)")
+        str,
+        About(
+            HOSTS,
+            "where `/healthz`, `/readyz`, `/metrics` are (never on the public port), named as in MASKLINE_HOST; "
+            "with the default nobody outside the machine, or the container, reaches them",
+        ),
     ] = "127.0.0.1"
     admin_port: Annotated[
         int | None,

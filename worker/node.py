@@ -187,7 +187,7 @@ class WorkerNode:
 
     @property
     def admin_url(self) -> str:
-        return f"http://{self.admin.host}:{self.admin.port}"
+        return self.admin.url
 
     @property
     def owned(self) -> int:
