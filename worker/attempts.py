@@ -4,12 +4,15 @@ An attempt over its limit is cancelled, so is one whose lease is gone. What igno
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterable, Iterator
+from operator import is_
 from typing import Any, Final
 
 from runtime.clock import lease_clock
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
+from worker.clean_context import CleanContext
 from worker.partition import Partition
 from worker.registry import BoundHandler
 from worker.session import LiveSession
@@ -29,16 +32,22 @@ _log = get_logger("maskline.worker")
 
 
 class Attempt:
-    """What a runner is at, for the sweep and for a stop.
+    """What a runner is at, for the sweep and for a stop. `context`: the one its task runs in, a copy of `clean`.
 
     Times here are `lease_clock()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner that
     was stopped in the middle of them would believe in a lease that is long gone.
     """
 
-    __slots__ = ("abandoned", "alone", "deadline", "handler", "now", "number", "session", "task", "why")
+    __slots__ = (
+        "_as_it_was", "_context", "_values", "abandoned", "alone", "deadline", "handler", "now", "number", "session",
+        "task", "why",
+    )  # fmt: skip
 
-    def __init__(self, task: asyncio.Task[Any]) -> None:
+    def __init__(self, task: asyncio.Task[Any], context: contextvars.Context, clean: CleanContext) -> None:
         self.task = task
+        self._context = context
+        self._as_it_was = context.copy() if clean.reusable else None
+        self._values = tuple(context.values())
         self.now = 0.0
         """When the last handler ended; with nothing to wait for, that is when the next one starts."""
         self.deadline = 0.0
@@ -52,6 +61,22 @@ class Attempt:
         """The handler ignores its cancellation: nothing that it still does is looked at."""
         self.alone = False
         """It has passed the gate of suspects with strikes."""
+
+    def spent(self) -> bool:
+        """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
+
+        Where no handler has, which is nearly always, that costs two comparisons: a task has one context for all its
+        life, and a task for every attempt would cost a tenth of what an event does.
+        """
+        try:
+            if self._context != self._as_it_was:
+                return True
+        except Exception:  # noqa: BLE001  a handler has put there what cannot be compared
+            return True
+        # The same, not only equal: what handlers change in place later on must not be another attempt's.
+        if self._values and not all(map(is_, self._context.values(), self._values)):
+            return True
+        return self.task.cancelling() > 0
 
 
 class Attempts:

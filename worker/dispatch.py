@@ -22,6 +22,7 @@ from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from schemas.events import Event
 from worker.attempts import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
+from worker.clean_context import CleanContext
 from worker.context import Context
 from worker.deadletter import letter_of, letter_of_fault
 from worker.gate import Gate
@@ -73,7 +74,7 @@ class Dispatcher:
     `table`: the handlers of each type of event. `on_progress(partition)`: called when an event of the partition is
     done, and none was since its last commit was taken, so that it gets committed. `late_dead`: late events go to the
     dead letters. `suspects`: needed where partitions have any. `background`: where faults are counted.
-    `context`: what every handler begins with a copy of; the present one by default.
+    `context`: what every attempt begins with a copy of; the present one by default.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Dispatcher:
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._background = background or BackgroundTasks()
-        self._context = context or contextvars.copy_context()
+        self._clean = CleanContext(context or contextvars.copy_context())
         self._table = table
         self._concurrency = concurrency
         self._late_dead = late_dead
@@ -164,7 +165,8 @@ class Dispatcher:
                 future.set_result(None)
                 wanted -= 1
         while wanted and len(self._runners) < self._concurrency:
-            runner = self._loop.create_task(self._run(), context=self._context.copy())
+            context = self._clean.copy()
+            runner = self._loop.create_task(self._run(context), context=context)
             self._runners.add(runner)
             runner.add_done_callback(self._ended)
             wanted -= 1
@@ -176,16 +178,14 @@ class Dispatcher:
             self._background.failed(DISPATCHER, error)
         self._schedule_pump()
 
-    async def _run(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  we are in it
-        attempt, ready = Attempt(task), self._ready
+    async def _run(self, context: contextvars.Context) -> None:
+        attempt, ready = self._attempt(context), self._ready
         while True:
             while ready:
                 await self._work(ready, attempt)
-                if self._stopping or task.cancelling():
-                    # Where it is no stop, the loop is closing, or a handler has cancelled the task it ran in. Another
-                    # runner takes the place if one is needed.
+                if self._stopping or attempt.spent():
+                    # Where it is no stop, the loop is closing, or a handler has cancelled the task it ran in, or has
+                    # changed its context. Another runner takes the place if one is needed.
                     return
                 if ready:
                     await asyncio.sleep(0)
@@ -193,14 +193,20 @@ class Dispatcher:
             self._idle.append(idle)
             await idle
 
+    def _attempt(self, context: contextvars.Context) -> Attempt:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  we are in it
+        return Attempt(task, context, self._clean)
+
     async def _work(self, ready: deque[LiveSession], attempt: Attempt, turns: int = 0) -> None:
         """Handle the events of these sessions, TURNS_MAX less `turns` of them at most.
 
         One coroutine for all: one for each session would be a tenth of what an event costs here.
         """
         self._attempts.add(attempt)
+        spent = False
         try:
-            while ready and turns < TURNS_MAX and not (self._stopping or attempt.task.cancelling()):
+            while ready and turns < TURNS_MAX and not (self._stopping or spent):
                 attempt.session = session = ready.popleft()
                 attempt.now = lease_clock()
                 if ready:
@@ -209,6 +215,7 @@ class Dispatcher:
                 partition.running += 1
                 while session.queue and attempt.now < partition.lease_until and not partition.closed:
                     retry_ms = await self._handle(session, session.queue[0], attempt)
+                    spent = attempt.spent()
                     if attempt.why:
                         attempt.why = ""
                         session.scheduled = False
@@ -218,7 +225,7 @@ class Dispatcher:
                         self._put_off(session, retry_ms)
                         break
                     self._done(session)
-                    if turns >= TURNS_MAX and session.queue:
+                    if (spent or turns >= TURNS_MAX) and session.queue:
                         self.submit([session])
                         break
                 else:
@@ -354,7 +361,7 @@ class Dispatcher:
 
     def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
         """Whether another handler of an event may start after one has ended."""
-        return attempt.now < partition.lease_until and not attempt.task.cancelling()
+        return attempt.now < partition.lease_until and not attempt.spent()
 
     async def _go_on(
         self, session: LiveSession, release: Release, attempt: Attempt, case: Case | None, *, begun: bool
@@ -374,7 +381,7 @@ class Dispatcher:
                 number += progress.attempts.get(handler.name, 0)
             if begun and not self._may_go_on(session.partition, attempt):
                 session.progress = progress or self._progress_so_far(event, handler.name)
-                return 0.0 if attempt.task.cancelling() else ASIDE
+                return 0.0 if attempt.spent() else ASIDE
             begun = True
             ctx = Context(release, handler.name, number, session.partition.token)
             failure = await self._try(handler, event, ctx, attempt, case)
@@ -472,7 +479,9 @@ class Dispatcher:
             # Waiting for a thread is no fault of the handler's.
             attempt.deadline = lease_clock() + handler.timeout_s
 
-        return await self._threads.run(handler.call, event, ctx, on_start=on_start)
+        return await self._threads.run(
+            handler.call, event, ctx, context=self._clean.copy(), on_start=on_start
+        )
 
     def _progress_so_far(self, event: Event, failed: str) -> Progress:
         """The record of an event whose handler `failed` is the first to fail: those before it have succeeded."""
@@ -505,14 +514,13 @@ class Dispatcher:
 
     def _start_alone(self, session: LiveSession) -> None:
         if not self._stopping:
-            runner = self._loop.create_task(self._run_alone(session), context=self._context.copy())
+            context = self._clean.copy()
+            runner = self._loop.create_task(self._run_alone(session, context), context=context)
             self._apart.add(runner)
             runner.add_done_callback(self._ended)
 
-    async def _run_alone(self, session: LiveSession) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  we are in it
-        attempt = Attempt(task)
+    async def _run_alone(self, session: LiveSession, context: contextvars.Context) -> None:
+        attempt = self._attempt(context)
         attempt.alone = True
         try:
             # One event, then it is anybody's turn.

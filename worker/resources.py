@@ -7,6 +7,7 @@ of.
 
 import asyncio
 import contextvars
+import decimal
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Final
@@ -45,18 +46,17 @@ class _Life:
             return error
         return None
 
-    async def close(self, within_s: float) -> str:
-        """Have it closed; what went wrong, empty if nothing did."""
+    async def close(self, within_s: float) -> BaseException | None:
+        """Have it closed; what went wrong."""
         self._closing.set()
         await asyncio.wait({self._task}, timeout=within_s)
         if not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=CANCEL_GRACE_S)
-            return f"no end after {within_s:.1f} s"
-        error = None if self._task.cancelled() else self._task.result()
+            return TimeoutError(f"no end after {within_s:.1f} s")
         if self.opened.exception() is not None:
-            return ""  # it was never open, and that was said
-        return "" if error is None else f"{type(error).__name__}: {error}"
+            return None  # it was never open, and that was said
+        return None if self._task.cancelled() else self._task.result()
 
 
 class Resources:
@@ -65,6 +65,8 @@ class Resources:
     def __init__(self) -> None:
         self.context = contextvars.copy_context()
         """As the resources have left it."""
+        # In place they change their own settings, and not those of whoever opens them.
+        self.context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
         self._lives: list[_Life] = []
 
     async def open(self, specs: Iterable[ResourceSpec]) -> dict[str, Any]:
@@ -83,14 +85,23 @@ class Resources:
                 raise ConfigError(f"the resource {spec.name} could not be opened: {told}") from error
         return opened
 
-    async def close(self, within_s: float = 0.0) -> None:
-        """Close all, the last opened first, in so many seconds or CLOSE_MIN_S. What goes wrong is logged by name."""
+    async def close(self, within_s: float = 0.0) -> list[BaseException]:
+        """Close all, the last opened first, in so many seconds or CLOSE_MIN_S.
+
+        What goes wrong is logged by name, and returned.
+        """
         deadline = monotonic() + max(within_s, CLOSE_MIN_S)
+        errors: list[BaseException] = []
         while self._lives:
             life = self._lives.pop()
             share_s = max(deadline - monotonic(), 0.0) / (len(self._lives) + 1)
-            if trouble := await life.close(share_s):
-                _log.error("a resource could not be closed", resource=life.name, reason=trouble)
+            if (error := await life.close(share_s)) is not None:
+                _log.error(
+                    "a resource could not be closed", resource=life.name,
+                    reason=f"{type(error).__name__}: {error}",
+                )  # fmt: skip
+                errors.append(error)
+        return errors
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -8,14 +8,14 @@
         assert harness.duplicates == 1
 
 Decoding, ordering and dispatch are the worker's own. Time is the harness's: it stands still until `pass_time`, and
-retries come without their waits.
+retries come without their waits. As in a worker, every attempt begins with a copy of the context that the resources
+were opened in, which is a copy of the one that the harness was entered in.
 """
 
 import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.errors import ConfigError
 from schemas.events import Event
 from schemas.parameters import FORM_TYPE
 from worker.context import Context
@@ -31,6 +32,7 @@ from worker.dispatch import Dispatcher
 from worker.partition import Partition, PartitionSettings
 from worker.registry import BoundHandler, bind, load_handlers
 from worker.reorder import Order, Policy
+from worker.resources import Resources
 from worker.retry import RetryPolicy
 from worker.stats import Stats
 
@@ -39,6 +41,9 @@ START_MS: Final = 1_767_225_600_000
 
 SESSION_UUID: Final = "5e551011-0000-4000-8000-000000000000"
 """The session of callbacks that name none."""
+
+CLOSE_S: Final = 60.0
+"""For closing the resources. One that takes longer is cancelled, and fails the test."""
 
 _SPELLINGS: Final = {
     "session_uuid": "SessionUUID", "from_number": "From", "to_number": "To", "recording_uuid": "RecordingUUID",
@@ -97,7 +102,6 @@ class Harness:
         self._late_dead = late == "dead"
         self._concurrency = concurrency
         self._stats = Stats()
-        self._resources = AsyncExitStack()
         self._now_ms = START_MS
         self._entries = 0
         self._done = asyncio.Event()
@@ -113,19 +117,19 @@ class Harness:
         return self._partition.held
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as resources:
-            opened = {
-                spec.name: await resources.enter_async_context(spec.open())
-                for spec in self._handlers.resources
-            }
-            self._resources = resources.pop_all()
+        self._resources = Resources()
+        try:
+            opened = await self._resources.open(self._handlers.resources)
+        except ConfigError as error:
+            await self._resources.close(CLOSE_S)
+            raise error.__cause__ or error from None
         table = {
             kind: tuple(self._recorded(handler) for handler in handlers)
             for kind, handlers in bind(self._handlers, opened).items()
         }
         self._dispatcher = Dispatcher(
             table, concurrency=self._concurrency, late_dead=self._late_dead, stats=self._stats,
-            on_progress=self._progressed,
+            on_progress=self._progressed, context=self._resources.context,
         )  # fmt: skip
         self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._stats)
         self._partition.lease_until = math.inf
@@ -135,7 +139,9 @@ class Harness:
     async def __aexit__(self, *_: object) -> None:
         self._dispatcher.cancel(None, "the test is over")
         await self._dispatcher.stop()
-        await self._resources.aclose()
+        errors = await self._resources.close(CLOSE_S)
+        if errors:
+            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("resources ended badly", errors)
 
     async def feed(self, *callbacks: Mapping[str, str] | RawCallback) -> None:
         """Take callbacks in, in this order, at the harness's time; return when no handler has anything to do."""

@@ -25,9 +25,11 @@ _log = get_logger("maskline.worker")
 class _Job:
     __slots__ = ("call", "context", "future")
 
-    def __init__(self, call: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, call: Callable[[], Any], context: contextvars.Context, future: asyncio.Future[Any]
+    ) -> None:
         self.call = call
-        self.context = contextvars.copy_context()
+        self.context = context
         self.future = future
 
 
@@ -44,15 +46,18 @@ class HandlerThreads:
         self._lock = threading.Lock()
         self._lines = Seldom()
 
-    async def run(self, call: Callable[..., Any], *arguments: Any, on_start: Callable[[], None]) -> Any:
-        """Call in a thread and return what it returns, or raise what it raises.
+    async def run(
+        self, call: Callable[..., Any], *arguments: Any, on_start: Callable[[], None],
+        context: contextvars.Context | None = None,
+    ) -> Any:  # fmt: skip
+        """Call in a thread, in this context or a copy of the caller's; return or raise what it returns or raises.
 
         `on_start` is called on the event loop when a thread was free. Cancelling does not stop the thread: it goes
         on, and nobody looks at how it ends.
         """
         async with self._slots:
             future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            job = _Job(lambda: call(*arguments), future)
+            job = _Job(lambda: call(*arguments), context or contextvars.copy_context(), future)
             while not self._has_thread():  # noqa: ASYNC110  nobody tells when there is one
                 await asyncio.sleep(REPEAT_S)
             self._jobs.put(job)

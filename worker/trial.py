@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
 from pathlib import Path
 from random import random
 from typing import Any, Final, Literal
@@ -29,11 +28,13 @@ from schemas.events import Event
 from schemas.privacy import redact, set_token_key
 from schemas.settings import Settings
 from worker.causes import account_of, storable
+from worker.clean_context import CleanContext
 from worker.context import Context
 from worker.entries import arrival_of
 from worker.outcome import judge
 from worker.registry import BoundHandler, bind, load_handlers, only
 from worker.reorder import Order, Release
+from worker.resources import Resources
 from worker.state import NEW_SESSION
 from worker.threads import HandlerThreads
 
@@ -41,6 +42,9 @@ HEAD_BYTES: Final = 4
 
 REPORT_MAX_BYTES: Final = 1 << 20
 """Of one report: many times the longest traceback."""
+
+CLOSE_S: Final = 5.0
+"""For closing the resources, after the outcome."""
 
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -181,23 +185,30 @@ async def _try(request: Request, link: socket.socket) -> None:
     arrival = arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
     release = Release(arrival, request.order, request.missing, request.run, NEW_SESSION)
     event: Event = arrival.payload.event
-    async with AsyncExitStack() as resources:
-        opened = {spec.name: await resources.enter_async_context(spec.open()) for spec in handlers.resources}
-        bound = bind(handlers, opened)[type(event)]
+    resources = Resources()
+    try:
+        bound = bind(handlers, await resources.open(handlers.resources))[type(event)]
         if not bound:
             raise MasklineError(f"no handler {request.handler} wants this event")
         (handler,) = bound
         ctx = Context(release, handler.name, request.attempt, request.fencing_token)
         link.sendall(encode(Started()))
-        failure = await _attempt(handler, event, ctx)
+        clean = CleanContext(resources.context)
+        failure = await asyncio.create_task(_attempt(handler, event, ctx, clean), context=clean.copy())
         link.sendall(encode(Handled() if failure is None else _failed(failure, handler, request.attempt)))
+    finally:
+        await resources.close(CLOSE_S)
 
 
-async def _attempt(handler: BoundHandler, event: Event, ctx: Context) -> BaseException | None:
+async def _attempt(
+    handler: BoundHandler, event: Event, ctx: Context, clean: CleanContext
+) -> BaseException | None:
     """What the handler failed with. The time limit is the worker's affair."""
     try:
         if handler.in_thread:
-            result = await HandlerThreads().run(handler.call, event, ctx, on_start=lambda: None)
+            result = await HandlerThreads().run(
+                handler.call, event, ctx, context=clean.copy(), on_start=lambda: None
+            )
             if inspect.isawaitable(result):
                 await result
         else:

@@ -26,6 +26,7 @@ from worker.registry import BoundHandler
 from worker.reorder import Release
 from worker.stats import Stats
 from worker.trial import (
+    CLOSE_S,
     HEAD_BYTES,
     REPORT_MAX_BYTES,
     Failed,
@@ -39,9 +40,6 @@ from worker.trial import encode as encode_request
 
 START_S: Final = 60.0
 """Until the handler starts: its modules are imported and its resources opened first."""
-
-CLOSE_S: Final = 5.0
-"""For closing the resources, after the outcome."""
 
 POLL_S: Final = 0.02
 """How soon the end of the process is noticed where its end of the socket lives on, in a child that it has left."""

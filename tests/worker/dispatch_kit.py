@@ -42,14 +42,14 @@ def partition_of_test(number: int = 3, *, token: int = 7, stats: Stats | None = 
 class Dispatch:
     """Feed it sequence numbers of sessions; `settled` waits until all of it was handled or given up."""
 
-    def __init__(self, *functions, concurrency: int = 256, late_dead: bool = False) -> None:
+    def __init__(self, *functions, concurrency: int = 256, late_dead: bool = False, context=None) -> None:
         self.stats = Stats()
         self.partition = partition_of_test(stats=self.stats)
         self.progress = asyncio.Event()
         table = bind(load_handlers([module_of(*functions)]), {})
         self.dispatcher = Dispatcher(
             table, concurrency=concurrency, late_dead=late_dead, stats=self.stats,
-            on_progress=self._progressed,
+            on_progress=self._progressed, context=context,
         )  # fmt: skip
         self.entries = 0
 

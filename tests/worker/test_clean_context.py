@@ -1,0 +1,360 @@
+"""Every attempt begins with a clean context, whatever another one has done to its own: in every kind of handler."""
+
+import asyncio
+import contextvars
+import decimal
+import socket
+import sys
+import textwrap
+from types import ModuleType
+
+import pytest
+import structlog
+from dispatch_kit import AT_ONCE, PATIENCE_S, RECEIVED_MS, dispatching, every
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.callback import RawCallback, encode_callback
+from schemas.parameters import FORM_TYPE
+from worker import Reject, Retry, on, resource, trial
+from worker.clean_context import CleanContext
+from worker.testing import Harness, callback
+
+tenant = contextvars.ContextVar("tenant", default="nobody")
+basket = contextvars.ContextVar("basket", default=())
+
+CLEAN = ("nobody", {}, 28, [])
+
+
+def found():
+    """What of the context an attempt can see."""
+    now = decimal.getcontext()
+    flags = [signal.__name__ for signal, is_set in now.flags.items() if is_set]
+    return tenant.get(), structlog.contextvars.get_contextvars(), now.prec, flags
+
+
+def soil(what):
+    if what == "variable":
+        tenant.set("somebody")
+    elif what == "bindings":
+        structlog.contextvars.bind_contextvars(caller="somebody")
+    elif what == "precision":
+        decimal.getcontext().prec = 5
+    elif what == "flags":
+        decimal.Decimal(1) / decimal.Decimal(3)
+    elif what == "another":
+        decimal.setcontext(decimal.Context(prec=3))
+    elif what == "token":
+        tenant.reset(tenant.set("for a while"))
+
+
+DIRT = ["variable", "bindings", "precision", "flags", "another", "token"]
+
+
+def handlers_that(seen, what):
+    @every(name="at once")
+    async def at_once(event, ctx):
+        seen.append(found())
+        soil(what)
+
+    @every(name="waiting")
+    async def waiting(event, ctx):
+        seen.append(found())
+        soil(what)
+        await asyncio.sleep(0)
+        soil(what)
+
+    @every(name="plain")
+    def plain(event, ctx):
+        seen.append(found())
+        soil(what)
+
+    @every(name="around")
+    def around(event, ctx):
+        soil(what)
+        return waiting(event, ctx)
+
+    @every(name="failing", retries=2, **AT_ONCE)
+    async def failing(event, ctx):
+        seen.append(found())
+        soil(what)
+        if ctx.attempt == 1:
+            raise Retry(after_ms=0)
+        if ctx.attempt == 2:
+            await asyncio.sleep(0)
+            raise ValueError
+        if event.session_uuid == "s3":
+            raise Reject("no")
+
+    @every(name="overtime", retries=0, timeout_ms=20)
+    async def overtime(event, ctx):
+        seen.append(found())
+        soil(what)
+        if event.session_uuid == "s1" and event.sequence_number == 1:
+            await asyncio.sleep(60)
+
+    return at_once, waiting, plain, around, failing, overtime
+
+
+@pytest.mark.parametrize("what", DIRT)
+async def test_no_attempt_sees_what_another_has_done(what):
+    seen = []
+    async with dispatching(*handlers_that(seen, what), concurrency=3) as d:
+        d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(10)))
+        await d.settled()
+        assert {letter.code for letter in d.letters()} == {"rejected", "timed_out"}
+    assert len(seen) == 20 * (4 + 3 + 1)
+    assert [one for one in seen if one != CLEAN] == []
+
+
+@pytest.mark.parametrize("what", DIRT)
+async def test_nor_in_the_harness_and_nothing_gets_out_of_it(what):
+    seen = []
+    module = ModuleType("under_test")
+    vars(module).update({function.__name__: function for function in handlers_that(seen, what)})
+    async with Harness(module) as harness:
+        await harness.feed(
+            *(
+                callback("SessionFirstPartyRinging", session_uuid=f"s{session}", sequence_number=number)
+                for number in (1, 2)
+                for session in range(10)
+            )
+        )
+    assert len(seen) == 20 * (4 + 3 + 1)
+    assert [one for one in seen if one != CLEAN] == []
+    assert found() == CLEAN
+
+
+async def test_what_the_resources_have_left_is_there_at_every_attempt_and_cannot_be_changed():
+    seen, closed = [], []
+
+    @resource
+    async def till():
+        tenant.set("all")
+        basket.set(["their own"])
+        structlog.contextvars.bind_contextvars(node="one")
+        decimal.getcontext().prec = 50
+        yield
+        closed.append(found())
+
+    def spoil():
+        seen.append((*found(), list(basket.get())))
+        decimal.getcontext().prec = 7
+        tenant.set("one")
+        basket.set(["their own"])  # equal, and yet another
+        basket.get().append("mine")
+        structlog.contextvars.bind_contextvars(node="another")
+
+    @on.every
+    async def settle(event, ctx):
+        spoil()
+
+    @on.every
+    def settle_plainly(event, ctx):
+        spoil()
+
+    module = ModuleType("under_test")
+    vars(module).update(till=till, settle=settle, settle_plainly=settle_plainly)
+    async with Harness(module) as harness:
+        await harness.feed(
+            *(callback("SessionTimeout", session_uuid=f"s{session}") for session in range(5)),
+        )
+    theirs = ("all", {"node": "one"}, 50, [])
+    assert seen == [(*theirs, ["their own"])] * 10
+    assert closed == [theirs]
+    assert found() == CLEAN
+
+
+async def test_a_value_that_is_equal_and_another_is_a_change():
+    seen, mine = [], []
+    context = contextvars.copy_context()
+    context.run(basket.set, mine)
+
+    @every()
+    async def handle(event, ctx):
+        seen.append(basket.get())
+        basket.set([])
+        await asyncio.sleep(0)
+
+    async with dispatching(handle, context=context) as d:
+        d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(5)))
+        await d.settled()
+    assert all(one is mine for one in seen)
+    assert len(seen) == 10
+
+
+async def test_what_cannot_be_compared_is_a_change():
+    class Sore:
+        def __eq__(self, other):
+            raise ArithmeticError
+
+        __hash__ = None
+
+    seen, theirs = [], Sore()
+    context = contextvars.copy_context()
+    context.run(basket.set, theirs)
+
+    @every()
+    async def handle(event, ctx):
+        seen.append(basket.get())
+        basket.set(Sore())
+
+    async with dispatching(handle, context=context) as d:
+        d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(5)))
+        await d.settled()
+        assert d.letters() == []
+    assert len(seen) == 10
+    assert all(one is theirs for one in seen)
+
+
+async def test_a_task_that_a_handler_leaves_behind_keeps_the_context_of_its_attempt():
+    gate, left, seen = asyncio.Event(), [], []
+
+    async def later(session):
+        await gate.wait()
+        seen.append((session, tenant.get(), decimal.getcontext().prec))
+
+    @every()
+    async def handle(event, ctx):
+        session = event.session_uuid
+        if session == "first":
+            decimal.getcontext()  # a look is no change
+        else:
+            tenant.set(session)
+            decimal.getcontext().prec = 3 + len(session)
+        left.append(asyncio.create_task(later(session)))
+
+    async with dispatching(handle, concurrency=1) as d:
+        d.feed(("first", 1), ("second", 1), ("third.", 1), ("fourth..", 1))
+        await d.settled()
+        gate.set()
+        await asyncio.gather(*left)
+    assert sorted(seen) == [
+        ("first", "nobody", 28), ("fourth..", "fourth..", 11), ("second", "second", 9), ("third.", "third.", 9),
+    ]  # fmt: skip
+
+
+async def test_a_task_is_used_again_as_long_as_its_context_is_clean():
+    tasks = set()
+
+    @every()
+    async def handle(event, ctx):
+        tasks.add(asyncio.current_task())
+        soil("token")
+
+    async with dispatching(handle) as d:
+        for number in range(1, 20):
+            d.feed(("s", number))
+            await d.settled()
+    assert len(tasks) == 1
+
+
+STEPS = st.sampled_from([*DIRT, "wait", "nothing"])
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(st.tuples(STEPS, st.booleans()), max_size=4), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.sampled_from([28, 40]),
+)
+def test_any_steps_in_any_handlers(scripts, concurrency, precision):
+    """Attempts that do anything to their context, wait, and fail, on few runners."""
+    seen = []
+
+    async def follow(event, ctx):
+        seen.append(found())
+        for step, fails in scripts[int(event.session_uuid)]:
+            if step == "wait":
+                await asyncio.sleep(0)
+            soil(step)
+            if fails and ctx.attempt == 1:
+                raise ValueError
+
+    @every(name="first", retries=1, **AT_ONCE)
+    async def first(event, ctx):
+        await follow(event, ctx)
+
+    @every(name="second", retries=1, **AT_ONCE)
+    async def second(event, ctx):
+        await follow(event, ctx)
+
+    async def main():
+        context = contextvars.Context()
+        context.run(setattr, context.run(decimal.getcontext), "prec", precision)
+        async with dispatching(first, second, concurrency=concurrency, context=context) as d:
+            d.feed(*((str(index), number) for index in range(len(scripts)) for number in (1, 2)))
+            await d.settled()
+            assert d.letters() == []
+
+    asyncio.run(main())
+    assert len(seen) >= 4 * len(scripts)
+    assert {str(one) for one in seen} == {str(("nobody", {}, precision, []))}
+
+
+def test_settings_of_decimal_that_are_python_s_own_need_no_copy():
+    source = contextvars.Context()
+    assert CleanContext(source).reusable
+    source.run(decimal.getcontext)
+    source.run(soil, "flags")
+    assert CleanContext(source).reusable
+    assert len(CleanContext(source).copy()) == 0
+    source.run(soil, "precision")
+    clean = CleanContext(source)
+    assert not clean.reusable
+    one, other = (clean.copy().run(decimal.getcontext) for _ in range(2))
+    assert one is not other is not source.run(decimal.getcontext)
+    assert (one.prec, other.prec) == (5, 5)
+
+
+async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    path = tmp_path / "tried_handlers.py"
+    path.write_text(
+        textwrap.dedent("""
+            import contextvars, decimal
+            from worker import on, resource
+
+            tenant = contextvars.ContextVar("tenant", default="nobody")
+            seen = []
+
+            def found():
+                seen.append((tenant.get(), decimal.getcontext().prec))
+
+            @resource
+            async def till():
+                tenant.set("all")
+                decimal.getcontext().prec = 50
+                yield
+                found()
+
+            @on.every(name="async")
+            async def settle(event, ctx, till):
+                spoil()
+
+            @on.every(name="plain")
+            def settle_plainly(event, ctx, till):
+                spoil()
+
+            def spoil():
+                found()
+                tenant.set("one")
+                decimal.getcontext().prec = 7
+        """)
+    )
+    body = b"EventName=SessionTimeout&SessionUUID=s"
+    encoded = encode_callback(RawCallback("POST", b"", FORM_TYPE, body, RECEIVED_MS, "MA1"))
+    try:
+        for handler in ("async", "plain"):
+            request = trial.Request(
+                (str(path),), [], "json", "info", b"k", handler, "1-1", encoded, "in_order", (), 0, 1, 1
+            )
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                async with asyncio.timeout(PATIENCE_S):
+                    await trial._try(request, theirs)
+                assert b"Handled" in ours.recv(1_000)
+        module = sys.modules["tried_handlers"]
+        assert module.seen == [("all", 50)] * 4
+    finally:
+        sys.modules.pop("tried_handlers", None)
