@@ -4,14 +4,14 @@ In two steps, so that what can be refused by its head is refused before its body
 
 | step | refused as |
 | --- | --- |
-| path is `/callbacks` or `/callbacks/{auth_id}` | 404 `unknown_path` |
+| path is `/callbacks` or `/callbacks/{auth_id}` (`ingest.paths`) | 404 `unknown_path` |
 | the account of the path is configured | 404 `unknown_account` |
 | POST or GET | 405 `method_not_allowed` |
 | announced length within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
 | signature and nonce are there | 403 `signature_missing`, `nonce_missing` |
 | body within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
-| parameters can be decoded | 400 `not_decodable` |
-| signature fits | 403 `signature_wrong` |
+| parameters can be decoded, as what the body is said to be or might be (`ingest.readings`) | 400 `not_decodable` |
+| signature fits one of these readings | 403 `signature_wrong` |
 
 Everything else is taken, also what bears no SessionUUID or EventName: it was signed, so it is Plivo's, and
 the worker puts it to the dead letters where somebody can look at it.
@@ -22,16 +22,16 @@ from zlib import crc32
 
 from ingest.accounts import Accounts, signer
 from ingest.origin import Headers, Origin
+from ingest.paths import account_in, why_unknown
+from ingest.readings import covered_readings, uncovered_readings
 from ingest.signatures import listed_values, v2_text, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.decode import parameter_pairs
 from schemas.errors import NotDecodableError
-from schemas.parameters import Parameters, parse_parameters
+from schemas.parameters import Pairs, Parameters, Reading, looks_like, parse_body, parse_pairs, type_naming
 from schemas.settings import Settings
 from schemas.values import is_null
 
-PATH: Final = "/callbacks"
-ACCOUNT_PATH: Final = "/callbacks/"
 METHODS: Final = ("POST", "GET")
 
 SIGNATURE_V3: Final = "X-Plivo-Signature-V3"
@@ -50,6 +50,8 @@ class Refused(NamedTuple):
     status: int
     code: str
     detail: str
+    hint: str = ""
+    """For the operator's log, where this one is known better than others of its code."""
 
 
 class Accepted(NamedTuple):
@@ -77,7 +79,15 @@ class Head(NamedTuple):
     headers: Headers
 
 
-UNKNOWN_PATH: Final = Refused(404, "unknown_path", "callbacks go to /callbacks or /callbacks/{auth_id}")
+class _Read(NamedTuple):
+    """A request, and as what it was read."""
+
+    parameters: Parameters
+    reading: Reading
+    auth_id: str
+    """Whose signature it bore; without verification, the account of the path."""
+
+
 UNKNOWN_ACCOUNT: Final = Refused(404, "unknown_account", "this account is not configured here")
 METHOD_NOT_ALLOWED: Final = Refused(405, "method_not_allowed", "callbacks come by POST or GET")
 BODY_TOO_LARGE: Final = Refused(413, "body_too_large", "the body is larger than MASKLINE_MAX_BODY_BYTES")
@@ -108,14 +118,11 @@ class Intake:
         if "#" in target:  # no part of a request target, but clients are known to leave it on
             target = target.partition("#")[0]
         path, _, query = target.partition("?")
-        if path == PATH:
-            account = ""
-        elif path.startswith(ACCOUNT_PATH) and len(path) > len(ACCOUNT_PATH):
-            account = path[len(ACCOUNT_PATH) :]
-            if not self.accounts.knows(account):
-                return UNKNOWN_ACCOUNT
-        else:
-            return UNKNOWN_PATH
+        account = account_in(path)
+        if account is None:
+            return Refused(404, "unknown_path", *why_unknown(path))
+        if account and not self.accounts.knows(account):
+            return UNKNOWN_ACCOUNT
         if method not in METHODS:
             return METHOD_NOT_ALLOWED
         if self._announces_too_much(headers):
@@ -135,22 +142,26 @@ class Intake:
         """Second step, with the whole body: verify, route to a partition, pack for the stream."""
         if len(body) > self._max_body_bytes:
             return BODY_TOO_LARGE
-        method, _, query, content_type, account, _ = head
-        if method == "GET":
+        if head.method == "GET":
             body = b""  # the signature does not cover it
         try:
-            parameters = parse_parameters(method, query, content_type, body)
-            session_uuid = _session_uuid(parameters)
+            pairs = parse_pairs(head.query)
+            read = (
+                self._read_signed(head, pairs, body)
+                if self.verifies
+                else _read_unsigned(head, pairs, body, head.account)
+            )
+            if read is None:
+                return SIGNATURE_WRONG
+            session_uuid = _session_uuid(read.parameters)
         except NotDecodableError as error:
             return Refused(400, "not_decodable", str(error))
-        auth_id = self._signer(head, parameters) if self.verifies else account
-        if auth_id is None:
-            return SIGNATURE_WRONG
-        if not content_type.isascii():
-            content_type = content_type.encode("ascii", "replace").decode()
         # Without a session it is bound for the dead letters: anywhere, but the same callback always in the same place.
-        route = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(query))
-        value = encode_callback(RawCallback(method, query, content_type, body, received_at_ms, auth_id))
+        route = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(head.query))
+        content_type = type_naming(read.reading if body else None, head.content_type)
+        value = encode_callback(
+            RawCallback(head.method, head.query, content_type, body, received_at_ms, read.auth_id)
+        )
         return Accepted(route, value)
 
     def _announces_too_much(self, headers: Headers) -> bool:
@@ -168,26 +179,73 @@ class Intake:
             return None if headers.get(NONCE_V2, "") else NONCE_MISSING
         return refused
 
-    def _signer(self, head: Head, parameters: Parameters) -> str | None:
-        """The account that signed the request; None where nobody did whose token is here."""
-        headers, accounts = head.headers, self.accounts
-        holders = accounts.holders(head.account)
-        if nonce := headers.get(NONCE_V3, ""):
-            texts = v3_texts(head.method, head.base, parameters, nonce)
-            if values := listed_values(headers.getall(SIGNATURE_V3, ())):
-                auth_id = signer(holders, texts, values)
-                if auth_id is not None:
-                    return auth_id
-            if values := listed_values(headers.getall(SIGNATURE_MA_V3, ())):
-                auth_id = signer(accounts.mains, texts, values)
-                if auth_id is not None:
-                    return auth_id
-        if self._accept_v2 and (nonce := headers.get(NONCE_V2, "")):
-            texts = (v2_text(head.base, nonce),)
-            return signer(holders, texts, listed_values(headers.getall(SIGNATURE_V2, ()))) or signer(
-                accounts.mains, texts, listed_values(headers.getall(SIGNATURE_MA_V2, ()))
-            )
+    def _read_signed(self, head: Head, query: Pairs, body: bytes) -> _Read | None:
+        """The request as what somebody signed it whose token is here; None where nobody did.
+
+        Raises NotDecodableError where it is nobody's, and cannot be decoded as what it seems to be.
+        """
+        readings = covered_readings(head.content_type, body)
+        broken: dict[Reading, NotDecodableError] = {}
+        for reading in readings:
+            try:
+                parameters = parse_body(reading, query, body)
+            except NotDecodableError as error:
+                broken[reading] = error
+                continue
+            auth_id = self._signer(head, parameters)
+            if auth_id is not None:
+                return _Read(parameters, reading, auth_id)
+        auth_id = self._signer_v2(head) if self._accept_v2 else None
+        if auth_id is not None:
+            return _read_unsigned(head, query, body, auth_id)
+        first = broken.get(readings[0])
+        if first is not None and (len(broken) == len(readings) or looks_like(body) in (None, readings[0])):
+            raise first
         return None
+
+    def _signer(self, head: Head, parameters: Parameters) -> str | None:
+        """The account that signed the request by V3; None where nobody did whose token is here."""
+        headers, accounts = head.headers, self.accounts
+        nonce = headers.get(NONCE_V3, "")
+        if not nonce:
+            return None
+        own = listed_values(headers.getall(SIGNATURE_V3, ()))
+        mains = listed_values(headers.getall(SIGNATURE_MA_V3, ()))
+        for base in _bases(head.base):
+            texts = v3_texts(head.method, base, parameters, nonce)
+            auth_id = signer(accounts.holders(head.account), texts, own) or signer(
+                accounts.mains, texts, mains
+            )
+            if auth_id is not None:
+                return auth_id
+        return None
+
+    def _signer_v2(self, head: Head) -> str | None:
+        """The same by V2, which does not cover the parameters."""
+        headers, accounts = head.headers, self.accounts
+        nonce = headers.get(NONCE_V2, "")
+        if not nonce:
+            return None
+        texts = tuple(v2_text(base, nonce) for base in _bases(head.base))
+        return signer(
+            accounts.holders(head.account), texts, listed_values(headers.getall(SIGNATURE_V2, ()))
+        ) or signer(accounts.mains, texts, listed_values(headers.getall(SIGNATURE_MA_V2, ())))
+
+
+def _read_unsigned(head: Head, query: Pairs, body: bytes, auth_id: str) -> _Read:
+    """The request as what its look and its type say. Raises NotDecodableError."""
+    broken = NotDecodableError("the body is neither a form nor JSON")
+    for reading in uncovered_readings(head.content_type, body):
+        try:
+            return _Read(parse_body(reading, query, body), reading, auth_id)
+        except NotDecodableError as error:
+            broken = error
+    raise broken
+
+
+def _bases(base: str) -> tuple[str, str]:
+    """The URLs that may have been dialled: as it was asked for, and for a proxy that adds or takes a slash."""
+    return base, base[:-1] if base.endswith("/") else f"{base}/"
 
 
 def _split_absolute(target: str) -> tuple[str, str]:

@@ -20,10 +20,11 @@ from ingest.borrowed import OrdinaryHead
 from ingest.forms import Forms
 from ingest.heads import HeadLayout, HeadLayouts
 from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
+from ingest.readings import covered_readings
 from ingest.signatures import listed_values, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.errors import NotDecodableError
-from schemas.parameters import FORM_TYPE, Parameters, media_type, parse_pairs
+from schemas.parameters import Parameters, parse_pairs, type_naming
 
 TARGETS_MAX: Final = 1_024
 """Of each layout of heads; some put a number of theirs into the URL. When they are too many, they are learned anew."""
@@ -37,6 +38,7 @@ class _Dialled(NamedTuple):
     """All of the signed text before the form."""
     query: bytes
     content_type: str
+    """As it is stored for a form."""
     holders: tuple[Holder, ...]
 
 
@@ -77,8 +79,8 @@ class Quick:
         """Remember what is common about a request that the intake accepted."""
         if not self._intake.verifies or not _bears_v3(ordinary):
             return
-        if media_type(head.content_type) not in (FORM_TYPE, "") or not body:
-            return
+        if not body or covered_readings(head.content_type, body) != ("form",):
+            return  # the intake may have read it as JSON, or may so read the next
         self._forms.learn(body)
         target = ordinary.target.encode("utf-8", "surrogateescape")
         layout = self.heads.find(b"\r\n".join([*ordinary.lines, b"", b""]))
@@ -93,7 +95,9 @@ class Quick:
                 targets.clear()
             if (signed := _signed_before_form(head)) is not None:
                 holders = self._intake.accounts.holders(head.account)
-                targets[target] = _Dialled(signed, head.query, head.content_type, holders)
+                targets[target] = _Dialled(
+                    signed, head.query, type_naming("form", head.content_type), holders
+                )
 
 
 def _values(signature: bytes) -> list[bytes]:

@@ -12,12 +12,10 @@ from ingest.origin import Headers, Origin
 from runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0
-"""Per reason, of which there are two dozen."""
+"""Per reason, of which there are two dozen. One with a hint is told beside one without: scanners ask for paths too."""
 
 _HINTS: Final = {
-    SIGNATURE_WRONG.code: {
-        "hint": "check MASKLINE_AUTH_TOKENS, and set MASKLINE_PUBLIC_URL if `url` is not what Plivo dials"
-    }
+    SIGNATURE_WRONG.code: "check MASKLINE_AUTH_TOKENS, and set MASKLINE_PUBLIC_URL if `url` is not what Plivo dials"
 }
 
 _log = get_logger("maskline.ingest")
@@ -48,12 +46,13 @@ class RefusalLog:
         self._unlogged: dict[str, int] = {}
 
     def note(self, refused: Refused, request: Asked) -> None:
-        code = refused.code
+        code, hint = refused.code, refused.hint or _HINTS.get(refused.code, "")
+        reason = f"{code}, with a hint" if refused.hint else code
         now = monotonic()
-        if now < self._next_at.get(code, 0.0):
-            self._unlogged[code] = self._unlogged.get(code, 0) + 1
+        if now < self._next_at.get(reason, 0.0):
+            self._unlogged[reason] = self._unlogged.get(reason, 0) + 1
             return
-        self._next_at[code] = now + INTERVAL_S
+        self._next_at[reason] = now + INTERVAL_S
         peer = request.remote or ""
         path = request.raw_path.partition("?")[0]
         _log.warning(
@@ -63,6 +62,6 @@ class RefusalLog:
             detail=refused.detail,
             url=self._origin.base("", path, request.headers, secure=request.secure, peer=peer)[:200],
             client=self._origin.client(request.headers, peer),
-            unlogged_before=self._unlogged.pop(code, 0),
-            **_HINTS.get(code, {}),
+            unlogged_before=self._unlogged.pop(reason, 0),
+            **({"hint": hint} if hint else {}),
         )

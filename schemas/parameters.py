@@ -4,10 +4,16 @@ Ingest needs them to verify and to route, the worker to decode: both read them h
 is what is handled. Form bodies and queries read as `urllib.parse.parse_qsl(keep_blank_values=True)` does (in
 a third of the time: both hot paths come through here), except that bytes that are no UTF-8 are refused rather
 than replaced.
+
+A body is read as a form or as JSON. Which of the two a request meant is ingest's to find out, by the signature
+(`ingest.intake`); it stores a Content-Type that names what it found (`type_naming`), and by that type the body is
+read ever after. A type that names neither, which ingest stores no more, leaves it to what the body looks like.
 """
 
+import json
+import re
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -18,6 +24,20 @@ Pairs = list[tuple[str, str]]
 
 FORM_TYPE: Final = "application/x-www-form-urlencoded"
 JSON_TYPE: Final = "application/json"
+
+Reading = Literal["form", "json"]
+"""As what a body is read."""
+
+_TYPES: Final[dict[Reading, str]] = {"form": FORM_TYPE, "json": JSON_TYPE}
+
+_PLAINLY: Final[dict[Reading, re.Pattern[str]]] = {
+    "form": re.compile(f"(?:{FORM_TYPE})?"),
+    "json": re.compile(r"application/(?:json|[^,]*\+json)"),
+}
+"""Types that every version of maskline has read so: what lies in a stream may be read by any."""
+
+SENT_AS_MAX_CHARS: Final = 200
+"""How much is kept of a Content-Type that does not say what the body is."""
 
 PAIRS_MAX: Final = 1_000
 """Parameters in one request. Plivo documents 23; the bound keeps a body of `&a&a…` from costing much."""
@@ -95,10 +115,13 @@ _json_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """The top-level members of a JSON object. Raises NotDecodableError for anything else."""
+    """The top-level members of a JSON object, in UTF-8 or, as `json.loads` tells them apart, UTF-16 or UTF-32, each
+    with or without a byte order mark. Raises NotDecodableError for anything else.
+    """
     try:
-        return _json_decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ArithmeticError) as error:
+        encoding = json.detect_encoding(body)
+        return _json_decoder.decode(body if encoding == "utf-8" else body.decode(encoding))
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ArithmeticError) as error:
         raise NotDecodableError(f"the JSON body cannot be read: {error}") from None
 
 
@@ -107,18 +130,66 @@ def media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
+def named_reading(content_type: str) -> Reading | None:
+    """What a Content-Type says the body is; None where it says neither, or both. No type at all says a form.
+
+    It may be several, as a proxy joins doubled header lines: those count that say something.
+    """
+    if content_type in (FORM_TYPE, ""):
+        return "form"
+    named = {_reading_of(media_type(part)) for part in content_type.split(",")} - {None}
+    return named.pop() if len(named) == 1 else None
+
+
+def _reading_of(kind: str) -> Reading | None:
+    if kind == FORM_TYPE:
+        return "form"
+    return "json" if kind.endswith(("/json", "+json")) else None
+
+
+_BEFORE_JSON: Final = b"\xef\xbb\xbf\xfe\xff\0 \t\r\n"
+"""White space and byte order marks, of UTF-16 and UTF-32 too."""
+_FORM_BEGINS: Final = re.compile(rb"&*[A-Za-z0-9_.~%+*\[\]-]{1,256}=")
+"""A name as forms write it: neither XML, nor a multipart body, nor a text begins so."""
+
+
+def looks_like(body: bytes) -> Reading | None:
+    """What a body looks like by its beginning; None where it looks like neither a form nor a JSON object."""
+    if body[:64].lstrip(_BEFORE_JSON)[:1] == b"{":  # no form: its writers escape a brace
+        return "json"
+    return "form" if _FORM_BEGINS.match(body) else None
+
+
+def type_naming(reading: Reading | None, content_type: str) -> str:
+    """A Content-Type that says how the body is read: the one it was sent with, if that does, or there is no body.
+
+    Otherwise that stands in a parameter of one that does.
+    """
+    if not content_type.isascii():
+        content_type = content_type.encode("ascii", "replace").decode()
+    if reading is None or _PLAINLY[reading].fullmatch(media_type(content_type)):
+        return content_type
+    sent_as = content_type[:SENT_AS_MAX_CHARS].replace("\\", "").replace('"', "'")
+    return f'{_TYPES[reading]}; sent-as="{sent_as}"'
+
+
+def parse_body(reading: Reading, query: Pairs, body: bytes) -> Parameters:
+    """The parameters of a request whose body is read so. Raises NotDecodableError."""
+    if reading == "json":
+        return Parameters(query, [], parse_json(body))
+    return Parameters(query, parse_pairs(body), None)
+
+
 def parse_parameters(method: str, query: bytes, content_type: str, body: bytes) -> Parameters:
     """All parameters of a request; a GET's body is no part of them, as Plivo's signature does not cover it.
 
-    A POST body without a Content-Type is read as a form. Raises NotDecodableError for a body of another type
-    than form or JSON, for broken JSON, for what is no UTF-8, and for too many parameters.
+    Raises NotDecodableError for a body that neither its type nor its look makes a form or JSON, for broken JSON, for
+    what is no UTF-8, and for too many parameters.
     """
     pairs = parse_pairs(query)
     if method == "GET" or not body:
         return Parameters(pairs, [], None)
-    kind = media_type(content_type)
-    if kind in (FORM_TYPE, ""):
-        return Parameters(pairs, parse_pairs(body), None)
-    if kind == JSON_TYPE or (kind.startswith("application/") and kind.endswith("+json")):
-        return Parameters(pairs, [], parse_json(body))
-    raise NotDecodableError("the body is neither a form nor JSON")
+    reading = named_reading(content_type) or looks_like(body)
+    if reading is None:
+        raise NotDecodableError("the body is neither a form nor JSON")
+    return parse_body(reading, pairs, body)

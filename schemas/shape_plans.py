@@ -14,7 +14,7 @@ from schemas.callback import RawCallback
 from schemas.decode import Attribute, hash_of_names, known_of
 from schemas.events import Event, UnknownEvent
 from schemas.memo import Memo
-from schemas.parameters import FORM_TYPE, media_type
+from schemas.parameters import looks_like, named_reading
 from schemas.values import NULLS, is_null
 
 REMEMBERED: Final = 4_096
@@ -81,7 +81,7 @@ def form_of(callback: RawCallback) -> bytes | None:
     """The parameters, encoded, as one form; None for those that came otherwise."""
     body, query = callback.body, callback.query
     if callback.method != "GET" and body:
-        if media_type(callback.content_type) not in (FORM_TYPE, ""):
+        if (named_reading(callback.content_type) or looks_like(body)) != "form":
             return None
         return body + b"&" + query if query else body
     return query

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import NotDecodableError
-from schemas.parameters import PAIRS_MAX, media_type, parse_json, parse_pairs, parse_parameters
+from schemas.parameters import PAIRS_MAX, media_type, named_reading, parse_json, parse_pairs, parse_parameters
 
 many = settings(max_examples=300, deadline=None)
 FORM = "application/x-www-form-urlencoded"
@@ -71,11 +71,36 @@ def test_get_has_a_query_only_and_post_both():
 
 
 @pytest.mark.parametrize(
-    "content_type", ["text/plain", "multipart/form-data; boundary=x", "text/json+json", "application"]
+    ("content_type", "reading"),
+    [
+        ("", "form"), (FORM.upper(), "form"), (f"{FORM}; charset=latin-1", "form"), (f"{FORM}, {FORM}", "form"),
+        (f"{FORM},", "form"), (f"text/plain, {FORM};x", "form"), ("TEXT/JSON;x=y", "json"),
+        ("application/x+json", "json"), ("text/json+json", "json"), ("application/json, text/json", "json"),
+        ("application/json", "json"), (f"{FORM}, application/json", None), ("text/plain", None),
+        ("*/*", None), ("json", None), (",", None),
+        (";", None),
+    ],
+)  # fmt: skip
+def test_what_a_type_says(content_type, reading):
+    assert named_reading(content_type) == reading
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "multipart/form-data; boundary=x", "application", "*/*"]
 )
-def test_other_types_are_refused(content_type):
-    with pytest.raises(NotDecodableError, match="neither"):
-        parse_parameters("POST", b"", content_type, b"a=1")
+def test_a_type_that_says_neither_leaves_it_to_the_look(content_type):
+    assert parse_parameters("POST", b"", content_type, b"a=1") == ([], [("a", "1")], None)
+    assert parse_parameters("POST", b"", content_type, b'\xef\xbb\xbf {"a":1}').json == {"a": 1}
+    for body in (b"x", b"<a b='c'/>", b"--x\r\na: b=c", b"[1]", b"\xff\xfe"):
+        with pytest.raises(NotDecodableError, match="neither"):
+            parse_parameters("POST", b"", content_type, body)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
+def test_json_as_editors_and_windows_write_it(encoding):
+    assert parse_json('{"é":"😀 0.10","b":0.10}'.encode(encoding)) == {"é": "😀 0.10", "b": Decimal("0.10")}
 
 
 def test_json_numbers_keep_their_digits():
@@ -101,7 +126,9 @@ def test_json_numbers_keep_their_digits():
         b'{"a":' + b"[" * 99999,
         b'{"a":1e99999999999999999999}',
         b'{"a":' + b"9" * 5000 + b"}",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf[]",
+        b"\xef\xbb\xbf",
+        b'{\x00"\x00a',
     ],
 )
 def test_broken_json(body):

@@ -1,0 +1,32 @@
+"""As what a request's body may be read, and in which order that is tried. Pure.
+
+The Content-Type never decides alone: proxies join it, clients forget it. A V3 signature covers the parameters, so
+the reading that it fits is the one that was meant, whatever the type says. Where no signature covers the body (V2, or
+MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
+
+| | type says JSON | type says a form, or nothing is sent | type says neither |
+| --- | --- | --- | --- |
+| covered by the signature | JSON, form | form; JSON if it looks so | form; JSON if it looks so |
+| not covered, looks like JSON | JSON | JSON, form | JSON |
+| not covered, looks like a form | form, JSON | form | form |
+| not covered, looks like neither | JSON | form | none: not decodable |
+"""
+
+from schemas.parameters import Reading, looks_like, named_reading
+
+
+def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
+    """What to try a signature on. JSON only where it may be JSON: trying costs as much as a request."""
+    if not body:
+        return ("form",)
+    if named_reading(content_type) == "json":
+        return "json", "form"
+    return ("form", "json") if looks_like(body) == "json" else ("form",)
+
+
+def uncovered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
+    """What to take the body for: the first that can be decoded."""
+    if not body:
+        return ("form",)
+    named, look = named_reading(content_type), looks_like(body)
+    return tuple(dict.fromkeys(reading for reading in (look, named) if reading is not None))

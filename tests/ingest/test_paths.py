@@ -1,0 +1,129 @@
+"""Which paths name which account, and what is said of those that nearly do."""
+
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ingest_kit import MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, node_settings
+from multidict import CIMultiDict, CIMultiDictProxy
+from structlog.testing import capture_logs
+
+from ingest.intake import Accepted, Intake, Refused
+from ingest.paths import account_in, why_unknown
+from ingest.refusals import RefusalLog
+from ingest.signatures import sign_v2, sign_v3
+from schemas.callback import decode_callback
+from schemas.parameters import Parameters
+
+INTAKE = Intake(node_settings("redis://unused", "n", accept_v2=True))
+
+
+def ask(target: str, dialled: str = "", **more: str) -> Accepted | Refused:
+    """A request to `target`, signed for the URL with the path `dialled`, by default as it came."""
+    signature = sign_v3(
+        MAIN_TOKEN, "POST", f"http://h{dialled or target}", Parameters([], PAIRS, None), NONCE
+    )
+    headers = more or {"X-Plivo-Signature-V3": signature, "X-Plivo-Signature-V3-Nonce": NONCE}
+    head = INTAKE.read_head("POST", target, CIMultiDictProxy(CIMultiDict({"Host": "h"} | headers)))
+    return head if isinstance(head, Refused) else INTAKE.decide(head, urlencode(PAIRS).encode(), 7)
+
+
+@pytest.mark.parametrize(
+    ("path", "account"),
+    [
+        ("/callbacks", ""), ("/callbacks/", ""), ("/callbacks//", ""), ("/callback%73", ""), ("/%63allbacks%2F", ""),
+        ("/callbacks/MA1", "MA1"), ("/callbacks/MA1/", "MA1"), ("/callbacks/%4DA1", "MA1"),
+        ("/callbacks/%4dA1%2f", "MA1"),
+        ("/callbacks%2FMA1", "MA1"), ("/callbacks/MA1/x", "MA1/x"), ("/callbacks/%254DA1", "%4DA1"),
+        ("/callbacks/\udcff%41", "\udcffA"),
+        ("/", None), ("", None), ("*", None), ("/callbacksx", None), ("/Callbacks", None), ("//callbacks", None),
+        ("/x/callbacks", None), ("/callbacks;v=1", None), ("/callbacks%3Fa", None),
+    ],
+)  # fmt: skip
+def test_the_account_that_a_path_names(path, account):
+    assert account_in(path) == account
+
+
+@given(st.sampled_from([f"/callbacks/{MAIN}", "/callbacks"]), st.data())
+def test_a_path_is_read_decoded_and_signed_as_dialled(path, data):
+    escaped = data.draw(st.sets(st.integers(1, len(path) - 1)))
+    target = "".join(f"%{ord(char):02X}" if at in escaped else char for at, char in enumerate(path))
+    target += data.draw(st.sampled_from(["", "/"]))
+    decision = ask(target)
+    assert isinstance(decision, Accepted), decision
+    assert decode_callback(decision.value).auth_id == MAIN
+
+
+@pytest.mark.parametrize("path", ["/callbacks", f"/callbacks/{MAIN}"])
+def test_a_proxy_may_add_a_slash_or_take_it(path):
+    for target, dialled in ((path, path + "/"), (path + "/", path)):
+        assert isinstance(ask(target, dialled), Accepted)
+        v2 = sign_v2(MAIN_TOKEN, f"http://h{dialled}", NONCE)
+        more = {"X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE}
+        assert isinstance(ask(target, **more), Accepted)
+    wrong = ask(path, f"/callbacks/{SUB}")
+    assert isinstance(wrong, Refused)
+    assert wrong.code == "signature_wrong"
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("/hooks/plivo/callbacks", "/hooks/plivo"), ("/hooks/plivo/callbacks/", "/hooks/plivo"),
+        (f"/v1/callbacks/{MAIN}", "/v1"), (f"/v1//callbacks/%4D{MAIN[1:]}?a=b", "/v1"), ("/callbacks/callbacks/x", ""),
+        ("/hooks%2Fplivo/callbacks", "/hooks/plivo"),
+    ],
+)  # fmt: skip
+def test_a_prefix_that_no_proxy_stripped_is_named(target, named):
+    refused = ask(target)
+    if not named:  # an account of a strange name
+        assert refused == INTAKE.read_head("POST", "/callbacks/unknown", CIMultiDictProxy(CIMultiDict()))
+        return
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.code) == (404, "unknown_path")
+    assert f"strip what stands before, {named}" in refused.detail
+    assert f"strip {named} " in refused.hint
+    assert (
+        f"MASKLINE_PUBLIC_URL to what Plivo dials up to and without /callbacks, as https://hooks.example.com{named}"
+        in (refused.hint)
+    )
+
+
+@given(
+    st.lists(
+        st.text(min_size=1, max_size=40) | st.sampled_from(["+14155550123", "14155550123", "a" * 33]),
+        max_size=6,
+    )
+)
+def test_what_is_said_of_a_path_is_short_and_tells_nobodys_number(segments):
+    path = "/".join(["", *(quote(segment, safe="") for segment in segments), "callbacks"])
+    if account_in(path) is not None:
+        return
+    for text in why_unknown(path):
+        assert len(text) < 400
+        assert text.isascii()
+        assert text.isprintable()
+        assert "4155550123" not in text
+
+
+class Asked:
+    remote = "192.0.2.1"
+    headers = CIMultiDictProxy(CIMultiDict({"Host": "h"}))
+    secure = False
+
+    def __init__(self, raw_path: str) -> None:
+        self.raw_path = raw_path
+
+
+def test_the_log_has_the_hint_though_scanners_ask_for_other_paths():
+    log = RefusalLog(INTAKE.origin)
+    with capture_logs() as lines:
+        for path in ("/admin", "/hooks/callbacks", "/admin", "/hooks/callbacks"):
+            refused = ask(path)
+            assert isinstance(refused, Refused)
+            log.note(refused, Asked(path))
+    assert [(line["reason"], line.get("hint", "")[:27]) for line in lines] == [
+        ("unknown_path", ""),
+        ("unknown_path", "have the proxy strip /hooks"),
+    ]
