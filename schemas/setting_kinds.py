@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from schemas.hosts import read_hosts
 
@@ -140,8 +140,13 @@ HOSTS: Final = Kind("addresses or host names, comma-separated", lambda text: ","
 def _read_path(text: str) -> Path:
     if not text.isprintable():
         raise ValueError
+    if "://" in text:
+        raise ValueError("it is a URL")
     path = Path(text)
-    return path.expanduser() if text.startswith("~") else path
+    try:
+        return path.expanduser() if text.startswith("~") else path
+    except RuntimeError:
+        raise ValueError("nobody knows that home directory") from None
 
 
 PATH: Final = Kind("a path", _read_path)
@@ -210,7 +215,7 @@ AUTH_TOKENS: Final = _comma_list(
 
 def _read_handler(text: str) -> str:
     dotted = all(part.isidentifier() for part in text.split("."))
-    if not text.isprintable() or not (dotted or text.endswith(".py")):
+    if not text.isprintable() or not (dotted or (text.endswith(".py") and "://" not in text)):
         raise ValueError
     return text
 
@@ -232,7 +237,8 @@ DURABILITY: Final = Kind(f"memory, fsync or replicas:N (N from 1 to {REPLICAS_MA
 
 
 def _read_public_url(text: str) -> str:
-    url = urlsplit(text)
+    text = text.strip()
+    url = _split_url(text)
     if (
         url.scheme not in {"http", "https"}
         or not url.hostname
@@ -240,15 +246,24 @@ def _read_public_url(text: str) -> str:
         or not text.isprintable()
     ):
         raise ValueError
-    url.port  # noqa: B018 - raises ValueError for a port that is none
     if " " in text or "?" in text or "#" in text:
         raise ValueError("it has a query, a fragment or a space")
-    if "@" in url.netloc:
-        raise ValueError("it has a user name")
-    base = text.rstrip("/")
+    if "@" in text:
+        raise ValueError("it has a user name, or an @ for another reason")
+    base = f"{url.scheme}{text[len(url.scheme) :]}".rstrip("/")  # Plivo's SDK signs the scheme in lower case
     if re.search(r"/callbacks(/[^/]*)?\Z", base):
         raise ValueError("leave /callbacks and what follows away")
     return base
+
+
+def _split_url(text: str) -> SplitResult:
+    """Raises ValueError with words of ours: urllib's repeat what may be a password."""
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018 - raises ValueError for a port that is none
+    except ValueError:
+        raise ValueError("host and port cannot be read") from None
+    return url
 
 
 PUBLIC_URL: Final = Kind("the start of a URL such as https://hooks.example.com", _read_public_url)
@@ -300,6 +315,27 @@ def hide_password(url: str) -> str:
     if "password" in rest.lower() or not separator:
         return f"{scheme}://***" if separator else "***"
     return f"{scheme}://***@{rest.rpartition('@')[2]}" if "@" in rest else url
+
+
+_PORT_OF_WORDS: Final = re.compile(r"://[^:/?#\[]*:(?![0-9]{0,5}(?:[/?#]|$))")
+"""A user and a password before an @ that is missing."""
+_TOKEN_PAIR: Final = re.compile(r"\b([MS]A[A-Z0-9]*):[^,\s]*")
+
+
+def hide_secrets(text: str) -> str:
+    """A wrong value or path for an error line: without what may be a secret that was put in the wrong place.
+
+    That is what stands before an @, the query of a URL, and tokens behind their auth_id. What else it holds is shown,
+    so that the operator sees the slip.
+    """
+    scheme, separator, _ = text.partition("://")
+    start = f"{scheme}://" if separator else ""
+    before, at, after = text.rpartition("@")
+    if ("?" in text and (before or start)) or _PORT_OF_WORDS.search(text):
+        text = f"{start}***"
+    elif at:
+        text = f"{start}***@{after}"
+    return _TOKEN_PAIR.sub(r"\1:***", text)
 
 
 REDIS_URL: Final = Kind(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from schemas.errors import ConfigError
-from schemas.setting_kinds import PATH, Kind
+from schemas.setting_kinds import PATH, Kind, hide_secrets
 
 PREFIX: Final = "MASKLINE_"
 FILE_SUFFIX: Final = "_FILE"
@@ -197,6 +197,6 @@ def _unknown(name: str, names: Mapping[str, Setting]) -> str:
 
 
 def _short(value: Any, chars_max: int = SHOWN_MAX_CHARS) -> str:
-    """A value or a path for an error line: one line, printable, not long."""
-    text = str(value)
+    """A value or a path for an error line: one line, printable, not long, without passwords."""
+    text = hide_secrets(str(value))
     return ascii(text if len(text) <= chars_max else text[:chars_max] + "...")

@@ -3,9 +3,10 @@ import io
 import ipaddress
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -71,6 +72,7 @@ GOOD = [
     ("PUBLIC_URL", "https://hooks.example.com/", "https://hooks.example.com"),
     ("PUBLIC_URL", "http://[::1]:8080", "http://[::1]:8080"),
     ("PUBLIC_URL", "https://example.com/plivo/", "https://example.com/plivo"),
+    ("PUBLIC_URL", " HTTPS://example.com\n", "https://example.com"),
     (
         "TRUSTED_PROXIES",
         "10.0.0.0/8, ::1,192.0.2.1, [fd00::]/8",
@@ -140,6 +142,16 @@ WRONG = [
     ("PUBLIC_URL", "https://hooks.example.com/callbacks"),
     ("PUBLIC_URL", "https://hooks.example.com/callbacks/MA1/"),
     ("PUBLIC_URL", "https://"),
+    ("PUBLIC_URL", f"https://user:{SECRET}@hooks.example.com"),
+    ("PUBLIC_URL", f"https://user:{SECRET}"),
+    ("PUBLIC_URL", f"https://user:1/{SECRET}@hooks.example.com"),
+    ("PUBLIC_URL", f"https://user:{SECRET}@\u2100.example.com"),
+    ("PUBLIC_URL", "https://hooks.example.com/callbacks?a=b"),
+    ("SPOOL_DIR", f"redis://:{SECRET}@h/0"),
+    ("SPOOL_DIR", "~nobody-of-that-name/spool"),
+    ("HANDLERS", f"https://user:{SECRET}@h/handlers.py"),
+    ("HOST", f"MA1:{SECRET}"),
+    ("NAMESPACE", f"redis://h/?password=x@{SECRET}"),
     ("TRUSTED_PROXIES", "10.0.0.0/33"),
     ("TRUSTED_PROXIES", "fe80::%eth0/64"),
     ("TRUSTED_PROXIES", "10.0.0.1/8"),
@@ -194,6 +206,53 @@ def test_no_part_of_a_password_is_shown(scheme, password):
         assert ">" not in shown
         assert shown.startswith(f"{scheme}://")
     assert hide_password(f"{scheme}://host:1/0") == f"{scheme}://host:1/0"
+
+
+SCHEMES = ["https://", "redis://", "unix://", "tcp://", "HTTP://", ""]
+CREDENTIALS = ["user:{}@", ":{}@", "{}@", "user:{}/x@", "user:{}?@", "user:1/{}@", "MA1:{},x@", "user:{}"]
+HOSTS = [
+    "hooks.example.com",
+    "host:1/0",
+    "[::1]:80/x",
+    "h/callbacks",
+    "h/x.py",
+    "\u2100.example.com",
+    "h/?password={}",
+]
+SOURCES = ["environment", "argument", "file", "TOML", "name of a file", "name in TOML"]
+
+
+@given(
+    st.sampled_from(SETTINGS), st.sampled_from(SCHEMES), st.sampled_from(CREDENTIALS), st.sampled_from(HOSTS),
+    st.sampled_from(["", f"{SECRET}@", f"{SECRET}:é"]), st.sampled_from(SOURCES),
+)  # fmt: skip
+@hypothesis_settings(max_examples=400, deadline=None)
+def test_no_error_repeats_a_password(setting, scheme, credentials, host, before, source):
+    """Wherever a URL was put, and whichever setting it was put into by mistake."""
+    assume(scheme or "@" in credentials)
+    value = f"{scheme}{credentials}{host}".replace("{}", before + SECRET)
+    with TemporaryDirectory() as directory:
+        environ, arguments = {}, {}
+        file, toml = Path(directory, "value"), Path(directory, "toml")
+        match source:
+            case "environment":
+                environ = {setting.name: value}
+            case "argument":
+                arguments = {setting.field: value}
+            case "file":
+                file.write_text(value)
+                environ = {f"{setting.name}_FILE": str(file)}
+            case "name of a file":
+                environ = {f"{setting.name}_FILE": value}
+            case _:
+                name = setting.name if source == "TOML" else value
+                toml.write_text(f"{json.dumps(name)} = {json.dumps(value)}")
+                environ = {"MASKLINE_CONFIG": str(toml)}
+        try:
+            shown = setting.show(getattr(load_settings(environ, **arguments), setting.field))
+        except ConfigError as error:
+            shown, scheme = str(error), scheme or "any"
+    assert SECRET not in shown or not scheme
 
 
 def test_unknown_names_are_refused_with_the_nearest():
