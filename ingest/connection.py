@@ -1,57 +1,84 @@
-"""A connection on the quick way: requests are decided as their bytes come in, and answered as Redis confirms.
+"""A connection: requests are read as their bytes come in, decided, and answered as Redis confirms.
 
-aiohttp makes a task for each request, and objects for much that a callback has not got. Here the ordinary request,
-a POST over HTTP/1.1 with its length and all its bytes, is looked at in `data_received` and answered from the
-publisher's reply, without a task or a future of its own. At the first that is not ordinary, or is refused, the
-connection goes over to aiohttp with all bytes not yet answered, for good (`_hand_over`): everything about HTTP that
-is difficult is decided there and only there. That takes nothing but asyncio's own protocol interface.
+There is no task and no future for a request: it is looked at in `data_received` and answered from the publisher's
+reply. A request of a known layout (ingest.heads) is not even parsed; any other is read by ingest.request_heads and
+ingest.bodies. Each is taken out of the bytes by itself and answered in its turn, so what stands behind a request,
+whatever it is, never reaches it.
 
 | state | bytes come in | the outcome comes | client is gone |
 | --- | --- | --- | --- |
 | idle | looked at; if there is a whole request: busy | | |
-| partial: a request's beginning is there | looked at together | | counted, if only the body was missing |
+| partial: a head has begun, or a body is awaited | looked at; too late: 408 | | counted, if the head was there |
 | busy: a request is being kept | wait their turn | answered; what waits is looked at | the outcome still counts |
 | stuck: the client does not read | wait | | |
+| ended: the last answer is written | read and thrown away | | |
+| mute: ended as idle | kept, if a request; there is no answer any more | | the outcome still counts |
+
+A connection is ended in two steps: our side first, then, when the client has ended too or LINGER_S is over, all of it.
+Closed at once, with bytes unread or on their way, the client would get a reset in place of the answers before it; and a
+callback that was written as an idle connection came to its end would be lost. It is kept instead (mute), and Plivo,
+which gets no answer, may send it again: a duplicate.
 
 | bound | on |
 | --- | --- |
-| Desk.idle_timeout_s | idle and partial, from the last answer |
-| HEAD_MAX_BYTES | partial, as long as the head is |
-| PATIENCE_S, PIECES_MAX | partial, once the body is awaited; then aiohttp does, as long as ingest.server lets it |
+| Desk.idle_timeout_s (MASKLINE_KEEPALIVE_S) | idle, from the last answer |
+| HEAD_TIMEOUT_S | partial, from the head's first byte to its end |
+| READ_TIMEOUT_S | partial, from the head's end to the body's |
+| HEAD_MAX_BYTES, MASKLINE_MAX_BODY_BYTES | partial |
 | WAITING_MAX_BYTES | what waits behind a busy request; then nothing is read |
+| TURN_MAX | requests looked at in one turn of the loop |
 | WRITE_TIMEOUT_S | stuck |
+| LINGER_S | ended and mute |
 """
 
 import asyncio
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from time import time
 from typing import Final, NamedTuple, cast
 
 from ingest import responses
-from ingest.borrowed import END, HEAD_MAX_BYTES, Heads
+from ingest.bodies import BODY_BROKEN, Reading
 from ingest.desk import Desk
-from ingest.heads import HeadLayout
-from ingest.intake import Accepted, Refused
+from ingest.heads import HeadLayout, is_ordinary
+from ingest.intake import Accepted, Head, Refused
 from ingest.origin import Headers
 from ingest.outcomes import NotKeptError
-from ingest.responses import TAKEN, TAKEN_AND_CLOSE, refusal
+from ingest.request_heads import (
+    END,
+    HEAD_LINE_MAX_BYTES,
+    HEAD_MAX_BYTES,
+    HEAD_TOO_LARGE,
+    HeaderLines,
+    RequestHead,
+    look_at_beginning,
+    read_head,
+    skip_blank_lines,
+)
+from ingest.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
 from runtime.logs import get_logger
 
-PATIENCE_S: Final = 0.1
-"""Proxies send head and body in two packets that follow each other at once. Whoever takes longer gets a task; and
-a head that is no HTTP is answered so, although it has not come to its end."""
-TAKEN_UP_S: Final = 0.05
-"""aiohttp's task begins with what is handed over a few turns of the loop later."""
-PIECES_MAX: Final = 8
-"""Each piece of a body is looked at together with those before: many small ones would make that costly."""
+HEAD_TIMEOUT_S: Final = 10.0
+"""A head is a kilobyte, sent in one go; ten seconds serve the slowest link."""
+READ_TIMEOUT_S: Final = 10.0
+"""The same for a body."""
+LINGER_S: Final = 2.0
+"""Some round trips, so that the client sees the answer rather than a reset, and what it wrote meanwhile arrives."""
 WAITING_MAX_BYTES: Final = 65_536
+TURN_MAX: Final = 64
+"""Refused requests cost no wait for Redis: a flood of them on one connection must leave the others their turn."""
 
 _log = get_logger("maskline.ingest")
 
-_BEGINNING: Final = b"POST /"
-
 CLIENT_GONE: Final = Refused(400, "client_gone", "the connection ended before the body did")
+HEAD_TIMED_OUT: Final = Refused(
+    408, "head_timeout", f"the head that had begun did not end within {HEAD_TIMEOUT_S:g} s"
+)
+READ_TIMED_OUT: Final = Refused(408, "read_timeout", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
+EXPECTATION_FAILED: Final = Refused(417, "expectation_failed", "only 100-continue can be expected")
 
 
 def not_taken(code: str) -> Refused:
@@ -59,33 +86,48 @@ def not_taken(code: str) -> Refused:
     return Refused(503, code, "the callback could not be kept, send it again")
 
 
+class Incoming(NamedTuple):
+    """A request whose head has been read."""
+
+    head: RequestHead
+    taken: Head | Refused
+    """What the intake says of its head."""
+    body: Reading
+
+
 class Connection(asyncio.Protocol):
-    """One connection, until it is closed or handed on."""
+    """One connection, until it is closed."""
 
     __slots__ = (
-        "_body_awaited", "_connections", "_desk", "_exchange", "_heads", "_idle_since", "_idle_timer", "_layout",
-        "_looking", "_patience", "_peer", "_pieces", "_quick", "_reading_paused", "_stuck", "_transport", "_waiting",
+        "_client_ended", "_connections", "_deadline", "_desk", "_ended", "_exchange", "_idle_timer", "_incoming",
+        "_layout", "_lingering", "_looked", "_looking", "_mute", "_peer", "_quick", "_reading_paused", "_stuck",
+        "_transport", "_waiting", "idle_since",
     )  # fmt: skip
 
-    def __init__(self, desk: Desk, heads: Heads, connections: set["Connection"]) -> None:
+    def __init__(self, desk: Desk, connections: set["Connection"]) -> None:
         self._desk = desk
-        self._heads = heads
         self._connections = connections
         self._transport: asyncio.Transport | None = None
         self._layout: HeadLayout | None = None
         """Of the last head: most likely the next one's as well."""
         self._exchange: Exchange | None = None
+        self._incoming: Incoming | None = None
+        """A request whose body is awaited."""
         self._waiting = b""
-        """Bytes that came in and are not answered nor being kept."""
-        self._pieces = 0
-        """In which a request has come so far that is not complete."""
-        self._body_awaited = False
+        """Bytes that came in and belong to no request yet."""
+        self._looked = 0
+        """How many of them are whole lines of a head that has been found to be one so far."""
         self._looking = False
         self._reading_paused = False
+        self._client_ended = False
+        self._ended = False
+        self._mute = False
         self._stuck: asyncio.TimerHandle | None = None
-        self._patience: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._idle_since = 0.0
+        self.idle_since = 0.0
+        """The time of the last answer, by the loop's clock."""
 
     # What the transport calls
 
@@ -100,27 +142,27 @@ class Connection(asyncio.Protocol):
         self._peer = str(peername[0]) if isinstance(peername, (list, tuple)) else str(peername or "")
         self._quick = self._desk.quick(self._peer)
         self._connections.add(self)
-        self._idle_since = self._desk.loop.time()
+        self.idle_since = self._desk.loop.time()
         self._idle_timer = self._desk.loop.call_later(self._desk.idle_timeout_s, self._look_idle)
 
     def data_received(self, data: bytes) -> None:
         if self._exchange is not None or self._stuck is not None:  # not _is_free(), which costs a call
             self._waiting += data
-            if (
-                len(self._waiting) > WAITING_MAX_BYTES
-                and not self._reading_paused
-                and self._transport is not None
-            ):
-                self._reading_paused = True
-                self._transport.pause_reading()
+            self._pause_if_full()
             return
         try:
-            self._look(self._waiting + data if self._waiting else data)
+            if self._look(self._waiting + data if self._waiting else data) and self._waiting:
+                self._go_on()
         except Exception as error:  # noqa: BLE001 - as in Exchange
             self.fail(error)
 
+    def eof_received(self) -> bool:
+        """The client has written its last; it may still read answers."""
+        self._client_ended = True
+        return self._exchange is not None or self._stuck is not None
+
     def pause_writing(self) -> None:
-        self._stuck = self._desk.loop.call_later(responses.WRITE_TIMEOUT_S, self._abort)
+        self._stuck = self._desk.loop.call_later(responses.WRITE_TIMEOUT_S, self.abort)
 
     def resume_writing(self) -> None:
         if self._stuck is not None:
@@ -129,13 +171,15 @@ class Connection(asyncio.Protocol):
         self._go_on()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        if self._body_awaited:
+        if self._incoming is not None:
             self._desk.count_refused(CLIENT_GONE)
-        self._leave()
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self._end_waiting()
+        self._connections.discard(self)
+        self._transport = None
+        self._waiting = b""
+        for timer in (self._idle_timer, self._stuck, self._lingering):
+            if timer is not None:
+                timer.cancel()
 
     # Requests
 
@@ -146,12 +190,12 @@ class Connection(asyncio.Protocol):
         if match is None:
             self._layout = layout = self._quick.heads.find(data)
             match = None if layout is None else layout.match(data)
-        if layout is None or match is None:
+        if layout is None or match is None or self._incoming is not None or self._ended:
             return self._look_closely(data)
         target, length, signature, main_signature, nonce = match.group(*layout.groups)
         begin = match.end()
         end = begin + int(length)
-        if end > len(data) or begin > HEAD_MAX_BYTES or end - begin > self._desk.max_body_bytes:
+        if end > len(data) or begin > HEAD_LINE_MAX_BYTES or end - begin > self._desk.max_body_bytes:
             return self._look_closely(data)
         accepted = self._quick.decide(
             layout, target, signature, main_signature, nonce, data[begin:end], int(time() * 1000)
@@ -159,49 +203,86 @@ class Connection(asyncio.Protocol):
         if accepted is None:
             self._layout = None  # it may be forgotten by all but this connection
             return self._look_closely(data)
-        self._keep(accepted, data, end)
+        self._waiting = data[end:]
+        self._keep(accepted, data, closes=False)
         return True
 
     def _look_closely(self, data: bytes) -> bool:
-        """The same for any ordinary request, as ingest.server does it; the rest is aiohttp's."""
-        desk = self._desk
-        begin = data.find(END) + len(END)
+        """The same for any request."""
+        if self._ended:
+            self._waiting = b""
+            return False
+        if self._incoming is not None:
+            self._waiting = b""
+            return self._read_body(self._incoming, data)
+        data = skip_blank_lines(data)
+        begin = data.find(END, max(0, self._looked - len(END))) + len(END)
         if begin < len(END):
-            if len(data) < HEAD_MAX_BYTES and data[: len(_BEGINNING)] == _BEGINNING[: len(data)]:
-                self._await_more(data)
-            else:
-                self._hand_over(data)
+            self._await_head(data)
             return False
-        ordinary = self._heads.read(data[:begin]) if begin <= HEAD_MAX_BYTES else None
-        if ordinary is None or ordinary.length > desk.max_body_bytes:
-            self._hand_over(data)
-            return False
-        head = desk.intake.read_head(
-            "POST", ordinary.target, ordinary.headers, peer=self._peer if desk.origin.asks_peer else ""
-        )
+        desk = self._desk
+        head = HEAD_TOO_LARGE if begin > HEAD_MAX_BYTES else read_head(data[:begin])
         if isinstance(head, Refused):
-            self._hand_over(data)
+            self._end_waiting()
+            self._refuse(head, None, ends=True)
             return False
-        end = begin + ordinary.length
-        if end > len(data):
-            self._await_more(data, body=True)
-            return False
-        body = data[begin:end]
-        decision = desk.intake.decide(head, body, int(time() * 1000))
-        if isinstance(decision, Refused):
-            self._hand_over(data)
-            return False
-        self._quick.learn(ordinary, head, body)
-        self._keep(decision, data, end)
-        return True
+        taken = desk.intake.read_head(
+            head.method, head.target, head.headers, peer=self._peer if desk.origin.asks_peer else ""
+        )
+        self._waiting = b""
+        incoming = Incoming(head, taken, Reading(head, desk.max_body_bytes))
+        return self._read_body(incoming, data[begin:])
 
-    def _keep(self, accepted: Accepted, data: bytes, end: int) -> None:
-        """Have the request kept that ends there; what comes behind it waits."""
+    def _read_body(self, incoming: Incoming, data: bytes) -> bool:
+        """Take the body, or more of it; whether the request is whole and the connection goes on."""
+        head, taken, body = incoming
+        rest = body.feed(data)
+        if rest is None and not isinstance(taken, Refused):
+            if self._incoming is None:
+                self._await_body(incoming)
+            return False
+        self._desk.began()  # so that a stop sees no moment without it
+        try:
+            self._end_waiting()
+            if isinstance(taken, Refused):
+                decision: Accepted | Refused = taken
+            elif isinstance(rest, bytes):
+                decision = self._decide(head, taken, body.contents())
+            else:
+                decision = rest or READ_TIMED_OUT
+            goes_on = isinstance(rest, bytes) and head.keeps
+            if isinstance(rest, bytes) and goes_on:
+                self._waiting = rest
+            if isinstance(decision, Refused):
+                self._refuse(decision, head, ends=not goes_on)
+                return not self._ended
+            self._keep(decision, head.raw, closes=not goes_on)
+            return True
+        finally:
+            self._desk.ended()
+
+    def _decide(self, head: RequestHead, taken: Head, contents: list[bytes | Refused]) -> Accepted | Refused:
+        """The first of the body's readings that is good; else what is against the first."""
+        now_ms = int(time() * 1000)
+        against: Refused | None = None
+        for content in contents:
+            refused = content if isinstance(content, Refused) else None
+            if isinstance(content, bytes):
+                decision = self._desk.intake.decide(taken, content, now_ms)
+                if isinstance(decision, Accepted):
+                    if is_ordinary(head):
+                        self._quick.learn(head, taken, content)
+                    return decision
+                refused = decision
+            against = against or refused
+        return against or BODY_BROKEN
+
+    def _keep(self, accepted: Accepted, data: bytes, *, closes: bool) -> None:
+        """Have a request kept; what comes behind it waits. `data` begins with its head."""
         self._desk.under_way += 1
-        if self._pieces:
-            self._end_patience()
-        self._waiting = data[end:]
-        exchange = self._exchange = Exchange(self, data)
+        if self._deadline is not None:
+            self._end_waiting()
+        exchange = self._exchange = Exchange(self, data, closes=closes)
         try:
             self._desk.keeper.keep_for(exchange, *accepted)
         except NotKeptError as error:
@@ -212,46 +293,78 @@ class Connection(asyncio.Protocol):
         desk = self._desk
         self._exchange = None
         desk.ended()
-        close = desk.stopping
+        close = self._closes(exchange.closes)
         if error is None:
             desk.metrics.taken += 1
             answer = TAKEN_AND_CLOSE if close else TAKEN
         else:
-            refused = self._refused(exchange, error)
+            refused = not_taken(error.code)
+            head = read_head(exchange.data[: exchange.data.find(END) + len(END)])
+            self._note(refused, None if isinstance(head, Refused) else head)  # it was none, when it came
             answer = refusal(refused, close=close)
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        transport.write(answer.whole())
-        self._idle_since = desk.loop.time()
-        if close:
-            self._waiting = b""
-            transport.close()
-        elif self._waiting or self._reading_paused:
+        self._answer(answer.whole(), close=close)
+        if self._waiting or self._reading_paused or self._client_ended:
             self._go_on()
 
-    def _refused(self, exchange: "Exchange", error: NotKeptError) -> Refused:
-        """Count and log a callback that was good and could not be kept."""
-        refused = not_taken(error.code)
+    def _refuse(self, refused: Refused, head: RequestHead | None, *, ends: bool) -> None:
+        """Answer at once; `head`: None where there is none that could be read."""
+        self._note(refused, head)
+        close = self._closes(ends)
+        answer = refusal(refused, close=close)
+        is_head = head is not None and head.method == "HEAD"
+        self._answer(answer.head() if is_head else answer.whole(), close=close)
+
+    def _note(self, refused: Refused, head: RequestHead | None) -> None:
         self._desk.count_refused(refused)
-        ordinary = self._heads.read(exchange.data[: exchange.data.find(END) + len(END)])
-        if ordinary is not None:  # it was, when the request came
-            self._desk.refusals.note(refused, _Asked(self._peer, ordinary.target, ordinary.headers))
-        return refused
+        target, headers = ("", HeaderLines()) if head is None else (head.target, head.headers)
+        self._desk.refusals.note(refused, _Asked(self._peer, target, headers))
+
+    def _closes(self, ends: bool) -> bool:
+        """Whether an answer is the last; a stop need not say so to a connection that is mute."""
+        return ends or (self._desk.stopping and not self._mute)
+
+    def _answer(self, answer: bytes, *, close: bool) -> None:
+        if close:
+            self._ended = True
+            self._waiting = b""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._mute:
+            return
+        transport.write(answer)
+        self.idle_since = self._desk.loop.time()
+        if close:
+            self._end_our_side(transport)
+
+    # What came while a request was being kept, or the client did not read
 
     def _go_on(self) -> None:
-        """Look at what came while a request was being kept, or the client did not read."""
+        """Look at it, as much of it as is due now."""
         if self._looking:  # further down the stack
             return
         self._looking = True
+        more = False
         try:
-            while self._waiting and self._is_free() and self._look(self._waiting):
-                pass
+            for _ in range(TURN_MAX):
+                if not (self._waiting and self._is_free() and self._look(self._waiting)):
+                    break
+            else:
+                more = True
+                self._desk.loop.call_soon(self._go_on)
+        except Exception as error:  # noqa: BLE001 - as in Exchange
+            self.fail(error)
         finally:
             self._looking = False
-        if self._reading_paused and self._transport is not None and (self._is_free() or not self._is_full()):
+        self._pause_if_full()
+        if self._reading_paused and self._transport is not None and not self._is_full():
             self._reading_paused = False
             self._transport.resume_reading()
+        if self._client_ended and self._is_free() and not more:
+            self.close()
+
+    def _pause_if_full(self) -> None:
+        if self._is_full() and not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
 
     def _is_free(self) -> bool:
         return self._exchange is None and self._stuck is None
@@ -261,84 +374,106 @@ class Connection(asyncio.Protocol):
 
     # Incomplete requests
 
-    def _await_more(self, data: bytes, *, body: bool = False) -> None:
+    def _await_head(self, data: bytes) -> None:
         self._waiting = data
-        if body and not self._body_awaited:
-            self._body_awaited = True
-            self._desk.began()
-        self._pieces += 1
-        if body and self._pieces > PIECES_MAX:
-            self._hand_over(data)
-        elif self._patience is None:
-            self._patience = self._desk.loop.call_later(PATIENCE_S, self._lose_patience)
+        looked = look_at_beginning(data, self._looked)
+        if isinstance(looked, Refused):
+            self._end_waiting()
+            self._refuse(looked, None, ends=True)
+            return
+        self._looked = looked
+        if not data:
+            self._end_waiting()  # blank lines and no more
+        elif self._deadline is None:
+            self._deadline = self._desk.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
 
-    def _lose_patience(self) -> None:
-        self._patience = None
-        if self._body_awaited or self._heads.breaks_off(self._waiting):
-            self._hand_over(self._waiting)
+    def _await_body(self, incoming: Incoming) -> None:
+        self._desk.began()
+        self._end_waiting()
+        self._incoming = incoming
+        head = incoming.head
+        if expected := set(head.headers.listed("Expect")):
+            if expected != {"100-continue"}:
+                self._end_waiting()
+                self._refuse(EXPECTATION_FAILED, head, ends=True)
+                return
+            if head.version == (1, 1) and self._transport is not None and not self._mute:
+                self._transport.write(CONTINUE)
+        self._deadline = self._desk.loop.call_later(READ_TIMEOUT_S, self._give_up_body)
 
-    def _end_patience(self) -> None:
-        self._pieces = 0
-        if self._body_awaited:
-            self._body_awaited = False
+    def _end_waiting(self) -> None:
+        """A head or a body that was awaited is there, or is awaited no longer."""
+        self._looked = 0
+        if self._incoming is not None:
+            self._incoming = None
             self._desk.ended()
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up_head(self) -> None:
+        self._end_waiting()
+        self._refuse(HEAD_TIMED_OUT, None, ends=True)
+
+    def _give_up_body(self) -> None:
+        head = None if self._incoming is None else self._incoming.head
+        self._refuse(READ_TIMED_OUT, head, ends=True)
+        self._end_waiting()
 
     # The end
 
-    def _hand_over(self, data: bytes) -> None:
-        """Let aiohttp serve the connection from here on; these bytes are the first that it sees."""
-        transport = self._transport
-        if transport is None:
-            return
-        writing_paused = self._stuck is not None
-        if self._body_awaited:
-            # It stays under way: a stop must not close the connection before aiohttp's task has taken it up.
-            self._desk.began()
-            self._desk.loop.call_later(TAKEN_UP_S, self._desk.ended)
-        self._leave()
-        if transport.is_closing():
-            return
-        general = self._desk.general()
-        transport.set_protocol(general)
-        general.connection_made(transport)
-        if writing_paused:
-            general.pause_writing()
-        if self._reading_paused:
-            transport.resume_reading()
-        general.data_received(data)
+    def is_idle(self) -> bool:
+        """Whether nothing of a request is here, nor anything of one unread."""
+        return (
+            self._is_free() and self._incoming is None and not self._waiting and not self._ended
+            and self._transport is not None and not self._transport.is_closing()
+            and not _unread_bytes(self._transport)
+        )  # fmt: skip
 
-    def _leave(self) -> None:
-        self._end_patience()
-        self._connections.discard(self)
-        self._transport = None
-        self._waiting = b""
-        for timer in (self._idle_timer, self._stuck):
-            if timer is not None:
-                timer.cancel()
+    def end_idle(self) -> None:
+        """End an idle connection. What the client wrote before it knew is kept, if it is a callback."""
+        if self._transport is not None and not self._mute and self.is_idle():
+            self._mute = True
+            self._end_our_side(self._transport)
+
+    def _end_our_side(self, transport: asyncio.Transport) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            transport.resume_reading()
+        if self._client_ended:
+            transport.close()
+            return
+        try:
+            transport.write_eof()
+        except OSError:  # the client is gone
+            transport.abort()
+        if self._lingering is None:
+            self._lingering = self._desk.loop.call_later(LINGER_S, self.abort)
 
     def _look_idle(self) -> None:
-        """Close the connection, if it has been idle for so long."""
+        """End the connection, if it has been idle for so long."""
         desk = self._desk
-        left_s = self._idle_since + desk.idle_timeout_s - desk.loop.time()
-        if self._exchange is None and left_s <= 0:
-            self.close()
+        left_s = self.idle_since + desk.idle_timeout_s - desk.loop.time()
+        if left_s <= 0 and self.is_idle():
+            self.end_idle()
             return
         self._idle_timer = desk.loop.call_later(
             left_s if left_s > 0 else desk.idle_timeout_s, self._look_idle
         )
 
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, also where answers have not been read."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def fail(self, error: Exception) -> None:
         """A fault of ours: it ends this connection and nothing else."""
         _log.error("a connection has failed, which is a fault in maskline", exc_info=error)
-        self._abort()
-
-    def _abort(self) -> None:
-        """The client does not read its answers."""
-        if self._transport is not None:
-            self._transport.abort()
+        self.abort()
 
 
 class Exchange:
@@ -347,12 +482,14 @@ class Exchange:
     Nothing is raised to who tells the outcome: others wait for theirs behind this one.
     """
 
-    __slots__ = ("_connection", "data")
+    __slots__ = ("_connection", "closes", "data")
 
-    def __init__(self, connection: Connection, data: bytes) -> None:
+    def __init__(self, connection: Connection, data: bytes, *, closes: bool) -> None:
         self._connection: Connection | None = connection
         self.data = data
         """What it was read from; its head stands at the beginning."""
+        self.closes = closes
+        """Whether the connection ends with it."""
 
     def done(self) -> bool:
         return self._connection is None
@@ -373,9 +510,20 @@ class Exchange:
 
 
 class _Asked(NamedTuple):
-    """ingest.refusals.Asked, of a head read again."""
+    """ingest.refusals.Asked."""
 
     remote: str
     raw_path: str
     headers: Headers
     secure: bool = False
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """How many bytes lie in the socket's buffer that the loop has not read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0])
+    except OSError:  # something that cannot be asked
+        return 0

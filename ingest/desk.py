@@ -1,7 +1,6 @@
 """What all connections of a node share: whom they ask, what they count, and how they come to their end."""
 
 import asyncio
-from collections.abc import Callable
 
 from ingest.forms import Forms
 from ingest.intake import Intake, Refused
@@ -13,20 +12,16 @@ from ingest.refusals import RefusalLog
 
 
 class Desk:
-    """`general`: makes what serves a connection of any kind, aiohttp's protocol.
-
-    `idle_timeout_s`: between requests, head included.
-    """
+    """`idle_timeout_s`: between requests. `learns`: whether layouts of requests are remembered."""
 
     def __init__(
-        self, intake: Intake, keeper: Keeper, metrics: Metrics, general: Callable[[], asyncio.Protocol],
-        *, max_body_bytes: int, idle_timeout_s: float,
+        self, intake: Intake, keeper: Keeper, metrics: Metrics,
+        *, max_body_bytes: int, idle_timeout_s: float, learns: bool,
     ) -> None:  # fmt: skip
         self.loop = asyncio.get_running_loop()
         self.intake = intake
         self.keeper = keeper
         self.metrics = metrics
-        self.general = general
         self.max_body_bytes = max_body_bytes
         self.idle_timeout_s = idle_timeout_s
         self.refusals = RefusalLog(intake.origin)
@@ -35,8 +30,8 @@ class Desk:
         self.under_way = 0
         """Requests that have not got their answer yet."""
         forms = Forms()
-        self._quick = Quick(intake, forms)
-        self._quick_of_trusted = Quick(intake, forms)
+        self._quick = Quick(intake, forms, learns=learns)
+        self._quick_of_trusted = Quick(intake, forms, learns=learns)
         self._idle: asyncio.Future[None] | None = None
 
     @property

@@ -1,7 +1,7 @@
 """Heads by their layout: what is needed of a request's head, without parsing it. Pure.
 
 Whoever sends callbacks sends them all with the same headers in the same order; lengths, signatures and perhaps a
-tracing header differ. So a head that aiohttp's parser has read is remembered as a regular expression of itself:
+tracing header differ. So a head that ingest.request_heads has read is remembered as a regular expression of itself:
 
 | part of the head | in the expression |
 | --- | --- |
@@ -10,17 +10,16 @@ tracing header differ. So a head that aiohttp's parser has read is remembered as
 | names and order of all headers | as they are |
 | other headers' values | anything printable |
 
-A head that fits is therefore the remembered one but for what was captured, and for what nobody looks at: the parser
+A head that fits is therefore the remembered one but for what was captured, and for what nobody looks at: the reader
 would say the same of it. Remembered are only heads of requests that bore a valid signature, so nobody else can fill
-the memory. Measured on Plivo-like heads of 350 bytes: 1.2 µs instead of the parser's 7.4, and less than that again
-for all that need not be asked of aiohttp's objects.
+the memory. Measured on Plivo-like heads of 350 bytes: 1.2 µs, where reading one takes 8.5.
 """
 
 import re
 from typing import Final
 
-from ingest.borrowed import OrdinaryHead
 from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
+from ingest.request_heads import END, RequestHead
 
 KNOWN_MAX: Final = 8
 """Senders with heads of their own; each that does not fit costs a third of a microsecond to find out."""
@@ -43,10 +42,11 @@ GROUPS: Final = ("target", "length", "signature", "main_signature", "nonce")
 """What a match captures, in the order of `HeadLayout.groups`; empty where the layout has no such header."""
 
 _DECIDING: Final = frozenset(
-    {b"host", b"content-type", b"connection", b"keep-alive", b"te", b"http2-settings", b"sec-websocket-key1"}
-    | {b"x-forwarded-proto", b"x-forwarded-host"}
+    {b"host", b"content-type", b"connection", b"x-forwarded-proto", b"x-forwarded-host"}
 )
-"""Besides those that an ordinary head has not got (ingest.borrowed)."""
+"""Besides those that an ordinary head has not got."""
+_ODD: Final = ("Transfer-Encoding", "Content-Encoding", "Expect")
+"""Headers by which a request is none of the ordinary."""
 _ANYTHING: Final = "[ -~]*"
 
 
@@ -77,7 +77,7 @@ class HeadLayouts:
                 return layout
         return None
 
-    def learn(self, head: OrdinaryHead) -> None:
+    def learn(self, head: RequestHead) -> None:
         """Count the head of a request whose signature was good; remember its layout when it comes often."""
         pattern = _pattern(head)
         if pattern is None:
@@ -85,7 +85,7 @@ class HeadLayouts:
         seen = self._seen.pop(pattern, 0) + 1
         if seen == LEARN_AFTER:
             layout = HeadLayout(pattern)
-            if layout.match(b"\r\n".join([*head.lines, b"", b""])):
+            if layout.match(head.raw):
                 # The newest first: a sender that changed its headers no longer sends the old ones.
                 self.known = [layout, *self.known[: KNOWN_MAX - 1]]
                 return
@@ -95,11 +95,21 @@ class HeadLayouts:
         self._seen[pattern] = seen
 
 
-def _pattern(head: OrdinaryHead) -> str | None:
+def is_ordinary(head: RequestHead) -> bool:
+    """Whether it is a POST over HTTP/1.1 that keeps the connection and says how long its body is, once."""
+    headers = head.headers
+    return (
+        head.method == "POST" and head.keeps
+        and len(headers.getall("Content-Length")) == 1 and headers.get("Content-Length", "").isdecimal()
+        and not any(name in headers for name in _ODD)
+    )  # fmt: skip
+
+
+def _pattern(head: RequestHead) -> str | None:
     """The expression of a head; None for one that is not written as expected."""
     lines = [f"POST {_TARGET} HTTP/1\\.1"]
     missing = {name: f"(?P<{name}>)" for name in GROUPS[1:]}
-    for line in head.lines[1:]:
+    for line in head.raw.removesuffix(END).split(b"\r\n")[1:]:
         if not line.isascii():
             return None
         name, separator, value = line.decode().partition(": ")

@@ -70,8 +70,6 @@ class Metrics(Collector):
         """Callbacks answered 200."""
         self.refused: Counter[tuple[int, str]] = Counter()
         """Other answers, by status and code."""
-        self.malformed = 0
-        """Requests that are no HTTP."""
         self.connections_refused = 0
         self.accept_failures = 0
         """Connections that met a process without descriptors."""
@@ -111,7 +109,6 @@ class Metrics(Collector):
         # A copy: scrapes run in a thread.
         for (status, code), count in sorted(self.refused.copy().items()):
             requests.add_metric([str(status), code], count)
-        requests.add_metric(["400", "malformed_http"], self.malformed)
         yield requests
         yield _by_reason(
             "batch_failures", "Batches that Redis did not confirm, by reason.", self.batch_failures

@@ -2,7 +2,7 @@
 
 | step | in the intake | here |
 | --- | --- | --- |
-| head read, account and URL known | aiohttp's parser, `Intake.read_head` | by layout and target (ingest.heads) |
+| head read, account and URL known | `read_head`, `Intake.read_head` | by layout and target (ingest.heads) |
 | parameters read, in signed order | `parse_parameters`, `v3_texts` | by layout (ingest.forms) |
 | signature | HMAC, compared in constant time | the same |
 | stored | `RawCallback`, as it came | the same |
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from ingest.accounts import Holder, signer
-from ingest.borrowed import OrdinaryHead
 from ingest.forms import Forms
 from ingest.heads import HeadLayout, HeadLayouts
 from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
 from ingest.readings import covered_readings
+from ingest.request_heads import RequestHead
 from ingest.signatures import listed_values, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.errors import NotDecodableError
@@ -45,10 +45,11 @@ class _Dialled(NamedTuple):
 class Quick:
     """The quick way of one process, for peers whose word about forwarded hosts is believed, or for those without."""
 
-    __slots__ = ("_dialled", "_forms", "_intake", "_mains", "heads")
+    __slots__ = ("_dialled", "_forms", "_intake", "_learns", "_mains", "heads")
 
-    def __init__(self, intake: Intake, forms: Forms) -> None:
+    def __init__(self, intake: Intake, forms: Forms, *, learns: bool = True) -> None:
         self._intake = intake
+        self._learns = learns and intake.verifies
         self._mains = intake.accounts.mains
         self._forms = forms
         self._dialled: dict[HeadLayout, dict[bytes, _Dialled]] = {}
@@ -75,15 +76,15 @@ class Quick:
         callback = RawCallback("POST", query, content_type, body, received_at_ms, auth_id)
         return Accepted(crc32(session_uuid.encode()), encode_callback(callback))
 
-    def learn(self, ordinary: OrdinaryHead, head: Head, body: bytes) -> None:
+    def learn(self, ordinary: RequestHead, head: Head, body: bytes) -> None:
         """Remember what is common about a request that the intake accepted."""
-        if not self._intake.verifies or not _bears_v3(ordinary):
+        if not self._learns or not _bears_v3(ordinary):
             return
         if not body or covered_readings(head.content_type, body) != ("form",):
             return  # the intake may have read it as JSON, or may so read the next
         self._forms.learn(body)
-        target = ordinary.target.encode("utf-8", "surrogateescape")
-        layout = self.heads.find(b"\r\n".join([*ordinary.lines, b"", b""]))
+        target = ordinary.target.encode()
+        layout = self.heads.find(ordinary.raw)
         if layout is None:
             self.heads.learn(ordinary)
             # Forgotten with the layout that it belongs to.
@@ -107,7 +108,7 @@ def _values(signature: bytes) -> list[bytes]:
     return [signature] if signature else []
 
 
-def _bears_v3(ordinary: OrdinaryHead) -> bool:
+def _bears_v3(ordinary: RequestHead) -> bool:
     headers = ordinary.headers
     return bool(
         headers.get(NONCE_V3, "") and (headers.get(SIGNATURE_V3, "") or headers.get(SIGNATURE_MA_V3, ""))

@@ -22,7 +22,7 @@ _log = get_logger("maskline.ingest")
 
 
 class Asked(Protocol):
-    """What is told of a refused request; aiohttp's have it."""
+    """What is told of a refused request. The path is empty where none could be read."""
 
     @property
     def remote(self) -> str | None: ...
@@ -60,7 +60,7 @@ class RefusalLog:
             status=refused.status,
             reason=code,
             detail=refused.detail,
-            url=self._origin.base("", path, request.headers, secure=request.secure, peer=peer)[:200],
+            url=path and self._origin.base("", path, request.headers, secure=request.secure, peer=peer)[:200],
             client=self._origin.client(request.headers, peer),
             unlogged_before=self._unlogged.pop(reason, 0),
             **({"hint": hint} if hint else {}),

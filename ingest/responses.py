@@ -1,18 +1,11 @@
-"""Answers as bytes: made whole, written with one call, in place of aiohttp's own response objects.
+"""Answers as bytes: made whole, written with one call."""
 
-aiohttp asks a response for `prepare`, `write_eof` and `keep_alive`. These here write head and body in
-`prepare`; the general way of doing the same is a good part of what a request costs.
-"""
-
-import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
 from time import time
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
 
 from ingest.intake import Refused
 
@@ -23,33 +16,18 @@ RETRY_AFTER_S: Final = 1
 """Redis is back within seconds or not for long; a sender that waits longer loses its own deadline."""
 
 
-class Answer(web.StreamResponse):
+class Answer:
     """A whole response. It keeps nothing of the request, so one may serve any number of them."""
 
+    __slots__ = ("_bytes", "_content", "_head", "_second", "_tail")
+
     def __init__(self, status: int, *, headers: str = "", body: bytes = b"", close: bool = False) -> None:
-        super().__init__(status=status)
-        self._closes = close
         connection = "Connection: close\r\n" if close else ""
         self._head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}{connection}".encode()
         self._tail = b"Content-Length: %d\r\n\r\n" % len(body)
         self._content = body
         self._bytes = b""
         self._second = 0
-
-    @property
-    def keep_alive(self) -> bool:
-        return not self._closes
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        """Write the response. Raises ConnectionResetError where the client is gone, which aiohttp expects."""
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        whole = self.whole()
-        transport.write(whole if request.method != "HEAD" else whole.removesuffix(self._content))
-        if request.protocol.writing_paused:
-            await _drained(request, transport)
-        return None
 
     def whole(self) -> bytes:
         """Head and body, as they are this second."""
@@ -60,28 +38,16 @@ class Answer(web.StreamResponse):
             self._bytes = self._head + date + self._tail + self._content
         return self._bytes
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left to write."""
-
-
-async def _drained(request: web.BaseRequest, transport: asyncio.Transport) -> None:
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await request.writer.drain()
-    except TimeoutError:
-        transport.abort()
-        raise ConnectionResetError("the client does not read") from None
+    def head(self) -> bytes:
+        """What answers HEAD: the same without the body."""
+        return self.whole().removesuffix(self._content)
 
 
 TAKEN: Final = Answer(200)
 TAKEN_AND_CLOSE: Final = Answer(200, close=True)
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _HEADERS: Final = {405: "Allow: GET, POST\r\n", 503: f"Retry-After: {RETRY_AFTER_S}\r\n"}
-
-
-def closes(request: web.BaseRequest) -> bool:
-    """Whether the connection ends with this request. HTTP/1.0 clients are not kept: they must expect it."""
-    return not request.keep_alive or request.version != HttpVersion11
 
 
 def refusal(refused: Refused, *, close: bool) -> Answer:

@@ -102,6 +102,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "9090 ingest, 9091 worker",
         ),
     ] = None
+    keepalive_s: Annotated[
+        # A day is longer than any proxy keeps a connection.
+        int,
+        About(
+            whole(1, 24 * 3_600),
+            "how long an idle connection is kept: longer than the proxy before it keeps it",
+        ),
+    ] = 620
     stop_delay_ms: Annotated[
         # Longer than any load balancer takes to notice; a slip of the finger must not hold a roll-out for hours.
         int,

@@ -1,4 +1,4 @@
-"""Heads: as aiohttp's parser reads them by itself, and by their layout."""
+"""Heads by their layout: what fits one is read the same as by the reader of any head."""
 
 import re
 
@@ -8,49 +8,29 @@ from hypothesis import strategies as st
 from ingest_kit import Request
 
 from ingest import heads
-from ingest.borrowed import END, Heads, tried_heads
-from ingest.heads import GROUPS, HeadLayout, HeadLayouts
+from ingest.heads import GROUPS, HeadLayout, HeadLayouts, is_ordinary
+from ingest.request_heads import END, RequestHead, read_head
 
-READ = Heads().read
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
 
 
-def lines(head: bytes) -> list[bytes]:
-    return head.removesuffix(END).split(b"\r\n")
-
-
-def joined(*parts: bytes) -> bytes:
-    return b"\r\n".join(parts) + END
+def ordinary_head(head: bytes) -> RequestHead | None:
+    """A head, if it is an ordinary one."""
+    found = head.find(END) + len(END)
+    if found != len(head):
+        return None
+    read = read_head(head)
+    return read if isinstance(read, RequestHead) and is_ordinary(read) else None
 
 
 def learned(*given_heads: bytes) -> HeadLayouts:
     layouts = HeadLayouts()
     for head in given_heads:
-        ordinary = READ(head)
+        ordinary = ordinary_head(head)
         assert ordinary is not None
         for _ in range(heads.LEARN_AFTER):
             layouts.learn(ordinary)
     return layouts
-
-
-def test_what_is_borrowed_is_there():
-    assert tried_heads() is not None
-
-
-def test_what_is_borrowed_may_be_gone(monkeypatch):
-    import aiohttp.http
-
-    monkeypatch.setattr(aiohttp.http, "HttpRequestParser", lambda *_, **__: object())
-    assert tried_heads() is None
-    monkeypatch.delattr(aiohttp.http, "HttpRequestParser")
-    assert tried_heads() is None
-
-
-def test_an_ordinary_head():
-    head = READ(HEAD)
-    assert head is not None
-    assert (head.target, head.length, head.lines) == ("/callbacks", 3, lines(HEAD))
-    assert head.headers.get("host", "") == "hooks.example.com"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +42,7 @@ def test_an_ordinary_head():
         HEAD.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
         HEAD.replace(b"Content-Length: 3", b"Content-Length: 3\r\nTransfer-Encoding: chunked"),
         *(HEAD[:-2] + line + END for line in (
-            b"Connection: close", b"Connection: upgrade\r\nUpgrade: websocket", b"Expect: 100-continue",
+            b"Connection: close", b"Expect: 100-continue",
             b"Content-Encoding: gzip", b"Content-Encoding: x", b"no colon", b"X Y: z", b"X-Folded: a\r\n b", b"X: a\0b",
             b"X: a\nY: b", b"X: a\rY: b",
         )),
@@ -71,23 +51,13 @@ def test_an_ordinary_head():
         HEAD.replace(b"Host:", b"X:"),
     ],
 )  # fmt: skip
-def test_heads_that_are_aiohttps(head):
-    assert READ(head) is None
-
-
-@pytest.mark.parametrize(
-    ("beginning", "broken"),
-    [(b"POST /", False), (HEAD[:-2], False), (HEAD[:40], False), (b"POST /a b c\r\n", True),
-     (HEAD[:-2] + b"no\r\n", True),
-     (HEAD, True), (b"POST /x HTTP/1.1\r\nX: " + b"x" * 16_400, True)],
-)  # fmt: skip
-def test_a_head_that_breaks_off(beginning, broken):
-    assert Heads().breaks_off(beginning) == broken
+def test_heads_that_are_not_ordinary(head):
+    assert ordinary_head(head) is None
 
 
 def test_a_layout_is_learned_after_a_while():
     layouts = HeadLayouts()
-    ordinary = READ(HEAD)
+    ordinary = ordinary_head(HEAD)
     for _ in range(heads.LEARN_AFTER - 1):
         layouts.learn(ordinary)
         assert layouts.find(HEAD) is None
@@ -105,21 +75,21 @@ def test_what_is_learned_is_bounded(monkeypatch):
     monkeypatch.setattr(heads, "LEARN_AFTER", 1)
     layouts = HeadLayouts()
     for number in range(3 * heads.KNOWN_MAX):
-        layouts.learn(READ(HEAD[:-2] + b"X-%d: 1" % number + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + END))
         assert 0 < len(layouts.known) <= heads.KNOWN_MAX
     assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + END) is layouts.known[0]
     monkeypatch.setattr(heads, "LEARN_AFTER", 2)
     for number in range(3 * heads.SEEN_MAX):
-        layouts.learn(READ(HEAD[:-2] + b"Y-%d: 1" % number + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"Y-%d: 1" % number + END))
         assert 0 < len(layouts._seen) <= heads.SEEN_MAX
 
 
 def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
     monkeypatch.setattr(heads, "LEARN_AFTER", 1)
     layouts = HeadLayouts()
-    layouts.learn(READ(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
-    layouts.learn(READ(HEAD.replace(b"Host: ", b"Host:")))
-    layouts.learn(READ(HEAD[:-2] + "X-Some: é".encode() + END))
+    layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
+    layouts.learn(ordinary_head(HEAD.replace(b"Host: ", b"Host:")))
+    layouts.learn(ordinary_head(HEAD[:-2] + "X-Some: é".encode() + END))
     assert not layouts.known
 
 
@@ -156,7 +126,7 @@ def test_a_head_that_fits_a_layout_is_read_the_same_by_the_parser(head):
     if layout is None:
         return
     match = layout.match(head)
-    ordinary = READ(head[: match.end()])
+    ordinary = ordinary_head(head[: match.end()])
     assert ordinary is not None
     target, length, signature, main_signature, nonce = (part.decode() for part in match.group(*layout.groups))
     assert (target, int(length)) == (ordinary.target, ordinary.length)
@@ -178,7 +148,7 @@ def test_what_decides_is_compared_byte_by_byte(name):
 
 
 def test_a_layout_reads_nothing_before_or_after():
-    layout = HeadLayout(heads._pattern(READ(HEAD)))
+    layout = HeadLayout(heads._pattern(ordinary_head(HEAD)))
     assert layout.match(b" " + HEAD) is None
     assert layout.match(HEAD[:-1]) is None
 
@@ -187,9 +157,9 @@ def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
     monkeypatch.setattr(heads, "LEARN_AFTER", 2)
     layouts = HeadLayouts()
     for _ in range(2):
-        layouts.learn(READ(HEAD))
+        layouts.learn(ordinary_head(HEAD))
     for _ in range(50):
-        layouts.learn(READ(HEAD[:-2] + b"X-Tab: a\tb" + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"X-Tab: a\tb" + END))
     assert len(layouts.known) == 1
     assert layouts.find(HEAD) is layouts.known[0]
 
@@ -199,5 +169,5 @@ def test_signatures_may_be_listed_with_blanks(monkeypatch):
     layouts = HeadLayouts()
     head = HEAD.replace(b"X-Plivo-Signature-V3: ", b"X-Plivo-Signature-V3: aaa=, ")
     assert head != HEAD
-    layouts.learn(READ(head))
+    layouts.learn(ordinary_head(head))
     assert layouts.find(head) is not None

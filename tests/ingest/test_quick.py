@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
 from ingest import heads, quick
-from ingest.borrowed import END, Heads
 from ingest.forms import Forms
+from ingest.heads import is_ordinary
 from ingest.intake import Accepted, Intake, Refused
 from ingest.quick import Quick
+from ingest.request_heads import END, RequestHead, read_head
 from ingest.signatures import sign_v2, sign_v3
 from schemas.parameters import Parameters
 
-READ = Heads().read
 NOW = 1_700_000_000_000
 INTAKE = Intake(
     node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN), (SUB, "old"), (SUB, SUB_TOKEN)))
@@ -26,8 +26,9 @@ INTAKE = Intake(
 def by_intake(request: bytes, intake: Intake = INTAKE, way: Quick | None = None) -> Accepted | Refused:
     """The intake's decision; `way` learns from it as a connection has it learn."""
     head, _, body = request.partition(END)
-    ordinary = READ(head + END)
-    assert ordinary is not None
+    ordinary = read_head(head + END)
+    assert isinstance(ordinary, RequestHead)
+    assert is_ordinary(ordinary)
     read = intake.read_head("POST", ordinary.target, ordinary.headers)
     if isinstance(read, Refused):
         return read
