@@ -19,20 +19,22 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/maskline/bin/python -I -c 'import schemas._shapes, worker._entries, worker._order, worker._wire'
 
 FROM python:3.11-slim
-# The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over.
+# The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over. The default,
+# ./spool, leads there by a link: a setting of the image's own would win over the file that MASKLINE_CONFIG names.
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin maskline \
-    && install --directory --owner maskline --group maskline /var/lib/maskline/spool
+    && install --directory --owner maskline --group maskline /var/lib/maskline/spool \
+    && install --directory /app \
+    && ln --symbolic /var/lib/maskline/spool /app/spool
 COPY --from=build /opt/maskline /opt/maskline
 ENV PATH=/opt/maskline/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    MASKLINE_ADMIN_PORT=9090 \
-    MASKLINE_SPOOL_DIR=/var/lib/maskline/spool
+    PYTHONDONTWRITEBYTECODE=1
 # Handler modules mounted below are found by their dotted names: /app/my_handlers/fares.py is my_handlers.fares.
 WORKDIR /app
 USER maskline
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['MASKLINE_ADMIN_PORT'] + '/healthz', timeout=4)"]
+# The admin port is not exposed: it answers inside the container alone unless MASKLINE_ADMIN_HOST says otherwise, and is
+# for nobody outside. Handler modules are imported before a worker answers: hence a start period of a minute.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 CMD ["maskline", "health"]
 ENTRYPOINT ["maskline"]
 CMD ["ingest"]

@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "ingest": Command("ingest.__main__", "an ingest node: takes callbacks in"),
     "worker": Command("worker.__main__", "a worker: puts events in order and runs your handlers"),
     "simulate": Command("console.simulate.command", "play simulated masking sessions against a URL"),
+    "health": Command("console.health", "are the processes of this machine, or container, well: for probes"),
     "status": Command("console.status", "who owns which partitions and what waits"),
     "dead": Command("console.dead", "list and show callbacks that could not be handled"),
     "settings": Command("console.settings", "every setting with its value, default and meaning"),

@@ -27,7 +27,7 @@ from console.embedded import EmbeddedServer
 from console.simulate.command import DEFAULT_URL
 from console.simulate.player import Target
 from console.view import Counts, View
-from ingest.node import ADMIN_PORT, IngestNode
+from ingest.node import IngestNode
 from runtime.arguments import Parser
 from runtime.binding import is_free
 from runtime.logs import configure_logging, wait_for_no_reader
@@ -36,8 +36,8 @@ from runtime.store import Store
 from schemas.errors import ConfigError, RedisUnavailableError
 from schemas.keys import Keys
 from schemas.parameters import Parameters
-from schemas.settings import Settings, SettingsReading, read_settings
-from worker.node import ADMIN_PORT_DEFAULT, WorkerNode
+from schemas.settings import ADMIN_PORTS, Settings, SettingsReading, read_settings
+from worker.node import WorkerNode
 
 PORTS_TRIED: Final = 100
 """From the default upwards; somebody who runs more than that on one machine sets the port."""
@@ -92,8 +92,8 @@ class Dev:
             await ingest.start()
             stack.push_async_callback(ingest.stop)
             if settings.admin_port is None:
-                self._say_port("the admin port of ingest", ADMIN_PORT, ingest.admin_port)
-                self._say_port("the admin port of the worker", ADMIN_PORT_DEFAULT, worker.admin.port)
+                self._say_port("the admin port of ingest", ADMIN_PORTS["ingest"], ingest.admin_port)
+                self._say_port("the admin port of the worker", ADMIN_PORTS["worker"], worker.admin.port)
             await _until_ready(ingest.admin_url, worker.admin_url)
             account = find_account(settings, None, None)
             self._greet(settings, account, ingest, worker)

@@ -18,6 +18,11 @@ def main(argv: list[str] | None = None) -> int:
             from runtime import first_signals  # noqa: PLC0415
 
             first_signals.take()
+        if sys.argv[1:2] == ["health"]:
+            # A probe runs every few seconds: it does without what other commands load, most of which is the event loop.
+            from console.health import end  # noqa: PLC0415
+
+            end(sys.argv[2:])
     from console.commands import dispatch  # noqa: PLC0415
     from runtime.process import cli  # noqa: PLC0415
 

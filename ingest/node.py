@@ -22,13 +22,13 @@ from runtime.binding import ListenError
 from runtime.descriptors import descriptors_max, for_clients
 from runtime.listener import Listener
 from runtime.logs import get_logger
+from runtime.notes import Note
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
 from schemas.errors import ConfigError
 from schemas.hosts import authority
-from schemas.settings import Settings
+from schemas.settings import ADMIN_PORTS, Settings
 
-ADMIN_PORT: Final = 9090
 BACKLOG: Final = 1024
 """Connections the kernel holds while the loop is busy: a burst after a failover of the load balancer."""
 
@@ -76,7 +76,7 @@ class IngestNode:
         registry.register(self.metrics)
         self.metrics.gauges = self._gauges
         self.metrics.background_failures = self._tasks.failures
-        admin_port = ADMIN_PORT if settings.admin_port is None else settings.admin_port
+        admin_port = ADMIN_PORTS["ingest"] if settings.admin_port is None else settings.admin_port
         self._admin = AdminServer(
             settings.admin_host,
             admin_port + index if admin_port else 0,
@@ -85,6 +85,7 @@ class IngestNode:
             registry=registry,
             search=settings.admin_port is None,
             avoid=settings.port,
+            note=Note.of("ingest", settings),
         )
         self.port = settings.port
         """The port asked for; once started, the real one."""

@@ -18,6 +18,7 @@ from runtime.binding import ListenError
 from runtime.descriptors import is_short
 from runtime.listener import Listener
 from runtime.logs import get_logger
+from runtime.notes import LeftNote, Note, dialable, leave
 from schemas.errors import ConfigError
 
 STOP_TIMEOUT_S: Final = 1.0
@@ -45,6 +46,7 @@ class AdminServer:
     """Serves the admin port of one process. `start` raises ConfigError where it cannot listen.
 
     `search`: where the port is taken, the next free one does, except `avoid`, which something else is to have.
+    `note`: left for `maskline health`, as long as it serves.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class AdminServer:
         registry: prometheus_client.CollectorRegistry,
         search: bool = False,
         avoid: int = 0,
+        note: Note | None = None,
     ) -> None:
         self._hosts = hosts
         self.port = port
@@ -64,6 +67,8 @@ class AdminServer:
         self._ports = [port]
         if search:
             self._ports = [port for port in range(port, port + PORTS_TRIED) if port != avoid]
+        self._note = note
+        self._left: LeftNote | None = None
         self._live = live
         self._ready = ready
         self._registry = registry
@@ -105,6 +110,8 @@ class AdminServer:
         self.port = listener.port
         if wanted not in (0, self.port):
             _log.info("the admin port is taken, the next free one is used", taken=wanted, port=self.port)
+        if self._note is not None:
+            self._leave(msgspec.structs.replace(self._note, addresses=dialable(listener.addresses)))
 
     def _open(self, listener: Listener) -> None:
         for port in self._ports:
@@ -116,7 +123,18 @@ class AdminServer:
             else:
                 return
 
+    def _leave(self, note: Note) -> None:
+        try:
+            self._left = leave(note)
+        except OSError as error:
+            # It then asks where the settings say, which is right unless the port came out otherwise.
+            log = _log.info if self.port == self._ports[0] else _log.warning
+            log("no note can be left for `maskline health`: it needs a /tmp to write to", reason=str(error))
+
     async def stop(self) -> None:
+        if self._left is not None:
+            self._left.remove()
+            self._left = None
         if self._listener is not None:
             await self._listener.close()
         await self._runner.cleanup()

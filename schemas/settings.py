@@ -46,6 +46,8 @@ MINUTE_MS: Final = 60_000
 YEAR_S: Final = 31_536_000
 GIB: Final = 1 << 30
 PORT: Final = whole(0, 65_535)  # 0 takes any free port
+ADMIN_PORTS: Final = {"ingest": 9090, "worker": 9091}
+"""Where MASKLINE_ADMIN_PORT is not set."""
 SEQUENCE_MAX: Final = 2**53 - 1  # what a JSON number holds exactly
 
 
@@ -99,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             PORT,
             "port of the same; with `--processes`, each takes the next one. Not set and taken: the next free port, "
             "logged; set and taken: exit 2",
-            "9090 ingest, 9091 worker",
+            ", ".join(f"{port} {command}" for command, port in ADMIN_PORTS.items()),
         ),
     ] = None
     keepalive_s: Annotated[

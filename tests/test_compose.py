@@ -1,5 +1,6 @@
 """The container files against the code: names and values of settings, packages, commands, times."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from console.commands import COMMANDS
-from schemas.settings import SETTINGS, Settings, load_settings
+from console.health import TIMEOUT_S
+from schemas.settings import ADMIN_PORTS, SETTINGS, Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -32,17 +34,45 @@ def compose_settings(environ):
 
 
 def test_the_values_are_taken():
-    image = dict(re.findall(r"\b(MASKLINE_\w+)=(\S+)", DOCKERFILE))
-    settings = load_settings(image | compose_settings({"MASKLINE_AUTH_TOKENS": "MA1:token"}))
+    settings = load_settings(compose_settings({"MASKLINE_AUTH_TOKENS": "MA1:token"}))
     assert settings == Settings(
         redis_url="redis://redis:6379/0",
         auth_tokens=(("MA1", "token"),),
-        admin_port=9090,
-        spool_dir=Path("/var/lib/maskline/spool"),
+        admin_host="0.0.0.0",  # noqa: S104 - within the network of the containers
     )
-    assert f"- spool:{settings.spool_dir}" in COMPOSE
     assert f'"8080:{settings.port}"' in COMPOSE
     assert re.search(rf"^EXPOSE {settings.port}$", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_image_sets_nothing_that_would_win_over_a_file_of_settings():
+    assert not re.findall(r"^(?!#).*\bMASKLINE_", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_spool_is_where_the_volume_is():
+    """By its default, below the working directory, which is a link."""
+    (workdir,) = re.findall(r"^WORKDIR (\S+)$", DOCKERFILE.rpartition("\nFROM ")[2], re.MULTILINE)
+    (volume,) = re.findall(r"- spool:(\S+)$", COMPOSE, re.MULTILINE)
+    assert f"ln --symbolic {volume} {workdir}/{Settings().spool_dir}" in DOCKERFILE
+    assert f"install --directory --owner maskline --group maskline {volume}" in DOCKERFILE
+
+
+def test_the_admin_port_is_for_the_network_of_the_containers_alone():
+    services = dict(re.findall(r"^  (ingest|worker):\n((?:    .*\n|\n)+)", COMPOSE, re.MULTILINE))
+    for command, port in ADMIN_PORTS.items():
+        assert re.search(rf'^    expose:\n      - "{port}"$', services[command], re.MULTILINE)
+        assert "MASKLINE_ADMIN_HOST: 0.0.0.0" in services[command]
+        published = re.findall(r"^    ports:\n((?:      - .*\n)+)", services[command], re.MULTILINE)
+        assert not any(str(port) in entry for port in ADMIN_PORTS.values() for entry in published)
+    assert not re.search(r"^EXPOSE .*90", DOCKERFILE, re.MULTILINE)
+
+
+def test_the_health_check_is_the_command_and_has_longer_than_it_takes():
+    ((options, command),) = re.findall(r"^HEALTHCHECK (.*)CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert json.loads(command) == ["maskline", "health"]
+    assert "health" in COMMANDS
+    (timeout_s,) = re.findall(r"--timeout=(\d+)s", options)
+    # And a second or two to start, on a machine that is busy.
+    assert int(timeout_s) >= TIMEOUT_S + 2
 
 
 def test_containers_are_given_longer_than_the_stop_takes():

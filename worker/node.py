@@ -15,10 +15,11 @@ from prometheus_client import CollectorRegistry
 from runtime.admin import AdminServer, Health
 from runtime.hygiene import ServerReport
 from runtime.logs import get_logger
+from runtime.notes import Note
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
 from schemas.keys import Keys
-from schemas.settings import Settings
+from schemas.settings import ADMIN_PORTS, Settings
 from worker.commits import Committer
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
@@ -37,8 +38,6 @@ from worker.suspects import Suspects
 from worker.trials import Trials
 from worker.verification import HistoryVerifier
 from worker.watchdog import Watchdog
-
-ADMIN_PORT_DEFAULT = 9091
 
 STEP_MAX_S: Final = 0.5
 """For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a
@@ -77,12 +76,12 @@ class WorkerNode:
             settings, self._keys, self.background, f"maskline-worker-{self.worker_id}",
             self._servers_changed, self._verify,
         )  # fmt: skip
-        port = ADMIN_PORT_DEFAULT if settings.admin_port is None else settings.admin_port
+        port = ADMIN_PORTS["worker"] if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
             settings.admin_host, port + self._index if port else 0,
             live=self._live, ready=self._ready, registry=registry,
-            search=settings.admin_port is None, avoid=settings.port,
+            search=settings.admin_port is None, avoid=settings.port, note=Note.of("worker", settings),
         )  # fmt: skip
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)

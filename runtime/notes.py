@@ -1,0 +1,182 @@
+"""Notes of where admin ports are: left by every node, read by `maskline health`, which cannot know which port was free.
+
+- A note is a file below `maskline-<uid>` in TMPDIR, /tmp or /dev/shm, the first that can be written. A container with a
+  read-only file system has one of them at least.
+- Its process keeps it locked (flock) as long as it lives, however it ends. What nobody has locked is left over, and is
+  removed by whoever meets it.
+- It names the settings that decide where a process listens and whose it is, so that several of them on a machine are
+  told apart.
+- The directory is locked as well: systemd-tmpfiles, which removes old files, leaves those of locked directories alone.
+
+Without a note (nowhere to write, another user) `maskline health` asks where the settings say.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from schemas.hosts import LOOPBACKS
+from schemas.settings import Settings
+
+NOTE_MAX_BYTES: Final = 65_536
+"""Of one file; a hundred addresses take a tenth."""
+NOTES_MAX: Final = 4_096
+"""Files that are looked at: more than there can be processes on a machine."""
+
+_SUFFIX: Final = ".json"
+
+
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process's admin port is, and whose process it is."""
+
+    command: str
+    """`ingest` or `worker`."""
+    namespace: str
+    group: str
+    """Of a worker; empty for ingest, which has none."""
+    admin_host: str
+    admin_port: int | None
+    """Both as they were set, not as they came out."""
+    pid: int
+    addresses: tuple[tuple[str, int], ...] = ()
+    """Where to dial: addresses and ports."""
+
+    @classmethod
+    def of(cls, command: str, settings: Settings) -> Self:
+        """What the note of this command has with these settings, before it listens."""
+        return cls(
+            command=command, namespace=settings.namespace, group=settings.group if command == "worker" else "",
+            admin_host=settings.admin_host, admin_port=settings.admin_port, pid=os.getpid(),
+        )  # fmt: skip
+
+    def is_of(self, command: str, settings: Settings) -> bool:
+        """Whether a process of this command with these settings has left it."""
+        other = Note.of(command, settings)
+        return all(
+            getattr(self, field) == getattr(other, field)
+            for field in ("command", "namespace", "group", "admin_host", "admin_port")
+        )
+
+
+class LeftNote:
+    """A note of this process."""
+
+    def __init__(self, directory: int, name: str, file: int) -> None:
+        self._directory = directory
+        self._name = name
+        self._file = file
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._file)
+        os.close(self._directory)
+
+
+def dialable(addresses: list[tuple[Any, ...]]) -> tuple[tuple[str, int], ...]:
+    """Where to dial sockets that listen on these addresses, which are as `getsockname` has them."""
+    return tuple((_dialable(*address), address[1]) for address in addresses)
+
+
+def leave(note: Note) -> LeftNote:
+    """Write a note of this process. Raises OSError where there is no place for it."""
+    troubles: list[OSError] = []
+    for place in _places():
+        try:
+            directory = _open_directory(place, make=True)
+        except OSError as error:
+            troubles.append(error)
+            continue
+        try:
+            for _ in _live(directory):
+                pass  # removes what was left over, so that nothing piles up where nobody asks
+            left = _write(directory, note)
+            fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            troubles.append(error)
+            os.close(directory)
+        else:
+            return left
+    raise troubles[0]
+
+
+def read_notes() -> list[Note]:
+    """The notes of all processes of this user that live."""
+    found = []
+    for place in _places():
+        with contextlib.suppress(OSError):
+            directory = _open_directory(place, make=False)
+            try:
+                for data in _live(directory):
+                    with contextlib.suppress(msgspec.MsgspecError):
+                        found.append(msgspec.json.decode(data, type=Note))
+            finally:
+                os.close(directory)
+    return found
+
+
+def _places() -> list[Path]:
+    places = (os.environ.get("TMPDIR", ""), "/tmp", "/dev/shm")  # noqa: S108 - _open_directory checks whose it is
+    return list(dict.fromkeys(path for place in places if (path := Path(place)).is_absolute()))
+
+
+def _open_directory(place: Path, *, make: bool) -> int:
+    """The directory of this user. Raises OSError, also where it could be somebody else's doing."""
+    path = place / f"maskline-{os.geteuid()}"
+    if make:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(0o700)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    about = os.fstat(directory)
+    if about.st_uid != os.geteuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        os.close(directory)
+        raise PermissionError(f"{path} belongs to somebody else")
+    return directory
+
+
+def _write(directory: int, note: Note) -> LeftNote:
+    name = f"{note.command}-{note.pid}-{os.urandom(4).hex()}"
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(file, msgspec.json.encode(note))
+        # Only now it bears a name that is looked at: nobody reads half of it, or finds it without its lock.
+        os.rename(name, name + _SUFFIX, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+        os.close(file)
+        raise
+    return LeftNote(directory, name + _SUFFIX, file)
+
+
+def _live(directory: int) -> Iterator[bytes]:
+    """What stands in the notes whose processes live; the others are removed."""
+    names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
+    for name in names[:NOTES_MAX]:
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except OSError:  # gone meanwhile
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield os.read(file, NOTE_MAX_BYTES)
+        except OSError:  # a file system without locks: nothing can be known
+            continue
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(file)
+
+
+def _dialable(host: str, _port: int, _flow: int = 0, scope: int = 0) -> str:
+    host = LOOPBACKS.get(host, host)
+    return f"{host}%{scope}" if scope else host
