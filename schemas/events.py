@@ -253,6 +253,26 @@ AnyEvent = (
 )
 """Every concrete event: for `match`, and for msgspec to tell them by their tag."""
 
+MAY_OPEN_CALL: Final[frozenset[type[Event]]] = frozenset(
+    (
+        SessionFirstPartyInitiated,
+        SessionFirstPartyRinging,
+        SessionSecondPartyInitiated,
+        SessionSecondPartyRing,
+        SessionVirtualNumberAnswer,
+        UnknownEvent,
+    )
+)
+"""Status events that may be the first of a call: those that report that a leg begins. Plivo's pages differ in which do:
+the older ones know no `…Initiated`, and a call that comes in lands on the virtual number or shows by the party that is
+dialled. All others report what becomes of a leg, of a call or of the session, and so come after another. A new name may
+be a new first event, as `…Initiated` was once."""
+
+MAY_OPEN_RECORDING: Final[frozenset[type[Event]]] = frozenset(
+    (SessionRecordingInitiated, SessionRecordingFailed, UnknownEvent)
+)
+"""The same of recording events that count apart: a recording begins, or could not begin."""
+
 EVENT_TYPES: Final[dict[str, type[Event]]] = {
     event_type.__name__: event_type for event_type in get_args(AnyEvent) if event_type is not UnknownEvent
 }

@@ -193,7 +193,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     held_max: Annotated[
         # The cost of an arrival grows with what is held: a thousand take a third of a second to drain.
         int,
-        About(whole(1, 1_000), "events of one session that wait for a missing number; more give it up"),
+        About(
+            whole(1, 1_000),
+            "events of one session that wait for a missing number or the opening of a call; more give it up",
+        ),
     ] = 256
     first_sequence: Annotated[
         int,

@@ -14,14 +14,14 @@ from worker._slots cimport at_slot, check_fields, slot_of
 
 from schemas.callback import CALLBACK_FIELD
 from schemas.errors import UndecodableEntryError
-from schemas.events import Event, SessionTimeout, UnknownEvent
+from schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, SessionTimeout, UnknownEvent
 from worker.reorder import Arrival
 from worker.session import Entry
 
 cdef enum:
     DIGITS_MAX = 15  # of milliseconds in an ID
 
-check_fields(Arrival, "number fingerprint timestamp_us recording ends_session arrived_ms payload")
+check_fields(Arrival, "number fingerprint timestamp_us recording ends_session may_open arrived_ms payload")
 check_fields(Entry, "entry_id encoded received_at_ms replayed event")
 
 cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
@@ -29,6 +29,9 @@ cdef Py_ssize_t EVENT = slot_of(Entry, "event")
 cdef Py_ssize_t SESSION_UUID = slot_of(Event, "session_uuid")
 cdef Py_ssize_t EVENT_TIMESTAMP = slot_of(Event, "event_timestamp")
 cdef Py_ssize_t SEQUENCE_NUMBER = slot_of(Event, "sequence_number")
+
+cdef frozenset OPENS_CALL = MAY_OPEN_CALL
+cdef frozenset OPENS_RECORDING = MAY_OPEN_RECORDING
 
 
 cdef class EntryReader:
@@ -99,7 +102,8 @@ cdef class EntryReader:
             timestamp_us = self.timestamps_us[moment] if found == NULL else <object>found
         entry = Entry(entry_id, encoded, decoded[2], decoded[3], event)
         return Arrival(
-            at_slot(event, SEQUENCE_NUMBER), decoded[1], timestamp_us, recording, kind is SessionTimeout, arrived_ms, entry,
+            at_slot(event, SEQUENCE_NUMBER), decoded[1], timestamp_us, recording, kind is SessionTimeout,
+            kind in (OPENS_RECORDING if recording else OPENS_CALL), arrived_ms, entry,
         )
 
 

@@ -250,12 +250,12 @@ cpdef plain_outcomes(session, arrival, policy):
     if number is None or at_slot(arrival, ENDS_SESSION) is True or type(state) is not SessionState:
         return None
     recording = at_slot(arrival, IS_RECORDING)
-    if waiting and not wait_plainly(waiting, arrival, number, recording, policy):
-        return None
     lane = at_slot(state, RECORDING if recording else STATUS)
     if type(lane) is not LaneState or at_slot(lane, FLOOR_US) is not None or at_slot(lane, ENDING_US) is not None:
         return None
     following = at_slot(lane, NEXT)
+    if waiting and not wait_plainly(waiting, arrival, number, recording, following, policy):
+        return None
     if following is None:
         first_sequence = policy.first_sequence
         if at_slot(lane, RUN) or number < first_sequence:
@@ -300,14 +300,19 @@ cdef int release_followers(session, list waiting, number, bint recording, list o
     return 0
 
 
-cdef bint wait_plainly(list waiting, arrival, number, bint recording, policy) except -1:
-    """Whether what waits is in one lane with the arrival, has numbers of its own, and waits on."""
+cdef bint wait_plainly(list waiting, arrival, number, bint recording, following, policy) except -1:
+    """Whether what waits is in one lane with the arrival, waits for the numbers before it, which are its own, and waits on.
+
+    What is undecided may be late with the next release.
+    """
     cdef object held
     if len(waiting) > WAITING_MAX:
         return False
     numbers = {number}
     for held in waiting:
         if type(held) is not Arrival or at_slot(held, IS_RECORDING) != recording:
+            return False
+        if following is not None and at_slot(held, NUMBER) < following:
             return False
         numbers.add(at_slot(held, NUMBER))
     expires_ms = at_slot(waiting[0], ARRIVED_MS) + policy.gap_timeout_ms

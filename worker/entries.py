@@ -6,7 +6,14 @@ from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
 from schemas.errors import UndecodableEntryError
-from schemas.events import EVENT_TYPES, Event, SessionTimeout, UnknownEvent
+from schemas.events import (
+    EVENT_TYPES,
+    MAY_OPEN_CALL,
+    MAY_OPEN_RECORDING,
+    Event,
+    SessionTimeout,
+    UnknownEvent,
+)
 from schemas.memo import Memo
 from schemas.privacy import redact
 from schemas.shape_plans import REMEMBERED
@@ -63,12 +70,16 @@ def arrival_of(entry_id: str, fields: Sequence[bytes], recording_shared: bool) -
         raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
     event, fingerprint, received_at_ms, replayed = _shapes.decode(fields[1])
     moment, kind = event.event_timestamp, event.__class__
+    recording = not recording_shared and (
+        kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
+    )
     return Arrival(  # by place: by name it takes twice as long
         event.sequence_number,
         fingerprint,
         None if moment is None else _timestamps_us[moment],
-        not recording_shared and (kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))),
+        recording,
         kind is SessionTimeout,
+        kind in (MAY_OPEN_RECORDING if recording else MAY_OPEN_CALL),
         int(entry_id.partition("-")[0]),
         Entry(entry_id, fields[1], received_at_ms, replayed, event),
     )

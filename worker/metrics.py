@@ -85,7 +85,11 @@ class WorkerCollector(Collector):
                 "Events released to handlers and not done.",
                 sum(p.unfinished for p in partitions),
             ),
-            ("events_held", "Events that wait for a missing number.", sum(p.held for p in partitions)),
+            (
+                "events_held",
+                "Events that wait for a missing number or the opening of a call.",
+                sum(p.held for p in partitions),
+            ),
             ("sessions_cached", "Sessions in memory.", sum(p.live_sessions for p in partitions)),
             ("handlers_running", "Sessions with a handler under way.", node.busy),
             ("entries_retained", "Entries in the streams of owned partitions.", node.retention.retained),

@@ -1,8 +1,9 @@
 """Puts one session's arrivals in order: the pure core, without I/O and clocks.
 
 Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `Session` carries it out.
-Strategy: what cannot be released yet is held in the order of the stream. After every release, all that is
-held is decided anew, in that order, as though it arrived just now. So what follows a release depends on the
+Strategy: what cannot be released yet waits in the order of the stream, whatever it waits for: for the numbers before
+it (held), or for an opening that shows that numbering started again (undecided). After every release, all that
+waits is decided anew, in that order, as though it arrived just now. So what follows a release depends on the
 state right after it and on the arrivals not yet handled, and on nothing else: a worker that loads that state
 after a crash, and is fed those arrivals again, decides exactly as the one that died.
 Time is what the arrivals and the watermark say. An arrival first expires whatever its own time has passed,
@@ -18,6 +19,7 @@ from worker.state import (
     NEW_SESSION,
     LaneState,
     SessionState,
+    released_numbers,
     remember_released,
     remember_unsequenced,
     was_number_released,
@@ -28,7 +30,11 @@ from worker.state import (
 Order = Literal["in_order", "after_gap", "late", "unsequenced"]
 
 MISSING_MAX: Final = 1_000
-"""Numbers that one release names as missing, the lowest ones. A gap of 2**53 is one odd callback away."""
+"""Numbers that one release names as missing, the lowest ones."""
+
+AHEAD_MAX: Final = 1_000
+"""How far beyond the number that is due another is believed. A session has a few dozen events; a single damaged number
+must not make all that follow it late. Also how near to it another number must be that shows that it was meant."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -39,7 +45,7 @@ class Policy(msgspec.Struct, frozen=True):
     first_sequence: int
     """The number that opens a run; 0 always does."""
     held_max: int
-    """Arrivals of one session that wait at once. Each makes the next one dearer: keep to hundreds."""
+    """Arrivals of one session that wait at once, held or undecided. Each makes the next dearer: keep to hundreds."""
 
 
 class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -55,6 +61,8 @@ class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Counts in the recordings' lane."""
     ends_session: bool
     """A SessionTimeout."""
+    may_open: bool
+    """The event may be the first of a call, or of a recording (schemas.events.MAY_OPEN_CALL, MAY_OPEN_RECORDING)."""
     arrived_ms: int
     """The time in its stream ID."""
     payload: Any
@@ -65,7 +73,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
         return (
             f"Arrival(number={self.number}, fingerprint={self.fingerprint.hex()}, "
             f"timestamp_us={self.timestamp_us}, recording={self.recording}, "
-            f"ends_session={self.ends_session}, arrived_ms={self.arrived_ms})"
+            f"ends_session={self.ends_session}, may_open={self.may_open}, arrived_ms={self.arrived_ms})"
         )
 
 
@@ -82,7 +90,7 @@ class Release(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Duplicate(msgspec.Struct, frozen=True, eq=False):
-    """An arrival that is held or was released already.
+    """An arrival that waits or was released already.
 
     It is done with before whatever is released after it: once that is committed, this is not fed again.
     """
@@ -90,7 +98,7 @@ class Duplicate(msgspec.Struct, frozen=True, eq=False):
     arrival: Arrival
 
 
-_Verdict = Literal["in_order", "late", "hold", "restart"]
+_Verdict = Literal["in_order", "late", "wait", "restart"]
 _Outcomes = list[Release | Duplicate]
 
 
@@ -101,35 +109,43 @@ def _decide(lane: LaneState, arrival: Arrival, number: int, first_sequence: int)
         if lane.floor_us is not None and at_us < lane.floor_us:
             return "late"
         if lane.ending_us is not None and at_us > lane.ending_us:
-            return "hold"  # the next run's
+            return "wait"  # the next run's
     following = lane.next
     if following is None:
         if number in (first_sequence, 0):
             return "in_order"
-        return "hold" if number > first_sequence else "late"
+        return "wait" if number > first_sequence else "late"
     if number >= following:
-        return "in_order" if number == following else "hold"
-    return "restart" if _starts_run(lane, at_us, number, first_sequence) else "late"
+        return "in_order" if number == following else "wait"
+    later = at_us is not None and lane.top_us is not None and at_us > lane.top_us
+    return _decide_passed(lane, arrival, number, first_sequence) if later else "late"
 
 
-def _starts_run(lane: LaneState, at_us: int | None, number: int, first_sequence: int) -> bool:
-    """Whether a number that was passed shows that numbering started again."""
-    if at_us is None or lane.top_us is None or at_us <= lane.top_us:
-        return False
-    if at_us == lane.ending_us:
-        return True
-    if number == 0:
-        # A zero that comes after one has opened the run is the run's own, unless it had its zero already.
-        return not lane.opening or was_number_released(lane.released, 0)
-    return number >= first_sequence
+def _decide_passed(lane: LaneState, arrival: Arrival, number: int, first_sequence: int) -> _Verdict:
+    """The same for a number that was passed, stamped later than all that was released."""
+    if 0 < number < first_sequence:
+        return "late"  # in no run would it have a place
+    if number > first_sequence:
+        return "wait"
+    if arrival.timestamp_us == lane.ending_us:
+        return "restart" if arrival.may_open else "wait"
+    if (
+        number != first_sequence
+        and lane.opening == first_sequence
+        and not was_number_released(lane.released, 0)
+    ):
+        return "late"  # the run's own zero, which the first number has overtaken
+    # Where 0 opened the run, numbering starts again with 0: the first number is a second one there.
+    opens = number == 0 or lane.opening != 0
+    return "restart" if opens and arrival.may_open else "wait"
 
 
 NONE_WAITING: Final = cast("list[Arrival]", ())
-"""What a session holds that has never held anything: most never do, and a list is a hundred bytes."""
+"""What waits in a session where nothing ever did: in most nothing ever does, and a list is a hundred bytes."""
 
 
 class Session:
-    """The order of one session: its state, and what it holds."""
+    """The order of one session: its state, and what waits."""
 
     __slots__ = ("state", "waiting")
 
@@ -137,7 +153,7 @@ class Session:
         self.state = state
         """After everything released so far, and, where numbering has started again since, in the new run."""
         self.waiting = NONE_WAITING
-        """What is held, in the order of the stream: all that `_decide` says "hold" of. To be read only."""
+        """In the order of the stream: all that `_decide` says "wait" of. To be read only."""
 
     @property
     def held(self) -> int:
@@ -145,7 +161,7 @@ class Session:
         return len(self.waiting)
 
     def deadline_ms(self, policy: Policy) -> int | None:
-        """The watermark at which `expire` has something to do; None while nothing is held."""
+        """The watermark at which `expire` has something to do; None while nothing waits."""
         return self.waiting[0].arrived_ms + policy.gap_timeout_ms if self.waiting else None
 
     def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
@@ -160,7 +176,7 @@ class Session:
         if not due:
             verdict = _decide(lane, arrival, number, policy.first_sequence)
             due = verdict == "in_order"
-            if not due and (verdict != "hold" or len(waiting) >= policy.held_max):
+            if not due and (verdict != "wait" or len(waiting) >= policy.held_max):
                 return self._arrive_rarely(arrival, policy)
         # `find`: `in` asks its left side for a number first, and pays for the refusal.
         if (waiting or lane.released.find(arrival.fingerprint) >= 0) and self._is_duplicate(arrival):
@@ -184,15 +200,15 @@ class Session:
             return outcomes
         if arrival.ends_session:
             while self.waiting:
-                status = any(not held.recording for held in self.waiting)
-                self._give_up(not status, policy, outcomes)
+                status = (held for held in self.waiting if not held.recording)
+                self._give_up(next(status, self.waiting[0]), policy, outcomes)
         if number is None:
             outcomes.append(self._release_unsequenced(arrival))
             return outcomes
         self._hold(arrival)
         self._settle(policy, outcomes, len(self.waiting) - 1)
         while len(self.waiting) > (0 if arrival.ends_session else policy.held_max):
-            self._give_up(self.waiting[-1].recording, policy, outcomes)
+            self._give_up(self._to_spare(arrival.recording, policy), policy, outcomes)
         return outcomes
 
     def _hold(self, arrival: Arrival) -> None:
@@ -201,7 +217,7 @@ class Session:
         self.waiting.append(arrival)
 
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
-        """Give up the gaps whose time is over. The watermark never falls, nor passes an arrival to come."""
+        """Release what has waited long enough. The watermark never falls, nor passes an arrival to come."""
         if not self._expires(watermark_ms, policy):
             return ()
         outcomes: _Outcomes = []
@@ -213,7 +229,7 @@ class Session:
 
     def _expire(self, watermark_ms: int, policy: Policy, outcomes: _Outcomes) -> None:
         while self._expires(watermark_ms, policy):
-            self._give_up(self.waiting[0].recording, policy, outcomes)
+            self._give_up(self.waiting[0], policy, outcomes)
 
     def _is_duplicate(self, arrival: Arrival) -> bool:
         if arrival.number is None:
@@ -236,14 +252,14 @@ class Session:
         return self.state.recording if arrival.recording else self.state.status
 
     def _settle(self, policy: Policy, outcomes: _Outcomes, at: int = 0) -> None:
-        """Decide what is held, from `at` on in the stream's order; all of it when the state has changed."""
+        """Decide what waits, from `at` on in the stream's order; all of it when the state has changed."""
         held = self.waiting
         while at < len(held):
             arrival = held[at]
             lane = self._lane(arrival)
             number = _number(arrival)
             verdict = _decide(lane, arrival, number, policy.first_sequence)
-            if verdict == "hold":
+            if verdict == "wait":
                 at += 1
                 continue
             if verdict == "restart":
@@ -253,46 +269,73 @@ class Session:
                 outcomes.append(self._release(arrival, lane, number, verdict, ()))
             at = 0
 
-    def _restart(self, trigger: Arrival, before: list[Arrival], policy: Policy, outcomes: _Outcomes) -> None:
-        """One step towards the next run: what this one still holds goes first; once there is none, it begins.
+    def _restart(self, opening: Arrival, before: list[Arrival], policy: Policy, outcomes: _Outcomes) -> None:
+        """One step towards the next run: what this one still holds goes first; once there is none, the next begins.
 
-        Of what came before the trigger, those stamped later than it are the next run's.
+        Of what came before the opening, those stamped later than it are the next run's. What is undecided stays, to be
+        decided in the next run: there it has its turn, or was stamped before the run began.
         """
-        trigger_us = cast("int", trigger.timestamp_us)  # without one, nothing starts a run
-        lane = self._lane(trigger)
+        opening_us = cast("int", opening.timestamp_us)  # without one, nothing starts a run
+        lane = self._lane(opening)
+        following = cast("int", lane.next)  # before the first release, nothing does
         old = [
             held
             for held in before
-            if held.recording == trigger.recording
-            and (held.timestamp_us is None or held.timestamp_us <= trigger_us)
+            if held.recording == opening.recording
+            and _number(held) >= following
+            and (held.timestamp_us is None or held.timestamp_us <= opening_us)
         ]
         if old:
-            self._replace(trigger.recording, msgspec.structs.replace(lane, ending_us=trigger_us))
-            outcomes.append(self._release_lowest(old, policy))
+            self._replace(opening.recording, msgspec.structs.replace(lane, ending_us=opening_us))
+            outcomes.append(self._release_lowest(old, policy) or self._release_late(old[0]))
         else:
-            next_run = LaneState(
-                run=lane.run + 1, released=lane.released, top_us=lane.top_us, floor_us=lane.top_us
-            )
-            self._replace(trigger.recording, next_run)
+            self.waiting.remove(opening)
+            next_run = LaneState(run=lane.run + 1, released=lane.released, top_us=lane.top_us)
+            outcomes.append(self._release(opening, next_run, _number(opening), "in_order", ()))
 
-    def _give_up(self, recording: bool, policy: Policy, outcomes: _Outcomes) -> None:
-        """Give up the lowest gap of a lane that holds something: what waits behind it goes, and followers."""
-        lane = self.state.recording if recording else self.state.status
-        if lane.ending_us is None:
-            in_lane = [held for held in self.waiting if held.recording == recording]
-            outcomes.append(self._release_lowest(in_lane, policy))
-        else:
+    def _give_up(self, waiting: Arrival, policy: Policy, outcomes: _Outcomes) -> None:
+        """Bring one that waits nearer to its release: the lowest gap of its lane is given up, or it is late itself."""
+        lane = self._lane(waiting)
+        if lane.ending_us is not None:
             # A worker died while the run was ending, and what should end it never came again: it was deleted.
-            self._replace(recording, msgspec.structs.replace(lane, ending_us=None))
+            self._replace(waiting.recording, msgspec.structs.replace(lane, ending_us=None))
+        elif self._is_believed(waiting, policy):
+            in_lane = [held for held in self.waiting if held.recording == waiting.recording]
+            outcomes.append(cast("Release", self._release_lowest(in_lane, policy)))
+        else:
+            outcomes.append(self._release_late(waiting))
         self._settle(policy, outcomes)
 
-    def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release:
-        lowest = min(candidates, key=_number)  # of several with one number the first that came
+    def _to_spare(self, recording: bool, policy: Policy) -> Arrival:
+        """Which of a lane that waits for too much is the first to give up: better one that cannot disturb the run."""
+        in_lane = [held for held in self.waiting if held.recording == recording]
+        return next((held for held in in_lane if not self._is_believed(held, policy)), in_lane[0])
+
+    def _is_believed(self, waiting: Arrival, policy: Policy) -> bool:
+        """Whether the numbering may go on with it: it is ahead, and not far, or others are where it is."""
+        lane, number = self._lane(waiting), _number(waiting)
+        following = policy.first_sequence if lane.next is None else lane.next
+        if number <= following + AHEAD_MAX:
+            return number >= following
+        others = [_number(held) for held in self.waiting if held.recording == waiting.recording]
+        others += released_numbers(lane.released)
+        return any(0 < abs(other - number) <= AHEAD_MAX for other in others)
+
+    def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release | None:
+        """Release the lowest number that is believed, after its gap; None if there is none."""
+        believed = [held for held in candidates if self._is_believed(held, policy)]
+        if not believed:
+            return None
+        lowest = min(believed, key=_number)  # of several with one number the first that came
         self.waiting.remove(lowest)
         lane, number = self._lane(lowest), _number(lowest)
         following = policy.first_sequence if lane.next is None else lane.next
         missing = tuple(range(following, min(number, following + MISSING_MAX)))
         return self._release(lowest, lane, number, "after_gap", missing)
+
+    def _release_late(self, waiting: Arrival) -> Release:
+        self.waiting.remove(waiting)
+        return self._release(waiting, self._lane(waiting), _number(waiting), "late", ())
 
     def _release(
         self, arrival: Arrival, lane: LaneState, number: int, order: Order, missing: tuple[int, ...]
@@ -346,4 +389,4 @@ class Session:
 
 
 def _number(arrival: Arrival) -> int:
-    return cast("int", arrival.number)  # for what is held: without a number, nothing is
+    return cast("int", arrival.number)  # for what waits: without a number, nothing does

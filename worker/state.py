@@ -42,7 +42,7 @@ class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     floor_us: int | None = None
     """An arrival stamped earlier belongs to a run that ended. None in run 0."""
     ending_us: int | None = None
-    """The run is ending: the arrival with this EventTimestamp starts the next one, as soon as what this one
+    """The run is ending: the opening with this EventTimestamp starts the next one, as soon as what this one
     still held is released. Only to be seen if a worker died halfway through that."""
 
 
@@ -126,7 +126,12 @@ def was_released(ring: bytes, number: int, fingerprint: bytes) -> bool:
 
 def was_number_released(ring: bytes, number: int) -> bool:
     """Whether a lane's ring has this number, with whatever fingerprint."""
-    return any(_number_at(ring, at) == number for at in range(0, len(ring), RELEASED_BYTES))
+    return number in released_numbers(ring)
+
+
+def released_numbers(ring: bytes) -> list[int]:
+    """The numbers in a lane's ring, oldest first."""
+    return [_number_at(ring, at) for at in range(0, len(ring), RELEASED_BYTES)]
 
 
 def _number_at(ring: bytes, at: int) -> int:

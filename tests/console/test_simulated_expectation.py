@@ -9,7 +9,7 @@ from console.simulate.plan import PlanOptions, expectation, plan_session
 from console.simulate.sessions import SessionOptions
 from schemas import RawCallback
 from schemas.decode import decode_event
-from schemas.events import RecordingEvent
+from schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
 from worker.reorder import Arrival, Duplicate, Policy, Session
 
 STEP_MS = 100
@@ -26,6 +26,7 @@ def arrival_of(send, place, *, shared):
         timestamp_us=int(event.event_timestamp.timestamp() * 1_000_000),
         recording=isinstance(event, RecordingEvent) and not shared,
         ends_session=event.event_name == "SessionTimeout",
+        may_open=type(event) in (MAY_OPEN_CALL | MAY_OPEN_RECORDING),
         arrived_ms=place * STEP_MS,
         payload=event.event_name,
     )

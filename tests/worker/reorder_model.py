@@ -1,13 +1,13 @@
 """The reorderer once more, as naively as it can be written, for the properties to compare with.
 
 Nothing is kept but a diary of all releases and restarts, and the arrivals that wait. Every number that a
-decision needs is worked out from the whole diary each time. Only the bound of 64 is shared with the real one.
+decision needs is worked out from the whole diary each time. Only bounds are shared with the real one.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from worker.reorder import Arrival, Policy
+from worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Policy
 from worker.state import RELEASED_REMEMBERED
 
 
@@ -104,16 +104,17 @@ class Model:
             return
         if arrival.ends_session:
             for recording in (False, True):
-                while self.of_waiting(recording):
-                    self.give_up_lowest(recording)
+                while oldest := self.of_waiting(recording)[:1]:
+                    self.give_up(oldest[0])
         if arrival.number is None:
             self.release(arrival, "unsequenced")
             return
         self.feed(arrival)
         if arrival.ends_session and arrival in self.waiting:
-            self.give_up_lowest(arrival.recording)
+            self.give_up(arrival)
         if len(self.waiting) > self.policy.held_max:
-            self.give_up_lowest(arrival.recording)
+            there = self.of_waiting(arrival.recording)
+            self.give_up(([one for one in there if not self.is_believed(one)] or there)[0])
 
     def expire(self, watermark_ms: int) -> None:
         def expired() -> list[Arrival]:
@@ -123,17 +124,34 @@ class Model:
 
         while oldest := expired()[:1]:
             while oldest[0] in self.waiting:
-                self.give_up_lowest(oldest[0].recording)
+                self.give_up(oldest[0])
 
-    def give_up_lowest(self, recording: bool) -> None:
-        self.give_up_before(min(self.of_waiting(recording), key=number))
+    def give_up(self, one: Arrival) -> None:
+        self.let_go_of_one(self.of_waiting(one.recording) if self.is_believed(one) else [one])
         self.feed_again()
 
-    def give_up_before(self, arrival: Arrival) -> None:
-        following = self.next(arrival.recording)
-        following = self.policy.first_sequence if following is None else following
-        self.waiting.remove(arrival)
-        self.release(arrival, "after_gap", tuple(range(following, number(arrival))))
+    def let_go_of_one(self, candidates: list[Arrival]) -> None:
+        """The lowest number that the run may go on with; where there is none, the first to come, late."""
+        believed = sorted(filter(self.is_believed, candidates), key=number)
+        one = (believed or candidates)[0]
+        due = self.due(one.recording)
+        self.waiting.remove(one)
+        if believed:
+            self.release(one, "after_gap", tuple(range(due, min(number(one), due + MISSING_MAX))))
+        else:
+            self.release(one, "late")
+
+    def is_believed(self, one: Arrival) -> bool:
+        ahead = number(one) - self.due(one.recording)
+        beside = self.of_waiting(one.recording) + [
+            entry.arrival for entry in self.of_lane(one.recording)[-RELEASED_REMEMBERED:]
+        ]
+        distances = [abs(number(other) - number(one)) for other in beside]
+        return 0 <= ahead <= AHEAD_MAX or (ahead > 0 and any(1 <= it <= AHEAD_MAX for it in distances))
+
+    def due(self, recording: bool) -> int:
+        following = self.next(recording)
+        return self.policy.first_sequence if following is None else following
 
     def of_waiting(self, recording: bool) -> list[Arrival]:
         return [other for other in self.waiting if other.recording == recording]
@@ -146,24 +164,25 @@ class Model:
     def feed(self, arrival: Arrival) -> None:
         recording, us = arrival.recording, arrival.timestamp_us
         verdict = self.verdict(arrival)
-        if verdict == "hold":
+        if verdict == "wait":
             self.waiting.append(arrival)
         elif verdict == "restart":
             assert us is not None
             old = [
                 other
                 for other in self.of_waiting(recording)
-                if not (other.timestamp_us is not None and other.timestamp_us > us)
+                if number(other) > self.due(recording)
+                and not (other.timestamp_us is not None and other.timestamp_us > us)
             ]
             if old:
                 self.ending_us[recording] = us
-                self.give_up_before(min(old, key=number))
+                self.let_go_of_one(old)
                 self.feed_again()
                 self.feed(arrival)
             else:
                 self.ending_us[recording] = None
                 self.diary.append(Restarted(recording))
-                self.waiting.append(arrival)
+                self.release(arrival, "in_order")
                 self.feed_again()
         else:
             self.release(arrival, verdict)
@@ -176,21 +195,28 @@ class Model:
         zeros = [
             entry for entry in self.of_lane(recording)[-RELEASED_REMEMBERED:] if entry.arrival.number == 0
         ]
-        opened_by_zero = [number(entry.arrival) for entry in self.in_run(recording)][:1] == [0]
+        opening = next((number(entry.arrival) for entry in self.in_run(recording)), None)
         rows: list[tuple[bool, str]] = [
+            # It belongs to a run that ended, or to the one that begins.
             (us is not None and floor is not None and us < floor, "late"),
-            (us is not None and ending is not None and us > ending, "hold"),
+            (us is not None and ending is not None and us > ending, "wait"),
+            # The run has released nothing yet.
             (following is None and n in (0, first), "in_order"),
             (following is None and n < first, "late"),
-            (following is None, "hold"),
+            (following is None, "wait"),
+            # Its turn, or not yet.
             (n == following, "in_order"),
-            (following is not None and n > following, "hold"),
+            (following is not None and n > following, "wait"),
+            # Its turn is over.
             (us is None or top is None or us <= top, "late"),
-            (us == ending, "restart"),
-            (n == 0, "restart" if zeros or opened_by_zero else "late"),
-            (n >= first, "restart"),
+            (0 < n < first, "late"),
+            (n > first, "wait"),
+            (us == ending, "restart" if arrival.may_open else "wait"),
+            (n == 0 != first and opening == first and not zeros, "late"),
+            (n == first != 0 and opening == 0, "wait"),
+            (arrival.may_open, "restart"),
         ]
-        return next((verdict for holds, verdict in rows if holds), "late")
+        return next((verdict for holds, verdict in rows if holds), "wait")
 
     def release(self, arrival: Arrival, order: str, missing: tuple[int, ...] = ()) -> None:
         counted, ending = arrival.timestamp_us, self.ending_us[arrival.recording]

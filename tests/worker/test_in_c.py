@@ -64,7 +64,7 @@ def test_arrivals_beyond_what_is_remembered_are_taken_as_python_takes_them(histo
 
 
 def arrivals(*numbers, recording=False):
-    drafts = [(number, b"%08d" % number, number, recording, False) for number in numbers]
+    drafts = [(number, b"%08d" % number, number, recording, False, True) for number in numbers]
     return stamp(drafts, [1] * len(drafts))
 
 

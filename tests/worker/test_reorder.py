@@ -4,7 +4,7 @@ from hashlib import blake2b
 
 import pytest
 
-from worker.reorder import MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
+from worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
 from worker.state import NEW_SESSION, RELEASED_REMEMBERED, decode_state, encode_state
 
 POLICY = Policy(gap_timeout_ms=5_000, first_sequence=1, held_max=256)
@@ -22,10 +22,11 @@ def event(
     name: str = "",
     recording: bool = False,
     ends_session: bool = False,
+    may_open: bool = True,
 ) -> Arrival:
     """A callback, stamped `at` microseconds, that came at `ms`. Same arguments, same callback."""
     mark = fingerprint(f"{number} {at} {name} {recording} {ends_session}")
-    return Arrival(number, mark, at, recording, ends_session, ms, None)
+    return Arrival(number, mark, at, recording, ends_session, may_open, ms, None)
 
 
 def shown(outcome: Release | Duplicate) -> str:
@@ -124,6 +125,94 @@ def test_another_callback_of_a_released_number_is_late_unless_later_in_time() ->
     ]
     assert play(event(1), event(1, name="other")) == ["1 in_order", "1 late"]
     assert play(event(1), event(1, 10)) == ["1 in_order", "1 late"]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("at", [31, 10**9])
+def test_a_callback_again_that_was_stamped_anew_is_late_and_the_run_goes_on(number: int, at: int) -> None:
+    session = Session()
+    again = event(number, at, name="altered")
+    arrivals = [event(1, 10), event(2, 20), event(3, 30), again, again, event(5, 25), event(4, 22, ms=4_999)]
+    assert play(*arrivals, session=session) == [
+        *("1 in_order", "2 in_order", "3 in_order", f"{number} duplicate", "4 in_order", "5 in_order"),
+    ]
+    assert session.deadline_ms(POLICY) == 5_000
+    assert play(event(6, 60, ms=5_000), session=session) == [f"{number} late", "6 in_order"]
+
+
+def test_what_is_undecided_is_late_once_the_run_has_gone_beyond_it() -> None:
+    arrivals = [event(1, 10), event(2, 20), event(2, 25), event(3, 30)]
+    assert play(*arrivals) == ["1 in_order", "2 in_order", "3 in_order", "2 late"]
+
+
+def test_two_undecided_of_one_number() -> None:
+    arrivals = [event(1, 10), event(2, 20), event(2, 110), event(2, 120), event(1, 100)]
+    assert play(*arrivals) == ["1 in_order", "2 in_order", "1 in_order run 1", "2 in_order run 1"]
+    assert play(*arrivals, event(None, 130, ends_session=True))[4:] == [
+        "2 late run 1",
+        "None unsequenced run 1",
+    ]
+
+
+@pytest.mark.parametrize("may_open", [False, True])
+def test_only_an_event_that_may_open_a_call_starts_a_run(may_open: bool) -> None:
+    session = Session()
+    arrivals = [event(1, 10), event(2, 20), event(2, 101), event(1, 100, may_open=may_open)]
+    expected = ["1 in_order run 1", "2 in_order run 1"] if may_open else []
+    assert play(*arrivals, session=session)[2:] == expected
+    expected = [] if may_open else ["2 late", "1 late"]
+    assert [shown(one) for one in session.expire(5_000, POLICY)] == expected
+
+
+def test_what_was_stamped_before_the_opening_is_not_the_new_runs() -> None:
+    arrivals = [event(1, 10), event(2, 20), event(2, 50), event(1, 60, may_open=False), event(1, 100)]
+    assert play(*arrivals) == [
+        *("1 in_order", "2 in_order", "1 in_order run 1", "2 late run 1", "1 late run 1"),
+    ]
+
+
+def test_an_opening_that_comes_too_late_opens_nothing() -> None:
+    arrivals = [event(1, 10), event(2, 20), event(2, 110), event(1, 100, ms=5_000)]
+    assert play(*arrivals) == ["1 in_order", "2 in_order", "2 late", "1 late"]
+
+
+def test_where_zero_opened_only_zero_starts_again() -> None:
+    arrivals = [event(0, 10), event(1, 20), event(2, 30), event(1, 110)]
+    assert play(*arrivals, event(0, 100)) == [
+        *("0 in_order", "1 in_order", "2 in_order", "0 in_order run 1", "1 in_order run 1"),
+    ]
+    assert play(*arrivals, event(3, 40), event(1, 120, ms=5_000)) == [
+        *("0 in_order", "1 in_order", "2 in_order", "3 in_order", "1 late"),
+    ]
+
+
+def test_zero_starts_again_where_the_first_numbers_were_lost() -> None:
+    session = Session()
+    play(event(2, 20), session=session)
+    session.expire(5_000, POLICY)
+    assert play(event(0, 100, ms=6_000), event(1, 110, ms=6_000), session=session) == [
+        "0 in_order run 1",
+        "1 in_order run 1",
+    ]
+
+
+def test_numbers_far_ahead_go_late_with_the_run_that_ends() -> None:
+    arrivals = [event(1, 10), event(9_000, 15), event(5_000, 16), event(4, 20), event(1, 100)]
+    assert play(*arrivals) == [
+        *("1 in_order", "4 after_gap (2, 3)", "9000 late", "5000 late", "1 in_order run 1"),
+    ]
+
+
+def test_while_a_run_is_ending_only_an_opening_begins_the_next() -> None:
+    """Another first number bears the same time as the opening."""
+    other, opening = event(1, 100, name="other", may_open=False), event(1, 100)
+    session = Session()
+    assert play(event(1, 10), event(3, 30), other, session=session) == ["1 in_order"]
+    held, first, second = session.arrive(opening, POLICY)
+    assert [shown(one) for one in (held, first, second)] == [
+        *("3 after_gap (2,)", "1 in_order run 1", "1 late run 1"),
+    ]
+    assert first.arrival is opening
 
 
 def test_numbering_starts_again() -> None:
@@ -238,18 +327,59 @@ def test_a_session_whose_first_events_are_lost() -> None:
     assert [shown(one) for one in session.expire(5_000, POLICY)] == ["4 after_gap (1, 2, 3)"]
 
 
-def test_a_huge_gap_is_named_by_its_first_numbers() -> None:
+@pytest.mark.parametrize("session", [[], [event(1)]], ids=["new", "begun"])
+def test_a_number_far_ahead_is_late_by_itself_and_moves_nothing(session: list[Arrival]) -> None:
+    due = 1 + len(session)
+    for number, order in ((due + AHEAD_MAX, "after_gap"), (due + AHEAD_MAX + 1, "late"), (2**53 - 1, "late")):
+        lane = Session()
+        assert len(play(*session, event(number), event(number, name="altered"), session=lane)) == len(session)
+        first, second = lane.expire(5_000, POLICY)
+        assert (first.order, second.order) == (order, "late")
+        if order == "late":
+            assert first.missing == second.missing == ()
+            assert play(event(due, ms=9_000), session=lane) == [f"{due} in_order"]
+
+
+def test_a_number_far_ahead_disturbs_nothing_that_waits_for_another() -> None:
     session = Session()
-    play(event(1), event(2**53 - 1), session=session)
-    (release,) = session.expire(5_000, POLICY)
-    assert release.missing == tuple(range(2, 2 + MISSING_MAX))
-    assert release.state.status.next == 2**53
+    play(event(1), event(9_000), event(4, ms=3_000), session=session)
+    assert [shown(one) for one in session.expire(5_000, POLICY)] == ["9000 late"]
+    assert play(event(2, ms=6_000), event(3, ms=6_000), session=session) == [
+        "2 in_order",
+        "3 in_order",
+        "4 in_order",
+    ]
+
+
+def test_numbers_far_ahead_beside_each_other_are_gone_on_with() -> None:
+    session = Session()
+    play(event(1), event(9_001), event(9_000), event(9_500), event(2, ms=10), session=session)
+    assert [release.arrival.number for release in session.expire(5_000, POLICY)] == [9_000, 9_001, 9_500]
+    assert session.state.status.next == 9_501
+
+
+def test_a_number_far_ahead_is_gone_on_with_where_another_was_before() -> None:
+    """As when ingest came up in the middle of a long session."""
+    session = Session()
+    play(event(5_000), session=session)
+    assert [shown(one) for one in session.expire(5_000, POLICY)] == ["5000 late"]
+    assert play(event(5_001, ms=8_000), session=session) == []
+    (release,) = session.expire(13_000, POLICY)
+    assert (release.order, release.missing) == ("after_gap", tuple(range(1, 1 + MISSING_MAX)))
+    assert play(event(5_002, ms=14_000), session=session) == ["5002 in_order"]
 
 
 def test_too_many_held_give_up_the_lowest_gap() -> None:
     policy = Policy(5_000, 1, held_max=3)
     arrivals = [event(1), event(5), event(3), event(4), event(9)]
     assert play(*arrivals, policy=policy) == ["1 in_order", "3 after_gap (2,)", "4 in_order", "5 in_order"]
+
+
+def test_too_many_that_wait_cost_the_run_nothing_as_long_as_others_can_go() -> None:
+    policy = Policy(5_000, 1, held_max=3)
+    arrivals = [event(1, 10), event(2, 20), event(4, 40), event(2, 50), event(9_000, 50), event(2, 60)]
+    assert play(*arrivals, policy=policy) == ["1 in_order", "2 in_order", "2 late"]
+    assert play(*arrivals, event(5, 60), policy=policy)[3:] == ["9000 late"]
 
 
 def test_the_lane_that_took_one_too_many_gives_up() -> None:
@@ -276,6 +406,8 @@ def test_a_timeout_first_releases_all_that_is_held() -> None:
         "None unsequenced",
     ]
     assert session.state.closed
+    turned = [event(2, recording=True), event(4), event(None, ends_session=True)]
+    assert play(*turned) == ["4 after_gap (1, 2, 3)", "r2 after_gap (1,)", "None unsequenced"]
     assert play(event(None, ends_session=True), event(5), session=session) == ["None duplicate", "5 in_order"]
     assert session.state.closed
 
@@ -287,7 +419,7 @@ def test_a_timeout_with_a_number() -> None:
     assert play(event(1, 10), event(2, 20), event(2, 30, ends_session=True)) == [
         "1 in_order",
         "2 in_order",
-        "2 after_gap (1,) run 1",
+        "2 late",
     ]
 
 
@@ -308,4 +440,4 @@ def test_a_release_bears_the_state_right_after_it() -> None:
 
 
 def test_an_arrival_does_not_show_its_payload() -> None:
-    assert "+14155550123" not in repr(Arrival(1, b"12345678", None, False, False, 0, "+14155550123"))
+    assert "+14155550123" not in repr(Arrival(1, b"12345678", None, False, False, True, 0, "+14155550123"))

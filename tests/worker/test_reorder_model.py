@@ -16,8 +16,8 @@ GAP_MS = 5_000
 THE_END_MS = 10**9
 PLAIN = Policy(GAP_MS, first_sequence=1, held_max=256)
 
-Draft = tuple[int | None, bytes, int | None, bool, bool]
-"""An arrival without its time: number, fingerprint, timestamp, recording, ends the session."""
+Draft = tuple[int | None, bytes, int | None, bool, bool, bool]
+"""An arrival without its time: number, fingerprint, timestamp, recording, ends the session, may open a run."""
 Seen = tuple[object, str, tuple[int, ...], int]
 """What is to be seen of a release: payload, order, missing, run."""
 
@@ -34,8 +34,7 @@ def stamp(drafts: list[Draft], waits_ms: list[int]) -> tuple[Arrival, ...]:
     arrived_ms, arrivals = 0, []
     for index, (draft, wait_ms) in enumerate(zip(drafts, waits_ms, strict=True)):
         arrived_ms += wait_ms
-        number, fingerprint, us, recording, ends = draft
-        arrivals.append(Arrival(number, fingerprint, us, recording, ends, arrived_ms, index))
+        arrivals.append(Arrival(*draft, arrived_ms, index))
     return tuple(arrivals)
 
 
@@ -61,6 +60,9 @@ def policies() -> st.SearchStrategy[Policy]:
     )
 
 
+FAR = (1_001, 1_002, 1_003, 1_990, 2_003, 3_004, 2**53 - 2, 2**53 - 1)
+"""Around what is believed without another beside it."""
+
 WAITS_MS = (0, 0, 1, 200, 1_000, 3_000, GAP_MS - 1, GAP_MS, 7_000)
 
 
@@ -68,13 +70,19 @@ WAITS_MS = (0, 0, 1, 200, 1_000, 3_000, GAP_MS - 1, GAP_MS, 7_000)
 def wild_histories(draw: st.DrawFn) -> History:
     """Anything at all, over few enough values to meet every corner."""
     draft = st.tuples(
-        st.sampled_from((0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 9, None)),
+        st.sampled_from((0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 9, None, *draw(st.sampled_from(((), FAR))))),
         st.sampled_from((b"aaaaaaaa", b"bbbbbbbb", b"cccccccc")),
         st.one_of(st.none(), st.integers(0, 8)),
         st.sampled_from((False, False, False, True)),
         st.sampled_from((False,) * 12 + (True,)),
+        st.sampled_from((False, True, True)),
     )
     drafts = draw(st.lists(draft, max_size=16))
+    later_us = draw(st.sampled_from((0, 3)))
+    drafts = [
+        (n, mark, None if us is None else us + later_us * at, *rest)
+        for at, (n, mark, us, *rest) in enumerate(drafts)
+    ]
     waits = draw(st.lists(st.sampled_from(WAITS_MS), min_size=len(drafts), max_size=len(drafts)))
     arrivals = stamp(drafts, waits)
     return History(draw(policies()), arrivals, watermarks_between(arrivals, draw(st.randoms())))
@@ -82,7 +90,10 @@ def wild_histories(draw: st.DrawFn) -> History:
 
 @st.composite
 def call_histories(draw: st.DrawFn) -> History:
-    """Sessions as they are: calls whose numbering starts again or runs on, shuffled, doubled, with holes."""
+    """Sessions as they are: calls whose numbering starts again or runs on, shuffled, doubled, with holes.
+
+    Some callbacks come again with a parameter changed, or stamped anew; here and there a number is damaged.
+    """
     random = draw(st.randoms())
     own_recordings, start = random.random() < 0.5, random.choice((0, 1))
     restarts = random.random() < 0.7
@@ -97,14 +108,16 @@ def call_histories(draw: st.DrawFn) -> History:
             number = None if random.random() < 0.1 else numbers[recording]
             numbers[recording] += number is not None
             us = None if random.random() < 0.1 else clock_us
-            drafts.append((number, random.randbytes(8), us, recording, False))
+            opens = random.random() < (0.8 if number in (start, None) else 0.1)
+            drafts.append((number, random.randbytes(8), us, recording, False, opens))
         clock_us += random.choice((1, 100))
     if random.random() < 0.5:
         drafts.append(
-            (random.choice((None, None, numbers[False])), random.randbytes(8), clock_us, False, True)
+            (random.choice((None, None, numbers[False])), random.randbytes(8), clock_us, False, True, False)
         )
     drafts = [draft for draft in drafts if random.random() > 0.1]
     drafts += [draft for draft in drafts if random.random() < 0.15]
+    drafts += [altered(draft, random, clock_us) for draft in drafts if random.random() < 0.15]
     reach = random.choice((0, 2, 5, 100))
     drafts = [
         draft
@@ -118,13 +131,25 @@ def call_histories(draw: st.DrawFn) -> History:
     return History(draw(policies()), arrivals, watermarks_between(arrivals, random))
 
 
+def altered(draft: Draft, random: Random, until_us: int) -> Draft:
+    """The same event in another callback: a parameter differs, it is stamped anew, or its number is damaged."""
+    number, _, us, *rest = draft
+    if number is not None and random.random() < 0.2:
+        number = random.choice(FAR)
+    if us is not None and random.random() < 0.6:
+        us = random.randint(us, until_us + 50)
+    return (number, random.randbytes(8), us, *rest)
+
+
 @st.composite
 def long_histories(draw: st.DrawFn) -> History:
     """More releases than are remembered, then repeats and zeros from around that bound."""
-    before = [(number, b"%08d" % number, number, False, False) for number in range(draw(st.integers(62, 68)))]
+    before: list[Draft] = [
+        (number, b"%08d" % number, number, False, False, True) for number in range(draw(st.integers(62, 68)))
+    ]
     repeated = st.sampled_from(before[:6])
     restarted = st.builds(
-        lambda one, us: (one[0], b"restarts", us, False, False), repeated, st.integers(60, 80)
+        lambda one, us: (one[0], b"restarts", us, False, False, True), repeated, st.integers(60, 80)
     )
     arrivals = stamp(
         [*before, *(tail := draw(st.lists(st.one_of(repeated, restarted), min_size=1, max_size=8)))],
@@ -266,7 +291,7 @@ def test_every_arrival_order_of_one_call(missing: tuple[int, ...]) -> None:
         expected.append((number, "after_gap" if hole else "in_order", hole))
         following = number + 1
     for shuffled in permutations(numbers):
-        history = instant([(number, b"%08d" % number, None, False, False) for number in shuffled])
+        history = instant([(number, b"%08d" % number, None, False, False, True) for number in shuffled])
         got = [(one.arrival.number, one.order, one.missing) for one in released(play(history))]
         assert got == expected
 
@@ -278,6 +303,10 @@ SMALL_SESSIONS = {
     "timestamps that say nothing": [(1, 10), (2, 10), (3, 10), (1, 10), (2, None), (3, None)],
     "two callbacks of one number, twice": [(1, 10), (2, 20), (2, 21), (3, 30), (3, 30), (4, 40)],
     "a number without its callback, and none at all": [(0, 5), (2, 20), (None, 1), (3, 30), (1, 40), (9, 8)],
+    "two calls, and the second's opening is lost": [(1, 10), (2, 20), (3, 30), (2, 50), (3, 60), (4, 70)],
+    "a callback again, stamped anew": [(1, 10), (2, 20), (3, 30), (3, 45), (4, 40), (5, 50)],
+    "a damaged number, twice": [(1, 10), (2, 20), (2**53 - 1, 20), (3, 30), (2**53 - 1, 40), (4, 40)],
+    "numbering that goes far ahead": [(1, 10), (2, 20), (5_000, 30), (5_002, 50), (5_001, 40), (3, 25)],
 }
 
 
@@ -285,7 +314,9 @@ SMALL_SESSIONS = {
 def test_every_arrival_order_of_a_small_session_agrees_with_the_model(
     session: list[tuple[int | None, int]],
 ) -> None:
-    drafts = [(number, b"%08d" % at, us, False, False) for at, (number, us) in enumerate(session)]
+    drafts: list[Draft] = [
+        (number, b"%08d" % at, us, False, False, number in (0, 1)) for at, (number, us) in enumerate(session)
+    ]
     for shuffled in permutations(drafts):
         history = instant([*shuffled])
         agree(history, play(history))
