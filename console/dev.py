@@ -84,7 +84,8 @@ class Dev:
         async with contextlib.AsyncExitStack() as stack:
             settings = await self._prepare(stack)
             ingest_settings, worker_settings = self._with_ports(settings)
-            ingest, worker = IngestNode(ingest_settings), WorkerNode(worker_settings, handler_modules=[live])
+            ingest = IngestNode(ingest_settings, spool_may_vanish=True)
+            worker = WorkerNode(worker_settings, handler_modules=[live])
             view = await self._view(stack, settings)
             await worker.start()
             stack.push_async_callback(worker.stop)

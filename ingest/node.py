@@ -22,6 +22,7 @@ from runtime.binding import ListenError
 from runtime.descriptors import descriptors_max, for_clients
 from runtime.listener import Listener
 from runtime.logs import get_logger
+from runtime.mounts import storage_risk
 from runtime.notes import Note
 from runtime.tasks import BackgroundTasks
 from runtime.vitals import vital_details
@@ -43,9 +44,12 @@ class IngestNode:
     """Takes callbacks from `start` to `stop`.
 
     `index` is the place among processes that share the port (`reuse_port`): the admin port counts up with it.
+    `spool_may_vanish`: nobody minds if the spool is lost with the machine or container, as in `maskline dev`.
     """
 
-    def __init__(self, settings: Settings, *, index: int = 0, reuse_port: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, index: int = 0, reuse_port: bool = False, spool_may_vanish: bool = False
+    ) -> None:
         if settings.verify != "off" and not settings.auth_tokens:
             raise ConfigError(
                 "MASKLINE_AUTH_TOKENS is empty: set it to auth_id:token, "
@@ -65,6 +69,9 @@ class IngestNode:
         self._drain = Drain(settings, self._spool, self._outlets, self._tasks, pace)
         keeper = Keeper(settings, self._load, self._outlets, self._spool, pace)
         self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
+        self._spool_may_vanish = spool_may_vanish
+        self._spool_risk = ""
+        """Why the spool does not outlive a crash; empty where it does, or nobody knows."""
         self._stopping = False
         self._stop_by = 0.0
         """When the stop should be over, by the loop's clock."""
@@ -114,6 +121,7 @@ class IngestNode:
             stack.push_async_callback(self._tasks.stop)
             stack.push_async_callback(self._spool.stop)
             await self._spool.start()
+            self._look_at_storage()
             stack.push_async_callback(self._outlets.stop)
             await self._outlets.start()
             await self._admin.start()
@@ -142,6 +150,14 @@ class IngestNode:
             await asyncio.sleep(delay_ms / 1000)
         self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
+
+    def _look_at_storage(self) -> None:
+        if self._spool_may_vanish:
+            return
+        directory = self._settings.spool_dir
+        self._spool_risk = storage_risk(directory)
+        if self._spool_risk and self._index == 0:  # all processes have the same directory
+            self._spool.log.at_risk(directory, self._spool_risk)
 
     def _listen(self) -> None:
         settings = self._settings
@@ -214,6 +230,8 @@ class IngestNode:
             else datetime.fromtimestamp(oldest_at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
             "reason": "" if spool.trouble is None else spool.trouble.detail,
         }
+        if self._spool_risk:
+            details["at_risk"] = self._spool_risk
         if spool.damaged:
             details["damaged"] = spool.damaged
         return details

@@ -17,8 +17,10 @@ The namespace stands in the name because callbacks must not change it: two deplo
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -102,8 +104,7 @@ class SpoolDirectory:
                     _sync(self.path)
                     return slot
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} cannot be used: {reason}") from None
+            raise ConfigError(f"MASKLINE_SPOOL_DIR: {_why_unusable(self.path, error)}") from None
         raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} is used by {SLOTS_MAX} processes already")
 
     def leftovers(self, mine: Container[Identity] = ()) -> Iterator[Slot]:
@@ -189,6 +190,32 @@ def _lock(path: Path) -> int | None:
 def wal_of(path: Path) -> Path:
     """SQLite's write-ahead log beside a file."""
     return path.with_name(f"{path.name}-wal")
+
+
+def _why_unusable(path: Path, error: OSError) -> str:
+    """What is wrong with the directory, and where it is a matter of rights, who asks for it and what mends it."""
+    why = f"{path} cannot be used: {error.strerror or type(error).__name__}"
+    if error.errno == errno.EROFS:
+        return f"{why}: mount a volume there"
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return why
+    real = path.resolve()  # chown does not follow a link
+    owner: int | None = None
+    with contextlib.suppress(OSError):
+        owner = real.stat().st_uid
+    mend = remedy(
+        shlex.quote(str(real)), owner, os.geteuid(), os.getegid(), writable=os.access(real, os.W_OK | os.X_OK)
+    )
+    return f"{why}: this process is uid {os.geteuid()}; as root: {mend}"
+
+
+def remedy(quoted: str, owner: int | None, uid: int, gid: int, *, writable: bool) -> str:
+    """The shell command that lets uid write to a directory, which is `owner`'s, or does not exist yet. Pure."""
+    if owner is None:
+        return f"mkdir -p {quoted} && chown {uid}:{gid} {quoted}"
+    if owner == uid and not writable:
+        return f"chmod u+rwx {quoted}"
+    return f"chown -R {uid}:{gid} {quoted}"
 
 
 def _sync(directory: Path) -> None:

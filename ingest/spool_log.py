@@ -1,5 +1,6 @@
 """What the log says of the spool: when it begins to be used, how the drain goes on, when it is empty, when it fails."""
 
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
@@ -24,6 +25,12 @@ class SpoolLog:
         """At the start."""
         self._begin()
         _log.info("the spool holds callbacks from before", callbacks=callbacks, left_by_others=adopted)
+
+    def at_risk(self, directory: Path, why: str) -> None:
+        """At the start."""
+        _log.warning(
+            "the spool does not outlive a crash: put it on a volume", directory=str(directory), reason=why
+        )
 
     def spooling(self, reason: str) -> None:
         if self._since is None:

@@ -1,10 +1,14 @@
 """Slots: nobody shares one, nothing that was left is overlooked."""
 
+import os
+import shutil
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
-from ingest.spool_directory import SpoolDirectory
+from ingest.spool_directory import SpoolDirectory, remedy
 from schemas.errors import ConfigError
 
 
@@ -82,6 +86,52 @@ def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="^MASKLINE_SPOOL_DIR: "):
         SpoolDirectory(tmp_path / path, "ns").take_slot()
+
+
+@pytest.mark.parametrize(
+    ("owner", "writable", "mend"),
+    [
+        (None, False, "mkdir -p '/a b' && chown 10001:10002 '/a b'"),
+        (0, False, "chown -R 10001:10002 '/a b'"),
+        (10001, False, "chmod u+rwx '/a b'"),
+        (10001, True, "chown -R 10001:10002 '/a b'"),  # a file in it is another user's
+    ],
+)
+def test_the_command_that_mends_a_directory(owner, writable, mend):
+    assert remedy("'/a b'", owner, 10001, 10002, writable=writable) == mend
+
+
+def test_a_directory_of_another_user_names_the_user_and_the_command():
+    base = Path(tempfile.mkdtemp()).resolve()
+    directory, link = base / "spool", base / "link"
+    directory.mkdir()
+    link.symlink_to(directory)
+    base.chmod(0o755)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65_534)
+            mend = f"chown -R 65534:{os.getegid()} {directory}"
+        else:
+            directory.chmod(0o500)
+            mend = f"chmod u+rwx {directory}"
+        with pytest.raises(ConfigError) as caught:
+            SpoolDirectory(link, "ns").take_slot()
+        assert str(caught.value) == (
+            f"MASKLINE_SPOOL_DIR: {link} cannot be used: Permission denied: "
+            f"this process is uid {os.geteuid()}; as root: {mend}"
+        )
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(base)
+
+
+def test_a_link_to_a_directory_is_as_good(tmp_path):
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "spool").symlink_to(tmp_path / "volume")
+    SpoolDirectory(tmp_path / "spool", "ns").take_slot()
+    assert [path.name for path in (tmp_path / "volume").iterdir()] == ["spool-ns-0.lock"]
 
 
 def test_a_slot_that_is_removed_while_others_reach_for_it_is_never_held_twice(tmp_path):
