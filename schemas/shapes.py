@@ -16,6 +16,7 @@ The readers are in C (`schemas._shapes`) where that could be built when maskline
 | REMEMBERED, REMEMBERED_CHARS_MAX (schemas.shape_plans) | numbers, amounts and times that were read a moment ago |
 """
 
+from collections import Counter
 from typing import Final, Protocol
 
 from schemas import shape_sources
@@ -84,6 +85,8 @@ class Shapes:
         self.readers = new_readers() if readers is None else readers
         self._read = self.readers.read
         self._seen: dict[Shape, int] = {}
+        self.unreadable: Counter[str] = Counter()
+        """How often an attribute could not be read, by Plivo's name of it. Whoever counts takes them away."""
 
     def decode(self, encoded: bytes) -> Decoded:
         """A callback as it lies in the stream, as `decode_callback` and `schemas.decode.decode_event` read it.
@@ -93,17 +96,17 @@ class Shapes:
         try:
             return self._read(encoded) or self._decode_rarely(encoded)
         except ValueError:  # a 31st of February: the reference knows what to do about it
-            return _refer(decode_callback(encoded))
+            return self._refer(decode_callback(encoded))
 
     def _decode_rarely(self, encoded: bytes) -> Decoded:
         callback = decode_callback(encoded)
         form = form_of(callback)
         if form is None:
-            return _refer(callback)
+            return self._refer(callback)
         made = self.readers.read_form(form)
         if made is not None:
             return (*made, callback.received_at_ms, callback.replayed)
-        decoded = _refer(callback)
+        decoded = self._refer(callback)
         self._learn(form)
         return decoded
 
@@ -125,6 +128,8 @@ class Shapes:
             self.readers.clear()
         self.readers.add(form, shape, plan_of(shape))
 
-
-def _refer(callback: RawCallback) -> Decoded:
-    return (*decode_event(callback), callback.received_at_ms, callback.replayed)
+    def _refer(self, callback: RawCallback) -> Decoded:
+        event, fingerprint = decode_event(callback)
+        if event.problems:  # which no reader makes an event of
+            self.unreadable.update(event.problems)
+        return event, fingerprint, callback.received_at_ms, callback.replayed

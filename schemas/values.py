@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
+from schemas.times import read_any_time
+
 NULLS: Final = frozenset({"", "null", "none"})
 """What stands for an absent value, in lower case and without the white space around it."""
 
@@ -31,11 +33,8 @@ _SHORT_DIGITS: Final = 18
 
 _INTEGER: Final = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_OFFSET: Final = re.compile(r"[+-][0-9]{2}(?::?[0-9]{2})?")
-_ZONE_NAME: Final = re.compile(r"[A-Z]{2,5}")
 _REST_ZONE: Final = " +0000 UTC"
 _REST_CHARS_MIN: Final = len("2024-02-01 06:28") + len(_REST_ZONE)
-_DATE_CHARS: Final = len("2024-02-01")
 
 
 def is_null(text: str) -> bool:
@@ -77,6 +76,7 @@ def read_time(text: str) -> datetime:
     | `2024-02-01 06:28:15 +0000 UTC` | Plivo's REST API (Go's way of printing a time) |
     | `2024-02-01T06:28:15Z`, with an offset, without, with a space for the `T`, with a fraction | ISO 8601 |
     | `2024-02-01 06:28:15.123456` | Python's way |
+    | `Thu, 01 Feb 2024 06:28:15 GMT`, seconds since the epoch, … | see `schemas.times` |
 
     Digits after the microseconds are cut off, a date alone is its midnight. A zone's name counts only where
     it is UTC's or follows an offset.
@@ -84,10 +84,11 @@ def read_time(text: str) -> datetime:
     if len(text) > TIME_CHARS_MAX:
         raise ValueError("too long for a time")
     if text.endswith(_REST_ZONE) and len(text) >= _REST_CHARS_MIN and text[10] == " ":
-        iso = text[: -len(_REST_ZONE)] + "+00:00"  # the usual one: what follows gives the same, more slowly
+        moment = datetime.fromisoformat(
+            text[: -len(_REST_ZONE)] + "+00:00"
+        )  # the usual one; the other way is slower
     else:
-        iso = _iso(text.upper().split())
-    moment = datetime.fromisoformat(iso)
+        moment = read_any_time(text)
     if moment.tzinfo is UTC:
         return moment
     if moment.tzinfo is None:
@@ -96,25 +97,3 @@ def read_time(text: str) -> datetime:
         return moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("beyond the years 1 to 9999") from None
-
-
-def _iso(parts: list[str]) -> str:
-    """The blank-separated parts of a time (date, time, offset, zone's name) as ISO 8601 writes them."""
-    if not parts:
-        raise ValueError("empty")
-    iso = parts.pop(0)
-    if parts and parts[0][0].isdigit():
-        iso = f"{iso}T{parts.pop(0)}"
-    if "T" not in iso and (parts or len(iso) > _DATE_CHARS):
-        # fromisoformat takes any character before the time, so it would read an offset after a date as one.
-        raise ValueError("neither a date nor a date and a time")
-    match parts:
-        case []:
-            return iso
-        case ["UTC" | "GMT" | "Z"]:
-            return f"{iso}+00:00"
-        case [offset] if _OFFSET.fullmatch(offset):
-            return iso + offset
-        case [offset, name] if _OFFSET.fullmatch(offset) and _ZONE_NAME.fullmatch(name):
-            return iso + offset
-    raise ValueError("not a time zone")

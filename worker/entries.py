@@ -42,6 +42,9 @@ ArrivalOf = Callable[[str, Sequence[bytes], bool], Arrival]
 
 _shapes: Final = Shapes()
 
+unreadable: Final = _shapes.unreadable
+"""What could not be read of the entries that were decoded, until somebody takes it away: attributes, how often."""
+
 
 def decode_in_python(entries: Entries, recording_shared: bool, known: Mapping[str, Any]) -> DecodedEntries:
     """Decode stream entries; `known` are the sessions that need not be named."""

@@ -55,6 +55,12 @@ class WorkerCollector(Collector):
         labelled: tuple[tuple[str, str, str, Mapping[str, float]], ...] = (
             ("events_released", "Events handed to handlers, by order.", "order", stats.released),
             ("dead_letters", "Dead letters written, by code.", "code", stats.dead),
+            (
+                "unreadable_values",
+                "Values of callbacks that could not be read, by attribute.",
+                "attribute",
+                stats.unreadable,
+            ),
             ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", stats.handled),
             ("attempts_failed", "Attempts that failed, by handler.", "handler", stats.failed),
             (

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
-from worker.entries import Entries, decode_entries, letter_of_undecodable
+from worker.entries import Entries, decode_entries, letter_of_undecodable, unreadable
 from worker.history import Entry, Seen
 from worker.reorder import NONE_WAITING, Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
@@ -159,6 +159,10 @@ class Partition:
         )
         if ids:
             self._take_in(ids, pending)
+        if unreadable:
+            if not pending:  # those were counted when they were read first
+                self._stats.unreadable.update(unreadable)
+            unreadable.clear()
         for entry_id, fields, error in refused:
             self._bury_undecoded(entry_id, fields, error, now_ms)
         return Decoded(arrivals, unknown)

@@ -15,6 +15,8 @@ class Stats:
         """Events by order."""
         self.dead: Counter[str] = Counter()
         """Dead letters by code."""
+        self.unreadable: Counter[str] = Counter()
+        """Values that could not be read, by Plivo's names of their attributes: those of schemas.events alone."""
         self.handled: Counter[str] = Counter()
         """Successful attempts by handler."""
         self.failed: Counter[str] = Counter()

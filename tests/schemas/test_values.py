@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -102,6 +103,12 @@ def test_every_amount(value):
     assert str(read_decimal(str(value))) == str(value)
 
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_PARTS = [
+    " ", " ", "2024-02-01", "06:28:15", "T", "Z", "UTC", "+0000", "0000", "00:00", "-03", "m=", "+0.1", "Thu", ",",
+    "Feb", "01", "2024", "24", "9999-12-31T23:59:59-14:00", "0001", "1706768895", ".", "²", "\u0661",
+    "(", ")", "\u017f",
+]  # fmt: skip
 AT = datetime(2024, 2, 1, 6, 28, 15, tzinfo=UTC)
 MICRO = AT.replace(microsecond=123456)
 
@@ -136,6 +143,46 @@ MICRO = AT.replace(microsecond=123456)
         ("2024-02-01 06:28 +0000 UTC", AT.replace(second=0)),
         ("20240201T062815Z", AT),
         ("2024-02-01", AT.replace(hour=0, minute=0, second=0)),
+        ("2024-02-01 06:28:15  0000 UTC", AT),  # a plus that a form made a blank
+        ("2024-02-01 06:28:15.123456789  0000 UTC", MICRO),
+        ("2024-02-01 06:28  0000 UTC", AT.replace(second=0)),
+        ("2024-02-01 06:28:15  0000", AT),
+        ("2024-02-01 11:58:15  0530 IST", AT),
+        ("2024-02-01 06:28:15 00:00", AT),
+        ("2024-02-01T06:28:15 00:00", AT),
+        ("2024-02-01T11:58:15.123456 05:30", MICRO),
+        ("20240201T062815 0000", AT),
+        ("20240201 062815 +0000 UTC", AT),
+        ("2024-02-01 06:28:15 +0000 UTC m=+0.01", AT),
+        ("2024-02-01 06:28:15.123456789 +0000 UTC m=+864000.123456789", MICRO),
+        ("2024-02-01 06:28:15  0000 UTC m= 0.000012345", AT),
+        ("2024-02-01 01:28:15 -0500 EST m=-0.1", AT),
+        ("2024-02-01 03:28:15 -0300 -03", AT),
+        ("2024-02-01 12:13:15 +0545 +0545", AT),
+        ("2024-02-01 09:28:15  0300  03", AT),
+        ("2024-02-01 16:28:15 +1000 ChST", AT),
+        ("Thu, 01 Feb 2024 06:28:15 GMT", AT),
+        ("thu, 1 feb 2024 06:28:15 gmt", AT),
+        ("Thu, 01 Feb 2024 11:58:15 +0530", AT),
+        ("Thu, 01 Feb 2024 11:58:15  0530", AT),
+        ("Thu, 01 Feb 2024 06:28:15 -0000", AT),
+        ("01 Feb 2024 06:28:15 +0000 (UTC)", AT),
+        ("01 Feb 2024 06:28:15", AT),
+        ("1 Feb 2024 06:28 Z", AT.replace(second=0)),
+        ("Thursday, 01-Feb-24 06:28:15 GMT", AT),
+        ("Thu, 01-Feb-2024 06:28:15 GMT", AT),
+        ("Thu Feb  1 06:28:15 2024", AT),
+        ("Thu Feb  1 01:28:15 -0500 2024", AT),
+        ("Thu Feb  1 06:28:15 UTC 2024", AT),
+        ("1706768895", AT),
+        (" 1706768895.0 ", AT),
+        ("1706768895.1234567", MICRO),
+        ("1706768895123", AT.replace(microsecond=123000)),
+        ("1706768895123.4567", MICRO),
+        ("1706768895123456", MICRO),
+        ("1706768895123456789", MICRO),
+        ("1000000000", datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)),
+        ("9999999999999", datetime(2286, 11, 20, 17, 46, 39, 999000, tzinfo=UTC)),
     ],
 )
 def test_time(text, value):
@@ -150,9 +197,16 @@ def test_time(text, value):
         "",
         " ",
         "now",
-        "1706768895",
-        "1706768895000",
+        "170676889",
+        "17067688950",
+        "-1706768895",
+        "+1706768895",
+        "1_706_768_895",
+        "1706768895,5",
+        "1706768895 UTC",
+        "20240201062815",
         "01/02/2024",
+        "02-01-2024 06:28:15",
         "2024-02-30 00:00:00",
         "2024-02-01 25:00:00",
         "2024-02-01 +0530",
@@ -163,7 +217,30 @@ def test_time(text, value):
         "2024-02-01T06:28:15+05:00 +0000 UTC",
         "2024-02-01x06:28:15",
         "0001-01-01T00:00:00+14:00",
-        "2024-02-01 06:28:15 +0000 UTC m=+0.01",
+        "2024-02-01 06:28:15 m=+0.01",
+        "2024-02-01 06:28:15 +0000 UTC m=",
+        "m=+0.01",
+        "2024-02-01 06:28:15 1500",
+        "2024-02-01 06:28:15 0075",
+        "2024-02-01 06:28 15",
+        "2024-02-01 06:28:15 PM",
+        "2024-02-01T06:28:15Z 0000",
+        "2024-02-01T06 00:00",
+        "2024-02-01T 06:28",
+        "2024-02-01 06:28:15 -0300 -04",
+        "Fri, 01 Feb 2024 06:28:15 GMT",
+        "Thu, 31 Feb 2024 06:28:15 GMT",
+        "Thu, 01 Feb 2024 06:28:15 IST",
+        "Thu, 01 Feb 2024 25:28:15 GMT",
+        "Thurs, 01 Feb 2024 06:28:15 GMT",
+        "Thu, 01 Feb 2024",
+        "01 Feb 24 06:28:15 GMT",
+        "01-Feb-24 06:28:15 GMT",
+        "Friday, 01-Feb-24 06:28:15 GMT",
+        "01-Feb 2024 06:28:15 GMT",
+        "01 Ḟeb 2024 06:28:15 GMT",
+        "Feb 1 06:28:15 2024",
+        "Thu Feb 1 06:28:15",
         "+0000 UTC",
         " +0000 UTC",
         "9" * 100,
@@ -195,9 +272,53 @@ def test_every_time_in_every_format(moment):
     assert read_time(utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ")) == utc
 
 
+GO = "%Y-%m-%d %H:%M:%S.%f %z "
+TO_THE_MICROSECOND: list[Callable[[datetime], str]] = [
+    datetime.isoformat,
+    lambda at: at.strftime(GO + "XYZ"),
+    lambda at: at.strftime(GO + "%z"),
+    lambda at: at.strftime(GO + "XYZ m=+12.000345678"),
+    lambda at: f"{(at - EPOCH) // timedelta(microseconds=1)}",
+    lambda at: f"{(at - EPOCH) // timedelta(microseconds=1)}000",
+    lambda at: f"{(at - EPOCH) // timedelta(seconds=1)}.{at.microsecond:06}",
+    lambda at: f"{(at - EPOCH) // timedelta(milliseconds=1)}.{at.microsecond % 1000:03}",
+]
+TO_THE_SECOND: list[Callable[[datetime], str]] = [
+    format_datetime,
+    lambda at: format_datetime(at).partition(", ")[2],
+    lambda at: format_datetime(at.astimezone(UTC), usegmt=True),
+    lambda at: at.strftime("%A, %d-%b-%Y %H:%M:%S %z"),
+    lambda at: at.astimezone(UTC).ctime(),
+    lambda at: at.strftime("%a %b %e %H:%M:%S %z %Y"),
+    lambda at: str(int(at.timestamp() // 1)),
+]
+
+
 @quick
 @given(
-    st.one_of(st.text(), st.text("0123456789-:+.TZ UTC", max_size=40)),
+    st.datetimes(
+        datetime(2001, 9, 10),  # noqa: DTZ001 - as above
+        datetime(2286, 11, 19),  # noqa: DTZ001
+        timezones=st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+    ),
+    st.sampled_from([*TO_THE_MICROSECOND, *TO_THE_SECOND]),
+)
+def test_every_time_as_others_write_it_and_as_a_form_leaves_it(moment, write):
+    utc = moment.astimezone(UTC)
+    if write in TO_THE_SECOND:
+        utc = utc.replace(microsecond=0)
+    text = write(moment)
+    for candidate in (text, text.replace("+", " "), text.upper(), f" {text} "):
+        assert read_time(candidate) == utc, candidate
+
+
+@quick
+@given(
+    st.one_of(
+        st.text(),
+        st.text("0123456789-:+.TZ UTC", max_size=40),
+        st.lists(st.sampled_from(TIME_PARTS), max_size=8).map("".join),
+    ),
     st.sampled_from([read_int, read_decimal, read_time]),
 )
 def test_only_value_error_comes_out(text: str, reader: Callable[[str], Any]):

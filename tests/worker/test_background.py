@@ -119,6 +119,7 @@ async def test_a_watchdog_that_dies_is_shown_and_started_again(monkeypatch):
 
 async def test_health_shows_what_fails_beside_what_is_well(node):
     node.background.failed("retention", OSError("odd"))
+    node.stats.unreadable.update(("EventTimestamp", "EventTimestamp", "Amount"))
 
     def read():
         with urllib.request.urlopen(f"{node.admin_url}/metrics", timeout=10) as response:  # noqa: S310 our own
@@ -126,3 +127,4 @@ async def test_health_shows_what_fails_beside_what_is_well(node):
 
     text = await asyncio.to_thread(read)
     assert 'maskline_worker_background_failures_total{task="retention"} 1.0' in text
+    assert 'maskline_worker_unreadable_values_total{attribute="EventTimestamp"} 2.0' in text

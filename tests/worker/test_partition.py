@@ -112,6 +112,45 @@ def test_what_cannot_be_decoded_is_a_dead_letter_and_the_partition_goes_on(what,
     assert stats.dead == {code: 1}
 
 
+def test_values_that_cannot_be_read_are_counted_once_by_attribute():
+    stats = Stats()
+    partition = make(stats=stats)
+    entries = [
+        *(
+            entry(number, SequenceNumber=number, EventTimestamp="2024-02-01 06:28:15 +0000 UTC")
+            for number in range(1, 9)
+        ),
+        entry(9, SequenceNumber=9, EventTimestamp="01/02/2024"),
+        entry(10, SequenceNumber="x", Amount="1,5", EventTimestamp="1706768895", Unknown="01/02/2024"),
+        entry(11, SequenceNumber=11, EventTimestamp="yesterday", From="not a number, but a text"),
+    ]
+    take_in(partition, entries)
+    assert stats.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
+    take_in(partition, entries, pending=True)  # again, as after a takeover
+    assert stats.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
+
+
+MOMENT_US = 1_706_768_895_000_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-02-01 06:28:15 +0000 UTC", "2024-02-01 06:28:15  0000 UTC", "2024-02-01T06:28:15 00:00", "1706768895",
+        "2024-02-01 06:28:15 +0000 UTC m=+0.1", "Thu, 01 Feb 2024 06:28:15 GMT", "1706768895000",
+        "Thu Feb  1 06:28:15 2024",
+    ],
+)  # fmt: skip
+def test_order_knows_the_moment_however_it_is_written(text):
+    """Of a callback whose shape is not known yet, and of one whose shape is."""
+    partition = make()
+    for number in range(10):
+        (arrival,) = partition.decode(
+            [entry(number, EventTimestamp=text)], pending=False, now_ms=START_MS
+        ).arrivals
+        assert arrival.timestamp_us == MOMENT_US
+
+
 def test_no_number_in_the_reason_of_what_cannot_be_decoded():
     partition = make()
     take_in(partition, [entry(0, SessionUUID="+447700900123" * 20)])

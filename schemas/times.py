@@ -1,0 +1,134 @@
+"""Times as they may be written: every way that leaves no doubt which moment is meant. Pure.
+
+| text | from |
+| --- | --- |
+| `2024-02-01 06:28:15 +0000 UTC`, `… -0300 -03`, `… UTC m=+0.1` | Go; the monotonic clock behind `m=` is left away |
+| `2024-02-01T06:28:15Z` and its like | ISO 8601, as `datetime.fromisoformat` reads it |
+| `Thu, 01 Feb 2024 06:28:15 GMT`, `1 Feb 2024 06:28 +0000 (UTC)` | RFC 1123 and 2822 |
+| `Thursday, 01-Feb-24 06:28:15 GMT` | RFC 850 |
+| `Thu Feb  1 06:28:15 2024`, `Thu Feb 01 06:28:15 +0000 2024` | asctime, date of Unix, Ruby |
+| `1706768895`, `1706768895.5`, `1706768895123` | since the epoch |
+
+Since the epoch, 10 digits are seconds, 13 milliseconds, 16 microseconds, 19 nanoseconds, each from 2001 to 2286; other
+numbers might be dates without hyphens.
+
+In a form a plus that was not escaped is a blank, so an offset may have lost its plus: `06:28:15  0000 UTC`,
+`T06:28:15 00:00`. A minus stays one, so that leaves no doubt either.
+
+What could be two moments is none: `01/02/2024`, a year of two digits without the weekday that fits this century, the
+weekday of another day, `IST` without an offset.
+"""
+
+import re
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SINCE_EPOCH: Final = re.compile(r"([0-9]{10}|[0-9]{13}|[0-9]{16}|[0-9]{19})(?:\.([0-9]*))?")
+_UNITS_US: Final = {10: 1_000_000, 13: 1_000, 16: 1}
+"""Microseconds of a unit, by how many digits a time in it has."""
+
+_MONOTONIC: Final = re.compile(r"\sM=\s?[+-]?[0-9]+\.[0-9]+\s*\Z")
+_CLOCK: Final = r"(?P<clock>[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?)"
+_MAIL: Final = re.compile(
+    r"(?:(?P<weekday>[A-Z]{3,9}),? )?(?P<day>[0-9]{1,2})([ -])(?P<month>[A-Z]{3})\3(?P<year>[0-9]{4}|[0-9]{2}) "
+    rf"{_CLOCK}(?: (?P<zone>.+))?"
+)
+_ASCTIME: Final = re.compile(
+    rf"(?P<weekday>[A-Z]{{3}}) (?P<month>[A-Z]{{3}}) (?P<day>[0-9]{{1,2}}) {_CLOCK}(?: (?P<zone>.+))? "
+    r"(?P<year>[0-9]{4})"
+)
+_MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_WEEKDAYS: Final = ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY", "SUNDAY")
+_YEAR_CHARS: Final = 4
+_CENTURY: Final = 2_000
+
+_DATE_CHARS: Final = len("2024-02-01")
+_HAS_CLOCK: Final = re.compile(r".*T[0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?")
+_OFFSET: Final = re.compile(r"[+-][0-9]{2}(?::?[0-9]{2})?")
+_OFFSET_WITHOUT_PLUS: Final = re.compile(r"(?:0[0-9]|1[0-4]):?[0-5][0-9]")
+"""As far as there are offsets."""
+_ZONE_NAME: Final = re.compile(r"[A-Z]{2,5}|\([A-Z]{2,5}\)")
+
+
+def read_any_time(text: str) -> datetime:
+    """The moment that a text names; without a zone where it names none. Raises ValueError."""
+    upper = text.upper()
+    parts = _without_monotonic(upper) if "M=" in upper else upper.split()
+    if not parts:
+        raise ValueError("empty")
+    first = parts[0]
+    if first[_YEAR_CHARS : _YEAR_CHARS + 1] != "-":
+        since_epoch = _SINCE_EPOCH.fullmatch(first)
+        if since_epoch is not None and len(parts) == 1:
+            return _after_epoch(since_epoch[1], since_epoch[2] or "")
+        if len(first) < _YEAR_CHARS or not first[:_YEAR_CHARS].isdigit():
+            return datetime.fromisoformat(_iso_of_words(" ".join(parts)))
+    return datetime.fromisoformat(_iso(parts))
+
+
+def _without_monotonic(upper: str) -> list[str]:
+    """The parts of a time, without what Go writes behind it."""
+    written = _MONOTONIC.search(upper)
+    parts = upper[: written.start()].split() if written is not None else []
+    if len(parts) < len(("date", "clock", "zone")):
+        raise ValueError("a monotonic clock without a time before it")
+    return parts
+
+
+def _after_epoch(whole: str, fraction: str) -> datetime:
+    unit_us = _UNITS_US.get(len(whole))
+    if unit_us is None:
+        return _EPOCH + timedelta(microseconds=int(whole) // 1_000)
+    part_us = int(fraction[:6].ljust(6, "0")) * unit_us // 1_000_000
+    return _EPOCH + timedelta(microseconds=int(whole) * unit_us + part_us)
+
+
+def _iso_of_words(words: str) -> str:
+    """A time that names its month, as ISO 8601 writes it."""
+    match = _MAIL.fullmatch(words) or _ASCTIME.fullmatch(words)
+    if match is None or match["month"] not in _MONTHS:
+        raise ValueError("not a time")
+    weekday, year = match["weekday"], int(match["year"])
+    if len(match["year"]) < _YEAR_CHARS:
+        if weekday is None:
+            raise ValueError("a year without its century")
+        year += _CENTURY
+    day = date(year, 1 + _MONTHS.index(match["month"]), int(match["day"]))
+    if weekday is not None and weekday not in (name := _WEEKDAYS[day.weekday()], name[:3]):
+        raise ValueError("another day of the week")
+    iso, zone = f"{day.isoformat()}T{match['clock']}", (match["zone"] or "").split()
+    return _with_zone(iso, zone) if zone else iso
+
+
+def _iso(parts: list[str]) -> str:
+    """The parts of a time (date, clock, offset, zone's name) as ISO 8601 writes them."""
+    iso = parts.pop(0)
+    if parts and parts[0][0].isdigit() and "T" not in iso:
+        iso = f"{iso}T{parts.pop(0)}"
+    elif len(iso) > _DATE_CHARS and "T" not in iso:
+        # fromisoformat takes any character before the time, so it would read an offset after a date as one.
+        raise ValueError("neither a date nor a date and a time")
+    return _with_zone(iso, parts) if parts else iso
+
+
+def _with_zone(iso: str, zone: list[str]) -> str:
+    """ISO 8601 with the offset of a zone: its offset, its name, or the one behind the other."""
+    if "T" not in iso:
+        raise ValueError("a zone without a time")
+    match zone:
+        case ["UTC" | "GMT" | "Z"]:
+            return f"{iso}+00:00"
+        case [offset, *name] if len(name) <= 1:
+            if offset[0].isdigit() and _OFFSET_WITHOUT_PLUS.fullmatch(offset) and _HAS_CLOCK.fullmatch(iso):
+                offset = f"+{offset}"
+            if _OFFSET.fullmatch(offset) and (not name or _names(name[0], offset)):
+                return iso + offset
+    raise ValueError("not a time zone")
+
+
+def _names(name: str, offset: str) -> bool:
+    """Whether a zone with this offset may have that name; Go names a zone without one by its offset, as `+0545`."""
+    if name[0].isdigit():
+        name = f"+{name}"  # its plus went the way of the offset's
+    return _ZONE_NAME.fullmatch(name) is not None or name in (offset, offset.removesuffix("00"))
