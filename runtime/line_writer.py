@@ -21,6 +21,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import select
 import socket
 import stat
@@ -61,6 +62,8 @@ class LineWriter:
         """Lines that were lost: the queue was full, or the stream refused them."""
         self.broken = False
         """Whether a line met a pipe whose reader is gone for good."""
+        self.before_finish: Callable[[], object] = lambda: None
+        """Called first by `finish`: whoever keeps something back writes it."""
         self._unreported = 0
         self._refused = False
         """Whether the stream has refused the last line: the reader is gone, the disk is full."""
@@ -94,6 +97,7 @@ class LineWriter:
 
     def finish(self) -> None:
         """Write what waits, as long as somebody reads, and at most FINISH_MAX_S."""
+        self.before_finish()
         until = time.monotonic() + FINISH_MAX_S
         while (left_s := min(until - time.monotonic(), FINISH_SILENCE_S)) > 0:
             if not self._lock.acquire(timeout=left_s):
@@ -215,31 +219,59 @@ class LineWriter:
         return bool(poll.poll(within_s * 1000))
 
 
-def as_text(writer: LineWriter, stream: TextIO) -> TextIO:
+def as_text(
+    writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes] = lambda data: data
+) -> io.TextIOWrapper:
     """A text stream in place of `stream`, which writes by `writer`: line by line, and without waiting.
 
-    Raises BrokenPipeError when the reader is found to be gone, as `stream` would, but once only.
+    `hide`: makes what may be written of what is to be. Raises BrokenPipeError when the reader is found to be gone, as
+    `stream` would, but once only.
     """
-    raw = io.BufferedWriter(_Raw(writer, stream))
+    raw = io.BufferedWriter(_Raw(writer, stream, hide))
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
+OPEN_END_MAX_BYTES: Final = 512
+"""Of what is kept back because a number may go on in the next piece."""
+_OPEN_END: Final = re.compile(rb"[0-9%\\&\x80-\xff][^A-Za-z\r\n]*\Z")
+
+
 class _Raw(io.RawIOBase):
-    def __init__(self, writer: LineWriter, stream: TextIO) -> None:
+    """Takes the bytes in pieces: lines, but also parts of one that is long, or flushed in its midst.
+
+    So what may be the beginning of a number stays until the next piece comes, or the process ends.
+    """
+
+    def __init__(self, writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes]) -> None:
         super().__init__()
         self._writer = writer
         self._stream = stream
+        self._hide = hide
+        self._kept = b""
         self._told = False
+        writer.before_finish = self._write_kept
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
-        self._writer.write(bytes(data))
+        piece = self._kept + bytes(data)
+        self._kept = b""
+        if not piece.endswith(b"\n"):
+            end = _OPEN_END.search(piece, max(0, len(piece) - OPEN_END_MAX_BYTES))
+            if end is not None:
+                piece, self._kept = piece[: end.start()], end[0]
+        if piece:
+            self._writer.write(self._hide(piece))
         if self._writer.broken and not self._told:
             self._told = True
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return len(data)
+
+    def _write_kept(self) -> None:
+        kept, self._kept = self._kept, b""
+        if kept:
+            self._writer.write(self._hide(kept))
 
     def fileno(self) -> int:
         return self._stream.fileno()

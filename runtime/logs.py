@@ -2,7 +2,8 @@
 
 Everything takes the same way out, ours (structlog) and the libraries' (stdlib `logging`, warnings, uncaught
 exceptions): context, exception text, privacy, then level, time and the rendering. Two rules hold whatever is
-logged: no phone number leaves (every text goes through `redact`, every object becomes text first), and
+logged: no phone number leaves (every text goes through `redact`, every object becomes text first; the numbers of the
+events under way are known, and hidden also in what handler modules print, and log by ways of their own), and
 logging never raises into its caller, nor keeps him waiting (a closed pipe, one that nobody reads, or a hostile value
 cost the line, not the work: runtime.line_writer).
 """
@@ -23,6 +24,8 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+from runtime import own_logging
+from runtime.known_numbers import KNOWN_NUMBERS
 from runtime.line_writer import LineWriter, as_text
 from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 from schemas.settings import Settings
@@ -91,13 +94,19 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
 
 
 def wait_for_no_reader() -> None:
-    """What else this process writes to sys.stdout and sys.stderr, as by `print`, goes the same way from here on."""
+    """What else this process writes to sys.stdout and sys.stderr, as by `print`, goes the same way from here on.
+
+    Numbers of the events under way are hidden in it, and in whatever is logged by a configuration of others'.
+    """
     global _printed  # noqa: PLW0603 - a process has one stdout
+    hide = KNOWN_NUMBERS.hide_bytes
+    # Under both names: what goes by the second one has the same reader.
     if sys.stderr is not None:
-        sys.stderr = as_text(_writer(), sys.stderr)
+        sys.stderr = sys.__stderr__ = as_text(_writer(), sys.stderr, hide)  # type: ignore[misc]
     if sys.stdout is not None:
         _printed = LineWriter(sys.stdout, lambda count: b"%d lines were dropped\n" % count)
-        sys.stdout = as_text(_printed, sys.stdout)
+        sys.stdout = sys.__stdout__ = as_text(_printed, sys.stdout, hide)  # type: ignore[misc]
+    own_logging.take_hold(lambda logger: isinstance(logger, _Line))
 
 
 def lines_dropped() -> int:
@@ -113,7 +122,7 @@ def lines_waiting() -> int:
 def say(line: str) -> None:
     """A line for a person on stderr, as it is, before and after `configure_logging`. Waits for nobody."""
     if sys.stderr is not None:  # closed from the start
-        _writer().write(_encoded(line))
+        _writer().write(_encoded(KNOWN_NUMBERS.hide(line)))
 
 
 def flush_logs() -> None:
@@ -134,7 +143,7 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
     if name in NUMBER_NAMES:
         return _number(value)
     if type(value) in (int, float):
-        return value
+        return KNOWN_NUMBERS.hide_value(value)
     if isinstance(value, (Mapping, list, tuple, set, frozenset)) and depth < DEPTH_MAX:
         return _members(value, depth + 1)
     return _text(value)
@@ -155,7 +164,7 @@ def _number(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    text = redact(_shown(value))
+    text = redact(KNOWN_NUMBERS.hide(_shown(value)))
     return text if len(text) <= TEXT_MAX_CHARS else text[:TEXT_MAX_CHARS] + "…"
 
 

@@ -4,14 +4,18 @@ An attempt over its limit is cancelled, so is one whose lease is gone. What igno
 """
 
 import asyncio
+import contextlib
 import contextvars
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from typing import Any, Final
 
 from runtime.clock import lease_clock
+from runtime.known_numbers import KNOWN_NUMBERS
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
+from schemas.events import Event
 from worker.clean_context import CleanContext
 from worker.partition import Partition
 from worker.registry import BoundHandler
@@ -24,6 +28,9 @@ CANCEL_GRACE_S: Final = 5.0
 """How long a handler that was cancelled may take to end. One that does not is left to itself."""
 
 TIME_LIMIT: Final = "timeout"
+
+OVERDUE_EVENTS_MAX: Final = 256
+"""Events whose handlers ran over their limit: a thread cannot be stopped, and may log their numbers at its end."""
 
 SWEEP: Final = "time limits"
 """The name of the sweep among the background tasks."""
@@ -89,8 +96,10 @@ class Attempts:
         self._on_stuck = on_stuck
         self._background = background
         self._attempts: set[Attempt] = set()
+        self._overdue_events: deque[Event] = deque(maxlen=OVERDUE_EVENTS_MAX)
         self.add = self._attempts.add
         self.discard = self._attempts.discard
+        KNOWN_NUMBERS.watch(self)
         self._sweeper = background.every(SWEEP, SWEEP_INTERVAL_S, self._sweep)
 
     def __len__(self) -> int:
@@ -105,6 +114,16 @@ class Attempts:
             if attempt.task is task and attempt.handler is not None:
                 return attempt.handler.name
         return ""
+
+    def events(self) -> list[Event]:
+        """The events whose handlers may be running yet. Any thread may ask."""
+        events = list(self._overdue_events)
+        for attempt in list(self._attempts):
+            session = attempt.session
+            with contextlib.suppress(IndexError):  # its queue is empty just now
+                if session is not None:
+                    events.append(session.queue[0].arrival.payload.event)
+        return events
 
     def cancel(self, partition: Partition | None, why: str) -> None:
         """Cancel what is under way, of one partition or of all."""
@@ -137,6 +156,8 @@ class Attempts:
                 self._background.failed(SWEEP, error)
 
     def _overdue(self, attempt: Attempt, now: float) -> None:
+        if attempt.session is not None and attempt.session.queue:
+            self._overdue_events.append(attempt.session.queue[0].arrival.payload.event)
         if attempt.why:
             attempt.abandoned = True
             self._attempts.discard(attempt)

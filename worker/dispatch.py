@@ -18,6 +18,7 @@ from time import time_ns
 from typing import Final
 
 from runtime.clock import lease_clock
+from runtime.known_numbers import KNOWN_NUMBERS
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from schemas.events import Event
@@ -86,6 +87,7 @@ class Dispatcher:
         self._background = background or BackgroundTasks()
         self._clean = CleanContext(context or contextvars.copy_context())
         self._table = table
+        self._seen = KNOWN_NUMBERS.seen
         self._concurrency = concurrency
         self._late_dead = late_dead
         self._stats = stats
@@ -315,6 +317,7 @@ class Dispatcher:
     async def _handle(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
         """Run the handlers that have not handled the event yet; return in how many ms to come back, None when done."""
         partition, event = session.partition, release.arrival.payload.event
+        self._seen(event)
         if session.progress is not None or partition.suspects is not None or release.order == "late":
             return await self._handle_rarely(session, release, attempt)
         # The ordinary way: async handlers that succeed at the first try, without a coroutine more than they are.

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from runtime.known_numbers import KNOWN_NUMBERS
 from runtime.logs import configure_logging, wait_for_no_reader
 from schemas.callback import CALLBACK_FIELD
 from schemas.errors import MasklineError
@@ -185,6 +186,7 @@ async def _try(request: Request, link: socket.socket) -> None:
     arrival = arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
     release = Release(arrival, request.order, request.missing, request.run, NEW_SESSION)
     event: Event = arrival.payload.event
+    KNOWN_NUMBERS.seen(event)
     resources = Resources()
     try:
         bound = bind(handlers, await resources.open(handlers.resources))[type(event)]

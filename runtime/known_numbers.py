@@ -1,0 +1,149 @@
+"""The numbers of the events that this process is working on, for whatever it writes: `hide` puts tokens in their place.
+
+Handling an event costs one `append`, by `seen`. Its numbers are only looked at when something is written, which finds
+what was seen since the last time. Numbers stay known after their events, for what is written late (a queue, a task
+that a handler has left running): the last NUMBERS_MAX of them, and always those of the attempts under way.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+from schemas.events import Event
+from schemas.privacy import NUMBER_ATTRIBUTES
+from schemas.spellings import SHORT_DIGITS, Numbers
+
+EVENTS_MAX: Final = 2_048
+"""Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes
+then finds the last ones, and those under way."""
+NUMBERS_MAX: Final = 4_096
+"""Each more makes it likelier that other digits are taken for it by chance (schemas.spellings)."""
+NUMBERS_SPARE: Final = 1_024
+"""Over that, before the oldest are taken away: doing it one by one would cost more than keeping them."""
+TEXT_MAX_CHARS: Final = 1 << 20
+"""Of one text that is written; looking through one that is nothing but digits takes most of a second, and what comes
+after that is left out."""
+DEPTH_MAX: Final = 6
+ITEMS_MAX: Final = 1_000
+"""Nesting and members of a value that a logger is given; what is beyond them is seen again as the text it becomes."""
+
+
+class UnderWay(Protocol):
+    """Knows the events whose handlers may still be running. Any thread may ask."""
+
+    def events(self) -> Iterable[Event]: ...
+
+
+class KnownNumbers:
+    """Numbers of events, and the texts that they must not stand in. From any thread, and from signal handlers."""
+
+    def __init__(self) -> None:
+        self._seen: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self.seen = self._seen.append
+        """Tell of an event, before its first handler is called."""
+        self._under_way: WeakSet[UnderWay] = WeakSet()
+        self._numbers = Numbers()
+        self._lock = threading.RLock()
+
+    def watch(self, under_way: UnderWay) -> None:
+        """Ask this one, as long as it exists, for the events under way."""
+        self._under_way.add(under_way)
+
+    def after_fork(self) -> None:
+        """In the child: another thread may have held the lock."""
+        self._lock = threading.RLock()
+
+    def hide(self, text: str) -> str:
+        """The text with tokens for the known numbers, however they are spelled; the same object where it has none."""
+        if not self._seen and not self._numbers:
+            return text
+        if self._seen:
+            with self._lock:
+                self._take_in()
+        if len(text) > TEXT_MAX_CHARS:
+            text = f"{text[:TEXT_MAX_CHARS]}… ({len(text) - TEXT_MAX_CHARS} more characters)"
+        return self._numbers.hide(text)
+
+    def hide_bytes(self, data: bytes) -> bytes:
+        """The same for what is already encoded."""
+        if not self._seen and not self._numbers:
+            return data
+        text = data.decode("utf-8", "surrogateescape")
+        hidden = self.hide(text)
+        return data if hidden is text else hidden.encode("utf-8", "surrogateescape")
+
+    def hide_value(self, value: Any, depth: int = 0) -> Any:
+        """The same for a value that a logger is given; of its own type where it has none of the numbers."""
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self.hide(value)
+        if isinstance(value, (bytes, bytearray)):
+            return self.hide_bytes(bytes(value))
+        if isinstance(value, (int, float, Decimal)):
+            shown = str(value)
+            hidden = self.hide(shown) if len(shown) >= SHORT_DIGITS else shown
+            return value if hidden is shown else hidden
+        if depth < DEPTH_MAX:
+            return self._hide_members(value, depth + 1)
+        return value
+
+    def _hide_members(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if kind is dict and len(value) <= ITEMS_MAX:
+            pairs = [(name, member) for name, member in value.items()]
+            hidden = [
+                (self.hide_value(name, depth), self.hide_value(member, depth)) for name, member in pairs
+            ]
+            same = all(a is c and b is d for (a, b), (c, d) in zip(pairs, hidden, strict=True))
+            return value if same else dict(hidden)
+        if kind in (list, tuple, set, frozenset) and len(value) <= ITEMS_MAX:
+            members = list(value)
+            hidden_members = [self.hide_value(member, depth) for member in members]
+            same = all(a is b for a, b in zip(members, hidden_members, strict=True))
+            return value if same else kind(hidden_members)
+        return value
+
+    def _take_in(self) -> None:
+        seen, numbers = self._seen, self._numbers
+        if len(seen) == seen.maxlen:  # some of those under way may have dropped out
+            self._take_in_under_way()
+        with contextlib.suppress(IndexError):  # empty
+            while True:
+                self._add(seen.popleft())
+        if len(numbers) > NUMBERS_MAX + NUMBERS_SPARE:
+            numbers.keep(NUMBERS_MAX)
+            self._take_in_under_way()
+
+    def _take_in_under_way(self) -> None:
+        for under_way in list(self._under_way):
+            for event in under_way.events():
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        for number in numbers_of(event):
+            self._numbers.add(number)
+
+
+def numbers_of(event: Event) -> list[str]:
+    """The real numbers of an event, as Plivo sent them."""
+    numbers = [
+        number
+        for number in (event.from_number, event.to_number, event.first_party, event.second_party)
+        if number is not None
+    ]
+    for name in NUMBER_ATTRIBUTES.intersection(event.extra):  # what came twice
+        texts = event.extra[name]
+        numbers += texts if isinstance(texts, list) else [texts]
+    return numbers
+
+
+KNOWN_NUMBERS: Final = KnownNumbers()
+"""Those of this process."""
+
+os.register_at_fork(after_in_child=KNOWN_NUMBERS.after_fork)

@@ -1,0 +1,85 @@
+"""Logging that a handler module sets up itself: it keeps its form and its place, and loses the known numbers.
+
+What can be configured, and configured anew at any time, cannot be trusted to hide anything. So this takes hold of what
+no configuration replaces:
+
+| what | taken hold of at |
+| --- | --- |
+| logging: the record, before handlers get it | `Logger.callHandlers` |
+| logging: the text that handlers make of it | `Handler.format` |
+| structlog: what its processors make of an event | `BoundLoggerBase._process_event` |
+| print, warnings, tracebacks, sys.stdout and sys.stderr | the streams (runtime.line_writer) |
+
+Out of reach: files and sockets that a module opens and writes to by itself, and writes to a descriptor (`os.write`).
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from structlog import BoundLoggerBase
+
+from runtime.known_numbers import KNOWN_NUMBERS
+
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
+"""What every record has; the rest is the user's `extra`."""
+
+
+def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
+    """From here on; returns what lets go again. `ours(logger)`: structlog's lines to this one hide numbers already."""
+    call_handlers, to_text = logging.Logger.callHandlers, logging.Handler.format
+    process_event = BoundLoggerBase._process_event  # noqa: SLF001 - documented, for wrapper classes
+
+    def call_handlers_hidden(self: logging.Logger, record: logging.LogRecord) -> None:
+        call_handlers(self, without_numbers(record))
+
+    def to_text_hidden(self: logging.Handler, record: logging.LogRecord) -> str:
+        return KNOWN_NUMBERS.hide_value(to_text(self, record))  # type: ignore[no-any-return]  # whatever it makes
+
+    def process_event_hidden(
+        self: BoundLoggerBase, method_name: str, event: str | None, event_kw: dict[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        arguments, named = process_event(self, method_name, event, event_kw)
+        if ours(self._logger):
+            return arguments, named
+        hide = KNOWN_NUMBERS.hide_value
+        return [hide(value) for value in arguments], {name: hide(value) for name, value in named.items()}
+
+    _put(call_handlers_hidden, to_text_hidden, process_event_hidden)
+    return lambda: _put(call_handlers, to_text, process_event)
+
+
+def _put(call_handlers: Any, to_text: Any, process_event: Any) -> None:
+    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+    logging.Handler.format = to_text  # type: ignore[method-assign]
+    BoundLoggerBase._process_event = process_event  # type: ignore[method-assign]  # noqa: SLF001 - as above
+
+
+def without_numbers(record: logging.LogRecord) -> logging.LogRecord:
+    """The record, or, where it has known numbers, another one without: its message is final, its arguments are gone."""
+    hide = KNOWN_NUMBERS.hide_value
+    changed: dict[str, Any] = {}
+    if isinstance(record.msg, (dict, list, tuple)) and not record.args:  # for a formatter that wants it so
+        hidden = hide(record.msg)
+        if hidden is not record.msg:
+            changed["msg"] = hidden
+    else:
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that do not fit: logging itself tells of it, and shows them
+            changed |= {"msg": hide(record.msg), "args": hide(record.args)}
+        else:
+            hidden = hide(message)
+            if hidden is not message or (record.args and hide(record.args) is not record.args):
+                changed |= {"msg": hidden, "args": ()}
+    for name, value in vars(record).items():
+        if name not in _STANDARD or name in ("exc_text", "stack_info"):
+            hidden = hide(value)
+            if hidden is not value:
+                changed[name] = hidden
+    if not changed:
+        return record
+    record = copy.copy(record)
+    vars(record).update(changed)
+    return record

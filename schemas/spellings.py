@@ -1,0 +1,293 @@
+r"""Certain phone numbers in any text, however they are spelled: found by their digits, replaced by their tokens.
+
+`privacy.redact` hides whatever looks like a number. This knows the numbers, so it also finds what does not look like
+one: `0171/1234567`, `415_555_0123`, `14155550123.0`, `1.4155550123e+10`, full-width digits, `%2B1415…`, colour codes
+between the digits. Linear in the length of the text.
+
+| what | rule |
+| --- | --- |
+| digits | of any script, also percent-encoded, as `\u0031`, `\x31` or `&#49;`, and such escapes of escapes |
+| between two digits | up to SEPARATORS_MAX that are neither letters nor digits, escapes of them, terminal codes |
+| how many of them | the last SURE_DIGITS, wherever they stand; all of the national part, where it has fewer |
+| fewer than that | no digit may follow at once, and TRUNK_DIGITS_MAX at most stand right before them |
+| how far to the left | as the number's own digits go, then `+`, `(`, and what is dialled first: 0, 00, 011 |
+
+SURE_DIGITS hold for every way to dial a number within its country, and meet by chance once in a billion. Shorter
+national parts (Denmark, Singapore) would be met in timestamps and identifiers, did they not have to stand alone.
+"""
+
+import html
+import re
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from schemas.privacy import DIGITS_MAX, DIGITS_MIN, number_token
+
+SURE_DIGITS: Final = 9
+SHORT_DIGITS: Final = 7
+TRUNK_DIGITS_MAX: Final = 2
+SEPARATORS_MAX: Final = 16
+"""A table pads its columns, a console wraps a number and indents the rest; what is further away is something else."""
+ESCAPED_TIMES_MAX: Final = 3
+"""JSON in JSON in a query: deeper was made on purpose."""
+
+_COUNTRY_CODES_OF_TWO: Final = re.compile(r"2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]")
+"""ITU-T E.164: 1 and 7 stand alone, all others have three digits."""
+
+_RUN_ANY: Final = re.compile(rf"\d(?:[\W_]{{0,{SEPARATORS_MAX}}}\d){{{SHORT_DIGITS - 1},}}")
+_RUN_ASCII: Final = re.compile(
+    rf"[0-9](?:[^0-9A-Za-z]{{0,{SEPARATORS_MAX}}}[0-9]){{{SHORT_DIGITS - 1},}}", re.ASCII
+)
+"""The same in a text that is all ASCII, in half the time."""
+_DIGIT: Final = re.compile(r"\d")
+_NO_DIGIT: Final = re.compile(r"\D+")
+_BEFORE: Final = re.compile(r"[+(]{0,2}(?:011|00|0)?\Z")
+_BEFORE_MAX_CHARS: Final = 5
+_AFTER: Final = re.compile(r"\.0+(?!\d)")
+_QUOTES: Final = re.compile(r'\\.|"', re.DOTALL)
+
+_ESCAPE: Final = re.compile(
+    r"(?P<bytes>(?:%[0-9A-Fa-f]{2})+|(?:\\+x[0-9A-Fa-f]{2})+)"
+    r"|\\+u(?P<code>[0-9A-Fa-f]{4})"
+    r"|(?P<entity>&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});)"
+    r"|(?P<blank>\\+[nrtfbv])"
+    r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
+)
+_ESCAPE_SIGNS: Final = "%\\&\x1b"
+"""What escapes begin with."""
+_HEX_BYTE: Final = re.compile(r"\\+x")
+
+
+class Found(NamedTuple):
+    """A number in a text."""
+
+    start: int
+    end: int
+    digits: str
+    """All of the number's."""
+
+
+class Decoded(NamedTuple):
+    """A text with its escapes decoded once."""
+
+    text: str
+    at: list[int]
+    """Where pieces begin in the decoded text, ascending, …"""
+    spans: list[tuple[int, int, bool]]
+    """… what each is in the original: from, to, and whether it is an escape and stands or falls as a whole."""
+
+
+class Known(NamedTuple):
+    digits: str
+    needed: int
+    """How many of them, at the end, make it this number."""
+
+
+class Numbers:
+    """A set of numbers, the last ones that were added. One thread may add while others look."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, Known] = {}
+        """By their digits, in the order in which they were last added."""
+        self._by_end: dict[str, list[Known]] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def add(self, number: str) -> None:
+        """Know this number from here on; what has too few digits for one, or too many, is left out."""
+        digits = digits_of(number)
+        if not DIGITS_MIN <= len(digits) <= DIGITS_MAX:
+            return
+        known = self._numbers.pop(digits, None)
+        if known is None:
+            national = len(digits) - _country_code_length(digits)
+            known = Known(digits, max(SHORT_DIGITS, min(SURE_DIGITS, national)))
+            self._by_end.setdefault(digits[-SHORT_DIGITS:], []).append(known)
+        self._numbers[digits] = known
+
+    def keep(self, count: int) -> None:
+        """Forget all but the last ones."""
+        self._numbers = dict(list(self._numbers.items())[-count:])
+        by_end: dict[str, list[Known]] = {}
+        for digits, known in self._numbers.items():
+            by_end.setdefault(digits[-SHORT_DIGITS:], []).append(known)
+        self._by_end = by_end
+
+    def hide(self, text: str) -> str:
+        """The text with these numbers replaced by their tokens; the same object where it has none."""
+        found = self.find(text)
+        return _replaced(text, found) if found else text
+
+    def find(self, text: str) -> list[Found]:
+        """Where these numbers are, ascending, without overlaps."""
+        if not self._by_end or len(text) < SHORT_DIGITS:
+            return []
+        found = list(self._find(text))
+        if any(sign in text for sign in _ESCAPE_SIGNS):
+            decoded = Decoded(text, [0], [(0, len(text), False)])
+            for _ in range(ESCAPED_TIMES_MAX):
+                if _ESCAPE.search(decoded.text) is None:
+                    break
+                decoded = _decode(decoded)
+                found += [_in_original(decoded, there) for there in self._find(decoded.text)]
+        return _without_overlaps(found) if len(found) > 1 else found
+
+    def _find(self, text: str) -> Iterator[Found]:
+        by_end = self._by_end
+        for run in (_RUN_ASCII if text.isascii() else _RUN_ANY).finditer(text):
+            digits = _ascii_digits(run[0])
+            places: list[int] = []
+            floor, end = 0, SHORT_DIGITS
+            while end <= len(digits):
+                if known := by_end.get(digits[end - SHORT_DIGITS : end]):
+                    places = places or [match.start() for match in _DIGIT.finditer(run[0])]
+                    if hit := _longest(known, digits, places, floor, end):
+                        number, length = hit
+                        first, last = places[end - length], places[end - 1]
+                        yield _with_surroundings(text, run.start() + first, run.start() + last + 1, number)
+                        floor, end = end, end + SHORT_DIGITS
+                        continue
+                end += 1
+
+
+def _longest(
+    known: list[Known], digits: str, places: list[int], floor: int, end: int
+) -> tuple[str, int] | None:
+    """Which of these numbers ends here, and how many of its digits are there."""
+    best = None
+    for number, needed in known:
+        length = SHORT_DIGITS
+        limit = min(len(number), end - floor)
+        while length < limit and number[-length - 1] == digits[end - length - 1]:
+            length += 1
+        if length < needed or (best is not None and length <= best[1]):
+            continue
+        if length >= SURE_DIGITS or _stands_alone(places, floor, end - length, end):
+            best = number, length
+    return best
+
+
+def digits_of(number: str) -> str:
+    """The digits of a number as Plivo sends it, in ASCII: of `sip:+14155550123@10.0.0.1` those before the host."""
+    return _ascii_digits(re.split("[@;,]", number, maxsplit=1)[0]).lstrip("0")
+
+
+def _ascii_digits(text: str) -> str:
+    digits = _NO_DIGIT.sub("", text)
+    return digits if digits.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in digits)
+
+
+def _country_code_length(digits: str) -> int:
+    if digits[0] in "17":
+        return 1
+    return 2 if _COUNTRY_CODES_OF_TWO.match(digits) else 3
+
+
+def _stands_alone(places: list[int], floor: int, start: int, end: int) -> bool:
+    if end < len(places) and places[end] == places[end - 1] + 1:
+        return False
+    before = start
+    while before > floor and places[before] == places[before - 1] + 1:
+        before -= 1
+    return start - before <= TRUNK_DIGITS_MAX
+
+
+def _with_surroundings(text: str, start: int, end: int, number: str) -> Found:
+    before = _BEFORE.search(text, max(0, start - _BEFORE_MAX_CHARS), start)
+    if before is not None:
+        # A bracket is part of the number only where it closes within.
+        opened = 0 if ")" in text[start:end] else before[0].rfind("(") + 1
+        start = before.start() + opened
+    after = _AFTER.match(text, end)
+    return Found(start, end if after is None else after.end(), number)
+
+
+def _decode(decoded: Decoded) -> Decoded:
+    """Decode once more; the places stay those of the original."""
+    text, pieces, at, spans, length, last = decoded.text, list[str](), list[int](), [], 0, 0
+
+    def append(piece: str, start: int, end: int, escape: bool) -> None:
+        nonlocal length
+        if piece:
+            at.append(length)
+            spans.append((start, end, escape))
+            pieces.append(piece)
+            length += len(piece)
+
+    def plain(start: int, end: int) -> None:
+        """What is no escape in this round may be one of an earlier one, piece by piece."""
+        index = bisect_right(decoded.at, start) - 1
+        while start < end:
+            began, (first, past, escape) = decoded.at[index], decoded.spans[index]
+            until = min(end, decoded.at[index + 1] if index + 1 < len(decoded.at) else len(text))
+            if escape:
+                append(text[start:until], first, past, True)
+            else:
+                append(text[start:until], first + start - began, first + until - began, False)
+            start, index = until, index + 1
+
+    for match in _ESCAPE.finditer(text):
+        plain(last, match.start())
+        last = match.end()
+        append(_meaning(match), _original(decoded, match.start())[0], _original(decoded, last - 1)[1], True)
+    plain(last, len(text))
+    return Decoded("".join(pieces), at, spans)
+
+
+def _meaning(match: re.Match[str]) -> str:
+    if match["bytes"]:
+        raw = unquote_to_bytes(_HEX_BYTE.sub("%", match["bytes"]))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
+    if match["code"]:
+        return chr(int(match["code"], 16))
+    if match["entity"]:
+        return html.unescape(match["entity"])
+    return " " if match["blank"] else ""
+
+
+def _original(decoded: Decoded, place: int) -> tuple[int, int]:
+    """What a character of the decoded text is in the original."""
+    index = bisect_right(decoded.at, place) - 1
+    start, end, escape = decoded.spans[index]
+    if escape:
+        return start, end
+    start += place - decoded.at[index]
+    return start, start + 1
+
+
+def _in_original(decoded: Decoded, found: Found) -> Found:
+    start, end = _original(decoded, found.start)[0], _original(decoded, found.end - 1)[1]
+    return Found(start, end, found.digits)
+
+
+def _without_overlaps(found: Iterable[Found]) -> list[Found]:
+    apart: list[Found] = []
+    for there in sorted(found):
+        if apart and there.start < apart[-1].end:
+            apart[-1] = apart[-1]._replace(end=max(apart[-1].end, there.end))
+        else:
+            apart.append(there)
+    return apart
+
+
+def _replaced(text: str, found: Collection[Found]) -> str:
+    """The text with tokens. A number of a JSON object, outside its strings, becomes a string: it must stay JSON."""
+    json, in_string = text.lstrip()[:1] in ("{", "["), False
+    pieces, last = [], 0
+    for there in found:
+        before = text[last : there.start]
+        token = number_token(there.digits)
+        if json:
+            in_string ^= _QUOTES.findall(before).count('"') % 2 == 1
+            if not in_string:
+                token = f'"{token}"'
+        pieces += [before, token]
+        last = there.end
+    return "".join(pieces) + text[last:]
