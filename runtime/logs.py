@@ -143,7 +143,7 @@ def plain(name: str, value: Any, depth: int = 0) -> Any:
     if name in NUMBER_NAMES:
         return _number(value)
     if type(value) in (int, float):
-        return KNOWN_NUMBERS.hide_value(value)
+        return value
     if isinstance(value, (Mapping, list, tuple, set, frozenset)) and depth < DEPTH_MAX:
         return _members(value, depth + 1)
     return _text(value)
@@ -164,7 +164,10 @@ def _number(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    text = redact(KNOWN_NUMBERS.hide(_shown(value)))
+    shown = _shown(value)
+    text = redact(shown)
+    if text is not shown:  # what is known first: a number has one token, with its country code or without
+        text = redact(KNOWN_NUMBERS.hide(shown))
     return text if len(text) <= TEXT_MAX_CHARS else text[:TEXT_MAX_CHARS] + "…"
 
 
@@ -235,7 +238,7 @@ def _writers() -> list[LineWriter]:
 def _use(writer: LineWriter) -> Write:
     global _lines  # noqa: PLW0603 - a process has one stderr
     _lines = writer
-    return lambda line: writer.write(_encoded(line))
+    return lambda line: writer.write(KNOWN_NUMBERS.hide_bytes(_encoded(line)))
 
 
 def _writer() -> LineWriter:

@@ -71,7 +71,9 @@ def without_numbers(record: logging.LogRecord) -> logging.LogRecord:
             changed |= {"msg": hide(record.msg), "args": hide(record.args)}
         else:
             hidden = hide(message)
-            if hidden is not message or (record.args and hide(record.args) is not record.args):
+            # A dict of arguments may have some that the message does not show, and a formatter does.
+            args = record.args
+            if hidden is not message or (isinstance(args, dict) and hide(args) is not args):
                 changed |= {"msg": hidden, "args": ()}
     for name, value in vars(record).items():
         if name not in _STANDARD or name in ("exc_text", "stack_info"):

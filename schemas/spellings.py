@@ -56,8 +56,9 @@ _ESCAPE: Final = re.compile(
     r"|(?P<blank>\\+[nrtfbv])"
     r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
 )
-_ESCAPE_SIGNS: Final = "%\\&\x1b"
-"""What escapes begin with."""
+_LETTERS_BLANK: Final = bytes(sign if sign in b"0123456789" else ord(" ") for sign in range(256))
+_SEPARATORS: Final = bytes(sign for sign in range(128) if not chr(sign).isalnum())
+_WINDOWS: Final = [slice(start, start + SHORT_DIGITS) for start in range(512)]
 _HEX_BYTE: Final = re.compile(r"\\+x")
 
 
@@ -126,15 +127,29 @@ class Numbers:
         """Where these numbers are, ascending, without overlaps."""
         if not self._by_end or len(text) < SHORT_DIGITS:
             return []
-        found = list(self._find(text))
-        if any(sign in text for sign in _ESCAPE_SIGNS):
+        found = list(self._find(text)) if self._may_have(text) else []
+        if "%" in text or "\\" in text or "&" in text or "\x1b" in text:
             decoded = Decoded(text, [0], [(0, len(text), False)])
             for _ in range(ESCAPED_TIMES_MAX):
                 if _ESCAPE.search(decoded.text) is None:
                     break
                 decoded = _decode(decoded)
-                found += [_in_original(decoded, there) for there in self._find(decoded.text)]
+                if self._may_have(decoded.text):
+                    found += [_in_original(decoded, there) for there in self._find(decoded.text)]
         return _without_overlaps(found) if len(found) > 1 else found
+
+    def _may_have(self, text: str) -> bool:
+        """Whether a number may be in a text: mostly none is, and this says so in a fifth of the time."""
+        if not text.isascii():
+            return True
+        ends = self._by_end.keys()
+        for digits in text.encode().translate(_LETTERS_BLANK, _SEPARATORS).decode().split():
+            count = len(digits) - SHORT_DIGITS + 1
+            if count > len(_WINDOWS):
+                return True
+            if count > 0 and not ends.isdisjoint(map(digits.__getitem__, _WINDOWS[:count])):
+                return True
+        return False
 
     def _find(self, text: str) -> Iterator[Found]:
         by_end = self._by_end
