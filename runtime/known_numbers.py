@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from schemas.events import Event
-from schemas.privacy import NUMBER_ATTRIBUTES
+from schemas.privacy import NUMBER_ATTRIBUTES, redact
 from schemas.spellings import SHORT_DIGITS, Numbers
 
 EVENTS_MAX: Final = 2_048
@@ -68,6 +68,10 @@ class KnownNumbers:
         if len(text) > TEXT_MAX_CHARS:
             text = f"{text[:TEXT_MAX_CHARS]}… ({len(text) - TEXT_MAX_CHARS} more characters)"
         return self._numbers.hide(text)
+
+    def redact(self, text: str) -> str:
+        """The same, and with tokens for whatever else looks like a number."""
+        return redact(self.hide(text))
 
     def hide_bytes(self, data: bytes) -> bytes:
         """The same for what is already encoded."""

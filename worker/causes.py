@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from schemas.privacy import redact
+from runtime.known_numbers import KNOWN_NUMBERS
 
 CHAIN_MAX: Final = 3
 """Exceptions of a chain (`raise … from …`), or of a group: the last, and what led to it."""
@@ -48,7 +48,7 @@ def message_of(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> str:
     except BaseException:  # noqa: BLE001  a handler's exception, with a __str__ of its own
         text = "(an exception whose text cannot be read)"
     # Numbers go before the end does: the first half of one would not be recognised.
-    shown = " ".join(redact(storable(text[: 2 * MESSAGE_MAX_CHARS])).split())
+    shown = " ".join(KNOWN_NUMBERS.redact(storable(text[: 2 * MESSAGE_MAX_CHARS])).split())
     return shown if len(shown) <= at_most else shown[: at_most - 1] + "…"
 
 
@@ -57,7 +57,7 @@ def account_of(failure: BaseException, *, inside: bool = False) -> str:
     chain: list[BaseException] = []
     _collect(failure, chain)
     parts = [_account_of_one(one, inside=inside) for one in reversed(chain)]
-    return redact(storable("\n".join(parts)))
+    return KNOWN_NUMBERS.redact(storable("\n".join(parts)))
 
 
 def _collect(failure: BaseException, chain: list[BaseException]) -> None:

@@ -26,7 +26,7 @@ from runtime.logs import configure_logging, wait_for_no_reader
 from schemas.callback import CALLBACK_FIELD
 from schemas.errors import MasklineError
 from schemas.events import Event
-from schemas.privacy import redact, set_token_key
+from schemas.privacy import set_token_key
 from schemas.settings import Settings
 from worker.causes import account_of, storable
 from worker.clean_context import CleanContext
@@ -136,7 +136,7 @@ def main(descriptor: int, worker: int) -> None:
             runner.run(_try(request, link))
     except Exception as error:  # noqa: BLE001  whatever it is, the worker goes on without a trial
         # After the outcome nobody reads this.
-        reason = redact(" ".join(storable(f"{type(error).__name__}: {error}").split()))
+        reason = KNOWN_NUMBERS.redact(" ".join(storable(f"{type(error).__name__}: {error}").split()))
         link.sendall(encode(Impossible(reason[:1_000])))
 
 
