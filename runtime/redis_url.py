@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from runtime.redis_tls import TLS_OPTIONS, tls_context, wrong
 from schemas.errors import ConfigError
+from schemas.hosts import with_port
 
 Kind = Literal["server", "cluster", "sentinel"]
 
@@ -49,7 +50,7 @@ class Server(NamedTuple):
     def __str__(self) -> str:
         if not self.port:
             return self.host
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 class Login(NamedTuple):

@@ -13,6 +13,7 @@ from ingest.__main__ import _hold
 
 def left_in_time_wait(host: str) -> int:
     """A port that has no listener any more, but a connection which its server closed first."""
+    host = host.partition(",")[0]
     family = socket.getaddrinfo(host, None)[0][0]
     with socket.socket(family) as listener, socket.socket(family) as client:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -24,14 +25,14 @@ def left_in_time_wait(host: str) -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "::", "localhost,127.0.0.2"])
 def test_a_port_with_connections_in_time_wait_can_be_had(host):
     port = left_in_time_wait(host)
     with ExitStack() as held:
         assert _hold(host, port, held) == port
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", ""])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "", "::"])
 def test_a_port_of_the_kernels_choice_stays_held(host):
     with ExitStack() as held:
         port = _hold(host, 0, held)
