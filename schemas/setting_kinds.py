@@ -317,8 +317,8 @@ def hide_password(url: str) -> str:
     return f"{scheme}://***@{rest.rpartition('@')[2]}" if "@" in rest else url
 
 
-_PORT_OF_WORDS: Final = re.compile(r"://[^:/?#\[]*:(?![0-9]{0,5}(?:[/?#]|$))")
-"""A user and a password before an @ that is missing."""
+_PORT_OF_WORDS: Final = re.compile(r":/{1,2}[^:/?#\[]*:(?![0-9]{0,5}(?:[/?#]|$))")
+"""A user and a password before an @ that is missing; of the two slashes a path keeps one."""
 _TOKEN_PAIR: Final = re.compile(r"\b([MS]A[A-Z0-9]*):[^,\s]*")
 
 
