@@ -422,6 +422,9 @@ class Connection(asyncio.Protocol):
 
     # The end
 
+    def is_ending(self) -> bool:
+        return self._ended or self._mute
+
     def is_idle(self) -> bool:
         """Whether nothing of a request is here, nor anything of one unread."""
         return (

@@ -17,6 +17,7 @@ Everything else is taken, also what bears no SessionUUID or EventName: it was si
 the worker puts it to the dead letters where somebody can look at it.
 """
 
+from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -24,7 +25,7 @@ from ingest.accounts import Accounts, signer
 from ingest.origin import Headers, Origin
 from ingest.paths import account_in, why_unknown
 from ingest.readings import covered_readings, uncovered_readings
-from ingest.signatures import listed_values, v2_text, v3_texts
+from ingest.signatures import listed_nonces, listed_values, v2_text, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.decode import parameter_pairs
 from schemas.errors import NotDecodableError
@@ -169,14 +170,14 @@ class Intake:
         return length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > self._max_body_bytes)
 
     def _lacks_signature(self, headers: Headers) -> Refused | None:
-        if headers.get(SIGNATURE_V3, "") or headers.get(SIGNATURE_MA_V3, ""):
-            if headers.get(NONCE_V3, ""):
+        if _bears(headers, SIGNATURE_V3) or _bears(headers, SIGNATURE_MA_V3):
+            if _bears(headers, NONCE_V3):
                 return None
             refused = NONCE_MISSING
         else:
             refused = SIGNATURE_MISSING
-        if self._accept_v2 and (headers.get(SIGNATURE_V2, "") or headers.get(SIGNATURE_MA_V2, "")):
-            return None if headers.get(NONCE_V2, "") else NONCE_MISSING
+        if self._accept_v2 and (_bears(headers, SIGNATURE_V2) or _bears(headers, SIGNATURE_MA_V2)):
+            return None if _bears(headers, NONCE_V2) else NONCE_MISSING
         return refused
 
     def _read_signed(self, head: Head, query: Pairs, body: bytes) -> _Read | None:
@@ -206,12 +207,9 @@ class Intake:
     def _signer(self, head: Head, parameters: Parameters) -> str | None:
         """The account that signed the request by V3; None where nobody did whose token is here."""
         headers, accounts = head.headers, self.accounts
-        nonce = headers.get(NONCE_V3, "")
-        if not nonce:
-            return None
         own = listed_values(headers.getall(SIGNATURE_V3, ()))
         mains = listed_values(headers.getall(SIGNATURE_MA_V3, ()))
-        for base in _bases(head.base):
+        for nonce, base in product(listed_nonces(headers.getall(NONCE_V3, ())), _bases(head.base)):
             texts = v3_texts(head.method, base, parameters, nonce)
             auth_id = signer(accounts.holders(head.account), texts, own) or signer(
                 accounts.mains, texts, mains
@@ -223,10 +221,8 @@ class Intake:
     def _signer_v2(self, head: Head) -> str | None:
         """The same by V2, which does not cover the parameters."""
         headers, accounts = head.headers, self.accounts
-        nonce = headers.get(NONCE_V2, "")
-        if not nonce:
-            return None
-        texts = tuple(v2_text(base, nonce) for base in _bases(head.base))
+        nonces = listed_nonces(headers.getall(NONCE_V2, ()))
+        texts = tuple(v2_text(base, nonce) for nonce, base in product(nonces, _bases(head.base)))
         return signer(
             accounts.holders(head.account), texts, listed_values(headers.getall(SIGNATURE_V2, ()))
         ) or signer(accounts.mains, texts, listed_values(headers.getall(SIGNATURE_MA_V2, ())))
@@ -241,6 +237,10 @@ def _read_unsigned(head: Head, query: Pairs, body: bytes, auth_id: str) -> _Read
         except NotDecodableError as error:
             broken = error
     raise broken
+
+
+def _bears(headers: Headers, name: str) -> bool:
+    return any(headers.getall(name, ()))
 
 
 def _bases(base: str) -> tuple[str, str]:

@@ -27,6 +27,8 @@ SHED_ABOVE: Final = 7 / 8
 SHED_IDLE_S: Final = 10.0
 """Who sent something within these seconds is likely to send more, on the same connection."""
 SHED_AT_ONCE: Final = 64
+SHED_INTERVAL_S: Final = 0.01
+"""Looking for them takes a millisecond."""
 STOP_LINGER_S: Final = 0.2
 """For what was written to an idle connection before the client knew of the stop: a round trip, and some waiting."""
 STOP_LOOK_S: Final = 0.01
@@ -66,12 +68,16 @@ class CallbackServer:
         return "descriptors_reserved" if descriptor >= descriptors else ""
 
     def _shed(self) -> None:
-        """End those that have been idle for longest, some at once: looking for them takes a millisecond."""
+        """End those that have been idle for longest, some at once."""
         now = self._desk.loop.time()
-        if now < self._shed_at + STOP_LOOK_S:
+        if now < self._shed_at + SHED_INTERVAL_S:
             return
         self._shed_at = now
-        idle = (each for each in self._connections if each.idle_since <= now - SHED_IDLE_S)
+        idle = (
+            each
+            for each in self._connections
+            if each.idle_since <= now - SHED_IDLE_S and not each.is_ending()
+        )
         for connection in heapq.nsmallest(SHED_AT_ONCE, idle, key=lambda each: each.idle_since):
             connection.end_idle()
 

@@ -35,6 +35,9 @@ from schemas.parameters import Pairs, Parameters
 LISTED_MAX: Final = 10
 """Values looked at in one signature header. Plivo lists one or two; each costs a comparison per token."""
 
+NONCES_MAX: Final = 4
+"""Nonces tried of one request: each costs what a request with one costs."""
+
 _BLOCK_BYTES: Final = 64
 _INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
@@ -83,6 +86,18 @@ def listed_values(headers: Iterable[str]) -> list[bytes]:
             if stripped:
                 values.append(_encode(stripped))
     return values[:LISTED_MAX]
+
+
+def listed_nonces(headers: Sequence[str]) -> list[str]:
+    """The nonces that a request may be signed with, at most NONCES_MAX: each line of the header, and its members.
+
+    One, but where a proxy doubled the line, or joined it with itself.
+    """
+    nonces = dict.fromkeys(headers)
+    for header in headers:
+        if "," in header:
+            nonces |= dict.fromkeys(member.strip() for member in header.split(",", NONCES_MAX)[:NONCES_MAX])
+    return [nonce for nonce in nonces if nonce][:NONCES_MAX]
 
 
 def v3_texts(method: str, base: str, parameters: Parameters, nonce: str) -> tuple[bytes, ...]:
@@ -170,5 +185,5 @@ def _nonce_as_read(nonce: str) -> str:
 
 
 def _encode(text: str) -> bytes:
-    """Text of headers and target back to its bytes; aiohttp hands those that are no UTF-8 as surrogates."""
+    """Text of headers and target back to its bytes; those that are no UTF-8 stand there as surrogates."""
     return text.encode("utf-8", "surrogateescape")

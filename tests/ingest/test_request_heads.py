@@ -1,0 +1,233 @@
+"""Heads: what is read and refused, held to both of aiohttp's parsers; and beginnings, to whole heads."""
+
+import re
+from typing import Any
+
+import pytest
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ingest_kit import PAIRS, Request
+
+from ingest import request_heads
+from ingest.intake import Refused
+from ingest.request_heads import (
+    END,
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    NO_HOST,
+    HeaderLines,
+    RequestHead,
+    look_at_beginning,
+    read_head,
+    skip_blank_lines,
+)
+
+PARSERS = [HttpRequestParser, HttpRequestParserPy]
+HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
+GET = Request(method="GET", query=PAIRS).encode()
+
+
+def head_of(*lines: bytes) -> bytes:
+    return b"\r\n".join(lines) + END
+
+
+def more(*lines: bytes, to: bytes = HEAD) -> bytes:
+    return head_of(to.removesuffix(END), *lines)
+
+
+class Nobody:
+    """What aiohttp's parsers take for their connection."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self, resume_parser: bool = True) -> None: ...
+
+
+def by_aiohttp(parser: Any, head: bytes) -> Any:
+    """The message that one of aiohttp's parsers reads; None where it refuses the head."""
+    limits = {
+        "max_line_size": HEAD_MAX_BYTES,
+        "max_field_size": HEAD_MAX_BYTES,
+        "max_headers": 2 * HEADERS_MAX,
+    }
+    made = parser(Nobody(), Nobody(), HEAD_MAX_BYTES, **limits)
+    try:
+        messages, _, _ = made.feed_data(head)
+    except Exception:  # noqa: BLE001 - a refusal
+        return None
+    return messages[0][0] if len(messages) == 1 else None
+
+
+def without_doubles(head: bytes) -> bytes:
+    """The head as a proxy would have sent it that doubles nothing: aiohttp refuses some doubled headers."""
+    first, *lines = head.removesuffix(END).split(b"\r\n")
+    seen: dict[bytes, bytes] = {}
+    for line in lines:
+        seen.setdefault(line.partition(b":")[0].lower(), line)
+    return head_of(first, *seen.values())
+
+
+pieces = st.sampled_from(
+    [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b",", b"\0", b"\x7f", b"\x80", b"\xc3\xa9", b"a", b"0", b"12",
+     b"?a=b", b"#", b"Host: x\r\n", b"Connection: close\r\n", b"Transfer-Encoding: chunked\r\n",
+     b"Content-Length: 5\r\n", b"+", b"-1",
+     b"Content-Length: 3\r\n", b"Content-Length: 3, 3\r\n", b"Expect: 100-continue\r\n", b"User-Agent: x\r\n",
+     b"HTTP/1.0", b"HTTP/2.0", b"GET ", b"POST ", b"chunked", b" folded\r\n", b"Upgrade: websocket\r\n", b"::"]
+)  # fmt: skip
+
+
+@st.composite
+def heads(draw: Any) -> bytes:
+    head = draw(st.sampled_from([HEAD, GET, more(b"Connection: keep-alive", b"User-Agent: Plivo")]))
+    for _ in range(draw(st.integers(0, 4))):
+        places = [match.end() for match in re.finditer(rb"\r\n|: ", head)]
+        at = draw(st.sampled_from(places) | st.integers(0, len(head)))
+        cut = draw(st.sampled_from([0, 0, 0, 1, 2, 5, 20]))
+        head = head[:at] + draw(pieces) + head[at + cut :]
+    return head[: head.find(END) + len(END)] if END in head else head + END
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=["c", "python"])
+@given(heads())
+@example(more(b"User-Agent: a", b"User-Agent: b"))
+@example(more(b"Content-Length: 3"))
+def test_what_is_read_is_read_the_same_by_aiohttp(parser, head):
+    ours = read_head(head)
+    if isinstance(ours, Refused) or ours.version == (0, 9):
+        return
+    theirs = by_aiohttp(parser, without_doubles(head))
+    if theirs is None:
+        # It refuses more: one length written as a list, a target or a method that it does not like.
+        assert b"," in head or b"http" in head[:20].lower() or ours.method == "CONNECT" or "#" in ours.target or (
+            not ours.target.startswith("/")
+        ), head  # fmt: skip
+        return
+    assert (ours.method, ours.target) == (theirs.method, theirs.path)
+    assert ours.version == (theirs.version.major, theirs.version.minor)
+    assert ours.chunked == bool(theirs.chunked)
+    assert ours.length == int(theirs.headers.get("Content-Length", "0"))
+    assert not (ours.keeps and theirs.should_close)
+    for name in theirs.headers:
+        assert ours.headers.get(name, "") == theirs.headers[name]
+    assert len(theirs.headers) == len({line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:-2]})
+
+
+def error(read: RequestHead | Refused) -> str:
+    return read.code if isinstance(read, Refused) else ""
+
+
+DOUBLED = [b"User-Agent: Plivo", b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 3", b"Server: x",
+           b"Content-Length: 3, 3", b"Content-Location: /", b"Content-Range: x", b"ETag: x", b"Max-Forwards: 1",
+           b"X-Plivo-Signature-V3-Nonce: 1", b"X-Forwarded-Host: h", b"Connection: keep-alive"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DOUBLED)
+def test_a_header_may_be_doubled_where_http_allows_it(line):
+    read = read_head(more(line, line))
+    assert isinstance(read, RequestHead)
+    assert (read.length, read.keeps) == (3, True)
+    name, _, value = line.decode().partition(": ")
+    assert value in read.headers.getall(name)
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [([b"Host: hooks.example.com"], "headers_contradict"), ([b"Host: other"], "headers_contradict"),
+     ([b"Content-Length: 4"], "headers_contradict"), ([b"Content-Length: 3, 4"], "headers_contradict"),
+     ([b"Content-Length:"], "headers_contradict"), ([b"Content-Length: 3,"], "headers_contradict"),
+     ([b"Content-Length: \xd9\xa3"], "headers_contradict"), ([b"Content-Length: 03"], "headers_contradict"),
+     ([b"Transfer-Encoding: chunked"], "headers_contradict"),
+     ([b"X-Folded: a", b" b"], "malformed_http"), ([b"X: a\0"], "malformed_http"), ([b": x"], "malformed_http")],
+)  # fmt: skip
+def test_what_could_be_read_in_two_ways_is_refused(lines, code):
+    assert error(read_head(more(*lines))) == code
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [b"chunked, chunked", b"gzip, chunked", b"chunked, gzip", b"xchunked", b"",
+     b"chunked\r\nTransfer-Encoding: chunked"],
+)  # fmt: skip
+def test_a_transfer_encoding_other_than_chunked_is_refused(encoding):
+    head = HEAD.replace(b"Content-Length: 3", b"Transfer-Encoding: " + encoding)
+    assert error(read_head(head)) == "transfer_encoding"
+
+
+def test_bounds():
+    line = b"X: " + b"x" * request_heads.HEAD_LINE_MAX_BYTES
+    assert error(read_head(more(line))) == "head_too_large"
+    assert error(read_head(more(line[:-5], line[:-5], line[:-5]))) == "head_too_large"
+    assert error(read_head(more(*[b"X: x"] * HEADERS_MAX))) == "head_too_large"
+    assert error(read_head(HEAD.replace(b": 3", b": " + b"0" * 5_000 + b"3"))) == ""
+    long = read_head(HEAD.replace(b": 3", b": " + b"9" * 5_000))
+    assert isinstance(long, RequestHead)
+    assert long.length == request_heads.LENGTH_MAX
+
+
+@given(heads() | st.binary(max_size=40).map(lambda data: data.replace(END, b"") + END), st.data())
+def test_a_beginning_is_refused_only_if_the_whole_is(head, data):
+    """Whatever the pieces are in which it comes; and what is refused early would have been refused."""
+    head = skip_blank_lines(head)
+    end = head.find(END)
+    if end < 0:
+        return
+    head = head[: end + len(END)]
+    looked = 0
+    for cut in sorted({data.draw(st.integers(1, len(head) - 1)) for _ in range(3)}):
+        if END in head[:cut]:
+            break
+        seen = look_at_beginning(head[:cut], looked)
+        if isinstance(seen, Refused):
+            assert isinstance(read_head(head), Refused)
+            return
+        looked = seen
+    # Up to the last byte, what is wrong with its lines has been seen.
+    whole, last = read_head(head), look_at_beginning(head[:-1], looked)
+    if isinstance(last, Refused):
+        assert isinstance(whole, Refused)
+    elif isinstance(whole, Refused):
+        assert whole == NO_HOST or whole.code in ("headers_contradict", "transfer_encoding")
+
+
+@pytest.mark.parametrize(
+    ("beginning", "code"),
+    [(b"POST /", ""), (HEAD[:-2], ""), (HEAD[:-1], ""), (HEAD[:-3], ""), (HEAD[:40], ""), (b"P", ""), (b"GET /cal", ""),
+     (b"GET", ""), (b"GET ", ""), (b"GET /a HTTP/1", ""), (b"\r", ""), (b"", ""), (b"x", "malformed_http"),
+     (b" ", "malformed_http"), (b"\0", "malformed_http"), (b"\n", "malformed_http"), (b"\rX", "malformed_http"),
+     (b"POST /a b c\r\n", "malformed_http"), (b"POST  ", "malformed_http"), (b"POST /\0", "malformed_http"),
+     (b"POST / HTTP/1.1\n", "malformed_http"), (b"POST / HTTQ", "malformed_http"),
+     (HEAD[:-2] + b"no\r\n", "malformed_http"), (HEAD[:-2] + b" folded", "malformed_http"),
+     (b"POST / HTTP/3.0\r\n", "http_version"), (b"PRI * HTTP/2.0\r\n", "http_version"),
+     (b"\x16", "tls_on_plain_port"), (b"\x16\x03\x01\x00\xa5", "tls_on_plain_port"),
+     (b"POST /x HTTP/1.1\r\nX: " + b"x" * 16_400, "head_too_large"), (b"GET /" + b"x" * 16_400, "head_too_large")],
+)  # fmt: skip
+def test_beginnings(beginning, code):
+    looked = look_at_beginning(beginning, 0)
+    assert (looked.code if isinstance(looked, Refused) else "") == code
+
+
+def test_blank_lines_before_a_request_are_left_out():
+    assert skip_blank_lines(b"\r\n\r\n" + HEAD) == HEAD
+    assert skip_blank_lines(HEAD) is HEAD
+    assert skip_blank_lines(b"\r\n\r") == b"\r"
+
+
+def test_headers():
+    headers = HeaderLines()
+    for name, value in (("A", "1, X"), ("a", "2,, y"), ("B", "")):
+        headers.add(name, value)
+    assert (headers.get("a", ""), headers.getall("A"), headers.listed("A")) == (
+        "1, X",
+        ["1, X", "2,, y"],
+        ["1", "x", "2", "y"],
+    )
+    assert (headers.get("b", "-"), headers.listed("b"), headers.get("c", "-"), headers.getall("c")) == (
+        "",
+        [],
+        "-",
+        (),
+    )
+    assert "a" in headers
+    assert "c" not in headers
+    assert len(headers) == 3
