@@ -23,8 +23,11 @@ from schemas.errors import ConfigError
 
 STOP_TIMEOUT_S: Final = 1.0
 """A probe or a scrape under way at the stop may finish; more patience would only delay the stop."""
-KEEPALIVE_TIMEOUT_S: Final = 75.0
-"""Longer than the usual scrape interval, so that a scraper keeps its connection."""
+KEEPALIVE_TIMEOUT_S: Final = 10.0
+"""From the last answer to the end of the next request's head: aiohttp counts a head that has begun as idle. Whoever
+asks less often connects again, which costs a probe or a scraper nothing."""
+BODY_TIMEOUT_S: Final = 1.0
+"""A request here has no body; one that announces it has so long to send it."""
 PORTS_TRIED: Final = 100
 """From the default upwards; who runs more than that on one machine sets the port."""
 CONNECTIONS_MAX: Final = 64
@@ -83,6 +86,7 @@ class AdminServer:
             handle_signals=False,
             shutdown_timeout=STOP_TIMEOUT_S,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+            lingering_time=BODY_TIMEOUT_S,
         )
 
     @property

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import socket
 
@@ -140,3 +141,32 @@ async def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one():
     finally:
         for server in servers:
             await server.stop()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"G", b"GET /readyz", b"GET /readyz HTTP/1.1\r\nHost: h\r\nX-Slow: ", b"\r\n"]
+)
+async def test_a_connection_whose_head_does_not_come_is_closed(monkeypatch, sent):
+    monkeypatch.setattr("runtime.admin.KEEPALIVE_TIMEOUT_S", 0.2)
+    async with serving() as (server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            while not reader.at_eof():
+                if sent:
+                    with contextlib.suppress(ConnectionError):
+                        writer.write(b"\r\n" if sent == b"\r\n" else b"x")  # it goes on, a byte at a time
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    async with asyncio.timeout(0.02):
+                        await reader.read(1_000)
+        writer.close()
+
+
+async def test_a_connection_whose_body_does_not_come_is_closed(monkeypatch):
+    monkeypatch.setattr("runtime.admin.BODY_TIMEOUT_S", 0.1)
+    async with serving() as (server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n")
+        async with asyncio.timeout(10):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
