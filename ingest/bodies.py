@@ -12,8 +12,10 @@ import re
 import zlib
 from typing import Any, Final, Protocol
 
+from multidict import CIMultiDictProxy
+
 from ingest.intake import BODY_TOO_LARGE, Refused
-from ingest.request_heads import HeaderLines, RequestHead
+from ingest.request_heads import RequestHead, listed
 
 CHUNKS_MAX: Final = 8_192
 CHUNK_LINE_MAX_BYTES: Final = 1_024
@@ -194,6 +196,6 @@ class Unpacking:
         self._members += 1
 
 
-def _content_encodings(headers: HeaderLines) -> list[str]:
+def _content_encodings(headers: CIMultiDictProxy[str]) -> list[str]:
     """What the body is said to be packed in; a header that a proxy doubled says it once."""
-    return [name for name in dict.fromkeys(headers.listed("Content-Encoding")) if name != "identity"]
+    return [name for name in dict.fromkeys(listed(headers, "Content-Encoding")) if name != "identity"]

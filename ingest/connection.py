@@ -41,6 +41,7 @@ from time import time
 from typing import Final, NamedTuple, cast
 
 from ingest import responses
+from ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
 from ingest.bodies import BODY_BROKEN, Reading
 from ingest.desk import Desk
 from ingest.heads import HeadLayout, is_ordinary
@@ -48,12 +49,10 @@ from ingest.intake import Accepted, Head, Refused
 from ingest.origin import Headers
 from ingest.outcomes import NotKeptError
 from ingest.request_heads import (
-    END,
-    HEAD_LINE_MAX_BYTES,
     HEAD_MAX_BYTES,
     HEAD_TOO_LARGE,
-    HeaderLines,
     RequestHead,
+    listed,
     look_at_beginning,
     read_head,
     skip_blank_lines,
@@ -316,7 +315,7 @@ class Connection(asyncio.Protocol):
 
     def _note(self, refused: Refused, head: RequestHead | None) -> None:
         self._desk.count_refused(refused)
-        target, headers = ("", HeaderLines()) if head is None else (head.target, head.headers)
+        target, headers = ("", NO_HEADERS) if head is None else (head.target, head.headers)
         self._desk.refusals.note(refused, _Asked(self._peer, target, headers))
 
     def _closes(self, ends: bool) -> bool:
@@ -392,7 +391,7 @@ class Connection(asyncio.Protocol):
         self._end_waiting()
         self._incoming = incoming
         head = incoming.head
-        if expected := set(head.headers.listed("Expect")):
+        if expected := set(listed(head.headers, "Expect")):
             if expected != {"100-continue"}:
                 self._end_waiting()
                 self._refuse(EXPECTATION_FAILED, head, ends=True)

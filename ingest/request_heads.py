@@ -1,9 +1,8 @@
-"""Reads the heads of HTTP/1.x requests, strictly. Pure.
+"""Reads the heads of HTTP/1.x requests, strictly, one at a time. Pure.
 
-One head at a time, out of the bytes up to its blank line: nothing that stands behind a request can reach it. Of our own
-and not aiohttp's, whose parser throws away what it has read when something broken follows, and refuses what another of
-its versions takes. Held to both of aiohttp's parsers by tests/ingest/test_request_heads.py: what is read here, they
-read so as well, or refuse.
+A head is taken out of the bytes up to its blank line, so nothing that stands behind a request can reach it; then
+aiohttp's parser reads it. What that refuses in one of its versions and takes in another is settled before it is asked,
+and each refusal gets its reason here.
 
 | found | then |
 | --- | --- |
@@ -13,23 +12,26 @@ read so as well, or refuse.
 | no Host in HTTP/1.1, or several lines of it, also equal ones | refused, as it must be (RFC 9112, 3.2) |
 | any other header several times | its first line counts, or all where it is a list (RFC 9110, 5.3) |
 | blank lines before the request line | left out (RFC 9112, 2.2) |
+| anything else that aiohttp's parser does not take | refused |
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from multidict import CIMultiDictProxy
+
+from ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX, parse_head
 from ingest.intake import LENGTH_DIGITS_MAX, Refused
 
-HEAD_LINE_MAX_BYTES: Final = 16_384
-"""The request line and each header; a GET bears all parameters, percent-encoded, in its line."""
 HEAD_MAX_BYTES: Final = 32_768
 """Of a whole head: the longest request line, and as much again."""
-HEADERS_MAX: Final = 128
-END: Final = b"\r\n\r\n"
-"""Of a head."""
 LENGTH_MAX: Final = 10**LENGTH_DIGITS_MAX
 """Stands for every length that is longer."""
+LISTS: Final = frozenset(
+    f"X-Plivo-Signature{kind}".lower().encode() for kind in ("-V2", "-V3", "-Ma-V2", "-Ma-V3")
+) | {b"x-forwarded-for", b"connection", b"expect", b"content-encoding"}
+"""Headers of several lines that are read as one list. Of every other, the first line counts."""
 
 METHODS: Final = tuple(
     b"GET POST HEAD PUT DELETE CONNECT OPTIONS TRACE PATCH PRI ACL BIND CHECKOUT COPY LINK LOCK M-SEARCH MERGE "
@@ -46,6 +48,7 @@ def _malformed(detail: str) -> Refused:
 NO_REQUEST_LINE: Final = _malformed("the first line is no request line of HTTP/1.1")
 NO_HEADER: Final = _malformed("a header line is none: no name, no colon, or folded")
 CONTROL_CHARACTER: Final = _malformed("the head has a control character, or a line that CR LF does not end")
+NOT_READ: Final = _malformed("the HTTP parser does not take it")
 NO_HOST: Final = _malformed("the request has no Host header")
 TLS: Final = Refused(400, "tls_on_plain_port", "this port speaks plain HTTP: TLS has to end before it")
 OTHER_VERSION: Final = Refused(400, "http_version", "only HTTP/1.0 and HTTP/1.1 are spoken here")
@@ -65,53 +68,13 @@ TRANSFER_ENCODING: Final = Refused(
     400, "transfer_encoding", "the only Transfer-Encoding that is read is chunked, once"
 )
 
-_REQUEST_LINE: Final = re.compile(rb"([A-Z-]+) ([!-~]+)(?: HTTP/([0-9])\.([0-9]))?").fullmatch
-"""Without a version it is HTTP/0.9."""
+_REQUEST_LINE: Final = re.compile(rb"([A-Z-]+) [!-~]+(?: HTTP/([0-9]\.[0-9]))?").fullmatch
 _VERSION_BEGINNING: Final = re.compile(rb"(?:H(?:T(?:T(?:P(?:/(?:[0-9](?:\.[0-9]?)?)?)?)?)?)?)?").fullmatch
-_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t -~\x80-\xff]*)").fullmatch
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _VISIBLE: Final = re.compile(rb"[!-~]*").fullmatch
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _BLANK_LINES: Final = re.compile(rb"(?:\r\n)*").match
-_DIGITS: Final = re.compile("[0-9]+", re.ASCII).fullmatch
-
-
-class HeaderLines:
-    """The headers of a request: names without regard to case, each with the values of its lines."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[str]] = {}
-
-    def add(self, name: str, value: str) -> None:
-        name = name.lower()
-        if name in self._values:
-            self._values[name].append(value)
-        else:
-            self._values[name] = [value]
-
-    def get(self, key: str, default: str, /) -> str:
-        """The value of the first line."""
-        values = self._values.get(key.lower())
-        return default if values is None else values[0]
-
-    def getall(self, key: str, default: Sequence[str] = (), /) -> Sequence[str]:
-        return self._values.get(key.lower(), default)
-
-    def listed(self, key: str) -> list[str]:
-        """The members of a comma-separated list, over all lines, in lower case."""
-        values = self._values.get(key.lower())
-        if values is None:
-            return []
-        members = ",".join(values).split(",")
-        return [member.strip(" \t").lower() for member in members if member.strip(" \t")]
-
-    def __contains__(self, key: str) -> bool:
-        return key.lower() in self._values
-
-    def __len__(self) -> int:
-        return sum(map(len, self._values.values()))
+_DIGITS: Final = re.compile(rb"[0-9]+").fullmatch
 
 
 class RequestHead(NamedTuple):
@@ -120,12 +83,15 @@ class RequestHead(NamedTuple):
     method: str
     target: str
     version: tuple[int, int]
-    headers: HeaderLines
+    headers: CIMultiDictProxy[str]
+    """Of headers that came several times: see LISTS."""
     length: int
     """Of the body, where it is not chunked."""
     chunked: bool
     keeps: bool
     """Whether the connection can go on after this request."""
+    plain: bool
+    """Whether the parser saw it as it came: no header was left out."""
     raw: bytes
     """All of it, blank line included."""
 
@@ -146,8 +112,7 @@ def look_at_beginning(data: bytes, looked: int) -> Refused | int:
     if last.endswith(b"\r"):
         last = last[:-1]
     for line in lines:
-        refused = _fault_of_line(line) if looked else _request_line(line)
-        if isinstance(refused, Refused):
+        if refused := _fault_of_line(line) if looked else _fault_of_request_line(line):
             return refused
         looked += len(line) + 2
     if len(last) > HEAD_LINE_MAX_BYTES:
@@ -158,67 +123,78 @@ def look_at_beginning(data: bytes, looked: int) -> Refused | int:
 
 def read_head(head: bytes) -> RequestHead | Refused:
     """Read a head, blank line included."""
-    first, *lines = head[: -len(END)].split(b"\r\n")
-    request_line = _request_line(first)
-    if isinstance(request_line, Refused):
-        return request_line
-    headers = HEAD_TOO_LARGE if len(head) > HEAD_MAX_BYTES else _headers(lines)
-    if isinstance(headers, Refused):
-        return headers
-    method, target, version = request_line
-    framing = _framing(headers)
-    if isinstance(framing, Refused):
-        return framing
-    length, chunked = framing
-    hosts = len(headers.getall("Host"))
-    if hosts > 1 or (not hosts and version == (1, 1)):
-        return SEVERAL_HOSTS if hosts else NO_HOST
-    keeps = version == (1, 1) and "close" not in headers.listed("Connection")
-    return RequestHead(method, target, version, headers, length, chunked, keeps, head)
-
-
-def _headers(lines: list[bytes]) -> HeaderLines | Refused:
-    if len(lines) > HEADERS_MAX:
+    lines = head[: -len(END)].split(b"\r\n")
+    if len(head) > HEAD_MAX_BYTES or len(lines) - 1 > HEADERS_MAX:
         return HEAD_TOO_LARGE
-    headers = HeaderLines()
-    for line in lines:
-        match = _HEADER(line)
-        if match is None or len(line) > HEAD_LINE_MAX_BYTES:
-            return _fault_of_line(line) or NO_HEADER
-        name, value = match.groups()
-        headers.add(name.decode(), value.strip(b" \t").decode("utf-8", "surrogateescape"))
-    return headers
+    if refused := _fault_of_request_line(lines[0]):
+        return refused
+    values: dict[bytes, list[bytes]] = {}
+    for line in lines[1:]:
+        if refused := _fault_of_line(line):
+            return refused
+        name, _, value = line.partition(b":")
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    length = _framing(values, lines[0])
+    if isinstance(length, Refused):
+        return length
+    seen = _without_doubles(lines, values, length)
+    parsed = parse_head(seen)
+    if parsed is None:
+        return NOT_READ
+    keeps = parsed.version == (1, 1) and not parsed.closes
+    return RequestHead(
+        parsed.method, parsed.target, parsed.version, parsed.headers, length, parsed.chunked, keeps, seen == lines, head
+    )  # fmt: skip
 
 
-def _request_line(line: bytes) -> tuple[str, str, tuple[int, int]] | Refused:
+def listed(headers: CIMultiDictProxy[str], name: str) -> list[str]:
+    """The members of a comma-separated list, over all lines, in lower case."""
+    members = ",".join(headers.getall(name, ())).split(",")
+    return [member.strip(" \t").lower() for member in members if member.strip(" \t")]
+
+
+def _framing(values: Mapping[bytes, list[bytes]], request_line: bytes) -> int | Refused:
+    """The body's length, as far as headers say one; or how they contradict each other."""
+    hosts = len(values.get(b"host", ()))
+    if hosts > 1 or (not hosts and request_line.endswith(b"1.1")):
+        return SEVERAL_HOSTS if hosts else NO_HOST
+    encodings, lengths = values.get(b"transfer-encoding"), values.get(b"content-length")
+    if encodings is not None:
+        if lengths is not None:
+            return LENGTH_AND_CHUNKS
+        return 0 if [encoding.lower() for encoding in encodings] == [b"chunked"] else TRANSFER_ENCODING
+    if lengths is None:
+        return 0
+    members = {member.strip(b" \t") for value in lengths for member in value.split(b",")}
+    text = members.pop()
+    if members or not _DIGITS(text):
+        return LENGTHS_DIFFER
+    text = text.lstrip(b"0") or b"0"
+    return int(text) if len(text) <= LENGTH_DIGITS_MAX else LENGTH_MAX
+
+
+def _without_doubles(lines: list[bytes], values: Mapping[bytes, list[bytes]], length: int) -> list[bytes]:
+    """The lines of a head without those of a header that was there before, unless it is a list."""
+    lengths = values.get(b"content-length")
+    if len(values) == len(lines) - 1 and (lengths is None or lengths[0] == b"%d" % length):
+        return lines
+    seen: set[bytes] = set()
+    kept = lines[:1]
+    for line in lines[1:]:
+        name = line.partition(b":")[0].lower()
+        if name not in seen or name in LISTS:
+            kept.append(b"Content-Length: %d" % length if name == b"content-length" else line)
+        seen.add(name)
+    return kept
+
+
+def _fault_of_request_line(line: bytes) -> Refused | None:
     if len(line) > HEAD_LINE_MAX_BYTES:
         return HEAD_TOO_LARGE
     match = _REQUEST_LINE(line)
     if match is None or match[1] not in METHODS:
         return TLS if _is_tls(line) else NO_REQUEST_LINE
-    if match[3] is None:
-        return (match[1].decode(), match[2].decode(), (0, 9)) if match[1] == b"GET" else NO_REQUEST_LINE
-    version = int(match[3]), int(match[4])
-    if version not in ((1, 0), (1, 1)):
-        return OTHER_VERSION
-    return match[1].decode(), match[2].decode(), version
-
-
-def _framing(headers: HeaderLines) -> tuple[int, bool] | Refused:
-    """The body's length, and whether it is chunked instead."""
-    lengths = headers.getall("Content-Length")
-    if "Transfer-Encoding" in headers:
-        if lengths:
-            return LENGTH_AND_CHUNKS
-        return (0, True) if headers.listed("Transfer-Encoding") == ["chunked"] else TRANSFER_ENCODING
-    if not lengths:
-        return 0, False
-    members = {member.strip(" \t") for value in lengths for member in value.split(",")}
-    text = members.pop()
-    if members or not _DIGITS(text):
-        return LENGTHS_DIFFER
-    text = text.lstrip("0") or "0"
-    return (int(text) if len(text) <= LENGTH_DIGITS_MAX else LENGTH_MAX), False
+    return None if match[2] in (b"1.0", b"1.1") else OTHER_VERSION
 
 
 def _fault_of_line(line: bytes) -> Refused | None:

@@ -12,6 +12,7 @@ import asyncio
 import heapq
 from typing import Final
 
+from ingest.aiohttp_parser import check_parser
 from ingest.connection import Connection
 from ingest.desk import Desk
 from ingest.intake import Intake
@@ -41,6 +42,7 @@ class CallbackServer:
     """The HTTP side of a node."""
 
     def __init__(self, settings: Settings, intake: Intake, keeper: Keeper, metrics: Metrics) -> None:
+        check_parser()
         self._connections: set[Connection] = set()
         self._shed_at = 0.0
         self._desk = Desk(

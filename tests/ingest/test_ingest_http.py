@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[Request | bytes, int, str]] = {
     "no host": (lines("POST /callbacks HTTP/1.1"), 400, "malformed_http"),
     "http/2 in letters": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "http_version"),
     "http/9.9": (b"POST /callbacks HTTP/9.9\r\nHost: h\r\n\r\n", 400, "http_version"),
-    "no version": (b"GET /callbacks\r\n\r\n", 403, "signature_missing"),
+    "no version": (b"GET /callbacks\r\n\r\n", 400, "http_version"),
     "tls": (bytes.fromhex("16030100a5010000a1030357") + bytes(160), 400, "tls_on_plain_port"),
     "rubbish": (b"\x00\xff\xfe rubbish\r\n\r\n", 400, "malformed_http"),
     "nul in a header": (signed("X-Nul: a\0b"), 400, "malformed_http"),

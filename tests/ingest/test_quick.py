@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
 from ingest import heads, quick
+from ingest.aiohttp_parser import END
 from ingest.forms import Forms
 from ingest.heads import is_ordinary
 from ingest.intake import Accepted, Intake, Refused
 from ingest.quick import Quick
-from ingest.request_heads import END, RequestHead, read_head
+from ingest.request_heads import RequestHead, read_head
 from ingest.signatures import sign_v2, sign_v3
 from schemas.parameters import Parameters
 
