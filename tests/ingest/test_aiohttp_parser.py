@@ -47,7 +47,7 @@ def test_what_is_no_head_is_none(lines):
 
 
 @pytest.mark.parametrize("parser", [None, Lenient, Narrower])
-def test_with_another_parser_a_node_says_so_rather_than_start(parser, monkeypatch):
+async def test_with_another_parser_a_node_says_so_rather_than_start(parser, monkeypatch):
     monkeypatch.setattr(aiohttp_parser, "_make", parser)
     with pytest.raises(ConfigError, match=r"aiohttp \S+ has another parser"):
         IngestNode(node_settings("redis://127.0.0.1:1", "maskline"))
