@@ -29,7 +29,8 @@ HEAD_MAX_BYTES: Final = 32_768
 LENGTH_MAX: Final = 10**LENGTH_DIGITS_MAX
 """Stands for every length that is longer."""
 LISTS: Final = frozenset(
-    f"X-Plivo-Signature{kind}".lower().encode() for kind in ("-V2", "-V3", "-Ma-V2", "-Ma-V3")
+    f"X-Plivo-Signature{kind}".lower().encode()
+    for kind in ("-V2", "-V3", "-Ma-V2", "-Ma-V3", "-V2-Nonce", "-V3-Nonce")
 ) | {b"x-forwarded-for", b"connection", b"expect", b"content-encoding"}
 """Headers of several lines that are read as one list. Of every other, the first line counts."""
 
