@@ -21,7 +21,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM python:3.11-slim
 # The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over. The default,
 # ./spool, leads there by a link: a setting of the image's own would win over the file that MASKLINE_CONFIG names.
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin maskline \
+RUN groupadd --system --gid 10001 maskline \
+    && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin maskline \
     && install --directory --owner maskline --group maskline /var/lib/maskline/spool \
     && install --directory /app \
     && ln --symbolic /var/lib/maskline/spool /app/spool

@@ -268,6 +268,8 @@ def _reasons(details: dict[str, Any]) -> list[str]:
         elif name in ("error", "reason") and value:
             found.append(" ".join(str(value).split()))
 
+    if isinstance(redis := details.get("redis"), str) and redis != "up":
+        found.append(redis)  # as a worker has it
     look(details, "")
     if details.get("stopping"):
         found.insert(0, "it is stopping")

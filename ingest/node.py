@@ -157,7 +157,7 @@ class IngestNode:
         directory = self._settings.spool_dir
         self._spool_risk = storage_risk(directory)
         if self._spool_risk and self._index == 0:  # all processes have the same directory
-            self._spool.log.at_risk(directory, self._spool_risk)
+            self._spool.log.at_risk(directory.resolve(), self._spool_risk)
 
     def _listen(self) -> None:
         settings = self._settings

@@ -52,14 +52,16 @@ def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.sock
     """
     if not 0 <= port <= PORT_MAX:
         raise ListenError(errno.EINVAL, f"port must be 0-{PORT_MAX}", with_port(hosts, port))
-    wanted = distinct(one for host in read_hosts(hosts or ANY_IPV6) for one in _look_up(host, port))
+    found = [one for host in read_hosts(hosts or ANY_IPV6) for one in _look_up(host, port)]
+    wanted = distinct(found)
+    covered = {one.host for one in found if one not in wanted}
     for _ in range(PORT_TRIES - 1 if port == 0 else 0):
         try:
-            return _bind_all(wanted, port, reuse_port=reuse_port)
+            return _bind_all(wanted, covered, port, reuse_port=reuse_port)
         except ListenError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-    return _bind_all(wanted, port, reuse_port=reuse_port)
+    return _bind_all(wanted, covered, port, reuse_port=reuse_port)
 
 
 def is_free(hosts: str, port: int) -> bool:
@@ -99,10 +101,11 @@ def _look_up(host: str, port: int) -> list[Wanted]:
     return found
 
 
-def _bind_all(wanted: list[Wanted], port: int, *, reuse_port: bool) -> list[socket.socket]:
+def _bind_all(wanted: list[Wanted], covered: set[str], port: int, *, reuse_port: bool) -> list[socket.socket]:
+    """`covered`: hosts that have an address among those of others."""
     with contextlib.ExitStack() as undo:
         sockets: list[socket.socket] = []
-        here: set[str] = set()
+        here = set(covered)
         missing: dict[str, OSError] = {}
         number = port
         for host, family, address in wanted:

@@ -124,6 +124,12 @@ async def test_whether_it_is_ready_and_why_not(capsys, monkeypatch):
         assert report["processes"][0]["details"] == {"ok": False} | details
 
 
+async def test_why_a_worker_is_not_ready(capsys, monkeypatch):
+    monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
+    async with node("worker", ready=Health(ok=False, details={"redis": "Redis at h:1 cannot be reached"})):
+        assert (await said(capsys, "--ready"))[1].endswith("answers 503 (Redis at h:1 cannot be reached)")
+
+
 async def test_one_that_hangs_is_reported_in_time_and_hides_no_other(capsys, monkeypatch):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, nobody answers

@@ -75,6 +75,24 @@ def test_a_name_means_all_its_addresses_that_are_here(monkeypatch):
         assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.2", "127.0.0.1"]
 
 
+def test_a_name_is_here_where_another_host_covers_it(no_ipv6, monkeypatch):
+    """As localhost in a container, whose /etc/hosts has ::1 for it although there is no IPv6."""
+    real = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *more: Any, **options: Any) -> list[Any]:
+        if host != "localhost":
+            return real(host, port, *more, **options)
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setattr(binding.socket, "getaddrinfo", resolve)
+    for hosts in ("localhost,0.0.0.0", "::,localhost", "127.0.0.1,localhost", "localhost"):
+        with bound(hosts) as sockets:
+            assert reached(sockets) == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize(
     ("hosts", "where"),
     [
