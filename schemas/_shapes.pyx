@@ -166,7 +166,7 @@ cdef class Reader:
 
     def __init__(self, plan) -> None:
         """`plan`: a schemas.shape_plans.Plan. Raises IndexError if it has more than VALUES_MAX places."""
-        if len(plan.order) > VALUES_MAX:
+        if plan.size > VALUES_MAX:
             raise IndexError("too many parameters for a reader")
         self.event_type = plan.event_type
         self.copy_names_hash = plan.names_hash.copy

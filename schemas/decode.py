@@ -50,15 +50,22 @@ class DecodedCallback(NamedTuple):
     """Equal for equal parameters, whatever their order, and whether they came as form, query or JSON."""
 
 
-def decode_event(callback: RawCallback) -> DecodedCallback:
-    """Read a callback. Raises UndecodableEntryError and nothing else, whatever the bytes."""
+NONE_IGNORED: Final[frozenset[str]] = frozenset()
+
+
+def decode_event(callback: RawCallback, ignored: frozenset[str] = NONE_IGNORED) -> DecodedCallback:
+    """Read a callback; `ignored` parameters are no part of its fingerprint.
+
+    Raises UndecodableEntryError and nothing else, whatever the bytes.
+    """
     try:
         pairs = parameter_pairs(
             parse_parameters(callback.method, callback.query, callback.content_type, callback.body)
         )
     except NotDecodableError as error:
         raise UndecodableEntryError("not_decodable", str(error)) from None
-    return DecodedCallback(event_from_pairs(pairs), fingerprint_of(pairs))
+    counted = [pair for pair in pairs if pair[0] not in ignored] if ignored else pairs
+    return DecodedCallback(event_from_pairs(pairs), fingerprint_of(counted))
 
 
 def parameter_pairs(parameters: Parameters) -> Pairs:

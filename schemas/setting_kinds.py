@@ -223,6 +223,22 @@ def _read_handler(text: str) -> str:
 HANDLERS: Final = _comma_list("dotted modules or .py paths, comma-separated", _read_handler)
 
 
+COUNTED_ALWAYS: Final = ("SessionUUID", "EventName", "SequenceNumber")
+"""What a callback is about: without these, different callbacks would pass for repeats of one."""
+_PARAMETER_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}\Z")
+
+
+def _read_parameter_name(text: str) -> str:
+    if text in COUNTED_ALWAYS:
+        raise ValueError(f"{text} always counts")
+    if not _PARAMETER_NAME.match(text):
+        raise ValueError
+    return text
+
+
+PARAMETER_NAMES: Final = _comma_list("names of parameters, comma-separated", _read_parameter_name)
+
+
 def _read_durability(text: str) -> str:
     text = text.strip().lower()
     word, colon, count = text.partition(":")

@@ -19,6 +19,7 @@ from schemas.setting_kinds import (
     HOSTS,
     LABEL,
     NETWORKS,
+    PARAMETER_NAMES,
     PATH,
     PUBLIC_URL,
     REDIS_URL,
@@ -212,6 +213,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["deliver", "dead"],
         About(choice("deliver", "dead"), "late events: `deliver` (flagged) or `dead` (to the dead letters)"),
     ] = "deliver"
+    ignored_parameters: Annotated[
+        tuple[str, ...],
+        About(
+            PARAMETER_NAMES,
+            "names that do not count when two callbacks are compared, as `Attempt`; spelled as they are sent",
+        ),
+    ] = ()
     session_ttl_s: Annotated[
         int,
         About(

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
 from schemas.callback import RawCallback
-from schemas.decode import Attribute, hash_of_names, known_of
+from schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
 from schemas.events import Event, UnknownEvent
 from schemas.memo import Memo
 from schemas.parameters import looks_like, named_reading
@@ -74,7 +74,9 @@ class Plan(NamedTuple):
     names_hash: blake2b
     """The half of the fingerprint that is the same for all."""
     order: tuple[int, ...]
-    """The places of all parameters, in the order of their names: the fingerprint's."""
+    """The places of all parameters that count, in the order of their names: the fingerprint's."""
+    size: int
+    """Of the parameters, those that do not count included."""
 
 
 def form_of(callback: RawCallback) -> bytes | None:
@@ -87,7 +89,8 @@ def form_of(callback: RawCallback) -> bytes | None:
     return query
 
 
-def plan_of(shape: Shape) -> Plan:
+def plan_of(shape: Shape, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
+    """`ignored` parameters are no part of the fingerprint."""
     known = known_of(shape.event_name)
     places = {name: place for place, name in enumerate(shape.names)}
     taken = {"session_uuid": Taken("session_uuid", places[SESSION_UUID], "session", _NOTHING)}
@@ -100,13 +103,14 @@ def plan_of(shape: Shape) -> Plan:
             taken[attribute.name] = _taken(attribute, place)
         elif name not in (SESSION_UUID, EVENT_NAME):
             extra.append((name, place))
-    ordered = sorted(places)
+    ordered = sorted(places.keys() - ignored)
     return Plan(
         known.event_type,
         tuple(taken[field] for field in known.event_type.__struct_fields__ if field in taken),
         tuple(extra),
         hash_of_names(ordered),
         tuple(places[name] for name in ordered),
+        len(places),
     )
 
 

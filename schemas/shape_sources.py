@@ -80,7 +80,7 @@ class Readers:
 
 def compile_plan(plan: Plan) -> _Reader:
     """Make the function that reads what has this shape."""
-    places = [f"v{place}" for place in range(len(plan.order))]
+    places = [f"v{place}" for place in range(plan.size)]
     namespace: dict[str, Any] = {
         "NULL_TEXTS": NULL_TEXTS, "Type": plan.event_type, "names_hash": plan.names_hash, "pack_texts": pack_texts,
     }  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from schemas import shape_sources
 from schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
-from schemas.decode import decode_event
+from schemas.decode import NONE_IGNORED, decode_event
 from schemas.forms import cut_form, layout_of
 from schemas.parameters import FORM_TYPE
 from schemas.shape_plans import (
@@ -79,10 +79,11 @@ _USUAL_HEAD: Final = encode_callback(RawCallback("POST", b"", FORM_TYPE, _BODY, 
 
 
 class Shapes:
-    """The shapes that this process has met."""
+    """The shapes that this process has met. `ignored` parameters are no part of a fingerprint."""
 
-    def __init__(self, readers: Readers | None = None) -> None:
-        self.readers = new_readers() if readers is None else readers
+    def __init__(self, ignored: frozenset[str] = NONE_IGNORED) -> None:
+        self.readers = new_readers()
+        self._ignored = ignored
         self._read = self.readers.read
         self._seen: dict[Shape, int] = {}
         self.unreadable: Counter[str] = Counter()
@@ -126,10 +127,10 @@ class Shapes:
             return
         if len(self.readers) >= SHAPES_MAX:
             self.readers.clear()
-        self.readers.add(form, shape, plan_of(shape))
+        self.readers.add(form, shape, plan_of(shape, self._ignored))
 
     def _refer(self, callback: RawCallback) -> Decoded:
-        event, fingerprint = decode_event(callback)
+        event, fingerprint = decode_event(callback, self._ignored)
         if event.problems:  # which no reader makes an event of
             self.unreadable.update(event.problems)
         return event, fingerprint, callback.received_at_ms, callback.replayed

@@ -26,8 +26,9 @@ def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "python":
         monkeypatch.setattr(partition, "arrive_plainly", None)
         monkeypatch.setattr(partition, "evict_plainly", None)
-        monkeypatch.setattr(partition, "decode_entries", entries.decode_in_python)
+        monkeypatch.setattr(entries, "IN_C", False)
+        monkeypatch.setattr(partition, "entry_decoder", entries.EntryDecoder)
     else:
         assert partition.arrive_plainly is not None
         assert partition.evict_plainly is not None
-        assert partition.decode_entries is not entries.decode_in_python
+        assert entries.IN_C

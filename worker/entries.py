@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from schemas.callback import CALLBACK_FIELD, decode_callback
+from schemas.decode import NONE_IGNORED
 from schemas.errors import UndecodableEntryError
 from schemas.events import (
     EVENT_TYPES,
@@ -23,6 +25,13 @@ from worker.deadletter import INTERNAL_ERROR, DeadLetter, reason_of_fault
 from worker.reorder import Arrival
 from worker.session import Entry
 
+try:
+    from worker import _entries
+
+    IN_C = True
+except ImportError:  # where there was no compiler, we are told so here
+    IN_C = False
+
 RECORDING_PREFIX: Final = "SessionRecording"
 
 _RECORDING: Final = frozenset(kind for name, kind in EVENT_TYPES.items() if name.startswith(RECORDING_PREFIX))
@@ -40,52 +49,73 @@ DecodedEntries = tuple[list[str], list[Arrival], list[str], list[Refused]]
 
 ArrivalOf = Callable[[str, Sequence[bytes], bool], Arrival]
 
-_shapes: Final = Shapes()
+DecodeEntries = Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]
 
-unreadable: Final = _shapes.unreadable
-"""What could not be read of the entries that were decoded, until somebody takes it away: attributes, how often."""
-
-
-def decode_in_python(entries: Entries, recording_shared: bool, known: Mapping[str, Any]) -> DecodedEntries:
-    """Decode stream entries; `known` are the sessions that need not be named."""
-    ids = [entry_id.decode() for entry_id, _ in entries]
-    arrivals: list[Arrival] = []
-    unknown: dict[str, None] = {}
-    refused: list[Refused] = []
-    for entry_id, (_, fields) in zip(ids, entries, strict=True):
-        try:
-            arrival = arrival_of(entry_id, fields, recording_shared)
-            uuid = arrival.payload.event.session_uuid
-            if uuid not in known:
-                unknown[uuid] = None
-        except UndecodableEntryError as error:
-            refused.append((entry_id, fields, error))
-        except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
-            refused.append((entry_id, fields, unforeseen(error)))
-        else:
-            arrivals.append(arrival)
-    return ids, arrivals, list(unknown), refused
+DECODERS_MAX: Final = 8
+"""A process has one; tests have a few."""
 
 
-def arrival_of(entry_id: str, fields: Sequence[bytes], recording_shared: bool) -> Arrival:
-    """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
-    if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
-        raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
-    event, fingerprint, received_at_ms, replayed = _shapes.decode(fields[1])
-    moment, kind = event.event_timestamp, event.__class__
-    recording = not recording_shared and (
-        kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
-    )
-    return Arrival(  # by place: by name it takes twice as long
-        event.sequence_number,
-        fingerprint,
-        None if moment is None else _timestamps_us[moment],
-        recording,
-        kind is SessionTimeout,
-        kind in (MAY_OPEN_RECORDING if recording else MAY_OPEN_CALL),
-        int(entry_id.partition("-")[0]),
-        Entry(entry_id, fields[1], received_at_ms, replayed, event),
-    )
+class EntryDecoder:
+    """Decodes stream entries; `ignored` parameters do not count where callbacks are compared (Arrival.fingerprint)."""
+
+    def __init__(self, ignored: frozenset[str]) -> None:
+        self.shapes = Shapes(ignored)
+        self.unreadable = self.shapes.unreadable
+        """What could not be read of entries, until somebody takes it away: attributes, how often."""
+        self.decode: DecodeEntries = self.decode_in_python
+        """As `decode_in_python`; in C where that could be built when maskline was installed."""
+        if IN_C:
+            self.decode = _entries.EntryReader(
+                self.shapes.readers, self.arrival_of, _timestamps_us, _RECORDING, _is_recording, unforeseen
+            ).decode_entries
+
+    def decode_in_python(
+        self, entries: Entries, recording_shared: bool, known: Mapping[str, Any]
+    ) -> DecodedEntries:
+        """Decode stream entries; `known` are the sessions that need not be named."""
+        ids = [entry_id.decode() for entry_id, _ in entries]
+        arrivals: list[Arrival] = []
+        unknown: dict[str, None] = {}
+        refused: list[Refused] = []
+        for entry_id, (_, fields) in zip(ids, entries, strict=True):
+            try:
+                arrival = self.arrival_of(entry_id, fields, recording_shared)
+                uuid = arrival.payload.event.session_uuid
+                if uuid not in known:
+                    unknown[uuid] = None
+            except UndecodableEntryError as error:
+                refused.append((entry_id, fields, error))
+            except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
+                refused.append((entry_id, fields, unforeseen(error)))
+            else:
+                arrivals.append(arrival)
+        return ids, arrivals, list(unknown), refused
+
+    def arrival_of(self, entry_id: str, fields: Sequence[bytes], recording_shared: bool) -> Arrival:
+        """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
+        if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
+            raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
+        event, fingerprint, received_at_ms, replayed = self.shapes.decode(fields[1])
+        moment, kind = event.event_timestamp, event.__class__
+        recording = not recording_shared and (
+            kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
+        )
+        return Arrival(  # by place: by name it takes twice as long
+            event.sequence_number,
+            fingerprint,
+            None if moment is None else _timestamps_us[moment],
+            recording,
+            kind is SessionTimeout,
+            kind in (MAY_OPEN_RECORDING if recording else MAY_OPEN_CALL),
+            int(entry_id.partition("-")[0]),
+            Entry(entry_id, fields[1], received_at_ms, replayed, event),
+        )
+
+
+@lru_cache(DECODERS_MAX)
+def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
+    """The decoder that partitions share: what it learns of one, it knows of all."""
+    return EntryDecoder(ignored)
 
 
 def unforeseen(error: Exception) -> UndecodableEntryError:
@@ -145,17 +175,3 @@ def _received_at_ms(value: Any) -> int | None:
         return decode_callback(value).received_at_ms
     except Exception:  # noqa: BLE001 - it was that, perhaps, which could not be foreseen
         return None
-
-
-def _quickest() -> Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]:
-    try:
-        from worker import _entries  # noqa: PLC0415 - where there was no compiler, we are told so here
-    except ImportError:
-        return decode_in_python
-    return _entries.EntryReader(
-        _shapes.readers, arrival_of, _timestamps_us, _RECORDING, _is_recording, unforeseen
-    ).decode_entries
-
-
-decode_entries: Final = _quickest()
-"""As `decode_in_python`; in C where that could be built when maskline was installed."""

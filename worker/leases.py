@@ -92,6 +92,7 @@ class LeaseKeeper:
             policy=Policy(settings.gap_timeout_ms, settings.first_sequence, settings.held_max),
             recording_shared=settings.recording_sequence == "shared",
             session_ttl_s=settings.session_ttl_s,
+            ignored_parameters=frozenset(settings.ignored_parameters),
         )
         self._life_s = settings.lease_ttl_ms / 1000
         self._tenancy = Tenancy(worker_id, settings.partitions, self._life_s)

@@ -23,7 +23,7 @@ from schemas.settings import ADMIN_PORTS, Settings
 from worker.commits import Committer
 from worker.connections import Connections
 from worker.dispatch import Dispatcher
-from worker.entries import decode_entries, decode_in_python
+from worker.entries import IN_C
 from worker.leases import LeaseKeeper
 from worker.letters import DeadLetters
 from worker.metrics import WorkerCollector
@@ -138,7 +138,7 @@ class WorkerNode:
         _log.info(
             "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
             handlers=[spec.name for spec in self._handlers.specs], redis=self._connections.address,
-            admin=self.admin_url, in_c=arrive_plainly is not None and decode_entries is not decode_in_python,
+            admin=self.admin_url, in_c=arrive_plainly is not None and IN_C,
         )  # fmt: skip
 
     async def stop(self) -> None:

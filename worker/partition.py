@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from schemas.errors import UndecodableEntryError
 from worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
-from worker.entries import Entries, decode_entries, letter_of_undecodable, unreadable
+from worker.entries import Entries, entry_decoder, letter_of_undecodable
 from worker.history import Entry, Seen
 from worker.reorder import NONE_WAITING, Arrival, Policy, Release
 from worker.session import NO_RELEASES, LiveSession
@@ -52,6 +52,8 @@ class PartitionSettings(NamedTuple):
     policy: Policy
     recording_shared: bool
     session_ttl_s: int
+    ignored_parameters: frozenset[str] = frozenset()
+    """They do not count where two callbacks are compared."""
 
 
 class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -130,13 +132,13 @@ class Partition:
         self.faults: list[tuple[str, BaseException]] = []
         """What we met on single entries and did not foresee, and while doing what: to be told and taken away."""
         self._settings, self._stats = settings, stats
+        self._decoder = entry_decoder(settings.ignored_parameters)
         self._sessions: dict[str, LiveSession] = {}  # in the order of their last use
         self._deadlines, self._deadlines_max = list[tuple[int, str]](), DEADLINES_SPARE
         # Entries that are not done: those that no commit has put in the pending list yet, and those that are in it.
         self._fresh: set[str] = set()
         self._pending: set[str] = set()
-        self._done, self._dead = list[str](), list[bytes]()
-        self._changed: dict[str, SessionState] = {}
+        self._done, self._dead, self._changed = list[str](), list[bytes](), dict[str, SessionState]()
         # Sessions whose states the commit under way writes: Redis may still answer with the old ones.
         self._being_written: Collection[str] = ()
         self._uncommitted = False
@@ -154,7 +156,8 @@ class Partition:
         dead letters.
         """
         self._now_ms = now_ms
-        ids, arrivals, unknown, refused = decode_entries(
+        unreadable = self._decoder.unreadable
+        ids, arrivals, unknown, refused = self._decoder.decode(
             entries, self._settings.recording_shared, self._sessions
         )
         if ids:

@@ -15,7 +15,7 @@ were opened in, which is a copy of the one that the harness was entered in.
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlencode
@@ -88,6 +88,7 @@ class Harness:
     def __init__(
         self, *modules: str | ModuleType, gap_timeout_ms: int = 5_000, first_sequence: int = 1,
         recording_sequence: str = "own", late: str = "deliver", held_max: int = 256, concurrency: int = 256,
+        ignored_parameters: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.calls: list[Call] = []
         """Every attempt, in the order they ended."""
@@ -98,6 +99,7 @@ class Harness:
             policy=Policy(gap_timeout_ms, first_sequence, held_max),
             recording_shared=recording_sequence == "shared",
             session_ttl_s=86_400,
+            ignored_parameters=frozenset(ignored_parameters),
         )
         self._late_dead = late == "dead"
         self._concurrency = concurrency
@@ -113,7 +115,7 @@ class Harness:
 
     @property
     def waiting(self) -> int:
-        """Events that wait for a missing number."""
+        """Events that wait for a missing number, or for the opening of a call."""
         return self._partition.held
 
     async def __aenter__(self) -> Self:

@@ -31,7 +31,7 @@ from schemas.settings import Settings
 from worker.causes import account_of, storable
 from worker.clean_context import CleanContext
 from worker.context import Context
-from worker.entries import arrival_of
+from worker.entries import entry_decoder
 from worker.outcome import judge
 from worker.registry import BoundHandler, bind, load_handlers, only
 from worker.reorder import Order, Release
@@ -67,6 +67,8 @@ class Request(msgspec.Struct, frozen=True):
     entry_id: str
     callback: bytes
     """The entry's field, as it lies in the stream."""
+    ignored_parameters: frozenset[str]
+    """As MASKLINE_IGNORED_PARAMETERS has them: the idempotency key is to be the worker's."""
     order: Order
     missing: tuple[int, ...]
     run: int
@@ -183,7 +185,8 @@ def _receive(link: socket.socket, size: int) -> bytes:
 
 async def _try(request: Request, link: socket.socket) -> None:
     handlers = only(load_handlers(request.modules), request.handler)
-    arrival = arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
+    decoder = entry_decoder(request.ignored_parameters)
+    arrival = decoder.arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
     release = Release(arrival, request.order, request.missing, request.run, NEW_SESSION)
     event: Event = arrival.payload.event
     KNOWN_NUMBERS.seen(event)

@@ -119,6 +119,7 @@ class Trials:
                 modules=settings.handlers, path=sys.path, log_format=settings.log_format,
                 log_level=settings.log_level, token_key=privacy._token_key,  # noqa: SLF001  logs must agree on tokens
                 handler=handler.name, entry_id=ctx.entry_id, callback=release.arrival.payload.encoded,
+                ignored_parameters=frozenset(settings.ignored_parameters),
                 order=release.order, missing=release.missing, run=release.run, attempt=ctx.attempt,
                 fencing_token=ctx.fencing_token,
             )

@@ -125,6 +125,27 @@ def test_nothing_is_lost_and_order_and_transport_do_not_matter(event_name, pairs
 
 
 @many
+@given(EVENT_NAMES, PAIRS, PAIRS, st.frozensets(st.sampled_from(["Attempt", "via", "Amount"]), min_size=1))
+def test_callbacks_that_differ_in_what_is_ignored_are_one(event_name, pairs, more, ignored):
+    """Changed, left away or added, in the body, the query, or a member of JSON."""
+    counted = [("SessionUUID", "s-1"), ("EventName", event_name)]
+    counted += [pair for pair in pairs if pair[0] not in ignored]
+    added = [(name, text) for text, (_, name) in zip("abc", more, strict=False)]
+    added = [(name if name in ignored else min(ignored), text) for name, text in added]
+    expected = decode_event(form(counted)).fingerprint
+    assert decode_event(form(counted), ignored).fingerprint == expected
+    assert decode_event(form(added + counted), ignored).fingerprint == expected
+    assert decode_event(form(counted, urlencode(added).encode()), ignored).fingerprint == expected
+    assert decode_event(get(counted + added), ignored).fingerprint == expected
+    if added:
+        assert decode_event(form(counted + added)).fingerprint != expected
+    unique = dict(counted)
+    if not is_null(unique["SessionUUID"]) and not is_null(unique["EventName"]):
+        by_json = decode_event(as_json(unique | dict(added)), ignored)
+        assert by_json.fingerprint == decode_event(form([*unique.items()])).fingerprint
+
+
+@many
 @given(PAIRS.filter(bool), st.data())
 def test_a_changed_value_has_another_fingerprint(pairs, data):
     place = data.draw(st.integers(0, len(pairs) - 1))

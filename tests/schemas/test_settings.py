@@ -93,6 +93,7 @@ GOOD = [
     ("MAX_BODY_BYTES", "1_048_576", 2**20),
     ("HANDLERS", "my_handlers.fares, ./more/refunds.py", ("my_handlers.fares", "./more/refunds.py")),
     ("GAP_TIMEOUT_MS", "0", 0),
+    ("IGNORED_PARAMETERS", "Attempt, via,,EventTimestamp\nvia", ("Attempt", "via", "EventTimestamp")),
     ("LOG_LEVEL", "WARNING", "warning"),
 ]
 
@@ -106,6 +107,9 @@ def test_good_values(name, text, value):
 
 
 WRONG = [
+    ("IGNORED_PARAMETERS", "SequenceNumber"),
+    ("IGNORED_PARAMETERS", "Attempt\x07"),
+    ("IGNORED_PARAMETERS", "n" * 129),
     ("REDIS_URL", "localhost:6379"),
     ("REDIS_URL", "http://localhost"),
     ("REDIS_URL", "redis://"),
@@ -253,6 +257,14 @@ def test_no_error_repeats_a_password(setting, scheme, credentials, host, before,
         except ConfigError as error:
             shown, scheme = str(error), scheme or "any"
     assert SECRET not in shown or not scheme
+
+
+@pytest.mark.parametrize("name", ["SequenceNumber", "SessionUUID", "EventName"])
+def test_what_a_callback_is_about_cannot_be_ignored(name):
+    line = refused({"MASKLINE_IGNORED_PARAMETERS": f"Attempt,{name}"})
+    assert line.startswith("MASKLINE_IGNORED_PARAMETERS must be names of parameters")
+    assert f"{name} always counts, entry 2 of 2" in line
+    assert "\n" not in line
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -104,6 +104,27 @@ def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method)
     assert outcome(known.decode, callback) == expected
 
 
+@settings(max_examples=100)
+@given(
+    st.frozensets(st.sampled_from([*ORDINARY, "Absent"])), st.lists(st.sampled_from([*ORDINARY]), max_size=3)
+)
+def test_what_is_ignored_is_no_part_of_the_fingerprint(ignored, changed):
+    ignored -= {"EventName", "SessionUUID"}
+    known = Shapes(ignored)
+    others = ORDINARY | {name: "other" for name in changed if name != "EventName"}
+    fingerprints = []
+    for parameters in (ORDINARY, others):
+        callback = post(form(parameters))
+        event, fingerprint = decode_event(callback, ignored)
+        expected = (type(event), event, fingerprint)
+        for _ in range(LEARN_AFTER + 1):
+            assert outcome(known.decode, callback) == expected
+        assert event == decode_event(callback).event, "it is only not compared"
+        fingerprints.append(fingerprint)
+    assert (fingerprints[0] == fingerprints[1]) == ignored.issuperset(set(changed) - {"EventName"})
+    assert len(known.readers) == 1
+
+
 def test_other_values_of_the_same_kinds_fit_the_shape(monkeypatch):
     others = ORDINARY | {
         "EventTimestamp": "2024-12-31T23:59:59.999Z",
@@ -333,7 +354,7 @@ def test_shapes_that_come_and_go_are_learned_ever_more_rarely(monkeypatch):
     monkeypatch.setattr(shapes, "SHAPES_MAX", 8)
     planned = []
     plan_of = shapes.plan_of
-    monkeypatch.setattr(shapes, "plan_of", lambda shape: planned.append(shape) or plan_of(shape))
+    monkeypatch.setattr(shapes, "plan_of", lambda *shape: planned.append(shape) or plan_of(*shape))
     known = Shapes()
     for _ in range(256):
         for number in range(9):

@@ -7,6 +7,7 @@ import textwrap
 import threading
 from decimal import Decimal
 from types import ModuleType
+from urllib.parse import urlencode
 
 import pytest
 
@@ -46,6 +47,34 @@ def numbers(harness):
 
 def ringing(number, **attributes):
     return callback("SessionFirstPartyRinging", sequence_number=number, **attributes)
+
+
+# Repeats
+
+
+@pytest.mark.parametrize("ignored", [(), ("Attempt", "via", "Amount", "EventTimestamp")])
+async def test_a_repeat_that_differs_in_what_is_ignored_is_a_duplicate_and_starts_no_run_otherwise(ignored):
+    """Another parameter, a query of one's own, a value that has grown, another time."""
+    first = [ringing(number, event_timestamp=f"2026-01-05 09:00:0{number}") for number in (1, 2, 3)]
+    body = urlencode(first[1]).encode()
+    again = [
+        first[2] | {"Attempt": "2"},
+        RawCallback("POST", b"via=b", FORM_TYPE, body, 1, ""),
+        first[2] | {"Amount": "0.0170"},
+        first[2] | {"EventTimestamp": "2026-01-05 09:00:40"},
+    ]
+    async with Harness(recorder(), ignored_parameters=ignored) as harness:
+        await harness.feed(*first, *again)
+        await harness.feed(
+            *(ringing(number, event_timestamp=f"2026-01-05 09:00:2{number}") for number in (4, 5))
+        )
+        assert numbers(harness) == ([1, 2, 3, 4, 5] if ignored else [1, 2, 3, 3, 2, 3, 4, 5])
+        assert {call.order for call in harness.calls[-2:]} == {"in_order"}
+        assert (harness.duplicates, harness.waiting) == ((4, 0) if ignored else (0, 1))
+        await harness.pass_time(5)
+        assert [call.order for call in harness.calls].count("late") == (0 if ignored else 4)
+        assert {call.run for call in harness.calls} == {0}
+        assert not any(call.missing for call in harness.calls)
 
 
 # The example of the module's own docstring

@@ -14,7 +14,8 @@ from test_state import STATES, rings
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from schemas.parameters import FORM_TYPE
 from schemas.shapes import LEARN_AFTER
-from worker import _order, _wire, entries, wire
+from worker import _order, _wire, wire
+from worker.entries import EntryDecoder
 from worker.reorder import NONE_WAITING, Session
 from worker.session import LiveSession
 from worker.state import (
@@ -92,6 +93,20 @@ def test_what_needs_a_second_look_is_not(state):
     session = Session(state)
     assert _order.plain_outcomes(session, arrival, PLAIN) is None
     assert session.state is state
+
+
+def test_what_is_undecided_is_left_to_python():
+    session, python = Session(), Session()
+    again, due = stamp(
+        [(1, b"altered!", 9, False, False, False), (3, b"00000003", 10, False, False, False)], [9, 1]
+    )
+    for arrival in arrivals(1, 2):
+        _order.plain_outcomes(session, arrival, PLAIN)
+        python.arrive(arrival, PLAIN)
+    assert _order.plain_outcomes(session, again, PLAIN) is None
+    assert session.arrive(again, PLAIN) == () == python.arrive(again, PLAIN)
+    assert _order.plain_outcomes(session, due, PLAIN) is None, "the one that is undecided is late with it"
+    assert [release.order for release in session.arrive(due, PLAIN)] == ["in_order", "late"]
 
 
 def test_only_what_it_knows_is_looked_into():
@@ -186,21 +201,30 @@ def plainly(arrival):
     return [shown(one) for one in (structs.replace(arrival, payload=None), arrival.payload)]
 
 
+DECODERS = [EntryDecoder(frozenset(ignored)) for ignored in ((), ("Odd", "EventTimestamp", "a"))]
+
+
 @settings(max_examples=1_000)
-@given(ENTRIES, st.booleans(), st.sampled_from([{}, {"s": None}, {"s": None, "t": None, "u": None}]))
-def test_entries_are_decoded_as_python_decodes_them(some, shared, known):
+@given(
+    ENTRIES,
+    st.booleans(),
+    st.sampled_from([{}, {"s": None}, {"s": None, "t": None, "u": None}]),
+    st.sampled_from(DECODERS),
+)
+def test_entries_are_decoded_as_python_decodes_them(some, shared, known, decoder):
     for _ in range(LEARN_AFTER + 1):  # as long as a shape is learned, and after
-        expected = told(entries.decode_in_python(some, shared, known))
-        assert told(entries.decode_entries(some, shared, known)) == expected
+        expected = told(decoder.decode_in_python(some, shared, known))
+        assert told(decoder.decode(some, shared, known)) == expected
 
 
 @pytest.mark.parametrize("name", ["SessionRecordingCompleted", "SessionRecordingNew"])
 def test_an_ordinary_entry_is_decoded_without_python(monkeypatch, name):
     some = [entry(7, EventName=name, SequenceNumber=3, SessionUUID="s")]
+    decoder = EntryDecoder(frozenset())
     for _ in range(LEARN_AFTER):
-        entries.decode_entries(some, False, {})
-    monkeypatch.setattr(entries._shapes, "decode", None)
-    ids, (arrival,), unknown, refused = entries.decode_entries(some, False, {})
+        decoder.decode(some, False, {})
+    monkeypatch.setattr(decoder.shapes, "decode", None)
+    ids, (arrival,), unknown, refused = decoder.decode(some, False, {})
     assert (ids, unknown, refused) == ([some[0][0].decode()], ["s"], [])
     assert arrival.payload.event.event_name == name
     assert (arrival.number, arrival.recording, arrival.ends_session) == (3, True, False)

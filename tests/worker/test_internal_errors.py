@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from schemas.keys import partition_of
 from schemas.parameters import FORM_TYPE
-from worker import dispatch, entries, partition
+from schemas.shapes import Shapes
+from worker import dispatch, partition
 from worker.deadletter import decode_dead_letter
 from worker.reorder import Session
 from worker.session import LiveSession
@@ -47,8 +48,8 @@ def raising_for(real, error, chosen):
 @pytest.mark.usefixtures("both_ways")
 def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monkeypatch):
     odd = fields(SequenceNumber="2", From="+14155550123", Odd="yes")
-    decode = raising_for(entries._shapes.decode, error, lambda value, *_: b"Odd=yes" in value)
-    monkeypatch.setattr(entries, "_shapes", type("Shapes", (), {"decode": staticmethod(decode)}))
+    decode = raising_for(Shapes.decode, error, lambda _, value: b"Odd=yes" in value)
+    monkeypatch.setattr(Shapes, "decode", decode)
     it = make()
     batch = [
         entry(1, SequenceNumber="1"),
