@@ -15,6 +15,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from runtime.binding import ListenError
+from runtime.default_registry import DefaultRegistry
 from runtime.descriptors import is_short
 from runtime.listener import Listener
 from runtime.logs import get_logger
@@ -75,6 +76,7 @@ class AdminServer:
         self._live = live
         self._ready = ready
         self._registry = registry
+        self._others = DefaultRegistry()
         self._listener: Listener | None = None
         app = web.Application()
         app.router.add_get("/healthz", self._answer_live)
@@ -145,8 +147,8 @@ class AdminServer:
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-        # On the loop, not in a thread: collectors read counters that change on the loop only, without locks.
-        body = encoder(self._registry)
+        # Ours on the loop, not in a thread: they read counters that change on the loop only, without locks.
+        body = await self._others.add_to(encoder(self._registry), encoder)
         return self._response(web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type}))
 
     async def _answer_live(self, _request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from runtime import default_registry
 from runtime.descriptors import descriptors_max, descriptors_open
 from runtime.logs import lines_dropped, lines_waiting
 
@@ -28,3 +29,11 @@ def vital_metrics(prefix: str) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         prefix + "descriptors_max", "File descriptors that the process may have open.", descriptors_max()
     )
+    left_out = CounterMetricFamily(
+        prefix + "metrics_left_out",
+        "Metrics of prometheus_client's default registry that are not on this page, by reason.",
+        labels=["why"],
+    )
+    for why, count in list(default_registry.left_out.items()):
+        left_out.add_metric([why], count)
+    yield left_out

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import structlog
+from prometheus_client import Counter
 
 from schemas import Event
 from worker import Context, on, resource
@@ -46,6 +47,7 @@ logging.config.dictConfig(
     }
 )
 LATE_S = 0.05
+CALLS = Counter("chatty_calls", "Calls of the handler.", ["to"])
 
 
 @resource
@@ -72,6 +74,7 @@ def spellings(number: str) -> list[object]:
 
 @on.every(retries=1, backoff_ms=1)
 async def chatty(event: Event, ctx: Context, printer: structlog.PrintLogger) -> None:
+    CALLS.labels(event.to_number).inc()
     log = logging.getLogger("chatty")
     users = structlog.get_logger()
     for number in (event.from_number, event.to_number):

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 from process_kit import callback, fleet
@@ -36,6 +37,9 @@ def test_a_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, 
             it.put("session", number)
         wait_until(lambda: "the last 2" in worker.log, within_s=30, what="both events to be handled")
         it.until_drained()
+        admin = re.search(r'"admin": "([^"]+)"', worker.log)[1]
+        with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+            metrics = answer.read().decode()
         assert worker.terminate() == 0
         letters = it.dead_letters()
     for text in (
@@ -58,6 +62,9 @@ def test_a_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, 
     ):
         assert part in worker.log
     assert len(letters) == 2
+    assert re.search(r'^chatty_calls_total\{to="num_[0-9a-f]{10}"\} 4\.0$', metrics, re.MULTILINE)
+    assert re.search(r"^process_resident_memory_bytes [0-9.e+]+$", metrics, re.MULTILINE)
+    assert NATIONAL[1] not in metrics
     for letter in letters:
         assert TOKEN.search(letter.reason)
         assert_none(f"{letter.reason} {letter.traceback}")
