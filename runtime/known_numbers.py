@@ -18,7 +18,7 @@ from schemas.events import Event
 from schemas.privacy import NUMBER_ATTRIBUTES, redact
 from schemas.spellings import SHORT_DIGITS, Numbers
 
-EVENTS_MAX: Final = 2_048
+EVENTS_MAX: Final = 1_024
 """Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes
 then finds the last ones, and those under way."""
 NUMBERS_MAX: Final = 4_096
@@ -48,6 +48,9 @@ class KnownNumbers:
         """Tell of an event, before its first handler is called."""
         self._under_way: WeakSet[UnderWay] = WeakSet()
         self._numbers = Numbers()
+        self._added = dict[str, None]()
+        """Numbers as events have them, since some were last forgotten: of a session's events, only the first costs more
+        than a look."""
         self._lock = threading.RLock()
 
     def watch(self, under_way: UnderWay) -> None:
@@ -122,6 +125,7 @@ class KnownNumbers:
                 self._add(seen.popleft())
         if len(numbers) > NUMBERS_MAX + NUMBERS_SPARE:
             numbers.keep(NUMBERS_MAX)
+            self._added.clear()
             self._take_in_under_way()
 
     def _take_in_under_way(self) -> None:
@@ -130,18 +134,20 @@ class KnownNumbers:
                 self._add(event)
 
     def _add(self, event: Event) -> None:
-        for number in numbers_of(event):
-            self._numbers.add(number)
+        added = self._added
+        for number in (event.from_number, event.to_number, event.first_party, event.second_party):
+            if number is not None and number not in added:
+                added[number] = None
+                self._numbers.add(number)
+        if event.problems:
+            for number in repeated_numbers_of(event):
+                self._numbers.add(number)
 
 
-def numbers_of(event: Event) -> list[str]:
-    """The real numbers of an event, as Plivo sent them."""
-    numbers = [
-        number
-        for number in (event.from_number, event.to_number, event.first_party, event.second_party)
-        if number is not None
-    ]
-    for name in NUMBER_ATTRIBUTES.intersection(event.extra):  # what came twice
+def repeated_numbers_of(event: Event) -> list[str]:
+    """The real numbers of an event that came twice and differ, so that no attribute has them."""
+    numbers: list[str] = []
+    for name in NUMBER_ATTRIBUTES.intersection(event.extra):
         texts = event.extra[name]
         numbers += texts if isinstance(texts, list) else [texts]
     return numbers

@@ -63,7 +63,11 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> None:
-    """Set up logging for this process, on `stream` (stderr). The last call counts."""
+    """Set up logging for this process, on `stream` (stderr). The last call counts.
+
+    Loggers that are set up beside it, now or later, hide the numbers of the events under way.
+    """
+    own_logging.take_hold(lambda logger: isinstance(logger, _Line))
     output = sys.stderr if stream is None else stream
     terminal = _is_terminal(output)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -96,7 +100,7 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
 def wait_for_no_reader() -> None:
     """What else this process writes to sys.stdout and sys.stderr, as by `print`, goes the same way from here on.
 
-    Numbers of the events under way are hidden in it, and in whatever is logged by a configuration of others'.
+    Numbers of the events under way are hidden in it.
     """
     global _printed  # noqa: PLW0603 - a process has one stdout
     hide = KNOWN_NUMBERS.hide_bytes
@@ -106,7 +110,6 @@ def wait_for_no_reader() -> None:
     if sys.stdout is not None:
         _printed = LineWriter(sys.stdout, lambda count: b"%d lines were dropped\n" % count)
         sys.stdout = sys.__stdout__ = as_text(_printed, sys.stdout, hide)  # type: ignore[misc]
-    own_logging.take_hold(lambda logger: isinstance(logger, _Line))
 
 
 def lines_dropped() -> int:

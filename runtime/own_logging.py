@@ -27,7 +27,9 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
 
 
 def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
-    """From here on; returns what lets go again. `ours(logger)`: structlog's lines to this one hide numbers already."""
+    """From here on, once; returns what lets go again. `ours(logger)`: structlog's lines to it hide numbers already."""
+    if getattr(logging.Logger.callHandlers, "hides_numbers", False):
+        return lambda: None
     call_handlers, to_text = logging.Logger.callHandlers, logging.Handler.format
     process_event = BoundLoggerBase._process_event  # noqa: SLF001 - documented, for wrapper classes
 
@@ -46,6 +48,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         hide = KNOWN_NUMBERS.hide_value
         return [hide(value) for value in arguments], {name: hide(value) for name, value in named.items()}
 
+    call_handlers_hidden.hides_numbers = True  # type: ignore[attr-defined]
     _put(call_handlers_hidden, to_text_hidden, process_event_hidden)
     return lambda: _put(call_handlers, to_text, process_event)
 

@@ -188,6 +188,9 @@ def _longest(
 
 def digits_of(number: str) -> str:
     """The digits of a number as Plivo sends it, in ASCII: of `sip:+14155550123@10.0.0.1` those before the host."""
+    plain = number.lstrip("+0")
+    if plain.isdigit() and plain.isascii():
+        return plain
     return _ascii_digits(re.split("[@;,]", number, maxsplit=1)[0]).lstrip("0")
 
 
