@@ -21,6 +21,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -112,11 +113,15 @@ class Numbers:
 
     def keep(self, count: int) -> None:
         """Forget all but the last ones."""
-        self._numbers = dict(list(self._numbers.items())[-count:])
-        by_end: dict[str, list[Known]] = {}
-        for digits, known in self._numbers.items():
-            by_end.setdefault(digits[-SHORT_DIGITS:], []).append(known)
-        self._by_end = by_end
+        for digits in list(islice(self._numbers, max(0, len(self._numbers) - count))):
+            self._numbers.pop(digits, None)
+            end = digits[-SHORT_DIGITS:]
+            # Another list, since somebody may be looking through the one that was there.
+            rest = [known for known in self._by_end.get(end, ()) if known.digits != digits]
+            if rest:
+                self._by_end[end] = rest
+            else:
+                self._by_end.pop(end, None)
 
     def hide(self, text: str) -> str:
         """The text with these numbers replaced by their tokens; the same object where it has none."""

@@ -213,11 +213,16 @@ def test_a_number_within_an_address():
 
 
 def test_the_last_ones_are_kept():
-    them = known(*(f"141555501{last:02}" for last in range(100)))
+    them = known(*(f"141555501{last:02}" for last in range(100)), "44155550199")
     them.add("14155550100")
-    them.keep(2)
-    assert len(them) == 2
-    assert them.hide("14155550100 14155550199 14155550198").endswith(" 14155550198")
+    them.keep(3)
+    assert len(them) == 3
+    hidden = them.hide("14155550100 44155550199 14155550199 14155550198")
+    assert hidden == " ".join(
+        [*(number_token(number) for number in ("14155550100", "44155550199", "14155550199")), "14155550198"]
+    )
+    them.keep(0)
+    assert them.hide("14155550100") == "14155550100"
 
 
 @pytest.mark.parametrize(
