@@ -236,6 +236,52 @@ def test_deadlines_are_those_of_the_oldest_held_of_each_session():
     assert (partition.held, partition.next_deadline_ms) == (0, None)
 
 
+def stamped(milliseconds, number, second, **more):
+    return entry(milliseconds, SequenceNumber=number, EventTimestamp=f"2026-01-05 09:00:{second:02}", **more)
+
+
+def ends_of(partition):
+    """What handlers got of it, and what is left of it."""
+    releases = [(one.arrival.number, one.order, one.run) for one in finish_all(partition)]
+    commit = partition.take_commit()
+    partition.committed()
+    return releases, commit
+
+
+@pytest.mark.parametrize("opening", [False, True])
+def test_what_is_undecided_is_decided_alike_by_the_next_owner_and_then_done(opening):
+    """It stays in the pending list meanwhile, as what is held does."""
+    first = make()
+    take_in(first, [stamped(at, number, number) for at, number in enumerate((1, 2, 3))])
+    take_in(
+        first,
+        [stamped(5, 3, 30), stamped(6, 2, 41), stamped(7, 2**53 - 1, 50), stamped(8, 4, 8)],
+        watermark=8,
+    )
+    releases, commit = ends_of(first)
+    assert releases == [(number, "in_order", 0) for number in (1, 2, 3, 4)]
+    assert set(commit.waiting) == {f"{START_MS + ms}-0" for ms in (5, 6, 7)}
+    assert first.held == 3
+
+    states = {uuid: encode_state(state) for uuid, state in commit.states.items()}
+    second = make(cursor=commit.cursor, entries_read=commit.entries_read)
+    pending = [stamped(5, 3, 30), stamped(6, 2, 41), stamped(7, 2**53 - 1, 50)]
+    take_in(second, pending, states=states, pending=True)
+    assert (second.held, second.next_deadline_ms) == (3, START_MS + 5 + GAP_MS)
+    if opening:
+        take_in(second, [stamped(20, 1, 40, EventName="SessionFirstPartyInitiated")], watermark=20)
+    take_in(second, [stamped(21, 6, 9), stamped(22, 5, 9)], watermark=22)
+    take_in(second, [], watermark=GAP_MS + 7)
+    expected = {
+        True: [(1, "in_order", 1), (3, "late", 1), (2, "in_order", 1), (6, "late", 1), (5, "late", 1)],
+        False: [(5, "in_order", 0), (6, "in_order", 0), (3, "late", 0), (2, "late", 0)],
+    }[opening]
+    releases, commit = ends_of(second)
+    assert releases == [*expected, (2**53 - 1, "late", int(opening))]
+    assert set(commit.done) >= {f"{START_MS + ms}-0" for ms in (5, 6, 7)}
+    assert (second.open_entries, second.held, second.next_deadline_ms) == (0, 0, None)
+
+
 def test_the_watermark_never_runs_backwards():
     partition = make()
     take_in(partition, [], watermark=500)

@@ -184,12 +184,17 @@ STEPS = [
 callbacks = st.lists(
     st.one_of(
         st.builds(
-            lambda session, number, variant, name: fields(
-                SessionUUID=f"s{session}", SequenceNumber=number, EventName=name, Amount=variant
+            lambda session, number, variant, second, name: fields(
+                SessionUUID=f"s{session}",
+                SequenceNumber=number,
+                EventName=name,
+                Amount=variant,
+                EventTimestamp=f"2026-01-05 09:00:{second:02}",
             ),
             st.sampled_from([0, 0, 0, 1, 2, 3]),
-            st.sampled_from([0, 1, 1, 2, 2, 3, 3, 4, 5, 6, "null"]),
+            st.sampled_from([0, 1, 1, 2, 2, 3, 3, 4, 5, 6, "null", 5_000, 5_001, 2**53 - 1]),
             st.integers(0, 1),
+            st.integers(0, 59),
             st.sampled_from(
                 ["SessionFirstPartyRinging"] * 6 + ["SessionRecordingCompleted", "SessionTimeout"]
             ),

@@ -5,7 +5,14 @@ from hashlib import blake2b
 import pytest
 
 from worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
-from worker.state import NEW_SESSION, RELEASED_REMEMBERED, decode_state, encode_state
+from worker.state import (
+    NEW_SESSION,
+    RELEASED_REMEMBERED,
+    LaneState,
+    SessionState,
+    decode_state,
+    encode_state,
+)
 
 POLICY = Policy(gap_timeout_ms=5_000, first_sequence=1, held_max=256)
 
@@ -276,6 +283,17 @@ def test_a_run_that_cannot_end_goes_on() -> None:
     assert play(event(4, 140), event(5, 150, ms=1), session=successor) == []
     assert [shown(one) for one in successor.expire(5_001, POLICY)] == ["4 in_order", "5 in_order"]
     assert play(event(6, 160), session=successor) == ["6 in_order"]
+
+
+def test_a_run_that_an_earlier_release_left_halfway_goes_on() -> None:
+    """It began runs with any number that was passed, and ended them before the new one's first event came."""
+    ending = Session(SessionState(status=LaneState(4, 0, 1, b"", top_us=30, ending_us=100)))
+    assert play(event(5, 140), event(2, 100, ms=1), session=ending) == []
+    assert [shown(one) for one in ending.expire(5_001, POLICY)] == ["5 after_gap (4,)", "2 late"]
+    empty = Session(SessionState(status=LaneState(None, 1, None, b"", top_us=30, floor_us=30)))
+    assert play(event(2, 50), event(3, 20), event(1, 40, may_open=False), session=empty) == [
+        *("3 late run 1", "1 in_order run 1", "2 in_order run 1"),
+    ]
 
 
 def test_what_comes_from_the_ended_run_is_late_whatever_its_number() -> None:

@@ -61,6 +61,21 @@ def test_a_new_session_is_small() -> None:
     assert len(encode_state(NEW_SESSION)) < 32
 
 
+def test_what_earlier_releases_wrote_is_read() -> None:
+    """Such a state lies in Redis for a day: a run that was ending on any number that was passed, one that was empty."""
+    released = (1).to_bytes(8, "big") + b"one one "
+    written = (
+        bytes.fromhex("950197 0400 01 c410") + released + bytes.fromhex("1e c0 64 97c000c0c400c0c0c0 c400 c2")
+    )
+    ending = LaneState(4, 0, 1, released, top_us=30, ending_us=100)
+    assert decode_state(written) == SessionState(status=ending)
+    written = (
+        bytes.fromhex("950197 c001 c0 c410") + released + bytes.fromhex("1e 1e c0 97c000c0c400c0c0c0 c400 c3")
+    )
+    empty = LaneState(None, 1, None, released, top_us=30, floor_us=30)
+    assert decode_state(written) == SessionState(status=empty, closed=True)
+
+
 @given(st.binary(max_size=64))
 def test_garbage_raises_nothing_but_a_value_error(encoded: bytes) -> None:
     with suppress(ValueError):

@@ -245,3 +245,25 @@ def test_a_redis_that_went_back_in_time_loses_no_waiting_event(tmp_path: Path, n
             assert [call.number for call in crew.until_calls(2, "held")] == [1, 2]
     finally:
         server.stop()
+
+
+def test_what_is_undecided_outlives_its_owner(redis_server: RedisServer, namespace: str, tmp_path: Path):
+    """It waits for the opening of a second call, in the pending list meanwhile. Nothing is left of it there."""
+    with fleet(redis_server, namespace, tmp_path, partitions=1) as crew:
+        first = crew.start(gap_timeout_ms=3_600_000, lease_ttl_ms=500)
+        for number in (1, 2):
+            crew.put("s", number, EventTimestamp=f"2026-01-05 09:00:0{number}")
+        crew.put("s", 2, EventTimestamp="2026-01-05 09:07:05")
+        wait_until(lambda: first.metric("events_held") == 1, what="the second 2 to wait")
+        crew.put("other", 1)  # its commit says what waits
+        wait_until(lambda: crew.group(0)["pending"] == 1 and crew.group(0)["lag"] == 0, what="the commit")
+        first.kill()
+        heir = crew.start(gap_timeout_ms=3_600_000, lease_ttl_ms=500)
+        wait_until(lambda: heir.metric("events_held") == 1, what="the heir to have it")
+        crew.put("s", 1, EventTimestamp="2026-01-05 09:07:01")
+        calls = crew.until_calls(4, "s")
+        assert [(call.number, call.order, call.run) for call in calls[2:]] == [
+            *((1, "in_order", 1), (2, "in_order", 1)),
+        ]
+        crew.until_drained()
+        assert crew.group(0)["pending"] == 0
