@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from schemas.hosts import ANY_IPV4, ANY_IPV6, read_hosts, with_port
+from schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
 
 PORT_MAX: Final = 65_535
 PORT_TRIES: Final = 16
@@ -62,6 +62,19 @@ def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.sock
             if error.errno != errno.EADDRINUSE:
                 raise
     return _bind_all(wanted, covered, port, reuse_port=reuse_port)
+
+
+def dialled(address: str) -> str:
+    """The address that an URL for this machine is made of, where `address` is the first that is listened on.
+
+    Containers often have the family IPv6, and no address of it: there `::` is reached by IPv4 alone.
+    """
+    if address == ANY_IPV6:
+        try:
+            _bound(socket.AF_INET6, (LOOPBACKS[ANY_IPV6], 0), reuse_port=False).close()
+        except OSError:
+            return ANY_IPV4
+    return address
 
 
 def is_free(hosts: str, port: int) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from runtime.binding import ListenError, bind
+from runtime.binding import ListenError, bind, dialled
 from runtime.descriptors import give_spare_up, set_aside
 from runtime.logs import get_logger
 from schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
@@ -89,7 +89,7 @@ class Listener:
         except OSError as error:
             self._close_sockets()
             raise ListenError(error.errno, error.strerror or str(error), with_port(hosts, port)) from None
-        self.authority = authority(hosts, self.port, self._sockets[0].getsockname()[0])
+        self.authority = authority(hosts, self.port, dialled(self._sockets[0].getsockname()[0]))
         if ANY_IPV6 in read_hosts(hosts) and all(sock.family != socket.AF_INET6 for sock in self._sockets):
             _log.warning("this machine has no IPv6, so `::` means IPv4 alone", listener=self._name)
         self._refill()

@@ -169,6 +169,22 @@ async def test_without_ipv6_all_addresses_are_those_of_ipv4(no_ipv6):
     await listener.close()
 
 
+async def test_the_url_of_all_addresses_where_ipv6_has_none(monkeypatch):
+    """As in a container of Docker's: the family is there, and not even ::1."""
+    real = binding._bound
+
+    def none_but_any(family: int, address: Any, **options: Any) -> socket.socket:
+        if address[0] == "::1":
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return real(family, address, **options)
+
+    monkeypatch.setattr(binding, "_bound", none_but_any)
+    listener = Listener("callbacks", lambda: None)
+    listener.open("::", 0, backlog=1)
+    assert listener.authority == f"127.0.0.1:{listener.port}"
+    await listener.close()
+
+
 def test_without_ipv6_one_of_its_addresses_is_refused(no_ipv6):
     with pytest.raises(ListenError) as caught:
         bind("127.0.0.1,::1", 0)
