@@ -1,5 +1,6 @@
 """Slots: nobody shares one, nothing that was left is overlooked."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.spool_directory import SpoolDirectory, remedy
+from ingest.spool_directory import SpoolDirectory, _why_unusable, remedy
 from schemas.errors import ConfigError
 
 
@@ -99,6 +100,13 @@ def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
 )
 def test_the_command_that_mends_a_directory(owner, writable, mend):
     assert remedy("'/a b'", owner, 10001, 10002, writable=writable) == mend
+
+
+def test_a_file_system_that_cannot_be_written_wants_a_volume():
+    error = OSError(errno.EROFS, "Read-only file system")
+    assert _why_unusable(Path("spool"), error) == (
+        "spool cannot be used: Read-only file system: mount a volume there"
+    )
 
 
 def test_a_directory_of_another_user_names_the_user_and_the_command():
