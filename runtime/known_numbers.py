@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 from schemas.events import Event
 from schemas.privacy import NUMBER_ATTRIBUTES, redact
-from schemas.spellings import SHORT_DIGITS, Numbers
+from schemas.spellings import Numbers
 
 EVENTS_MAX: Final = 1_024
 """Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes
@@ -25,9 +25,9 @@ NUMBERS_MAX: Final = 4_096
 """Each more makes it likelier that other digits are taken for it by chance (schemas.spellings)."""
 NUMBERS_SPARE: Final = 1_024
 """Over that, before the oldest are taken away: doing it one by one would cost more than keeping them."""
-TEXT_MAX_CHARS: Final = 1 << 20
-"""Of one text that is written; looking through one that is nothing but digits takes most of a second, and what comes
-after that is left out."""
+LINE_MAX_CHARS: Final = 1 << 18
+"""Of one line that is written: looking through so many takes a quarter of a second where they are nothing but digits,
+and milliseconds as a rule. What comes after that is left out."""
 DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 1_000
 """Nesting and members of a value that a logger is given; what is beyond them is seen again as the text it becomes."""
@@ -68,9 +68,12 @@ class KnownNumbers:
         if self._seen:
             with self._lock:
                 self._take_in()
-        if len(text) > TEXT_MAX_CHARS:
-            text = f"{text[:TEXT_MAX_CHARS]}… ({len(text) - TEXT_MAX_CHARS} more characters)"
-        return self._numbers.hide(text)
+        if len(text) > LINE_MAX_CHARS:
+            text = "\n".join(map(_cut, text.split("\n")))
+        try:
+            return self._numbers.hide(text)
+        except Exception as error:  # noqa: BLE001 - ours: it must neither stop who writes, nor let a number through
+            return f"(a text that could not be looked through for numbers: {type(error).__name__})\n"
 
     def redact(self, text: str) -> str:
         """The same, and with tokens for whatever else looks like a number."""
@@ -91,14 +94,20 @@ class KnownNumbers:
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, (bytes, bytearray)):
-            return self.hide_bytes(bytes(value))
+            data = bytes(value)
+            hidden = self.hide_bytes(data)
+            return value if hidden is data else hidden
         if isinstance(value, (int, float, Decimal)):
+            return self._hide_figure(value)
+        return self._hide_members(value, depth + 1) if depth < DEPTH_MAX else value
+
+    def _hide_figure(self, value: float | Decimal) -> Any:
+        try:
             shown = str(value)
-            hidden = self.hide(shown) if len(shown) >= SHORT_DIGITS else shown
-            return value if hidden is shown else hidden
-        if depth < DEPTH_MAX:
-            return self._hide_members(value, depth + 1)
-        return value
+        except Exception:  # noqa: BLE001 - more digits than Python writes, or a type with a __str__ of its own
+            return value
+        hidden = self.hide(shown)
+        return value if hidden is shown else hidden
 
     def _hide_members(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -151,6 +160,11 @@ def repeated_numbers_of(event: Event) -> list[str]:
         texts = event.extra[name]
         numbers += texts if isinstance(texts, list) else [texts]
     return numbers
+
+
+def _cut(line: str) -> str:
+    more = len(line) - LINE_MAX_CHARS
+    return line if more <= 0 else f"{line[:LINE_MAX_CHARS]}… ({more} more characters)"
 
 
 KNOWN_NUMBERS: Final = KnownNumbers()

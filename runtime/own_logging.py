@@ -6,7 +6,7 @@ no configuration replaces:
 | what | taken hold of at |
 | --- | --- |
 | logging: the record, before handlers get it | `Logger.callHandlers` |
-| logging: the text that handlers make of it | `Handler.format` |
+| logging: the text that handlers make of it | `Handler.format`, `Formatter.formatException` |
 | structlog: what its processors make of an event | `BoundLoggerBase._process_event` |
 | print, warnings, tracebacks, sys.stdout and sys.stderr | the streams (runtime.line_writer) |
 
@@ -31,6 +31,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
     if getattr(logging.Logger.callHandlers, "hides_numbers", False):
         return lambda: None
     call_handlers, to_text = logging.Logger.callHandlers, logging.Handler.format
+    exception_text = logging.Formatter.formatException
     process_event = BoundLoggerBase._process_event  # noqa: SLF001 - documented, for wrapper classes
 
     def call_handlers_hidden(self: logging.Logger, record: logging.LogRecord) -> None:
@@ -38,6 +39,9 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
 
     def to_text_hidden(self: logging.Handler, record: logging.LogRecord) -> str:
         return KNOWN_NUMBERS.hide_value(to_text(self, record))  # type: ignore[no-any-return]  # whatever it makes
+
+    def exception_text_hidden(self: logging.Formatter, *exc_info: Any, **named: Any) -> str:
+        return KNOWN_NUMBERS.hide(exception_text(self, *exc_info, **named))
 
     def process_event_hidden(
         self: BoundLoggerBase, method_name: str, event: str | None, event_kw: dict[str, Any]
@@ -49,13 +53,14 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         return [hide(value) for value in arguments], {name: hide(value) for name, value in named.items()}
 
     call_handlers_hidden.hides_numbers = True  # type: ignore[attr-defined]
-    _put(call_handlers_hidden, to_text_hidden, process_event_hidden)
-    return lambda: _put(call_handlers, to_text, process_event)
+    _put(call_handlers_hidden, to_text_hidden, exception_text_hidden, process_event_hidden)
+    return lambda: _put(call_handlers, to_text, exception_text, process_event)
 
 
-def _put(call_handlers: Any, to_text: Any, process_event: Any) -> None:
+def _put(call_handlers: Any, to_text: Any, exception_text: Any, process_event: Any) -> None:
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
     logging.Handler.format = to_text  # type: ignore[method-assign]
+    logging.Formatter.formatException = exception_text  # type: ignore[method-assign]
     BoundLoggerBase._process_event = process_event  # type: ignore[method-assign]  # noqa: SLF001 - as above
 
 

@@ -107,6 +107,8 @@ class Elsewhere(logging.Handler):
 
     def emit(self, record):
         extra = getattr(record, "caller", None)
+        if record.exc_info:
+            extra = logging.Formatter().formatException(record.exc_info)
         self.out.write(f"{record.getMessage()} {record.args} {record.msg} {extra}\n")
 
 
@@ -464,12 +466,38 @@ def test_a_number_is_known_for_a_while_after_its_event():
     assert not leaks(known.hide(f"{FROM} {TO}"))
 
 
-def test_a_text_of_any_length_is_looked_through_or_cut(monkeypatch):
-    monkeypatch.setattr(known_numbers, "TEXT_MAX_CHARS", 100)
+def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
+    monkeypatch.setattr(known_numbers, "LINE_MAX_CHARS", 100)
     known = KnownNumbers()
     known.seen(event())
-    assert known.hide(f"{'x' * 95}{FROM}") == "x" * 95 + "+1415… (7 more characters)"
-    assert known.hide(f"{'x' * 88}{FROM}") == "x" * 88 + number_token(FROM)
+    fits, long = "x" * 88 + FROM, "x" * 95 + FROM
+    hidden = known.hide_bytes(f"{fits}\n{long}\n{FROM}\n".encode()).decode()
+    one = number_token(FROM)
+    assert hidden == f"{'x' * 88}{one}\n{'x' * 95}+1415… (7 more characters)\n{one}\n"
+
+
+def test_what_cannot_be_looked_through_is_not_written(monkeypatch):
+    known = KnownNumbers()
+    known.seen(event())
+    monkeypatch.setattr(Numbers, "find", lambda *_: 1 / 0)
+    assert known.hide(FROM) == "(a text that could not be looked through for numbers: ZeroDivisionError)\n"
+
+
+def test_a_value_of_any_kind_is_taken():
+    known = KnownNumbers()
+    known.seen(event())
+    # No parameters: pytest would have to write the first of them.
+    for value in (
+        10**5000,
+        float("nan"),
+        Decimal("NaN"),
+        b"\xff",
+        bytearray(b"x"),
+        "\udcff",
+        {1: {2: [None]}},
+        Call(1),
+    ):
+        assert known.hide_value(value) is value
 
 
 def test_a_child_of_a_fork_hides_them_too():
@@ -505,7 +533,8 @@ def test_a_child_of_a_fork_hides_them_too():
 
 def test_it_is_taken_hold_of_once_and_let_go_again():
     places = lambda: (  # noqa: E731 - as they are now
-        logging.Logger.callHandlers, logging.Handler.format, structlog.BoundLoggerBase._process_event
+        logging.Logger.callHandlers, logging.Handler.format, logging.Formatter.formatException,
+        structlog.BoundLoggerBase._process_event,
     )  # fmt: skip
     own_logging.take_hold(lambda _: True)  # a test before this one may have
     held = places()
