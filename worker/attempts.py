@@ -16,8 +16,8 @@ from runtime.known_numbers import KNOWN_NUMBERS
 from runtime.logs import get_logger
 from runtime.tasks import BackgroundTasks
 from schemas.events import Event
-from worker.clean_context import CleanContext
 from worker.partition import Partition
+from worker.plain import Seat
 from worker.registry import BoundHandler
 from worker.session import LiveSession
 
@@ -39,22 +39,24 @@ _log = get_logger("maskline.worker")
 
 
 class Attempt:
-    """What a runner is at, for the sweep and for a stop. `context`: the one its task runs in, a copy of `clean`.
+    """What a runner is at, for the sweep and for a stop.
+
+    `context`: the clean one that its task runs in; without it the task is for one attempt only.
 
     Times here are `lease_clock()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner that
     was stopped in the middle of them would believe in a lease that is long gone.
     """
 
     __slots__ = (
-        "_as_it_was", "_context", "_values", "abandoned", "alone", "deadline", "handler", "now", "number", "session",
-        "task", "why",
+        "_as_it_was", "_context", "_values", "abandoned", "alone", "deadline", "handler", "now", "number", "seat",
+        "session", "task", "why",
     )  # fmt: skip
 
-    def __init__(self, task: asyncio.Task[Any], context: contextvars.Context, clean: CleanContext) -> None:
+    def __init__(self, task: asyncio.Task[Any], context: contextvars.Context | None = None) -> None:
         self.task = task
         self._context = context
-        self._as_it_was = context.copy() if clean.reusable else None
-        self._values = tuple(context.values())
+        self._as_it_was = contextvars.Context() if context is None else context.copy()
+        self._values = tuple(self._as_it_was.values())
         self.now = 0.0
         """When the last handler ended; with nothing to wait for, that is when the next one starts."""
         self.deadline = 0.0
@@ -68,6 +70,8 @@ class Attempt:
         """The handler ignores its cancellation: nothing that it still does is looked at."""
         self.alone = False
         """It has passed the gate of suspects with strikes."""
+        self.seat: Seat | None = None
+        """Its thread: it runs this plain handler, and no other one unless it is alone."""
 
     def spent(self) -> bool:
         """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
@@ -84,6 +88,12 @@ class Attempt:
         if self._values and not all(map(is_, self._context.values(), self._values)):
             return True
         return self.task.cancelling() > 0
+
+    def runs(self, handler: BoundHandler) -> bool:
+        """Whether a handler may run in its task."""
+        if self.alone:
+            return True
+        return not handler.in_thread if self.seat is None else handler.name == self.seat.handler
 
 
 class Attempts:

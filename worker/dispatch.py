@@ -13,7 +13,7 @@ import inspect
 import random
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Final
 
@@ -29,12 +29,13 @@ from worker.deadletter import letter_of, letter_of_fault
 from worker.gate import Gate
 from worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, judge, overtime, unstoppable
 from worker.partition import Partition
+from worker.plain import PlainHandlers, Seat
 from worker.registry import BoundHandler, Table
 from worker.reorder import Arrival, Release
+from worker.seats import Use
 from worker.session import LiveSession, Progress
 from worker.stats import Stats
 from worker.suspects import Case, Suspects
-from worker.threads import HandlerThreads
 
 TURNS_MAX: Final = 64
 """Events a runner handles before it lets the event loop do other work, replies and commits foremost."""
@@ -50,6 +51,9 @@ DISPATCHER: Final = "dispatcher"
 
 AT_GATE: Final = -2.0
 """In place of a wait: the gate of suspects submits the session again."""
+
+IN_LINE: Final = -3.0
+"""In place of a wait: a thread of a plain handler is waited for."""
 
 FAULTS_MAX: Final = 3
 """Faults of ours met on one event before it becomes a dead letter. Some pass (no memory, no thread), but an event that
@@ -101,9 +105,10 @@ class Dispatcher:
         """Faults of ours met on events that are not done, by entry."""
         self._pump_scheduled = False
         self._stopping = False
-        self._threads = HandlerThreads()
+        plain = [handler.name for handlers in table.values() for handler in handlers if handler.in_thread]
+        self._plain = PlainHandlers(plain, concurrency, self._start_plain)
         self._apart: set[asyncio.Task[None]] = set()
-        """Tasks that are none of the runners: one that runs a suspect alone, and those given up."""
+        """Tasks that are none of the runners: of plain handlers, one that runs a suspect alone, and those given up."""
         self._suspects = suspects
 
     # What the worker calls
@@ -131,6 +136,10 @@ class Dispatcher:
     def waiting(self) -> int:
         return len(self._ready)
 
+    def threads(self) -> Mapping[str, Use]:
+        """How the plain handlers stand, by name."""
+        return self._plain.uses()
+
     def handler_at_work(self) -> str:
         """The handler that has the event loop at this moment, if one has: for a thread that finds it blocked."""
         return self._attempts.handler_of(asyncio.current_task(self._loop))
@@ -138,6 +147,11 @@ class Dispatcher:
     def cancel(self, partition: Partition | None, why: str) -> None:
         """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
         self._attempts.cancel(partition, why)
+        self._plain.forget(partition)
+
+    def forget(self, partition: Partition) -> None:
+        """The partition is not opened again: nothing of it waits for a thread any more."""
+        self._plain.forget(partition)
 
     async def stop(self, grace_s: float = CANCEL_GRACE_S) -> None:
         """End the runners, but for those that ignore it for so long.
@@ -145,8 +159,8 @@ class Dispatcher:
         Call it when nothing is under way any more, or after `cancel`.
         """
         self._stopping = True
+        self._plain.stop()
         await self._attempts.stop([*self._runners, *self._apart], grace_s)
-        self._threads.stop()
 
     # Runners
 
@@ -198,7 +212,7 @@ class Dispatcher:
     def _attempt(self, context: contextvars.Context) -> Attempt:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  we are in it
-        return Attempt(task, context, self._clean)
+        return Attempt(task, context if self._clean.reusable else None)
 
     async def _work(self, ready: deque[LiveSession], attempt: Attempt, turns: int = 0) -> None:
         """Handle the events of these sessions, TURNS_MAX less `turns` of them at most.
@@ -302,11 +316,17 @@ class Dispatcher:
         if retry_ms == ASIDE:
             session.scheduled = False
         elif retry_ms != AT_GATE:
-            self._loop.call_later(retry_ms / 1000, self._again, session)
+            timer, progress = None, session.progress
+            if retry_ms != IN_LINE:
+                timer = self._loop.call_later(retry_ms / 1000, self._again, session)
+            if progress is not None and progress.places:
+                self._plain.here(progress, timer)
             if session.partition.wants_commit:  # another handler's dead letter
                 self._on_progress(session.partition)
 
     def _again(self, session: LiveSession) -> None:
+        if session.progress is not None:
+            session.progress.leave()
         if session.partition.closed:
             session.scheduled = False  # `resume` takes it up, should the partition be opened again
         else:
@@ -372,6 +392,7 @@ class Dispatcher:
         """As `_handle`, for whatever is not ordinary. `begun`: a handler has just run."""
         event: Event = release.arrival.payload.event
         soonest: float | None = None
+        elsewhere = False
         for handler in self._table[event.__class__]:
             number, progress = 1, session.progress
             if progress is not None:
@@ -382,6 +403,10 @@ class Dispatcher:
                     soonest = wait_ms if soonest is None else min(soonest, wait_ms)
                     continue
                 number += progress.attempts.get(handler.name, 0)
+            if not attempt.runs(handler):
+                elsewhere = True
+                self._line_up(session, event, handler)
+                continue
             if begun and not self._may_go_on(session.partition, attempt):
                 session.progress = progress or self._progress_so_far(event, handler.name)
                 return 0.0 if attempt.spent() else ASIDE
@@ -398,7 +423,9 @@ class Dispatcher:
             delay_ms = self._failed(session, release, handler, number, failure, case)
             if delay_ms is not None:
                 soonest = delay_ms if soonest is None else min(soonest, delay_ms)
-        return soonest
+        if elsewhere and attempt.seat is not None:
+            return 0.0  # a runner goes on with it
+        return IN_LINE if elsewhere and soonest is None else soonest
 
     def _failed(
         self, session: LiveSession, release: Release, handler: BoundHandler, number: int, failure: BaseException,
@@ -433,10 +460,14 @@ class Dispatcher:
         in_thread = handler.in_thread
         failure: BaseException | None = None
         try:
+            if in_thread and attempt.alone:
+                attempt.seat = await self._plain.seat(handler.name)
             tried = case is not None and await case.begin(handler, ctx)
-            if in_thread and not tried:
-                result = await self._in_thread(handler, event, ctx, attempt)
+            if in_thread and not tried and attempt.seat is not None:
+                attempt.deadline = lease_clock() + handler.timeout_s
+                result = await attempt.seat.run(handler.call, event, ctx, context=self._clean.copy())
                 if inspect.isawaitable(result):  # a plain function around an async one
+                    attempt.seat.leave()
                     in_thread = False
                     await result
             elif not tried:
@@ -444,6 +475,9 @@ class Dispatcher:
                 await handler.call(event, ctx)
         except BaseException as error:  # noqa: BLE001  as above
             failure = self._caught(error, attempt)
+        finally:
+            if attempt.alone and attempt.seat is not None:
+                attempt.seat.leave()
         attempt.deadline = 0.0
         attempt.now = lease_clock()
         self._stats.handler_seconds[handler.name] += attempt.now - started
@@ -477,15 +511,6 @@ class Dispatcher:
                 return overtime(attempt.handler, in_thread=in_thread)
         return failure
 
-    async def _in_thread(self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt) -> object:
-        def on_start() -> None:
-            # Waiting for a thread is no fault of the handler's.
-            attempt.deadline = lease_clock() + handler.timeout_s
-
-        return await self._threads.run(
-            handler.call, event, ctx, context=self._clean.copy(), on_start=on_start
-        )
-
     def _progress_so_far(self, event: Event, failed: str) -> Progress:
         """The record of an event whose handler `failed` is the first to fail: those before it have succeeded."""
         progress = Progress()
@@ -513,6 +538,34 @@ class Dispatcher:
             session_uuid=session.uuid, event_name=event.event_name, sequence_number=release.arrival.number,
         )  # fmt: skip
 
+    # Plain handlers
+
+    def _line_up(self, session: LiveSession, event: Event, handler: BoundHandler) -> None:
+        """The handler's attempt is due, and not for this task to run: a plain one waits for a thread."""
+        if handler.in_thread:
+            if session.progress is None:
+                session.progress = self._progress_so_far(event, handler.name)
+            self._plain.line_up(session, session.progress, handler.name)
+
+    def _start_plain(self, session: LiveSession, seat: Seat) -> None:
+        context = self._clean.copy()
+        runner = self._loop.create_task(self._run_plain(session, seat, context), context=context)
+        self._apart.add(runner)
+        runner.add_done_callback(self._ended)
+
+    async def _run_plain(self, session: LiveSession, seat: Seat, context: contextvars.Context) -> None:
+        attempt = self._attempt(context)
+        following: tuple[LiveSession, Seat] | None = session, seat
+        try:
+            while following is not None:
+                session, attempt.seat = following
+                # One event, then it is anybody's turn.
+                await self._work(deque((session,)), attempt, TURNS_MAX - 1)
+                following = None if attempt.spent() else self._plain.next(attempt.seat)
+        finally:
+            if attempt.seat is not None:
+                self._plain.ended(attempt.seat)
+
     # Suspects of having brought a worker down
 
     def _start_alone(self, session: LiveSession) -> None:
@@ -538,6 +591,8 @@ class Dispatcher:
         assert handler is not None  # noqa: S101
         session.partition.running -= 1
         self._gate.leave(attempt)
+        if attempt.seat is not None:
+            self._plain.ended(attempt.seat)
         self._runners.discard(attempt.task)
         self._apart.add(attempt.task)
         _log.error("a handler ignores that it was cancelled", handler=handler.name, session_uuid=session.uuid)

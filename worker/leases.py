@@ -388,6 +388,7 @@ class LeaseKeeper:
     async def _give_back(self, partition: Partition) -> None:
         """Let handlers under way end, or cancel them after the stop timeout; commit; let go of the lease."""
         self._close(partition)
+        self._dispatcher.forget(partition)
         await self._quiet(partition, self._stop_timeout_s)
         while partition.running and not partition.lost:
             self._dispatcher.cancel(partition, "the partition is given back")

@@ -102,6 +102,15 @@ class WorkerCollector(Collector):
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(PREFIX + name, text, value)
+        threads = GaugeMetricFamily(
+            PREFIX + "handler_threads",
+            "Plain handlers in threads, hung in threads that cannot be stopped, and waiting for one.",
+            labels=["handler", "state"],
+        )
+        for name, use in node.threads.items():
+            for state, count in use._asdict().items():
+                threads.add_metric([name, state], count)
+        yield threads
         yield from self._memory()
         held_back = GaugeMetricFamily(
             PREFIX + "retention_held_back_seconds",

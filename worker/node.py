@@ -33,6 +33,7 @@ from worker.reader import Reader
 from worker.registry import bind, load_handlers
 from worker.resources import Resources
 from worker.retention import Retention
+from worker.seats import Use
 from worker.stats import Stats
 from worker.suspects import Suspects
 from worker.trials import Trials
@@ -209,6 +210,11 @@ class WorkerNode:
     def busy(self) -> int:
         return self._dispatcher.busy
 
+    @property
+    def threads(self) -> Mapping[str, Use]:
+        """How the plain handlers stand, by name."""
+        return self._dispatcher.threads()
+
     def _live(self) -> Health:
         return Health(True, {"worker": self.worker_id})
 
@@ -227,6 +233,7 @@ class WorkerNode:
             letters = self.dead_letters
             details["dead_letters"] = {"count": letters.count, "bytes": letters.size_bytes}
             details["reads"] = self._pollers.details()
+            details["threads"] = {name: use._asdict() for name, use in self.threads.items() if any(use)}
         return Health(self._started and self._connections.up and not inspection.errors, details)
 
     # Inside

@@ -1,6 +1,7 @@
 """What a worker keeps in memory of a stream entry and of a session."""
 
-from typing import TYPE_CHECKING, Final, cast
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -28,9 +29,9 @@ class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Progress:
-    """How far the handlers of a session's first event have come, once one of them has failed."""
+    """How far the handlers of a session's first event have come, once one of them has failed or waits for a thread."""
 
-    __slots__ = ("_due", "attempts", "done")
+    __slots__ = ("_due", "attempts", "done", "here", "places", "timer")
 
     def __init__(self) -> None:
         self.attempts: dict[str, int] = {}
@@ -38,6 +39,19 @@ class Progress:
         self.done: set[str] = set()
         """Handlers that need not run again: they succeeded, or their dead letter is written."""
         self._due: dict[str, float] = {}
+        self.places: dict[str, Any] = {}
+        """By handler, where the session waits for a thread; see `worker.plain`."""
+        self.here = False
+        """It is with no runner, and may be called to one of these places."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Brings it to a runner before that, for a retry."""
+
+    def leave(self) -> None:
+        """The session goes to a runner, or is put aside."""
+        self.here = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def failed(self, handler: str, attempt: int, due: float) -> None:
         """Attempt number `attempt` of a handler failed; the next is due at `due`, by `lease_clock()`."""

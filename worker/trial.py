@@ -211,9 +211,7 @@ async def _attempt(
     """What the handler failed with. The time limit is the worker's affair."""
     try:
         if handler.in_thread:
-            result = await HandlerThreads().run(
-                handler.call, event, ctx, context=clean.copy(), on_start=lambda: None
-            )
+            result = await HandlerThreads().run(handler.call, event, ctx, context=clean.copy())
             if inspect.isawaitable(result):
                 await result
         else:

@@ -347,7 +347,20 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
     try:
         for handler in ("async", "plain"):
             request = trial.Request(
-                (str(path),), [], "json", "info", b"k", handler, "1-1", encoded, "in_order", (), 0, 1, 1
+                modules=(str(path),),
+                path=[],
+                log_format="json",
+                log_level="info",
+                token_key=b"k",
+                handler=handler,
+                entry_id="1-1",
+                callback=encoded,
+                ignored_parameters=frozenset(),
+                order="in_order",
+                missing=(),
+                run=0,
+                attempt=1,
+                fencing_token=1,
             )
             ours, theirs = socket.socketpair()
             with ours, theirs:

@@ -9,7 +9,6 @@ import weakref
 import pytest
 from servers import wait_until
 
-from worker import threads
 from worker.threads import HandlerThreads
 
 PATIENCE_S = 20.0
@@ -30,7 +29,7 @@ async def pool():
 
 async def run(pool, call, *arguments):
     async with asyncio.timeout(PATIENCE_S):
-        return await pool.run(call, *arguments, on_start=nothing)
+        return await pool.run(call, *arguments, context=contextvars.copy_context())
 
 
 async def test_results_and_errors_come_back(pool):
@@ -56,7 +55,7 @@ async def test_what_a_future_cannot_carry_comes_wrapped(pool, raised):
     assert await run(pool, threading.get_ident) != threading.get_ident()  # the thread is still of use
 
 
-async def test_the_context_of_the_caller_goes_along_and_is_not_changed(pool):
+async def test_it_runs_in_the_context_that_is_given(pool):
     variable.set("caller's")
 
     def look():
@@ -64,8 +63,10 @@ async def test_the_context_of_the_caller_goes_along_and_is_not_changed(pool):
         variable.set("handler's")
         return before
 
-    assert await run(pool, look) == "caller's"
+    context = contextvars.copy_context()
+    assert await pool.run(look, context=context) == "caller's"
     assert variable.get() == "caller's"
+    assert context[variable] == "handler's"
 
 
 async def test_a_thread_is_used_again(pool):
@@ -75,33 +76,6 @@ async def test_a_thread_is_used_again(pool):
 
 async def test_all_threads_are_daemons(pool):
     assert await run(pool, lambda: threading.current_thread().daemon)
-
-
-async def test_as_many_at_once_as_the_bound_says(monkeypatch):
-    monkeypatch.setattr(threads, "THREADS_MAX", 3)
-    pool, gate, running, most = HandlerThreads(), threading.Event(), 0, 0
-    lock, started = threading.Lock(), 0
-
-    def work():
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        gate.wait(PATIENCE_S)
-        with lock:
-            running -= 1
-
-    def on_start():
-        nonlocal started
-        started += 1
-        if started == 3:
-            asyncio.get_running_loop().call_later(0.02, gate.set)
-
-    async with asyncio.timeout(PATIENCE_S):
-        await asyncio.gather(*(pool.run(work, on_start=on_start) for _ in range(9)))
-    assert most == 3
-    assert started == 9
-    pool.stop()
 
 
 async def test_no_job_waits_behind_another_one_s_handler():
@@ -127,18 +101,21 @@ async def test_there_is_a_thread_for_every_job_that_has_a_place():
     pool.stop()
 
 
-async def test_a_hung_thread_gives_its_place_away(monkeypatch):
-    monkeypatch.setattr(threads, "THREADS_MAX", 1)
-    pool, gate = HandlerThreads(), threading.Event()
-    hung = asyncio.ensure_future(run(pool, gate.wait, PATIENCE_S))
-    await asyncio.sleep(0)
+async def test_a_thread_whose_caller_has_gone_is_used_again_when_it_has_ended(pool):
+    gate, ended = threading.Event(), asyncio.Event()
+    assert pool.reserve()
+    hung = pool.start(
+        lambda: gate.wait(PATIENCE_S) and threading.get_ident(), contextvars.Context(), ended.set
+    )
     hung.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await hung
-    assert await run(pool, int) == 0
+    other = await run(pool, threading.get_ident)
     gate.set()
-    assert await run(pool, int) == 0
-    pool.stop()
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
+    assert pool.reserve()
+    assert pool.reserve()  # neither is new
+    pool.give_back()
+    pool.give_back()
+    assert len({await run(pool, threading.get_ident) for _ in range(4)} | {other}) <= 2
 
 
 async def test_an_idle_thread_keeps_no_event_alive(pool):
@@ -162,12 +139,18 @@ async def test_stop_lets_the_threads_end():
 
 def test_a_hung_thread_keeps_no_process_alive():
     source = """
-import asyncio, threading
+import asyncio, contextvars, threading
 from worker.threads import HandlerThreads
 
 async def main():
     started = asyncio.Event()
-    task = asyncio.ensure_future(HandlerThreads().run(threading.Event().wait, on_start=started.set))
+    loop, never = asyncio.get_running_loop(), threading.Event()
+
+    def hang():
+        loop.call_soon_threadsafe(started.set)
+        never.wait()
+
+    task = asyncio.ensure_future(HandlerThreads().run(hang, context=contextvars.copy_context()))
     await started.wait()
 
 asyncio.run(main())
@@ -187,11 +170,11 @@ async def test_a_call_waits_until_a_thread_can_be_started(pool, monkeypatch):
         tried.set()
         raise RuntimeError("can't start new thread")
 
-    ran, started = [], []
+    ran = []
     with monkeypatch.context() as short:
         short.setattr(threading.Thread, "start", refuse)
-        call = asyncio.create_task(pool.run(ran.append, 5, on_start=lambda: started.append(True)))
+        call = asyncio.create_task(run(pool, ran.append, 5))
         await asyncio.wait_for(tried.wait(), PATIENCE_S)
-        assert not started
+        assert not ran
     await asyncio.wait_for(call, PATIENCE_S)
-    assert (ran, started) == ([5], [True])
+    assert ran == [5]
