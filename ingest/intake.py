@@ -23,13 +23,22 @@ from zlib import crc32
 
 from ingest.accounts import Accounts, signer
 from ingest.origin import Headers, Origin
-from ingest.paths import account_in, why_unknown
+from ingest.paths import PATH, account_in, why_unknown
 from ingest.readings import covered_readings, uncovered_readings
 from ingest.signatures import listed_nonces, listed_values, v2_text, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.decode import parameter_pairs
 from schemas.errors import NotDecodableError
-from schemas.parameters import Pairs, Parameters, Reading, looks_like, parse_body, parse_pairs, type_naming
+from schemas.parameters import (
+    Pairs,
+    Parameters,
+    Reading,
+    in_ascii,
+    looks_like,
+    parse_body,
+    parse_pairs,
+    type_naming,
+)
 from schemas.settings import Settings
 from schemas.values import is_null
 
@@ -119,7 +128,7 @@ class Intake:
         if "#" in target:  # no part of a request target, but clients are known to leave it on
             target = target.partition("#")[0]
         path, _, query = target.partition("?")
-        account = account_in(path)
+        account = "" if path == PATH else account_in(path)
         if account is None:
             return Refused(404, "unknown_path", *why_unknown(path))
         if account and not self.accounts.knows(account):
@@ -159,7 +168,7 @@ class Intake:
             return Refused(400, "not_decodable", str(error))
         # Without a session it is bound for the dead letters: anywhere, but the same callback always in the same place.
         route = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(head.query))
-        content_type = type_naming(read.reading if body else None, head.content_type)
+        content_type = type_naming(read.reading, head.content_type) if body else in_ascii(head.content_type)
         value = encode_callback(
             RawCallback(head.method, head.query, content_type, body, received_at_ms, read.auth_id)
         )

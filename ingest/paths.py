@@ -41,8 +41,6 @@ _DIGITS_MAX: Final = 4
 
 def account_in(path: str) -> str | None:
     """The account that a path names, empty for the common path; None where the path is none of ours."""
-    if path == PATH:
-        return ""
     read = _read(path)
     if read == PATH:
         return ""

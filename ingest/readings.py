@@ -12,7 +12,7 @@ MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
 | not covered, looks like neither | JSON | form | none: not decodable |
 """
 
-from schemas.parameters import Reading, looks_like, named_reading
+from schemas.parameters import Reading, looks_like, looks_like_json, named_reading
 
 
 def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
@@ -21,7 +21,7 @@ def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
         return ("form",)
     if named_reading(content_type) == "json":
         return "json", "form"
-    return ("form", "json") if looks_like(body) == "json" else ("form",)
+    return ("form", "json") if looks_like_json(body) else ("form",)
 
 
 def uncovered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:

@@ -155,22 +155,33 @@ _FORM_BEGINS: Final = re.compile(rb"&*[A-Za-z0-9_.~%+*\[\]-]{1,256}=")
 
 def looks_like(body: bytes) -> Reading | None:
     """What a body looks like by its beginning; None where it looks like neither a form nor a JSON object."""
-    if body[:64].lstrip(_BEFORE_JSON)[:1] == b"{":  # no form: its writers escape a brace
+    if looks_like_json(body):
         return "json"
     return "form" if _FORM_BEGINS.match(body) else None
 
 
-def type_naming(reading: Reading | None, content_type: str) -> str:
-    """A Content-Type that says how the body is read: the one it was sent with, if that does, or there is no body.
+def looks_like_json(body: bytes) -> bool:
+    """Whether it begins as a JSON object does, and no form: its writers escape a brace."""
+    return body[:64].lstrip(_BEFORE_JSON)[:1] == b"{"
+
+
+def type_naming(reading: Reading, content_type: str) -> str:
+    """A Content-Type that says how the body is read: the one it was sent with, if that does.
 
     Otherwise that stands in a parameter of one that does.
     """
-    if not content_type.isascii():
-        content_type = content_type.encode("ascii", "replace").decode()
-    if reading is None or _PLAINLY[reading].fullmatch(media_type(content_type)):
+    if content_type == _TYPES[reading]:
+        return content_type
+    content_type = in_ascii(content_type)
+    if _PLAINLY[reading].fullmatch(media_type(content_type)):
         return content_type
     sent_as = content_type[:SENT_AS_MAX_CHARS].replace("\\", "").replace('"', "'")
     return f'{_TYPES[reading]}; sent-as="{sent_as}"'
+
+
+def in_ascii(content_type: str) -> str:
+    """A Content-Type as it can be stored."""
+    return content_type if content_type.isascii() else content_type.encode("ascii", "replace").decode()
 
 
 def parse_body(reading: Reading, query: Pairs, body: bytes) -> Parameters:
