@@ -135,7 +135,7 @@ def named_reading(content_type: str) -> Reading | None:
 
     It may be several, as a proxy joins doubled header lines: those count that say something.
     """
-    if content_type in (FORM_TYPE, ""):
+    if content_type == FORM_TYPE or not media_type(content_type):
         return "form"
     named = {_reading_of(media_type(part)) for part in content_type.split(",")} - {None}
     return named.pop() if len(named) == 1 else None

@@ -78,7 +78,7 @@ def test_get_has_a_query_only_and_post_both():
         ("application/x+json", "json"), ("text/json+json", "json"), ("application/json, text/json", "json"),
         ("application/json", "json"), (f"{FORM}, application/json", None), ("text/plain", None),
         ("*/*", None), ("json", None), (",", None),
-        (";", None),
+        (";", "form"), (" ; charset=utf-8", "form"),
     ],
 )  # fmt: skip
 def test_what_a_type_says(content_type, reading):
