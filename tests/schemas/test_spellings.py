@@ -113,7 +113,7 @@ def test_no_spelling_of_a_known_number_survives(number, data):
 
 
 @given(
-    st.sampled_from(["14155550123", "447700900123", "491711234567", "33639980123", "353201234567"]), st.data()
+    st.sampled_from(["14155550123", "447700900123", "491711234567", "33639980123", "353209120123"]), st.data()
 )
 @many
 def test_nor_does_the_way_it_is_dialled_at_home(number, data):
