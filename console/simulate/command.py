@@ -32,6 +32,7 @@ from console.simulate.sessions import SessionOptions
 from runtime.arguments import Parser
 from runtime.process import run
 from schemas.errors import ConfigError
+from schemas.setting_kinds import hide_secrets
 from schemas.settings import Settings, load_settings
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
@@ -65,8 +66,9 @@ async def _simulate(
             expected.write(msgspec.json.encode(expectation(plan, options)).decode() + "\n")
 
     ledger = Ledger(planned)
+    url = str(target.url.with_user(None))  # which takes the password away as well
     if not arguments.json:
-        for line in _headline(str(target.url), options, arguments.rate):
+        for line in _headline(url, options, arguments.rate):
             print(line, flush=True)
     with _progress(options.sessions, ledger, quiet=arguments.json) as advance:
 
@@ -82,14 +84,14 @@ async def _simulate(
             on_sent=sent,
         )
         tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), stop)
-    summary = report(str(target.url), options, ledger, tally)
+    summary = report(url, options, ledger, tally)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
         for line in lines(summary):
             print(line)
         if not tally.answers and tally.unanswered:
-            print(f"nobody answered: is an ingest node listening at {target.url}?")
+            print(f"nobody answered: is an ingest node listening at {url}?")
     return 0 if tally.all_taken else 1
 
 
@@ -190,7 +192,7 @@ def _target(arguments: argparse.Namespace, settings: Settings) -> Target:
         signed = settings.public_url + urlsplit(arguments.url).path
     for option, url in (("--url", arguments.url), ("--signed-url", signed)):
         if url is not None and not _dialable(url):
-            raise ConfigError(f"simulate: {option} must be a URL as {DEFAULT_URL}, not {url!r}")
+            raise ConfigError(f"simulate: {option} must be a URL as {DEFAULT_URL}, not {hide_secrets(url)!r}")
     account = find_account(settings, arguments.auth_id, arguments.auth_token)
     return Target(arguments.url, account.auth_token, signed_url=signed)
 

@@ -65,6 +65,25 @@ def test_wrong_usage_is_a_config_error(argv, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_simulate_repeats_no_password_of_a_url(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    secret = "s3cr3t-w0rd"
+    for url in (
+        f"ftp://user:{secret}@127.0.0.1/callbacks",
+        f"http://user:{secret}",
+        f"http://u:{secret}@h:99999/",
+    ):
+        with pytest.raises(ConfigError) as error:
+            main(["simulate", "--url", url, "--auth-token", "t"])
+        assert secret not in str(error.value)
+    for more in ([], ["--json"]):
+        options = ["--auth-token", "t", "--sessions", "1", "--timeout", "1", "--rate", "0", *more]
+        assert main(["simulate", "--url", f"http://user:{secret}@127.0.0.1:1/callbacks", *options]) == 1
+        shown = capsys.readouterr()
+        assert secret not in shown.out + shown.err
+        assert "127.0.0.1:1/callbacks" in shown.out
+
+
 def test_wrong_usage_ends_with_two_and_one_line(tmp_path):
     for argv in (["nonsense"], ["simulate", "--rate", "fast"], ["status"]):
         done = maskline(*argv, cwd=tmp_path)
