@@ -3,8 +3,8 @@
 - lost: a callback was answered 200, and a handler that asked for it neither came to its end with it, nor is there a
   dead letter for it.
 - misordered: two calls of a session at once; numbers of a run not rising under one owner; `in_order` with an open
-  number before it; `after_gap` with missing numbers that were handled; an old owner that starts a call after the new
-  one did.
+  number before it; `after_gap` with missing numbers that were handled; a run that numbering, which runs on, never
+  began; an old owner that starts a call after the new one did.
 - doubled: a handler came to its end with a callback twice; one callback under two idempotency keys, two under one.
 - held_up: while one event was slow or failing, none of the other sessions of its partition were served.
 - left: entries of the stream that the group has not read or not acknowledged at the end.
@@ -210,6 +210,11 @@ class _Check:
     def _misordered(self) -> None:
         for calls in self.by_session.values():
             self._one_at_a_time(calls)
+            for call in calls:
+                if call.began.run:
+                    self._find(
+                        "misordered", f"{call}: run {call.began.run}, and numbering never started again"
+                    )
             lanes: defaultdict[tuple[str, int], list[Call]] = defaultdict(list)
             for call in calls:
                 if call.began.number is not None and call.began.order != "late":

@@ -33,6 +33,7 @@ class Book:
     def call(
         self, tag: str, at: float, *, took: float | None = 0.01, handler: str = "every", token: int = 1, pid: int = 100,
         outcome: str = "done", order: str = "", missing: Sequence[int] = (), attempt: int = 1, key: str = "",
+        run: int = 0,
     ) -> None:  # fmt: skip
         """`took`: None for a call that has no end."""
         asked = self.asked.get(tag) or Asked(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
@@ -41,8 +42,8 @@ class Book:
         self._calls += 1
         self.facts.append(
             Began(
-                name, pid, handler, tag, asked.session, asked.number, asked.event, order, list(missing), 0, attempt,
-                key or f"key of {tag}", token, at,
+                name, pid, handler, tag, asked.session, asked.number, asked.event, order, list(missing), run,
+                attempt, key or f"key of {tag}", token, at,
             )
         )  # fmt: skip
         if took is not None:

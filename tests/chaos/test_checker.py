@@ -92,6 +92,20 @@ def test_lanes_and_sessions_are_numbered_apart(book: Book):
     assert book.broken == {}
 
 
+def test_a_run_that_never_began_is_misordered(book: Book):
+    """Also where all that shows it is one callback that came again with a change."""
+    book.sent("again", 2)
+    book.call("again", 3.0, order="late", run=1)
+    assert book.broken == {"misordered": 1}
+
+
+def test_another_callback_of_a_number_may_be_late(book: Book):
+    for tag, number in (("again", 2), ("damaged", 2**53 - 1)):
+        book.sent(tag, number)
+        book.call(tag, 3.0 + len(tag), order="late")
+    assert book.broken == {}
+
+
 def test_in_order_without_the_number_before_it_is_misordered(book: Book):
     book.sent("late", 4)
     book.call("late", 3.0)

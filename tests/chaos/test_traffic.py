@@ -34,6 +34,16 @@ def test_every_callback_has_a_tag_of_its_own_and_all_kinds_come():
     assert treated.keys() == {"", "slow", "fail", "flaky"}
     assert treated[""] > 0.95 * len(made)
     assert 0 < sum(event.repeat for event in made) < 0.1 * len(made)
+    altered = [(event, by_tag) for event in made if (by_tag := event.tag.removesuffix(".again")) != event.tag]
+    first = {event.tag: event for event in made}
+    assert 0.02 * len(made) < len(altered) < 0.06 * len(made)
+    changed = Counter(
+        "number" if event.number != first[tag].number
+        else "time" if dict(event.pairs)["EventTimestamp"] != dict(first[tag].pairs)["EventTimestamp"]
+        else "parameter"
+        for event, tag in altered
+    )  # fmt: skip
+    assert changed.keys() == {"number", "time", "parameter"}
     late = sum(
         later.after_s < event.after_s
         for session in islice(sessions(1), SESSIONS)

@@ -1,8 +1,9 @@
 """Plays signed callbacks at the ingest nodes of a chaos run, and writes down what was answered.
 
 What is sent is a function of the seed (`sessions`): masking sessions as `maskline simulate` makes them, with a tag in
-each callback, some events late, a few never sent, a few repeated though they were answered, a few that tell the
-handler to be slow or to fail. When it is sent, and to which node at a resend, depends on the answers.
+each callback, some events late, a few never sent, a few repeated though they were answered, a few that come once more
+with something changed (a parameter, its time, or a damaged number), a few that tell the handler to be slow or to fail.
+When it is sent, and to which node at a resend, depends on the answers.
 
 Rules
 - What gets no 200 is sent again, the same bytes under a new signature, until it does or RESEND_MAX_S is over.
@@ -18,6 +19,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -29,6 +31,7 @@ from history import Asked
 from console.simulate.sessions import SessionOptions, make_session
 from ingest.signatures import sign_v3
 from schemas.parameters import FORM_TYPE, Parameters
+from schemas.values import read_time
 
 AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 
@@ -43,6 +46,9 @@ LATE_SHARE, LATE_S = 0.15, (0.2, 1.2)
 """Events that are overtaken by others; less than the gap timeout of the workers."""
 NEVER_SHARE = 0.005
 REPEATED_SHARE = 0.05
+ALTERED_SHARE, ALTERED_LATER_S = 0.04, (0.0, 1.5)
+RESTAMPED_LATER_S = (1, 40)
+DAMAGED_NUMBER = 2**53 - 1
 SLOW_SHARE, FAIL_SHARE, FLAKY_SHARE = 0.002, 0.002, 0.01
 
 _SESSIONS = SessionOptions(calls_min=1, calls_max=2)
@@ -86,7 +92,26 @@ def _session(seed: int, index: int) -> list[Event]:
                 made.ends_session, rng.random() < REPEATED_SHARE,
             )
         )  # fmt: skip
+        if made.number is not None and rng.random() < ALTERED_SHARE:
+            events.append(_altered(events[-1], rng))
     return sorted(events, key=lambda event: event.after_s)
+
+
+def _altered(event: Event, rng: random.Random) -> Event:
+    """The same event in another callback, with a tag of its own. None of them makes numbering start again."""
+    parameters, number = dict(event.pairs), event.number
+    parameters |= {TAG: f"{event.tag}.again", "Attempt": "2"}
+    kind = rng.choice(("parameter", "time", "number"))
+    if kind == "time" and number != _SESSIONS.first_sequence:  # else it would be the opening of a call
+        moment = read_time(parameters["EventTimestamp"]) + timedelta(seconds=rng.randint(*RESTAMPED_LATER_S))
+        parameters["EventTimestamp"] = moment.isoformat()
+    elif kind == "number":
+        number = DAMAGED_NUMBER
+        parameters["SequenceNumber"] = str(number)
+    return event._replace(
+        after_s=event.after_s + rng.uniform(*ALTERED_LATER_S), tag=parameters[TAG], number=number,
+        pairs=list(parameters.items()), repeat=False,
+    )  # fmt: skip
 
 
 def _treatment(rng: random.Random) -> dict[str, str]:
