@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
             self._layout = None  # it may be forgotten by all but this connection
             return self._look_closely(data)
         self._waiting = data[end:]
-        self._keep(accepted, data, closes=False)
+        self._keep(accepted, data, False)
         return True
 
     def _look_closely(self, data: bytes) -> bool:
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             if isinstance(decision, Refused):
                 self._refuse(decision, head, ends=not goes_on)
                 return not self._ended
-            self._keep(decision, head.raw, closes=not goes_on)
+            self._keep(decision, head.raw, not goes_on)
             return True
         finally:
             self._desk.ended()
@@ -276,12 +276,12 @@ class Connection(asyncio.Protocol):
             against = against or refused
         return against or BODY_BROKEN
 
-    def _keep(self, accepted: Accepted, data: bytes, *, closes: bool) -> None:
+    def _keep(self, accepted: Accepted, data: bytes, closes: bool) -> None:
         """Have a request kept; what comes behind it waits. `data` begins with its head."""
         self._desk.under_way += 1
         if self._deadline is not None:
             self._end_waiting()
-        exchange = self._exchange = Exchange(self, data, closes=closes)
+        exchange = self._exchange = Exchange(self, data, closes)
         try:
             self._desk.keeper.keep_for(exchange, *accepted)
         except NotKeptError as error:
@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
         desk = self._desk
         self._exchange = None
         desk.ended()
-        close = self._closes(exchange.closes)
+        close = exchange.closes or desk.stopping
         if error is None:
             desk.metrics.taken += 1
             answer = TAKEN_AND_CLOSE if close else TAKEN
@@ -301,38 +301,38 @@ class Connection(asyncio.Protocol):
             head = read_head(exchange.data[: exchange.data.find(END) + len(END)])
             self._note(refused, None if isinstance(head, Refused) else head)  # it was none, when it came
             answer = refusal(refused, close=close)
-        self._answer(answer.whole(), close=close)
+        self._answer(answer.whole(), exchange.closes)
         if self._waiting or self._reading_paused or self._client_ended:
             self._go_on()
 
     def _refuse(self, refused: Refused, head: RequestHead | None, *, ends: bool) -> None:
         """Answer at once; `head`: None where there is none that could be read."""
         self._note(refused, head)
-        close = self._closes(ends)
-        answer = refusal(refused, close=close)
+        answer = refusal(refused, close=ends or self._desk.stopping)
         is_head = head is not None and head.method == "HEAD"
-        self._answer(answer.head() if is_head else answer.whole(), close=close)
+        self._answer(answer.head() if is_head else answer.whole(), ends)
 
     def _note(self, refused: Refused, head: RequestHead | None) -> None:
         self._desk.count_refused(refused)
         target, headers = ("", NO_HEADERS) if head is None else (head.target, head.headers)
         self._desk.refusals.note(refused, _Asked(self._peer, target, headers))
 
-    def _closes(self, ends: bool) -> bool:
-        """Whether an answer is the last; a stop need not say so to a connection that is mute."""
-        return ends or (self._desk.stopping and not self._mute)
-
-    def _answer(self, answer: bytes, *, close: bool) -> None:
-        if close:
-            self._ended = True
-            self._waiting = b""
+    def _answer(self, answer: bytes, ends: bool) -> None:
+        """Write an answer, if it can be read; the last, where the connection ends with it or by a stop."""
+        if ends:
+            self._end()
         transport = self._transport
-        if transport is None or transport.is_closing() or self._mute:
+        if transport is None or self._mute or transport.is_closing():
             return
         transport.write(answer)
         self.idle_since = self._desk.loop.time()
-        if close:
+        if ends or self._desk.stopping:
+            self._end()
             self._end_our_side(transport)
+
+    def _end(self) -> None:
+        self._ended = True
+        self._waiting = b""
 
     # What came while a request was being kept, or the client did not read
 
@@ -486,7 +486,7 @@ class Exchange:
 
     __slots__ = ("_connection", "closes", "data")
 
-    def __init__(self, connection: Connection, data: bytes, *, closes: bool) -> None:
+    def __init__(self, connection: Connection, data: bytes, closes: bool) -> None:
         self._connection: Connection | None = connection
         self.data = data
         """What it was read from; its head stands at the beginning."""
