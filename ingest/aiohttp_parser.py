@@ -60,6 +60,7 @@ def parse_head(lines: list[bytes]) -> ParsedHead | None:
         parser = _make(
             _nobody, _nobody, HEAD_LINE_MAX_BYTES,
             max_line_size=HEAD_LINE_MAX_BYTES, max_field_size=HEAD_LINE_MAX_BYTES, max_headers=HEADERS_MAX,
+            auto_decompress=False,  # the body is not its business, and of some encodings it would refuse the head
         )  # fmt: skip
         messages, _, _ = parser.feed_data(b"\r\n".join(lines) + END)
     except Exception:  # noqa: BLE001 - it has an error for each fault; what they have in common is Exception
