@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import threading
 import urllib.request
 from contextlib import contextmanager
@@ -352,6 +353,65 @@ async def test_many_handlers_of_many_events_all_run_once_and_in_order(monkeypatc
         assert len(handled) == len(set(handled)) == 200, name
         for session in sessions:
             assert [number for one, number in handled if one == session] == [1, 2, 3, 4, 5], name
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(monkeypatch, seed):
+    """It is closed and opened again, its lease comes and goes, threads hang and cannot be started."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(threads, "THREADS_MAX", chance.choice([1, 2, 4]))
+    monkeypatch.setattr(seats, "HUNG_MAX", 2)
+    monkeypatch.setattr(seats, "HANDLER_THREADS_MAX", 2)
+    monkeypatch.setattr(plain, "REPEAT_S", 0.01)
+    start, short, seen = threading.Thread.start, [False], {}
+
+    def start_sometimes(thread):
+        if short[0] and thread.name.startswith("maskline-handler"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_sometimes)
+    with opening() as gate:
+
+        def handle(name, event, ctx):
+            if name == "hangs" and event.session_uuid == "s7":
+                gate.wait(PATIENCE_S)
+            if chance.random() < 0.2:
+                raise Retry(after_ms=0)
+            seen.setdefault((name, event.session_uuid), []).append(event.sequence_number)
+
+        @every(name="hangs", timeout_ms=15, **AT_ONCE)
+        def hangs(event, ctx):
+            handle("hangs", event, ctx)
+
+        @every(name="waits", backoff_ms=1, backoff_max_ms=1, retries=50)
+        async def waits(event, ctx):
+            await asyncio.sleep(0.001)
+            handle("waits", event, ctx)
+
+        @every(name="well", backoff_ms=1, backoff_max_ms=1, retries=50)
+        def well(event, ctx):
+            handle("well", event, ctx)
+
+        async with dispatching(hangs, waits, well, concurrency=chance.choice([1, 3, 64])) as d:
+            for number in (1, 2, 3):
+                d.feed(*((f"s{index}", number) for index in range(20)))
+                for _ in range(4):
+                    short[0] = chance.random() < 0.3
+                    d.partition.closed = chance.random() < 0.5
+                    d.partition.lease_until = lease_clock() + chance.choice([-1, 600])
+                    await asyncio.sleep(chance.random() / 100)
+                    d.partition.closed, d.partition.lease_until = False, lease_clock() + 600
+                    d.dispatcher.resume(d.partition)
+            short[0] = False
+            await until(lambda: not d.partition.unfinished or d.dispatcher.threads()["hangs"].hung)
+            gate.set()
+            await d.settled()
+            await until(lambda: not any(map(any, d.dispatcher.threads().values())))
+            assert d.dispatcher.busy == d.partition.running == 0
+    for (name, session), numbers in seen.items():
+        assert numbers == [1, 2, 3] or (name, session) == ("hangs", "s7"), (name, session)
+    assert len(seen) >= 59
 
 
 HANDLERS = """
