@@ -116,9 +116,14 @@ def test_other_encodings_are_told_and_the_body_stands_beside(encoding):
     assert reading.contents() == [bodies.ENCODING_UNKNOWN, b"a=b"]
 
 
-@pytest.mark.parametrize(
-    "packed", [b"a=b", gzip.compress(b"a=b")[:-8] + b"12345678", gzip.compress(b"a=b") + b"xy", gzip.compress(b"") * 17]
-)  # fmt: skip
+PACKED = gzip.compress(b"a=b", mtime=0)
+BROKEN = {
+    "not packed": b"a=b", "sum": PACKED[:-8] + b"12345678", "behind": PACKED + b"xy",
+    "members": gzip.compress(b"", mtime=0) * 17,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", BROKEN.values(), ids=BROKEN)
 def test_what_is_broken_is_told(packed):
     reading = Reading(head_of("Content-Encoding: gzip", f"Content-Length: {len(packed)}"), MAX_BYTES)
     assert reading.feed(packed) == b""
