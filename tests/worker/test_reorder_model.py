@@ -275,6 +275,65 @@ def test_a_crash_after_any_release_changes_nothing(history: History) -> None:
             assert crash_and_go_on(history, state, handled, acknowledged) == whole[cut:]
 
 
+def true_releases(arrivals: tuple[Arrival, ...], true: set[object]) -> list[tuple[int, Seen]]:
+    """What is released of those that are meant, and when."""
+    session, got = Session(), []
+    for arrival in arrivals:
+        got += [(arrival.arrived_ms, one) for one in released([*session.arrive(arrival, PLAIN)])]
+    for late_ms in range(1, GAP_MS + 2_000):
+        watermark_ms = arrivals[-1].arrived_ms + late_ms
+        got += [(watermark_ms, one) for one in session.expire(watermark_ms, PLAIN)]
+    return [(at_ms, seen(one)) for at_ms, one in got if one.arrival.payload in true]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(2, 9), st.integers(0, 1), st.floats(0, 6), st.sets(st.integers(1, 8)), st.randoms(), st.data()
+)
+def test_callbacks_that_come_again_with_a_change_disturb_nothing(
+    size: int, first: int, reach: float, lost: set[int], random: Random, data: st.DataObject
+) -> None:
+    """Without the model: what is meant comes as though nothing had come again, at the same moment."""
+    drafts: list[Draft] = [
+        (first + at, b"%08d" % at, 10 * at, False, False, at == 0) for at in range(size) if at not in lost
+    ]
+    # The opening comes first: where 1 overtakes 0, nobody can tell which of them opens calls.
+    arrived = sorted((at and at + random.uniform(0, reach), at) for at in range(len(drafts)))
+    arrivals = [Arrival(*drafts[at], place, at) for place, (_, at) in enumerate(arrived)]
+    true: set[object] = {arrival.payload for arrival in arrivals}
+    disturbed = list(arrivals)
+    for count in range(data.draw(st.integers(1, 6))):
+        of = data.draw(st.integers(0, len(disturbed) - 1))
+        number, _, us, *_ = drafts[disturbed[of].payload % len(drafts)]
+        assert number is not None
+        assert us is not None
+        how = data.draw(st.sampled_from(("changed", "stamped anew", "damaged")))
+        if how == "damaged":
+            number = 2**53 - 1
+        elif how == "stamped anew" and number != first:
+            us += data.draw(st.integers(0, 200))
+        again = (number, random.randbytes(8), us, False, False, data.draw(st.booleans()))
+        place = data.draw(st.integers(of + 1, len(disturbed)))
+        at_ms = disturbed[place - 1].arrived_ms
+        name = disturbed[of].payload % len(drafts) + len(drafts) * (count + 1)
+        disturbed.insert(place, Arrival(*again, at_ms, name))
+    assert true_releases(tuple(disturbed), true) == true_releases(tuple(arrivals), true)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_every_arrival_order_of_a_second_call(first: int) -> None:
+    """Without the model: all of it is in order, in a run of its own, whichever of its callbacks comes first."""
+    one, two = (
+        [(first + at, b"%d%07d" % (call, at), 100 * call + at, False, False, at == 0) for at in range(5)]
+        for call in (1, 2)
+    )
+    for shuffled in permutations(two):
+        got = released(play(instant([*one, *shuffled])))
+        assert [(it.arrival.number, it.order, it.run) for it in got] == [
+            (number, "in_order", run) for run in (0, 1) for number in range(first, first + 5)
+        ]
+
+
 def instant(drafts: list[Draft]) -> History:
     """All within the gap timeout."""
     arrivals = stamp(drafts, [1] * len(drafts))
