@@ -50,7 +50,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         if ours(self._logger):
             return arguments, named
         hide = KNOWN_NUMBERS.hide_value
-        return [hide(value) for value in arguments], {name: hide(value) for name, value in named.items()}
+        return tuple(hide(value) for value in arguments), {name: hide(value) for name, value in named.items()}
 
     call_handlers_hidden.hides_numbers = True  # type: ignore[attr-defined]
     _put(call_handlers_hidden, to_text_hidden, exception_text_hidden, process_event_hidden)

@@ -302,7 +302,8 @@ def _without_overlaps(found: Iterable[Found]) -> list[Found]:
 
 def _replaced(text: str, found: Collection[Found]) -> str:
     """The text with tokens. A number of a JSON object, outside its strings, becomes a string: it must stay JSON."""
-    json, in_string = text.lstrip()[:1] in ("{", "["), False
+    whole = text.strip()
+    json, in_string = whole[:1] + whole[-1:] in ("{}", "[]"), False
     pieces, last = [], 0
     for there in found:
         before = text[last : there.start]
