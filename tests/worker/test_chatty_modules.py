@@ -75,7 +75,7 @@ def test_so_does_the_process_of_a_trial(tmp_path):
     request = Request(
         modules=(CHATTY,), path=sys.path, log_format="json", log_level="info", token_key=b"a key for this test only",
         handler="chatty_handlers.in_a_thread", entry_id="1700000000000-0", callback=callback("session", 1),
-        order="in_order", missing=(), run=0, attempt=1, fencing_token=1,
+        order="in_order", missing=(), run=0, attempt=1, fencing_token=1, ignored_parameters=frozenset(),
     )  # fmt: skip
 
     with ours, theirs:
