@@ -444,14 +444,14 @@ def test_those_under_way_stay_known_however_many_come_after(monkeypatch):
     for other in many_events(known_numbers.EVENTS_MAX + 10):
         known.seen(other)
     assert not leaks(known.hide(TO), TO)
-    for other in many_events(20_000):  # and looked at now and then
+    for other in many_events(8_000):  # and looked at now and then
         known.seen(other)
         if other.from_number.endswith("00"):
             known.hide("a line of some length")
     assert not leaks(known.hide(TO), TO)
     assert len(known._numbers) <= known_numbers.NUMBERS_MAX + known_numbers.NUMBERS_SPARE + 100
     del under_way
-    for other in many_events(20_000):
+    for other in many_events(8_000):
         known.seen(other)
         known.hide("a line of some length")
     assert known.hide(TO) == TO
