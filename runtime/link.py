@@ -14,6 +14,7 @@ A Link never reconnects: it is lost as a whole, every batch under way with it, a
 
 import asyncio
 import contextlib
+import contextvars
 import fcntl
 import struct
 import termios
@@ -77,6 +78,8 @@ class Link(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self._overdue: _Batch | None = None
         self._on_lost = on_lost
+        self._context = contextvars.copy_context()
+        """Of what follows, whoever sends: a user's code may have bound log values in its own."""
         self.route: Route | None = None
         """Where it leads."""
         self.timed_out = False
@@ -120,7 +123,7 @@ class Link(asyncio.Protocol):
             self._transport.write(packed)
             return future
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush, context=self._context)
         self._out.append(packed)
         return future
 

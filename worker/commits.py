@@ -5,6 +5,7 @@ A commit whose reply was lost is sent again as it was: the script knows it by it
 """
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -53,13 +54,15 @@ class Committer:
         self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
         self._settled: dict[Partition, asyncio.Future[None]] = {}
+        self._context = contextvars.copy_context()
+        """Of what follows, whoever has something to commit: a handler may have bound log values in its own."""
         self._refusal_lines = Seldom()
 
     def mark(self, partition: Partition) -> None:
         """Something of the partition is done: commit it with the next trip, unless one is under way already."""
         if partition.commit_in_flight is None:
             if not self._dirty:
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self._flush, context=self._context)
             self._dirty[partition] = None
 
     async def settle(self, partition: Partition) -> None:

@@ -89,7 +89,9 @@ class Dispatcher:
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._background = background or BackgroundTasks()
-        self._clean = CleanContext(context or contextvars.copy_context())
+        self._context = contextvars.copy_context()
+        """Of what follows an attempt: its own is the handler's."""
+        self._clean = CleanContext(context or self._context)
         self._table = table
         self._seen = KNOWN_NUMBERS.seen
         self._concurrency = concurrency
@@ -167,7 +169,7 @@ class Dispatcher:
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled and not self._stopping:
             self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump, context=self._context)
 
     def _pump(self) -> None:
         """Wake runners for what is ready. It runs as its own callback: whoever works now is waiting for something."""
@@ -184,7 +186,7 @@ class Dispatcher:
             context = self._clean.copy()
             runner = self._loop.create_task(self._run(context), context=context)
             self._runners.add(runner)
-            runner.add_done_callback(self._ended)
+            runner.add_done_callback(self._ended, context=self._context)
             wanted -= 1
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
@@ -283,7 +285,7 @@ class Dispatcher:
         if len(self._faults) >= FAULTS_KNOWN_MAX:
             self._faults.clear()
         faults = self._faults[entry_id] = self._faults.pop(entry_id, 0) + 1
-        self._loop.call_later(FAULT_DELAY_MS / 1000, self._again, session)
+        self._loop.call_later(FAULT_DELAY_MS / 1000, self._again, session, context=self._context)
         if faults >= FAULTS_MAX:
             del self._faults[entry_id]
             self._give_up(session, arrival, error)
@@ -318,7 +320,7 @@ class Dispatcher:
         elif retry_ms != AT_GATE:
             timer, progress = None, session.progress
             if retry_ms != IN_LINE:
-                timer = self._loop.call_later(retry_ms / 1000, self._again, session)
+                timer = self._loop.call_later(retry_ms / 1000, self._again, session, context=self._context)
             if progress is not None and progress.places:
                 self._plain.here(progress, timer)
             if session.partition.wants_commit:  # another handler's dead letter
@@ -551,7 +553,7 @@ class Dispatcher:
         context = self._clean.copy()
         runner = self._loop.create_task(self._run_plain(session, seat, context), context=context)
         self._apart.add(runner)
-        runner.add_done_callback(self._ended)
+        runner.add_done_callback(self._ended, context=self._context)
 
     async def _run_plain(self, session: LiveSession, seat: Seat, context: contextvars.Context) -> None:
         attempt = self._attempt(context)
@@ -573,7 +575,7 @@ class Dispatcher:
             context = self._clean.copy()
             runner = self._loop.create_task(self._run_alone(session, context), context=context)
             self._apart.add(runner)
-            runner.add_done_callback(self._ended)
+            runner.add_done_callback(self._ended, context=self._context)
 
     async def _run_alone(self, session: LiveSession, context: contextvars.Context) -> None:
         attempt = self._attempt(context)

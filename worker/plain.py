@@ -94,6 +94,7 @@ class PlainHandlers:
         self._at_work: set[Seat] = set()
         self._again: asyncio.TimerHandle | None = None
         self._stopped = False
+        self._context = contextvars.copy_context()
         self._hang_lines = Seldom()
         self._wait_lines = Seldom()
 
@@ -204,7 +205,7 @@ class PlainHandlers:
             elif not self.threads.reserve():
                 self._seats.leave(handler)
                 self._seats.wait(handler, place, first=True)
-                self._again = self._loop.call_later(REPEAT_S, self._turn_again)
+                self._again = self._loop.call_later(REPEAT_S, self._turn_again, context=self._context)
                 return None
             elif (session := self._let_in(place, seat := Seat(self, handler))) is not None:
                 return session, seat

@@ -10,14 +10,20 @@ from types import ModuleType
 
 import pytest
 import structlog
-from dispatch_kit import AT_ONCE, PATIENCE_S, RECEIVED_MS, dispatching, every
+from dispatch_kit import AT_ONCE, PATIENCE_S, RECEIVED_MS, dispatching, every, module_of, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.callback import RawCallback, encode_callback
+from runtime.link import Link
+from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from schemas.keys import Keys
 from schemas.parameters import FORM_TYPE
+from schemas.settings import Settings
 from worker import Reject, Retry, on, resource, trial
 from worker.clean_context import CleanContext
+from worker.commits import Committer
+from worker.dispatch import Dispatcher
+from worker.node import WorkerNode
 from worker.testing import Harness, callback
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
@@ -290,6 +296,49 @@ def test_any_steps_in_any_handlers(scripts, concurrency, precision):
     asyncio.run(main())
     assert len(seen) >= 4 * len(scripts)
     assert {str(one) for one in seen} == {str(("nobody", {}, precision, []))}
+
+
+async def test_what_follows_an_attempt_does_not_bear_its_bindings(redis_server, namespace, monkeypatch):
+    """Commits, and what is logged of them, are of many sessions."""
+    bound, seen = [], {}
+
+    @every(name="async")
+    async def handle(event, ctx):
+        structlog.contextvars.bind_contextvars(caller=event.session_uuid)
+        bound.append(event.session_uuid)
+
+    def watch(kind, name):
+        real = getattr(kind, name)
+
+        def watched(self):
+            seen.setdefault(f"{kind.__name__}.{name}", []).append(structlog.contextvars.get_contextvars())
+            return real(self)
+
+        monkeypatch.setattr(kind, name, watched)
+
+    watch(Committer, "_flush")
+    watch(Dispatcher, "_pump")
+    watch(Link, "_flush")
+    node = WorkerNode(
+        Settings(redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0, handlers=()),
+        handler_modules=[module_of(handle)],
+    )
+    await node.start()
+    try:
+        await until(lambda: len(node.partitions) == 2)
+        keys = Keys(namespace, "workers")
+        with redis_server.client() as client:
+            for number in range(20):
+                body = f"EventName=SessionFirstPartyRinging&SessionUUID=s{number}&SequenceNumber=1".encode()
+                encoded = encode_callback(RawCallback("POST", b"", FORM_TYPE, body, RECEIVED_MS, "MA1"))
+                client.xadd(keys.callbacks(number % 2), {CALLBACK_FIELD: encoded})
+        await until(lambda: len(bound) == 20 and not any(one.uncommitted for one in node.partitions))
+    finally:
+        await node.stop()
+    assert seen.keys() >= {"Committer._flush", "Dispatcher._pump"}
+    assert {name: [one for one in found if one] for name, found in seen.items()} == {
+        name: [] for name in seen
+    }
 
 
 def test_settings_of_decimal_that_are_python_s_own_need_no_copy():
