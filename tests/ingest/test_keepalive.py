@@ -105,21 +105,24 @@ async def test_connections_idle_for_longest_make_room(redis_server, namespace, m
     monkeypatch.setattr("ingest.server.SHED_AT_ONCE", 1)
     async with running(redis_server.url, namespace) as node:
         clients: list[Client] = []
-        for _ in range(30):
-            before = node._http._shed_at
-            clients.append(await Client.connect(node.port))
-            assert (await clients[-1].ask(GOOD)).status == 200
-            await until(lambda: node._http.connections <= 8)
-            if node._http._shed_at != before:
-                ended = clients.pop(0)
-                assert await ended.ended()
-                ended.writer.close()
-                await until(lambda: node._http.connections < 8)
-        assert node.metrics.connections_refused == 0
-        assert 6 <= node._http.connections <= 8
-        assert (await clients[0].ask(GOOD)).status == 200
-        for client in clients:
-            client.writer.close()
+        try:
+            for _ in range(30):
+                before = node._http._shed_at
+                clients.append(await Client.connect(node.port))
+                assert (await clients[-1].ask(GOOD)).status == 200
+                if node._http._shed_at != before:
+                    await until(lambda: any(client.reader.at_eof() for client in clients))
+                    (ended,) = (client for client in clients if client.reader.at_eof())
+                    assert ended is not clients[-1]
+                    clients.remove(ended)
+                    ended.writer.close()
+                    await until(lambda: node._http.connections < 8)
+            assert node.metrics.connections_refused == 0
+            assert 6 <= node._http.connections <= 8
+            assert (await clients[0].ask(GOOD)).status == 200
+        finally:
+            for client in clients:
+                client.writer.close()
 
 
 async def test_connections_that_were_just_used_are_not_ended_for_others(redis_server, namespace, monkeypatch):
