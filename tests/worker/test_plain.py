@@ -420,7 +420,7 @@ from schemas import Event, SessionTimeout
 from worker import on
 from recording_handlers import write
 
-@on.every(name="hangs", timeout_ms=50)
+@on.every(name="hangs", timeout_ms=TIMEOUT_MS)
 def hangs(event, ctx):
     if event.session_uuid.startswith("hangs"):
         threading.Event().wait()
@@ -433,7 +433,7 @@ async def well(event, ctx):
 
 def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     module = tmp_path / "users_handlers.py"
-    module.write_text(HANDLERS)
+    module.write_text(HANDLERS.replace("TIMEOUT_MS", "50"))
     worker = crew.start(
         handlers=str(module), stop_timeout_ms=1_000, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}"
     )
@@ -456,3 +456,20 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     assert worker.terminate() == 0
     assert worker.logged("worker stopped") is not None
     assert len(crew.dead_letters()) == seats.HANDLER_THREADS_MAX
+
+
+def test_a_stop_waits_for_no_thread_and_for_nobody_who_waits_for_one(crew, tmp_path):
+    module = tmp_path / "users_handlers.py"
+    module.write_text(HANDLERS.replace("TIMEOUT_MS", "60_000"))
+    worker = crew.start(
+        handlers=str(module), stop_timeout_ms=300, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}"
+    )
+    crew.put_all([(f"hangs{index}", 1) for index in range(threads.THREADS_MAX + 8)])
+    wait_until(
+        lambda: worker.metric("handler_threads", handler="hangs", state="under_way") == threads.THREADS_MAX,
+        within_s=PATIENCE_S,
+    )
+    assert worker.metric("handlers_running") == threads.THREADS_MAX
+    assert worker.terminate() == 0
+    assert worker.logged("worker stopped") is not None
+    assert crew.dead_letters() == []
