@@ -7,6 +7,7 @@ between the digits. Linear in the length of the text.
 | what | rule |
 | --- | --- |
 | digits | of any script, also percent-encoded, as `\u0031`, `\x31` or `&#49;`, and such escapes of escapes |
+| powers of ten | `1.415555012E+10` has the zeros that it stands for |
 | between two digits | up to SEPARATORS_MAX that are neither letters nor digits, escapes of them, terminal codes |
 | how many of them | the last SURE_DIGITS, wherever they stand; all of the national part, where it has fewer |
 | fewer than that | no digit may follow at once, and TRUNK_DIGITS_MAX at most stand right before them |
@@ -55,6 +56,7 @@ _ESCAPE: Final = re.compile(
     r"|\\+u(?P<code>[0-9A-Fa-f]{4})"
     r"|(?P<entity>&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});)"
     r"|(?P<blank>\\+[nrtfbv])"
+    r"|(?<![0-9.])(?P<mantissa>[0-9](?:\.[0-9]{1,20})?)[eE]\+(?P<power>[0-9]{1,2})(?![0-9])"
     r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
 )
 _LETTERS_BLANK: Final = bytes(sign if sign in b"0123456789" else ord(" ") for sign in range(256))
@@ -133,7 +135,8 @@ class Numbers:
         if not self._by_end or len(text) < SHORT_DIGITS:
             return []
         found = list(self._find(text)) if self._may_have(text) else []
-        if "%" in text or "\\" in text or "&" in text or "\x1b" in text:
+        # What escapes begin with, and powers of ten have.
+        if "%" in text or "\\" in text or "&" in text or "\x1b" in text or "e+" in text or "E+" in text:
             decoded = Decoded(text, [0], [(0, len(text), False)])
             for _ in range(ESCAPED_TIMES_MAX):
                 if _ESCAPE.search(decoded.text) is None:
@@ -272,7 +275,16 @@ def _meaning(match: re.Match[str]) -> str:
         return chr(int(match["code"], 16))
     if match["entity"]:
         return html.unescape(match["entity"])
+    if match["mantissa"]:
+        return _figure(match["mantissa"], int(match["power"]))
     return " " if match["blank"] else ""
+
+
+def _figure(mantissa: str, power: int) -> str:
+    """1.415555012E+10 as 14155550120: without its zeros a number would not be found."""
+    digits = mantissa.replace(".", "")
+    whole = digits[: power + 1].ljust(min(power, DIGITS_MAX) + 1, "0")
+    return f"{whole}.{rest}" if (rest := digits[power + 1 :]) else whole
 
 
 def _original(decoded: Decoded, place: int) -> tuple[int, int]:

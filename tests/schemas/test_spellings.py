@@ -158,6 +158,16 @@ def test_what_becomes_of_it(text, hidden):
     assert known("+49 171 1234567").hide(text) == hidden.replace("{}", number_token("491711234567"))
 
 
+@pytest.mark.parametrize("number", ["14155550120", "14155550100", "4512345600", "447700900100"])
+def test_zeros_that_a_power_of_ten_stands_for_are_the_numbers(number):
+    them, value, token = known(number), Decimal(number), number_token(number)
+    shown = [str(value.normalize()), f"{value.normalize():e}", f"{float(number):.12e}", f"{int(number):.9e}"]
+    for text in shown:
+        assert them.hide(f"to {text}, and") == f"to {token}, and", text
+        assert them.hide(json.dumps({"to": text})) == json.dumps({"to": token})
+    assert them.hide("1.5e+3 1e+99 2.5E+10 1.41555501E+09") == "1.5e+3 1e+99 2.5E+10 1.41555501E+09"
+
+
 def test_a_short_national_number_is_found_where_it_stands_alone_and_not_within_others():
     danish = known("+4512345678")
     for text in ("12345678", "12 34 56 78", "+45 12 34 56 78", "004512345678", "4512345678.0"):
