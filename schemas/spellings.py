@@ -160,9 +160,9 @@ class Numbers:
         return False
 
     def _find(self, text: str) -> Iterator[Found]:
-        by_end = self._by_end
+        by_end, text = self._by_end, _in_ascii(text)
         for run in (_RUN_ASCII if text.isascii() else _RUN_ANY).finditer(text):
-            digits = _ascii_digits(run[0])
+            digits = _NO_DIGIT.sub("", run[0])
             places: list[int] = []
             floor, end = 0, SHORT_DIGITS
             while end <= len(digits):
@@ -199,12 +199,14 @@ def digits_of(number: str) -> str:
     plain = number.lstrip("+0")
     if plain.isdigit() and plain.isascii():
         return plain
-    return _ascii_digits(re.split("[@;,]", number, maxsplit=1)[0]).lstrip("0")
+    return _NO_DIGIT.sub("", _in_ascii(re.split("[@;,]", number, maxsplit=1)[0])).lstrip("0")
 
 
-def _ascii_digits(text: str) -> str:
-    digits = _NO_DIGIT.sub("", text)
-    return digits if digits.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in digits)
+def _in_ascii(text: str) -> str:
+    """The text, of the same length, with ASCII digits in place of those of other scripts, raised and circled ones too."""
+    if text.isascii():
+        return text
+    return text.translate({ord(sign): str(unicodedata.digit(sign)) for sign in set(text) if sign.isdigit()})
 
 
 def _country_code_length(digits: str) -> int:

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import time
+import unicodedata
 import uuid
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -26,6 +27,8 @@ SCRIPTS = {
     "ASCII": "0123456789",
     "full-width": "０１２３４５６７８９",  # noqa: RUF001 - what is tested
     "Arabic": "٠١٢٣٤٥٦٧٨٩",
+    "raised": "⁰¹²³⁴⁵⁶⁷⁸⁹",
+    "circled": "⓪①②③④⑤⑥⑦⑧⑨",
     "Devanagari": "०१२३४५६७८९",
     "percent-encoded": [f"%3{digit}" for digit in range(10)],
     "JSON's escapes": [f"\\u003{digit}" for digit in range(10)],
@@ -85,7 +88,7 @@ def leaks(text, digits):
         text = re.sub(r"\\+[ux]([0-9a-fA-F]{2,4})", lambda match: chr(int(match[1], 16)), text)
         texts.append(text)
         for shown in texts:
-            found = "".join(str(int(sign)) for sign in shown if sign.isdecimal())
+            found = "".join(str(unicodedata.digit(sign)) for sign in shown if sign.isdigit())
             if national(digits)[-9:] in found:
                 return True
     return False
