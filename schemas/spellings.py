@@ -203,7 +203,7 @@ def digits_of(number: str) -> str:
 
 
 def _in_ascii(text: str) -> str:
-    """The text, of the same length, with ASCII digits in place of those of other scripts, raised and circled ones too."""
+    """The text with ASCII digits in place of all others, raised and circled ones too; of the same length."""
     if text.isascii():
         return text
     return text.translate({ord(sign): str(unicodedata.digit(sign)) for sign in set(text) if sign.isdigit()})
