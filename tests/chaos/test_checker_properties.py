@@ -223,6 +223,17 @@ def leave_out_a_flag(facts: list[Fact], rng: random.Random) -> list[Fact] | None
     ]
 
 
+def begin_a_run(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
+    """From some event of a session on, the handlers are told that its numbering has started again."""
+    first = rng.choice([fact for fact in facts if isinstance(fact, Began)])
+    return [
+        msgspec.structs.replace(fact, run=1)
+        if isinstance(fact, Began) and fact.session == first.session and fact.at >= first.at
+        else fact
+        for fact in facts
+    ]
+
+
 def another_key(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
     """One callback bears the key of another."""
     tags = sorted({fact.tag for fact in facts if isinstance(fact, Began)})
@@ -260,6 +271,7 @@ BREAKERS: dict[Breaker, str] = {
     swap: "misordered",
     overlap: "misordered",
     leave_out_a_flag: "misordered",
+    begin_a_run: "misordered",
     leave: "left",
     die: "unexplained",
     invent: "unexplained",
