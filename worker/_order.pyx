@@ -301,9 +301,9 @@ cdef int release_followers(session, list waiting, number, bint recording, list o
 
 
 cdef bint wait_plainly(list waiting, arrival, number, bint recording, following, policy) except -1:
-    """Whether what waits is in one lane with the arrival, waits for the numbers before it, which are its own, and waits on.
+    """Whether what waits is in one lane with the arrival, has numbers of its own that are not passed yet, and waits on.
 
-    What is undecided may be late with the next release.
+    A number that was passed is undecided, and may be late with the next release.
     """
     cdef object held
     if len(waiting) > WAITING_MAX:

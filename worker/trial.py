@@ -67,13 +67,13 @@ class Request(msgspec.Struct, frozen=True):
     entry_id: str
     callback: bytes
     """The entry's field, as it lies in the stream."""
-    ignored_parameters: frozenset[str]
-    """As MASKLINE_IGNORED_PARAMETERS has them: the idempotency key is to be the worker's."""
     order: Order
     missing: tuple[int, ...]
     run: int
     attempt: int
     fencing_token: int
+    ignored_parameters: frozenset[str] = frozenset()
+    """As MASKLINE_IGNORED_PARAMETERS has them: the idempotency key is to be the worker's."""
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
