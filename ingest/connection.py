@@ -8,11 +8,13 @@ whatever it is, never reaches it.
 | state | bytes come in | the outcome comes | client is gone |
 | --- | --- | --- | --- |
 | idle | looked at; if there is a whole request: busy | | |
-| partial: a head has begun, or a body is awaited | looked at; too late: 408 | | counted, if the head was there |
+| partial: a head has begun, or a body is awaited | looked at; too late: 408 | | after a head: 400 |
 | busy: a request is being kept | wait their turn | answered; what waits is looked at | the outcome still counts |
 | stuck: the client does not read | wait | | |
 | ended: the last answer is written | read and thrown away | | |
 | mute: ended as idle | kept, if a request; there is no answer any more | | the outcome still counts |
+
+A client that ends its side gets the answers to all that it sent; then the connection ends.
 
 A connection is ended in two steps: our side first, then, when the client has ended too or LINGER_S is over, all of it.
 Closed at once, with bytes unread or on their way, the client would get a reset in place of the answers before it; and a
@@ -98,9 +100,9 @@ class Connection(asyncio.Protocol):
     """One connection, until it is closed."""
 
     __slots__ = (
-        "_client_ended", "_connections", "_deadline", "_desk", "_ended", "_exchange", "_idle_timer", "_incoming",
-        "_layout", "_lingering", "_looked", "_looking", "_mute", "_peer", "_quick", "_reading_paused", "_stuck",
-        "_transport", "_waiting", "idle_since",
+        "_client_ended", "_connections", "_deadline", "_desk", "_due", "_ended", "_exchange", "_idle_timer",
+        "_incoming", "_layout", "_lingering", "_looked", "_looking", "_mute", "_peer", "_quick", "_reading_paused",
+        "_stuck", "_transport", "_waiting", "idle_since",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, connections: set["Connection"]) -> None:
@@ -117,6 +119,8 @@ class Connection(asyncio.Protocol):
         self._looked = 0
         """How many of them are whole lines of a head that has been found to be one so far."""
         self._looking = False
+        self._due = False
+        """Whether the next turn of the loop goes on looking."""
         self._reading_paused = False
         self._client_ended = False
         self._ended = False
@@ -145,7 +149,8 @@ class Connection(asyncio.Protocol):
         self._idle_timer = self._desk.loop.call_later(self._desk.idle_timeout_s, self._look_idle)
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is not None or self._stuck is not None:  # not _is_free(), which costs a call
+        # Not _is_free(), which costs a call.
+        if self._exchange is not None or self._stuck is not None or self._due:
             self._waiting += data
             self._pause_if_full()
             return
@@ -158,7 +163,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has written its last; it may still read answers."""
         self._client_ended = True
-        return self._exchange is not None or self._stuck is not None
+        self._end_with_client()
+        return self._due or not self._is_free()
 
     def pause_writing(self) -> None:
         self._stuck = self._desk.loop.call_later(responses.WRITE_TIMEOUT_S, self.abort)
@@ -338,17 +344,16 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Look at it, as much of it as is due now."""
-        if self._looking:  # further down the stack
+        if self._looking or self._due:  # further down the stack, or in the next turn
             return
         self._looking = True
-        more = False
         try:
             for _ in range(TURN_MAX):
                 if not (self._waiting and self._is_free() and self._look(self._waiting)):
                     break
             else:
-                more = True
-                self._desk.loop.call_soon(self._go_on)
+                self._due = True
+                self._desk.loop.call_soon(self._take_turn)
         except Exception as error:  # noqa: BLE001 - as in Exchange
             self.fail(error)
         finally:
@@ -357,8 +362,11 @@ class Connection(asyncio.Protocol):
         if self._reading_paused and self._transport is not None and not self._is_full():
             self._reading_paused = False
             self._transport.resume_reading()
-        if self._client_ended and self._is_free() and not more:
-            self.close()
+        self._end_with_client()
+
+    def _take_turn(self) -> None:
+        self._due = False
+        self._go_on()
 
     def _pause_if_full(self) -> None:
         if self._is_full() and not self._reading_paused and self._transport is not None:
@@ -398,7 +406,7 @@ class Connection(asyncio.Protocol):
                 return
             if head.version == (1, 1) and self._transport is not None and not self._mute:
                 self._transport.write(CONTINUE)
-        self._deadline = self._desk.loop.call_later(READ_TIMEOUT_S, self._give_up_body)
+        self._deadline = self._desk.loop.call_later(READ_TIMEOUT_S, self._give_up_body, READ_TIMED_OUT)
 
     def _end_waiting(self) -> None:
         """A head or a body that was awaited is there, or is awaited no longer."""
@@ -414,9 +422,9 @@ class Connection(asyncio.Protocol):
         self._end_waiting()
         self._refuse(HEAD_TIMED_OUT, None, ends=True)
 
-    def _give_up_body(self) -> None:
+    def _give_up_body(self, refused: Refused) -> None:
         head = None if self._incoming is None else self._incoming.head
-        self._refuse(READ_TIMED_OUT, head, ends=True)
+        self._refuse(refused, head, ends=True)
         self._end_waiting()
 
     # The end
@@ -463,8 +471,13 @@ class Connection(asyncio.Protocol):
             left_s if left_s > 0 else desk.idle_timeout_s, self._look_idle
         )
 
-    def close(self) -> None:
-        if self._transport is not None:
+    def _end_with_client(self) -> None:
+        """End the connection, if the client has ended its side and nothing that it sent is left to be looked at."""
+        if not self._client_ended or self._due or not self._is_free():
+            return
+        if self._incoming is not None:
+            self._give_up_body(CLIENT_GONE)
+        elif self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:

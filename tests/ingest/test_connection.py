@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest_kit import MAIN, PAIRS, SUB, SUB_TOKEN, Client, Request, ask, node_settings, stored, until
 from test_ingest_http import REFUSED, TAKEN
 
-from ingest.connection import WAITING_MAX_BYTES, Connection, Exchange
+from ingest.connection import TURN_MAX, WAITING_MAX_BYTES, Connection, Exchange
 from ingest.node import IngestNode
 from ingest.outcomes import NotKeptError
 
@@ -241,6 +241,48 @@ async def test_a_client_that_goes_away_while_its_body_is_awaited(node):
         await until(lambda: node.metrics.refused[400, "client_gone"] == 1)
     await until(lambda: not open_connections(node))
     assert node.metrics.gauges().requests_under_way == 0
+
+
+async def test_a_client_that_ends_its_side_within_a_body_is_told(node):
+    async with await Client.connect(node.port) as client:
+        client.send(GOOD.encode() + GOOD.encode()[:-5])
+        client.writer.write_eof()
+        assert (await client.response()).status == 200
+        response = await client.response()
+        assert (response.status, response.error) == (400, "client_gone")
+        assert await client.ended()
+    assert node.metrics.refused[400, "client_gone"] == 1
+    assert node.metrics.gauges().requests_under_way == 0
+
+
+BAD = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+async def test_a_flood_that_ends_is_answered_to_its_end(node):
+    """It takes several turns of the loop, and the client's end comes in between."""
+    async with await Client.connect(node.port) as client:
+        client.send(BAD * (3 * TURN_MAX) + GOOD.encode())
+        client.writer.write_eof()
+        assert [(await client.response()).status for _ in range(3 * TURN_MAX)] == [404] * (3 * TURN_MAX)
+        assert (await client.response()).status == 200
+        assert await client.ended()
+
+
+async def test_a_flood_takes_no_more_of_a_turn_however_long_it_lasts(node, monkeypatch):
+    monkeypatch.setattr("ingest.connection.TURN_MAX", 8)
+    refused = node.metrics.refused
+    async with await Client.connect(node.port) as client:
+        client.writer.transport.set_write_buffer_limits(high=1 << 20)
+        reading = asyncio.create_task(client.reader.read())
+        most = 0
+        for _ in range(100):
+            client.send(BAD * 20)
+            before = refused[404, "unknown_path"]
+            await asyncio.sleep(0)
+            most = max(most, refused[404, "unknown_path"] - before)
+        assert 0 < most <= 8 + 1
+        client.writer.write_eof()
+        assert (await reading).count(b"HTTP/1.1 404") == 2_000
 
 
 async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(node, monkeypatch):
