@@ -135,9 +135,15 @@ def _decide_passed(lane: LaneState, arrival: Arrival, number: int, first_sequenc
         and not was_number_released(lane.released, 0)
     ):
         return "late"  # the run's own zero, which the first number has overtaken
-    # Where 0 opened the run, numbering starts again with 0: the first number is a second one there.
-    opens = number == 0 or lane.opening != 0
-    return "restart" if opens and arrival.may_open else "wait"
+    if lane.opening == 0 and number != 0:
+        return "wait"  # for the 0 before it; see _opens_after_all
+    return "restart" if arrival.may_open else "wait"
+
+
+def _opens_after_all(lane: LaneState, waiting: Arrival, first_sequence: int) -> bool:
+    """Whether what has waited long enough opens a run: the first number that was passed, where no 0 came before it."""
+    number = _number(waiting)
+    return lane.opening == 0 and number == first_sequence < cast("int", lane.next) and waiting.may_open
 
 
 NONE_WAITING: Final = cast("list[Arrival]", ())
@@ -299,6 +305,8 @@ class Session:
         if lane.ending_us is not None:
             # A worker died while the run was ending, and what should end it never came again: it was deleted.
             self._replace(waiting.recording, msgspec.structs.replace(lane, ending_us=None))
+        elif _opens_after_all(lane, waiting, policy.first_sequence):
+            self._restart(waiting, self.waiting[: self.waiting.index(waiting)], policy, outcomes)
         elif self._is_believed(waiting, policy):
             in_lane = [held for held in self.waiting if held.recording == waiting.recording]
             outcomes.append(cast("Release", self._release_lowest(in_lane, policy)))

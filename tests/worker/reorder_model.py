@@ -127,6 +127,17 @@ class Model:
                 self.give_up(oldest[0])
 
     def give_up(self, one: Arrival) -> None:
+        opening = next((number(entry.arrival) for entry in self.in_run(one.recording)), None)
+        if (
+            opening == 0 != number(one) == self.policy.first_sequence < self.due(one.recording)
+            and one.may_open
+        ):
+            at = self.waiting.index(one)
+            self.waiting, later = self.waiting[:at], self.waiting[at + 1 :]
+            self.restart(one)
+            for other in later:
+                self.feed(other)
+            return
         self.let_go_of_one(self.of_waiting(one.recording) if self.is_believed(one) else [one])
         self.feed_again()
 
@@ -162,30 +173,33 @@ class Model:
             self.feed(arrival)
 
     def feed(self, arrival: Arrival) -> None:
-        recording, us = arrival.recording, arrival.timestamp_us
         verdict = self.verdict(arrival)
         if verdict == "wait":
             self.waiting.append(arrival)
         elif verdict == "restart":
-            assert us is not None
-            old = [
-                other
-                for other in self.of_waiting(recording)
-                if number(other) > self.due(recording)
-                and not (other.timestamp_us is not None and other.timestamp_us > us)
-            ]
-            if old:
-                self.ending_us[recording] = us
-                self.let_go_of_one(old)
-                self.feed_again()
-                self.feed(arrival)
-            else:
-                self.ending_us[recording] = None
-                self.diary.append(Restarted(recording))
-                self.release(arrival, "in_order")
-                self.feed_again()
+            self.restart(arrival)
         else:
             self.release(arrival, verdict)
+            self.feed_again()
+
+    def restart(self, opening: Arrival) -> None:
+        recording, us = opening.recording, opening.timestamp_us
+        assert us is not None
+        old = [
+            other
+            for other in self.of_waiting(recording)
+            if number(other) > self.due(recording)
+            and not (other.timestamp_us is not None and other.timestamp_us > us)
+        ]
+        if old:
+            self.ending_us[recording] = us
+            self.let_go_of_one(old)
+            self.feed_again()
+            self.feed(opening)
+        else:
+            self.ending_us[recording] = None
+            self.diary.append(Restarted(recording))
+            self.release(opening, "in_order")
             self.feed_again()
 
     def verdict(self, arrival: Arrival) -> str:

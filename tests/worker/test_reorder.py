@@ -183,14 +183,26 @@ def test_an_opening_that_comes_too_late_opens_nothing() -> None:
     assert play(*arrivals) == ["1 in_order", "2 in_order", "2 late", "1 late"]
 
 
-def test_where_zero_opened_only_zero_starts_again() -> None:
-    arrivals = [event(0, 10), event(1, 20), event(2, 30), event(1, 110)]
+def test_where_zero_opened_the_first_number_waits_for_another_zero() -> None:
+    arrivals = [event(0, 10), event(1, 20), event(2, 30), event(1, 110), event(2, 120)]
     assert play(*arrivals, event(0, 100)) == [
-        *("0 in_order", "1 in_order", "2 in_order", "0 in_order run 1", "1 in_order run 1"),
+        *("0 in_order", "1 in_order", "2 in_order"),
+        *("0 in_order run 1", "1 in_order run 1", "2 in_order run 1"),
     ]
-    assert play(*arrivals, event(3, 40), event(1, 120, ms=5_000)) == [
-        *("0 in_order", "1 in_order", "2 in_order", "3 in_order", "1 late"),
+
+
+def test_and_starts_again_itself_if_none_comes() -> None:
+    arrivals = [event(0, 10), event(1, 20), event(2, 30), event(4, 40, ms=1), event(1, 110, ms=1)]
+    assert play(*arrivals, event(2, 120, ms=2), event(3, 130, ms=5_001), event(0, 100, ms=5_001)) == [
+        *("0 in_order", "1 in_order", "2 in_order", "4 after_gap (3,)"),
+        *("1 in_order run 1", "2 in_order run 1", "3 in_order run 1", "0 late run 1"),
     ]
+    numbered_from_five = Policy(5_000, first_sequence=5, held_max=256)
+    assert play(event(0, 10), event(5, 20), event(5, 30, ms=5_000), policy=numbered_from_five) == [
+        *("0 in_order", "5 after_gap (1, 2, 3, 4)"),
+    ]
+    other = [event(0, 10), event(1, 20), event(2, 30), event(1, 110, may_open=False), event(3, 40, ms=5_000)]
+    assert play(*other) == ["0 in_order", "1 in_order", "2 in_order", "1 late", "3 in_order"]
 
 
 def test_zero_starts_again_where_the_first_numbers_were_lost() -> None:
