@@ -310,7 +310,7 @@ def test_callbacks_that_come_again_with_a_change_disturb_nothing(
         how = data.draw(st.sampled_from(("changed", "stamped anew", "damaged")))
         if how == "damaged":
             number = 2**53 - 1
-        elif how == "stamped anew" and number != first:
+        elif how == "stamped anew" and number > 1:  # 0 and 1 may open a call anew
             us += data.draw(st.integers(0, 200))
         again = (number, random.randbytes(8), us, False, False, data.draw(st.booleans()))
         place = data.draw(st.integers(of + 1, len(disturbed)))
