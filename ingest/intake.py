@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from ingest.accounts import Accounts, signer
-from ingest.origin import Headers, Origin
+from ingest.origin import Headers, Origin, split_absolute
 from ingest.paths import PATH, account_in, why_unknown
 from ingest.readings import covered_readings, uncovered_readings
 from ingest.signatures import listed_nonces, listed_values, v2_text, v3_texts
@@ -124,7 +124,7 @@ class Intake:
         """First step: route the request, and refuse what its head alone shows to be none of ours."""
         authority = ""
         if not target.startswith("/"):
-            authority, target = _split_absolute(target)
+            authority, target = split_absolute(target)
         if "#" in target:  # no part of a request target, but clients are known to leave it on
             target = target.partition("#")[0]
         path, _, query = target.partition("?")
@@ -255,15 +255,6 @@ def _bears(headers: Headers, name: str) -> bool:
 def _bases(base: str) -> tuple[str, str]:
     """The URLs that may have been dialled: as it was asked for, and for a proxy that adds or takes a slash."""
     return base, base[:-1] if base.endswith("/") else f"{base}/"
-
-
-def _split_absolute(target: str) -> tuple[str, str]:
-    """`http://host/path?query` to (`http://host`, `/path?query`); what is no URL has no path of ours."""
-    scheme, separator, rest = target.partition("://")
-    if scheme.lower() not in ("http", "https") or not separator:
-        return "", target
-    host, slash, path = rest.partition("/")
-    return f"{scheme.lower()}://{host}", slash + path
 
 
 def _session_uuid(parameters: Parameters) -> str:

@@ -87,6 +87,15 @@ class Origin:
         return _plain(peer)
 
 
+def split_absolute(target: str) -> tuple[str, str]:
+    """`http://host/path?query` to (`http://host`, `/path?query`); what is no URL has no path of ours."""
+    scheme, separator, rest = target.partition("://")
+    if scheme.lower() not in ("http", "https") or not separator:
+        return "", target
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host}", slash + path
+
+
 def _plain(peer: str) -> str:
     """An address of IPv4 as such, also where the socket takes both families."""
     try:

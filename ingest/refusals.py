@@ -8,11 +8,12 @@ from time import monotonic
 from typing import Final, Protocol
 
 from ingest.intake import SIGNATURE_WRONG, Refused
-from ingest.origin import Headers, Origin
+from ingest.origin import Headers, Origin, split_absolute
 from runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0
 """Per reason, of which there are two dozen. One with a hint is told beside one without: scanners ask for paths too."""
+URL_MAX_CHARS: Final = 200
 
 _HINTS: Final = {
     SIGNATURE_WRONG.code: "check MASKLINE_AUTH_TOKENS, and set MASKLINE_PUBLIC_URL if `url` is not what Plivo dials"
@@ -54,14 +55,23 @@ class RefusalLog:
             return
         self._next_at[reason] = now + INTERVAL_S
         peer = request.remote or ""
-        path = request.raw_path.partition("?")[0]
         _log.warning(
             "callbacks are refused",
             status=refused.status,
             reason=code,
             detail=refused.detail,
-            url=path and self._origin.base("", path, request.headers, secure=request.secure, peer=peer)[:200],
+            url=self._url(request, peer)[:URL_MAX_CHARS],
             client=self._origin.client(request.headers, peer),
             unlogged_before=self._unlogged.pop(reason, 0),
             **({"hint": hint} if hint else {}),
         )
+
+    def _url(self, request: Asked, peer: str) -> str:
+        """The URL that a signature would be checked for, without a password that may stand in it."""
+        authority, path = split_absolute(request.raw_path.partition("?")[0].partition("#")[0])
+        if not path:
+            return ""
+        url = self._origin.base(authority, path, request.headers, secure=request.secure, peer=peer)
+        scheme, separator, rest = url.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

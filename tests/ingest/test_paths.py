@@ -127,3 +127,20 @@ def test_the_log_has_the_hint_though_scanners_ask_for_other_paths():
         ("unknown_path", ""),
         ("unknown_path", "have the proxy strip /hooks"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("target", "url"),
+    [
+        ("/x/callbacks?From=%2B14155550123", "http://h/x/callbacks"), ("/x#tenant=secret", "http://h/x"), ("", ""),
+        ("http://dialled.example/x?a=b", "http://dialled.example/x"),
+        ("HTTPS://user:secret@dialled.example/x/@y", "https://dialled.example/x/@y"),
+        ("/x" * 500, "http://h" + "/x" * 96),
+    ],
+)  # fmt: skip
+def test_the_log_has_the_url_that_was_checked_and_no_secret_of_it(target, url):
+    refused = INTAKE.read_head("POST", "/x", CIMultiDictProxy(CIMultiDict()))
+    assert isinstance(refused, Refused)
+    with capture_logs() as lines:
+        RefusalLog(INTAKE.origin).note(refused, Asked(target))
+    assert [line["url"] for line in lines] == [url]
