@@ -196,7 +196,7 @@ class PlainHandlers:
 
     def _called(self) -> tuple[LiveSession, Seat] | None:
         """The next session that may start, and its seat. Attempts that run alone get theirs on the way."""
-        if self._again is not None or self._stopped:
+        if self._stopped or (self._again is not None and not self.threads.free):
             return None
         while len(self._at_work) < self._attempts_max and (called := self._seats.call()) is not None:
             handler, place = called
@@ -205,7 +205,8 @@ class PlainHandlers:
             elif not self.threads.reserve():
                 self._seats.leave(handler)
                 self._seats.wait(handler, place, first=True)
-                self._again = self._loop.call_later(REPEAT_S, self._turn_again, context=self._context)
+                if self._again is None:
+                    self._again = self._loop.call_later(REPEAT_S, self._turn_again, context=self._context)
                 return None
             elif (session := self._let_in(place, seat := Seat(self, handler))) is not None:
                 return session, seat

@@ -18,7 +18,7 @@ THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process; `worker.seats` holds them to it."""
 
 REPEAT_S: Final = 0.2
-"""Until it is tried again to start a thread, or one is free. That is no fault of the handler's, and no attempt."""
+"""Until it is tried again to start a thread. That is no fault of the handler's, and no attempt."""
 
 _log = get_logger("maskline.worker")
 
@@ -54,6 +54,11 @@ class HandlerThreads:
         """Threads that wait for a job nobody has put yet: whoever puts one has reserved a thread, so that no job ever
         stands behind another one's handler."""
         self._lines = Seldom()
+
+    @property
+    def free(self) -> int:
+        """Threads that can be reserved without starting one."""
+        return self._free
 
     def reserve(self) -> bool:
         """Take a thread that is free, or start one; False where neither can be had."""

@@ -295,6 +295,35 @@ async def test_where_no_thread_can_be_started_plain_handlers_wait_and_others_go_
     assert len(plainly) == 300
 
 
+async def test_a_thread_that_is_there_is_used_though_no_other_can_be_started(monkeypatch):
+    monkeypatch.setattr(plain, "REPEAT_S", 3_600.0)
+    start, plainly = threading.Thread.start, []
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    def start_one(thread):
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        start(thread)
+
+    @every(name="one", retries=1, **AT_ONCE)
+    def one(event, ctx):
+        if ctx.attempt == 1 and event.session_uuid.endswith("7"):
+            raise Retry
+        plainly.append(event.session_uuid)
+
+    @every(name="other")
+    def other(event, ctx):
+        plainly.append(event.session_uuid)
+
+    async with dispatching(one, other) as d:
+        monkeypatch.setattr(threading.Thread, "start", start_one)
+        d.feed(*((f"s{index}", 1) for index in range(100)))
+        await d.settled()
+        assert d.letters() == []
+    assert len(plainly) == 200
+
+
 async def test_what_a_function_returned_is_awaited_without_a_thread(monkeypatch):
     monkeypatch.setattr(threads, "THREADS_MAX", 1)
     waiting, gate = [], asyncio.Event()
