@@ -25,7 +25,7 @@ from ingest.accounts import Accounts, signer
 from ingest.origin import Headers, Origin, split_absolute
 from ingest.paths import PATH, account_in, why_unknown
 from ingest.readings import covered_readings, uncovered_readings
-from ingest.signatures import listed_nonces, listed_values, v2_text, v3_texts
+from ingest.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.decode import parameter_pairs
 from schemas.errors import NotDecodableError
@@ -218,8 +218,9 @@ class Intake:
         headers, accounts = head.headers, self.accounts
         own = listed_values(headers.getall(SIGNATURE_V3, ()))
         mains = listed_values(headers.getall(SIGNATURE_MA_V3, ()))
+        middles = v3_middles(head.method, parameters)  # which may take long, and is the same for all
         for nonce, base in product(listed_nonces(headers.getall(NONCE_V3, ())), _bases(head.base)):
-            texts = v3_texts(head.method, base, parameters, nonce)
+            texts = v3_texts(base, middles, nonce)
             auth_id = signer(accounts.holders(head.account), texts, own) or signer(
                 accounts.mains, texts, mains
             )

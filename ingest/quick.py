@@ -3,7 +3,7 @@
 | step | in the intake | here |
 | --- | --- | --- |
 | head read, account and URL known | `read_head`, `Intake.read_head` | by layout and target (ingest.heads) |
-| parameters read, in signed order | `parse_parameters`, `v3_texts` | by layout (ingest.forms) |
+| parameters read, in signed order | `parse_parameters`, `v3_middles` | by layout (ingest.forms) |
 | signature | HMAC, compared in constant time | the same |
 | stored | `RawCallback`, as it came | the same |
 
@@ -21,7 +21,7 @@ from ingest.heads import HeadLayout, HeadLayouts
 from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
 from ingest.readings import covered_readings
 from ingest.request_heads import RequestHead
-from ingest.signatures import listed_values, v3_texts
+from ingest.signatures import listed_values, v3_middles, v3_texts
 from schemas.callback import RawCallback, encode_callback
 from schemas.errors import NotDecodableError
 from schemas.parameters import Parameters, parse_pairs, type_naming
@@ -121,5 +121,5 @@ def _signed_before_form(head: Head) -> bytes | None:
         query = parse_pairs(head.query)
     except NotDecodableError:
         return None
-    texts = v3_texts("POST", head.base, Parameters(query, [("", "")], None), "")
-    return texts[0].removesuffix(b".") if len(texts) == 1 else None
+    middles = v3_middles("POST", Parameters(query, [("", "")], None))
+    return v3_texts(head.base, middles, "")[0].removesuffix(b".") if len(middles) == 1 else None

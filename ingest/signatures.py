@@ -100,23 +100,31 @@ def listed_nonces(headers: Sequence[str]) -> list[str]:
     return [nonce for nonce in nonces if nonce][:NONCES_MAX]
 
 
-def v3_texts(method: str, base: str, parameters: Parameters, nonce: str) -> tuple[bytes, ...]:
-    """The texts a V3 signature may be of: two for a non-ASCII query, none where nothing can be signed."""
+def v3_middles(method: str, parameters: Parameters) -> tuple[str, ...]:
+    """What stands between base and nonce in the texts a V3 signature may be of, for any of these.
+
+    Two for a non-ASCII query, none where nothing can be signed.
+    """
     query = "&".join(map("=".join, sorted(parameters.query)))
-    tail = f".{_nonce_as_read(nonce)}"
+    body = ""
+    separator = "?" if query else ""
     if method != "GET" and (parameters.body or parameters.json):
         try:
             body = _pairs_text(parameters.body) if parameters.json is None else _members_text(parameters.json)
         except (TypeError, ValueError, RecursionError):
             return ()
         separator = "?"
-        tail = f".{body}{tail}" if query else f"{body}{tail}"
-    else:
-        separator = "?" if query else ""
-    text = _encode(f"{base}{separator}{query}{tail}")
+        body = f".{body}" if query else body
+    middle = f"{separator}{query}{body}."
     if query.isascii():
-        return (text,)
-    return (text, _encode(f"{base}{separator}{query.encode().decode('latin-1')}{tail}"))
+        return (middle,)
+    return (middle, f"{separator}{query.encode().decode('latin-1')}{body}.")
+
+
+def v3_texts(base: str, middles: Iterable[str], nonce: str) -> tuple[bytes, ...]:
+    """The texts a V3 signature may be of."""
+    nonce = _nonce_as_read(nonce)
+    return tuple(_encode(f"{base}{middle}{nonce}") for middle in middles)
 
 
 def v2_text(base: str, nonce: str) -> bytes:
@@ -130,7 +138,7 @@ def sign_v3(token: str, method: str, url: str, parameters: Parameters, nonce: st
     The query is taken from `parameters`; `url` may carry it or not. Raises ValueError for parameters that
     Plivo's SDK could not sign.
     """
-    texts = v3_texts(method.upper(), url.partition("?")[0], parameters, nonce)
+    texts = v3_texts(url.partition("?")[0], v3_middles(method.upper(), parameters), nonce)
     if not texts:
         raise ValueError("these parameters cannot be signed")
     return Token(token).sign(texts[0]).decode()

@@ -9,7 +9,7 @@ from ingest_kit import PAIRS
 
 from ingest import forms
 from ingest.forms import Form, Forms
-from ingest.signatures import v3_texts
+from ingest.signatures import v3_middles, v3_texts
 from schemas import forms as cutting
 from schemas.errors import NotDecodableError
 from schemas.parameters import Parameters, parse_pairs, unquote_plus
@@ -40,7 +40,7 @@ def by_the_book(body: bytes) -> Form | None:
     except NotDecodableError:
         return None
     session = next((text for name, text in pairs if name == "SessionUUID" and not is_null(text)), "")
-    (text,) = v3_texts("POST", "b", Parameters([], pairs, None), "n") if pairs else (b"b?.n",)
+    (text,) = v3_texts("b", v3_middles("POST", Parameters([], pairs, None)), "n") if pairs else (b"b?.n",)
     return Form(text.decode().removeprefix("b?").removesuffix(".n"), session)
 
 
