@@ -8,6 +8,7 @@ no configuration replaces:
 | logging: the record, before handlers get it | `Logger.callHandlers` |
 | logging: the text that handlers make of it | `Handler.format`, `Formatter.formatException` |
 | structlog: what its processors make of an event | `BoundLoggerBase._process_event` |
+| pprint: the text as a whole, which it would write in lines, and break numbers | `PrettyPrinter.pprint` |
 | print, warnings, tracebacks, sys.stdout and sys.stderr | the streams (runtime.line_writer) |
 
 Out of reach: files and sockets that a module opens and writes to by itself, and writes to a descriptor (`os.write`).
@@ -16,6 +17,7 @@ Out of reach: files and sockets that a module opens and writes to by itself, and
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pprint import PrettyPrinter
 from typing import Any, Final
 
 from structlog import BoundLoggerBase
@@ -33,6 +35,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
     call_handlers, to_text = logging.Logger.callHandlers, logging.Handler.format
     exception_text = logging.Formatter.formatException
     process_event = BoundLoggerBase._process_event  # noqa: SLF001 - documented, for wrapper classes
+    pretty_print = PrettyPrinter.pprint
 
     def call_handlers_hidden(self: logging.Logger, record: logging.LogRecord) -> None:
         call_handlers(self, without_numbers(record))
@@ -52,16 +55,24 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         hide = KNOWN_NUMBERS.hide_value
         return tuple(hide(value) for value in arguments), {name: hide(value) for name, value in named.items()}
 
+    def pretty_print_whole(self: PrettyPrinter, object: Any) -> None:  # noqa: A002 - as pprint calls it
+        stream = self._stream  # type: ignore[attr-defined]  # noqa: SLF001 - the only place that has it
+        if stream is not None:
+            stream.write(f"{self.pformat(object)}\n")
+
     call_handlers_hidden.hides_numbers = True  # type: ignore[attr-defined]
-    _put(call_handlers_hidden, to_text_hidden, exception_text_hidden, process_event_hidden)
-    return lambda: _put(call_handlers, to_text, exception_text, process_event)
+    _put(
+        call_handlers_hidden, to_text_hidden, exception_text_hidden, process_event_hidden, pretty_print_whole
+    )
+    return lambda: _put(call_handlers, to_text, exception_text, process_event, pretty_print)
 
 
-def _put(call_handlers: Any, to_text: Any, exception_text: Any, process_event: Any) -> None:
+def _put(call_handlers: Any, to_text: Any, exception_text: Any, process_event: Any, pretty: Any) -> None:
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
     logging.Handler.format = to_text  # type: ignore[method-assign]
     logging.Formatter.formatException = exception_text  # type: ignore[method-assign]
     BoundLoggerBase._process_event = process_event  # type: ignore[method-assign]  # noqa: SLF001 - as above
+    PrettyPrinter.pprint = pretty  # type: ignore[method-assign]
 
 
 def without_numbers(record: logging.LogRecord) -> logging.LogRecord:

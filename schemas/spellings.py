@@ -7,6 +7,7 @@ between the digits. Linear in the length of the text.
 | what | rule |
 | --- | --- |
 | digits | of any script, also percent-encoded, as `\u0031`, `\x31` or `&#49;`, and such escapes of escapes |
+| bytes in Python's notation | may go on in the next line, as `pprint` wraps them |
 | powers of ten | `1.415555012E+10` has the zeros that it stands for |
 | between two digits | up to SEPARATORS_MAX that are neither letters nor digits, escapes of them, terminal codes |
 | how many of them | the last SURE_DIGITS, wherever they stand; all of the national part, where it has fewer |
@@ -31,8 +32,8 @@ from schemas.privacy import DIGITS_MAX, DIGITS_MIN, number_token
 SURE_DIGITS: Final = 9
 SHORT_DIGITS: Final = 7
 TRUNK_DIGITS_MAX: Final = 2
-SEPARATORS_MAX: Final = 16
-"""A table pads its columns, a console wraps a number and indents the rest; what is further away is something else."""
+SEPARATORS_MAX: Final = 256
+"""Where a number is wrapped in a table or a box (rich), the rest of the line is blanks, and the next begins with some."""
 ESCAPED_TIMES_MAX: Final = 3
 """JSON in JSON in a query: deeper was made on purpose."""
 
@@ -52,13 +53,17 @@ _AFTER: Final = re.compile(r"\.0+(?!\d)")
 _QUOTES: Final = re.compile(r'\\.|"', re.DOTALL)
 
 _ESCAPE: Final = re.compile(
-    r"(?P<bytes>(?:%[0-9A-Fa-f]{2})+|(?:\\+x[0-9A-Fa-f]{2})+)"
-    r"|\\+u(?P<code>[0-9A-Fa-f]{4})"
+    r"(?P<bytes>(?:%[0-9A-Fa-f]{2})+|(?:\\{1,16}x[0-9A-Fa-f]{2})+)"
+    r"|\\{1,16}u(?P<code>[0-9A-Fa-f]{4})"
     r"|(?P<entity>&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});)"
-    r"|(?P<blank>\\+[nrtfbv])"
+    r"|(?P<blank>\\{1,16}[nrtfbv])"
     r"|(?<![0-9.])(?P<mantissa>[0-9](?:\.[0-9]{1,20})?)[eE]\+(?P<power>[0-9]{1,2})(?![0-9])"
+    rf"|['\"]\s{{1,{SEPARATORS_MAX}}}b['\"]"
     r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
 )
+"""At most 16 backslashes: a long row of them would be looked through again from each."""
+_MAY_ESCAPE: Final = ("%", "\\", "&", "\x1b", "e+", "E+", " b'", ' b"')
+"""One of these is in a text that has an escape, or all but."""
 _LETTERS_BLANK: Final = bytes(sign if sign in b"0123456789" else ord(" ") for sign in range(256))
 _SEPARATORS: Final = bytes(sign for sign in range(128) if not chr(sign).isalnum())
 _WINDOWS: Final = [slice(start, start + SHORT_DIGITS) for start in range(512)]
@@ -135,8 +140,7 @@ class Numbers:
         if not self._by_end or len(text) < SHORT_DIGITS:
             return []
         found = list(self._find(text)) if self._may_have(text) else []
-        # What escapes begin with, and powers of ten have.
-        if "%" in text or "\\" in text or "&" in text or "\x1b" in text or "e+" in text or "E+" in text:
+        if any(sign in text for sign in _MAY_ESCAPE):
             decoded = Decoded(text, [0], [(0, len(text), False)])
             for _ in range(ESCAPED_TIMES_MAX):
                 if _ESCAPE.search(decoded.text) is None:

@@ -7,6 +7,7 @@ import logging
 import logging.config
 import logging.handlers
 import pickle
+import pprint
 import queue
 import re
 import socket
@@ -292,6 +293,12 @@ def in_a_long_line(value, _path):
         sys.stdout.write("x" * length + f"call {value}\n")
 
 
+def by_pprint(value, _path):
+    number = value if isinstance(value, (str, bytes)) else str(value)
+    pprint.pprint({"call to": number, "digits": [list(number)] * 2})
+    pprint.pp([f"call to {' '.join(number)} ended" if isinstance(number, str) else number], width=10)
+
+
 def by_the_hook_for_exceptions(value, _path):
     sys.__excepthook__(ValueError, ValueError(f"cannot dial {value}"), None)
 
@@ -338,6 +345,7 @@ WAYS = {
     "structlog by logging": by_structlog_into_logging,
     "structlog by logging's keywords": by_structlog_and_keywords_of_logging,
     "print": by_print,
+    "pprint": by_pprint,
     "pieces": in_pieces,
     "a long line": in_a_long_line,
     "uncaught": by_the_hook_for_exceptions,
@@ -534,13 +542,13 @@ def test_a_child_of_a_fork_hides_them_too():
 def test_it_is_taken_hold_of_once_and_let_go_again():
     places = lambda: (  # noqa: E731 - as they are now
         logging.Logger.callHandlers, logging.Handler.format, logging.Formatter.formatException,
-        structlog.BoundLoggerBase._process_event,
+        structlog.BoundLoggerBase._process_event, pprint.PrettyPrinter.pprint,
     )  # fmt: skip
     own_logging.take_hold(lambda _: True)  # a test before this one may have
     held = places()
     own_logging.take_hold(lambda _: True)()
     assert places() == held
-    assert all("hidden" in place.__name__ for place in held)
+    assert all("hidden" in place.__name__ or "whole" in place.__name__ for place in held)
 
 
 def test_logging_that_is_configured_over_ours_is_held_too():
