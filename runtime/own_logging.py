@@ -56,7 +56,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         return tuple(hide(value) for value in arguments), {name: hide(value) for name, value in named.items()}
 
     def pretty_print_whole(self: PrettyPrinter, object: Any) -> None:  # noqa: A002 - as pprint calls it
-        stream = self._stream  # type: ignore[attr-defined]  # noqa: SLF001 - the only place that has it
+        stream = self._stream  # type: ignore[attr-defined]
         if stream is not None:
             stream.write(f"{self.pformat(object)}\n")
 

@@ -33,7 +33,7 @@ SURE_DIGITS: Final = 9
 SHORT_DIGITS: Final = 7
 TRUNK_DIGITS_MAX: Final = 2
 SEPARATORS_MAX: Final = 256
-"""Where a number is wrapped in a table or a box (rich), the rest of the line is blanks, and the next begins with some."""
+"""Where a table or a box wraps a number (rich), the rest of the line is blanks, and the next begins with some."""
 ESCAPED_TIMES_MAX: Final = 3
 """JSON in JSON in a query: deeper was made on purpose."""
 

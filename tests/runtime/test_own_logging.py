@@ -295,7 +295,7 @@ def in_a_long_line(value, _path):
 
 def by_pprint(value, _path):
     number = value if isinstance(value, (str, bytes)) else str(value)
-    pprint.pprint({"call to": number, "digits": [list(number)] * 2})
+    pprint.pprint({"call to": number, "digits": [list(number)] * 2})  # noqa: T203
     pprint.pp([f"call to {' '.join(number)} ended" if isinstance(number, str) else number], width=10)
 
 
