@@ -192,7 +192,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, About(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
     ] = 5000
     held_max: Annotated[
-        # The cost of an arrival grows with what is held: a thousand take a third of a second to drain.
+        # The cost of an arrival grows with what is held: a thousand take half a second to drain.
         int,
         About(
             whole(1, 1_000),

@@ -11,6 +11,7 @@ oldest first, so it makes no difference how often, or whether, the runtime calle
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
 import msgspec
@@ -307,7 +308,7 @@ class Session:
             self._replace(waiting.recording, msgspec.structs.replace(lane, ending_us=None))
         elif _opens_after_all(lane, waiting, policy.first_sequence):
             self._restart(waiting, self.waiting[: self.waiting.index(waiting)], policy, outcomes)
-        elif self._is_believed(waiting, policy):
+        elif self._believed([waiting], policy):
             in_lane = [held for held in self.waiting if held.recording == waiting.recording]
             outcomes.append(cast("Release", self._release_lowest(in_lane, policy)))
         else:
@@ -317,21 +318,35 @@ class Session:
     def _to_spare(self, recording: bool, policy: Policy) -> Arrival:
         """Which of a lane that waits for too much is the first to give up: better one that cannot disturb the run."""
         in_lane = [held for held in self.waiting if held.recording == recording]
-        return next((held for held in in_lane if not self._is_believed(held, policy)), in_lane[0])
+        believed = set(self._believed(in_lane, policy))
+        return next((held for held in in_lane if held not in believed), in_lane[0])
 
-    def _is_believed(self, waiting: Arrival, policy: Policy) -> bool:
-        """Whether the numbering may go on with it: it is ahead, and not far, or others are where it is."""
-        lane, number = self._lane(waiting), _number(waiting)
+    def _believed(self, candidates: list[Arrival], policy: Policy) -> list[Arrival]:
+        """With which of these, of one lane, the numbering may go on: they are ahead, and not far, or others are where
+        they are.
+
+        Of all at once: looked at one by one, a thousand that wait far ahead would keep a worker for half a minute.
+        """
+        recording = candidates[0].recording
+        lane = self.state.recording if recording else self.state.status
         following = policy.first_sequence if lane.next is None else lane.next
-        if number <= following + AHEAD_MAX:
-            return number >= following
-        others = [_number(held) for held in self.waiting if held.recording == waiting.recording]
-        others += released_numbers(lane.released)
-        return any(0 < abs(other - number) <= AHEAD_MAX for other in others)
+        plausible = range(following, following + AHEAD_MAX + 1)
+        if all(_number(candidate) in plausible for candidate in candidates):
+            return candidates
+        others = {_number(held) for held in self.waiting if held.recording == recording}
+        numbers = sorted(others.union(released_numbers(lane.released)))
+        beside = {
+            number
+            for lower, upper in pairwise(numbers)
+            if upper - lower <= AHEAD_MAX
+            for number in (lower, upper)
+            if number > following
+        }
+        return [held for held in candidates if _number(held) in plausible or _number(held) in beside]
 
     def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release | None:
         """Release the lowest number that is believed, after its gap; None if there is none."""
-        believed = [held for held in candidates if self._is_believed(held, policy)]
+        believed = self._believed(candidates, policy)
         if not believed:
             return None
         lowest = min(believed, key=_number)  # of several with one number the first that came

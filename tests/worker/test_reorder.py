@@ -1,5 +1,6 @@
 """Each row of the decision table as an example to read; the properties are in test_reorder_model.py."""
 
+import sys
 from hashlib import blake2b
 
 import pytest
@@ -415,6 +416,32 @@ def test_too_many_that_wait_cost_the_run_nothing_as_long_as_others_can_go() -> N
 def test_the_lane_that_took_one_too_many_gives_up() -> None:
     policy = Policy(5_000, 1, held_max=1)
     assert play(event(3), event(5, recording=True), policy=policy) == ["r5 after_gap (1, 2, 3, 4)"]
+
+
+PAIRS_FAR_AHEAD = [3_000 * (1 + index // 2) + index % 2 for index in range(128)]
+EVERY_OTHER = [2 * index for index in range(1, 129)]
+
+
+@pytest.mark.parametrize("numbers", [PAIRS_FAR_AHEAD, PAIRS_FAR_AHEAD[::-1], EVERY_OTHER])
+@pytest.mark.parametrize("held_max", [128, 64])
+def test_what_waits_is_given_up_at_a_cost_of_its_square(numbers: list[int], held_max: int) -> None:
+    """A session of nonsense must not keep the event loop for seconds. Counted are calls of functions."""
+    session, policy, calls = Session(), Policy(5_000, 1, held_max), 0
+
+    def count(_frame: object, what: str, _argument: object) -> None:
+        nonlocal calls
+        calls += what == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        for number in numbers:
+            session.arrive(event(number), policy)
+        session.expire(5_000, policy)
+    finally:
+        sys.setprofile(before)
+    assert not session.held
+    assert calls < 16 * len(numbers) ** 2
 
 
 # unsequenced, and the end
