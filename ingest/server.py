@@ -63,24 +63,23 @@ class CallbackServer:
         """The reason against one more connection, where there is one. See runtime.listener."""
         count = self.connections + opening
         descriptors = for_clients(descriptors_max())
-        if count >= CONNECTIONS_MAX * SHED_ABOVE or descriptor >= descriptors * SHED_ABOVE:
-            self._shed()
+        surplus = max(count - CONNECTIONS_MAX * SHED_ABOVE, descriptor - descriptors * SHED_ABOVE)
+        if surplus >= 0:
+            self._shed(int(surplus) + 1)
         if count >= CONNECTIONS_MAX:
             return "too_many"
         return "descriptors_reserved" if descriptor >= descriptors else ""
 
-    def _shed(self) -> None:
-        """End those that have been idle for longest, some at once."""
+    def _shed(self, surplus: int) -> None:
+        """End as many as that, those on their way to it included: the ones that have been idle for longest."""
         now = self._desk.loop.time()
         if now < self._shed_at + SHED_INTERVAL_S:
             return
         self._shed_at = now
-        idle = (
-            each
-            for each in self._connections
-            if each.idle_since <= now - SHED_IDLE_S and not each.is_ending()
-        )
-        for connection in heapq.nsmallest(SHED_AT_ONCE, idle, key=lambda each: each.idle_since):
+        living = [each for each in self._connections if not each.is_ending()]
+        count = min(SHED_AT_ONCE, surplus - (self.connections - len(living)))
+        idle = (each for each in living if each.idle_since <= now - SHED_IDLE_S)
+        for connection in heapq.nsmallest(count, idle, key=lambda each: each.idle_since):
             connection.end_idle()
 
     def protocol(self) -> asyncio.Protocol:

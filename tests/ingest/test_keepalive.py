@@ -125,6 +125,24 @@ async def test_connections_idle_for_longest_make_room(redis_server, namespace, m
                 client.writer.close()
 
 
+async def test_no_more_are_ended_than_room_is_needed_for(redis_server, namespace, monkeypatch):
+    """However often room is asked for before those that were ended are gone."""
+    monkeypatch.setattr("ingest.server.CONNECTIONS_MAX", 16)
+    monkeypatch.setattr("ingest.server.SHED_IDLE_S", 0.0)
+    monkeypatch.setattr("ingest.server.SHED_INTERVAL_S", 0.0)
+    async with running(redis_server.url, namespace) as node:
+        clients = [await Client.connect(node.port) for _ in range(14)]
+        try:
+            await until(lambda: node._http.connections == 14)
+            for opening in (0, 0, 1):
+                node._http.admit(0, opening)
+            ending = [each for each in node._http._connections if each.is_ending()]
+            assert len(ending) == 2
+        finally:
+            for client in clients:
+                client.writer.close()
+
+
 async def test_connections_that_were_just_used_are_not_ended_for_others(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("ingest.server.CONNECTIONS_MAX", 2)
     async with (
