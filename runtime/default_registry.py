@@ -141,10 +141,10 @@ class _Collection:
                     if self.closed:
                         return
                     self._add(family)
-            except Exception as error:  # noqa: BLE001 - whatever a user's collector raises
+            except BaseException as error:  # noqa: BLE001 - whatever a user's collector raises, SystemExit too
                 self.leave_out("failed", self.at, error)
 
-    def leave_out(self, why: str, what: Any, error: Exception | None = None) -> None:
+    def leave_out(self, why: str, what: Any, error: BaseException | None = None) -> None:
         name = what.name if isinstance(what, Metric) else type(what).__name__
         self.left_out.append((why, name, None if error is None else f"{type(error).__name__}: {error}"))
 
@@ -181,8 +181,8 @@ def names_of(page: bytes) -> set[bytes]:
 
 
 def _private(family: Metric) -> Metric:
-    """The metric with tokens in place of labels that are phone numbers. Raises ValueError where it is no valid one."""
-    shown = Metric(family.name, family.documentation, family.type, family.unit)
+    """The metric with tokens in place of phone numbers. Raises ValueError where it is no valid one."""
+    shown = Metric(family.name, redact(family.documentation), family.type, family.unit)
     series = set[tuple[Any, ...]]()
     for sample in family.samples:
         if not sample.name.startswith(family.name):

@@ -1,5 +1,6 @@
 """What is in prometheus_client's default registry stands on /metrics, and nothing in it breaks the page."""
 
+import asyncio
 import threading
 
 import aiohttp
@@ -131,6 +132,19 @@ async def test_what_raises_or_is_invalid_leaves_out_itself_only(accept):
     assert (f'maskline_worker_metrics_left_out_total{{why="failed"}} {6.0}') in await page_of(users, accept)
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_a_collector_that_would_end_its_thread_leaves_out_itself_only(error):
+    users = CollectorRegistry()
+    users.register(Of(act=lambda: throw(error)))
+    Gauge("after", "", registry=users).set(3)
+    assert ("after",) in series(await page_of(users))
+    assert left_out == {"failed": 1}
+
+
+def throw(error):
+    raise error
+
+
 async def test_a_collector_that_hangs_is_passed_over_until_it_has_come_back(monkeypatch):
     monkeypatch.setattr(default_registry, "COLLECT_MAX_S", 0.05)
     release, calls = threading.Event(), []
@@ -180,7 +194,7 @@ async def test_a_page_has_a_bound(monkeypatch):
 @settings(max_examples=10, deadline=None)
 async def test_a_label_that_is_a_number_is_a_token(number, accept):
     users = CollectorRegistry()
-    calls = Counter("calls", "", ["to"], registry=users)
+    calls = Counter("calls", f"Calls to {number}.", ["to"], registry=users)
     calls.labels(number).inc(2, exemplar={"to": number})
     calls.labels(number + " ").inc()
     page = await page_of(users, accept)
