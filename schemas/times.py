@@ -4,9 +4,11 @@
 | --- | --- |
 | `2024-02-01 06:28:15 +0000 UTC`, `… -0300 -03`, `… UTC m=+0.1` | Go; the monotonic clock behind `m=` is left away |
 | `2024-02-01T06:28:15Z` and its like | ISO 8601, as `datetime.fromisoformat` reads it |
+| `2024-02-01T07:28:15+01:00[Europe/Berlin]` | RFC 9557: `toString` of Java's ZonedDateTime and of JavaScript's Temporal |
 | `Thu, 01 Feb 2024 06:28:15 GMT`, `1 Feb 2024 06:28 +0000 (UTC)` | RFC 1123 and 2822 |
 | `Thursday, 01-Feb-24 06:28:15 GMT` | RFC 850 |
 | `Thu Feb  1 06:28:15 2024`, `Thu Feb 01 06:28:15 +0000 2024` | asctime, date of Unix, Ruby |
+| `Thu Feb 01 2024 06:28:15 GMT+0000 (Coordinated Universal Time)` | JavaScript's Date |
 | `1706768895`, `1706768895.5`, `1706768895123` | since the epoch |
 
 Since the epoch, 10 digits are seconds, 13 milliseconds, 16 microseconds, 19 nanoseconds, each from 2001 to 2286; other
@@ -38,6 +40,10 @@ _ASCTIME: Final = re.compile(
     rf"(?P<weekday>[A-Z]{{3}}) (?P<month>[A-Z]{{3}}) (?P<day>[0-9]{{1,2}}) {_CLOCK}(?: (?P<zone>.+))? "
     r"(?P<year>[0-9]{4})"
 )
+_JAVASCRIPT: Final = re.compile(
+    rf"(?P<weekday>[A-Z]{{3}}) (?P<month>[A-Z]{{3}}) (?P<day>[0-9]{{2}}) (?P<year>[0-9]{{4}}) {_CLOCK} "
+    r"GMT(?P<zone>[+ -][0-9]{4})(?: \([^()]+\))?"
+)
 _MONTHS: Final = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _WEEKDAYS: Final = ("MONDAY", "TUESDAY", "WEDNESDAY", "THURSDAY", "FRIDAY", "SATURDAY", "SUNDAY")
 _YEAR_CHARS: Final = 4
@@ -48,6 +54,8 @@ _HAS_CLOCK: Final = re.compile(r".*T[0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+
 _OFFSET: Final = re.compile(r"[+-][0-9]{2}(?::?[0-9]{2})?")
 _OFFSET_WITHOUT_PLUS: Final = re.compile(r"(?:0[0-9]|1[0-4]):?[0-5][0-9]")
 """As far as there are offsets."""
+_REGION: Final = re.compile(r"(.*T.*(?:Z|[+-][0-9]{2}:?[0-9]{2}))\[[A-Z0-9/_+-]+\]")
+"""Behind an offset only: alone it would take a table of zones to read."""
 _ZONE_NAME: Final = re.compile(r"[A-Z]{2,5}|\([A-Z]{2,5}\)")
 
 
@@ -58,6 +66,8 @@ def read_any_time(text: str) -> datetime:
     if not parts:
         raise ValueError("empty")
     first = parts[0]
+    if first[-1] == "]" and (with_region := _REGION.fullmatch(first)):
+        first = parts[0] = with_region[1]
     if first[_YEAR_CHARS : _YEAR_CHARS + 1] != "-":
         since_epoch = _SINCE_EPOCH.fullmatch(first)
         if since_epoch is not None and len(parts) == 1:
@@ -86,7 +96,7 @@ def _after_epoch(whole: str, fraction: str) -> datetime:
 
 def _iso_of_words(words: str) -> str:
     """A time that names its month, as ISO 8601 writes it."""
-    match = _MAIL.fullmatch(words) or _ASCTIME.fullmatch(words)
+    match = _MAIL.fullmatch(words) or _ASCTIME.fullmatch(words) or _JAVASCRIPT.fullmatch(words)
     if match is None or match["month"] not in _MONTHS:
         raise ValueError("not a time")
     weekday, year = match["weekday"], int(match["year"])
@@ -117,7 +127,7 @@ def _with_zone(iso: str, zone: list[str]) -> str:
     if "T" not in iso:
         raise ValueError("a zone without a time")
     match zone:
-        case ["UTC" | "GMT" | "Z"]:
+        case ["UTC" | "UT" | "GMT" | "Z"]:
             return f"{iso}+00:00"
         case [offset, *name] if len(name) <= 1:
             if offset[0].isdigit() and _OFFSET_WITHOUT_PLUS.fullmatch(offset) and _HAS_CLOCK.fullmatch(iso):

@@ -25,8 +25,8 @@ INT_MAX: Final = 2**63 - 1
 NUMBER_CHARS_MAX: Final = 64
 """A longer number is none: it keeps a body of digits from costing quadratic time."""
 
-TIME_CHARS_MAX: Final = 64
-"""Twice the longest format in use."""
+TIME_CHARS_MAX: Final = 128
+"""Twice the longest format in use, JavaScript's, which spells out the name of the zone."""
 
 _SHORT_DIGITS: Final = 18
 """So many digits always fit the range."""

@@ -107,7 +107,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_PARTS = [
     " ", " ", "2024-02-01", "06:28:15", "T", "Z", "UTC", "+0000", "0000", "00:00", "-03", "m=", "+0.1", "Thu", ",",
     "Feb", "01", "2024", "24", "9999-12-31T23:59:59-14:00", "0001", "1706768895", ".", "²", "\u0661",
-    "(", ")", "\u017f",
+    "(", ")", "[", "]", "GMT", "\u017f",
 ]  # fmt: skip
 AT = datetime(2024, 2, 1, 6, 28, 15, tzinfo=UTC)
 MICRO = AT.replace(microsecond=123456)
@@ -174,6 +174,14 @@ MICRO = AT.replace(microsecond=123456)
         ("Thu Feb  1 06:28:15 2024", AT),
         ("Thu Feb  1 01:28:15 -0500 2024", AT),
         ("Thu Feb  1 06:28:15 UTC 2024", AT),
+        ("Thu, 01 Feb 2024 06:28:15 UT", AT),
+        ("Thu Feb 01 2024 06:28:15 GMT+0000 (Coordinated Universal Time)", AT),
+        ("Thu Feb 01 2024 06:28:15 GMT 0000 (Coordinated Universal Time)", AT),
+        ("Thu Feb 01 2024 07:28:15 GMT+0100 (Central European Standard Time)", AT),
+        ("Thu Feb 01 2024 01:28:15 GMT-0500", AT),
+        ("2024-02-01T06:28:15Z[UTC]", AT),
+        ("2024-02-01T07:28:15+01:00[Europe/Berlin]", AT),
+        ("2024-02-01T06:28Z[Etc/GMT+0]", AT.replace(second=0)),
         ("1706768895", AT),
         (" 1706768895.0 ", AT),
         ("1706768895.1234567", MICRO),
@@ -240,10 +248,18 @@ def test_time(text, value):
         "01-Feb 2024 06:28:15 GMT",
         "01 Ḟeb 2024 06:28:15 GMT",
         "Feb 1 06:28:15 2024",
+        "Fri Feb 01 2024 06:28:15 GMT+0000",
+        "Thu Feb 01 2024 06:28:15 GMT",
+        "Thu Feb 01 2024 06:28:15 GMT+00:00",
+        "Thu Feb 01 2024 06:28:15 EST-0500",
+        "2024-02-01T06:28:15[Europe/Berlin]",
+        "2024-02-01 06:28[Europe/Berlin]",
+        "2024-02-01T06:28:15Z[]",
+        "2024-02-01[UTC]",
         "Thu Feb 1 06:28:15",
         "+0000 UTC",
         " +0000 UTC",
-        "9" * 100,
+        "9" * 200,
         "\x00",
         "2024-02-01 06:28:15 \x00",
     ],
@@ -290,6 +306,7 @@ TO_THE_SECOND: list[Callable[[datetime], str]] = [
     lambda at: at.strftime("%A, %d-%b-%Y %H:%M:%S %z"),
     lambda at: at.astimezone(UTC).ctime(),
     lambda at: at.strftime("%a %b %e %H:%M:%S %z %Y"),
+    lambda at: at.strftime("%a %b %d %Y %H:%M:%S GMT%z (Somewhere Standard Time)"),
     lambda at: str(int(at.timestamp() // 1)),
 ]
 
