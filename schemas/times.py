@@ -4,7 +4,7 @@
 | --- | --- |
 | `2024-02-01 06:28:15 +0000 UTC`, `… -0300 -03`, `… UTC m=+0.1` | Go; the monotonic clock behind `m=` is left away |
 | `2024-02-01T06:28:15Z` and its like | ISO 8601, as `datetime.fromisoformat` reads it |
-| `2024-02-01T07:28:15+01:00[Europe/Berlin]` | RFC 9557: `toString` of Java's ZonedDateTime and of JavaScript's Temporal |
+| `2024-02-01T07:28:15+01:00[Europe/Berlin]` | RFC 9557, as Java's ZonedDateTime and JavaScript's Temporal |
 | `Thu, 01 Feb 2024 06:28:15 GMT`, `1 Feb 2024 06:28 +0000 (UTC)` | RFC 1123 and 2822 |
 | `Thursday, 01-Feb-24 06:28:15 GMT` | RFC 850 |
 | `Thu Feb  1 06:28:15 2024`, `Thu Feb 01 06:28:15 +0000 2024` | asctime, date of Unix, Ruby |
