@@ -52,6 +52,7 @@ async def node(command: str = "ingest", ready: Health = WELL, **options: Any) ->
 
 async def said(capsys, *arguments: str) -> tuple[int, str]:
     """Exit code and line."""
+    capsys.readouterr()  # what the node has logged: others on this machine may have the port that it tried first
     code = await asyncio.to_thread(main, ["health", *arguments])
     out, err = capsys.readouterr()
     assert err == ""
