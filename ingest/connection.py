@@ -29,7 +29,7 @@ which gets no answer, may send it again: a duplicate.
 | HEAD_MAX_BYTES, MASKLINE_MAX_BODY_BYTES | partial |
 | WAITING_MAX_BYTES | what waits behind a busy request; then nothing is read |
 | TURN_MAX | requests looked at in one turn of the loop |
-| WRITE_TIMEOUT_S | stuck |
+| WRITE_TIMEOUT_S | stuck; ended with answers that are not read |
 | LINGER_S | ended and mute |
 """
 
@@ -450,6 +450,8 @@ class Connection(asyncio.Protocol):
         if self._reading_paused:
             self._reading_paused = False
             transport.resume_reading()
+        if self._lingering is None:
+            self._lingering = self._desk.loop.call_later(LINGER_S, self._look_lingering)
         if self._client_ended:
             transport.close()
             return
@@ -457,8 +459,13 @@ class Connection(asyncio.Protocol):
             transport.write_eof()
         except OSError:  # the client is gone
             transport.abort()
-        if self._lingering is None:
-            self._lingering = self._desk.loop.call_later(LINGER_S, self.abort)
+
+    def _look_lingering(self) -> None:
+        """Close at once, unless there are answers that the client has still to read."""
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._lingering = self._desk.loop.call_later(responses.WRITE_TIMEOUT_S, self.abort)
+        else:
+            self.abort()
 
     def _look_idle(self) -> None:
         """End the connection, if it has been idle for so long."""
@@ -478,7 +485,7 @@ class Connection(asyncio.Protocol):
         if self._incoming is not None:
             self._give_up_body(CLIENT_GONE)
         elif self._transport is not None:
-            self._transport.close()
+            self._end_our_side(self._transport)
 
     def abort(self) -> None:
         """Close at once, also where answers have not been read."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -296,6 +297,43 @@ async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(n
                 await asyncio.wait_for(client.writer.drain(), 20)
     await until(lambda: not open_connections(node))
     assert (await ask(node.port, GOOD)).status == 200
+
+
+@asynccontextmanager
+async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIterator[Any]:
+    """A client, and its connection, whose answers wait in the process, few enough for it to be no matter yet."""
+    monkeypatch.setattr("ingest.connection.LINGER_S", 0.05)
+    async with await Client.connect(node.port) as client:
+        client.writer.transport.pause_reading()
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        (connection,) = await connections(node, 1)
+        connection._transport.set_write_buffer_limits(high=10_000_000)
+        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        yield client, connection
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_last_answers_that_are_not_read_hold_no_connection_for_ever(node, monkeypatch, ends):
+    monkeypatch.setattr("ingest.responses.WRITE_TIMEOUT_S", 0.2)
+    async with one_that_does_not_read(node, monkeypatch) as (client, connection):
+        client.send(BAD * 2_000 + (b"" if ends else LAST))
+        if ends:
+            client.writer.write_eof()
+        await until(lambda: connection._lingering)
+        assert connection._transport.get_write_buffer_size()
+        await until(lambda: not open_connections(node))
+
+
+async def test_last_answers_are_kept_for_a_client_that_reads_late(node, monkeypatch):
+    async with one_that_does_not_read(node, monkeypatch) as (client, connection):
+        client.send(BAD * 2_000 + LAST)
+        await until(lambda: connection._lingering)
+        first = connection._lingering
+        await until(lambda: connection._lingering is not first or not open_connections(node))
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        client.writer.transport.resume_reading()
+        assert (await client.reader.read()).count(b"HTTP/1.1 404") == 2_001
 
 
 async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
