@@ -305,7 +305,6 @@ async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIte
     monkeypatch.setattr("ingest.connection.LINGER_S", 0.05)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
-        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         (connection,) = await connections(node, 1)
         connection._transport.set_write_buffer_limits(high=10_000_000)
         connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
@@ -316,7 +315,7 @@ async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIte
 async def test_last_answers_that_are_not_read_hold_no_connection_for_ever(node, monkeypatch, ends):
     monkeypatch.setattr("ingest.responses.WRITE_TIMEOUT_S", 0.2)
     async with one_that_does_not_read(node, monkeypatch) as (client, connection):
-        client.send(BAD * 2_000 + (b"" if ends else LAST))
+        client.send(BAD * 4_000 + (b"" if ends else LAST))
         if ends:
             client.writer.write_eof()
         await until(lambda: connection._lingering)
@@ -326,14 +325,15 @@ async def test_last_answers_that_are_not_read_hold_no_connection_for_ever(node, 
 
 async def test_last_answers_are_kept_for_a_client_that_reads_late(node, monkeypatch):
     async with one_that_does_not_read(node, monkeypatch) as (client, connection):
-        client.send(BAD * 2_000 + LAST)
+        client.send(BAD * 4_000 + LAST)
         await until(lambda: connection._lingering)
         first = connection._lingering
         await until(lambda: connection._lingering is not first or not open_connections(node))
-        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        connection._transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20
+        )
         client.writer.transport.resume_reading()
-        assert (await client.reader.read()).count(b"HTTP/1.1 404") == 2_001
+        assert (await client.reader.read()).count(b"HTTP/1.1 404") == 4_001
 
 
 async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
