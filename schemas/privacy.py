@@ -71,14 +71,20 @@ _CLOCK: Final = r"(?:[01]\d|2[0-3])(?::|%3[Aa])[0-5]\d(?:(?::|%3[Aa])[0-6]\d(?:[
 _OFFSET: Final = r"\ ?[+\-](?:0\d|1[0-4]):?[0-5]\d(?!\d)"
 _UUID: Final = r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}(?![0-9A-Za-z])"
 _DATE: Final = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)"
+_MOMENT: Final = rf"{_DATE}(?:(?:T|\ ){_CLOCK}(?:{_OFFSET})?)?"
 _ENTRY_ID: Final = r"1\d{12}-\d{1,10}(?!\d)"
+NO_NUMBER: Final = re.compile(rf"(?<![0-9A-Za-z+])(?:{_UUID}|{_MOMENT}|1\d{{12}}-\d{{1,5}}(?!\d))")
+"""Is none even where it has the digits of a known number across its hyphens and colons: among a hundred thousand lines
+some do, by chance. Between these, digits may be a number: behind a comma, or as the end of an identifier made of it."""
+NO_NUMBER_MAX_CHARS: Final = 64
+"""A UUID has 36; a moment as many at most."""
 
 # Sure to be no number, where neither a letter, a digit nor a plus stands before it.
 _KEPT: Final = {
     "UUID": _UUID,
     "long hexadecimal identifier": r"(?=[0-9]*[A-Fa-f])[0-9A-Fa-f]{16,}(?![0-9A-Za-z])",
     "memory address": r"0x[0-9A-Fa-f]{6,}(?![0-9A-Za-z])",
-    "ISO date and time": rf"{_DATE}(?:(?:T|\ ){_CLOCK}(?:{_OFFSET})?)?",
+    "ISO date and time": _MOMENT,
     "the same, compact": r"(?:19|20)\d{6}T\d{6}(?!\d)",
     "ID of a stream entry": _ENTRY_ID,
     # Seconds or milliseconds. As numbers they would begin with country code 1, whose numbers have 11 digits.

@@ -12,6 +12,7 @@ between the digits. Linear in the length of the text.
 | between two digits | up to SEPARATORS_MAX that are neither letters nor digits, escapes of them, terminal codes |
 | how many of them | the last SURE_DIGITS, wherever they stand; all of the national part, where it has fewer |
 | fewer than that | no digit may follow at once, and TRUNK_DIGITS_MAX at most stand right before them |
+| where not | within a UUID, an ISO date and time, the ID of a stream entry |
 | how far to the left | as the number's own digits go, then `+`, `(`, and what is dialled first: 0, 00, 011 |
 
 SURE_DIGITS hold for every way to dial a number within its country, and meet by chance once in a billion. Shorter
@@ -27,7 +28,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from schemas.privacy import DIGITS_MAX, DIGITS_MIN, number_token
+from schemas.privacy import DIGITS_MAX, DIGITS_MIN, NO_NUMBER, NO_NUMBER_MAX_CHARS, number_token
 
 SURE_DIGITS: Final = 9
 SHORT_DIGITS: Final = 7
@@ -50,6 +51,8 @@ _NO_DIGIT: Final = re.compile(r"\D+")
 _BEFORE: Final = re.compile(r"[+(]{0,2}(?:011|00|0)?\Z")
 _BEFORE_MAX_CHARS: Final = 5
 _AFTER: Final = re.compile(r"\.0+(?!\d)")
+_OF_FIGURES: Final = "0123456789.+-eE"
+"""What one in JSON is made of; it becomes a string as a whole."""
 _QUOTES: Final = re.compile(r'\\.|"', re.DOTALL)
 
 _ESCAPE: Final = re.compile(
@@ -58,7 +61,7 @@ _ESCAPE: Final = re.compile(
     r"|(?P<entity>&(?:#\d{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{2,8});)"
     r"|(?P<blank>\\{1,16}[nrtfbv])"
     r"|(?<![0-9.])(?P<mantissa>[0-9](?:\.[0-9]{1,20})?)[eE]\+(?P<power>[0-9]{1,2})(?![0-9])"
-    rf"|['\"]\s{{1,{SEPARATORS_MAX}}}b['\"]"
+    rf"|['\"][\s+]{{1,{SEPARATORS_MAX}}}b['\"]"
     r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
 )
 """At most 16 backslashes: a long row of them would be looked through again from each."""
@@ -174,10 +177,11 @@ class Numbers:
                     places = places or [match.start() for match in _DIGIT.finditer(run[0])]
                     if hit := _longest(known, digits, places, floor, end):
                         number, length = hit
-                        first, last = places[end - length], places[end - 1]
-                        yield _with_surroundings(text, run.start() + first, run.start() + last + 1, number)
-                        floor, end = end, end + SHORT_DIGITS
-                        continue
+                        first, last = run.start() + places[end - length], run.start() + places[end - 1] + 1
+                        if not _in_something_else(text, first, last):
+                            yield _with_surroundings(text, first, last, number)
+                            floor, end = end, end + SHORT_DIGITS
+                            continue
                 end += 1
 
 
@@ -226,6 +230,15 @@ def _stands_alone(places: list[int], floor: int, start: int, end: int) -> bool:
     while before > floor and places[before] == places[before - 1] + 1:
         before -= 1
     return start - before <= TRUNK_DIGITS_MAX
+
+
+def _in_something_else(text: str, start: int, end: int) -> bool:
+    """Whether these digits are part of what is sure to be no number (NO_NUMBER)."""
+    hit = text[start:end]
+    if "-" not in hit and ":" not in hit:
+        return False
+    near = NO_NUMBER.finditer(text, max(0, start - NO_NUMBER_MAX_CHARS), end + NO_NUMBER_MAX_CHARS)
+    return any(match.start() <= start and end <= match.end() for match in near)
 
 
 def _with_surroundings(text: str, start: int, end: int, number: str) -> Found:
@@ -323,13 +336,17 @@ def _replaced(text: str, found: Collection[Found]) -> str:
     whole = text.strip()
     json, in_string = whole[:1] + whole[-1:] in ("{}", "[]"), False
     pieces, last = [], 0
-    for there in found:
-        before = text[last : there.start]
-        token = number_token(there.digits)
+    for start, end, digits in found:
+        if start < last:  # within a figure that the one before it has taken whole
+            continue
+        before, last = text[last:start], end
+        token = number_token(digits)
         if json:
             in_string ^= _QUOTES.findall(before).count('"') % 2 == 1
             if not in_string:
                 token = f'"{token}"'
+                before = before.rstrip(_OF_FIGURES)
+                while text[last : last + 1] in _OF_FIGURES and last < len(text):
+                    last += 1
         pieces += [before, token]
-        last = there.end
     return "".join(pieces) + text[last:]

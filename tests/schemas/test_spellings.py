@@ -191,6 +191,45 @@ def test_json_stays_json():
     assert hidden == {"a": one, "b": [two, f'x\\" {one}'], one: {"c": one}}
 
 
+@pytest.mark.parametrize(
+    "figure", ["29491711234567784", "491711234567.5", "3049171.1234567e+3", "-491711234567"]
+)
+def test_json_stays_json_where_a_number_is_part_of_a_figure(figure):
+    hidden = json.loads(
+        known("491711234567").hide(f'{{"a": {figure}, "b": [{figure}, 491711234567], "c": 1}}')
+    )
+    assert hidden == {"a": number_token("491711234567"), "b": [number_token("491711234567")] * 2, "c": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("f9bdc6ea-4155-5501-23bf-c1a36af5d38f", "14155550123"),
+        ("1795993974230-7", "59939742307"),
+        ("2026-11-29T22:50:18.653535Z", "12501865353"),
+        ("2026-11-29 22:50:18.653535+01:00", "12922501865"),
+    ],
+)
+def test_what_is_surely_something_else_stays_whole_whatever_its_digits_are(text, number):
+    token = number_token(number)
+    hidden = known(number).hide(f"at {text}, {number} '{text}' {number}-{text}")
+    assert hidden == f"at {text}, {token} '{text}' {token}-{text}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1795993974231-4155550123",
+        "2026-11-29 22:50:18,4155550123",
+        "2026-11-29 22:50:18,415-555-0123",
+        "2026-11-29 415 555 0123",
+        "00000000-0000-0000-0000-014155550123",
+    ],
+)
+def test_a_number_beside_or_at_the_end_of_them_is_found(text):
+    assert number_token("14155550123") in known("14155550123").hide(text)
+
+
 YEARS = datetime.fromisoformat("2020-01-01"), datetime.fromisoformat("2035-01-01")
 ORDINARY = st.one_of(
     st.uuids().map(str),
