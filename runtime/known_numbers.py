@@ -26,8 +26,8 @@ NUMBERS_MAX: Final = 4_096
 NUMBERS_SPARE: Final = 1_024
 """Over that, before the oldest are taken away: doing it one by one would cost more than keeping them."""
 LINE_MAX_CHARS: Final = 1 << 18
-"""Of one line that is written: looking through so many takes a quarter of a second where they are nothing but digits,
-and milliseconds as a rule. What comes after that is left out."""
+"""Of one line that is written: looking through so many takes half a second where they are nothing but digits or
+escapes, and milliseconds as a rule. What comes after that is left out."""
 DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 1_000
 """Nesting and members of a value that a logger is given; what is beyond them is seen again as the text it becomes."""
