@@ -234,6 +234,7 @@ SOURCES = ["environment", "argument", "file", "TOML", "name of a file", "name in
 def test_no_error_repeats_a_password(setting, scheme, credentials, host, before, source):
     """Wherever a URL was put, and whichever setting it was put into by mistake."""
     assume(scheme or "@" in credentials)
+    assume("@" in credentials or "@" not in before)  # what stands behind the last @ is a host
     value = f"{scheme}{credentials}{host}".replace("{}", before + SECRET)
     with TemporaryDirectory() as directory:
         environ, arguments = {}, {}

@@ -32,6 +32,11 @@ basket = contextvars.ContextVar("basket", default=())
 CLEAN = ("nobody", {}, 28, [])
 
 
+@pytest.fixture(autouse=True)
+def without_the_flags_of_other_tests():
+    decimal.getcontext().clear_flags()
+
+
 def found():
     """What of the context an attempt can see."""
     now = decimal.getcontext()
