@@ -50,7 +50,11 @@ class Nemesis:
                 if stop.is_set():
                     break
                 group.create_task(self._inject(fault))
-        await self._finish()
+        if stop.is_set():
+            for task in self._tasks:
+                task.cancel()  # nothing is decided, and nobody sends what they wait for
+        else:
+            await self._finish()
 
     async def _finish(self) -> None:
         """Wait for the measurements under way."""

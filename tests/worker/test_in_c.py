@@ -331,7 +331,7 @@ def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
     assert _wire.plain_state(encode_state(state)) in (None, state)
 
 
-@settings(max_examples=2_000)
+@settings(max_examples=1_000)
 @given(
     PLAIN_STATES.map(encode_state), st.integers(0, 1_000), st.binary(min_size=0, max_size=3), st.booleans()
 )

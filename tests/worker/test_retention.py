@@ -7,7 +7,7 @@ from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, fleet, 
 from servers import RedisServer, wait_until
 
 KEEP = 500
-SOAK = 30_000
+SOAK = 18_000
 BATCH_SESSIONS = 20
 BATCH_EVENTS = 50
 HOUR_MS = 3_600_000
