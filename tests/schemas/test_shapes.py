@@ -215,7 +215,7 @@ def nearly_ordinary(draw):
 
 
 @given(nearly_ordinary())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_what_nearly_fits_is_read_as_the_reference_does(made):
     known = learned(*made)
     for callback in made:
@@ -331,7 +331,7 @@ def test_the_body_of_whatever_is_no_get_counts():
 @example([post(form(ORDINARY))], [post(form(ORDINARY) + "é".encode())])
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"=somebody", b"=\xc3%A9"))])
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"EventName", b"XEventName"))])
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
     known = learned(*first)
     for callback in (*second, *first, *second):

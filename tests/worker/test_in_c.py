@@ -204,7 +204,7 @@ def plainly(arrival):
 DECODERS = [EntryDecoder(frozenset(ignored)) for ignored in ((), ("Odd", "EventTimestamp", "a"))]
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=500)
 @given(
     ENTRIES,
     st.booleans(),
