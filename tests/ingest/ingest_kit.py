@@ -2,13 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 import msgspec
 
+from ingest.node import IngestNode
 from ingest.signatures import sign_v3
 from schemas.callback import RawCallback, decode_callback
 from schemas.keys import Keys
@@ -141,6 +143,16 @@ def node_settings(redis_url: str, namespace: str, **changes: Any) -> Settings:
         "spool_dir": SPOOL_DIR,
     }  # fmt: skip
     return Settings(**(values | changes))
+
+
+@asynccontextmanager
+async def running(redis_url: str, namespace: str, **changes: Any) -> AsyncIterator[IngestNode]:
+    node = IngestNode(node_settings(redis_url, namespace, **changes))
+    await node.start()
+    try:
+        yield node
+    finally:
+        await node.stop()
 
 
 def stored(client: Any, settings: Settings) -> list[RawCallback]:

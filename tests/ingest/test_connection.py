@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ingest_kit import MAIN, PAIRS, SUB, SUB_TOKEN, Client, Request, ask, node_settings, stored, until
+from ingest_kit import (
+    MAIN,
+    PAIRS,
+    SUB,
+    SUB_TOKEN,
+    Client,
+    Request,
+    ask,
+    node_settings,
+    running,
+    stored,
+    until,
+)
 from test_ingest_http import REFUSED, TAKEN
 
 from ingest.connection import TURN_MAX, WAITING_MAX_BYTES, Connection, Exchange
@@ -20,16 +32,6 @@ from ingest.outcomes import NotKeptError
 GOOD = Request()
 LAST = Request(target="/last", headers={"Connection": "close"}).encode()
 """Refused, and the end of its connection: so a client may read to the end."""
-
-
-@asynccontextmanager
-async def running(redis_url: str, namespace: str, **changes: Any) -> AsyncIterator[IngestNode]:
-    node = IngestNode(node_settings(redis_url, namespace, **changes))
-    await node.start()
-    try:
-        yield node
-    finally:
-        await node.stop()
 
 
 @pytest.fixture

@@ -2,28 +2,16 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from ingest_kit import PAIRS, Client, Request, node_settings, stored, until
+from ingest_kit import PAIRS, Client, Request, node_settings, running, stored, until
 
 from ingest.node import IngestNode
 from schemas.settings import Settings
 
 GOOD = Request().encode()
 GET = Request(method="GET", query=PAIRS).encode()
-
-
-@asynccontextmanager
-async def running(redis_url: str, namespace: str, **changes: Any) -> AsyncIterator[IngestNode]:
-    node = IngestNode(node_settings(redis_url, namespace, **changes))
-    await node.start()
-    try:
-        yield node
-    finally:
-        await node.stop()
 
 
 def kept(redis_server: Any, namespace: str) -> int:

@@ -508,6 +508,12 @@ def test_a_value_of_any_kind_is_taken():
         assert known.hide_value(value) is value
 
 
+def run_alone(source: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own, which must end well."""
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+
+
 def test_a_child_of_a_fork_hides_them_too():
     source = """
         import os, sys
@@ -526,13 +532,7 @@ def test_a_child_of_a_fork_hides_them_too():
         get_logger("a").info("call", to=14155550123, deep=[14155550123.0], text="415_555_0123")
         say("415/555/0123")
         """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
+    done = run_alone(source)
     token = re.fullmatch(r"(num_[0-9a-f]{10})\n", done.stdout)[1]
     line, said = done.stderr.splitlines()
     assert json.loads(line)["to"] == json.loads(line)["deep"][0] == json.loads(line)["text"] == token
@@ -565,13 +565,7 @@ def test_logging_that_is_configured_over_ours_is_held_too():
         structlog.configure(processors=as_json, logger_factory=structlog.PrintLoggerFactory())
         get_logger("a").info("call", From="+14155550123", to=14155550123.0)
         """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
+    done = run_alone(source)
     line = json.loads(done.stdout)
     assert line["From"] == line["to"]
     assert line["From"].startswith("num_")
