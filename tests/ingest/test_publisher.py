@@ -46,20 +46,20 @@ async def test_concurrent_callbacks_share_batches(redis_server, namespace):
             assert found == [b"value %d" % n for n in range(500) if n % 4 == partition] * 2
 
 
-async def test_what_comes_while_batches_are_under_way_gathers(redis_server, namespace):
-    async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):
+async def test_what_comes_while_batches_are_under_way_gathers(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=10_000)
+    async with publishing(settings) as (publisher, metrics):
         under_way: list[int] = []
-
-        async def one(ticks: int) -> None:
-            for _ in range(ticks):
-                await asyncio.sleep(0)
-            waiter = publisher.publish(0, b"v")
+        waiters: list[asyncio.Future[None]] = []
+        own_redis.pause()  # else it may answer every batch within the tick that sends it
+        for _ in range(200):
+            waiters.append(publisher.publish(0, b"v"))
+            await asyncio.sleep(0)
             under_way.append(publisher.batches_under_way)
-            await waiter
-
-        await asyncio.gather(*(one(ticks) for ticks in range(200)))
-        assert max(under_way) <= BATCHES_MAX
-        assert sum(metrics.batch_size.counts) < 200
+        own_redis.resume()
+        await asyncio.gather(*waiters)
+        assert max(under_way) == BATCHES_MAX
+        assert sum(metrics.batch_size.counts) == BATCHES_MAX + 1
         assert metrics.batch_size.total == 200
 
 
