@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := console handlers ingest runtime schemas worker
 
 .PHONY: setup dev test matrix chaos bench bench-check check format clean
 
@@ -14,7 +13,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd)
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
-	@$(BIN)/python -c 'import worker._entries, worker._order, worker._wire' 2>/dev/null \
+	@$(BIN)/python -c 'import maskline.worker._entries, maskline.worker._order, maskline.worker._wire' 2>/dev/null \
 		|| echo "no C compiler was found: what is in C is done in Python, which is slower"
 	@touch $(STAMP)
 

@@ -22,9 +22,9 @@ class BuildAnew(build_ext):
 setup(
     cmdclass={"build_ext": BuildAnew},
     ext_modules=[
-        Extension("schemas._shapes", ["schemas/_shapes.pyx"], optional=True),
-        Extension("worker._entries", ["worker/_entries.pyx"], optional=True),
-        Extension("worker._order", ["worker/_order.pyx"], optional=True),
-        Extension("worker._wire", ["worker/_wire.pyx"], optional=True),
+        Extension("maskline.schemas._shapes", ["maskline/schemas/_shapes.pyx"], optional=True),
+        Extension("maskline.worker._entries", ["maskline/worker/_entries.pyx"], optional=True),
+        Extension("maskline.worker._order", ["maskline/worker/_order.pyx"], optional=True),
+        Extension("maskline.worker._wire", ["maskline/worker/_wire.pyx"], optional=True),
     ],
 )

@@ -11,8 +11,8 @@ from urllib.parse import parse_qsl
 
 from bench import data
 from bench.machine import BenchError, Valkey
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import Keys, partition_of
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import Keys, partition_of
 
 NAMESPACE = "bench"
 GROUP = "workers"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-from console.simulate.sessions import SessionOptions, make_session
-from schemas.callback import RawCallback, encode_callback
-from schemas.parameters import FORM_TYPE
+from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.schemas.callback import RawCallback, encode_callback
+from maskline.schemas.parameters import FORM_TYPE
 
 SEED: Final = 20_260_105
 HOST: Final = "hooks.example.com"

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from schemas.errors import ConfigError
-from schemas.settings import Settings
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.settings import Settings
 
 STATE_DIRECTORY: Final = Path(".maskline")
 """What dev keeps of a project, below the directory it runs in."""

@@ -8,11 +8,11 @@ import asyncio
 from collections import OrderedDict
 from typing import Any, Final
 
-from runtime.link import Link, pack
-from schemas.callback import CALLBACK_FIELD, decode_callback
-from schemas.errors import NotDecodableError, RedisUnavailableError, UndecodableEntryError
-from schemas.keys import Keys
-from schemas.parameters import parse_parameters
+from maskline.runtime.link import Link, pack
+from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
+from maskline.schemas.errors import NotDecodableError, RedisUnavailableError, UndecodableEntryError
+from maskline.schemas.keys import Keys
+from maskline.schemas.parameters import parse_parameters
 
 REMEMBERED_MAX: Final = 100_000
 """Arrivals and sessions kept; the oldest go first, as nobody ever asks for a duplicate."""

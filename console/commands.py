@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
-from runtime.arguments import Parser
+from maskline.runtime.arguments import Parser
 
 
 class Command(NamedTuple):
@@ -18,14 +18,16 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Command]] = {
-    "dev": Command("console.dev", "everything in one terminal, with an embedded Valkey"),
-    "ingest": Command("ingest.__main__", "an ingest node: takes callbacks in"),
-    "worker": Command("worker.__main__", "a worker: puts events in order and runs your handlers"),
-    "simulate": Command("console.simulate.command", "play simulated masking sessions against a URL"),
-    "health": Command("console.health", "are the processes of this machine, or container, well: for probes"),
-    "status": Command("console.status", "who owns which partitions and what waits"),
-    "dead": Command("console.dead", "list and show callbacks that could not be handled"),
-    "settings": Command("console.settings", "every setting with its value, default and meaning"),
+    "dev": Command("maskline.console.dev", "everything in one terminal, with an embedded Valkey"),
+    "ingest": Command("maskline.ingest.__main__", "an ingest node: takes callbacks in"),
+    "worker": Command("maskline.worker.__main__", "a worker: puts events in order and runs your handlers"),
+    "simulate": Command("maskline.console.simulate.command", "play simulated masking sessions against a URL"),
+    "health": Command(
+        "maskline.console.health", "are the processes of this machine, or container, well: for probes"
+    ),
+    "status": Command("maskline.console.status", "who owns which partitions and what waits"),
+    "dead": Command("maskline.console.dead", "list and show callbacks that could not be handled"),
+    "settings": Command("maskline.console.settings", "every setting with its value, default and meaning"),
 }
 
 

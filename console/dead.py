@@ -15,18 +15,18 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from console.arguments import positive
-from console.inquiry import Inquiry, about, ask
-from console.letters import all_letters, decode_entry, latest_letters
-from console.tables import print_table
-from runtime.arguments import Parser
-from runtime.logs import configure_logging, get_logger
-from schemas.callback import RawCallback, decode_callback
-from schemas.decode import parameter_pairs
-from schemas.errors import MasklineError, NotDecodableError, UndecodableEntryError
-from schemas.parameters import parse_parameters
-from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
-from worker.deadletter import DeadLetter, public_id, split_public_id
+from maskline.console.arguments import positive
+from maskline.console.inquiry import Inquiry, about, ask
+from maskline.console.letters import all_letters, decode_entry, latest_letters
+from maskline.console.tables import print_table
+from maskline.runtime.arguments import Parser
+from maskline.runtime.logs import configure_logging, get_logger
+from maskline.schemas.callback import RawCallback, decode_callback
+from maskline.schemas.decode import parameter_pairs
+from maskline.schemas.errors import MasklineError, NotDecodableError, UndecodableEntryError
+from maskline.schemas.parameters import parse_parameters
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
+from maskline.worker.deadletter import DeadLetter, public_id, split_public_id
 
 REASON_SHOWN_CHARS: Final = 60
 

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from console.live import Handled, listen
-from console.simulate.plan import PlanOptions, SessionPlan, fit, interleave, plan_sessions
-from console.simulate.player import Player, Target
-from console.simulate.report import Ledger, report
-from console.simulate.sessions import SessionOptions
-from schemas.settings import Settings
+from maskline.console.live import Handled, listen
+from maskline.console.simulate.plan import PlanOptions, SessionPlan, fit, interleave, plan_sessions
+from maskline.console.simulate.player import Player, Target
+from maskline.console.simulate.report import Ledger, report
+from maskline.console.simulate.sessions import SessionOptions
+from maskline.schemas.settings import Settings
 
 SESSIONS: Final = 30
 RATE: Final = 200.0

@@ -19,25 +19,25 @@ import aiohttp
 import msgspec
 from rich.console import Console
 
-from console import live
-from console.account import STATE_DIRECTORY, Account, find_account, throw_away_account
-from console.arrivals import Arrivals
-from console.demo import Demo
-from console.embedded import EmbeddedServer
-from console.simulate.command import DEFAULT_URL
-from console.simulate.player import Target
-from console.view import Counts, View
-from ingest.node import IngestNode
-from runtime.arguments import Parser
-from runtime.binding import is_free
-from runtime.logs import configure_logging, wait_for_no_reader
-from runtime.process import run
-from runtime.store import Store
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.parameters import Parameters
-from schemas.settings import ADMIN_PORTS, Settings, SettingsReading, read_settings
-from worker.node import WorkerNode
+from maskline.console import live
+from maskline.console.account import STATE_DIRECTORY, Account, find_account, throw_away_account
+from maskline.console.arrivals import Arrivals
+from maskline.console.demo import Demo
+from maskline.console.embedded import EmbeddedServer
+from maskline.console.simulate.command import DEFAULT_URL
+from maskline.console.simulate.player import Target
+from maskline.console.view import Counts, View
+from maskline.ingest.node import IngestNode
+from maskline.runtime.arguments import Parser
+from maskline.runtime.binding import is_free
+from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.process import run
+from maskline.runtime.store import Store
+from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.parameters import Parameters
+from maskline.schemas.settings import ADMIN_PORTS, Settings, SettingsReading, read_settings
+from maskline.worker.node import WorkerNode
 
 PORTS_TRIED: Final = 100
 """From the default upwards; somebody who runs more than that on one machine sets the port."""
@@ -155,7 +155,7 @@ class Dev:
         if sources["spool_dir"] == "default":
             changes["spool_dir"] = STATE_DIRECTORY / "spool"
         if sources["handlers"] == "default":
-            changes["handlers"] = ()  # the view says what handlers.log would
+            changes["handlers"] = ()  # the view says what maskline.handlers.log would
         return msgspec.structs.replace(settings, **changes)
 
     def _with_ports(self, settings: Settings) -> tuple[Settings, Settings]:

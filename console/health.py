@@ -21,11 +21,11 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
-from runtime.arguments import Parser
-from runtime.notes import Note, read_notes
-from schemas.errors import ConfigError
-from schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
-from schemas.settings import ADMIN_PORTS, Settings, load_settings
+from maskline.runtime.arguments import Parser
+from maskline.runtime.notes import Note, read_notes
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
+from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
 
 TIMEOUT_S: Final = 3.0
 """Less than HEALTHCHECK gives it in the Dockerfile, and much more than a process that is well takes."""

@@ -12,17 +12,17 @@ from typing import Any, Final, NamedTuple
 import hiredis
 import msgspec
 
-from console.account import STATE_DIRECTORY
-from console.embedded import EmbeddedServer
-from runtime.link import Argument, Link, pack
-from runtime.process import run
-from runtime.redis_url import Server
-from runtime.slots import SlotMap
-from runtime.store import Store
-from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.privacy import set_token_key
-from schemas.settings import Settings, load_settings
+from maskline.console.account import STATE_DIRECTORY
+from maskline.console.embedded import EmbeddedServer
+from maskline.runtime.link import Argument, Link, pack
+from maskline.runtime.process import run
+from maskline.runtime.redis_url import Server
+from maskline.runtime.slots import SlotMap
+from maskline.runtime.store import Store
+from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.privacy import set_token_key
+from maskline.schemas.settings import Settings, load_settings
 
 COMMANDS_MAX: Final = 1_000
 """Commands in one trip: with 16,384 partitions the server is not to build one reply of megabytes."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from schemas import Event, RecordingEvent
-from worker import Context, on
+from maskline import Context, on
+from maskline.schemas import Event, RecordingEvent
 
 NAME: Final = "maskline dev"
 """What logs and counts call this handler."""

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.arguments import Parser
-from schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
+from maskline.runtime.arguments import Parser
+from maskline.schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
 
 _INTRODUCTION: Final = """\
 # Settings

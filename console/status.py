@@ -14,13 +14,13 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from console.inquiry import Inquiry, Question, about, ask
-from console.tables import plain_console, print_table
-from runtime.arguments import Parser
-from runtime.hygiene import MEMORY_HIGH
-from runtime.link import pack
-from schemas.errors import RedisUnavailableError
-from worker.letters import size_of
+from maskline.console.inquiry import Inquiry, Question, about, ask
+from maskline.console.tables import plain_console, print_table
+from maskline.runtime.arguments import Parser
+from maskline.runtime.hygiene import MEMORY_HIGH
+from maskline.runtime.link import pack
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.worker.letters import size_of
 
 PER_PARTITION: Final = 6
 """Commands about one partition, in the order in which `_read_partition` takes the replies."""

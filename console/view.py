@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from console.arrivals import Arrivals
-from console.live import Handled
+from maskline.console.arrivals import Arrivals
+from maskline.console.live import Handled
 
 SHOWN_WAITING_MAX: Final = 5_000
 """Lines that wait to be written: some seconds' worth; beyond that nobody reads along anyway."""

@@ -1,8 +1,8 @@
 """The default handler: one log line for every event. Phone numbers appear as tokens."""
 
-from schemas import Event
-from schemas.privacy import number_token
-from worker import Context, on
+from maskline import Context, on
+from maskline.events import Event
+from maskline.schemas.privacy import number_token
 
 
 @on.every(retries=0)

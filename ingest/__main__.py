@@ -1,18 +1,18 @@
-"""`python -m ingest`: an ingest node, or several processes that share its port."""
+"""`python -m maskline.ingest`: an ingest node, or several processes that share its port."""
 
 import argparse
 import asyncio
 from contextlib import ExitStack
 from typing import Final
 
-from ingest.node import IngestNode, cannot_listen
-from runtime import supervised
-from runtime.arguments import Parser
-from runtime.binding import ListenError, bind
-from runtime.logs import configure_logging, wait_for_no_reader
-from runtime.process import cli, run
-from runtime.supervisor import supervise
-from schemas.settings import Settings, load_settings
+from maskline.ingest.node import IngestNode, cannot_listen
+from maskline.runtime import supervised
+from maskline.runtime.arguments import Parser
+from maskline.runtime.binding import ListenError, bind
+from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.process import cli, run
+from maskline.runtime.supervisor import supervise
+from maskline.schemas.settings import Settings, load_settings
 
 SILENT_KILL_S: Final = 15.0
 """Nobody else's code runs on the loop of an ingest process, and callbacks that the kernel gives to one whose loop
@@ -49,7 +49,7 @@ def _several(settings: Settings, processes: int) -> int:
             port = _hold(settings.host, settings.port, held)
         except ListenError as error:
             raise cannot_listen(error) from None
-        argv = ["ingest", "--host", settings.host, "--port", str(port)]
+        argv = ["maskline.ingest", "--host", settings.host, "--port", str(port)]
         stop_timeout_ms = settings.stop_delay_ms + settings.stop_timeout_ms
         return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms, silent_kill_s=SILENT_KILL_S)
 

@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import http
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from schemas.errors import ConfigError
+from maskline.schemas.errors import ConfigError
 
 HEAD_LINE_MAX_BYTES: Final = 16_384
 """The request line and each header; a GET bears all parameters, percent-encoded, in its line."""

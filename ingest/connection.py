@@ -42,15 +42,15 @@ import termios
 from time import time
 from typing import Final, NamedTuple, cast
 
-from ingest import responses
-from ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
-from ingest.bodies import BODY_BROKEN, Reading
-from ingest.desk import Desk
-from ingest.heads import HeadLayout, is_ordinary
-from ingest.intake import Accepted, Head, Refused
-from ingest.origin import Headers
-from ingest.outcomes import NotKeptError
-from ingest.request_heads import (
+from maskline.ingest import responses
+from maskline.ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
+from maskline.ingest.bodies import BODY_BROKEN, Reading
+from maskline.ingest.desk import Desk
+from maskline.ingest.heads import HeadLayout, is_ordinary
+from maskline.ingest.intake import Accepted, Head, Refused
+from maskline.ingest.origin import Headers
+from maskline.ingest.outcomes import NotKeptError
+from maskline.ingest.request_heads import (
     HEAD_MAX_BYTES,
     HEAD_TOO_LARGE,
     RequestHead,
@@ -59,8 +59,8 @@ from ingest.request_heads import (
     read_head,
     skip_blank_lines,
 )
-from ingest.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
-from runtime.logs import get_logger
+from maskline.ingest.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
+from maskline.runtime.logs import get_logger
 
 HEAD_TIMEOUT_S: Final = 10.0
 """A head is a kilobyte, sent in one go; ten seconds serve the slowest link."""
@@ -532,7 +532,7 @@ class Exchange:
 
 
 class _Asked(NamedTuple):
-    """ingest.refusals.Asked."""
+    """maskline.ingest.refusals.Asked."""
 
     remote: str
     raw_path: str

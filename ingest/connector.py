@@ -10,18 +10,18 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from ingest.durability import RECHECK_S, check_durability
-from ingest.metrics import Metrics
-from ingest.publisher import Publisher
-from runtime.inspection import Inspection
-from runtime.layout import LayoutGate
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.redis_url import Server
-from runtime.store import Store, reconnect_delay_s
-from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
-from schemas.settings import Settings
+from maskline.ingest.durability import RECHECK_S, check_durability
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.publisher import Publisher
+from maskline.runtime.inspection import Inspection
+from maskline.runtime.layout import LayoutGate
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.redis_url import Server
+from maskline.runtime.store import Store, reconnect_delay_s
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 START_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first connection before the node listens without it."""

@@ -2,13 +2,13 @@
 
 import asyncio
 
-from ingest.forms import Forms
-from ingest.intake import Intake, Refused
-from ingest.keeper import Keeper
-from ingest.metrics import Metrics
-from ingest.origin import Origin
-from ingest.quick import Quick
-from ingest.refusals import RefusalLog
+from maskline.ingest.forms import Forms
+from maskline.ingest.intake import Intake, Refused
+from maskline.ingest.keeper import Keeper
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.origin import Origin
+from maskline.ingest.quick import Quick
+from maskline.ingest.refusals import RefusalLog
 
 
 class Desk:

@@ -20,15 +20,15 @@ import contextlib
 from time import monotonic
 from typing import Final
 
-from ingest.journal_file import Row
-from ingest.journal_files import Taken
-from ingest.outcomes import MOVED, OF_THE_SERVER
-from ingest.outlets import Outlets
-from ingest.publisher import Publisher
-from ingest.spool import Spool
-from ingest.spool_errors import SpoolError
-from runtime.tasks import BackgroundTasks
-from schemas.settings import Settings
+from maskline.ingest.journal_file import Row
+from maskline.ingest.journal_files import Taken
+from maskline.ingest.outcomes import MOVED, OF_THE_SERVER
+from maskline.ingest.outlets import Outlets
+from maskline.ingest.publisher import Publisher
+from maskline.ingest.spool import Spool
+from maskline.ingest.spool_errors import SpoolError
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.settings import Settings
 
 PAGE_ROWS_MAX: Final = 256
 """Published twice at most, if the process dies; at 1 kB each well under a hundredth of a second of the network."""

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import hiredis
 
-from runtime.hygiene import parse_info, version_of
-from runtime.link import Link, pack
-from schemas.errors import RedisRefusesError, RedisUnavailableError
-from schemas.keys import probe_stream
-from schemas.settings import Settings
+from maskline.runtime.hygiene import parse_info, version_of
+from maskline.runtime.link import Link, pack
+from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
+from maskline.schemas.keys import probe_stream
+from maskline.schemas.settings import Settings
 
 SHARE_OF_TIMEOUT: Final = 4
 """A confirmation waits a quarter of MASKLINE_PUBLISH_TIMEOUT_MS at most. A connection confirms one batch after the

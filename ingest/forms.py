@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from schemas.forms import cut_form, layout_of, separators, separators_between
-from schemas.values import is_null
+from maskline.schemas.forms import cut_form, layout_of, separators, separators_between
+from maskline.schemas.values import is_null
 
 LAYOUTS_MAX: Final = 1_024
 """Of two dozen events, each with this or that attribute left out. When they are too many, all are learned anew: they

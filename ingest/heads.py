@@ -18,9 +18,9 @@ the memory. Measured on Plivo-like heads of 350 bytes: 1.2 µs; reading one take
 import re
 from typing import Final
 
-from ingest.aiohttp_parser import END
-from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
-from ingest.request_heads import RequestHead
+from maskline.ingest.aiohttp_parser import END
+from maskline.ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
+from maskline.ingest.request_heads import RequestHead
 
 KNOWN_MAX: Final = 8
 """Senders with heads of their own; each that does not fit costs a third of a microsecond to find out."""

@@ -21,15 +21,15 @@ from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from ingest.accounts import Accounts, signer
-from ingest.origin import Headers, Origin, split_absolute
-from ingest.paths import PATH, account_in, why_unknown
-from ingest.readings import covered_readings, uncovered_readings
-from ingest.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
-from schemas.callback import RawCallback, encode_callback
-from schemas.decode import parameter_pairs
-from schemas.errors import NotDecodableError
-from schemas.parameters import (
+from maskline.ingest.accounts import Accounts, signer
+from maskline.ingest.origin import Headers, Origin, split_absolute
+from maskline.ingest.paths import PATH, account_in, why_unknown
+from maskline.ingest.readings import covered_readings, uncovered_readings
+from maskline.ingest.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
+from maskline.schemas.callback import RawCallback, encode_callback
+from maskline.schemas.decode import parameter_pairs
+from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.parameters import (
     Pairs,
     Parameters,
     Reading,
@@ -39,8 +39,8 @@ from schemas.parameters import (
     parse_pairs,
     type_naming,
 )
-from schemas.settings import Settings
-from schemas.values import is_null
+from maskline.schemas.settings import Settings
+from maskline.schemas.values import is_null
 
 METHODS: Final = ("POST", "GET")
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
-from ingest.journal_file import wal_max_bytes
-from ingest.journal_files import LOOK_INTERVAL_S, JournalFiles
-from ingest.outcomes import SPOOL_FAILED
-from ingest.publisher import Waiters
-from ingest.spool_directory import Slot, SpoolDirectory
-from ingest.spool_errors import SpoolError, of_the_system
+from maskline.ingest.journal_file import wal_max_bytes
+from maskline.ingest.journal_files import LOOK_INTERVAL_S, JournalFiles
+from maskline.ingest.outcomes import SPOOL_FAILED
+from maskline.ingest.publisher import Waiters
+from maskline.ingest.spool_directory import Slot, SpoolDirectory
+from maskline.ingest.spool_errors import SpoolError, of_the_system
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""

@@ -30,9 +30,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.open_file import OpenFile
-from ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
-from ingest.spool_errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.open_file import OpenFile
+from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
+from maskline.ingest.spool_errors import DamagedError, SpoolError, of_the_system
 
 VERSION: Final = 1
 """Of the table, in `user_version`."""

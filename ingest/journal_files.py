@@ -19,12 +19,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from ingest.journal_file import JournalFile, Row
-from ingest.open_file import Identity, Stamp, stamp_of
-from ingest.outcomes import SPOOL_FAILED
-from ingest.spool_directory import Slot, SpoolDirectory
-from ingest.spool_errors import DamagedError, SpoolError, of_the_system
-from schemas.errors import ConfigError
+from maskline.ingest.journal_file import JournalFile, Row
+from maskline.ingest.open_file import Identity, Stamp, stamp_of
+from maskline.ingest.outcomes import SPOOL_FAILED
+from maskline.ingest.spool_directory import Slot, SpoolDirectory
+from maskline.ingest.spool_errors import DamagedError, SpoolError, of_the_system
+from maskline.schemas.errors import ConfigError
 
 LOOK_INTERVAL_S: Final = 1.0
 """How often the files are looked at while nothing is written, the other processes' share of the directory is measured,

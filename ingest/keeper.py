@@ -16,13 +16,13 @@ still listens.
 import asyncio
 from typing import Final
 
-from ingest.drain import Pace
-from ingest.journal import Puts
-from ingest.outcomes import AWAY, BEHIND, BUSY, NotKeptError
-from ingest.outlets import Outlets
-from ingest.publisher import Load, Waiter
-from ingest.spool import Spool
-from schemas.settings import Settings
+from maskline.ingest.drain import Pace
+from maskline.ingest.journal import Puts
+from maskline.ingest.outcomes import AWAY, BEHIND, BUSY, NotKeptError
+from maskline.ingest.outlets import Outlets
+from maskline.ingest.publisher import Load, Waiter
+from maskline.ingest.spool import Spool
+from maskline.schemas.settings import Settings
 
 WAITING_MAX_BYTES: Final = 64 << 20
 """All that waits. An ordinary callback has 1 kB: only a flood of huge bodies meets this bound."""

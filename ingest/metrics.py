@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from runtime.listener import ACCEPT_FAILED
-from runtime.vitals import vital_metrics
+from maskline.runtime.listener import ACCEPT_FAILED
+from maskline.runtime.vitals import vital_metrics
 
 PREFIX: Final = "maskline_ingest_"
 

@@ -8,27 +8,27 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from ingest.breaker import STATES
-from ingest.drain import Drain, Pace
-from ingest.intake import Intake
-from ingest.keeper import Keeper
-from ingest.metrics import Gauges, Metrics
-from ingest.outlets import Outlets
-from ingest.publisher import Load
-from ingest.server import CONNECTIONS_MAX, CallbackServer
-from ingest.spool import Spool
-from runtime.admin import AdminServer, Health
-from runtime.binding import ListenError
-from runtime.descriptors import descriptors_max, for_clients
-from runtime.listener import Listener
-from runtime.logs import get_logger
-from runtime.mounts import storage_risk
-from runtime.notes import Note
-from runtime.tasks import BackgroundTasks
-from runtime.vitals import vital_details
-from schemas.errors import ConfigError
-from schemas.hosts import authority
-from schemas.settings import ADMIN_PORTS, Settings
+from maskline.ingest.breaker import STATES
+from maskline.ingest.drain import Drain, Pace
+from maskline.ingest.intake import Intake
+from maskline.ingest.keeper import Keeper
+from maskline.ingest.metrics import Gauges, Metrics
+from maskline.ingest.outlets import Outlets
+from maskline.ingest.publisher import Load
+from maskline.ingest.server import CONNECTIONS_MAX, CallbackServer
+from maskline.ingest.spool import Spool
+from maskline.runtime.admin import AdminServer, Health
+from maskline.runtime.binding import ListenError
+from maskline.runtime.descriptors import descriptors_max, for_clients
+from maskline.runtime.listener import Listener
+from maskline.runtime.logs import get_logger
+from maskline.runtime.mounts import storage_risk
+from maskline.runtime.notes import Note
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.runtime.vitals import vital_details
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.hosts import authority
+from maskline.schemas.settings import ADMIN_PORTS, Settings
 
 BACKLOG: Final = 1024
 """Connections the kernel holds while the loop is busy: a burst after a failover of the load balancer."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Protocol
 
-from schemas.hosts import read_address, read_peer
+from maskline.schemas.hosts import read_address, read_peer
 
 PEERS_REMEMBERED: Final = 4_096
 """Addresses whose trust is remembered; proxies are few, the bound is against everybody else."""

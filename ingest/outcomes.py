@@ -13,7 +13,7 @@
 
 from typing import Any, Final
 
-from schemas.errors import MasklineError
+from maskline.schemas.errors import MasklineError
 
 AWAY: Final = "redis_away"
 TIMEOUT: Final = "redis_timeout"

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ingest.connector import Connector
-from ingest.metrics import Metrics
-from ingest.publisher import Load, OnRefused, Publisher
-from runtime.inspection import Inspection
-from runtime.layout import LayoutGate
-from runtime.link import Link
-from runtime.redis_url import Server
-from runtime.shards import Shards
-from runtime.store import Store
-from runtime.tasks import BackgroundTasks
-from schemas.keys import Keys
-from schemas.settings import Settings
+from maskline.ingest.connector import Connector
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.publisher import Load, OnRefused, Publisher
+from maskline.runtime.inspection import Inspection
+from maskline.runtime.layout import LayoutGate
+from maskline.runtime.link import Link
+from maskline.runtime.redis_url import Server
+from maskline.runtime.shards import Shards
+from maskline.runtime.store import Store
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 
 
 class Outlets:

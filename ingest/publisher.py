@@ -23,10 +23,10 @@ from typing import Any, Final, Protocol
 
 import hiredis
 
-from ingest.breaker import Breaker
-from ingest.durability import Durability
-from ingest.metrics import Metrics
-from ingest.outcomes import (
+from maskline.ingest.breaker import Breaker
+from maskline.ingest.durability import Durability
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcomes import (
     AWAY,
     MOVED,
     NOT_DURABLE,
@@ -36,10 +36,10 @@ from ingest.outcomes import (
     NotKeptError,
     refusal,
 )
-from runtime.link import Link, pack
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import Keys
-from schemas.settings import Settings
+from maskline.runtime.link import Link, pack
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 
 BATCHES_MAX: Final = 4
 """Under way at once. With two, what comes meanwhile waits for a trip to end before its own begins, a tenth more at p50

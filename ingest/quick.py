@@ -15,16 +15,16 @@ with a valid signature.
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from ingest.accounts import Holder, signer
-from ingest.forms import Forms
-from ingest.heads import HeadLayout, HeadLayouts
-from ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
-from ingest.readings import covered_readings
-from ingest.request_heads import RequestHead
-from ingest.signatures import listed_values, v3_middles, v3_texts
-from schemas.callback import RawCallback, encode_callback
-from schemas.errors import NotDecodableError
-from schemas.parameters import Parameters, parse_pairs, type_naming
+from maskline.ingest.accounts import Holder, signer
+from maskline.ingest.forms import Forms
+from maskline.ingest.heads import HeadLayout, HeadLayouts
+from maskline.ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
+from maskline.ingest.readings import covered_readings
+from maskline.ingest.request_heads import RequestHead
+from maskline.ingest.signatures import listed_values, v3_middles, v3_texts
+from maskline.schemas.callback import RawCallback, encode_callback
+from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.parameters import Parameters, parse_pairs, type_naming
 
 TARGETS_MAX: Final = 1_024
 """Of each layout of heads; some put a number of theirs into the URL. When they are too many, they are learned anew."""

@@ -12,7 +12,7 @@ MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
 | not covered, looks like neither | JSON | form | none: not decodable |
 """
 
-from schemas.parameters import Reading, looks_like, looks_like_json, named_reading
+from maskline.schemas.parameters import Reading, looks_like, looks_like_json, named_reading
 
 
 def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:

@@ -7,9 +7,9 @@ commonest slip of all, must show in the log with the URL that was checked.
 from time import monotonic
 from typing import Final, Protocol
 
-from ingest.intake import SIGNATURE_WRONG, Refused
-from ingest.origin import Headers, Origin, split_absolute
-from runtime.logs import get_logger
+from maskline.ingest.intake import SIGNATURE_WRONG, Refused
+from maskline.ingest.origin import Headers, Origin, split_absolute
+from maskline.runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0
 """Per reason, of which there are two dozen. One with a hint is told beside one without: scanners ask for paths too."""

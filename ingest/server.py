@@ -12,14 +12,14 @@ import asyncio
 import heapq
 from typing import Final
 
-from ingest.aiohttp_parser import check_parser
-from ingest.connection import Connection
-from ingest.desk import Desk
-from ingest.intake import Intake
-from ingest.keeper import Keeper
-from ingest.metrics import Metrics
-from runtime.descriptors import descriptors_max, for_clients
-from schemas.settings import Settings
+from maskline.ingest.aiohttp_parser import check_parser
+from maskline.ingest.connection import Connection
+from maskline.ingest.desk import Desk
+from maskline.ingest.intake import Intake
+from maskline.ingest.keeper import Keeper
+from maskline.ingest.metrics import Metrics
+from maskline.runtime.descriptors import descriptors_max, for_clients
+from maskline.schemas.settings import Settings
 
 CONNECTIONS_MAX: Final = 8_192
 """Each costs some 10 kB even when idle. Plivo holds dozens, load balancers hundreds."""

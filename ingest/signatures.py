@@ -30,7 +30,7 @@ from hmac import compare_digest
 from itertools import chain
 from typing import Any, Final
 
-from schemas.parameters import Pairs, Parameters
+from maskline.schemas.parameters import Pairs, Parameters
 
 LISTED_MAX: Final = 10
 """Values looked at in one signature header. Plivo lists one or two; each costs a comparison per token."""

@@ -14,17 +14,17 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ingest.journal import Committed, Journal, Puts
-from ingest.journal_file import HELD_BUCKETS, Row
-from ingest.journal_files import Taken
-from ingest.metrics import Metrics
-from ingest.outcomes import SPOOL_FAILED, SPOOL_SLOW, NotKeptError
-from ingest.publisher import Load, Waiter, Waiters
-from ingest.spool_directory import SpoolDirectory
-from ingest.spool_errors import DamagedError, SpoolError
-from ingest.spool_log import SpoolLog
-from runtime.tasks import BackgroundTasks
-from schemas.settings import Settings
+from maskline.ingest.journal import Committed, Journal, Puts
+from maskline.ingest.journal_file import HELD_BUCKETS, Row
+from maskline.ingest.journal_files import Taken
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_SLOW, NotKeptError
+from maskline.ingest.publisher import Load, Waiter, Waiters
+from maskline.ingest.spool_directory import SpoolDirectory
+from maskline.ingest.spool_errors import DamagedError, SpoolError
+from maskline.ingest.spool_log import SpoolLog
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.settings import Settings
 
 PUT_TIMEOUT_S: Final = 5.0
 """An ordinary fsync takes milliseconds, one behind a busy disk a second; whoever sent it waits no longer than this."""

@@ -26,8 +26,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
-from ingest.open_file import Identity, identity_at, identity_of, unlink_own
-from schemas.errors import ConfigError
+from maskline.ingest.open_file import Identity, identity_at, identity_of, unlink_own
+from maskline.schemas.errors import ConfigError
 
 SLOTS_MAX: Final = 1024
 """More than `--processes` allows on one machine."""

@@ -2,8 +2,8 @@
 
 import errno
 
-from ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
-from schemas.errors import MasklineError
+from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
+from maskline.schemas.errors import MasklineError
 
 
 class SpoolError(MasklineError):

@@ -4,8 +4,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from ingest.spool_errors import SpoolError
-from runtime.logs import get_logger
+from maskline.ingest.spool_errors import SpoolError
+from maskline.runtime.logs import get_logger
 
 PROGRESS_INTERVAL_S: Final = 5.0
 

@@ -14,13 +14,13 @@ import prometheus_client
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from runtime.binding import ListenError
-from runtime.default_registry import DefaultRegistry
-from runtime.descriptors import is_short
-from runtime.listener import Listener
-from runtime.logs import get_logger
-from runtime.notes import LeftNote, Note, dialable, leave
-from schemas.errors import ConfigError
+from maskline.runtime.binding import ListenError
+from maskline.runtime.default_registry import DefaultRegistry
+from maskline.runtime.descriptors import is_short
+from maskline.runtime.listener import Listener
+from maskline.runtime.logs import get_logger
+from maskline.runtime.notes import LeftNote, Note, dialable, leave
+from maskline.schemas.errors import ConfigError
 
 STOP_TIMEOUT_S: Final = 1.0
 """A probe or a scrape under way at the stop may finish; more patience would only delay the stop."""

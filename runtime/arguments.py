@@ -3,7 +3,7 @@
 import argparse
 from typing import NoReturn
 
-from schemas.errors import ConfigError
+from maskline.schemas.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):

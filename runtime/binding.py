@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
+from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
 
 PORT_MAX: Final = 65_535
 PORT_TRIES: Final = 16

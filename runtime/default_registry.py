@@ -23,10 +23,10 @@ from typing import Any, Final, Protocol
 import prometheus_client
 from prometheus_client.core import Metric
 
-from runtime.known_numbers import KNOWN_NUMBERS
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.privacy import redact
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.privacy import redact
 
 COLLECT_MAX_S: Final = 2.0
 """A scraper waits ten seconds by default, and would count the whole process as down."""

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 import hiredis
 
-from runtime.addresses import Addresses, Route
-from runtime.link import Link, pack
-from runtime.redis_url import Login, Server
-from schemas.errors import RedisRefusesError, RedisUnavailableError
+from maskline.runtime.addresses import Addresses, Route
+from maskline.runtime.link import Link, pack
+from maskline.runtime.redis_url import Login, Server
+from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SHARE_MIN_S: Final = 1.0
 """What TLS and log-in may take at one address of several: three round trips of a link that is slow, and works."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from runtime.logs import dump_descriptor
+from maskline.runtime.logs import dump_descriptor
 
 THREADS_GRACE_S: Final = 5.0
 """How long threads may keep a process from ending once its main has returned."""

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from runtime.hygiene import Finding, ServerReport, inspect_server
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.tasks import BackgroundTasks
-from schemas.errors import RedisUnavailableError
+from maskline.runtime.hygiene import Finding, ServerReport, inspect_server
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.errors import RedisUnavailableError
 
 INSPECT_INTERVAL_S: Final = 15.0
 """As often as Prometheus usually asks: somebody's CONFIG SET, or a memory that fills up, shows within that."""

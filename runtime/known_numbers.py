@@ -14,9 +14,9 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-from schemas.events import Event
-from schemas.privacy import NUMBER_ATTRIBUTES, redact
-from schemas.spellings import Numbers
+from maskline.schemas.events import Event
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES, redact
+from maskline.schemas.spellings import Numbers
 
 EVENTS_MAX: Final = 1_024
 """Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes

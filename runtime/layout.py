@@ -7,12 +7,12 @@ from typing import Final
 
 import hiredis
 
-from runtime.link import Link, pack
-from runtime.redis_url import Server
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.privacy import set_token_key
-from schemas.settings import Settings
+from maskline.runtime.link import Link, pack
+from maskline.runtime.redis_url import Server
+from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.privacy import set_token_key
+from maskline.schemas.settings import Settings
 
 LAYOUT_VERSION: Final = 1
 TOKEN_KEY_BYTES: Final = 32

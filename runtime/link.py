@@ -25,8 +25,8 @@ from typing import Any, Final, cast
 import hiredis
 from redis.exceptions import ResponseError
 
-from runtime.addresses import Route
-from schemas.errors import RedisUnavailableError
+from maskline.runtime.addresses import Route
+from maskline.schemas.errors import RedisUnavailableError
 
 Argument = bytes | str | int
 

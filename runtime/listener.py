@@ -18,10 +18,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from runtime.binding import ListenError, bind, dialled
-from runtime.descriptors import give_spare_up, set_aside
-from runtime.logs import get_logger
-from schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
+from maskline.runtime.binding import ListenError, bind, dialled
+from maskline.runtime.descriptors import give_spare_up, set_aside
+from maskline.runtime.logs import get_logger
+from maskline.schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
 
 ACCEPTS_MAX: Final = 64
 """In one turn of the loop; then what is under way has its turn."""

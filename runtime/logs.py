@@ -24,11 +24,11 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from runtime import own_logging
-from runtime.known_numbers import KNOWN_NUMBERS
-from runtime.line_writer import LineWriter, as_text
-from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
-from schemas.settings import Settings
+from maskline.runtime import own_logging
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.line_writer import LineWriter, as_text
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
+from maskline.schemas.settings import Settings
 
 EventDict = MutableMapping[str, Any]
 

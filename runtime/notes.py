@@ -21,8 +21,8 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from schemas.hosts import LOOPBACKS
-from schemas.settings import Settings
+from maskline.schemas.hosts import LOOPBACKS
+from maskline.schemas.settings import Settings
 
 NOTE_MAX_BYTES: Final = 65_536
 """Of one file; a hundred addresses take a tenth."""

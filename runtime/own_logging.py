@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from structlog import BoundLoggerBase
 
-from runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
 """What every record has; the rest is the user's `extra`."""

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVarTuple
 
-from runtime import supervised
-from runtime.descriptors import raise_limit
-from runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
-from runtime.logs import get_logger, say
-from runtime.signals import Signals
-from schemas.errors import ConfigError, MasklineError
+from maskline.runtime import supervised
+from maskline.runtime.descriptors import raise_limit
+from maskline.runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
+from maskline.runtime.logs import get_logger, say
+from maskline.runtime.signals import Signals
+from maskline.schemas.errors import ConfigError, MasklineError
 
 EXIT_PROBLEM: Final = 1
 EXIT_USAGE: Final = 2

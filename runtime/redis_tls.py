@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
-from schemas.errors import ConfigError
-from schemas.setting_kinds import FLAG
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.setting_kinds import FLAG
 
 T = TypeVar("T")
 

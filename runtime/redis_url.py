@@ -19,9 +19,9 @@ import ssl
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
-from runtime.redis_tls import TLS_OPTIONS, tls_context, wrong
-from schemas.errors import ConfigError
-from schemas.hosts import with_port
+from maskline.runtime.redis_tls import TLS_OPTIONS, tls_context, wrong
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.hosts import with_port
 
 Kind = Literal["server", "cluster", "sentinel"]
 

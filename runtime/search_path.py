@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
 from importlib.util import find_spec
 
-PACKAGES = frozenset({"console", "handlers", "ingest", "runtime", "schemas", "worker"})
+PACKAGES = frozenset({"maskline"})
 """Maskline's own."""
 
 LIBRARIES = frozenset(
@@ -28,8 +28,8 @@ LIBRARIES = frozenset(
 NEEDED = PACKAGES | LIBRARIES | sys.stdlib_module_names
 """Names that a module of the user's must not take."""
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-"""The directory of maskline's packages."""
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""The directory of the package `maskline`."""
 
 _EXIT_USAGE = 2
 

@@ -23,10 +23,10 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from runtime.dial import refused
-from runtime.link import Link, pack
-from runtime.redis_url import Server
-from schemas.errors import RedisRefusesError, RedisUnavailableError
+from maskline.runtime.dial import refused
+from maskline.runtime.link import Link, pack
+from maskline.runtime.redis_url import Server
+from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SENTINELS_TIMEOUT_S: Final = 3.0
 """For all of them. A silent one is waited for only where the others do not suffice."""

@@ -13,13 +13,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
-from runtime.logs import get_logger
-from runtime.redis_url import Server
-from runtime.slots import SlotMap
-from runtime.store import Store
-from runtime.tasks import BackgroundTasks
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
+from maskline.runtime.logs import get_logger
+from maskline.runtime.redis_url import Server
+from maskline.runtime.slots import SlotMap
+from maskline.runtime.store import Store
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
 
 REFRESH_S: Final = 10.0
 """The map is asked for at least so often: nothing tells of a new primary that has taken over slots of an old one."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final, Self
 
-from runtime.logs import get_logger
+from maskline.runtime.logs import get_logger
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SECOND_SIGNAL_AFTER_S: Final = 0.5

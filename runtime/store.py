@@ -10,16 +10,16 @@ from typing import Final, Literal
 
 import hiredis
 
-from runtime.addresses import Route
-from runtime.dial import Dialer, Entry, refused
-from runtime.link import Link, pack
-from runtime.logs import get_logger
-from runtime.redis_url import RedisUrl, Server, read_redis_url
-from runtime.sentinels import SENTINELS_TIMEOUT_S, find_primary
-from runtime.slots import SlotMap, read_slots
-from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
-from schemas.setting_sources import FileText
-from schemas.settings import Settings
+from maskline.runtime.addresses import Route
+from maskline.runtime.dial import Dialer, Entry, refused
+from maskline.runtime.link import Link, pack
+from maskline.runtime.logs import get_logger
+from maskline.runtime.redis_url import RedisUrl, Server, read_redis_url
+from maskline.runtime.sentinels import SENTINELS_TIMEOUT_S, find_primary
+from maskline.runtime.slots import SlotMap, read_slots
+from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from maskline.schemas.setting_sources import FileText
+from maskline.schemas.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 1.0

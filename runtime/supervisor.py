@@ -20,11 +20,11 @@ import time
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from runtime.logs import get_logger
-from runtime.process import EXIT_KILLED, EXIT_PROBLEM, EXIT_USAGE, GRACE_MS
-from runtime.signals import Signals
-from runtime.supervised import FAILED, REASON_MAX_BYTES, UP, VARIABLE
-from schemas.errors import ConfigError
+from maskline.runtime.logs import get_logger
+from maskline.runtime.process import EXIT_KILLED, EXIT_PROBLEM, EXIT_USAGE, GRACE_MS
+from maskline.runtime.signals import Signals
+from maskline.runtime.supervised import FAILED, REASON_MAX_BYTES, UP, VARIABLE
+from maskline.schemas.errors import ConfigError
 
 PROCESSES_MAX: Final = 256
 """More than any machine has use for: a slip of the finger must not start thousands."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final
 
-from runtime.logs import get_logger
+from maskline.runtime.logs import get_logger
 
 RESTART_FIRST_S: Final = 0.1
 RESTART_MAX_S: Final = 5.0

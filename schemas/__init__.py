@@ -1,15 +1,15 @@
 """What crosses between ingest, worker and handlers: the raw callback, and the events it becomes."""
 
-from schemas.callback import RawCallback, decode_callback, encode_callback
-from schemas.decode import DecodedCallback, decode_event
-from schemas.errors import (
+from maskline.schemas.callback import RawCallback, decode_callback, encode_callback
+from maskline.schemas.decode import DecodedCallback, decode_event
+from maskline.schemas.errors import (
     ConfigError,
     MasklineError,
     NotDecodableError,
     RedisUnavailableError,
     UndecodableEntryError,
 )
-from schemas.events import (
+from maskline.schemas.events import (
     ATTRIBUTES,
     EVENT_TYPES,
     AnyEvent,

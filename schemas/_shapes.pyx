@@ -20,8 +20,8 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp, memcpy
 
-from schemas.decode import SESSION_UUID_CHARS_MAX
-from schemas.values import is_null
+from maskline.schemas.decode import SESSION_UUID_CHARS_MAX
+from maskline.schemas.values import is_null
 
 cdef extern from "Python.h":
     object PyObject_Vectorcall(object called, PyObject *const *arguments, size_t positional, PyObject *keywords)

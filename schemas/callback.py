@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.errors import UndecodableEntryError
+from maskline.schemas.errors import UndecodableEntryError
 
 CALLBACK_FIELD: Final = b"c"
 CALLBACK_VERSION: Final = 1

@@ -28,11 +28,11 @@ from typing import Any, Final, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
-from schemas.callback import RawCallback
-from schemas.errors import NotDecodableError, UndecodableEntryError
-from schemas.events import ATTRIBUTES, EVENT_TYPES, Event, UnknownEvent
-from schemas.parameters import Pairs, Parameters, parse_parameters
-from schemas.values import NULL_CHARS_MAX, NULLS, is_null, read_decimal, read_int, read_time
+from maskline.schemas.callback import RawCallback
+from maskline.schemas.errors import NotDecodableError, UndecodableEntryError
+from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, Event, UnknownEvent
+from maskline.schemas.parameters import Pairs, Parameters, parse_parameters
+from maskline.schemas.values import NULL_CHARS_MAX, NULLS, is_null, read_decimal, read_int, read_time
 
 SESSION_UUID_CHARS_MAX: Final = 128
 """Plivo's have 36. The session is part of a Redis key and stands in every log line."""

@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 STATUS_ATTRIBUTES: Final = {
     "session_uuid": "SessionUUID",

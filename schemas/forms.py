@@ -15,8 +15,8 @@ or does something else. A body of 270 bytes with four escapes takes it 0.5 µs i
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from schemas.errors import NotDecodableError
-from schemas.parameters import parse_pairs, unquote_plus
+from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.parameters import parse_pairs, unquote_plus
 
 NAMES_MAX: Final = 64
 NAMES_MAX_CHARS: Final = 2_048

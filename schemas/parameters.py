@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from schemas.errors import NotDecodableError
+from maskline.schemas.errors import NotDecodableError
 
 Pairs = list[tuple[str, str]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from schemas.hosts import read_hosts
+from maskline.schemas.hosts import read_hosts
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
-from schemas.errors import ConfigError
-from schemas.setting_kinds import PATH, Kind, hide_secrets
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.setting_kinds import PATH, Kind, hide_secrets
 
 PREFIX: Final = "MASKLINE_"
 FILE_SUFFIX: Final = "_FILE"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_typ
 
 import msgspec
 
-from schemas.setting_kinds import (
+from maskline.schemas.setting_kinds import (
     AUTH_TOKENS,
     DURABILITY,
     FLAG,
@@ -30,7 +30,7 @@ from schemas.setting_kinds import (
     size,
     whole,
 )
-from schemas.setting_sources import PREFIX, Setting, gather
+from maskline.schemas.setting_sources import PREFIX, Setting, gather
 
 __all__ = [
     "SETTINGS",
@@ -187,7 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     group: Annotated[str, About(LABEL, "consumer group: each group gets every event")] = "workers"
     handlers: Annotated[
         tuple[str, ...], About(HANDLERS, "dotted modules and `.py` paths, comma-separated")
-    ] = ("handlers.log",)
+    ] = ("maskline.handlers.log",)
     gap_timeout_ms: Annotated[
         int, About(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
     ] = 5000

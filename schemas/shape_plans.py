@@ -10,12 +10,12 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
-from schemas.callback import RawCallback
-from schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
-from schemas.events import Event, UnknownEvent
-from schemas.memo import Memo
-from schemas.parameters import looks_like, named_reading
-from schemas.values import NULLS, is_null
+from maskline.schemas.callback import RawCallback
+from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
+from maskline.schemas.events import Event, UnknownEvent
+from maskline.schemas.memo import Memo
+from maskline.schemas.parameters import looks_like, named_reading
+from maskline.schemas.values import NULLS, is_null
 
 REMEMBERED: Final = 4_096
 """Of each kind of value: sessions are under way side by side, and Plivo's times have whole seconds, so most of them

@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.callback import decode_callback
-from schemas.decode import SESSION_UUID_CHARS_MAX, pack_texts
-from schemas.forms import cut_form, separators, separators_between
-from schemas.parameters import FORM_TYPE
-from schemas.shape_plans import NULL_TEXTS, Decoded, EventAndFingerprint, Plan, Shape, Taken, form_of
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import SESSION_UUID_CHARS_MAX, pack_texts
+from maskline.schemas.forms import cut_form, separators, separators_between
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.shape_plans import NULL_TEXTS, Decoded, EventAndFingerprint, Plan, Shape, Taken, form_of
 
 CODES_MAX: Final = 1_024
 

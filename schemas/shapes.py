@@ -19,12 +19,12 @@ The readers are in C (`schemas._shapes`) where that could be built when maskline
 from collections import Counter
 from typing import Final, Protocol
 
-from schemas import shape_sources
-from schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
-from schemas.decode import NONE_IGNORED, decode_event
-from schemas.forms import cut_form, layout_of
-from schemas.parameters import FORM_TYPE
-from schemas.shape_plans import (
+from maskline.schemas import shape_sources
+from maskline.schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
+from maskline.schemas.decode import NONE_IGNORED, decode_event
+from maskline.schemas.forms import cut_form, layout_of
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.shape_plans import (
     EVENT_NAME,
     SESSION_UUID,
     Decoded,
@@ -65,7 +65,7 @@ class Readers(Protocol):
 
 def new_readers() -> Readers:
     try:
-        from schemas import _shapes  # noqa: PLC0415 - where there was no compiler, we are told so here
+        from maskline.schemas import _shapes  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
         return shape_sources.Readers()
     return _shapes.Readers(_USUAL_HEAD, CALLBACK_VERSION)

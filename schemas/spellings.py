@@ -28,7 +28,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from schemas.privacy import DIGITS_MAX, DIGITS_MIN, NO_NUMBER, NO_NUMBER_MAX_CHARS, number_token
+from maskline.schemas.privacy import DIGITS_MAX, DIGITS_MIN, NO_NUMBER, NO_NUMBER_MAX_CHARS, number_token
 
 SURE_DIGITS: Final = 9
 SHORT_DIGITS: Final = 7

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
-from schemas.times import read_any_time
+from maskline.schemas.times import read_any_time
 
 NULLS: Final = frozenset({"", "null", "none"})
 """What stands for an absent value, in lower case and without the white space around it."""

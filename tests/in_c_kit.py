@@ -7,16 +7,21 @@ from importlib.util import find_spec
 
 import pytest
 
-from worker import entries, partition
+from maskline.worker import entries, partition
 
-PARTS = ("schemas._shapes", "worker._entries", "worker._order", "worker._wire")
+PARTS = (
+    "maskline.schemas._shapes",
+    "maskline.worker._entries",
+    "maskline.worker._order",
+    "maskline.worker._wire",
+)
 BUILT = all(find_spec(part) for part in PARTS)
 WAYS = ("c", "python") if BUILT else ("python",)
 
 WITHOUT = f"""
 import runpy, sys
 sys.modules.update(dict.fromkeys({PARTS}))
-runpy.run_module("worker", run_name="__main__", alter_sys=True)
+runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 """
 """A worker's program: importing the parts fails there, as though they were not built."""
 

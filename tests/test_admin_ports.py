@@ -24,7 +24,10 @@ class Run:
         self.log_file = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *argv], env=environment, stderr=stderr, stdin=subprocess.DEVNULL
+                [sys.executable, "-m", f"maskline.{argv[0]}", *argv[1:]],
+                env=environment,
+                stderr=stderr,
+                stdin=subprocess.DEVNULL,
             )
 
     def admin_urls(self, count: int) -> list[str]:

@@ -14,8 +14,8 @@ from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_sess
 from servers import wait_until
 from whole_kit import Traffic, ingest
 
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import partition_of
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import partition_of
 
 PARTITIONS = 12
 DURABLE_MS = 5_000

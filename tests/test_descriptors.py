@@ -21,11 +21,11 @@ from process_kit import HANDLERS, PATIENCE_S, Fleet, load
 from servers import RedisServer, free_port, wait_until
 from whole_kit import AUTH_ID, AUTH_TOKEN, Traffic
 
-from runtime.descriptors import RESERVE_MIN, for_clients
+from maskline.runtime.descriptors import RESERVE_MIN, for_clients
 
 GREEDY = """
 import os
-from worker import on
+from maskline import on
 taken = []
 @on.every(retries=0)
 async def take_all(event, ctx):
@@ -41,7 +41,7 @@ async def content(event, ctx):
 
 
 class Node:
-    """`python -m ingest` or `worker` with limits on its descriptors, its stderr in a file."""
+    """`python -m maskline.ingest` or `worker` with limits on its descriptors, its stderr in a file."""
 
     def __init__(
         self, argv: tuple[str, ...], environment: dict[str, str], log: Path, limits: tuple[int, int]
@@ -50,7 +50,8 @@ class Node:
         self.admin = int(environment["MASKLINE_ADMIN_PORT"])
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *argv], env=environment, stderr=stderr, stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", f"maskline.{argv[0]}", *argv[1:]], env=environment, stderr=stderr,
+                stdin=subprocess.DEVNULL,
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),  # noqa: PLW1509 - no threads here
             )  # fmt: skip
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from console.commands import COMMANDS
-from schemas.settings import SETTINGS
-from worker.registry import load_handlers
+from maskline.console.commands import COMMANDS
+from maskline.schemas.settings import SETTINGS
+from maskline.worker.registry import load_handlers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -25,7 +25,7 @@ def ingest_url(crew: Fleet, tmp_path: Path) -> Iterator[str]:
         handlers=None, host="127.0.0.1", port=0, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}", spool_dir=tmp_path
     )
     with log.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "ingest"], env=environment, stderr=stderr)
+        process = subprocess.Popen([sys.executable, "-m", "maskline.ingest"], env=environment, stderr=stderr)
 
     def listens() -> Any:
         assert process.poll() is None, log.read_text()

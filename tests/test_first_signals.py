@@ -29,8 +29,8 @@ sys.meta_path.insert(0, Stalls())
     [
         [MASKLINE, "worker", "--processes", "2"],
         [MASKLINE, "dev"],
-        [sys.executable, "-m", "ingest"],
-        [sys.executable, "-m", "worker"],
+        [sys.executable, "-m", "maskline.ingest"],
+        [sys.executable, "-m", "maskline.worker"],
     ],
 )
 def test_a_node_that_is_stopped_while_it_imports_exits_with_0_and_says_nothing(tmp_path, command, signum):

@@ -12,7 +12,7 @@ import pytest
 from process_kit import fleet
 from servers import free_port, wait_until
 
-from runtime import search_path
+from maskline.runtime import search_path
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 RUN_AS_MODULE = [sys.executable, "-m"]
@@ -22,11 +22,11 @@ NAMES = [
 ]  # fmt: skip
 """One that is a package of maskline's stands there as a bare directory."""
 ROLES = ["worker.py", "ingest.py"]
-"""`python -m worker` would mean these."""
+"""`python -m maskline.worker` would mean these."""
 HANDLERS = """
 import os
 import neighbour
-from worker import on
+from maskline import on
 
 @on.every
 async def handle(event, ctx):
@@ -82,8 +82,8 @@ def started(command, project, environment):
     [
         ([MASKLINE, "worker"], True),
         ([MASKLINE, "worker", "--processes", "2"], True),
-        ([*RUN_AS_MODULE, "worker"], False),
-        ([*RUN_AS_MODULE, "worker", "--processes", "2"], False),
+        ([*RUN_AS_MODULE, "maskline.worker"], True),
+        ([*RUN_AS_MODULE, "maskline.worker", "--processes", "2"], True),
     ],
 )
 def test_a_worker_runs_the_users_handlers_and_none_of_his_other_modules(
@@ -94,8 +94,7 @@ def test_a_worker_runs_the_users_handlers_and_none_of_his_other_modules(
     with fleet(redis_server, namespace, project.parent) as it:
         environment = it.environment(
             handlers="fares.calls",
-            # Whose first part is the working directory; `maskline` itself is not found behind a `console/` then.
-            PYTHONPATH=None if roles else f":{project.parent}",
+            PYTHONPATH=f":{project.parent}",  # its first part is the working directory
         )
         with started(command, project, environment) as (process, log):
             it.put("s1", 1)
@@ -111,13 +110,12 @@ def test_a_worker_runs_the_users_handlers_and_none_of_his_other_modules(
     "command",
     [
         [MASKLINE, "ingest", "--processes", "2"],
-        [*RUN_AS_MODULE, "ingest"],
+        [*RUN_AS_MODULE, "maskline.ingest"],
         [MASKLINE, "dev", "--demo", "--exit"],
     ],
 )
 def test_ingest_and_dev_start_beside_the_users_modules(redis_server, namespace, project, command):
-    if command[0] == MASKLINE:
-        with_roles(project)
+    with_roles(project)
     with fleet(redis_server, namespace, project.parent) as it:
         environment = it.environment(
             handlers=None,
@@ -159,8 +157,8 @@ def test_a_trial_runs_beside_the_users_modules(redis_server, namespace, project)
     ("name", "command"),
     [
         ("redis.py", [MASKLINE, "worker"]),
-        ("queue.py", [*RUN_AS_MODULE, "ingest"]),
-        ("aiohttp/__init__.py", [*RUN_AS_MODULE, "worker"]),
+        ("queue.py", [*RUN_AS_MODULE, "maskline.ingest"]),
+        ("aiohttp/__init__.py", [*RUN_AS_MODULE, "maskline.worker"]),
         ("concurrent/__init__.py", [MASKLINE, "ingest", "--processes", "2"]),
     ],
 )
@@ -196,14 +194,13 @@ def test_what_would_hide_a_package_of_ours_by_pythonpath_does_not(tmp_path, name
 @pytest.mark.parametrize(
     ("handlers", "file"),
     [
-        ("worker", "worker.py"),
-        ("handlers.fares", "handlers/fares.py"),
         ("redis", "redis.py"),
-        ("console.data", "console/data.py"),
+        ("maskline.fares", "maskline/fares.py"),
         ("queue", "queue.py"),
     ],
 )
 def test_a_handler_module_under_a_name_that_is_taken_is_refused(project, handlers, file):
+    (project / file).parent.mkdir(exist_ok=True)
     (project / file).write_text(HANDLERS)
     environment = {
         "PATH": os.environ["PATH"], "MASKLINE_REDIS_URL": "redis://127.0.0.1:1", "MASKLINE_HANDLERS": handlers,
@@ -241,7 +238,7 @@ def test_a_handler_file_under_a_name_that_is_taken_is_taken_by_its_path(redis_se
 
 
 def test_a_handler_module_that_misses_what_maskline_hides_is_told(project):
-    (project / "fares" / "calls.py").write_text("from schemas import Order")
+    (project / "fares" / "calls.py").write_text("from redis import Order")
     environment = {
         "PATH": os.environ["PATH"], "MASKLINE_REDIS_URL": "redis://127.0.0.1:1", "MASKLINE_HANDLERS": "fares.calls",
     }  # fmt: skip
@@ -255,9 +252,7 @@ def test_a_handler_module_that_misses_what_maskline_hides_is_told(project):
         timeout=30,
     )
     assert done.returncode == 2
-    assert (
-        f"{project / 'schemas' / '__init__.py'} cannot be imported under this name: rename it" in done.stderr
-    )
+    assert f"{project / 'redis.py'} cannot be imported under this name: rename it" in done.stderr
 
 
 def test_an_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from whole_kit import ingest
 
 def ask(crew: Fleet, *arguments: str, **settings: Any) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-c", "from console.main import main; main()", "health", "--json", *arguments],
+        [sys.executable, "-c", "from maskline.console.main import main; main()", "health", "--json", *arguments],
         env=crew.environment(**settings), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == ""

@@ -19,7 +19,7 @@ from servers import free_port, wait_until
 from whole_kit import AUTH_ID, AUTH_TOKEN, Traffic
 
 LOUD = """
-from worker import on
+from maskline import on
 @on.every
 async def shout(event, ctx):
     for _ in range(20):
@@ -28,7 +28,7 @@ async def shout(event, ctx):
 
 PRINTING = """
 import sys
-from worker import on
+from maskline import on
 @on.every
 async def show(event, ctx):
     print(event.event_name, flush=True)
@@ -37,7 +37,7 @@ async def show(event, ctx):
 
 
 class Node:
-    """`python -m ingest` or `worker`, its stderr a pipe that is full from the start."""
+    """`python -m maskline.ingest` or `worker`, its stderr a pipe that is full from the start."""
 
     def __init__(self, *argv: str, environment: dict[str, str]) -> None:
         self.reader, writer = os.pipe()
@@ -48,7 +48,7 @@ class Node:
         os.set_blocking(writer, True)
         self.admin = environment["MASKLINE_ADMIN_PORT"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *argv],
+            [sys.executable, "-m", f"maskline.{argv[0]}", *argv[1:]],
             env=environment,
             stdout=writer,
             stderr=writer,

@@ -17,8 +17,8 @@ import aiohttp
 from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
 
-from ingest.signatures import sign_v3
-from schemas.parameters import FORM_TYPE, Parameters
+from maskline.ingest.signatures import sign_v3
+from maskline.schemas.parameters import FORM_TYPE, Parameters
 
 AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 SESSIONS = 16
@@ -33,7 +33,7 @@ def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
         | {"spool_dir": crew.directory / "spool"} | settings
     )  # fmt: skip
     with log.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "ingest"], env=environment, stderr=stderr)
+        process = subprocess.Popen([sys.executable, "-m", "maskline.ingest"], env=environment, stderr=stderr)
 
     def listens() -> Any:
         assert process.poll() is None, log.read_text()

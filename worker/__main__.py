@@ -1,4 +1,4 @@
-"""`python -m worker`: a worker, or several processes of one."""
+"""`python -m maskline.worker`: a worker, or several processes of one."""
 
 import argparse
 import asyncio
@@ -6,13 +6,13 @@ import gc
 from collections.abc import Awaitable
 from typing import Final
 
-from runtime import supervised
-from runtime.arguments import Parser
-from runtime.logs import configure_logging, wait_for_no_reader
-from runtime.process import EXIT_PROBLEM, cli, run
-from runtime.supervisor import SILENT_KILL_S, supervise
-from schemas.settings import load_settings
-from worker.node import WorkerNode
+from maskline.runtime import supervised
+from maskline.runtime.arguments import Parser
+from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.process import EXIT_PROBLEM, cli, run
+from maskline.runtime.supervisor import SILENT_KILL_S, supervise
+from maskline.schemas.settings import load_settings
+from maskline.worker.node import WorkerNode
 
 GC_YOUNG_MAX: Final = 50_000
 """Objects made and not dropped before the collector looks at them: some ten milliseconds' work. Next to nothing in a
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     wait_for_no_reader()
     if arguments.index is None and arguments.processes != 1:
         return supervise(
-            ["worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,
+            ["maskline.worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,
             silent_kill_s=max(SILENT_KILL_S, LEASES_LAPSED * settings.lease_ttl_ms / 1000),
         )  # fmt: skip
 

@@ -1,10 +1,10 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from schemas.errors import UndecodableEntryError
-from schemas.events import Event
-from schemas.shapes import Readers
-from worker.entries import ArrivalOf, DecodedEntries, Entries
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import Event
+from maskline.schemas.shapes import Readers
+from maskline.worker.entries import ArrivalOf, DecodedEntries, Entries
 
 class EntryReader:
     def __init__(

@@ -9,14 +9,14 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII
 
-from schemas._shapes cimport Readers
-from worker._slots cimport at_slot, check_fields, slot_of
+from maskline.schemas._shapes cimport Readers
+from maskline.worker._slots cimport at_slot, check_fields, slot_of
 
-from schemas.callback import CALLBACK_FIELD
-from schemas.errors import UndecodableEntryError
-from schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, SessionTimeout, UnknownEvent
-from worker.reorder import Arrival
-from worker.session import Entry
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, SessionTimeout, UnknownEvent
+from maskline.worker.reorder import Arrival
+from maskline.worker.session import Entry
 
 cdef enum:
     DIGITS_MAX = 15  # of milliseconds in an ID

@@ -1,9 +1,9 @@
 from collections.abc import Collection, Mapping
 
-from worker.partition import Partition
-from worker.reorder import Arrival, Policy, Release, Session
-from worker.session import LiveSession
-from worker.state import SessionState
+from maskline.worker.partition import Partition
+from maskline.worker.reorder import Arrival, Policy, Release, Session
+from maskline.worker.session import LiveSession
+from maskline.worker.state import SessionState
 
 def arrive_plainly(
     arrivals: list[Arrival],

@@ -13,8 +13,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport PyTypeObject
 from libc.string cimport memcpy
 
-from worker._slots cimport at_slot, check_fields, fill_slot, set_slot, slot_of
-from worker._wire cimport (
+from maskline.worker._slots cimport at_slot, check_fields, fill_slot, set_slot, slot_of
+from maskline.worker._wire cimport (
     CLOSED,
     ENDING_US,
     FLOOR_US,
@@ -30,10 +30,10 @@ from worker._wire cimport (
     plain_state,
 )
 
-from schemas.events import Event
-from worker.reorder import NONE_WAITING, Arrival, Release, Session
-from worker.session import NO_RELEASES, Entry, LiveSession
-from worker.state import NEW_SESSION, RELEASED_BYTES, RELEASED_REMEMBERED, LaneState, SessionState
+from maskline.schemas.events import Event
+from maskline.worker.reorder import NONE_WAITING, Arrival, Release, Session
+from maskline.worker.session import NO_RELEASES, Entry, LiveSession
+from maskline.worker.state import NEW_SESSION, RELEASED_BYTES, RELEASED_REMEMBERED, LaneState, SessionState
 
 cdef extern from "<string.h>":
     void *memmem(const void *haystack, size_t haystack_size, const void *needle, size_t needle_size) nogil

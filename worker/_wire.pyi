@@ -1,6 +1,6 @@
 from collections.abc import Collection, Iterable
 
-from worker.state import SessionState
+from maskline.worker.state import SessionState
 
 def pack_keys(prefix: str, names: Collection[str]) -> bytes: ...
 def pack_states(states: Iterable[SessionState]) -> tuple[bytes, list[int]]: ...

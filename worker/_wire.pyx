@@ -9,9 +9,9 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.string cimport memcmp, memcpy
 
-from worker._slots cimport at_slot, check_fields, slot_of
+from maskline.worker._slots cimport at_slot, check_fields, slot_of
 
-from worker.state import (
+from maskline.worker.state import (
     NEW_SESSION,
     RELEASED_BYTES,
     STATE_VERSION,

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from typing import Any, Final
 
-from runtime.clock import lease_clock
-from runtime.known_numbers import KNOWN_NUMBERS
-from runtime.logs import get_logger
-from runtime.tasks import BackgroundTasks
-from schemas.events import Event
-from worker.partition import Partition
-from worker.plain import Seat
-from worker.registry import BoundHandler
-from worker.session import LiveSession
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs import get_logger
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.events import Event
+from maskline.worker.partition import Partition
+from maskline.worker.plain import Seat
+from maskline.worker.registry import BoundHandler
+from maskline.worker.session import LiveSession
 
 SWEEP_INTERVAL_S: Final = 0.05
 """How late a time limit may strike."""

@@ -12,15 +12,15 @@ from typing import Any, Final
 
 import hiredis
 
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.keys import Keys
-from worker.connections import Connections
-from worker.partition import Partition
-from worker.scripts import COMMITTED, DIVERGED, FENCED
-from worker.scripts import commit as pack_commit
-from worker.stats import Stats
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.keys import Keys
+from maskline.worker.connections import Connections
+from maskline.worker.partition import Partition
+from maskline.worker.scripts import COMMITTED, DIVERGED, FENCED
+from maskline.worker.scripts import commit as pack_commit
+from maskline.worker.stats import Stats
 
 REPEAT_DELAY_S: Final = 0.1
 """After a commit that Redis refused, or that was under way when the connection was lost."""

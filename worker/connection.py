@@ -15,15 +15,15 @@ from typing import Final, cast
 
 from redis.exceptions import ResponseError
 
-from runtime.inspection import Inspection
-from runtime.layout import LayoutGate
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.redis_url import Server
-from runtime.store import CONNECT_TIMEOUT_S, MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
-from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError, MasklineError, RedisRefusesError
-from worker.scripts import load_scripts
+from maskline.runtime.inspection import Inspection
+from maskline.runtime.layout import LayoutGate
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.redis_url import Server
+from maskline.runtime.store import CONNECT_TIMEOUT_S, MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.errors import ConfigError, MasklineError, RedisRefusesError
+from maskline.worker.scripts import load_scripts
 
 SAY_AGAIN_S: Final = 60.0
 """Between log lines about one and the same reason: who looks into the log of an hour's outage finds it."""

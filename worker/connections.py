@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from runtime.inspection import Inspection
-from runtime.layout import LayoutGate
-from runtime.link import Link
-from runtime.redis_url import Server
-from runtime.shards import Shards
-from runtime.store import Store
-from runtime.tasks import BackgroundTasks
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker.connection import Connection
-from worker.partition import Partition
+from maskline.runtime.inspection import Inspection
+from maskline.runtime.layout import LayoutGate
+from maskline.runtime.link import Link
+from maskline.runtime.redis_url import Server
+from maskline.runtime.shards import Shards
+from maskline.runtime.store import Store
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker.connection import Connection
+from maskline.worker.partition import Partition
 
 READY_CHECK_S: Final = 0.05
 """How soon it is noticed that a server is back, by those who wait for it."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from runtime.logs import get_logger
-from worker.reorder import Order, Release
-from worker.session import Entry
+from maskline.runtime.logs import get_logger
+from maskline.worker.reorder import Order, Release
+from maskline.worker.session import Entry
 
 _log = get_logger("maskline.handler")
 

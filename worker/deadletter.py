@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from worker.causes import account_of, message_of, storable
-from worker.outcome import TrialFailedError, Verdict
-from worker.reorder import Arrival, Release
-from worker.session import Entry
+from maskline.worker.causes import account_of, message_of, storable
+from maskline.worker.outcome import TrialFailedError, Verdict
+from maskline.worker.reorder import Arrival, Release
+from maskline.worker.session import Entry
 
 DEAD_FIELD: Final = b"d"
 

@@ -17,25 +17,32 @@ from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Final
 
-from runtime.clock import lease_clock
-from runtime.known_numbers import KNOWN_NUMBERS
-from runtime.logs import get_logger
-from runtime.tasks import BackgroundTasks
-from schemas.events import Event
-from worker.attempts import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
-from worker.clean_context import CleanContext
-from worker.context import Context
-from worker.deadletter import letter_of, letter_of_fault
-from worker.gate import Gate
-from worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, judge, overtime, unstoppable
-from worker.partition import Partition
-from worker.plain import PlainHandlers, Seat
-from worker.registry import BoundHandler, Table
-from worker.reorder import Arrival, Release
-from worker.seats import Use
-from worker.session import LiveSession, Progress
-from worker.stats import Stats
-from worker.suspects import Case, Suspects
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs import get_logger
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.events import Event
+from maskline.worker.attempts import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
+from maskline.worker.clean_context import CleanContext
+from maskline.worker.context import Context
+from maskline.worker.deadletter import letter_of, letter_of_fault
+from maskline.worker.gate import Gate
+from maskline.worker.outcome import (
+    HandlerCrashedError,
+    TrialFailedError,
+    Verdict,
+    judge,
+    overtime,
+    unstoppable,
+)
+from maskline.worker.partition import Partition
+from maskline.worker.plain import PlainHandlers, Seat
+from maskline.worker.registry import BoundHandler, Table
+from maskline.worker.reorder import Arrival, Release
+from maskline.worker.seats import Use
+from maskline.worker.session import LiveSession, Progress
+from maskline.worker.stats import Stats
+from maskline.worker.suspects import Case, Suspects
 
 TURNS_MAX: Final = 64
 """Events a runner handles before it lets the event loop do other work, replies and commits foremost."""

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from schemas.callback import CALLBACK_FIELD, decode_callback
-from schemas.decode import NONE_IGNORED
-from schemas.errors import UndecodableEntryError
-from schemas.events import (
+from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
+from maskline.schemas.decode import NONE_IGNORED
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import (
     EVENT_TYPES,
     MAY_OPEN_CALL,
     MAY_OPEN_RECORDING,
@@ -16,17 +16,17 @@ from schemas.events import (
     SessionTimeout,
     UnknownEvent,
 )
-from schemas.memo import Memo
-from schemas.privacy import redact
-from schemas.shape_plans import REMEMBERED
-from schemas.shapes import Shapes
-from worker.causes import account_of
-from worker.deadletter import INTERNAL_ERROR, DeadLetter, reason_of_fault
-from worker.reorder import Arrival
-from worker.session import Entry
+from maskline.schemas.memo import Memo
+from maskline.schemas.privacy import redact
+from maskline.schemas.shape_plans import REMEMBERED
+from maskline.schemas.shapes import Shapes
+from maskline.worker.causes import account_of
+from maskline.worker.deadletter import INTERNAL_ERROR, DeadLetter, reason_of_fault
+from maskline.worker.reorder import Arrival
+from maskline.worker.session import Entry
 
 try:
-    from worker import _entries
+    from maskline.worker import _entries
 
     IN_C = True
 except ImportError:  # where there was no compiler, we are told so here

@@ -8,8 +8,8 @@ there are never more than those with unfinished events.
 from collections import deque
 from collections.abc import Callable
 
-from worker.attempts import Attempt
-from worker.session import LiveSession
+from maskline.worker.attempts import Attempt
+from maskline.worker.session import LiveSession
 
 
 class Gate:

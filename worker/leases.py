@@ -15,28 +15,28 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from runtime.clock import lease_clock
-from runtime.link import pack
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker import scripts
-from worker.commits import Committer
-from worker.connection import Connection
-from worker.connections import Connections
-from worker.dispatch import Dispatcher
-from worker.entries import entry_ms
-from worker.pace import Pace
-from worker.partition import Partition, PartitionSettings
-from worker.polling import Pollers
-from worker.reader import Batch, Reader
-from worker.reorder import Policy
-from worker.rounds import Rounds
-from worker.stats import Stats
-from worker.suspects import Suspects
-from worker.tenancy import RENEWALS_PER_LIFE, Answers, Decision, Tenancy, Trip
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.link import pack
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker import scripts
+from maskline.worker.commits import Committer
+from maskline.worker.connection import Connection
+from maskline.worker.connections import Connections
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.entries import entry_ms
+from maskline.worker.pace import Pace
+from maskline.worker.partition import Partition, PartitionSettings
+from maskline.worker.polling import Pollers
+from maskline.worker.reader import Batch, Reader
+from maskline.worker.reorder import Policy
+from maskline.worker.rounds import Rounds
+from maskline.worker.stats import Stats
+from maskline.worker.suspects import Suspects
+from maskline.worker.tenancy import RENEWALS_PER_LIFE, Answers, Decision, Tenancy, Trip
 
 PENDING_PAGE: Final = 256
 """Entries of the pending list read at a time when a partition is opened, at most."""

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from runtime.link import Link, pack
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker.connections import Connections
-from worker.partition import Partition
+from maskline.runtime.link import Link, pack
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker.connections import Connections
+from maskline.worker.partition import Partition
 
 LOOK_S: Final = 15.0
 """Between looks: as often as Prometheus usually asks."""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from runtime.vitals import vital_metrics
+from maskline.runtime.vitals import vital_metrics
 
 if TYPE_CHECKING:
-    from worker.node import WorkerNode
+    from maskline.worker.node import WorkerNode
 
 PREFIX = "maskline_worker_"
 

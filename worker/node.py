@@ -12,33 +12,33 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from runtime.admin import AdminServer, Health
-from runtime.hygiene import ServerReport
-from runtime.logs import get_logger
-from runtime.notes import Note
-from runtime.tasks import BackgroundTasks
-from runtime.vitals import vital_details
-from schemas.keys import Keys
-from schemas.settings import ADMIN_PORTS, Settings
-from worker.commits import Committer
-from worker.connections import Connections
-from worker.dispatch import Dispatcher
-from worker.entries import IN_C
-from worker.leases import LeaseKeeper
-from worker.letters import DeadLetters
-from worker.metrics import WorkerCollector
-from worker.partition import Partition, arrive_plainly
-from worker.polling import Pollers
-from worker.reader import Reader
-from worker.registry import bind, load_handlers
-from worker.resources import Resources
-from worker.retention import Retention
-from worker.seats import Use
-from worker.stats import Stats
-from worker.suspects import Suspects
-from worker.trials import Trials
-from worker.verification import HistoryVerifier
-from worker.watchdog import Watchdog
+from maskline.runtime.admin import AdminServer, Health
+from maskline.runtime.hygiene import ServerReport
+from maskline.runtime.logs import get_logger
+from maskline.runtime.notes import Note
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.runtime.vitals import vital_details
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import ADMIN_PORTS, Settings
+from maskline.worker.commits import Committer
+from maskline.worker.connections import Connections
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.entries import IN_C
+from maskline.worker.leases import LeaseKeeper
+from maskline.worker.letters import DeadLetters
+from maskline.worker.metrics import WorkerCollector
+from maskline.worker.partition import Partition, arrive_plainly
+from maskline.worker.polling import Pollers
+from maskline.worker.reader import Reader
+from maskline.worker.registry import bind, load_handlers
+from maskline.worker.resources import Resources
+from maskline.worker.retention import Retention
+from maskline.worker.seats import Use
+from maskline.worker.stats import Stats
+from maskline.worker.suspects import Suspects
+from maskline.worker.trials import Trials
+from maskline.worker.verification import HistoryVerifier
+from maskline.worker.watchdog import Watchdog
 
 STEP_MAX_S: Final = 0.5
 """For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple, TypeVar
 
-from schemas.errors import MasklineError
-from worker.causes import message_of
-from worker.registry import BoundHandler
-from worker.retry import RetryPolicy
+from maskline.schemas.errors import MasklineError
+from maskline.worker.causes import message_of
+from maskline.worker.registry import BoundHandler
+from maskline.worker.retry import RetryPolicy
 
 _Failure = TypeVar("_Failure", bound=BaseException)
 

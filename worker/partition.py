@@ -18,15 +18,15 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from schemas.errors import UndecodableEntryError
-from worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
-from worker.entries import Entries, entry_decoder, letter_of_undecodable
-from worker.history import Entry, Seen
-from worker.reorder import NONE_WAITING, Arrival, Policy, Release
-from worker.session import NO_RELEASES, LiveSession
-from worker.state import NEW_SESSION, SessionState, decode_state
-from worker.stats import Stats
-from worker.strikes import Suspicion
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.worker.deadletter import INTERNAL_ERROR, DeadLetter, encode_dead_letter, letter_of_fault
+from maskline.worker.entries import Entries, entry_decoder, letter_of_undecodable
+from maskline.worker.history import Entry, Seen
+from maskline.worker.reorder import NONE_WAITING, Arrival, Policy, Release
+from maskline.worker.session import NO_RELEASES, LiveSession
+from maskline.worker.state import NEW_SESSION, SessionState, decode_state
+from maskline.worker.stats import Stats
+from maskline.worker.strikes import Suspicion
 
 RUN_AHEAD_MAX: Final = 1_024
 """Entries taken in beyond the cursor that Redis knows. After a crash nobody can tell which of them were under way: it
@@ -500,7 +500,7 @@ EVICTION_INTERVAL_MS: Final = 1_000
 
 def _in_c() -> tuple[Callable[..., int], Callable[..., int]] | tuple[None, None]:
     try:
-        from worker import _order  # noqa: PLC0415 - where there was no compiler, we are told so here
+        from maskline.worker import _order  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
         return None, None
     return _order.arrive_plainly, _order.evict_plainly

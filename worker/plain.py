@@ -17,13 +17,13 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from worker import threads
-from worker.partition import Partition
-from worker.seats import Seats, Use
-from worker.session import LiveSession, Progress
-from worker.threads import REPEAT_S, HandlerThreads
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.worker import threads
+from maskline.worker.partition import Partition
+from maskline.worker.seats import Seats, Use
+from maskline.worker.session import LiveSession, Progress
+from maskline.worker.threads import REPEAT_S, HandlerThreads
 
 WAITS: Final = "a plain handler waits: its threads hang, and cannot be stopped"
 

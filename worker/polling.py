@@ -28,16 +28,16 @@ from typing import Any, Final
 
 import hiredis
 
-from runtime.link import Link, pack
-from runtime.logs import get_logger
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker.connection import Connection
-from worker.connections import Connections
-from worker.pace import SLOW_S, Pace
-from worker.partition import Partition
-from worker.read_request import ReadRequest
-from worker.reader import Intake, Reader
+from maskline.runtime.link import Link, pack
+from maskline.runtime.logs import get_logger
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker.connection import Connection
+from maskline.worker.connections import Connections
+from maskline.worker.pace import SLOW_S, Pace
+from maskline.worker.partition import Partition
+from maskline.worker.read_request import ReadRequest
+from maskline.worker.reader import Intake, Reader
 
 READ_PARTITION_MIN: Final = 4
 READ_PARTITION_MAX: Final = 256

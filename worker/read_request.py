@@ -4,8 +4,8 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from runtime.link import Link
-from worker.partition import Partition
+from maskline.runtime.link import Link
+from maskline.worker.partition import Partition
 
 
 class ReadRequest:

@@ -18,19 +18,19 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker.connection import Connection
-from worker.connections import Connections
-from worker.dispatch import Dispatcher
-from worker.entries import Entries, entry_ms
-from worker.partition import RUN_AHEAD_MAX, Decoded, Partition
-from worker.scripts import ask_states
-from worker.session import LiveSession
-from worker.stats import Stats
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker.connection import Connection
+from maskline.worker.connections import Connections
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.entries import Entries, entry_ms
+from maskline.worker.partition import RUN_AHEAD_MAX, Decoded, Partition
+from maskline.worker.scripts import ask_states
+from maskline.worker.session import LiveSession
+from maskline.worker.stats import Stats
 
 YIELD_EVERY: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""

@@ -18,10 +18,10 @@ from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_ty
 
 import msgspec
 
-from runtime import search_path
-from schemas.errors import ConfigError
-from schemas.events import EVENT_TYPES, Event, UnknownEvent
-from worker.retry import (
+from maskline.runtime import search_path
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.events import EVENT_TYPES, Event, UnknownEvent
+from maskline.worker.retry import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
     RETRIES_DEFAULT,

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
-from worker.state import (
+from maskline.worker.state import (
     NEW_SESSION,
     LaneState,
     SessionState,

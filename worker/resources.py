@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Final
 
-from runtime.logs import get_logger
-from schemas.errors import ConfigError
-from worker.registry import ResourceSpec
+from maskline.runtime.logs import get_logger
+from maskline.schemas.errors import ConfigError
+from maskline.worker.registry import ResourceSpec
 
 CLOSE_MIN_S: Final = 1.5
 """For closing all of them, where handlers have used up the time that a stop may take."""

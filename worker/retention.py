@@ -16,16 +16,16 @@ from typing import Any, Final
 
 import hiredis
 
-from runtime.link import Link
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker import scripts
-from worker.connections import Connections
-from worker.partition import Partition
-from worker.stats import Stats
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker import scripts
+from maskline.worker.connections import Connections
+from maskline.worker.partition import Partition
+from maskline.worker.stats import Stats
 
 ROUND_S: Final = 1.0
 """Each partition is looked at about so often."""

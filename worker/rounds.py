@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from runtime.clock import lease_clock
-from runtime.link import Link, pack
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker import scripts
-from worker.connection import Connection
-from worker.connections import Connections
-from worker.tenancy import Answers, Trip
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.link import Link, pack
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker import scripts
+from maskline.worker.connection import Connection
+from maskline.worker.connections import Connections
+from maskline.worker.tenancy import Answers, Trip
 
 _log = get_logger("maskline.worker")
 

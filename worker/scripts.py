@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from runtime.link import Link, pack
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker.partition import Commit
-from worker.strikes import MARKS_TTL_S, Mark, encode_mark
-from worker.wire import pack_arguments, pack_keys, pack_states, packed_command
+from maskline.runtime.link import Link, pack
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker.partition import Commit
+from maskline.worker.strikes import MARKS_TTL_S, Mark, encode_mark
+from maskline.worker.wire import pack_arguments, pack_keys, pack_states, packed_command
 
 CONSUMER: Final = "maskline"
 """The one consumer of every group: who owns a partition is said by the lease, not by the consumer's name."""

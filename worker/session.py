@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from schemas.events import Event
-from worker.reorder import NONE_WAITING, Release, Session
-from worker.state import SessionState
+from maskline.schemas.events import Event
+from maskline.worker.reorder import NONE_WAITING, Release, Session
+from maskline.worker.state import SessionState
 
 if TYPE_CHECKING:
-    from worker.partition import Partition
+    from maskline.worker.partition import Partition
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):

@@ -10,21 +10,21 @@ from typing import Final
 
 import hiredis
 
-from runtime.clock import lease_clock
-from runtime.logs import get_logger
-from runtime.seldom import Seldom
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker import scripts
-from worker.connections import Connections
-from worker.context import Context
-from worker.outcome import HandlerCrashedError
-from worker.partition import Partition
-from worker.registry import BoundHandler
-from worker.session import LiveSession
-from worker.stats import Stats
-from worker.strikes import Mark, Standing, State, Step, mark_field, step, suspicion
-from worker.trials import TrialImpossibleError, Trials
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.logs import get_logger
+from maskline.runtime.seldom import Seldom
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker import scripts
+from maskline.worker.connections import Connections
+from maskline.worker.context import Context
+from maskline.worker.outcome import HandlerCrashedError
+from maskline.worker.partition import Partition
+from maskline.worker.registry import BoundHandler
+from maskline.worker.session import LiveSession
+from maskline.worker.stats import Stats
+from maskline.worker.strikes import Mark, Standing, State, Step, mark_field, step, suspicion
+from maskline.worker.trials import TrialImpossibleError, Trials
 
 REPEAT_DELAY_S: Final = 0.1
 """After a mark that Redis refused, or that was under way when the connection was lost."""

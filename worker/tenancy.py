@@ -29,7 +29,7 @@ from itertools import chain, islice
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from worker.balance import plan, share
+from maskline.worker.balance import plan, share
 
 RENEWALS_PER_LIFE: Final = 3
 """Two trips may be lost before a lease is."""

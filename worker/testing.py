@@ -22,19 +22,19 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.errors import ConfigError
-from schemas.events import Event
-from schemas.parameters import FORM_TYPE
-from worker.context import Context
-from worker.deadletter import DeadLetter, decode_dead_letter
-from worker.dispatch import Dispatcher
-from worker.partition import Partition, PartitionSettings
-from worker.registry import BoundHandler, bind, load_handlers
-from worker.reorder import Order, Policy
-from worker.resources import Resources
-from worker.retry import RetryPolicy
-from worker.stats import Stats
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.events import Event
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.worker.context import Context
+from maskline.worker.deadletter import DeadLetter, decode_dead_letter
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.partition import Partition, PartitionSettings
+from maskline.worker.registry import BoundHandler, bind, load_handlers
+from maskline.worker.reorder import Order, Policy
+from maskline.worker.resources import Resources
+from maskline.worker.retry import RetryPolicy
+from maskline.worker.stats import Stats
 
 START_MS: Final = 1_767_225_600_000
 """Where the harness's time begins: 2026-01-01 00:00:00 UTC."""

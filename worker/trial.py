@@ -1,4 +1,6 @@
-"""`python -m worker.trial`: one handler, one event, in a process that may die of it. The worker's side is `trials`.
+"""`python -m maskline.worker.trial`: one handler, one event, in a process that may die of it.
+
+The worker's side is `trials`.
 
 Arguments: the descriptor of a socket, and the worker's process id. In comes a Request; out go Started, right before the
 handler is called, and Handled or Failed; or Impossible, where it does not come to that. Each is a msgpack map after its
@@ -21,23 +23,23 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from runtime.known_numbers import KNOWN_NUMBERS
-from runtime.logs import configure_logging, wait_for_no_reader
-from schemas.callback import CALLBACK_FIELD
-from schemas.errors import MasklineError
-from schemas.events import Event
-from schemas.privacy import set_token_key
-from schemas.settings import Settings
-from worker.causes import account_of, storable
-from worker.clean_context import CleanContext
-from worker.context import Context
-from worker.entries import entry_decoder
-from worker.outcome import judge
-from worker.registry import BoundHandler, bind, load_handlers, only
-from worker.reorder import Order, Release
-from worker.resources import Resources
-from worker.state import NEW_SESSION
-from worker.threads import HandlerThreads
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.errors import MasklineError
+from maskline.schemas.events import Event
+from maskline.schemas.privacy import set_token_key
+from maskline.schemas.settings import Settings
+from maskline.worker.causes import account_of, storable
+from maskline.worker.clean_context import CleanContext
+from maskline.worker.context import Context
+from maskline.worker.entries import entry_decoder
+from maskline.worker.outcome import judge
+from maskline.worker.registry import BoundHandler, bind, load_handlers, only
+from maskline.worker.reorder import Order, Release
+from maskline.worker.resources import Resources
+from maskline.worker.state import NEW_SESSION
+from maskline.worker.threads import HandlerThreads
 
 HEAD_BYTES: Final = 4
 

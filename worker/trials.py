@@ -16,16 +16,16 @@ from collections.abc import Collection
 from time import monotonic
 from typing import Final
 
-from runtime.logs import get_logger
-from schemas import privacy
-from schemas.errors import MasklineError
-from schemas.settings import Settings
-from worker.context import Context
-from worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, overtime
-from worker.registry import BoundHandler
-from worker.reorder import Release
-from worker.stats import Stats
-from worker.trial import (
+from maskline.runtime.logs import get_logger
+from maskline.schemas import privacy
+from maskline.schemas.errors import MasklineError
+from maskline.schemas.settings import Settings
+from maskline.worker.context import Context
+from maskline.worker.outcome import HandlerCrashedError, TrialFailedError, Verdict, overtime
+from maskline.worker.registry import BoundHandler
+from maskline.worker.reorder import Release
+from maskline.worker.stats import Stats
+from maskline.worker.trial import (
     CLOSE_S,
     HEAD_BYTES,
     REPORT_MAX_BYTES,
@@ -36,7 +36,7 @@ from worker.trial import (
     Started,
     decode_report,
 )
-from worker.trial import encode as encode_request
+from maskline.worker.trial import encode as encode_request
 
 START_S: Final = 60.0
 """Until the handler starts: its modules are imported and its resources opened first."""
@@ -151,7 +151,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     try:
         # In a process group of its own: a terminal's Ctrl-C is the worker's affair.
         return subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-P", "-m", "worker.trial", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "maskline.worker.trial", str(theirs.fileno()), str(os.getpid())],
             stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0,
         )  # fmt: skip
     except (OSError, ValueError) as error:

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import hiredis
 
-from runtime.link import Link
-from runtime.logs import get_logger
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from worker import scripts
-from worker.connection import Connection
-from worker.connections import Connections
-from worker.history import Seen, has_all
-from worker.partition import Partition
+from maskline.runtime.link import Link
+from maskline.runtime.logs import get_logger
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker import scripts
+from maskline.worker.connection import Connection
+from maskline.worker.connections import Connections
+from maskline.worker.history import Seen, has_all
+from maskline.worker.partition import Partition
 
 REPEAT_S: Final = 0.1
 """Until a partition is asked about again whose server did not answer, or refused to."""

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-from runtime.logs import get_logger
-from runtime.tasks import BackgroundTasks
+from maskline.runtime.logs import get_logger
+from maskline.runtime.tasks import BackgroundTasks
 
 BLOCKED_AFTER_S: Final = 1.0
 """The loop did not turn for so long: a warning. A fifth of the default lease."""

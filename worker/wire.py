@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from runtime.link import Argument, pack
-from worker.state import SessionState, encode_state
+from maskline.runtime.link import Argument, pack
+from maskline.worker.state import SessionState, encode_state
 
 
 def pack_arguments(*arguments: Argument) -> bytes:
@@ -32,7 +32,7 @@ def _quickest() -> tuple[
     Callable[[str, Collection[str]], bytes], Callable[[Iterable[SessionState]], tuple[bytes, list[int]]]
 ]:
     try:
-        from worker import _wire  # noqa: PLC0415 - where there was no compiler, we are told so here
+        from maskline.worker import _wire  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
         return pack_keys_in_python, pack_states_in_python
     return _wire.pack_keys, _wire.pack_states

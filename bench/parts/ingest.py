@@ -57,9 +57,9 @@ FASTIFY: Final = Server(
     verifies=True,
     stores=True,
 )
-MASKLINE: Final = Server("maskline", (sys.executable, "-m", "ingest"), verifies=True, stores=True)
+MASKLINE: Final = Server("maskline", (sys.executable, "-m", "maskline.ingest"), verifies=True, stores=True)
 MASKLINE_TWO: Final = Server(
-    "maskline, 2 processes, unpinned", (sys.executable, "-m", "ingest", "--processes", "2"),
+    "maskline, 2 processes, unpinned", (sys.executable, "-m", "maskline.ingest", "--processes", "2"),
     verifies=True, stores=True, pinned=False,
 )  # fmt: skip
 

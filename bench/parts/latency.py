@@ -118,7 +118,7 @@ def end_to_end(
         logs = HOME / "logs"
         with (
             process(MASKLINE.work, logs / "latency-worker.log", core=None, environment=environment) as worker,
-            process([sys.executable, "-m", "ingest"], logs / "latency-ingest.log", core=None,
+            process([sys.executable, "-m", "maskline.ingest"], logs / "latency-ingest.log", core=None,
                     environment=environment) as server,
         ):  # fmt: skip
             until_ready(MASKLINE, store, worker, PARTITIONS)

@@ -19,7 +19,7 @@ from bench.plan import CPU, CPU_RATIO, RATE, RATIO, Column, Options, Plan, Slice
 
 EACH: Final = "a commit each"
 MASKLINE: Final = "maskline"
-SERVERS: Final = {EACH: "bench.ingest.commit_each", MASKLINE: "ingest"}
+SERVERS: Final = {EACH: "bench.ingest.commit_each", MASKLINE: "maskline.ingest"}
 JOURNALS: Final = {EACH: "bench.spool.commit_each", MASKLINE: "bench.spool.maskline_spool"}
 
 

@@ -49,7 +49,7 @@ HANDWRITTEN: Final = Consumer(
     "hand-written", (sys.executable, "-m", "bench.worker.handwritten"), streams="one"
 )
 HANDWRITTEN_64: Final = HANDWRITTEN._replace(name="hand-written, 64 streams", streams="partitions")
-MASKLINE: Final = Consumer("maskline", (sys.executable, "-m", "worker"), streams="partitions")
+MASKLINE: Final = Consumer("maskline", (sys.executable, "-m", "maskline.worker"), streams="partitions")
 FASTSTREAM: Final = Consumer(
     "FastStream", (*_PEER, "bench.worker.with_faststream", "work"), _FASTSTREAM_LOAD, "callbacks"
 )

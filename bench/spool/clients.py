@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from zlib import crc32
 
 from bench import data
-from schemas.callback import RawCallback, encode_callback
-from schemas.parameters import FORM_TYPE
+from maskline.schemas.callback import RawCallback, encode_callback
+from maskline.schemas.parameters import FORM_TYPE
 
 CLIENTS = 64
 WARM_S = 0.3

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from bench.ingest.plain import run
 from bench.spool.clients import DIRECTORY, drive
-from ingest.metrics import Metrics
-from ingest.outcomes import AWAY
-from ingest.publisher import Load
-from ingest.spool import Spool
-from runtime.tasks import BackgroundTasks
-from schemas.settings import Settings
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcomes import AWAY
+from maskline.ingest.publisher import Load
+from maskline.ingest.spool import Spool
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.settings import Settings
 
 
 async def main() -> None:

@@ -15,7 +15,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from bench.worker.tally import handled, pause, pauses
-from schemas.callback import RawCallback
+from maskline.schemas.callback import RawCallback
 
 REDIS_URL = os.environ.get("BENCH_REDIS_URL", "")
 STREAMS = os.environ.get("BENCH_STREAMS", "").split(",")

@@ -1,8 +1,8 @@
-"""maskline's handler: `python -m worker` with MASKLINE_HANDLERS=bench.worker.maskline_handlers."""
+"""maskline's handler: `python -m maskline.worker` with MASKLINE_HANDLERS=bench.worker.maskline_handlers."""
 
 from bench.worker.tally import handled, pause, pauses
-from schemas import Event
-from worker import Context, on
+from maskline import Context, on
+from maskline.schemas import Event
 
 
 @on.every(retries=0)

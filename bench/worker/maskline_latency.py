@@ -10,8 +10,8 @@ from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from schemas import Event
-from worker import Context, on, resource
+from maskline import Context, on, resource
+from maskline.schemas import Event
 
 
 @resource

@@ -15,9 +15,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from console.account import find_account
-from console.arguments import natural, positive, rate, share, span
-from console.simulate.plan import (
+from maskline.console.account import find_account
+from maskline.console.arguments import natural, positive, rate, share, span
+from maskline.console.simulate.plan import (
     PlanOptions,
     Send,
     SessionPlan,
@@ -26,14 +26,14 @@ from console.simulate.plan import (
     interleave,
     plan_sessions,
 )
-from console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
-from console.simulate.report import Ledger, lines, report
-from console.simulate.sessions import SessionOptions
-from runtime.arguments import Parser
-from runtime.process import run
-from schemas.errors import ConfigError
-from schemas.setting_kinds import hide_secrets
-from schemas.settings import Settings, load_settings
+from maskline.console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
+from maskline.console.simulate.report import Ledger, lines, report
+from maskline.console.simulate.sessions import SessionOptions
+from maskline.runtime.arguments import Parser
+from maskline.runtime.process import run
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.setting_kinds import hide_secrets
+from maskline.schemas.settings import Settings, load_settings
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 DEFAULT_RATE: Final = 100.0

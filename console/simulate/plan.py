@@ -21,8 +21,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from console.simulate.sessions import SessionOptions, SimulatedEvent, make_session
-from schemas.parameters import FORM_TYPE, JSON_TYPE, Parameters
+from maskline.console.simulate.sessions import SessionOptions, SimulatedEvent, make_session
+from maskline.schemas.parameters import FORM_TYPE, JSON_TYPE, Parameters
 
 DISPLACED_MAX_S: Final = 1.0
 """How long a displaced callback may come late at most: far less than the gap timeout, 5 s by default."""

@@ -15,9 +15,9 @@ from uuid import uuid4
 import aiohttp
 from yarl import URL
 
-from console.simulate.plan import Send
-from ingest.signatures import sign_v3
-from schemas.parameters import Parameters, parse_pairs
+from maskline.console.simulate.plan import Send
+from maskline.ingest.signatures import sign_v3
+from maskline.schemas.parameters import Parameters, parse_pairs
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 40.0

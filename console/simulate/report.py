@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
-from console.simulate.plan import PlanOptions, Send, SessionPlan
-from console.simulate.player import Tally
+from maskline.console.simulate.plan import PlanOptions, Send, SessionPlan
+from maskline.console.simulate.player import Tally
 
 
 class Ledger:

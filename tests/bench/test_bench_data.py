@@ -10,9 +10,9 @@ from plivo.utils.signature_v3 import validate_v3_signature
 from bench import data
 from bench.parts.worker import LIGHT_ENTRIES, PARTITIONS, light_rounds, stream_function
 from bench.parts.worker import MASKLINE as WORKER
-from schemas.callback import decode_callback
-from schemas.decode import decode_event
-from schemas.keys import partition_of
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import decode_event
+from maskline.schemas.keys import partition_of
 
 
 def test_the_same_events_every_time():

@@ -43,9 +43,9 @@ from rich.console import Console
 from stage import Stage, open_stage
 from traffic import Traffic
 
-from schemas.callback import decode_callback
-from schemas.decode import decode_event
-from worker.deadletter import decode_dead_letter
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import decode_event
+from maskline.worker.deadletter import decode_dead_letter
 
 DURATION_S, RATE = 300.0, 400.0
 SEED_MAX = 999_999

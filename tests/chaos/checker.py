@@ -39,7 +39,7 @@ from typing import NamedTuple
 
 from history import Asked, Began, Ended, Exit, Fault, History, Left, Letter, Terms
 
-from schemas.keys import partition_of
+from maskline.schemas.keys import partition_of
 
 PROMISES = ("lost", "misordered", "doubled", "held_up", "left", "unexplained")
 

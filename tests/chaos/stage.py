@@ -28,7 +28,7 @@ from replicated_kit import Replicated
 from servers import RedisServer
 from traffic import AUTH_ID, AUTH_TOKEN
 
-from schemas.keys import Keys
+from maskline.schemas.keys import Keys
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0
@@ -82,7 +82,8 @@ class Node:
         threading.Thread(target=self._read_log, args=(reader,)).start()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self.role, env=self._environment, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL,
+                sys.executable, "-m", f"maskline.{self.role}", env=self._environment, cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
                 stdout=writer, stderr=writer, start_new_session=True,
             )  # fmt: skip
         finally:

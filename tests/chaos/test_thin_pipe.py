@@ -15,9 +15,9 @@ from process_kit import PATIENCE_S, Fleet, callback, fleet
 from proxy import Proxy
 from servers import RedisServer
 
-from runtime.link import REPLY_TIMEOUT_S
-from schemas.callback import CALLBACK_FIELD
-from worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
+from maskline.runtime.link import REPLY_TIMEOUT_S
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 PIPE_BYTES_S = 300_000

@@ -28,10 +28,10 @@ import aiohttp
 from chaos_handlers import DO, TAG
 from history import Asked
 
-from console.simulate.sessions import SessionOptions, make_session
-from ingest.signatures import sign_v3
-from schemas.parameters import FORM_TYPE, Parameters
-from schemas.values import read_time
+from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.ingest.signatures import sign_v3
+from maskline.schemas.parameters import FORM_TYPE, Parameters
+from maskline.schemas.values import read_time
 
 AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 

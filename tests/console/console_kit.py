@@ -3,12 +3,12 @@
 from types import ModuleType
 from urllib.parse import urlencode
 
-from console.main import main
-from schemas import Event, RawCallback, encode_callback
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import Keys, partition_of
-from schemas.settings import Settings
-from worker import on
+from maskline import on
+from maskline.console.main import main
+from maskline.schemas import Event, RawCallback, encode_callback
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import Keys, partition_of
+from maskline.schemas.settings import Settings
 
 PARTITIONS = 4
 NUMBER = "+14155550123"

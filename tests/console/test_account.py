@@ -2,9 +2,9 @@ import stat
 
 import pytest
 
-from console.account import Account, find_account, throw_away_account
-from schemas.errors import ConfigError
-from schemas.settings import Settings
+from maskline.console.account import Account, find_account, throw_away_account
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.settings import Settings
 
 TWO = Settings(auth_tokens=(("MA1", "old"), ("MA1", "new"), ("MA2", "other")))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from console.commands import COMMANDS
-from console.main import main
-from schemas.errors import ConfigError
+from maskline.console.commands import COMMANDS
+from maskline.console.main import main
+from maskline.schemas.errors import ConfigError
 
 MASKLINE = Path(sys.executable).with_name("maskline")
 
@@ -118,8 +118,9 @@ def test_every_command_is_there(name, capsys):
 
 def test_a_command_loads_only_what_it_needs():
     code = (
-        "import sys, console.commands, console.main\n"
-        "print(*(m for m in ('aiohttp', 'console.dev', 'worker', 'ingest') if m in sys.modules))"
+        "import sys, maskline.console.commands, maskline.console.main\n"
+        "names = ('aiohttp', 'maskline.console.dev', 'maskline.worker', 'maskline.ingest')\n"
+        "print(*(m for m in names if m in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

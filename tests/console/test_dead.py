@@ -6,15 +6,15 @@ import pytest
 from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_module, publish, settings_for
 from servers import wait_until
 
-from console.dead import NoSuchLetterError
-from console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
-from console.main import main
-from runtime.link import Link
-from schemas.errors import ConfigError
-from schemas.keys import Keys
-from worker import Reject
-from worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
-from worker.node import WorkerNode
+from maskline import Reject
+from maskline.console.dead import NoSuchLetterError
+from maskline.console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
+from maskline.console.main import main
+from maskline.runtime.link import Link
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.keys import Keys
+from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
+from maskline.worker.node import WorkerNode
 
 CONTRACT = {
     "id",

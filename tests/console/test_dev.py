@@ -262,7 +262,7 @@ def test_a_set_port_that_is_taken_is_an_error(dev):
 
 def test_own_server_and_own_handlers(dev, tmp_path, redis_server, namespace):
     (tmp_path / "mine.py").write_text(
-        "from schemas import SessionTimeout\nfrom worker import on\n\n"
+        "from maskline.events import SessionTimeout\nfrom maskline import on\n\n"
         "@on(SessionTimeout)\nasync def mine(event, ctx):\n    ctx.log.info('handled by mine')\n"
     )
     running = dev(

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from console import embedded
-from console.embedded import EmbeddedServer, find_server
-from schemas.errors import ConfigError
+from maskline.console import embedded
+from maskline.console.embedded import EmbeddedServer, find_server
+from maskline.schemas.errors import ConfigError
 
 DEV_THAT_IS_KILLED = """
 import asyncio, sys
 from pathlib import Path
-from console.embedded import EmbeddedServer
+from maskline.console.embedded import EmbeddedServer
 
 async def main():
     server = EmbeddedServer(Path(sys.argv[1]))

@@ -14,13 +14,13 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from console import health
-from console.health import Answer, Target, find, line, verdict
-from console.main import main
-from runtime import notes
-from runtime.admin import AdminServer, Health
-from runtime.notes import Note, leave
-from schemas.settings import ADMIN_PORTS, Settings, load_settings
+from maskline.console import health
+from maskline.console.health import Answer, Target, find, line, verdict
+from maskline.console.main import main
+from maskline.runtime import notes
+from maskline.runtime.admin import AdminServer, Health
+from maskline.runtime.notes import Note, leave
+from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
 
 WELL = Health(ok=True, details={"stopping": False})
 
@@ -216,7 +216,7 @@ async def test_whatever_answers(capsys, monkeypatch, reply, why):
 )
 def test_wrong_settings_and_usage_are_exit_code_2_and_one_line(arguments, setting, named):
     environ = {"PATH": "/usr/bin", setting[0]: setting[1]}
-    program = "from console.main import main; main()"
+    program = "from maskline.console.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "health", *arguments],
         env=environ, capture_output=True, text=True, check=False,
@@ -230,7 +230,7 @@ def test_wrong_settings_and_usage_are_exit_code_2_and_one_line(arguments, settin
 def test_it_loads_the_settings_and_little_else():
     """It runs every few seconds, on each node."""
     program = (
-        "import sys\nfrom console.main import main\n"
+        "import sys\nfrom maskline.console.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, *sys.modules)"
     )
     environ = {"PATH": "/usr/bin", "MASKLINE_ADMIN_PORT": "0", "MASKLINE_NAMESPACE": "of-nobody"}
@@ -251,8 +251,12 @@ def test_it_loads_the_settings_and_little_else():
         "prometheus_client",
     }
     assert not heavy & set(modules)
-    ours = {name for name in modules if name.partition(".")[0] in ("ingest", "worker", "handlers", "console")}
-    assert ours == {"console", "console.main", "console.health"}
+    ours = {
+        name
+        for name in modules
+        if name.startswith(("maskline.ingest", "maskline.worker", "maskline.handlers", "maskline.console"))
+    }
+    assert ours == {"maskline.console", "maskline.console.main", "maskline.console.health"}
 
 
 # Decisions

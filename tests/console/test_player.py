@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 from plivo.utils import validate_v3_signature
 
-from console.simulate.plan import PlanOptions, interleave, plan_sessions
-from console.simulate.player import Player, Target
-from console.simulate.report import Ledger, lines, percentile, report
-from console.simulate.sessions import SessionOptions
+from maskline.console.simulate.plan import PlanOptions, interleave, plan_sessions
+from maskline.console.simulate.player import Player, Target
+from maskline.console.simulate.report import Ledger, lines, percentile, report
+from maskline.console.simulate.sessions import SessionOptions
 
 TOKEN = "not-a-real-token"
 

@@ -5,12 +5,12 @@ from collections import defaultdict
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from console.simulate.plan import PlanOptions, expectation, plan_session
-from console.simulate.sessions import SessionOptions
-from schemas import RawCallback
-from schemas.decode import decode_event
-from schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
-from worker.reorder import Arrival, Duplicate, Policy, Session
+from maskline.console.simulate.plan import PlanOptions, expectation, plan_session
+from maskline.console.simulate.sessions import SessionOptions
+from maskline.schemas import RawCallback
+from maskline.schemas.decode import decode_event
+from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
+from maskline.worker.reorder import Arrival, Duplicate, Policy, Session
 
 STEP_MS = 100
 """Between two arrivals: a displaced callback is there long before the gap timeout."""

@@ -4,7 +4,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.simulate.plan import (
+from maskline.console.simulate.plan import (
     DUPLICATE_WINDOW,
     PlanOptions,
     expectation,
@@ -13,8 +13,8 @@ from console.simulate.plan import (
     plan_session,
     plan_sessions,
 )
-from console.simulate.sessions import SessionOptions, make_session
-from schemas.parameters import parse_parameters
+from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.schemas.parameters import parse_parameters
 
 # Each example makes a handful of whole sessions.
 FEW = settings(max_examples=40)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from console.simulate.sessions import SessionOptions, make_session
-from schemas import RawCallback
-from schemas.decode import decode_event
-from schemas.events import EVENT_TYPES
-from schemas.privacy import NUMBER_ATTRIBUTES
+from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.schemas import RawCallback
+from maskline.schemas.decode import decode_event
+from maskline.schemas.events import EVENT_TYPES
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES
 
 FICTION = re.compile(r"\+?(1[2-9]\d\d55501\d\d|447700900\d\d\d)\Z")
 OLD_ONLY = {"SessionFirstPartyHangup", "SessionSecondPartyHangup"}

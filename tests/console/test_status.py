@@ -5,8 +5,8 @@ import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
-from console.inquiry import Inquiry, Servers
-from console.status import (
+from maskline.console.inquiry import Inquiry, Servers
+from maskline.console.status import (
     PartitionStatus,
     RedisStatus,
     Status,
@@ -15,10 +15,10 @@ from console.status import (
     find_warnings,
     read_status,
 )
-from runtime.store import Store
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from worker.node import WorkerNode
+from maskline.runtime.store import Store
+from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.worker.node import WorkerNode
 
 
 async def status_of(settings):
@@ -118,7 +118,7 @@ def test_redis_away(own_redis, namespace, monkeypatch):
 def test_no_redis_set(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MASKLINE_REDIS_URL", raising=False)
-    from console.main import main
+    from maskline.console.main import main
 
     with pytest.raises(ConfigError, match="no maskline dev runs in this directory"):
         main(["status"])

@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from console import view as view_module
-from console.arrivals import Arrivals
-from console.demo import judge
-from console.live import Handled, listen
-from console.view import Counts, View, event_line, summary_line
-from runtime.store import Store
-from schemas import RawCallback, encode_callback
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import Keys
-from schemas.settings import Settings
+from maskline.console import view as view_module
+from maskline.console.arrivals import Arrivals
+from maskline.console.demo import judge
+from maskline.console.live import Handled, listen
+from maskline.console.view import Counts, View, event_line, summary_line
+from maskline.runtime.store import Store
+from maskline.schemas import RawCallback, encode_callback
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 
 NOW = datetime(2026, 1, 5, 9, 1, 2, 345_678, tzinfo=UTC)
 

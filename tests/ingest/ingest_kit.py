@@ -10,12 +10,12 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from ingest.node import IngestNode
-from ingest.signatures import sign_v3
-from schemas.callback import RawCallback, decode_callback
-from schemas.keys import Keys
-from schemas.parameters import Parameters
-from schemas.settings import Settings
+from maskline.ingest.node import IngestNode
+from maskline.ingest.signatures import sign_v3
+from maskline.schemas.callback import RawCallback, decode_callback
+from maskline.schemas.keys import Keys
+from maskline.schemas.parameters import Parameters
+from maskline.schemas.settings import Settings
 
 MAIN = "MAXXXXXXXXXXXXXXXXXX"
 SUB = "SAXXXXXXXXXXXXXXXXXX"

@@ -1,4 +1,4 @@
-"""`python -m ingest` as processes, and clients that note what they were answered."""
+"""`python -m maskline.ingest` as processes, and clients that note what they were answered."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,11 @@ from typing import Any
 import ingest_kit
 from ingest_kit import MAIN, MAIN_TOKEN, Client, Request, stored
 
-from schemas.settings import Settings
+from maskline.schemas.settings import Settings
 
 
 class Process:
-    """`python -m ingest` with settings in its environment."""
+    """`python -m maskline.ingest` with settings in its environment."""
 
     def __init__(self, *arguments: str, **settings: Any) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")}
@@ -30,7 +30,10 @@ class Process:
         self.log = ""
         """What it has written so far, as far as it was read."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ingest", *arguments], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "maskline.ingest", *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def port(self) -> int:

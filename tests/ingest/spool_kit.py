@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 from zlib import crc32
 
-from ingest.connector import Connector
-from ingest.drain import Drain, Pace
-from ingest.keeper import Keeper
-from ingest.metrics import Metrics
-from ingest.outcomes import NotKeptError
-from ingest.outlets import Outlets
-from ingest.publisher import Load, Publisher
-from ingest.spool import Spool
-from runtime.tasks import BackgroundTasks
-from schemas.keys import Keys
-from schemas.settings import Settings
+from maskline.ingest.connector import Connector
+from maskline.ingest.drain import Drain, Pace
+from maskline.ingest.keeper import Keeper
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcomes import NotKeptError
+from maskline.ingest.outlets import Outlets
+from maskline.ingest.publisher import Load, Publisher
+from maskline.ingest.spool import Spool
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 
 FINISH_S = 5.0
 

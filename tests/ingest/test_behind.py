@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ingest_kit import MAIN, PAIRS, Client, Request, ask, node_settings, stored
 from test_ingest_http import BODY, BODY_PAIRS, chunked
 
-from ingest.node import IngestNode
+from maskline.ingest.node import IngestNode
 
 KEPT = {
     "get": Request(method="GET", query=PAIRS),
@@ -42,8 +42,8 @@ GARBAGE = [b"x", b" ", b"\0", b"\n", b"\xff\xfe", b"xyz\r\n\r\n", b"\x16\x03\x01
 
 @pytest.fixture(params=[True, False], ids=["quick", "parsed"])
 async def node(redis_server, namespace, monkeypatch, request) -> AsyncIterator[IngestNode]:
-    monkeypatch.setattr("ingest.server.QUICK", request.param)
-    monkeypatch.setattr("ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.server.QUICK", request.param)
+    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     for _ in range(3):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest import bodies
-from ingest.bodies import ChunkedBody, LengthBody, Reading
-from ingest.intake import Refused
-from ingest.request_heads import END, RequestHead, read_head
+from maskline.ingest import bodies
+from maskline.ingest.bodies import ChunkedBody, LengthBody, Reading
+from maskline.ingest.intake import Refused
+from maskline.ingest.request_heads import END, RequestHead, read_head
 
 MAX_BYTES = 1_000
 BEHIND = b"GET / HTTP/1.1\r\n"

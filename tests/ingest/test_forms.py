@@ -7,13 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS
 
-from ingest import forms
-from ingest.forms import Form, Forms
-from ingest.signatures import v3_middles, v3_texts
-from schemas import forms as cutting
-from schemas.errors import NotDecodableError
-from schemas.parameters import Parameters, parse_pairs, unquote_plus
-from schemas.values import is_null
+from maskline.ingest import forms
+from maskline.ingest.forms import Form, Forms
+from maskline.ingest.signatures import v3_middles, v3_texts
+from maskline.schemas import forms as cutting
+from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.parameters import Parameters, parse_pairs, unquote_plus
+from maskline.schemas.values import is_null
 
 NAMES = ["SessionUUID", "EventName", "From", "Amount", "é", ""]
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from ingest.origin import Origin
-from schemas.settings import load_settings
+from maskline.ingest.origin import Origin
+from maskline.schemas.settings import load_settings
 
 MAPPED = 0xFFFF << 32
 IPV4 = st.ip_addresses(v=4)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ingest_kit import Request
 
-from ingest import heads
-from ingest.aiohttp_parser import END
-from ingest.heads import GROUPS, HeadLayout, HeadLayouts, is_ordinary
-from ingest.request_heads import RequestHead, read_head
+from maskline.ingest import heads
+from maskline.ingest.aiohttp_parser import END
+from maskline.ingest.heads import GROUPS, HeadLayout, HeadLayouts, is_ordinary
+from maskline.ingest.request_heads import RequestHead, read_head
 
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
 

@@ -11,10 +11,10 @@ import pytest
 from ingest_kit import Client, Request, ask, node_settings, stored, until
 from ingest_processes import hammer, marks
 
-from ingest.__main__ import main
-from ingest.node import IngestNode
-from schemas.errors import ConfigError
-from schemas.settings import Settings
+from maskline.ingest.__main__ import main
+from maskline.ingest.node import IngestNode
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.settings import Settings
 
 GOOD = Request()
 

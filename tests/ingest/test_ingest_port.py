@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from ingest_kit import Client, Request, ask
 
-from ingest.__main__ import _hold
+from maskline.ingest.__main__ import _hold
 
 
 def left_in_time_wait(host: str) -> int:

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ingest import signatures
-from ingest.accounts import Accounts
-from ingest.intake import Accepted, Intake, Refused
-from ingest.origin import Origin
-from ingest.signatures import LISTED_MAX, sign_v2, sign_v3
-from schemas.callback import decode_callback
-from schemas.decode import decode_event
-from schemas.errors import UndecodableEntryError
-from schemas.keys import partition_of
-from schemas.parameters import Parameters
+from maskline.ingest import signatures
+from maskline.ingest.accounts import Accounts
+from maskline.ingest.intake import Accepted, Intake, Refused
+from maskline.ingest.origin import Origin
+from maskline.ingest.signatures import LISTED_MAX, sign_v2, sign_v3
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import decode_event
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.keys import partition_of
+from maskline.schemas.parameters import Parameters
 
 URL = "https://hooks.example.com/callbacks"
 SETTINGS = node_settings("redis://unused", "n", public_url="https://hooks.example.com", partitions=16)

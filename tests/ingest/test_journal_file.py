@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.journal_file import HELD_BUCKETS, JournalFile
-from ingest.spool_directory import wal_of
-from ingest.spool_errors import DamagedError, SpoolError
+from maskline.ingest.journal_file import HELD_BUCKETS, JournalFile
+from maskline.ingest.spool_directory import wal_of
+from maskline.ingest.spool_errors import DamagedError, SpoolError
 
 MIB = 1 << 20
 

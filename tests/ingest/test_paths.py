@@ -9,12 +9,12 @@ from ingest_kit import MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
-from ingest.intake import Accepted, Intake, Refused
-from ingest.paths import account_in, why_unknown
-from ingest.refusals import RefusalLog
-from ingest.signatures import sign_v2, sign_v3
-from schemas.callback import decode_callback
-from schemas.parameters import Parameters
+from maskline.ingest.intake import Accepted, Intake, Refused
+from maskline.ingest.paths import account_in, why_unknown
+from maskline.ingest.refusals import RefusalLog
+from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.parameters import Parameters
 
 INTAKE = Intake(node_settings("redis://unused", "n", accept_v2=True))
 

@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 import pytest
 from ingest_kit import node_settings, until
 
-from ingest.metrics import Metrics
-from ingest.outcomes import NotKeptError
-from ingest.outlets import Outlets
-from ingest.publisher import BATCHES_MAX, Load, Publisher
-from runtime.store import Store
-from runtime.tasks import BackgroundTasks
-from schemas.keys import Keys
-from schemas.settings import Settings
+from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcomes import NotKeptError
+from maskline.ingest.outlets import Outlets
+from maskline.ingest.publisher import BATCHES_MAX, Load, Publisher
+from maskline.runtime.store import Store
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 
 
 @asynccontextmanager

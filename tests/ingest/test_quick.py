@@ -8,15 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
-from ingest import heads, quick
-from ingest.aiohttp_parser import END
-from ingest.forms import Forms
-from ingest.heads import is_ordinary
-from ingest.intake import Accepted, Intake, Refused
-from ingest.quick import Quick
-from ingest.request_heads import RequestHead, read_head
-from ingest.signatures import sign_v2, sign_v3
-from schemas.parameters import Parameters
+from maskline.ingest import heads, quick
+from maskline.ingest.aiohttp_parser import END
+from maskline.ingest.forms import Forms
+from maskline.ingest.heads import is_ordinary
+from maskline.ingest.intake import Accepted, Intake, Refused
+from maskline.ingest.quick import Quick
+from maskline.ingest.request_heads import RequestHead, read_head
+from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.schemas.parameters import Parameters
 
 NOW = 1_700_000_000_000
 INTAKE = Intake(

@@ -11,15 +11,15 @@ from in_c_kit import BUILT
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, Request, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from ingest.intake import Accepted, Intake, Refused
-from ingest.signatures import sign_v2, sign_v3
-from schemas import shape_sources, shapes
-from schemas.callback import decode_callback
-from schemas.decode import decode_event, event_from_pairs, parameter_pairs
-from schemas.errors import UndecodableEntryError
-from schemas.keys import partition_of
-from schemas.parameters import Parameters
-from schemas.shapes import LEARN_AFTER, Shapes
+from maskline.ingest.intake import Accepted, Intake, Refused
+from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.schemas import shape_sources, shapes
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.keys import partition_of
+from maskline.schemas.parameters import Parameters
+from maskline.schemas.shapes import LEARN_AFTER, Shapes
 
 URL = "http://h/callbacks"
 INTAKES = {

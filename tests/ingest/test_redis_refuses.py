@@ -12,9 +12,9 @@ import pytest
 import redis
 from ingest_kit import Request, ask, node_settings, stored, until
 
-from ingest.node import IngestNode
-from runtime import inspection
-from schemas.settings import Settings, load_settings
+from maskline.ingest.node import IngestNode
+from maskline.runtime import inspection
+from maskline.schemas.settings import Settings, load_settings
 
 GOOD = Request()
 

@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS, Request
 
-from ingest import request_heads
-from ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX
-from ingest.intake import Refused
-from ingest.request_heads import (
+from maskline.ingest import request_heads
+from maskline.ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX
+from maskline.ingest.intake import Refused
+from maskline.ingest.request_heads import (
     HEAD_MAX_BYTES,
     NO_HOST,
     RequestHead,

@@ -10,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plivo.utils import validate_signature, validate_v3_signature
 
-from ingest.signatures import LISTED_MAX, Token, listed_values, sign_v2, sign_v3, v3_middles, v3_texts
-from schemas.parameters import Parameters, parse_pairs, parse_parameters
+from maskline.ingest.signatures import (
+    LISTED_MAX,
+    Token,
+    listed_values,
+    sign_v2,
+    sign_v3,
+    v3_middles,
+    v3_texts,
+)
+from maskline.schemas.parameters import Parameters, parse_pairs, parse_parameters
 
 # The SDK hands parse_qs bytes; older Pythons encode what it decodes as ASCII.
 SDK_READS_NON_ASCII_QUERIES = sys.version_info >= (3, 12)

@@ -7,8 +7,8 @@ import pytest
 from ingest_kit import node_settings
 from structlog.testing import capture_logs
 
-from ingest.node import IngestNode
-from runtime import mounts
+from maskline.ingest.node import IngestNode
+from maskline.runtime import mounts
 
 WARNING = "the spool does not outlive a crash: put it on a volume"
 

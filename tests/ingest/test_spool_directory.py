@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest.spool_directory import SpoolDirectory, _why_unusable, remedy
-from schemas.errors import ConfigError
+from maskline.ingest.spool_directory import SpoolDirectory, _why_unusable, remedy
+from maskline.schemas.errors import ConfigError
 
 
 def test_each_takes_the_lowest_free_slot(tmp_path):

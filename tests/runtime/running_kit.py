@@ -60,10 +60,10 @@ PRELUDE = """
 import asyncio, os, signal, sys, threading, time
 if "no-uvloop" in sys.argv:
     sys.modules["uvloop"] = None
-from runtime import ending, process, signals, supervised, supervisor
-from runtime.logs import configure_logging
-from schemas.errors import *
-from schemas.settings import Settings
+from maskline.runtime import ending, process, signals, supervised, supervisor
+from maskline.runtime.logs import configure_logging
+from maskline.schemas.errors import *
+from maskline.schemas.settings import Settings
 configure_logging(Settings(log_format="json"))
 
 def say(*words):

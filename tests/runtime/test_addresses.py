@@ -12,12 +12,12 @@ import pytest
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from runtime.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
-from runtime.link import Link
-from runtime.redis_url import Server
-from runtime.store import Store
-from schemas.errors import RedisRefusesError, RedisUnavailableError
-from schemas.settings import Settings
+from maskline.runtime.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
+from maskline.runtime.link import Link
+from maskline.runtime.redis_url import Server
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 NAME = "redis.example.com"
 DEAD, ALIVE, THIRD = "127.0.0.2", "127.0.0.1", "127.0.0.3"

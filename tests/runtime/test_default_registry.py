@@ -15,11 +15,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 
-from runtime import default_registry
-from runtime.admin import AdminServer, Health
-from runtime.default_registry import DefaultRegistry, left_out
-from runtime.vitals import vital_metrics
-from schemas.privacy import number_token
+from maskline.runtime import default_registry
+from maskline.runtime.admin import AdminServer, Health
+from maskline.runtime.default_registry import DefaultRegistry, left_out
+from maskline.runtime.vitals import vital_metrics
+from maskline.schemas.privacy import number_token
 
 ACCEPTS = [
     "",

@@ -3,10 +3,10 @@
 import pytest
 from servers import RedisServer, binary_of, plain_reply, server_kinds, wait_until
 
-from runtime.hygiene import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
-from runtime.store import Store
-from schemas.errors import RedisUnavailableError
-from schemas.settings import Settings
+from maskline.runtime.hygiene import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 GOOD = {
     "redis_version": "8.2.3", "maxmemory": "0", "maxmemory_policy": "noeviction", "used_memory": "1000000",

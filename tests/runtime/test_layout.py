@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from servers import free_port
 
-from runtime.layout import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
-from runtime.redis_url import Server
-from runtime.store import Store
-from schemas import privacy
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import load_settings
+from maskline.runtime.layout import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
+from maskline.runtime.redis_url import Server
+from maskline.runtime.store import Store
+from maskline.schemas import privacy
+from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from servers import wait_until
 
-from runtime import line_writer
-from runtime.line_writer import PIECE_MAX_BYTES, QUEUE_MAX_BYTES, QUEUE_MAX_LINES, LineWriter
+from maskline.runtime import line_writer
+from maskline.runtime.line_writer import PIECE_MAX_BYTES, QUEUE_MAX_BYTES, QUEUE_MAX_LINES, LineWriter
 
 QUICK_S = 5.0
 """A write that waits for a reader never returns; one that does not takes microseconds."""
@@ -209,8 +209,8 @@ def test_the_exit_waits_for_a_reader_that_reads_and_not_for_one_that_does_not(pi
 
 PRELUDE = """
 import os, signal, sys, threading, time
-from runtime.logs import *
-from schemas.settings import Settings
+from maskline.runtime.logs import *
+from maskline.schemas.settings import Settings
 configure_logging(Settings(log_format="json"))
 log = get_logger("a")
 """
@@ -231,11 +231,11 @@ def run(body):
 ENDS = {
     "an end": ("", 0),
     "an error": ("raise ValueError", 1),
-    "a complaint": (("from runtime.process import cli; from schemas.errors import ConfigError\n"
+    "a complaint": (("from maskline.runtime.process import cli; from maskline.schemas.errors import ConfigError\n"
                     "def main(argv): raise ConfigError('no')\ncli(main)"), 2),
     "what cannot be raised": ("class A:\n  def __del__(self): raise ValueError\nA()", 0),
     "a print": ("wait_for_no_reader()\nfor _ in range(10): print('x' * 10_000, file=sys.stderr)", 0),
-    "a hang at the stop": (("import asyncio\nfrom runtime import process\nprocess.GRACE_MS = 0\n"
+    "a hang at the stop": (("import asyncio\nfrom maskline.runtime import process\nprocess.GRACE_MS = 0\n"
                            "async def main(stop):\n  os.kill(os.getpid(), signal.SIGTERM)\n  time.sleep(60)\n"
                            "process.run(main, stop_timeout_ms=100)"), 1),
 }  # fmt: skip

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from servers import wait_until
 
-from runtime import link as link_module
-from runtime.link import Link, pack
-from runtime.store import Store
-from schemas.errors import RedisUnavailableError
-from schemas.settings import Settings
+from maskline.runtime import link as link_module
+from maskline.runtime.link import Link, pack
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 PATIENCE_S = 20.0
 

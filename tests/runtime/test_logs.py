@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from runtime.logs import ITEMS_MAX, TEXT_MAX_CHARS, configure_logging, get_logger
-from schemas.privacy import number_token
-from schemas.settings import Settings
+from maskline.runtime.logs import ITEMS_MAX, TEXT_MAX_CHARS, configure_logging, get_logger
+from maskline.schemas.privacy import number_token
+from maskline.schemas.settings import Settings
 
 NUMBER = "+14155550123"
 OTHER = "+447700900123"
@@ -252,8 +252,8 @@ def test_auto_is_json_in_a_pipe_and_console_on_a_terminal():
 
 SCRIPT = """
 import sys, logging
-from runtime.logs import configure_logging, get_logger
-from schemas.settings import Settings
+from maskline.runtime.logs import configure_logging, get_logger
+from maskline.schemas.settings import Settings
 configure_logging(Settings(log_format="json"))
 if "wait" in sys.argv:
     sys.stdin.read()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import mounts
-from runtime.mounts import Mount, mount_of, read_mounts, risk_of, storage_risk
+from maskline.runtime import mounts
+from maskline.runtime.mounts import Mount, mount_of, read_mounts, risk_of, storage_risk
 
 # A container of Docker: a volume, a directory of the host, a tmpfs, a file of the host.
 DOCKER = """\

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from runtime import notes
-from runtime.notes import Note, dialable, leave, read_notes
-from schemas.settings import Settings
+from maskline.runtime import notes
+from maskline.runtime.notes import Note, dialable, leave, read_notes
+from maskline.schemas.settings import Settings
 
 ADDRESSES = (("127.0.0.1", 9090), ("::1", 9090))
 
@@ -40,8 +40,8 @@ def test_a_note_is_there_as_long_as_it_is_left(place):
 
 def test_what_a_killed_process_left_is_removed(place):
     program = (
-        f"import os, signal; from pathlib import Path; from runtime import notes; "
-        f"notes._places = lambda: [Path({str(place.parent)!r})]; from schemas.settings import Settings; "
+        f"import os, signal; from pathlib import Path; from maskline.runtime import notes; "
+        f"notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
         "notes.leave(notes.Note.of('worker', Settings())); print(len(notes.read_notes()), flush=True); "
         "signal.pause()"
     )

@@ -23,12 +23,12 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import known_numbers, own_logging
-from runtime.known_numbers import KNOWN_NUMBERS, KnownNumbers
-from runtime.line_writer import LineWriter, as_text
-from schemas.events import SessionFirstPartyAnswer, SessionTimeout
-from schemas.privacy import number_token
-from schemas.spellings import Numbers
+from maskline.runtime import known_numbers, own_logging
+from maskline.runtime.known_numbers import KNOWN_NUMBERS, KnownNumbers
+from maskline.runtime.line_writer import LineWriter, as_text
+from maskline.schemas.events import SessionFirstPartyAnswer, SessionTimeout
+from maskline.schemas.privacy import number_token
+from maskline.schemas.spellings import Numbers
 
 FROM, TO = "+14155550123", "+447700900123"
 
@@ -517,10 +517,10 @@ def run_alone(source: str) -> subprocess.CompletedProcess[str]:
 def test_a_child_of_a_fork_hides_them_too():
     source = """
         import os, sys
-        from runtime.known_numbers import KNOWN_NUMBERS
-        from runtime.logs import *
-        from schemas.events import SessionTimeout
-        from schemas.settings import Settings
+        from maskline.runtime.known_numbers import KNOWN_NUMBERS
+        from maskline.runtime.logs import *
+        from maskline.events import SessionTimeout
+        from maskline.schemas.settings import Settings
         configure_logging(Settings(log_format="json"))
         wait_for_no_reader()
         KNOWN_NUMBERS.seen(SessionTimeout(session_uuid="s", from_number="+14155550123"))
@@ -555,10 +555,10 @@ def test_logging_that_is_configured_over_ours_is_held_too():
     """As a test of a user's sees it: no process of a worker's around it."""
     source = """
         import structlog
-        from runtime.known_numbers import KNOWN_NUMBERS
-        from runtime.logs import *
-        from schemas.events import SessionTimeout
-        from schemas.settings import Settings
+        from maskline.runtime.known_numbers import KNOWN_NUMBERS
+        from maskline.runtime.logs import *
+        from maskline.events import SessionTimeout
+        from maskline.schemas.settings import Settings
         configure_logging(Settings(log_format="json"))
         KNOWN_NUMBERS.seen(SessionTimeout(session_uuid="s", from_number="+14155550123"))
         as_json = [structlog.processors.JSONRenderer()]

@@ -4,8 +4,8 @@ import ssl
 
 import pytest
 
-from runtime.redis_url import Login, Server, read_redis_url
-from schemas.errors import ConfigError
+from maskline.runtime.redis_url import Login, Server, read_redis_url
+from maskline.schemas.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from sentinel_kit import Sentinel, SentinelServers
 from servers import SETTLE_S, RedisServer, valkey_binary, wait_until
 
-from runtime import sentinels
-from runtime.redis_url import Server
-from runtime.sentinels import NO_EPOCH, Answer, by_majority
-from runtime.store import Store
-from schemas.errors import RedisRefusesError, RedisUnavailableError
-from schemas.settings import Settings
+from maskline.runtime import sentinels
+from maskline.runtime.redis_url import Server
+from maskline.runtime.sentinels import NO_EPOCH, Answer, by_majority
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 sys.path.append(str(Path(__file__).parent.parent / "chaos"))
 from proxy import Proxy

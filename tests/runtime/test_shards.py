@@ -6,13 +6,13 @@ from typing import cast
 
 import pytest
 
-from runtime.redis_url import Server
-from runtime.shards import Shards
-from runtime.slots import SLOTS, SlotMap
-from runtime.store import Store
-from runtime.tasks import BackgroundTasks
-from schemas.errors import ConfigError
-from schemas.keys import Keys
+from maskline.runtime.redis_url import Server
+from maskline.runtime.shards import Shards
+from maskline.runtime.slots import SLOTS, SlotMap
+from maskline.runtime.store import Store
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.keys import Keys
 
 A, B, C, D = (Server("10.0.0.1", port) for port in range(1, 5))
 PARTITIONS = 32

@@ -2,8 +2,8 @@
 
 import pytest
 
-from runtime.redis_url import Server
-from runtime.slots import SLOTS, read_slots
+from maskline.runtime.redis_url import Server
+from maskline.runtime.slots import SLOTS, read_slots
 
 ASKED = Server("asked", 7)
 

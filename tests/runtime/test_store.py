@@ -7,10 +7,10 @@ import pytest
 import redis
 from servers import RedisServer, free_port, wait_until
 
-from runtime.link import pack
-from runtime.store import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
-from schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
-from schemas.settings import Settings, load_settings
+from maskline.runtime.link import pack
+from maskline.runtime.store import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
+from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
+from maskline.schemas.settings import Settings, load_settings
 
 PASSWORD = "p4ss/w:rd @%"
 QUOTED = "p4ss%2Fw%3Ard%20%40%25"

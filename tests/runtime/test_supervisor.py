@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from runtime.supervisor import (
+from maskline.runtime.supervisor import (
     PROCESSES_MAX,
     RESTART_FIRST_S,
     RESTART_MAX_S,
@@ -19,7 +19,7 @@ from runtime.supervisor import (
     Silence,
     supervise,
 )
-from schemas.errors import ConfigError
+from maskline.schemas.errors import ConfigError
 
 CHILD = """
 index = sys.argv[sys.argv.index("--index") + 1]

@@ -3,8 +3,8 @@ from typing import ClassVar
 
 import pytest
 
-from runtime import tasks
-from runtime.tasks import BackgroundTasks
+from maskline.runtime import tasks
+from maskline.runtime.tasks import BackgroundTasks
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ from cryptography.hazmat.primitives import serialization
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from runtime.link import pack
-from runtime.store import Store
-from schemas.errors import ConfigError, RedisUnavailableError
-from schemas.settings import Settings
+from maskline.runtime.link import pack
+from maskline.runtime.store import Store
+from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.settings import Settings
 
 pytestmark = pytest.mark.storage
 

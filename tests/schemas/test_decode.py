@@ -8,21 +8,21 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import settings
 
-from schemas import (
+from maskline.schemas import (
     EVENT_TYPES,
     RawCallback,
     SessionTimeout,
     UndecodableEntryError,
     UnknownEvent,
 )
-from schemas.decode import (
+from maskline.schemas.decode import (
     SEQUENCE_NUMBER_MAX,
     SESSION_UUID_CHARS_MAX,
     decode_event,
     event_from_pairs,
     fingerprint_of,
 )
-from schemas.events import ATTRIBUTES
+from maskline.schemas.events import ATTRIBUTES
 
 FORM = "application/x-www-form-urlencoded"
 many = settings(max_examples=200, deadline=None)

@@ -7,19 +7,19 @@ from urllib.parse import quote_plus, urlencode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import (
+from maskline.schemas import (
     EVENT_TYPES,
     RawCallback,
     RecordingEvent,
     UndecodableEntryError,
     UnknownEvent,
 )
-from schemas.decode import (
+from maskline.schemas.decode import (
     decode_event,
     fingerprint_of,
 )
-from schemas.events import ATTRIBUTES, STATUS_ATTRIBUTES
-from schemas.values import is_null, read_decimal, read_int, read_time
+from maskline.schemas.events import ATTRIBUTES, STATUS_ATTRIBUTES
+from maskline.schemas.values import is_null, read_decimal, read_int, read_time
 
 FORM = "application/x-www-form-urlencoded"
 many = settings(max_examples=200, deadline=None)

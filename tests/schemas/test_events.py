@@ -9,10 +9,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-import schemas
-from schemas import EVENT_TYPES, AnyEvent, RecordingEvent, SessionSecondPartyHangup, StatusEvent, UnknownEvent
-from schemas.events import ATTRIBUTES, RECORDING_ATTRIBUTES, STATUS_ATTRIBUTES
-from schemas.privacy import number_token
+from maskline import schemas
+from maskline.schemas import (
+    EVENT_TYPES,
+    AnyEvent,
+    RecordingEvent,
+    SessionSecondPartyHangup,
+    StatusEvent,
+    UnknownEvent,
+)
+from maskline.schemas.events import ATTRIBUTES, RECORDING_ATTRIBUTES, STATUS_ATTRIBUTES
+from maskline.schemas.privacy import number_token
 
 DOCUMENTED = [
     "SessionFirstPartyInitiated",

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.hosts import HOSTS_MAX, authority, in_url, read_address, read_hosts, read_peer, with_port
+from maskline.schemas.hosts import (
+    HOSTS_MAX,
+    authority,
+    in_url,
+    read_address,
+    read_hosts,
+    read_peer,
+    with_port,
+)
 
 IPV4 = st.ip_addresses(v=4)
 ADDRESSES = st.ip_addresses()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.keys import Keys, partition_of
+from maskline.schemas.keys import Keys, partition_of
 
 many = settings(max_examples=200, deadline=None)
 NAME = st.from_regex(r"[A-Za-z0-9_.-]{1,12}", fullmatch=True)

@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import NotDecodableError
-from schemas.parameters import PAIRS_MAX, media_type, named_reading, parse_json, parse_pairs, parse_parameters
+from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.parameters import (
+    PAIRS_MAX,
+    media_type,
+    named_reading,
+    parse_json,
+    parse_pairs,
+    parse_parameters,
+)
 
 many = settings(max_examples=300, deadline=None)
 FORM = "application/x-www-form-urlencoded"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from schemas import privacy
-from schemas.privacy import number_token, redact, set_token_key
+from maskline.schemas import privacy
+from maskline.schemas.privacy import number_token, redact, set_token_key
 
 many = settings(max_examples=300, deadline=None)
 TOKEN = re.compile(r"num_[0-9a-f]{10}")

@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from console import settings as settings_command
-from schemas.errors import ConfigError
-from schemas.setting_kinds import hide_password
-from schemas.settings import SETTINGS, Settings, load_settings, read_settings
+from maskline.console import settings as settings_command
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.setting_kinds import hide_password
+from maskline.schemas.settings import SETTINGS, Settings, load_settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-w0rd"
@@ -39,7 +39,7 @@ def test_the_defaults_of_the_contract():
         "auth_tokens": (), "verify": "on", "accept_v2": False, "durability": "memory",
         "publish_timeout_ms": 500, "spool_dir": Path("./spool"), "spool_max_bytes": 2**30,
         "spool_drain_per_s": 5000,
-        "max_body_bytes": 65536, "group": "workers", "handlers": ("handlers.log",), "gap_timeout_ms": 5000,
+        "max_body_bytes": 65536, "group": "workers", "handlers": ("maskline.handlers.log",), "gap_timeout_ms": 5000,
         "first_sequence": 1, "recording_sequence": "own", "late": "deliver", "session_ttl_s": 86400,
         "lease_ttl_ms": 5000, "concurrency": 256, "retention_s": 3600, "retention_max_entries": 1_000_000,
         "log_format": "auto", "log_level": "info", "config": None,

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from in_c_kit import BUILT
 from msgspec import structs
 
-from schemas import forms, shape_sources, shapes
-from schemas.callback import RawCallback, decode_callback, encode_callback
-from schemas.decode import decode_event
-from schemas.errors import UndecodableEntryError
-from schemas.events import ATTRIBUTES, EVENT_TYPES
-from schemas.forms import NAMES_MAX
-from schemas.parameters import FORM_TYPE, unquote_plus
-from schemas.shape_plans import REMEMBERED, REMEMBERED_CHARS_MAX, Shape, plan_of
-from schemas.shapes import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Shapes
+from maskline.schemas import forms, shape_sources, shapes
+from maskline.schemas.callback import RawCallback, decode_callback, encode_callback
+from maskline.schemas.decode import decode_event
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES
+from maskline.schemas.forms import NAMES_MAX
+from maskline.schemas.parameters import FORM_TYPE, unquote_plus
+from maskline.schemas.shape_plans import REMEMBERED, REMEMBERED_CHARS_MAX, Shape, plan_of
+from maskline.schemas.shapes import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Shapes
 
 ORDINARY = {
     "EventName": "SessionRecordingCompleted",

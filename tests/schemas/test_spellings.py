@@ -14,8 +14,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from schemas.privacy import number_token
-from schemas.spellings import Numbers, digits_of
+from maskline.schemas.privacy import number_token
+from maskline.schemas.spellings import Numbers, digits_of
 
 many = settings(max_examples=100, deadline=None)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.values import INT_MAX, INT_MIN, is_null, read_decimal, read_int, read_time
+from maskline.schemas.values import INT_MAX, INT_MIN, is_null, read_decimal, read_int, read_time
 
 quick = settings(max_examples=200, deadline=None)
 

@@ -15,8 +15,8 @@ from decimal import Decimal
 import structlog
 from prometheus_client import Counter
 
-from schemas import Event
-from worker import Context, on, resource
+from maskline import Context, on, resource
+from maskline.schemas import Event
 
 structlog.configure(
     processors=[

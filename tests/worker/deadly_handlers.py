@@ -13,8 +13,8 @@ from pathlib import Path
 
 from recording_handlers import Recorder, note, recorder, write
 
-from schemas import Event
-from worker import Context, on
+from maskline import Context, on
+from maskline.schemas import Event
 
 __all__ = ["recorder"]
 

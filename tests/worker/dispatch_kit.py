@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import ModuleType
 
-from schemas import SessionFirstPartyRinging
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.parameters import FORM_TYPE
-from worker import on
-from worker.deadletter import DeadLetter, decode_dead_letter
-from worker.dispatch import Dispatcher
-from worker.partition import Partition, PartitionSettings
-from worker.registry import bind, load_handlers
-from worker.reorder import Policy
-from worker.session import LiveSession
-from worker.stats import Stats
+from maskline import on
+from maskline.schemas import SessionFirstPartyRinging
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.worker.deadletter import DeadLetter, decode_dead_letter
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.partition import Partition, PartitionSettings
+from maskline.worker.registry import bind, load_handlers
+from maskline.worker.reorder import Policy
+from maskline.worker.session import LiveSession
+from maskline.worker.stats import Stats
 
 START_MS = 1_767_225_600_000
 RECEIVED_MS = START_MS - 250

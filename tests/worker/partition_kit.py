@@ -4,11 +4,11 @@ from urllib.parse import urlencode
 
 from dispatch_kit import RECEIVED_MS, START_MS
 
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.parameters import FORM_TYPE
-from worker.partition import Partition, PartitionSettings
-from worker.reorder import Policy
-from worker.stats import Stats
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.worker.partition import Partition, PartitionSettings
+from maskline.worker.reorder import Policy
+from maskline.worker.stats import Stats
 
 GAP_MS = 100
 SETTINGS = PartitionSettings("workers", Policy(GAP_MS, 1, 4), False, 86_400)

@@ -20,10 +20,10 @@ from urllib.parse import urlencode
 import redis
 from servers import RedisServer, wait_until
 
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.keys import Keys, partition_of
-from schemas.parameters import FORM_TYPE
-from worker.deadletter import DeadLetter, decode_dead_letter
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.keys import Keys, partition_of
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.worker.deadletter import DeadLetter, decode_dead_letter
 
 HANDLERS = str(Path(__file__).with_name("recording_handlers.py"))
 LEASE_TTL_MS = 1_000
@@ -55,7 +55,7 @@ class Call(NamedTuple):
 
 
 class WorkerProcess:
-    """`python -m worker`, or a program that does the same, its stderr in a file."""
+    """`python -m maskline.worker`, or a program that does the same, its stderr in a file."""
 
     def __init__(
         self, environment: Mapping[str, str], log: Path, arguments: Iterable[str] = (), program: str = ""
@@ -63,7 +63,7 @@ class WorkerProcess:
         self.log_file = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, *(("-c", program) if program else ("-m", "worker")), *arguments],
+                [sys.executable, *(("-c", program) if program else ("-m", "maskline.worker")), *arguments],
                 env=environment, stderr=stderr, stdout=stderr, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 

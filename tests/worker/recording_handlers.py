@@ -11,8 +11,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from schemas import Event
-from worker import Context, on, resource
+from maskline import Context, on, resource
+from maskline.schemas import Event
 
 HOLD_S = float(os.environ.get("RECORD_MS", "0")) / 1000
 SLOW_FACTOR = 10

@@ -4,12 +4,12 @@ from types import ModuleType
 
 import pytest
 
-from schemas import (
+from maskline import on
+from maskline.schemas import (
     ConfigError,
     SessionTimeout,
 )
-from worker import on
-from worker.registry import bind, load_handlers
+from maskline.worker.registry import bind, load_handlers
 
 
 def module(**names):
@@ -39,8 +39,8 @@ def handler(kind=SessionTimeout, **options):
 
 
 A_HANDLER = """
-    from schemas import SessionTimeout
-    from worker import on
+    from maskline.events import SessionTimeout
+    from maskline import on
 
     @on(SessionTimeout)
     async def handle(event, ctx):

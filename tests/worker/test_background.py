@@ -12,11 +12,11 @@ from dispatch_kit import until
 from process_kit import PATIENCE_S, Fleet
 from structlog.testing import capture_logs
 
-from runtime.tasks import BackgroundTasks
-from schemas.settings import Settings
-from worker import watchdog
-from worker.node import WorkerNode
-from worker.watchdog import Watchdog
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.settings import Settings
+from maskline.worker import watchdog
+from maskline.worker.node import WorkerNode
+from maskline.worker.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ async def test_retention_that_fails_is_started_again_and_shown(node, redis_serve
 
 PROGRAM = """
 import runpy
-from worker import leases, polling
+from maskline.worker import leases, polling
 async def failing(self):
     raise ZeroDivisionError("odd")
 {patch}
-runpy.run_module("worker", run_name="__main__", alter_sys=True)
+runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from process_kit import callback, fleet
 from servers import wait_until
 
-from worker.trial import Request, encode
+from maskline.worker.trial import Request, encode
 
 CHATTY = str(Path(__file__).with_name("chatty_handlers.py"))
 TOKEN = re.compile(r"num_[0-9a-f]{10}")
@@ -32,7 +32,9 @@ def assert_private(text):
 def test_a_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, namespace, tmp_path):
     file = tmp_path / "chatty.log"
     with fleet(redis_server, namespace, tmp_path, partitions=1) as it:
-        worker = it.launch(handlers=f"handlers.log,{CHATTY}", CHATTY_FILE=str(file), PYTHONWARNINGS="always")
+        worker = it.launch(
+            handlers=f"maskline.handlers.log,{CHATTY}", CHATTY_FILE=str(file), PYTHONWARNINGS="always"
+        )
         for number in (1, 2):
             it.put("session", number)
         wait_until(lambda: "the last 2" in worker.log, within_s=30, what="both events to be handled")
@@ -80,7 +82,7 @@ def test_so_does_the_process_of_a_trial(tmp_path):
 
     with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "worker.trial", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "maskline.worker.trial", str(theirs.fileno()), str(os.getpid())],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(),), text=True,
             env=os.environ | {"CHATTY_FILE": str(tmp_path / "file")},
         )  # fmt: skip

@@ -14,17 +14,17 @@ from dispatch_kit import AT_ONCE, PATIENCE_S, RECEIVED_MS, dispatching, every, m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.link import Link
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.keys import Keys
-from schemas.parameters import FORM_TYPE
-from schemas.settings import Settings
-from worker import Reject, Retry, on, resource, trial
-from worker.clean_context import CleanContext
-from worker.commits import Committer
-from worker.dispatch import Dispatcher
-from worker.node import WorkerNode
-from worker.testing import Harness, callback
+from maskline.runtime.link import Link
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.keys import Keys
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.settings import Settings
+from maskline.testing import Harness, callback
+from maskline.worker import Reject, Retry, on, resource, trial
+from maskline.worker.clean_context import CleanContext
+from maskline.worker.commits import Committer
+from maskline.worker.dispatch import Dispatcher
+from maskline.worker.node import WorkerNode
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 basket = contextvars.ContextVar("basket", default=())
@@ -367,7 +367,7 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
     path.write_text(
         textwrap.dedent("""
             import contextvars, decimal
-            from worker import on, resource
+            from maskline import on, resource
 
             tenant = contextvars.ContextVar("tenant", default="nobody")
             seen = []

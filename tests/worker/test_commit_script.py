@@ -8,14 +8,14 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds, wait_until
 
-from runtime.link import pack
-from runtime.store import Store
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker import scripts
-from worker.partition import Commit
-from worker.state import LaneState, SessionState, encode_state
+from maskline.runtime.link import pack
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker import scripts
+from maskline.worker.partition import Commit
+from maskline.worker.state import LaneState, SessionState, encode_state
 
 TTL_MS = 60_000
 LIFE_S = 3_600

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 from dispatch_kit import START_MS, Dispatch
 
-from schemas import SessionFirstPartyRinging
-from schemas.callback import decode_callback
-from worker import on
-from worker.causes import account_of
-from worker.deadletter import (
+from maskline import on
+from maskline.schemas import SessionFirstPartyRinging
+from maskline.schemas.callback import decode_callback
+from maskline.worker.causes import account_of
+from maskline.worker.deadletter import (
     LETTER_MAX_BYTES,
     DeadLetter,
     decode_dead_letter,
@@ -18,7 +18,7 @@ from worker.deadletter import (
     public_id,
     split_public_id,
 )
-from worker.outcome import Verdict
+from maskline.worker.outcome import Verdict
 
 LEAST = DeadLetter("workers", "1-1", "late", "late", 5, b"\x00\xff")
 FULL = DeadLetter(

@@ -14,7 +14,7 @@ from dispatch_kit import (
     every,
 )
 
-from worker import dispatch
+from maskline.worker import dispatch
 
 # Order and concurrency
 

@@ -12,7 +12,7 @@ from dispatch_kit import (
     every,
 )
 
-from worker import Reject, Retry
+from maskline import Reject, Retry
 
 # Failures
 

@@ -15,8 +15,8 @@ from dispatch_kit import (
     until,
 )
 
-from runtime.clock import lease_clock
-from worker import Reject, attempts
+from maskline.runtime.clock import lease_clock
+from maskline.worker import Reject, attempts
 
 # Time limits
 

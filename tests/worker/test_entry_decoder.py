@@ -3,8 +3,8 @@
 import pytest
 from partition_kit import entry
 
-from schemas.events import EVENT_TYPES
-from worker.entries import EntryDecoder
+from maskline.schemas.events import EVENT_TYPES
+from maskline.worker.entries import EntryDecoder
 
 OPENING_CALLS = {
     "SessionFirstPartyInitiated",

@@ -1,4 +1,4 @@
-"""`worker.testing` as users see it: their modules, their callbacks, no Redis."""
+"""`maskline.testing` as users see it: their modules, their callbacks, no Redis."""
 
 import asyncio
 import datetime as dt
@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from schemas import (
+from maskline import Reject, Retry, on, resource
+from maskline.schemas import (
     ConfigError,
     RawCallback,
     SessionFirstPartyRinging,
@@ -20,9 +21,8 @@ from schemas import (
     SessionSecondPartyHangup,
     UnknownEvent,
 )
-from schemas.parameters import FORM_TYPE
-from worker import Reject, Retry, on, resource
-from worker.testing import SESSION_UUID, Harness, callback
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.testing import SESSION_UUID, Harness, callback
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -85,8 +85,8 @@ async def test_the_example_of_the_docstring(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     (tmp_path / "my_handlers.py").write_text(
         textwrap.dedent("""
-            from schemas import Event
-            from worker import Context, on
+            from maskline.events import Event
+            from maskline import Context, on
 
             @on.every
             async def settle(event: Event, ctx: Context) -> None:

@@ -11,14 +11,14 @@ from test_reorder_model import PLAIN, histories, long_histories, stamp
 from test_state import NUMBERS as NATURALS
 from test_state import STATES, rings
 
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.parameters import FORM_TYPE
-from schemas.shapes import LEARN_AFTER
-from worker import _order, _wire, wire
-from worker.entries import EntryDecoder
-from worker.reorder import NONE_WAITING, Session
-from worker.session import LiveSession
-from worker.state import (
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.shapes import LEARN_AFTER
+from maskline.worker import _order, _wire, wire
+from maskline.worker.entries import EntryDecoder
+from maskline.worker.reorder import NONE_WAITING, Session
+from maskline.worker.session import LiveSession
+from maskline.worker.state import (
     NEW_SESSION,
     RELEASED_BYTES,
     RELEASED_REMEMBERED,

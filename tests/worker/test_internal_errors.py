@@ -12,14 +12,14 @@ from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
 from structlog.testing import capture_logs
 
-from schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from schemas.keys import partition_of
-from schemas.parameters import FORM_TYPE
-from schemas.shapes import Shapes
-from worker import dispatch, partition
-from worker.deadletter import decode_dead_letter
-from worker.reorder import Session
-from worker.session import LiveSession
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.keys import partition_of
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.shapes import Shapes
+from maskline.worker import dispatch, partition
+from maskline.worker.deadletter import decode_dead_letter
+from maskline.worker.reorder import Session
+from maskline.worker.session import LiveSession
 
 ODD = [
     RecursionError("too deep"),
@@ -227,7 +227,7 @@ async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch)
 
 async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
     """One attempt that cannot be given up, and the others are held to their limits all the same."""
-    monkeypatch.setattr("worker.attempts.CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr("maskline.worker.attempts.CANCEL_GRACE_S", 0.05)
     ended = []
 
     @every(name="h", retries=0, timeout_ms=30)
@@ -278,14 +278,14 @@ def test_a_commit_that_cannot_be_written_holds_up_no_other_partition(crew: Fleet
     """Real workers: the state of one session is something that msgpack cannot write."""
     program = """
 import runpy
-from worker import scripts
+from maskline.worker import scripts
 real = scripts.commit
 def commit(keys, partition, value, what, **more):
     if "odd" in what.states:
         raise OverflowError("int too big to convert")
     return real(keys, partition, value, what, **more)
 scripts.commit = commit
-runpy.run_module("worker", run_name="__main__", alter_sys=True)
+runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 """
     worker = crew.start(program=program)
     crew.put("odd", 1)

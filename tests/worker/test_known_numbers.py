@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from runtime import known_numbers
-from runtime.known_numbers import KNOWN_NUMBERS
-from schemas.events import Event, SessionTimeout
-from schemas.privacy import number_token
-from worker import Context, on
-from worker.testing import Harness, callback
+from maskline import Context, on
+from maskline.runtime import known_numbers
+from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.schemas.events import Event, SessionTimeout
+from maskline.schemas.privacy import number_token
+from maskline.testing import Harness, callback
 
 NUMBER = "+447700900123"
 STATE = {}

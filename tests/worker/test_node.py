@@ -5,8 +5,8 @@ import recording_handlers
 from dispatch_kit import turns, until
 from process_kit import assert_complete_and_in_order, fleet
 
-from schemas.settings import Settings
-from worker.node import WorkerNode
+from maskline.schemas.settings import Settings
+from maskline.worker.node import WorkerNode
 
 
 @pytest.mark.parametrize("ticks", range(6))
@@ -37,7 +37,7 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
-    monkeypatch.setattr("worker.reader.YIELD_EVERY", 8)  # a portion of its own for each partition
+    monkeypatch.setattr("maskline.worker.reader.YIELD_EVERY", 8)  # a portion of its own for each partition
     settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
     await node.start()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.causes import MESSAGE_MAX_CHARS, storable
-from worker.outcome import (
+from maskline.worker.causes import MESSAGE_MAX_CHARS, storable
+from maskline.worker.outcome import (
     HandlerHungError,
     HandlerTimeoutError,
     Reject,
@@ -14,8 +14,8 @@ from worker.outcome import (
     overtime,
     unstoppable,
 )
-from worker.registry import BoundHandler
-from worker.retry import RetryPolicy
+from maskline.worker.registry import BoundHandler
+from maskline.worker.retry import RetryPolicy
 
 POLICY = RetryPolicy(retries=2, backoff_ms=100, backoff_max_ms=1_000)
 

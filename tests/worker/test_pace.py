@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.pace import (
+from maskline.worker.pace import (
     OUTSTANDING_MAX_BYTES,
     QUICK_S,
     READ_MAX,

@@ -4,11 +4,11 @@ import pytest
 from dispatch_kit import RECEIVED_MS, START_MS
 from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
 
-from schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallback, encode_callback
-from worker.deadletter import decode_dead_letter
-from worker.partition import CLOSED_SESSION_TTL_S
-from worker.state import encode_state
-from worker.stats import Stats
+from maskline.schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallback, encode_callback
+from maskline.worker.deadletter import decode_dead_letter
+from maskline.worker.partition import CLOSED_SESSION_TTL_S
+from maskline.worker.state import encode_state
+from maskline.worker.stats import Stats
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
-from schemas.callback import CALLBACK_FIELD
-from worker.deadletter import decode_dead_letter
-from worker.partition import Commit
-from worker.state import encode_state
-from worker.stats import Stats
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.worker.deadletter import decode_dead_letter
+from maskline.worker.partition import Commit
+from maskline.worker.state import encode_state
+from maskline.worker.stats import Stats
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

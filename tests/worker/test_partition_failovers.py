@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
-from worker.history import has_all
-from worker.partition import Commit
-from worker.state import encode_state
-from worker.stats import Stats
+from maskline.worker.history import has_all
+from maskline.worker.partition import Commit
+from maskline.worker.state import encode_state
+from maskline.worker.stats import Stats
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

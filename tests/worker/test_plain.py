@@ -13,9 +13,9 @@ from dispatch_kit import AT_ONCE, PATIENCE_S, dispatching, every, turns, until
 from servers import wait_until
 from structlog.testing import capture_logs
 
-from runtime.clock import lease_clock
-from schemas import SessionPartiesHangup, SessionTimeout
-from worker import Retry, on, plain, seats, threads
+from maskline.runtime.clock import lease_clock
+from maskline.schemas import SessionPartiesHangup, SessionTimeout
+from maskline.worker import Retry, on, plain, seats, threads
 
 HANGUP = "SessionPartiesHangup"
 
@@ -445,8 +445,8 @@ async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(mon
 
 HANDLERS = """
 import threading
-from schemas import Event, SessionTimeout
-from worker import on
+from maskline.events import Event, SessionTimeout
+from maskline import on
 from recording_handlers import write
 
 @on.every(name="hangs", timeout_ms=TIMEOUT_MS)

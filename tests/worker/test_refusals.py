@@ -5,8 +5,8 @@ import json
 from process_kit import PATIENCE_S, Fleet, callback
 from servers import wait_until
 
-from schemas.callback import CALLBACK_FIELD
-from schemas.keys import partition_of
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.keys import partition_of
 
 REPEATS = 12
 """Of what is tried again every 0.1 s: more than a second's worth."""

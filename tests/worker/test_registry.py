@@ -5,7 +5,8 @@ import functools
 import pytest
 from registry_kit import handler, module, names_for, refused
 
-from schemas import (
+from maskline import on
+from maskline.schemas import (
     EVENT_TYPES,
     ConfigError,
     Event,
@@ -17,9 +18,8 @@ from schemas import (
     StatusEvent,
     UnknownEvent,
 )
-from worker import on
-from worker.registry import bind, load_handlers
-from worker.retry import RetryPolicy
+from maskline.worker.registry import bind, load_handlers
+from maskline.worker.retry import RetryPolicy
 
 # Options
 

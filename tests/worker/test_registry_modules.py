@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 import pytest
 from registry_kit import A_HANDLER, handler, module, names_for, refused
 
-from schemas import (
+from maskline import Context, on, resource
+from maskline.schemas import (
     ConfigError,
     Event,
     SessionTimeout,
 )
-from worker import Context, on, resource
-from worker.registry import bind, load_handlers
+from maskline.worker.registry import bind, load_handlers
 
 
 @pytest.fixture
@@ -129,11 +129,11 @@ async def test_an_annotation_that_cannot_be_resolved_hides_no_other(write):
         from __future__ import annotations
         from collections.abc import AsyncIterator
         from typing import TYPE_CHECKING
-        from schemas import SessionTimeout
-        from worker import on, resource
+        from maskline.events import SessionTimeout
+        from maskline import on, resource
 
         if TYPE_CHECKING:
-            from worker import Context
+            from maskline import Context
 
         class Pool: ...
 
@@ -258,9 +258,9 @@ def test_files_of_one_name_or_of_a_library_s_stay_apart(write):
         ("import no_such_library", "No module named 'no_such_library'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("raise ValueError('one\\ntwo')", "ValueError: one two"),
-        ("from worker import on\non()", "@on needs at least one type"),
+        ("from maskline import on\non()", "@on needs at least one type"),
         (
-            "from worker import on\nfrom schemas import Event\n@on(Event, retires=3)\nasync def f(e, c): ...",
+            "from maskline import on\nfrom maskline.events import Event\n@on(Event, retires=3)\nasync def f(e, c): ...",
             "unexpected keyword argument 'retires'",
         ),
         ("x = 1", "declares no handler"),
@@ -300,8 +300,8 @@ def test_what_claims_to_have_every_attribute_is_no_handler():
 
 
 def test_the_default_module():
-    (spec,) = load_handlers(["handlers.log"]).specs
-    assert spec.name == "handlers.log.log"
+    (spec,) = load_handlers(["maskline.handlers.log"]).specs
+    assert spec.name == "maskline.handlers.log.log"
     assert spec.types == (Event,)
     assert Context.__name__ == "Context"
 
@@ -318,7 +318,7 @@ def test_names_for_a_type_checker_alone_keep_no_handler_from_being_loaded(tmp_pa
         textwrap.dedent(f"""
             {future}
             from typing import TYPE_CHECKING, AsyncIterator
-            from worker import on, resource
+            from maskline import on, resource
 
             if TYPE_CHECKING:
                 from nowhere import Odd

@@ -5,8 +5,8 @@ from hashlib import blake2b
 
 import pytest
 
-from worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
-from worker.state import (
+from maskline.worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
+from maskline.worker.state import (
     NEW_SESSION,
     RELEASED_REMEMBERED,
     LaneState,

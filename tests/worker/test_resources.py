@@ -8,15 +8,15 @@ from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
 from structlog.testing import capture_logs
 
-from schemas.errors import ConfigError
-from worker import resources
-from worker.registry import ResourceSpec
-from worker.resources import Resources
+from maskline.schemas.errors import ConfigError
+from maskline.worker import resources
+from maskline.worker.registry import ResourceSpec
+from maskline.worker.resources import Resources
 
 HANDLERS = """
 import asyncio
-from schemas import Event
-from worker import on, resource
+from maskline.events import Event
+from maskline import on, resource
 from recording_handlers import write
 
 @resource

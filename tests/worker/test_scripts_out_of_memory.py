@@ -8,13 +8,13 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds
 
-from runtime.store import Store
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker import scripts
-from worker.partition import Commit
-from worker.state import LaneState, SessionState
-from worker.strikes import Mark
+from maskline.runtime.store import Store
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker import scripts
+from maskline.worker.partition import Commit
+from maskline.worker.state import LaneState, SessionState
+from maskline.worker.strikes import Mark
 
 FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
 TTL_MS = 60_000

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import seats
-from worker.seats import Seats
+from maskline.worker import seats
+from maskline.worker.seats import Seats
 
 NAMES = "abcd"
 STEPS = st.lists(

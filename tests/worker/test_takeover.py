@@ -17,7 +17,7 @@ from process_kit import (
 )
 from servers import RedisServer, wait_until
 
-from schemas.keys import partition_of
+from maskline.schemas.keys import partition_of
 
 
 def test_partitions_are_balanced_as_workers_join_and_leave(crew: Fleet):

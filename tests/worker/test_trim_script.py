@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pytest
 from servers import RedisServer, redis_binary, valkey_binary
 
-from runtime.store import Store
-from schemas.errors import RedisUnavailableError
-from schemas.keys import Keys
-from schemas.settings import Settings
-from worker import scripts
+from maskline.runtime.store import Store
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker import scripts
 
 BINARIES = {"valkey": valkey_binary, "redis": redis_binary}
 MINUTE_MS = 60_000

@@ -8,10 +8,10 @@ from dispatch_kit import dispatching
 from servers import wait_until
 from structlog.testing import capture_logs
 
-from runtime.tasks import BackgroundTasks
-from schemas import SessionFirstPartyRinging
-from worker import on, watchdog
-from worker.watchdog import Watchdog
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas import SessionFirstPartyRinging
+from maskline.worker import on, watchdog
+from maskline.worker.watchdog import Watchdog
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ import redis
 from process_kit import PATIENCE_S, Fleet, WorkerProcess, assert_complete_and_in_order, fleet, load
 from servers import RedisServer, wait_until
 
-from schemas.keys import partition_of
-from schemas.privacy import redact
-from schemas.settings import Settings
-from worker.node import WorkerNode
+from maskline.schemas.keys import partition_of
+from maskline.schemas.privacy import redact
+from maskline.schemas.settings import Settings
+from maskline.worker.node import WorkerNode
 
 HOUR_MS = 3_600_000
 
@@ -226,7 +226,7 @@ def test_wrong_settings_stop_the_start_with_one_line(crew: Fleet, wrong: str):
         for name, value in settings.items()
     }
     ended = subprocess.run(
-        [sys.executable, "-m", "worker"],
+        [sys.executable, "-m", "maskline.worker"],
         env=crew.environment(**given),
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from servers import wait_until
 
 NEEDING = """
 import asyncio, os
-from worker import on, resource
+from maskline import on, resource
 
 @resource
 async def link():

@@ -6,7 +6,7 @@ from servers import wait_until
 
 TAKING = """
 import asyncio, contextlib, os, signal, sys
-from worker import on, resource
+from maskline import on, resource
 
 def theirs(*_):
     with open(os.environ["RECORD_FILE"], "a") as file:

@@ -1,0 +1,5 @@
+"""`python -m maskline`: the command `maskline`."""
+
+from maskline.console.main import main
+
+main()

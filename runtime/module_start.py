@@ -1,0 +1,24 @@
+"""`python -m maskline.ingest` and `python -m maskline.worker`: what has to happen before their modules are imported.
+
+The command `maskline` does the same in `console.main`. This module is imported before anything else, so it imports only
+what Python itself has loaded by then.
+"""
+
+import sys
+
+
+def prepare(module: str) -> None:
+    """If the interpreter was started as `python -m module`: put the working directory last, and heed SIGTERM.
+
+    Whoever merely imports the module is left alone. Ends the process as `search_path.arrange` does.
+    """
+    # While it looks for the module, sys.argv is "-m" and the module's own arguments.
+    if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != module:
+        return
+    from maskline.runtime.search_path import arrange  # noqa: PLC0415 - nobody else needs it
+
+    arrange()
+    # Only now, as its own imports must not be found in the working directory.
+    from maskline.runtime import first_signals  # noqa: PLC0415
+
+    first_signals.take()
