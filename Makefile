@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd)
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd */*/*.pyx */*/*.pxd)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
@@ -52,4 +52,4 @@ format: $(STAMP)
 
 clean:
 	rm -rf $(VENV) .bench .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f */*.so schemas/_*.c worker/_*.c
+	rm -f */*/*.so schemas/fastdecode/*.c worker/native/*.c

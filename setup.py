@@ -22,7 +22,9 @@ class BuildAnew(build_ext):
 setup(
     cmdclass={"build_ext": BuildAnew},
     ext_modules=[
-        Extension("maskline.schemas._shapes", ["maskline/schemas/_shapes.pyx"], optional=True),
+        Extension(
+            "maskline.schemas.fastdecode.native", ["maskline/schemas/fastdecode/native.pyx"], optional=True
+        ),
         Extension("maskline.worker._entries", ["maskline/worker/_entries.pyx"], optional=True),
         Extension("maskline.worker._order", ["maskline/worker/_order.pyx"], optional=True),
         Extension("maskline.worker._wire", ["maskline/worker/_wire.pyx"], optional=True),

@@ -1,8 +1,8 @@
 """Forms by their layout: the text that a V3 signature covers and the session, without parsing pair by pair. Pure.
 
 What sorting the names did to one form it does to every other with the same names, so the order is remembered by them
-(`schemas.forms`). A layout is only remembered for a form that bore a valid signature: nobody else can fill the memory,
-or have it emptied.
+(`schemas.fastdecode.forms`). A layout is only remembered for a form that bore a valid signature: nobody else can fill
+the memory, or have it emptied.
 
 Whatever is out of the ordinary is not read here (None), and goes through `schemas.parameters` and
 `ingest.signatures`. What is read, is read as these would (tests/ingest/test_forms.py). Measured on Plivo-like forms
@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from maskline.schemas.forms import cut_form, layout_of, separators, separators_between
+from maskline.schemas.fastdecode.forms import cut_form, layout_of, separators, separators_between
 from maskline.schemas.values import is_null
 
 LAYOUTS_MAX: Final = 1_024
 """Of two dozen events, each with this or that attribute left out. When they are too many, all are learned anew: they
-have some 4 MB at most, by the bounds of `schemas.forms`."""
+have some 4 MB at most, by the bounds of `schemas.fastdecode.forms`."""
 
 SESSION_UUID: Final = "SessionUUID"
 

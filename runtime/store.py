@@ -18,8 +18,8 @@ from maskline.runtime.redis_url import RedisUrl, Server, read_redis_url
 from maskline.runtime.sentinels import SENTINELS_TIMEOUT_S, find_primary
 from maskline.runtime.slots import SlotMap, read_slots
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
-from maskline.schemas.setting_sources import FileText
 from maskline.schemas.settings import Settings
+from maskline.schemas.settings.sources import FileText
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 1.0

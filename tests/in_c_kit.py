@@ -10,7 +10,7 @@ import pytest
 from maskline.worker import entries, partition
 
 PARTS = (
-    "maskline.schemas._shapes",
+    "maskline.schemas.fastdecode.native",
     "maskline.worker._entries",
     "maskline.worker._order",
     "maskline.worker._wire",

@@ -3,7 +3,7 @@ from datetime import datetime
 
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import Event
-from maskline.schemas.shapes import Readers
+from maskline.schemas.fastdecode.templates import Readers
 from maskline.worker.entries import ArrivalOf, DecodedEntries, Entries
 
 class EntryReader:

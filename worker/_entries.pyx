@@ -9,7 +9,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII
 
-from maskline.schemas._shapes cimport Readers
+from maskline.schemas.fastdecode.native cimport Readers
 from maskline.worker._slots cimport at_slot, check_fields, slot_of
 
 from maskline.schemas.callback import CALLBACK_FIELD

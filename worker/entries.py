@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+from maskline.schemas.bounded_cache import Memo
 from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
 from maskline.schemas.decode import NONE_IGNORED
 from maskline.schemas.errors import UndecodableEntryError
@@ -16,10 +17,9 @@ from maskline.schemas.events import (
     SessionTimeout,
     UnknownEvent,
 )
-from maskline.schemas.memo import Memo
+from maskline.schemas.fastdecode.plan import REMEMBERED
+from maskline.schemas.fastdecode.templates import Shapes
 from maskline.schemas.privacy import redact
-from maskline.schemas.shape_plans import REMEMBERED
-from maskline.schemas.shapes import Shapes
 from maskline.worker.causes import account_of
 from maskline.worker.deadletter import INTERNAL_ERROR, DeadLetter, reason_of_fault
 from maskline.worker.reorder import Arrival

@@ -32,8 +32,8 @@ from maskline.console.simulate.sessions import SessionOptions
 from maskline.runtime.arguments import Parser
 from maskline.runtime.process import run
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.setting_kinds import hide_secrets
 from maskline.schemas.settings import Settings, load_settings
+from maskline.schemas.settings.kinds import hide_secrets
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 DEFAULT_RATE: Final = 100.0

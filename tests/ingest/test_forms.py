@@ -10,8 +10,8 @@ from ingest_kit import PAIRS
 from maskline.ingest import forms
 from maskline.ingest.forms import Form, Forms
 from maskline.ingest.signatures import v3_middles, v3_texts
-from maskline.schemas import forms as cutting
 from maskline.schemas.errors import NotDecodableError
+from maskline.schemas.fastdecode import forms as cutting
 from maskline.schemas.parameters import Parameters, parse_pairs, unquote_plus
 from maskline.schemas.values import is_null
 

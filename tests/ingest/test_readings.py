@@ -13,13 +13,13 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from maskline.ingest.intake import Accepted, Intake, Refused
 from maskline.ingest.signatures import sign_v2, sign_v3
-from maskline.schemas import shape_sources, shapes
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
 from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.fastdecode import python_readers, templates
+from maskline.schemas.fastdecode.templates import LEARN_AFTER, Shapes
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import Parameters
-from maskline.schemas.shapes import LEARN_AFTER, Shapes
 
 URL = "http://h/callbacks"
 INTAKES = {
@@ -106,9 +106,9 @@ def assert_read_as_signed(decision: Accepted | Refused, parameters: Parameters) 
     callback = decode_callback(decision.value)
     expected = event_of(lambda: event_from_pairs(parameter_pairs(parameters)))
     assert event_of(lambda: decode_event(callback).event) == expected
-    for readers in [shape_sources.Readers, *([shapes.new_readers] if BUILT else [])]:
+    for readers in [python_readers.Readers, *([templates.new_readers] if BUILT else [])]:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shapes, "new_readers", readers)
+            patch.setattr(templates, "new_readers", readers)
             known = Shapes()
         for _ in range(LEARN_AFTER + 1):
             assert event_of(lambda known=known: known.decode(decision.value)[0]) == expected

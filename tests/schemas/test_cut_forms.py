@@ -3,7 +3,13 @@
 import pytest
 import yarl._quoting
 
-from maskline.schemas.forms import cut_form, layout_of, separators, separators_between, tried_unquoter
+from maskline.schemas.fastdecode.forms import (
+    cut_form,
+    layout_of,
+    separators,
+    separators_between,
+    tried_unquoter,
+)
 
 
 def test_what_is_borrowed_is_there_or_may_be_gone(monkeypatch):

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from in_c_kit import BUILT
 from msgspec import structs
 
-from maskline.schemas import forms, shape_sources, shapes
 from maskline.schemas.callback import RawCallback, decode_callback, encode_callback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES
-from maskline.schemas.forms import NAMES_MAX
+from maskline.schemas.fastdecode import forms, python_readers, templates
+from maskline.schemas.fastdecode.forms import NAMES_MAX
+from maskline.schemas.fastdecode.plan import REMEMBERED, REMEMBERED_CHARS_MAX, Shape, plan_of
+from maskline.schemas.fastdecode.templates import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Shapes
 from maskline.schemas.parameters import FORM_TYPE, unquote_plus
-from maskline.schemas.shape_plans import REMEMBERED, REMEMBERED_CHARS_MAX, Shape, plan_of
-from maskline.schemas.shapes import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Shapes
 
 ORDINARY = {
     "EventName": "SessionRecordingCompleted",
@@ -50,7 +50,7 @@ SHAPE = Shape(ORDINARY["EventName"], tuple(ORDINARY))
 )
 def _readers(request, monkeypatch):
     if request.param != "c":
-        monkeypatch.setattr(shapes, "new_readers", shape_sources.Readers)
+        monkeypatch.setattr(templates, "new_readers", python_readers.Readers)
         monkeypatch.setattr(
             forms, "unquote", forms.unquote if request.param == "python_yarl" else unquote_plus
         )
@@ -100,7 +100,7 @@ def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method)
     }[method]
     expected = outcome(decode_event, callback)
     known = learned(callback)
-    monkeypatch.setattr(shapes, "decode_event", refuse)
+    monkeypatch.setattr(templates, "decode_event", refuse)
     assert outcome(known.decode, callback) == expected
 
 
@@ -141,7 +141,7 @@ def test_other_values_of_the_same_kinds_fit_the_shape(monkeypatch):
     }
     expected = outcome(decode_event, post(form(others)))
     known = learned(post(form(ORDINARY)))
-    monkeypatch.setattr(shapes, "decode_event", refuse)
+    monkeypatch.setattr(templates, "decode_event", refuse)
     assert outcome(known.decode, post(form(others))) == expected
 
 
@@ -311,7 +311,7 @@ def test_any_number_of_parameters(monkeypatch, count):
     callback = post(form({"EventName": "SessionTimeout", "SessionUUID": "s", "SequenceNumber": "1"} | more))
     expected = outcome(decode_event, callback)
     known = learned(callback)
-    monkeypatch.setattr(shapes, "decode_event", refuse)
+    monkeypatch.setattr(templates, "decode_event", refuse)
     assert outcome(known.decode, callback) == expected
 
 
@@ -339,7 +339,7 @@ def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(shapes, "SHAPES_MAX", 20)
+    monkeypatch.setattr(templates, "SHAPES_MAX", 20)
     known = Shapes()
     for number in range(SEEN_MAX + 50):
         for _ in range(LEARN_AFTER if number < 50 else 1):
@@ -351,10 +351,10 @@ def test_what_is_remembered_is_bounded(monkeypatch):
 
 
 def test_shapes_that_come_and_go_are_learned_ever_more_rarely(monkeypatch):
-    monkeypatch.setattr(shapes, "SHAPES_MAX", 8)
+    monkeypatch.setattr(templates, "SHAPES_MAX", 8)
     planned = []
-    plan_of = shapes.plan_of
-    monkeypatch.setattr(shapes, "plan_of", lambda *shape: planned.append(shape) or plan_of(*shape))
+    plan_of = templates.plan_of
+    monkeypatch.setattr(templates, "plan_of", lambda *shape: planned.append(shape) or plan_of(*shape))
     known = Shapes()
     for _ in range(256):
         for number in range(9):

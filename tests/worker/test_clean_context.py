@@ -14,13 +14,14 @@ from dispatch_kit import AT_ONCE, PATIENCE_S, RECEIVED_MS, dispatching, every, m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maskline import Reject, Retry, on, resource
 from maskline.runtime.link import Link
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.schemas.settings import Settings
 from maskline.testing import Harness, callback
-from maskline.worker import Reject, Retry, on, resource, trial
+from maskline.worker import trial
 from maskline.worker.clean_context import CleanContext
 from maskline.worker.commits import Committer
 from maskline.worker.dispatch import Dispatcher

@@ -15,8 +15,9 @@ from dispatch_kit import (
     until,
 )
 
+from maskline import Reject
 from maskline.runtime.clock import lease_clock
-from maskline.worker import Reject, attempts
+from maskline.worker import attempts
 
 # Time limits
 

@@ -12,8 +12,8 @@ from test_state import NUMBERS as NATURALS
 from test_state import STATES, rings
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.fastdecode.templates import LEARN_AFTER
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.schemas.shapes import LEARN_AFTER
 from maskline.worker import _order, _wire, wire
 from maskline.worker.entries import EntryDecoder
 from maskline.worker.reorder import NONE_WAITING, Session

@@ -13,9 +13,9 @@ from servers import wait_until
 from structlog.testing import capture_logs
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.fastdecode.templates import Shapes
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.schemas.shapes import Shapes
 from maskline.worker import dispatch, partition
 from maskline.worker.deadletter import decode_dead_letter
 from maskline.worker.reorder import Session

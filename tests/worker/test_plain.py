@@ -13,9 +13,10 @@ from dispatch_kit import AT_ONCE, PATIENCE_S, dispatching, every, turns, until
 from servers import wait_until
 from structlog.testing import capture_logs
 
+from maskline import Retry, on
 from maskline.runtime.clock import lease_clock
 from maskline.schemas import SessionPartiesHangup, SessionTimeout
-from maskline.worker import Retry, on, plain, seats, threads
+from maskline.worker import plain, seats, threads
 
 HANGUP = "SessionPartiesHangup"
 

@@ -8,9 +8,10 @@ from dispatch_kit import dispatching
 from servers import wait_until
 from structlog.testing import capture_logs
 
+from maskline import on
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas import SessionFirstPartyRinging
-from maskline.worker import on, watchdog
+from maskline.worker import watchdog
 from maskline.worker.watchdog import Watchdog
 
 

@@ -5,26 +5,25 @@ event and its names. Once a shape was seen a few times, a reader is made for it.
 has a value that cannot be read, goes the reference's way: a reader may refuse anything, but reads nothing otherwise
 than the reference would (tests/schemas/test_shapes.py, over both kinds of readers and the reference).
 
-The readers are in C (`schemas._shapes`) where that could be built when maskline was installed, in Python
-(`schemas.shape_sources`) elsewhere.
+The readers are in C (`schemas.fastdecode.native`) where that could be built when maskline was installed, in Python
+(`schemas.fastdecode.python_readers`) elsewhere.
 
 | bound | on |
 | --- | --- |
-| NAMES_MAX, NAMES_MAX_CHARS (schemas.forms) | names of a shape |
+| NAMES_MAX, NAMES_MAX_CHARS (schemas.fastdecode.forms) | names of a shape |
 | SHAPES_MAX | shapes that have a reader; when they are too many, all are learned anew |
 | SEEN_MAX | shapes that are counted and have no reader yet |
-| REMEMBERED, REMEMBERED_CHARS_MAX (schemas.shape_plans) | numbers, amounts and times that were read a moment ago |
+| REMEMBERED, REMEMBERED_CHARS_MAX (schemas.fastdecode.plan) | numbers, amounts and times that were read a moment ago |
 """
 
 from collections import Counter
 from typing import Final, Protocol
 
-from maskline.schemas import shape_sources
 from maskline.schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
 from maskline.schemas.decode import NONE_IGNORED, decode_event
-from maskline.schemas.forms import cut_form, layout_of
-from maskline.schemas.parameters import FORM_TYPE
-from maskline.schemas.shape_plans import (
+from maskline.schemas.fastdecode import python_readers
+from maskline.schemas.fastdecode.forms import cut_form, layout_of
+from maskline.schemas.fastdecode.plan import (
     EVENT_NAME,
     SESSION_UUID,
     Decoded,
@@ -34,6 +33,7 @@ from maskline.schemas.shape_plans import (
     form_of,
     plan_of,
 )
+from maskline.schemas.parameters import FORM_TYPE
 
 SHAPES_MAX: Final = 1_024
 SEEN_MAX: Final = 1_024
@@ -65,10 +65,10 @@ class Readers(Protocol):
 
 def new_readers() -> Readers:
     try:
-        from maskline.schemas import _shapes  # noqa: PLC0415 - where there was no compiler, we are told so here
+        from maskline.schemas.fastdecode import native  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
-        return shape_sources.Readers()
-    return _shapes.Readers(_USUAL_HEAD, CALLBACK_VERSION)
+        return python_readers.Readers()
+    return native.Readers(_USUAL_HEAD, CALLBACK_VERSION)
 
 
 _BODY: Final = b"?"

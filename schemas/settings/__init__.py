@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_typ
 
 import msgspec
 
-from maskline.schemas.setting_kinds import (
+from maskline.schemas.settings.kinds import (
     AUTH_TOKENS,
     DURABILITY,
     FLAG,
@@ -30,7 +30,7 @@ from maskline.schemas.setting_kinds import (
     size,
     whole,
 )
-from maskline.schemas.setting_sources import PREFIX, Setting, gather
+from maskline.schemas.settings.sources import PREFIX, Setting, gather
 
 __all__ = [
     "SETTINGS",

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Readers of shapes in C: what `schemas.shape_sources` does, in 1.8 µs a callback instead of 4.9.
+"""Readers of shapes in C: what `schemas.fastdecode.python_readers` does, in 1.8 µs a callback instead of 4.9.
 
 Rules: whatever is not as usual is left to others, by None or ValueError. So no text is read here that is not plain
 ASCII with well-formed escapes, and nothing is read that does not fit the buffers below, which live on the stack: a
@@ -27,7 +27,7 @@ cdef extern from "Python.h":
     object PyObject_Vectorcall(object called, PyObject *const *arguments, size_t positional, PyObject *keywords)
 
 cdef enum:
-    VALUES_MAX = 64  # NAMES_MAX of schemas.forms
+    VALUES_MAX = 64  # NAMES_MAX of schemas.fastdecode.forms
     KEY_MAX = 2_304  # NAMES_MAX_CHARS and EVENT_NAME_CHARS_MAX, and a separator for each
     FORM_MAX = 8_192  # bytes: Plivo's have some 400
     PACKED_MAX = FORM_MAX + 3 * VALUES_MAX + 3  # msgpack: up to three bytes before each text, and before all
@@ -165,7 +165,7 @@ cdef class Reader:
     cdef int order[VALUES_MAX]
 
     def __init__(self, plan) -> None:
-        """`plan`: a schemas.shape_plans.Plan. Raises IndexError if it has more than VALUES_MAX places."""
+        """`plan`: a schemas.fastdecode.plan.Plan. Raises IndexError if it has more than VALUES_MAX places."""
         if plan.size > VALUES_MAX:
             raise IndexError("too many parameters for a reader")
         self.event_type = plan.event_type
@@ -264,7 +264,7 @@ cdef long long digits(Bytes text, int size) noexcept:
 
 
 cdef class Readers:
-    """As `schemas.shapes.Readers`.
+    """As `schemas.fastdecode.templates.Readers`.
 
     `head`: what a callback that came as usual, as it lies in the stream, has before its body. `version`: of those
     that are read here.

@@ -1,7 +1,8 @@
 """What a reader of a shape has to do, worked out once for the shape. Pure.
 
 A shape is what the callbacks of one event have in common: its name, and the names of its parameters in their order.
-Both readers, the one in Python (`schemas.shape_sources`) and the one in C (`schemas._shapes`), are made of a plan.
+Both readers, the one in Python (`schemas.fastdecode.python_readers`) and the one in C (`schemas.fastdecode.native`),
+are made of a plan.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
+from maskline.schemas.bounded_cache import Memo
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
 from maskline.schemas.events import Event, UnknownEvent
-from maskline.schemas.memo import Memo
 from maskline.schemas.parameters import looks_like, named_reading
 from maskline.schemas.values import NULLS, is_null
 

@@ -1,4 +1,4 @@
-from maskline.schemas.shape_plans import Decoded, EventAndFingerprint, Plan, Shape
+from maskline.schemas.fastdecode.plan import Decoded, EventAndFingerprint, Plan, Shape
 
 class Readers:
     def __init__(self, head: bytes, version: int) -> None: ...
