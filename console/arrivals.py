@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Any, Final
 
-from maskline.runtime.link import Link, pack
+from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
 from maskline.schemas.errors import NotDecodableError, RedisUnavailableError, UndecodableEntryError
 from maskline.schemas.keys import Keys

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
-from maskline.runtime.arguments import Parser
+from maskline.runtime.cli import Parser
 
 
 class Command(NamedTuple):

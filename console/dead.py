@@ -19,7 +19,7 @@ from maskline.console.arguments import positive
 from maskline.console.inquiry import Inquiry, about, ask
 from maskline.console.letters import all_letters, decode_entry, latest_letters
 from maskline.console.tables import print_table
-from maskline.runtime.arguments import Parser
+from maskline.runtime.cli import Parser
 from maskline.runtime.logs import configure_logging, get_logger
 from maskline.schemas.callback import RawCallback, decode_callback
 from maskline.schemas.decode import parameter_pairs

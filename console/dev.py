@@ -28,11 +28,11 @@ from maskline.console.simulate.command import DEFAULT_URL
 from maskline.console.simulate.player import Target
 from maskline.console.view import Counts, View
 from maskline.ingest.node import IngestNode
-from maskline.runtime.arguments import Parser
-from maskline.runtime.binding import is_free
+from maskline.runtime.cli import Parser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.net.binding import is_free
 from maskline.runtime.process import run
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import Parameters

@@ -1,8 +1,9 @@
 """`maskline health [ingest|worker]`: how the processes of this machine, or container, are. For probes and people.
 
-Which ones: those with a note (runtime.notes) that have the same settings; without a command's name both kinds. All of
-them must be well. Where there is no note, whoever listens where the settings say: MASKLINE_ADMIN_PORT, or the default
-ports of both commands, at which nobody, or something else (Prometheus has 9090 too), may listen as long as one is well.
+Which ones: those with a note (runtime.admin.port_notes) that have the same settings; without a command's name both
+kinds. All of them must be well. Where there is no note, whoever listens where the settings say: MASKLINE_ADMIN_PORT,
+or the default ports of both commands, at which nobody, or something else (Prometheus has 9090 too), may listen as
+long as one is well.
 
 It must answer also while the process does not, and cost little, since it is run every few seconds: plain sockets, never
 by a proxy, one deadline for all of them, and nothing of ours loaded but the settings.
@@ -21,8 +22,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
-from maskline.runtime.arguments import Parser
-from maskline.runtime.notes import Note, read_notes
+from maskline.runtime.admin.port_notes import Note, read_notes
+from maskline.runtime.cli import Parser
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
 from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings

@@ -14,11 +14,11 @@ import msgspec
 
 from maskline.console.account import STATE_DIRECTORY
 from maskline.console.embedded import EmbeddedServer
-from maskline.runtime.link import Argument, Link, pack
 from maskline.runtime.process import run
-from maskline.runtime.redis_url import Server
-from maskline.runtime.slots import SlotMap
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.pipeline import Argument, Link, pack
+from maskline.runtime.redis.slots import SlotMap
+from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.privacy import set_token_key

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskline.runtime.arguments import Parser
+from maskline.runtime.cli import Parser
 from maskline.schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
 
 _INTRODUCTION: Final = """\

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from maskline.console.inquiry import Inquiry, Question, about, ask
 from maskline.console.tables import plain_console, print_table
-from maskline.runtime.arguments import Parser
-from maskline.runtime.hygiene import MEMORY_HIGH
-from maskline.runtime.link import pack
+from maskline.runtime.cli import Parser
+from maskline.runtime.redis.pipeline import pack
+from maskline.runtime.redis.server_checks import MEMORY_HIGH
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.worker.letters import size_of
 

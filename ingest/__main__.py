@@ -7,9 +7,9 @@ from typing import Final
 
 from maskline.ingest.node import IngestNode, cannot_listen
 from maskline.runtime import supervised
-from maskline.runtime.arguments import Parser
-from maskline.runtime.binding import ListenError, bind
+from maskline.runtime.cli import Parser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.net.binding import ListenError, bind
 from maskline.runtime.process import cli, run
 from maskline.runtime.supervisor import supervise
 from maskline.schemas.settings import Settings, load_settings

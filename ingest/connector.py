@@ -13,12 +13,12 @@ from typing import Final
 from maskline.ingest.durability import RECHECK_S, check_durability
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.publisher import Publisher
-from maskline.runtime.inspection import Inspection
-from maskline.runtime.layout import LayoutGate
-from maskline.runtime.link import Link
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis_url import Server
-from maskline.runtime.store import Store, reconnect_delay_s
+from maskline.runtime.redis.connect import Store, reconnect_delay_s
+from maskline.runtime.redis.namespace import LayoutGate
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import hiredis
 
-from maskline.runtime.hygiene import parse_info, version_of
-from maskline.runtime.link import Link, pack
+from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.server_checks import parse_info, version_of
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.keys import probe_stream
 from maskline.schemas.settings import Settings

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from maskline.runtime.listener import ACCEPT_FAILED
-from maskline.runtime.vitals import vital_metrics
+from maskline.runtime.admin.vitals import vital_metrics
+from maskline.runtime.net.listener import ACCEPT_FAILED
 
 PREFIX: Final = "maskline_ingest_"
 
@@ -95,7 +95,7 @@ class Metrics(Collector):
         self.gauges: Callable[[], Gauges] | None = None
 
     def count_connection(self, reason: str) -> None:
-        """A connection was refused, or could not be accepted; for runtime.listener."""
+        """A connection was refused, or could not be accepted; for runtime.net.listener."""
         if reason == ACCEPT_FAILED:
             self.accept_failures += 1
         else:

@@ -17,15 +17,15 @@ from maskline.ingest.outlets import Outlets
 from maskline.ingest.publisher import Load
 from maskline.ingest.server import CONNECTIONS_MAX, CallbackServer
 from maskline.ingest.spool import Spool
-from maskline.runtime.admin import AdminServer, Health
-from maskline.runtime.binding import ListenError
-from maskline.runtime.descriptors import descriptors_max, for_clients
-from maskline.runtime.listener import Listener
+from maskline.runtime.admin.port_notes import Note
+from maskline.runtime.admin.server import AdminServer, Health
+from maskline.runtime.admin.vitals import vital_details
 from maskline.runtime.logs import get_logger
 from maskline.runtime.mounts import storage_risk
-from maskline.runtime.notes import Note
+from maskline.runtime.net.binding import ListenError
+from maskline.runtime.net.descriptors import descriptors_max, for_clients
+from maskline.runtime.net.listener import Listener
 from maskline.runtime.tasks import BackgroundTasks
-from maskline.runtime.vitals import vital_details
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.hosts import authority
 from maskline.schemas.settings import ADMIN_PORTS, Settings

@@ -6,12 +6,12 @@ from typing import Any
 from maskline.ingest.connector import Connector
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.publisher import Load, OnRefused, Publisher
-from maskline.runtime.inspection import Inspection
-from maskline.runtime.layout import LayoutGate
-from maskline.runtime.link import Link
-from maskline.runtime.redis_url import Server
-from maskline.runtime.shards import Shards
-from maskline.runtime.store import Store
+from maskline.runtime.redis.cluster import Shards
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.namespace import LayoutGate
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -36,7 +36,7 @@ from maskline.ingest.outcomes import (
     NotKeptError,
     refusal,
 )
-from maskline.runtime.link import Link, pack
+from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -18,7 +18,7 @@ from maskline.ingest.desk import Desk
 from maskline.ingest.intake import Intake
 from maskline.ingest.keeper import Keeper
 from maskline.ingest.metrics import Metrics
-from maskline.runtime.descriptors import descriptors_max, for_clients
+from maskline.runtime.net.descriptors import descriptors_max, for_clients
 from maskline.schemas.settings import Settings
 
 CONNECTIONS_MAX: Final = 8_192
@@ -60,7 +60,7 @@ class CallbackServer:
         return self._desk.under_way
 
     def admit(self, descriptor: int, opening: int) -> str:
-        """The reason against one more connection, where there is one. See runtime.listener."""
+        """The reason against one more connection, where there is one. See runtime.net.listener."""
         count = self.connections + opening
         descriptors = for_clients(descriptors_max())
         surplus = max(count - CONNECTIONS_MAX * SHED_ABOVE, descriptor - descriptors * SHED_ABOVE)

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVarTuple
 
 from maskline.runtime import supervised
-from maskline.runtime.descriptors import raise_limit
 from maskline.runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from maskline.runtime.logs import get_logger, say
+from maskline.runtime.net.descriptors import raise_limit
 from maskline.runtime.signals import Signals
 from maskline.schemas.errors import ConfigError, MasklineError
 

@@ -21,7 +21,7 @@ from process_kit import HANDLERS, PATIENCE_S, Fleet, load
 from servers import RedisServer, free_port, wait_until
 from whole_kit import AUTH_ID, AUTH_TOKEN, Traffic
 
-from maskline.runtime.descriptors import RESERVE_MIN, for_clients
+from maskline.runtime.net.descriptors import RESERVE_MIN, for_clients
 
 GREEDY = """
 import os

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from maskline.runtime import supervised
-from maskline.runtime.arguments import Parser
+from maskline.runtime.cli import Parser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.process import EXIT_PROBLEM, cli, run
 from maskline.runtime.supervisor import SILENT_KILL_S, supervise

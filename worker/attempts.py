@@ -12,8 +12,8 @@ from operator import is_
 from typing import Any, Final
 
 from maskline.runtime.clock import lease_clock
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.logs import get_logger
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
 from maskline.worker.partition import Partition

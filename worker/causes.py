@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 
 CHAIN_MAX: Final = 3
 """Exceptions of a chain (`raise … from …`), or of a group: the last, and what led to it."""

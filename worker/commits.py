@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import hiredis
 
-from maskline.runtime.link import Link
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.redis.pipeline import Link
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import Connections
 from maskline.worker.partition import Partition

@@ -3,7 +3,7 @@
 Leases have one of their own, so that no reply of megabytes is in the way of their renewal. All of them live and die
 together: when one is lost, they are opened anew, with backoff. What was under way fails with
 RedisUnavailableError, and whoever sent it decides what to do when `ready` returns again. One server needs one of these,
-a cluster one for each primary (`runtime.shards`).
+a cluster one for each primary (`runtime.redis.cluster`).
 """
 
 import asyncio
@@ -15,12 +15,18 @@ from typing import Final, cast
 
 from redis.exceptions import ResponseError
 
-from maskline.runtime.inspection import Inspection
-from maskline.runtime.layout import LayoutGate
-from maskline.runtime.link import Link
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis_url import Server
-from maskline.runtime.store import CONNECT_TIMEOUT_S, MOVED_AWAY, WRONG_SERVER, Store, reconnect_delay_s
+from maskline.runtime.redis.connect import (
+    CONNECT_TIMEOUT_S,
+    MOVED_AWAY,
+    WRONG_SERVER,
+    Store,
+    reconnect_delay_s,
+)
+from maskline.runtime.redis.namespace import LayoutGate
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, MasklineError, RedisRefusesError
 from maskline.worker.scripts import load_scripts

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from maskline.runtime.inspection import Inspection
-from maskline.runtime.layout import LayoutGate
-from maskline.runtime.link import Link
-from maskline.runtime.redis_url import Server
-from maskline.runtime.shards import Shards
-from maskline.runtime.store import Store
+from maskline.runtime.redis.cluster import Shards
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.namespace import LayoutGate
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -18,8 +18,8 @@ from time import time_ns
 from typing import Final
 
 from maskline.runtime.clock import lease_clock
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.logs import get_logger
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
 from maskline.worker.attempts import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts

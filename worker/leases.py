@@ -16,9 +16,9 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from maskline.runtime.clock import lease_clock
-from maskline.runtime.link import pack
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

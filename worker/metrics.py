@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from maskline.runtime.vitals import vital_metrics
+from maskline.runtime.admin.vitals import vital_metrics
 
 if TYPE_CHECKING:
     from maskline.worker.node import WorkerNode

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from maskline.runtime.admin import AdminServer, Health
-from maskline.runtime.hygiene import ServerReport
+from maskline.runtime.admin.port_notes import Note
+from maskline.runtime.admin.server import AdminServer, Health
+from maskline.runtime.admin.vitals import vital_details
 from maskline.runtime.logs import get_logger
-from maskline.runtime.notes import Note
+from maskline.runtime.redis.server_checks import ServerReport
 from maskline.runtime.tasks import BackgroundTasks
-from maskline.runtime.vitals import vital_details
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
 from maskline.worker.commits import Committer

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.rate_limit import Seldom
 from maskline.worker import threads
 from maskline.worker.partition import Partition
 from maskline.worker.seats import Seats, Use

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import hiredis
 
-from maskline.runtime.link import Link, pack
 from maskline.runtime.logs import get_logger
+from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connection import Connection

@@ -4,7 +4,7 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from maskline.runtime.link import Link
+from maskline.runtime.redis.pipeline import Link
 from maskline.worker.partition import Partition
 
 

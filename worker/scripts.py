@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from maskline.runtime.link import Link, pack
+from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.partition import Commit

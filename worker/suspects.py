@@ -12,7 +12,7 @@ import hiredis
 
 from maskline.runtime.clock import lease_clock
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.rate_limit import Seldom
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker import scripts

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.rate_limit import Seldom
 
 THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process; `worker.seats` holds them to it."""

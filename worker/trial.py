@@ -23,8 +23,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.events import Event

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 
-from maskline.runtime.link import Argument, pack
+from maskline.runtime.redis.pipeline import Argument, pack
 from maskline.worker.state import SessionState, encode_state
 
 

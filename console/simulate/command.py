@@ -29,7 +29,7 @@ from maskline.console.simulate.plan import (
 from maskline.console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
 from maskline.console.simulate.report import Ledger, lines, report
 from maskline.console.simulate.sessions import SessionOptions
-from maskline.runtime.arguments import Parser
+from maskline.runtime.cli import Parser
 from maskline.runtime.process import run
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import Settings, load_settings

@@ -15,7 +15,7 @@ from process_kit import PATIENCE_S, Fleet, callback, fleet
 from proxy import Proxy
 from servers import RedisServer
 
-from maskline.runtime.link import REPLY_TIMEOUT_S
+from maskline.runtime.redis.pipeline import REPLY_TIMEOUT_S
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
 

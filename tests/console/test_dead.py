@@ -10,7 +10,7 @@ from maskline import Reject
 from maskline.console.dead import NoSuchLetterError
 from maskline.console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
 from maskline.console.main import main
-from maskline.runtime.link import Link
+from maskline.runtime.redis.pipeline import Link
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys
 from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter

@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry
 from maskline.console import health
 from maskline.console.health import Answer, Target, find, line, verdict
 from maskline.console.main import main
-from maskline.runtime import notes
-from maskline.runtime.admin import AdminServer, Health
-from maskline.runtime.notes import Note, leave
+from maskline.runtime.admin import port_notes
+from maskline.runtime.admin.port_notes import Note, leave
+from maskline.runtime.admin.server import AdminServer, Health
 from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
 
 WELL = Health(ok=True, details={"stopping": False})
@@ -28,7 +28,7 @@ WELL = Health(ok=True, details={"stopping": False})
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch, namespace):
     """Notes of the test alone, and a proxy that must not be asked."""
-    monkeypatch.setattr(notes, "_places", lambda: [tmp_path])
+    monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path])
     monkeypatch.setenv("MASKLINE_NAMESPACE", namespace)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -15,7 +15,7 @@ from maskline.console.status import (
     find_warnings,
     read_status,
 )
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.node import WorkerNode

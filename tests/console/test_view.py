@@ -11,7 +11,7 @@ from maskline.console.arrivals import Arrivals
 from maskline.console.demo import judge
 from maskline.console.live import Handled, listen
 from maskline.console.view import Counts, View, event_line, summary_line
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.schemas import RawCallback, encode_callback
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys

@@ -13,7 +13,7 @@ from spool_kit import inside, streams
 
 from maskline.ingest import connector as connector_module
 from maskline.ingest.durability import Durability, check_durability, known_early
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 
 VALUES = [b"%03d" % n for n in range(100)]
 

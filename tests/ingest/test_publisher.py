@@ -13,7 +13,7 @@ from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcomes import NotKeptError
 from maskline.ingest.outlets import Outlets
 from maskline.ingest.publisher import BATCHES_MAX, Load, Publisher
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -13,7 +13,7 @@ import redis
 from ingest_kit import Request, ask, node_settings, stored, until
 
 from maskline.ingest.node import IngestNode
-from maskline.runtime import inspection
+from maskline.runtime.redis import server_monitor
 from maskline.schemas.settings import Settings, load_settings
 
 GOOD = Request()
@@ -133,7 +133,7 @@ async def test_health_names_the_address_in_use(redis_server, namespace, monkeypa
 async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(
     own_redis, namespace, monkeypatch
 ):
-    monkeypatch.setattr(inspection, "INSPECT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(server_monitor, "INSPECT_INTERVAL_S", 0.05)
     settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
         with own_redis.client() as client:

@@ -12,10 +12,10 @@ import pytest
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from maskline.runtime.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
-from maskline.runtime.link import Link
-from maskline.runtime.redis_url import Server
-from maskline.runtime.store import Store
+from maskline.runtime.redis.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
 

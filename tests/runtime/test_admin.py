@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.registry import Collector
 from servers import free_port
 
-from maskline.runtime.admin import AdminServer, Health
+from maskline.runtime.admin.server import AdminServer, Health
 from maskline.schemas.errors import ConfigError
 
 OK = Health(ok=True, details={"redis": "connected", "lag": 3})
@@ -147,7 +147,7 @@ async def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one():
     "sent", [b"", b"G", b"GET /readyz", b"GET /readyz HTTP/1.1\r\nHost: h\r\nX-Slow: ", b"\r\n"]
 )
 async def test_a_connection_whose_head_does_not_come_is_closed(monkeypatch, sent):
-    monkeypatch.setattr("maskline.runtime.admin.KEEPALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.runtime.admin.server.KEEPALIVE_TIMEOUT_S", 0.2)
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(sent)
@@ -163,7 +163,7 @@ async def test_a_connection_whose_head_does_not_come_is_closed(monkeypatch, sent
 
 
 async def test_a_connection_whose_body_does_not_come_is_closed(monkeypatch):
-    monkeypatch.setattr("maskline.runtime.admin.BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("maskline.runtime.admin.server.BODY_TIMEOUT_S", 0.1)
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n")

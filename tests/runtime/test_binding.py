@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from servers import free_port
 
-from maskline.runtime import binding
-from maskline.runtime.binding import ListenError, Wanted, bind, distinct, is_free
-from maskline.runtime.listener import Listener
+from maskline.runtime.net import binding
+from maskline.runtime.net.binding import ListenError, Wanted, bind, distinct, is_free
+from maskline.runtime.net.listener import Listener
 
 
 def has_ipv6() -> bool:

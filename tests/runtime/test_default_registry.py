@@ -15,10 +15,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
 
-from maskline.runtime import default_registry
-from maskline.runtime.admin import AdminServer, Health
-from maskline.runtime.default_registry import DefaultRegistry, left_out
-from maskline.runtime.vitals import vital_metrics
+from maskline.runtime.admin import default_registry
+from maskline.runtime.admin.default_registry import DefaultRegistry, left_out
+from maskline.runtime.admin.server import AdminServer, Health
+from maskline.runtime.admin.vitals import vital_metrics
 from maskline.schemas.privacy import number_token
 
 ACCEPTS = [

@@ -3,8 +3,8 @@
 import pytest
 from servers import RedisServer, binary_of, plain_reply, server_kinds, wait_until
 
-from maskline.runtime.hygiene import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.server_checks import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
 

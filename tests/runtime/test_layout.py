@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from servers import free_port
 
-from maskline.runtime.layout import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
-from maskline.runtime.redis_url import Server
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.namespace import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
+from maskline.runtime.redis.url import Server
 from maskline.schemas import privacy
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from servers import wait_until
 
-from maskline.runtime import line_writer
-from maskline.runtime.line_writer import PIECE_MAX_BYTES, QUEUE_MAX_BYTES, QUEUE_MAX_LINES, LineWriter
+from maskline.runtime.logs import line_writer
+from maskline.runtime.logs.line_writer import PIECE_MAX_BYTES, QUEUE_MAX_BYTES, QUEUE_MAX_LINES, LineWriter
 
 QUICK_S = 5.0
 """A write that waits for a reader never returns; one that does not takes microseconds."""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from servers import wait_until
 
-from maskline.runtime import link as link_module
-from maskline.runtime.link import Link, pack
-from maskline.runtime.store import Store
+from maskline.runtime.redis import pipeline as link_module
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
 

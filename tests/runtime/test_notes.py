@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from maskline.runtime import notes
-from maskline.runtime.notes import Note, dialable, leave, read_notes
+from maskline.runtime.admin import port_notes
+from maskline.runtime.admin.port_notes import Note, dialable, leave, read_notes
 from maskline.schemas.settings import Settings
 
 ADDRESSES = (("127.0.0.1", 9090), ("::1", 9090))
@@ -19,7 +19,7 @@ ADDRESSES = (("127.0.0.1", 9090), ("::1", 9090))
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """The only place for notes."""
-    monkeypatch.setattr(notes, "_places", lambda: [tmp_path])
+    monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path])
     return tmp_path / f"maskline-{os.geteuid()}"
 
 
@@ -42,7 +42,7 @@ def test_what_a_killed_process_left_is_removed(place):
     program = (
         f"import os, signal; from pathlib import Path; from maskline.runtime import notes; "
         f"notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
-        "notes.leave(notes.Note.of('worker', Settings())); print(len(notes.read_notes()), flush=True); "
+        "notes.leave(port_notes.Note.of('worker', Settings())); print(len(port_notes.read_notes()), flush=True); "
         "signal.pause()"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -91,12 +91,12 @@ def test_the_first_place_that_can_be_written_is_used(tmp_path, monkeypatch):
     (link / f"maskline-{os.geteuid()}").symlink_to(foreign)
     good = tmp_path / "good"
     good.mkdir()
-    monkeypatch.setattr(notes, "_places", lambda: [tmp_path / "none", file, foreign, link, good])
+    monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path / "none", file, foreign, link, good])
     left = leave(note())
     assert len(list((good / f"maskline-{os.geteuid()}").iterdir())) == 1
     assert read_notes() == [note()]
     left.remove()
-    monkeypatch.setattr(notes, "_places", lambda: [tmp_path / "none", foreign])
+    monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path / "none", foreign])
     with pytest.raises(OSError, match="none"):
         leave(note())
     assert read_notes() == []

@@ -23,9 +23,9 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskline.runtime import known_numbers, own_logging
-from maskline.runtime.known_numbers import KNOWN_NUMBERS, KnownNumbers
-from maskline.runtime.line_writer import LineWriter, as_text
+from maskline.runtime.logs import known_numbers, own_logging
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS, KnownNumbers
+from maskline.runtime.logs.line_writer import LineWriter, as_text
 from maskline.schemas.events import SessionFirstPartyAnswer, SessionTimeout
 from maskline.schemas.privacy import number_token
 from maskline.schemas.spellings import Numbers
@@ -517,7 +517,7 @@ def run_alone(source: str) -> subprocess.CompletedProcess[str]:
 def test_a_child_of_a_fork_hides_them_too():
     source = """
         import os, sys
-        from maskline.runtime.known_numbers import KNOWN_NUMBERS
+        from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
         from maskline.runtime.logs import *
         from maskline.events import SessionTimeout
         from maskline.schemas.settings import Settings
@@ -555,7 +555,7 @@ def test_logging_that_is_configured_over_ours_is_held_too():
     """As a test of a user's sees it: no process of a worker's around it."""
     source = """
         import structlog
-        from maskline.runtime.known_numbers import KNOWN_NUMBERS
+        from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
         from maskline.runtime.logs import *
         from maskline.events import SessionTimeout
         from maskline.schemas.settings import Settings

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from maskline.runtime.redis_url import Login, Server, read_redis_url
+from maskline.runtime.redis.url import Login, Server, read_redis_url
 from maskline.schemas.errors import ConfigError
 
 

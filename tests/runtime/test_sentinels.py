@@ -11,10 +11,10 @@ import pytest
 from sentinel_kit import Sentinel, SentinelServers
 from servers import SETTLE_S, RedisServer, valkey_binary, wait_until
 
-from maskline.runtime import sentinels
-from maskline.runtime.redis_url import Server
-from maskline.runtime.sentinels import NO_EPOCH, Answer, by_majority
-from maskline.runtime.store import Store
+from maskline.runtime.redis import sentinels
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.sentinels import NO_EPOCH, Answer, by_majority
+from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
 

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
-from maskline.runtime.redis_url import Server
-from maskline.runtime.shards import Shards
-from maskline.runtime.slots import SLOTS, SlotMap
-from maskline.runtime.store import Store
+from maskline.runtime.redis.cluster import Shards
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.slots import SLOTS, SlotMap
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys

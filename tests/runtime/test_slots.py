@@ -2,8 +2,8 @@
 
 import pytest
 
-from maskline.runtime.redis_url import Server
-from maskline.runtime.slots import SLOTS, read_slots
+from maskline.runtime.redis.slots import SLOTS, read_slots
+from maskline.runtime.redis.url import Server
 
 ASKED = Server("asked", 7)
 

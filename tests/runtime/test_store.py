@@ -7,8 +7,8 @@ import pytest
 import redis
 from servers import RedisServer, free_port, wait_until
 
-from maskline.runtime.link import pack
-from maskline.runtime.store import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
+from maskline.runtime.redis.connect import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
+from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings, load_settings
 

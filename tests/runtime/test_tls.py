@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives import serialization
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from maskline.runtime.link import pack
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.settings import Settings
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline import Reject, Retry, on, resource
-from maskline.runtime.link import Link
+from maskline.runtime.redis.pipeline import Link
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import FORM_TYPE

@@ -8,8 +8,8 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds, wait_until
 
-from maskline.runtime.link import pack
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from maskline import Context, on
-from maskline.runtime import known_numbers
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs import known_numbers
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.schemas.events import Event, SessionTimeout
 from maskline.schemas.privacy import number_token
 from maskline.testing import Harness, callback

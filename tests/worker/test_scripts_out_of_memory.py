@@ -8,7 +8,7 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds
 
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker import scripts

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from servers import RedisServer, redis_binary, valkey_binary
 
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

@@ -12,7 +12,8 @@ there is lost. So all are asked at once, which takes a round trip, and one names
 
 Some may name it by its name, others by an address (`announce-hostnames`): what leads to one address is one server.
 The last is for the day when most Sentinels are down. A primary that is cut off with a few of them has no replica left,
-and is not followed. Whatever they say, the server itself is asked as well whether it is a primary (`runtime.store`).
+and is not followed. Whatever they say, the server itself is asked as well whether it is a primary
+(`runtime.redis.connect`).
 """
 
 import asyncio
@@ -23,9 +24,9 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from maskline.runtime.dial import refused
-from maskline.runtime.link import Link, pack
-from maskline.runtime.redis_url import Server
+from maskline.runtime.redis.dial import refused
+from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SENTINELS_TIMEOUT_S: Final = 3.0

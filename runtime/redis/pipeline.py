@@ -9,7 +9,8 @@ A deadline counts silence, not the time to the last byte of a reply: through a t
 and cutting it would only have it sent again. What counts as progress stands at PROGRESS_MIN_BYTES.
 
 A Link never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
-(`runtime.store`). Which commands were carried out before the loss is unknown, so what is sent must bear a repeat.
+(`runtime.redis.connect`). Which commands were carried out before the loss is unknown, so what is sent must bear a
+repeat.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from typing import Any, Final, cast
 import hiredis
 from redis.exceptions import ResponseError
 
-from maskline.runtime.addresses import Route
+from maskline.runtime.redis.addresses import Route
 from maskline.schemas.errors import RedisUnavailableError
 
 Argument = bytes | str | int
@@ -66,7 +67,7 @@ class _Batch:
 
 
 class Link(asyncio.Protocol):
-    """A connected, authenticated Redis connection. Made by `runtime.store.Store.connect`."""
+    """A connected, authenticated Redis connection. Made by `runtime.redis.connect.Store.connect`."""
 
     def __init__(self, on_lost: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()

@@ -23,9 +23,9 @@ from typing import Any, Final, Protocol
 import prometheus_client
 from prometheus_client.core import Metric
 
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.logs import get_logger
-from maskline.runtime.seldom import Seldom
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs.rate_limit import Seldom
 from maskline.schemas.privacy import redact
 
 COLLECT_MAX_S: Final = 2.0

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from maskline.runtime.link import Link, pack
+from maskline.runtime.redis.pipeline import Link, pack
 
 OLDEST_REDIS: Final = (7, 0)
 """Before it XAUTOCLAIM does not say what was deleted, and XGROUP takes no ENTRIESREAD."""

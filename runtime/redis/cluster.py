@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis_url import Server
-from maskline.runtime.slots import SlotMap
-from maskline.runtime.store import Store
+from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.slots import SlotMap
+from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys

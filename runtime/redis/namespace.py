@@ -7,8 +7,8 @@ from typing import Final
 
 import hiredis
 
-from maskline.runtime.link import Link, pack
-from maskline.runtime.redis_url import Server
+from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.privacy import set_token_key

@@ -1,8 +1,8 @@
 """How to get a connection to Redis: the servers that MASKLINE_REDIS_URL leads to, log-in, TLS.
 
-One server needs no finding. Sentinels are asked for the primary at every connect (`runtime.sentinels`), and the primary
-whether it is one: so a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the start and
-whenever a node says that a key has moved (`runtime.shards`).
+One server needs no finding. Sentinels are asked for the primary at every connect (`runtime.redis.sentinels`), and the
+primary whether it is one: so a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the
+start and whenever a node says that a key has moved (`runtime.redis.cluster`).
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from typing import Final, Literal
 
 import hiredis
 
-from maskline.runtime.addresses import Route
-from maskline.runtime.dial import Dialer, Entry, refused
-from maskline.runtime.link import Link, pack
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis_url import RedisUrl, Server, read_redis_url
-from maskline.runtime.sentinels import SENTINELS_TIMEOUT_S, find_primary
-from maskline.runtime.slots import SlotMap, read_slots
+from maskline.runtime.redis.addresses import Route
+from maskline.runtime.redis.dial import Dialer, Entry, refused
+from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.sentinels import SENTINELS_TIMEOUT_S, find_primary
+from maskline.runtime.redis.slots import SlotMap, read_slots
+from maskline.runtime.redis.url import RedisUrl, Server, read_redis_url
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
 from maskline.schemas.settings.sources import FileText

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from maskline.runtime.redis_url import Server
+from maskline.runtime.redis.url import Server
 
 ADDRESS_DELAY_S: Final = 0.25
 """RFC 8305's: longer than most round trips, and nothing that anybody waits for."""

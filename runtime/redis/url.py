@@ -8,7 +8,7 @@
 | `rediss+cluster://`, `rediss+sentinel://` | the same with TLS |
 
 Options stand in the query: `username`, `password` and `db`, for whom the usual places do not suit; with Sentinels
-`sentinel_username` and `sentinel_password`; with TLS those of `runtime.redis_tls`. Every other one is refused by its
+`sentinel_username` and `sentinel_password`; with TLS those of `runtime.redis.tls`. Every other one is refused by its
 name: what is silently not applied costs more than a refused start. `%XX` stands for a special character everywhere, and
 `+` for itself.
 """
@@ -19,7 +19,7 @@ import ssl
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
-from maskline.runtime.redis_tls import TLS_OPTIONS, tls_context, wrong
+from maskline.runtime.redis.tls import TLS_OPTIONS, tls_context, wrong
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.hosts import with_port
 

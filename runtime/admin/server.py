@@ -2,7 +2,7 @@
 
 Health is asked of the node at each request, never cached: a probe that answers from memory tells of the past.
 What fails while answering is a failed probe (503, 500 for metrics), logged, and never a crash of the node. It answers
-also when the process has run out of file descriptors (runtime.listener).
+also when the process has run out of file descriptors (runtime.net.listener).
 """
 
 import errno
@@ -14,12 +14,12 @@ import prometheus_client
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from maskline.runtime.binding import ListenError
-from maskline.runtime.default_registry import DefaultRegistry
-from maskline.runtime.descriptors import is_short
-from maskline.runtime.listener import Listener
+from maskline.runtime.admin.default_registry import DefaultRegistry
+from maskline.runtime.admin.port_notes import LeftNote, Note, dialable, leave
 from maskline.runtime.logs import get_logger
-from maskline.runtime.notes import LeftNote, Note, dialable, leave
+from maskline.runtime.net.binding import ListenError
+from maskline.runtime.net.descriptors import is_short
+from maskline.runtime.net.listener import Listener
 from maskline.schemas.errors import ConfigError
 
 STOP_TIMEOUT_S: Final = 1.0

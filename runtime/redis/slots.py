@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from redis.crc import key_slot
 
-from maskline.runtime.redis_url import Server
+from maskline.runtime.redis.url import Server
 
 SLOTS: Final = 16_384  # of every cluster: the cluster specification
 

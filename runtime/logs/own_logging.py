@@ -9,7 +9,7 @@ no configuration replaces:
 | logging: the text that handlers make of it | `Handler.format`, `Formatter.formatException` |
 | structlog: what its processors make of an event | `BoundLoggerBase._process_event` |
 | pprint: the text as a whole, which it would write in lines, and break numbers | `PrettyPrinter.pprint` |
-| print, warnings, tracebacks, sys.stdout and sys.stderr | the streams (runtime.line_writer) |
+| print, warnings, tracebacks, sys.stdout and sys.stderr | the streams (runtime.logs.line_writer) |
 
 Out of reach: files and sockets that a module opens and writes to by itself, and writes to a descriptor (`os.write`).
 """
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from structlog import BoundLoggerBase
 
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
 """What every record has; the rest is the user's `extra`."""

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 import hiredis
 
-from maskline.runtime.addresses import Addresses, Route
-from maskline.runtime.link import Link, pack
-from maskline.runtime.redis_url import Login, Server
+from maskline.runtime.redis.addresses import Addresses, Route
+from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.url import Login, Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SHARE_MIN_S: Final = 1.0

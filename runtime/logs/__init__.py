@@ -5,7 +5,7 @@ exceptions): context, exception text, privacy, then level, time and the renderin
 logged: no phone number leaves (every text goes through `redact`, every object becomes text first; the numbers of the
 events under way are known, and hidden also in what handler modules print, and log by ways of their own), and
 logging never raises into its caller, nor keeps him waiting (a closed pipe, one that nobody reads, or a hostile value
-cost the line, not the work: runtime.line_writer).
+cost the line, not the work: runtime.logs.line_writer).
 """
 
 import atexit
@@ -24,9 +24,9 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from maskline.runtime import own_logging
-from maskline.runtime.known_numbers import KNOWN_NUMBERS
-from maskline.runtime.line_writer import LineWriter, as_text
+from maskline.runtime.logs import own_logging
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.logs.line_writer import LineWriter, as_text
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 from maskline.schemas.settings import Settings
 

@@ -6,8 +6,8 @@
 | no descriptor is left | a spare is given up for it: it is closed at once and counted; a *vital* listener serves it |
 | there is no spare either | it waits in the kernel's queue, and is tried again in PAUSE_S |
 
-Spares (runtime.descriptors) are taken back as soon as that goes. A vital listener (health must answer, of all things,
-then) ends such connections after VITAL_MAX_S, and its owner should keep none beyond its answer.
+Spares (runtime.net.descriptors) are taken back as soon as that goes. A vital listener (health must answer, of all
+things, then) ends such connections after VITAL_MAX_S, and its owner should keep none beyond its answer.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from maskline.runtime.binding import ListenError, bind, dialled
-from maskline.runtime.descriptors import give_spare_up, set_aside
 from maskline.runtime.logs import get_logger
+from maskline.runtime.net.binding import ListenError, bind, dialled
+from maskline.runtime.net.descriptors import give_spare_up, set_aside
 from maskline.schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
 
 ACCEPTS_MAX: Final = 64
@@ -81,7 +81,7 @@ class Listener:
         return [sock.getsockname() for sock in self._sockets]
 
     def open(self, hosts: str, port: int, *, backlog: int, reuse_port: bool = False) -> None:
-        """Listen on all addresses of `hosts` (runtime.binding). Raises ListenError where that cannot be."""
+        """Listen on all addresses of `hosts` (runtime.net.binding). Raises ListenError where that cannot be."""
         self._sockets = bind(hosts, port, reuse_port=reuse_port)
         try:
             for sock in self._sockets:

@@ -5,9 +5,9 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from maskline.runtime import default_registry
-from maskline.runtime.descriptors import descriptors_max, descriptors_open
+from maskline.runtime.admin import default_registry
 from maskline.runtime.logs import lines_dropped, lines_waiting
+from maskline.runtime.net.descriptors import descriptors_max, descriptors_open
 
 
 def vital_details() -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Keeps an eye on the servers: inspects each at every new connection and every INSPECT_INTERVAL_S (`runtime.hygiene`).
+"""Keeps an eye on the servers: inspects each at every new connection and every INSPECT_INTERVAL_S
+(`runtime.redis.server_checks`).
 
 What is found is logged once, and again when it is over; /readyz has it as it stands.
 """
@@ -8,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from maskline.runtime.hygiene import Finding, ServerReport, inspect_server
-from maskline.runtime.link import Link
 from maskline.runtime.logs import get_logger
+from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.server_checks import Finding, ServerReport, inspect_server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import RedisUnavailableError
 
