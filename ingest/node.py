@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from maskline.ingest.breaker import STATES
-from maskline.ingest.drain import Drain, Pace
-from maskline.ingest.intake import Intake
-from maskline.ingest.keeper import Keeper
+from maskline.ingest.auth.verifier import Intake
+from maskline.ingest.delivery.drainer import Drain, Pace
+from maskline.ingest.delivery.router import Keeper
+from maskline.ingest.http.server import CONNECTIONS_MAX, CallbackServer
 from maskline.ingest.metrics import Gauges, Metrics
-from maskline.ingest.outlets import Outlets
-from maskline.ingest.publisher import Load
-from maskline.ingest.server import CONNECTIONS_MAX, CallbackServer
-from maskline.ingest.spool import Spool
+from maskline.ingest.publish.circuit_breaker import STATES
+from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.publisher import Load
+from maskline.ingest.spool.spool import Spool
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
 from maskline.runtime.admin.vitals import vital_details

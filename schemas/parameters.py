@@ -6,8 +6,8 @@ a third of the time: both hot paths come through here), except that bytes that a
 than replaced.
 
 A body is read as a form or as JSON. Which of the two a request meant is ingest's to find out, by the signature
-(`ingest.intake`); it stores a Content-Type that names what it found (`type_naming`), and by that type the body is
-read ever after. A type that names neither, which ingest stores no more, leaves it to what the body looks like.
+(`ingest.auth.verifier`); it stores a Content-Type that names what it found (`type_naming`), and by that type the body
+is read ever after. A type that names neither, which ingest stores no more, leaves it to what the body looks like.
 """
 
 import json

@@ -17,7 +17,7 @@ import aiohttp
 from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
 
-from maskline.ingest.signatures import sign_v3
+from maskline.ingest.auth.signatures import sign_v3
 from maskline.schemas.parameters import FORM_TYPE, Parameters
 
 AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"

@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from maskline.console.simulate.plan import Send
-from maskline.ingest.signatures import sign_v3
+from maskline.ingest.auth.signatures import sign_v3
 from maskline.schemas.parameters import Parameters, parse_pairs
 
 CONNECT_TIMEOUT_S: Final = 2.0

@@ -29,7 +29,7 @@ from chaos_handlers import DO, TAG
 from history import Asked
 
 from maskline.console.simulate.sessions import SessionOptions, make_session
-from maskline.ingest.signatures import sign_v3
+from maskline.ingest.auth.signatures import sign_v3
 from maskline.schemas.parameters import FORM_TYPE, Parameters
 from maskline.schemas.values import read_time
 

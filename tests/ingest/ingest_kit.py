@@ -10,8 +10,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from maskline.ingest.auth.signatures import sign_v3
 from maskline.ingest.node import IngestNode
-from maskline.ingest.signatures import sign_v3
 from maskline.schemas.callback import RawCallback, decode_callback
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import Parameters

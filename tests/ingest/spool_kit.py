@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 from zlib import crc32
 
-from maskline.ingest.connector import Connector
-from maskline.ingest.drain import Drain, Pace
-from maskline.ingest.keeper import Keeper
+from maskline.ingest.delivery.drainer import Drain, Pace
+from maskline.ingest.delivery.router import Keeper
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcomes import NotKeptError
-from maskline.ingest.outlets import Outlets
-from maskline.ingest.publisher import Load, Publisher
-from maskline.ingest.spool import Spool
+from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.publish.connection import Connector
+from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.publisher import Load, Publisher
+from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings

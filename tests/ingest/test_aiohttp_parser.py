@@ -4,9 +4,9 @@ import pytest
 from aiohttp.http_parser import HttpRequestParserPy
 from ingest_kit import node_settings
 
-from maskline.ingest import aiohttp_parser
-from maskline.ingest.aiohttp_parser import check_parser, parse_head
 from maskline.ingest.node import IngestNode
+from maskline.ingest.parser import aiohttp_parser
+from maskline.ingest.parser.aiohttp_parser import check_parser, parse_head
 from maskline.schemas.errors import ConfigError
 
 LINES = [b"POST /callbacks?a=%20b HTTP/1.1", b"Host: h", b"X: \xc3\xa9 ", b"X:y"]

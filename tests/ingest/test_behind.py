@@ -42,8 +42,8 @@ GARBAGE = [b"x", b" ", b"\0", b"\n", b"\xff\xfe", b"xyz\r\n\r\n", b"\x16\x03\x01
 
 @pytest.fixture(params=[True, False], ids=["quick", "parsed"])
 async def node(redis_server, namespace, monkeypatch, request) -> AsyncIterator[IngestNode]:
-    monkeypatch.setattr("maskline.ingest.server.QUICK", request.param)
-    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.http.server.QUICK", request.param)
+    monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     for _ in range(3):

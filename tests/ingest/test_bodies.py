@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.ingest import bodies
-from maskline.ingest.bodies import ChunkedBody, LengthBody, Reading
-from maskline.ingest.intake import Refused
-from maskline.ingest.request_heads import END, RequestHead, read_head
+from maskline.ingest.auth.verifier import Refused
+from maskline.ingest.parser import request_body
+from maskline.ingest.parser.request_body import ChunkedBody, LengthBody, Reading
+from maskline.ingest.parser.request_head import END, RequestHead, read_head
 
 MAX_BYTES = 1_000
 BEHIND = b"GET / HTTP/1.1\r\n"
@@ -66,21 +66,21 @@ def test_a_length_is_counted(content, cuts):
     [b"x", b"\r\n", b"-1\r\n", b"+1\r\n", b"0x1\r\n", b" 1\r\n", b"1 \r\n", b"1\n", b"f" * 17, b"2\r\nabc",
      b"2\r\nab\n", b"1\r\na1", b"1;\0\r\n", b"1;" + b"x" * 1_100, b"0\r\nno trailer\r\n", b"0\r\n: x\r\n",
      b"0\r\n x: y\r\n", b"0\r\n" + b"A: b\r\n" * 40,
-     b"1\r\na\r\n" * (bodies.CHUNKS_MAX + 1)],
+     b"1\r\na\r\n" * (request_body.CHUNKS_MAX + 1)],
 )  # fmt: skip
 def test_broken_chunks_are_refused_as_soon_as_they_are_seen(sent):
-    assert ChunkedBody(1 << 20).feed(sent) is bodies.BODY_BROKEN
+    assert ChunkedBody(1 << 20).feed(sent) is request_body.BODY_BROKEN
 
 
 @pytest.mark.parametrize(
     "sent", [b"3e9\r\n", b"ffffffffffffffff\r\n", b"3e8\r\n" + bytes(1_000) + b"\r\n1\r\n"]
 )
 def test_chunks_that_are_too_much_are_refused_before_they_come(sent):
-    assert ChunkedBody(MAX_BYTES).feed(sent) is bodies.BODY_TOO_LARGE
+    assert ChunkedBody(MAX_BYTES).feed(sent) is request_body.BODY_TOO_LARGE
 
 
 def test_a_length_that_is_too_much_is_refused_at_once():
-    assert LengthBody(MAX_BYTES + 1, MAX_BYTES).feed(b"") is bodies.BODY_TOO_LARGE
+    assert LengthBody(MAX_BYTES + 1, MAX_BYTES).feed(b"") is request_body.BODY_TOO_LARGE
 
 
 def raw_deflate(content: bytes) -> bytes:
@@ -113,7 +113,7 @@ def test_bodies_are_unpacked(encoding, content, cuts):
 def test_other_encodings_are_told_and_the_body_stands_beside(encoding):
     reading = Reading(head_of(f"Content-Encoding: {encoding}", "Content-Length: 3"), MAX_BYTES)
     assert reading.feed(b"a=b") == b""
-    assert reading.contents() == [bodies.ENCODING_UNKNOWN, b"a=b"]
+    assert reading.contents() == [request_body.ENCODING_UNKNOWN, b"a=b"]
 
 
 PACKED = gzip.compress(b"a=b", mtime=0)
@@ -127,7 +127,7 @@ BROKEN = {
 def test_what_is_broken_is_told(packed):
     reading = Reading(head_of("Content-Encoding: gzip", f"Content-Length: {len(packed)}"), MAX_BYTES)
     assert reading.feed(packed) == b""
-    assert reading.contents() == [bodies.BODY_BROKEN, packed]
+    assert reading.contents() == [request_body.BODY_BROKEN, packed]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, raw_deflate])
@@ -138,6 +138,6 @@ def test_no_more_is_unpacked_than_may_be(pack, size):
     reading = Reading(head_of(f"Content-Encoding: {encoding}", f"Content-Length: {len(packed)}"), 1 << 20)
     rest = fed(reading, packed, [100, 200])
     unpacked = sum(map(len, reading._unpacking.parts))
-    assert (rest is bodies.BODY_TOO_LARGE, unpacked <= (1 << 20) + 1) == (size > 1 << 20, True)
+    assert (rest is request_body.BODY_TOO_LARGE, unpacked <= (1 << 20) + 1) == (size > 1 << 20, True)
     reading = Reading(head_of(f"Content-Encoding: {encoding}", f"Content-Length: {len(packed)}"), MAX_BYTES)
-    assert reading.feed(packed) is bodies.BODY_TOO_LARGE
+    assert reading.feed(packed) is request_body.BODY_TOO_LARGE

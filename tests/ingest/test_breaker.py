@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.ingest.breaker import BACKOFF_FIRST_S, BACKOFF_MAX_S, IN_TIME_MIN, Breaker
-from maskline.ingest.outcomes import OF_THE_SERVER
+from maskline.ingest.outcome import OF_THE_SERVER
+from maskline.ingest.publish.circuit_breaker import BACKOFF_FIRST_S, BACKOFF_MAX_S, IN_TIME_MIN, Breaker
 
 SERVER_CODES = sorted(OF_THE_SERVER)
 

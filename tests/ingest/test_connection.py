@@ -25,9 +25,9 @@ from ingest_kit import (
 )
 from test_ingest_http import REFUSED, TAKEN
 
-from maskline.ingest.connection import TURN_MAX, WAITING_MAX_BYTES, Connection, Exchange
+from maskline.ingest.http.connection import TURN_MAX, WAITING_MAX_BYTES, Connection, Exchange
 from maskline.ingest.node import IngestNode
-from maskline.ingest.outcomes import NotKeptError
+from maskline.ingest.outcome import NotKeptError
 
 GOOD = Request()
 LAST = Request(target="/last", headers={"Connection": "close"}).encode()
@@ -36,7 +36,7 @@ LAST = Request(target="/last", headers={"Connection": "close"}).encode()
 
 @pytest.fixture
 async def node(redis_server, namespace, monkeypatch) -> AsyncIterator[IngestNode]:
-    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     async with running(redis_server.url, namespace) as node:
         await teach(node)
         yield node
@@ -86,12 +86,12 @@ table = st.sampled_from(
 @pytest.fixture
 async def both(redis_server, namespace, monkeypatch) -> AsyncIterator[Any]:
     """A node that remembers layouts, one that does not, and where they put what they take."""
-    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
-    monkeypatch.setattr("maskline.ingest.connection.READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("maskline.ingest.connection.HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.2)
     names = [f"{namespace}-quick", f"{namespace}-parsed"]
     async with running(redis_server.url, names[0]) as quick:
-        monkeypatch.setattr("maskline.ingest.server.QUICK", False)
+        monkeypatch.setattr("maskline.ingest.http.server.QUICK", False)
         async with running(redis_server.url, names[1]) as parsed:
             await teach(quick)
             await teach(parsed)
@@ -203,7 +203,7 @@ async def test_an_idle_connection_is_closed_on_time(redis_server, namespace):
 async def test_a_head_that_has_begun_must_end_in_time(
     redis_server, namespace, monkeypatch, keepalive_s, sent
 ):
-    monkeypatch.setattr("maskline.ingest.connection.HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.2)
     async with running(redis_server.url, namespace, keepalive_s=keepalive_s) as node:
         async with await Client.connect(node.port) as client:
             assert (await client.ask(GOOD.encode())).status == 200
@@ -222,7 +222,7 @@ async def test_a_head_that_has_begun_must_end_in_time(
 
 
 async def test_blank_lines_begin_no_head(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.connection.HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.05)
     async with running(redis_server.url, namespace, keepalive_s=1) as node:
         for blank in (b"\r\n\r\n", b"\r", b"\r\n\r"):
             async with await Client.connect(node.port) as client:
@@ -272,7 +272,7 @@ async def test_a_flood_that_ends_is_answered_to_its_end(node):
 
 
 async def test_a_flood_takes_no_more_of_a_turn_however_long_it_lasts(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.connection.TURN_MAX", 8)
+    monkeypatch.setattr("maskline.ingest.http.connection.TURN_MAX", 8)
     refused = node.metrics.refused
     async with await Client.connect(node.port) as client:
         client.writer.transport.set_write_buffer_limits(high=1 << 20)
@@ -289,7 +289,7 @@ async def test_a_flood_takes_no_more_of_a_turn_however_long_it_lasts(node, monke
 
 
 async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.responses.WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.2)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         flood = GOOD.encode() * 100
@@ -304,7 +304,7 @@ async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(n
 @asynccontextmanager
 async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIterator[Any]:
     """A client, and its connection, whose answers wait in the process, few enough for it to be no matter yet."""
-    monkeypatch.setattr("maskline.ingest.connection.LINGER_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.http.connection.LINGER_S", 0.05)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         (connection,) = await connections(node, 1)
@@ -315,7 +315,7 @@ async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIte
 
 @pytest.mark.parametrize("ends", [True, False])
 async def test_last_answers_that_are_not_read_hold_no_connection_for_ever(node, monkeypatch, ends):
-    monkeypatch.setattr("maskline.ingest.responses.WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.2)
     async with one_that_does_not_read(node, monkeypatch) as (client, connection):
         client.send(BAD * 4_000 + (b"" if ends else LAST))
         if ends:
@@ -440,7 +440,7 @@ async def test_the_stop_answers_what_is_under_way_and_closes_the_rest(own_redis,
 async def test_a_trusted_peers_word_is_not_taken_for_anothers(redis_server, namespace, monkeypatch):
     from ipaddress import ip_network
 
-    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     forwarded: dict[str, str | None] = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "outside.example"}
     believed = Request(base="https://outside.example/callbacks", headers=forwarded)
     trusted = (ip_network("127.0.0.0/8"),)
@@ -462,7 +462,7 @@ ZEROS = b"POST /callbacks HTTP/1.1\r\nHost: h\r\nContent-Length: " + b"0" * 5_00
 
 @pytest.mark.parametrize("quick", [True, False], ids=["quick", "aiohttp"])
 async def test_a_length_of_thousands_of_digits_is_answered(redis_server, namespace, monkeypatch, quick):
-    monkeypatch.setattr("maskline.ingest.server.QUICK", quick)
+    monkeypatch.setattr("maskline.ingest.http.server.QUICK", quick)
     async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
         client.send(ZEROS)
         assert (await client.response()).status in (400, 403, 413)
@@ -471,7 +471,7 @@ async def test_a_length_of_thousands_of_digits_is_answered(redis_server, namespa
 async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, monkeypatch):
     """What raises while outcomes are told would leave the others of the batch waiting for ever."""
     async with running(own_redis.url, namespace, publish_timeout_ms=5_000) as node:
-        monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
+        monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
         await teach(node)
         async with await Client.connect(node.port) as faulty, await Client.connect(node.port) as other:
             await until(lambda: open_connections(node) == 2)
@@ -483,7 +483,7 @@ async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, 
             def broken(*_: Any) -> None:
                 raise ZeroDivisionError
 
-            monkeypatch.setattr("maskline.ingest.connection.read_head", broken)
+            monkeypatch.setattr("maskline.ingest.http.connection.read_head", broken)
             own_redis.resume()
             assert (await other.response()).status == 200
             assert (await faulty.response()).status == 200

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ingest_kit import node_settings, until
 from spool_kit import inside, stream, streams
 
-from maskline.ingest.drain import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, Pace
+from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, Pace
 
 VALUES = [b"%04d" % n for n in range(1000)]
 
@@ -103,7 +103,7 @@ async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, names
 
 
 async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.drain.RETRY_REFUSED_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.delivery.drainer.RETRY_REFUSED_S", 0.2)
     settings = node_settings(own_redis.url, namespace, partitions=2)
     async with inside(settings) as it:
         with own_redis.client() as client:
@@ -204,7 +204,7 @@ async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spoo
 async def test_a_redis_that_answers_too_late_leaves_few_duplicates(
     own_redis, namespace, timeout_ms, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.publisher.PATIENCE_S", (0.2, 0.4, 0.8))
+    monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.2, 0.4, 0.8))
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
     async with inside(settings) as it:
         own_redis.pause()

@@ -11,8 +11,8 @@ from ingest_kit import node_settings, until
 from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, wait_until
 from spool_kit import inside, streams
 
-from maskline.ingest import connector as connector_module
-from maskline.ingest.durability import Durability, check_durability, known_early
+from maskline.ingest.publish import connection as connector_module
+from maskline.ingest.publish.durability import Durability, check_durability, known_early
 from maskline.runtime.redis.connect import Store
 
 VALUES = [b"%03d" % n for n in range(100)]

@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS
 
-from maskline.ingest import forms
-from maskline.ingest.forms import Form, Forms
-from maskline.ingest.signatures import v3_middles, v3_texts
+from maskline.ingest.auth.signatures import v3_middles, v3_texts
+from maskline.ingest.fastpath import form_templates
+from maskline.ingest.fastpath.form_templates import Form, Forms
 from maskline.schemas.errors import NotDecodableError
 from maskline.schemas.fastdecode import forms as cutting
 from maskline.schemas.parameters import Parameters, parse_pairs, unquote_plus
@@ -91,7 +91,7 @@ def test_what_is_no_layout_is_not_learned(body):
 
 
 def test_layouts_are_bounded(monkeypatch):
-    monkeypatch.setattr(forms, "LAYOUTS_MAX", 10)
+    monkeypatch.setattr(form_templates, "LAYOUTS_MAX", 10)
     read = Forms()
     for number in range(99):
         read.learn(b"SessionUUID=s&n%d=" % number)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from maskline.ingest.origin import Origin
+from maskline.ingest.auth.dialled_url import Origin
 from maskline.schemas.settings import load_settings
 
 MAPPED = 0xFFFF << 32

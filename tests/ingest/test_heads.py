@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ingest_kit import Request
 
-from maskline.ingest import heads
-from maskline.ingest.aiohttp_parser import END
-from maskline.ingest.heads import GROUPS, HeadLayout, HeadLayouts, is_ordinary
-from maskline.ingest.request_heads import RequestHead, read_head
+from maskline.ingest.fastpath import head_templates
+from maskline.ingest.fastpath.head_templates import GROUPS, HeadLayout, HeadLayouts, is_ordinary
+from maskline.ingest.parser.aiohttp_parser import END
+from maskline.ingest.parser.request_head import RequestHead, read_head
 
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
 
@@ -29,7 +29,7 @@ def learned(*given_heads: bytes) -> HeadLayouts:
     for head in given_heads:
         ordinary = ordinary_head(head)
         assert ordinary is not None
-        for _ in range(heads.LEARN_AFTER):
+        for _ in range(head_templates.LEARN_AFTER):
             layouts.learn(ordinary)
     return layouts
 
@@ -59,7 +59,7 @@ def test_heads_that_are_not_ordinary(head):
 def test_a_layout_is_learned_after_a_while():
     layouts = HeadLayouts()
     ordinary = ordinary_head(HEAD)
-    for _ in range(heads.LEARN_AFTER - 1):
+    for _ in range(head_templates.LEARN_AFTER - 1):
         layouts.learn(ordinary)
         assert layouts.find(HEAD) is None
     layouts.learn(ordinary)
@@ -73,20 +73,20 @@ def test_a_layout_is_learned_after_a_while():
 
 
 def test_what_is_learned_is_bounded(monkeypatch):
-    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     layouts = HeadLayouts()
-    for number in range(3 * heads.KNOWN_MAX):
+    for number in range(3 * head_templates.KNOWN_MAX):
         layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + END))
-        assert 0 < len(layouts.known) <= heads.KNOWN_MAX
+        assert 0 < len(layouts.known) <= head_templates.KNOWN_MAX
     assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + END) is layouts.known[0]
-    monkeypatch.setattr(heads, "LEARN_AFTER", 2)
-    for number in range(3 * heads.SEEN_MAX):
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
+    for number in range(3 * head_templates.SEEN_MAX):
         layouts.learn(ordinary_head(HEAD[:-2] + b"Y-%d: 1" % number + END))
-        assert 0 < len(layouts._seen) <= heads.SEEN_MAX
+        assert 0 < len(layouts._seen) <= head_templates.SEEN_MAX
 
 
 def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
-    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     layouts = HeadLayouts()
     layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
     layouts.learn(ordinary_head(HEAD.replace(b"Host: ", b"Host:")))
@@ -149,13 +149,13 @@ def test_what_decides_is_compared_byte_by_byte(name):
 
 
 def test_a_layout_reads_nothing_before_or_after():
-    layout = HeadLayout(heads._pattern(ordinary_head(HEAD)))
+    layout = HeadLayout(head_templates._pattern(ordinary_head(HEAD)))
     assert layout.match(b" " + HEAD) is None
     assert layout.match(HEAD[:-1]) is None
 
 
 def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
-    monkeypatch.setattr(heads, "LEARN_AFTER", 2)
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
     layouts = HeadLayouts()
     for _ in range(2):
         layouts.learn(ordinary_head(HEAD))
@@ -166,7 +166,7 @@ def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
 
 
 def test_signatures_may_be_listed_with_blanks(monkeypatch):
-    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     layouts = HeadLayouts()
     head = HEAD.replace(b"X-Plivo-Signature-V3: ", b"X-Plivo-Signature-V3: aaa=, ")
     assert head != HEAD

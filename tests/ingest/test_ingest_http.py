@@ -32,8 +32,8 @@ BODY_PAIRS = [("SessionUUID", "s"), ("EventName", "e")]
 @pytest.fixture(params=[True, False], ids=["quick", "parsed"], autouse=True)
 def quick(request, monkeypatch) -> bool:
     """Whether layouts of requests are remembered, which must not be seen from outside."""
-    monkeypatch.setattr("maskline.ingest.server.QUICK", request.param)
-    monkeypatch.setattr("maskline.ingest.heads.LEARN_AFTER", 1)
+    monkeypatch.setattr("maskline.ingest.http.server.QUICK", request.param)
+    monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     return bool(request.param)
 
 
@@ -287,7 +287,7 @@ class Recorder:
 @pytest.fixture
 def log(monkeypatch) -> Recorder:
     recorder = Recorder()
-    for module in ("maskline.ingest.connection", "maskline.ingest.refusals"):
+    for module in ("maskline.ingest.http.connection", "maskline.ingest.http.refusal_log"):
         monkeypatch.setattr(f"{module}._log", recorder)
     return recorder
 
@@ -376,7 +376,7 @@ async def test_a_body_without_end_is_refused_at_its_bound(node, encoding):
 
 
 async def test_a_slow_body_is_given_up(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.connection.READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.05)
     async with await Client.connect(node.port) as client:
         response = await client.ask(GOOD.encode()[:-1])
         assert (response.status, response.error) == (408, "read_timeout")
@@ -393,7 +393,7 @@ async def test_a_client_that_goes_away_is_counted_and_harms_nobody(node):
 
 
 async def test_connections_are_bounded(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.server.CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 2)
     async with await Client.connect(node.port) as first, await Client.connect(node.port) as second:
         assert (await first.ask(GOOD.encode())).status == 200
         assert (await second.ask(GOOD.encode())).status == 200
@@ -404,7 +404,7 @@ async def test_connections_are_bounded(node, monkeypatch):
 
 
 async def test_a_client_that_does_not_read_is_cut_off(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.responses.WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.05)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         flood = Request(target="/x").encode() * 200

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from maskline.ingest import signatures
-from maskline.ingest.accounts import Accounts
-from maskline.ingest.intake import Accepted, Intake, Refused
-from maskline.ingest.origin import Origin
-from maskline.ingest.signatures import LISTED_MAX, sign_v2, sign_v3
+from maskline.ingest.auth import signatures
+from maskline.ingest.auth.accounts import Accounts
+from maskline.ingest.auth.dialled_url import Origin
+from maskline.ingest.auth.signatures import LISTED_MAX, sign_v2, sign_v3
+from maskline.ingest.auth.verifier import Accepted, Intake, Refused
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import UndecodableEntryError

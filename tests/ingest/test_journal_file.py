@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from maskline.ingest.journal_file import HELD_BUCKETS, JournalFile
-from maskline.ingest.spool_directory import wal_of
-from maskline.ingest.spool_errors import DamagedError, SpoolError
+from maskline.ingest.spool.directory import wal_of
+from maskline.ingest.spool.errors import DamagedError, SpoolError
+from maskline.ingest.spool.file import HELD_BUCKETS, JournalFile
 
 MIB = 1 << 20
 

@@ -45,7 +45,7 @@ async def test_a_callback_that_crosses_the_end_of_an_idle_connection_is_kept(red
 
 
 async def test_the_same_at_the_stop(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.server.STOP_LINGER_S", 5)
+    monkeypatch.setattr("maskline.ingest.http.server.STOP_LINGER_S", 5)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     async with await Client.connect(node.port) as client:
@@ -75,7 +75,7 @@ async def test_what_has_arrived_and_is_not_read_yet_keeps_a_connection_from_bein
 
 
 async def test_a_client_that_does_not_close_is_closed(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.connection.LINGER_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.http.connection.LINGER_S", 0.05)
     async with (
         running(redis_server.url, namespace, keepalive_s=1) as node,
         await Client.connect(node.port) as client,
@@ -87,10 +87,10 @@ async def test_a_client_that_does_not_close_is_closed(redis_server, namespace, m
 
 
 async def test_connections_idle_for_longest_make_room(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.server.CONNECTIONS_MAX", 8)
-    monkeypatch.setattr("maskline.ingest.server.SHED_IDLE_S", 0.0)
-    monkeypatch.setattr("maskline.ingest.server.SHED_INTERVAL_S", 0.0)
-    monkeypatch.setattr("maskline.ingest.server.SHED_AT_ONCE", 1)
+    monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 8)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_IDLE_S", 0.0)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_INTERVAL_S", 0.0)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_AT_ONCE", 1)
     async with running(redis_server.url, namespace) as node:
         clients: list[Client] = []
         try:
@@ -115,9 +115,9 @@ async def test_connections_idle_for_longest_make_room(redis_server, namespace, m
 
 async def test_no_more_are_ended_than_room_is_needed_for(redis_server, namespace, monkeypatch):
     """However often room is asked for before those that were ended are gone."""
-    monkeypatch.setattr("maskline.ingest.server.CONNECTIONS_MAX", 16)
-    monkeypatch.setattr("maskline.ingest.server.SHED_IDLE_S", 0.0)
-    monkeypatch.setattr("maskline.ingest.server.SHED_INTERVAL_S", 0.0)
+    monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 16)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_IDLE_S", 0.0)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_INTERVAL_S", 0.0)
     async with running(redis_server.url, namespace) as node:
         clients = [await Client.connect(node.port) for _ in range(14)]
         try:
@@ -132,7 +132,7 @@ async def test_no_more_are_ended_than_room_is_needed_for(redis_server, namespace
 
 
 async def test_connections_that_were_just_used_are_not_ended_for_others(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.server.CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 2)
     async with (
         running(redis_server.url, namespace) as node,
         await Client.connect(node.port) as first,
@@ -146,7 +146,7 @@ async def test_connections_that_were_just_used_are_not_ended_for_others(redis_se
 
 
 async def test_a_body_that_drips_is_given_up(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.connection.READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.1)
     async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
         answer = asyncio.create_task(client.response())
         client.send(GOOD[:-100])

@@ -120,7 +120,7 @@ async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
 
 
 async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.keeper.WAITING_MAX_BYTES", 100)
+    monkeypatch.setattr("maskline.ingest.delivery.router.WAITING_MAX_BYTES", 100)
     async with inside(node_settings(redis_server.url, namespace)) as it:
         outcomes = await asyncio.gather(it.keep("s", bytes(101)), it.keep("s", b"v"))
         assert outcomes == ["", "busy"]

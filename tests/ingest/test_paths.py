@@ -9,10 +9,10 @@ from ingest_kit import MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
-from maskline.ingest.intake import Accepted, Intake, Refused
-from maskline.ingest.paths import account_in, why_unknown
-from maskline.ingest.refusals import RefusalLog
-from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.callback_paths import account_in, why_unknown
+from maskline.ingest.auth.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.parameters import Parameters
 

@@ -10,9 +10,9 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcomes import NotKeptError
-from maskline.ingest.outlets import Outlets
-from maskline.ingest.publisher import BATCHES_MAX, Load, Publisher
+from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.publisher import BATCHES_MAX, Load, Publisher
 from maskline.runtime.redis.connect import Store
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys

@@ -8,14 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
-from maskline.ingest import heads, quick
-from maskline.ingest.aiohttp_parser import END
-from maskline.ingest.forms import Forms
-from maskline.ingest.heads import is_ordinary
-from maskline.ingest.intake import Accepted, Intake, Refused
-from maskline.ingest.quick import Quick
-from maskline.ingest.request_heads import RequestHead, read_head
-from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.fastpath import head_templates, verifier
+from maskline.ingest.fastpath.form_templates import Forms
+from maskline.ingest.fastpath.head_templates import is_ordinary
+from maskline.ingest.fastpath.verifier import Quick
+from maskline.ingest.parser.aiohttp_parser import END
+from maskline.ingest.parser.request_head import RequestHead, read_head
 from maskline.schemas.parameters import Parameters
 
 NOW = 1_700_000_000_000
@@ -51,7 +51,7 @@ def by_quick(request: bytes, way: Quick) -> Accepted | None:
 def taught(*requests: bytes, intake: Intake = INTAKE) -> Quick:
     way = Quick(intake, Forms())
     for request in requests:
-        for _ in range(heads.LEARN_AFTER + 1):
+        for _ in range(head_templates.LEARN_AFTER + 1):
             by_intake(request, intake, way)
     return way
 
@@ -178,7 +178,7 @@ def test_without_verification_nothing_is_learned():
 
 
 def test_targets_are_bounded(monkeypatch):
-    monkeypatch.setattr(quick, "TARGETS_MAX", 5)
+    monkeypatch.setattr(verifier, "TARGETS_MAX", 5)
     way = taught(Request().encode())
     for number in range(20):
         request = Request(query=[("order", str(number))]).encode()
@@ -186,15 +186,15 @@ def test_targets_are_bounded(monkeypatch):
         assert by_quick(request, way) == by_intake(request)
         (targets,) = way._dialled.values()
         assert 0 < len(targets) <= 5
-    long = Request(query=[("order", "1" * quick.TARGET_MAX_BYTES)]).encode()
+    long = Request(query=[("order", "1" * verifier.TARGET_MAX_BYTES)]).encode()
     by_intake(long, way=way)
     assert by_quick(long, way) is None
 
 
 def test_targets_go_with_the_layout_they_belong_to(monkeypatch):
-    monkeypatch.setattr(heads, "LEARN_AFTER", 1)
+    monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     way = Quick(INTAKE, Forms())
-    for number in range(2 * heads.KNOWN_MAX):
+    for number in range(2 * head_templates.KNOWN_MAX):
         more: Any = {f"X-{number}": "1"}
         for _ in range(2):
             by_intake(Request(headers=more).encode(), way=way)

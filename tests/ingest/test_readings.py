@@ -11,8 +11,8 @@ from in_c_kit import BUILT
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, Request, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from maskline.ingest.intake import Accepted, Intake, Refused
-from maskline.ingest.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.signatures import sign_v2, sign_v3
+from maskline.ingest.auth.verifier import Accepted, Intake, Refused
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
 from maskline.schemas.errors import UndecodableEntryError

@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS, Request
 
-from maskline.ingest import request_heads
-from maskline.ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX
-from maskline.ingest.intake import Refused
-from maskline.ingest.request_heads import (
+from maskline.ingest.auth.verifier import Refused
+from maskline.ingest.parser import request_head
+from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX
+from maskline.ingest.parser.request_head import (
     HEAD_MAX_BYTES,
     NO_HOST,
     RequestHead,
@@ -162,7 +162,7 @@ def test_bounds():
     assert error(read_head(HEAD.replace(b": 3", b": " + b"0" * 5_000 + b"3"))) == ""
     long = read_head(HEAD.replace(b": 3", b": " + b"9" * 5_000))
     assert isinstance(long, RequestHead)
-    assert long.length == request_heads.LENGTH_MAX
+    assert long.length == request_head.LENGTH_MAX
 
 
 @given(heads() | st.binary(max_size=40).map(lambda data: data.replace(END, b"") + END), st.data())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plivo.utils import validate_signature, validate_v3_signature
 
-from maskline.ingest.signatures import (
+from maskline.ingest.auth.signatures import (
     LISTED_MAX,
     Token,
     listed_values,

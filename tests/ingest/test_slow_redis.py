@@ -13,9 +13,9 @@ import uvloop
 from ingest_kit import node_settings, until
 from spool_kit import inside, streams
 
-from maskline.ingest.drain import PAGE_ROWS_MAX
-from maskline.ingest.publisher import COPIES_MAX
-from maskline.ingest.spool_errors import SpoolError
+from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX
+from maskline.ingest.publish.publisher import COPIES_MAX
+from maskline.ingest.spool.errors import SpoolError
 
 sys.path.append(str(Path(__file__).parent.parent / "chaos"))
 from proxy import Proxy
@@ -81,7 +81,7 @@ async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, 
 
 
 async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.publisher.PATIENCE_S", (0.3, 0.6, 1.2, 2.4, 4.8))
+    monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.3, 0.6, 1.2, 2.4, 4.8))
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.35)
         assert await it.keep_all("s", VALUES) == {""}
@@ -93,7 +93,7 @@ async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, nam
 
 
 async def test_who_cut_a_mute_connection_is_said(redis_server, namespace, monkeypatch, caplog):
-    monkeypatch.setattr("maskline.ingest.publisher.PATIENCE_S", (0.3,))
+    monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.3,))
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         troubles = []
         monkeypatch.setattr(it.connector, "_on_trouble", lambda: troubles.append(it.connector.trouble))
@@ -108,8 +108,8 @@ async def test_who_cut_a_mute_connection_is_said(redis_server, namespace, monkey
 async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
     redis_server, namespace, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.durability.PATIENT_MS", 50)
-    monkeypatch.setattr("maskline.ingest.breaker.BACKOFF_MAX_S", 0.1)
+    monkeypatch.setattr("maskline.ingest.publish.durability.PATIENT_MS", 50)
+    monkeypatch.setattr("maskline.ingest.publish.circuit_breaker.BACKOFF_MAX_S", 0.1)
     settings = node_settings(redis_server.url, namespace, durability="replicas:1")
     async with inside(settings) as it:
         assert await it.keep_all("s", VALUES[:3]) == {""}
@@ -156,7 +156,7 @@ def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
 
 
 def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.spool.PUT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("maskline.ingest.spool.spool.PUT_TIMEOUT_S", 0.1)
 
     async def run():
         async with inside(node_settings(redis_server.url, namespace), draining=False) as it:

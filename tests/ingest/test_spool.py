@@ -9,9 +9,9 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcomes import NotKeptError
-from maskline.ingest.publisher import Load
-from maskline.ingest.spool import Spool
+from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.publish.publisher import Load
+from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 
 
@@ -137,8 +137,8 @@ async def test_a_disk_that_is_full_at_the_start(before):
 
 
 async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("maskline.ingest.spool.PUT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr("maskline.ingest.spool.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("maskline.ingest.spool.spool.PUT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.spool.spool.LOOK_AGAIN_S", 0.01)
     async with spooling() as (spool, metrics):
         hangs, free = threading.Event(), threading.Event()
         hanging = spool._journal.call(lambda: (hangs.set(), free.wait()))

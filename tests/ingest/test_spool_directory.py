@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maskline.ingest.spool_directory import SpoolDirectory, _why_unusable, remedy
+from maskline.ingest.spool.directory import SpoolDirectory, _why_unusable, remedy
 from maskline.schemas.errors import ConfigError
 
 

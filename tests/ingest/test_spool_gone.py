@@ -11,12 +11,12 @@ from ingest_processes import marks
 from servers import wait_until
 from spool_kit import inside, streams
 
-from maskline.ingest.journal_file import FileState, JournalFile
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publisher import Load
-from maskline.ingest.spool import Spool
-from maskline.ingest.spool_directory import SpoolDirectory, wal_of
-from maskline.ingest.spool_errors import SpoolError
+from maskline.ingest.publish.publisher import Load
+from maskline.ingest.spool.directory import SpoolDirectory, wal_of
+from maskline.ingest.spool.errors import SpoolError
+from maskline.ingest.spool.file import FileState, JournalFile
+from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 
 FILE = "spool-ns-0.db"
@@ -134,7 +134,7 @@ async def test_what_is_answered_after_it_is_found_by_the_next_start(spool_of_its
 async def test_what_was_answered_before_it_is_carried_without_another_callback(
     spool_of_its_own, tmp_path, way, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.journal_files.MOVED_GRACE_S", 0.5)
+    monkeypatch.setattr("maskline.ingest.spool.files.MOVED_GRACE_S", 0.5)
     values = [b"%04d" % number for number in range(2000)]
     async with spooling() as spool:
         await asyncio.gather(*(spool.put("x", 1, value) for value in values))
@@ -239,7 +239,7 @@ async def test_a_count_that_drifted_unlinks_nothing(spool_of_its_own):
 async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
     own_redis, namespace, spool_of_its_own, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.drain.ADOPT_INTERVAL_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     own_redis.kill()
     async with inside(node_settings(own_redis.url, namespace)) as it:
         assert await it.keep_all("s", [b"a", b"b"]) == {""}
@@ -253,7 +253,7 @@ async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
 
 
 async def test_the_drain_outlives_a_moment_without_descriptors(own_redis, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.drain.ADOPT_INTERVAL_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     async with inside(settings) as it:

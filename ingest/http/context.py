@@ -2,13 +2,13 @@
 
 import asyncio
 
-from maskline.ingest.forms import Forms
-from maskline.ingest.intake import Intake, Refused
-from maskline.ingest.keeper import Keeper
+from maskline.ingest.auth.dialled_url import Origin
+from maskline.ingest.auth.verifier import Intake, Refused
+from maskline.ingest.delivery.router import Keeper
+from maskline.ingest.fastpath.form_templates import Forms
+from maskline.ingest.fastpath.verifier import Quick
+from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.origin import Origin
-from maskline.ingest.quick import Quick
-from maskline.ingest.refusals import RefusalLog
 
 
 class Desk:

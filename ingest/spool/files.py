@@ -10,7 +10,7 @@ A stray takes nothing more. What lies in it was answered 200 and ends with this 
 into a file that the next start finds; where there can be none for now it is drained like the others. A file that was
 moved away with its whole directory is not at once carried: whoever moved it may bring it back (MOVED_GRACE_S).
 
-Everything here runs in the thread of `ingest.journal`; the three attributes above may be read by others.
+Everything here runs in the thread of `ingest.spool.writer`; the three attributes above may be read by others.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from maskline.ingest.journal_file import JournalFile, Row
-from maskline.ingest.open_file import Identity, Stamp, stamp_of
-from maskline.ingest.outcomes import SPOOL_FAILED
-from maskline.ingest.spool_directory import Slot, SpoolDirectory
-from maskline.ingest.spool_errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.outcome import SPOOL_FAILED
+from maskline.ingest.spool.directory import Slot, SpoolDirectory
+from maskline.ingest.spool.errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.spool.file import JournalFile, Row
+from maskline.ingest.spool.open_file import Identity, Stamp, stamp_of
 from maskline.schemas.errors import ConfigError
 
 LOOK_INTERVAL_S: Final = 1.0

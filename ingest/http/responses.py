@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from maskline.ingest.intake import Refused
+from maskline.ingest.auth.verifier import Refused
 
 WRITE_TIMEOUT_S: Final = 30.0
 """A client that sends requests and does not read their answers is cut off after this."""

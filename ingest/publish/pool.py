@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from maskline.ingest.connector import Connector
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publisher import Load, OnRefused, Publisher
+from maskline.ingest.publish.connection import Connector
+from maskline.ingest.publish.publisher import Load, OnRefused, Publisher
 from maskline.runtime.redis.cluster import Shards
 from maskline.runtime.redis.connect import Store
 from maskline.runtime.redis.namespace import LayoutGate

@@ -20,13 +20,13 @@ import contextlib
 from time import monotonic
 from typing import Final
 
-from maskline.ingest.journal_file import Row
-from maskline.ingest.journal_files import Taken
-from maskline.ingest.outcomes import MOVED, OF_THE_SERVER
-from maskline.ingest.outlets import Outlets
-from maskline.ingest.publisher import Publisher
-from maskline.ingest.spool import Spool
-from maskline.ingest.spool_errors import SpoolError
+from maskline.ingest.outcome import MOVED, OF_THE_SERVER
+from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.publisher import Publisher
+from maskline.ingest.spool.errors import SpoolError
+from maskline.ingest.spool.file import Row
+from maskline.ingest.spool.files import Taken
+from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | takes callbacks | nothing | Redis; if that fails, the spool |
 | takes callbacks | something | the spool, behind it; if that fails, Redis |
-| does not (`ingest.breaker`), or is slow | | the spool |
+| does not (`ingest.publish.circuit_breaker`), or is slow | | the spool |
 | is slow, and the spool is unwell | | Redis, and waits for it |
 | may be probed, and nothing in the spool is there to do it (it is empty, or unwell) | | Redis, as the probe |
 
@@ -16,12 +16,12 @@ still listens.
 import asyncio
 from typing import Final
 
-from maskline.ingest.drain import Pace
-from maskline.ingest.journal import Puts
-from maskline.ingest.outcomes import AWAY, BEHIND, BUSY, NotKeptError
-from maskline.ingest.outlets import Outlets
-from maskline.ingest.publisher import Load, Waiter
-from maskline.ingest.spool import Spool
+from maskline.ingest.delivery.drainer import Pace
+from maskline.ingest.outcome import AWAY, BEHIND, BUSY, NotKeptError
+from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.publisher import Load, Waiter
+from maskline.ingest.spool.spool import Spool
+from maskline.ingest.spool.writer import Puts
 from maskline.schemas.settings import Settings
 
 WAITING_MAX_BYTES: Final = 64 << 20

@@ -17,7 +17,7 @@ not: a server that connects and answers trifles may still not be able to write.
 
 from typing import Final, Literal
 
-from maskline.ingest.outcomes import AWAY, OF_THE_SERVER, TIMEOUT
+from maskline.ingest.outcome import AWAY, OF_THE_SERVER, TIMEOUT
 
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 2.0

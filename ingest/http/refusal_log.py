@@ -7,8 +7,8 @@ commonest slip of all, must show in the log with the URL that was checked.
 from time import monotonic
 from typing import Final, Protocol
 
-from maskline.ingest.intake import SIGNATURE_WRONG, Refused
-from maskline.ingest.origin import Headers, Origin, split_absolute
+from maskline.ingest.auth.dialled_url import Headers, Origin, split_absolute
+from maskline.ingest.auth.verifier import SIGNATURE_WRONG, Refused
 from maskline.runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0

@@ -2,8 +2,8 @@
 
 | step | in the intake | here |
 | --- | --- | --- |
-| head read, account and URL known | `read_head`, `Intake.read_head` | by layout and target (ingest.heads) |
-| parameters read, in signed order | `parse_parameters`, `v3_middles` | by layout (ingest.forms) |
+| head read, account and URL known | `read_head`, `Intake.read_head` | by layout and target (`head_templates`) |
+| parameters read, in signed order | `parse_parameters`, `v3_middles` | by layout (`form_templates`) |
 | signature | HMAC, compared in constant time | the same |
 | stored | `RawCallback`, as it came | the same |
 
@@ -15,13 +15,13 @@ with a valid signature.
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from maskline.ingest.accounts import Holder, signer
-from maskline.ingest.forms import Forms
-from maskline.ingest.heads import HeadLayout, HeadLayouts
-from maskline.ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
-from maskline.ingest.readings import covered_readings
-from maskline.ingest.request_heads import RequestHead
-from maskline.ingest.signatures import listed_values, v3_middles, v3_texts
+from maskline.ingest.auth.accounts import Holder, signer
+from maskline.ingest.auth.body_readings import covered_readings
+from maskline.ingest.auth.signatures import listed_values, v3_middles, v3_texts
+from maskline.ingest.auth.verifier import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
+from maskline.ingest.fastpath.form_templates import Forms
+from maskline.ingest.fastpath.head_templates import HeadLayout, HeadLayouts
+from maskline.ingest.parser.request_head import RequestHead
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.errors import NotDecodableError
 from maskline.schemas.parameters import Parameters, parse_pairs, type_naming

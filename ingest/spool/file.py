@@ -9,7 +9,7 @@
   the disk once the file is empty.
 - What may go and cannot be deleted, since a full disk does not allow even that, is remembered as gone; once nothing
   else is left, the file is begun anew. Else a spool that fills its disk by itself would never be drained.
-- Which file it is, and whether that still lies at its path, is known by device and inode (`ingest.open_file`).
+- Which file it is, and whether that still lies at its path, is known by device and inode (`ingest.spool.open_file`).
 
 | column | holds |
 | --- | --- |
@@ -30,9 +30,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from maskline.ingest.open_file import OpenFile
-from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
-from maskline.ingest.spool_errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_FULL
+from maskline.ingest.spool.errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.spool.open_file import OpenFile
 
 VERSION: Final = 1
 """Of the table, in `user_version`."""

@@ -4,13 +4,13 @@ In two steps, so that what can be refused by its head is refused before its body
 
 | step | refused as |
 | --- | --- |
-| path is `/callbacks` or `/callbacks/{auth_id}` (`ingest.paths`) | 404 `unknown_path` |
+| path is `/callbacks` or `/callbacks/{auth_id}` (`ingest.auth.callback_paths`) | 404 `unknown_path` |
 | the account of the path is configured | 404 `unknown_account` |
 | POST or GET | 405 `method_not_allowed` |
 | announced length within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
 | signature and nonce are there | 403 `signature_missing`, `nonce_missing` |
 | body within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
-| parameters can be decoded, as what the body is said to be or might be (`ingest.readings`) | 400 `not_decodable` |
+| parameters can be decoded, as what the body is or might be (`ingest.auth.body_readings`) | 400 `not_decodable` |
 | signature fits one of these readings | 403 `signature_wrong` |
 
 Everything else is taken, also what bears no SessionUUID or EventName: it was signed, so it is Plivo's, and
@@ -21,11 +21,11 @@ from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from maskline.ingest.accounts import Accounts, signer
-from maskline.ingest.origin import Headers, Origin, split_absolute
-from maskline.ingest.paths import PATH, account_in, why_unknown
-from maskline.ingest.readings import covered_readings, uncovered_readings
-from maskline.ingest.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
+from maskline.ingest.auth.accounts import Accounts, signer
+from maskline.ingest.auth.body_readings import covered_readings, uncovered_readings
+from maskline.ingest.auth.callback_paths import PATH, account_in, why_unknown
+from maskline.ingest.auth.dialled_url import Headers, Origin, split_absolute
+from maskline.ingest.auth.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.decode import parameter_pairs
 from maskline.schemas.errors import NotDecodableError

@@ -1,7 +1,8 @@
 """Heads by their layout: what is needed of a request's head, without parsing it. Pure.
 
 Whoever sends callbacks sends them all with the same headers in the same order; lengths, signatures and perhaps a
-tracing header differ. So a head that ingest.request_heads has read is remembered as a regular expression of itself:
+tracing header differ. So a head that ingest.parser.request_head has read is remembered as a regular expression of
+itself:
 
 | part of the head | in the expression |
 | --- | --- |
@@ -18,9 +19,9 @@ the memory. Measured on Plivo-like heads of 350 bytes: 1.2 µs; reading one take
 import re
 from typing import Final
 
-from maskline.ingest.aiohttp_parser import END
-from maskline.ingest.intake import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
-from maskline.ingest.request_heads import RequestHead
+from maskline.ingest.auth.verifier import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
+from maskline.ingest.parser.aiohttp_parser import END
+from maskline.ingest.parser.request_head import RequestHead
 
 KNOWN_MAX: Final = 8
 """Senders with heads of their own; each that does not fit costs a third of a microsecond to find out."""

@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 
 from multidict import CIMultiDictProxy
 
-from maskline.ingest.intake import BODY_TOO_LARGE, Refused
-from maskline.ingest.request_heads import RequestHead, listed
+from maskline.ingest.auth.verifier import BODY_TOO_LARGE, Refused
+from maskline.ingest.parser.request_head import RequestHead, listed
 
 CHUNKS_MAX: Final = 8_192
 CHUNK_LINE_MAX_BYTES: Final = 1_024

@@ -5,19 +5,19 @@
 | CONNECTIONS_MAX, the limit on descriptors less a reserve | more sockets than a process can serve; closed at once |
 | SHED_ABOVE of these | idle connections that take the place of new ones: those idle for longest are ended |
 
-What bounds a connection stands in ingest.connection.
+What bounds a connection stands in ingest.http.connection.
 """
 
 import asyncio
 import heapq
 from typing import Final
 
-from maskline.ingest.aiohttp_parser import check_parser
-from maskline.ingest.connection import Connection
-from maskline.ingest.desk import Desk
-from maskline.ingest.intake import Intake
-from maskline.ingest.keeper import Keeper
+from maskline.ingest.auth.verifier import Intake
+from maskline.ingest.delivery.router import Keeper
+from maskline.ingest.http.connection import Connection
+from maskline.ingest.http.context import Desk
 from maskline.ingest.metrics import Metrics
+from maskline.ingest.parser.aiohttp_parser import check_parser
 from maskline.runtime.net.descriptors import descriptors_max, for_clients
 from maskline.schemas.settings import Settings
 

@@ -1,11 +1,11 @@
 """The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is well.
 
-- What gathers in a loop tick is one item for the writer thread (`ingest.journal`).
+- What gathers in a loop tick is one item for the writer thread (`ingest.spool.writer`).
 - A callback that is not fsynced within PUT_TIMEOUT_S is given up: the answer is due, the disk hangs.
 - A commit that fails makes the spool unwell: it is tried by writing every TRY_INTERVAL_S until that succeeds, so that
   a node out of which the load balancer took all traffic gets well again.
 - A file that was removed, moved or replaced is noticed before a commit counts, and at least every second; what lies in
-  it goes into a new one (`ingest.journal_files`).
+  it goes into a new one (`ingest.spool.files`).
 - Sessions with callbacks here are counted by buckets of their route: later ones of theirs queue behind.
 """
 
@@ -14,15 +14,15 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from maskline.ingest.journal import Committed, Journal, Puts
-from maskline.ingest.journal_file import HELD_BUCKETS, Row
-from maskline.ingest.journal_files import Taken
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_SLOW, NotKeptError
-from maskline.ingest.publisher import Load, Waiter, Waiters
-from maskline.ingest.spool_directory import SpoolDirectory
-from maskline.ingest.spool_errors import DamagedError, SpoolError
-from maskline.ingest.spool_log import SpoolLog
+from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_SLOW, NotKeptError
+from maskline.ingest.publish.publisher import Load, Waiter, Waiters
+from maskline.ingest.spool.directory import SpoolDirectory
+from maskline.ingest.spool.errors import DamagedError, SpoolError
+from maskline.ingest.spool.file import HELD_BUCKETS, Row
+from maskline.ingest.spool.files import Taken
+from maskline.ingest.spool.log import SpoolLog
+from maskline.ingest.spool.writer import Committed, Journal, Puts
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 

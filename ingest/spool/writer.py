@@ -4,7 +4,7 @@
   bound allow; one wake-up of the loop tells all who wait.
 - Between two commits one other job runs: a page to drain, a deletion. Neither callbacks nor the drain starve.
 - A commit that fails, fails its callbacks only; the next one tries again.
-- All files of the process (`ingest.journal_files`) are touched by this thread alone. It looks every LOOK_INTERVAL_S
+- All files of the process (`ingest.spool.files`) are touched by this thread alone. It looks every LOOK_INTERVAL_S
   whether they are still where they should be.
 - Whatever goes wrong in it, it is told, and goes on: nobody else would answer those who wait.
 """
@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
-from maskline.ingest.journal_file import wal_max_bytes
-from maskline.ingest.journal_files import LOOK_INTERVAL_S, JournalFiles
-from maskline.ingest.outcomes import SPOOL_FAILED
-from maskline.ingest.publisher import Waiters
-from maskline.ingest.spool_directory import Slot, SpoolDirectory
-from maskline.ingest.spool_errors import SpoolError, of_the_system
+from maskline.ingest.outcome import SPOOL_FAILED
+from maskline.ingest.publish.publisher import Waiters
+from maskline.ingest.spool.directory import Slot, SpoolDirectory
+from maskline.ingest.spool.errors import SpoolError, of_the_system
+from maskline.ingest.spool.file import wal_max_bytes
+from maskline.ingest.spool.files import LOOK_INTERVAL_S, JournalFiles
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""

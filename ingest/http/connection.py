@@ -1,9 +1,9 @@
 """A connection: requests are read as their bytes come in, decided, and answered as Redis confirms.
 
 There is no task and no future for a request: it is looked at in `data_received` and answered from the publisher's
-reply. A request of a known layout (ingest.heads) is not even parsed; any other is read by ingest.request_heads and
-ingest.bodies. Each is taken out of the bytes by itself and answered in its turn, so what stands behind a request,
-whatever it is, never reaches it.
+reply. A request of a known layout (ingest.fastpath.head_templates) is not even parsed; any other is read by
+ingest.parser.request_head and ingest.parser.request_body. Each is taken out of the bytes by itself and answered in
+its turn, so what stands behind a request, whatever it is, never reaches it.
 
 | state | bytes come in | the outcome comes | client is gone |
 | --- | --- | --- | --- |
@@ -42,15 +42,16 @@ import termios
 from time import time
 from typing import Final, NamedTuple, cast
 
-from maskline.ingest import responses
-from maskline.ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
-from maskline.ingest.bodies import BODY_BROKEN, Reading
-from maskline.ingest.desk import Desk
-from maskline.ingest.heads import HeadLayout, is_ordinary
-from maskline.ingest.intake import Accepted, Head, Refused
-from maskline.ingest.origin import Headers
-from maskline.ingest.outcomes import NotKeptError
-from maskline.ingest.request_heads import (
+from maskline.ingest.auth.dialled_url import Headers
+from maskline.ingest.auth.verifier import Accepted, Head, Refused
+from maskline.ingest.fastpath.head_templates import HeadLayout, is_ordinary
+from maskline.ingest.http import responses
+from maskline.ingest.http.context import Desk
+from maskline.ingest.http.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
+from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
+from maskline.ingest.parser.request_body import BODY_BROKEN, Reading
+from maskline.ingest.parser.request_head import (
     HEAD_MAX_BYTES,
     HEAD_TOO_LARGE,
     RequestHead,
@@ -59,7 +60,6 @@ from maskline.ingest.request_heads import (
     read_head,
     skip_blank_lines,
 )
-from maskline.ingest.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
 from maskline.runtime.logs import get_logger
 
 HEAD_TIMEOUT_S: Final = 10.0
@@ -532,7 +532,7 @@ class Exchange:
 
 
 class _Asked(NamedTuple):
-    """maskline.ingest.refusals.Asked."""
+    """maskline.ingest.http.refusal_log.Asked."""
 
     remote: str
     raw_path: str

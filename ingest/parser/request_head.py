@@ -21,8 +21,8 @@ from typing import Final, NamedTuple
 
 from multidict import CIMultiDictProxy
 
-from maskline.ingest.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX, parse_head
-from maskline.ingest.intake import LENGTH_DIGITS_MAX, Refused
+from maskline.ingest.auth.verifier import LENGTH_DIGITS_MAX, Refused
+from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX, parse_head
 
 HEAD_MAX_BYTES: Final = 32_768
 """Of a whole head: the longest request line, and as much again."""

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from maskline.ingest.durability import RECHECK_S, check_durability
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publisher import Publisher
+from maskline.ingest.publish.durability import RECHECK_S, check_durability
+from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.connect import Store, reconnect_delay_s
 from maskline.runtime.redis.namespace import LayoutGate

@@ -4,7 +4,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from maskline.ingest.spool_errors import SpoolError
+from maskline.ingest.spool.errors import SpoolError
 from maskline.runtime.logs import get_logger
 
 PROGRESS_INTERVAL_S: Final = 5.0

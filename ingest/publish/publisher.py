@@ -23,10 +23,8 @@ from typing import Any, Final, Protocol
 
 import hiredis
 
-from maskline.ingest.breaker import Breaker
-from maskline.ingest.durability import Durability
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcomes import (
+from maskline.ingest.outcome import (
     AWAY,
     MOVED,
     NOT_DURABLE,
@@ -36,6 +34,8 @@ from maskline.ingest.outcomes import (
     NotKeptError,
     refusal,
 )
+from maskline.ingest.publish.circuit_breaker import Breaker
+from maskline.ingest.publish.durability import Durability
 from maskline.runtime.redis.pipeline import Link, pack
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys
@@ -60,7 +60,7 @@ APPENDED_MAX: Final = 8192
 
 
 class Waiter(Protocol):
-    """Who waits for a callback to be kept: a future, or whoever needs none to be told (ingest.connection).
+    """Who waits for a callback to be kept: a future, or whoever needs none to be told (ingest.http.connection).
 
     It is told once, with None or a NotKeptError, if it is not `done` yet; that may call back into the keeper.
     """

@@ -2,7 +2,7 @@
 
 import errno
 
-from maskline.ingest.outcomes import SPOOL_FAILED, SPOOL_FULL
+from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_FULL
 from maskline.schemas.errors import MasklineError
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from maskline.ingest.signatures import Token
+from maskline.ingest.auth.signatures import Token
 
 MAIN_PREFIX: Final = "MA"
 
