@@ -17,7 +17,7 @@ COPY handlers handlers
 COPY console console
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/maskline/bin/pip install . \
-    && /opt/maskline/bin/python -I -c 'import maskline.schemas.fastdecode.native, maskline.worker._entries, maskline.worker._order, maskline.worker._wire'
+    && /opt/maskline/bin/python -I -c 'import maskline.schemas.fastdecode.native, maskline.worker.native.entries, maskline.worker.native.order, maskline.worker.native.wire'
 
 FROM python:3.11-slim
 # The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over. The default,

@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd */*
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 		$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
-	@$(BIN)/python -c 'import maskline.worker._entries, maskline.worker._order, maskline.worker._wire' 2>/dev/null \
+	@$(BIN)/python -c 'import maskline.worker.native.entries, maskline.worker.native.order, maskline.worker.native.wire' 2>/dev/null \
 		|| echo "no C compiler was found: what is in C is done in Python, which is slower"
 	@touch $(STAMP)
 

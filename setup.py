@@ -25,8 +25,8 @@ setup(
         Extension(
             "maskline.schemas.fastdecode.native", ["maskline/schemas/fastdecode/native.pyx"], optional=True
         ),
-        Extension("maskline.worker._entries", ["maskline/worker/_entries.pyx"], optional=True),
-        Extension("maskline.worker._order", ["maskline/worker/_order.pyx"], optional=True),
-        Extension("maskline.worker._wire", ["maskline/worker/_wire.pyx"], optional=True),
+        Extension("maskline.worker.native.entries", ["maskline/worker/native/entries.pyx"], optional=True),
+        Extension("maskline.worker.native.order", ["maskline/worker/native/order.pyx"], optional=True),
+        Extension("maskline.worker.native.wire", ["maskline/worker/native/wire.pyx"], optional=True),
     ],
 )

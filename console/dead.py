@@ -26,7 +26,7 @@ from maskline.schemas.decode import parameter_pairs
 from maskline.schemas.errors import MasklineError, NotDecodableError, UndecodableEntryError
 from maskline.schemas.parameters import parse_parameters
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
-from maskline.worker.deadletter import DeadLetter, public_id, split_public_id
+from maskline.worker.entries.dead_letter import DeadLetter, public_id, split_public_id
 
 REASON_SHOWN_CHARS: Final = 60
 

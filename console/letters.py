@@ -14,7 +14,7 @@ import msgspec
 
 from maskline.console.inquiry import Inquiry, about
 from maskline.schemas.errors import RedisUnavailableError
-from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, decode_dead_letter
+from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, decode_dead_letter
 
 PAGE_LETTERS_MAX: Final = 64
 """Of a page, however small the letters before it were: should all of them be as large as they can be, it has 5 MB."""

@@ -20,7 +20,7 @@ from maskline.runtime.cli import Parser
 from maskline.runtime.redis.pipeline import pack
 from maskline.runtime.redis.server_checks import MEMORY_HIGH
 from maskline.schemas.errors import RedisUnavailableError
-from maskline.worker.letters import size_of
+from maskline.worker.partitions.dead_letter_counts import size_of
 
 PER_PARTITION: Final = 6
 """Commands about one partition, in the order in which `_read_partition` takes the replies."""

@@ -7,13 +7,14 @@ from importlib.util import find_spec
 
 import pytest
 
-from maskline.worker import entries, partition
+from maskline.worker.entries import decode
+from maskline.worker.partitions import partition
 
 PARTS = (
     "maskline.schemas.fastdecode.native",
-    "maskline.worker._entries",
-    "maskline.worker._order",
-    "maskline.worker._wire",
+    "maskline.worker.native.entries",
+    "maskline.worker.native.order",
+    "maskline.worker.native.wire",
 )
 BUILT = all(find_spec(part) for part in PARTS)
 WAYS = ("c", "python") if BUILT else ("python",)
@@ -31,9 +32,9 @@ def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "python":
         monkeypatch.setattr(partition, "arrive_plainly", None)
         monkeypatch.setattr(partition, "evict_plainly", None)
-        monkeypatch.setattr(entries, "IN_C", False)
-        monkeypatch.setattr(partition, "entry_decoder", entries.EntryDecoder)
+        monkeypatch.setattr(decode, "IN_C", False)
+        monkeypatch.setattr(partition, "entry_decoder", decode.EntryDecoder)
     else:
         assert partition.arrive_plainly is not None
         assert partition.evict_plainly is not None
-        assert entries.IN_C
+        assert decode.IN_C

@@ -29,7 +29,7 @@ from maskline.runtime.redis.server_monitor import Inspection
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, MasklineError, RedisRefusesError
-from maskline.worker.scripts import load_scripts
+from maskline.worker.commands.scripts import load_scripts
 
 SAY_AGAIN_S: Final = 60.0
 """Between log lines about one and the same reason: who looks into the log of an hour's outage finds it."""

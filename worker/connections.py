@@ -14,7 +14,7 @@ from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.connection import Connection
-from maskline.worker.partition import Partition
+from maskline.worker.partitions.partition import Partition
 
 READY_CHECK_S: Final = 0.05
 """How soon it is noticed that a server is back, by those who wait for it."""

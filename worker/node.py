@@ -20,25 +20,25 @@ from maskline.runtime.redis.server_checks import ServerReport
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
-from maskline.worker.commits import Committer
+from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.resources import Resources
 from maskline.worker.connections import Connections
-from maskline.worker.dispatch import Dispatcher
-from maskline.worker.entries import IN_C
-from maskline.worker.leases import LeaseKeeper
-from maskline.worker.letters import DeadLetters
+from maskline.worker.counters import Stats
+from maskline.worker.dispatch.dispatcher import Dispatcher
+from maskline.worker.dispatch.quarantine import Suspects
+from maskline.worker.dispatch.thread_shares import Use
+from maskline.worker.dispatch.watchdog import Watchdog
+from maskline.worker.entries.decode import IN_C
+from maskline.worker.leases.manager import LeaseKeeper
 from maskline.worker.metrics import WorkerCollector
-from maskline.worker.partition import Partition, arrive_plainly
-from maskline.worker.polling import Pollers
-from maskline.worker.reader import Reader
-from maskline.worker.registry import bind, load_handlers
-from maskline.worker.resources import Resources
-from maskline.worker.retention import Retention
-from maskline.worker.seats import Use
-from maskline.worker.stats import Stats
-from maskline.worker.suspects import Suspects
-from maskline.worker.trials import Trials
-from maskline.worker.verification import HistoryVerifier
-from maskline.worker.watchdog import Watchdog
+from maskline.worker.partitions.committer import Committer
+from maskline.worker.partitions.dead_letter_counts import DeadLetters
+from maskline.worker.partitions.history_check import HistoryVerifier
+from maskline.worker.partitions.partition import Partition, arrive_plainly
+from maskline.worker.partitions.retention import Retention
+from maskline.worker.poison.sandbox import Trials
+from maskline.worker.streams.pipeline import Reader
+from maskline.worker.streams.poller import Pollers
 
 STEP_MAX_S: Final = 0.5
 """For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a

@@ -26,15 +26,15 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.context import Context
-from maskline.worker.deadletter import DeadLetter, decode_dead_letter
-from maskline.worker.dispatch import Dispatcher
-from maskline.worker.partition import Partition, PartitionSettings
-from maskline.worker.registry import BoundHandler, bind, load_handlers
-from maskline.worker.reorder import Order, Policy
-from maskline.worker.resources import Resources
-from maskline.worker.retry import RetryPolicy
-from maskline.worker.stats import Stats
+from maskline.worker.api.context import Context
+from maskline.worker.api.registry import BoundHandler, bind, load_handlers
+from maskline.worker.api.resources import Resources
+from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.counters import Stats
+from maskline.worker.dispatch.dispatcher import Dispatcher
+from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
+from maskline.worker.ordering.reorder import Order, Policy
+from maskline.worker.partitions.partition import Partition, PartitionSettings
 
 START_MS: Final = 1_767_225_600_000
 """Where the harness's time begins: 2026-01-01 00:00:00 UTC."""

@@ -45,7 +45,7 @@ from traffic import Traffic
 
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event
-from maskline.worker.deadletter import decode_dead_letter
+from maskline.worker.entries.dead_letter import decode_dead_letter
 
 DURATION_S, RATE = 300.0, 400.0
 SEED_MAX = 999_999

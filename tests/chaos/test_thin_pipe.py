@@ -17,7 +17,7 @@ from servers import RedisServer
 
 from maskline.runtime.redis.pipeline import REPLY_TIMEOUT_S
 from maskline.schemas.callback import CALLBACK_FIELD
-from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
+from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, encode_dead_letter
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 PIPE_BYTES_S = 300_000

@@ -13,7 +13,7 @@ from maskline.console.main import main
 from maskline.runtime.redis.pipeline import Link
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys
-from maskline.worker.deadletter import DEAD_FIELD, DeadLetter, encode_dead_letter
+from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, encode_dead_letter
 from maskline.worker.node import WorkerNode
 
 CONTRACT = {

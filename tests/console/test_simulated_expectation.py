@@ -10,7 +10,7 @@ from maskline.console.simulate.sessions import SessionOptions
 from maskline.schemas import RawCallback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
-from maskline.worker.reorder import Arrival, Duplicate, Policy, Session
+from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Session
 
 STEP_MS = 100
 """Between two arrivals: a displaced callback is there long before the gap timeout."""

@@ -10,13 +10,13 @@ from maskline import on
 from maskline.schemas import SessionFirstPartyRinging
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.deadletter import DeadLetter, decode_dead_letter
-from maskline.worker.dispatch import Dispatcher
-from maskline.worker.partition import Partition, PartitionSettings
-from maskline.worker.registry import bind, load_handlers
-from maskline.worker.reorder import Policy
-from maskline.worker.session import LiveSession
-from maskline.worker.stats import Stats
+from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.counters import Stats
+from maskline.worker.dispatch.dispatcher import Dispatcher
+from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
+from maskline.worker.ordering.reorder import Policy
+from maskline.worker.ordering.session import LiveSession
+from maskline.worker.partitions.partition import Partition, PartitionSettings
 
 START_MS = 1_767_225_600_000
 RECEIVED_MS = START_MS - 250

@@ -7,7 +7,7 @@ acts before the next one looks.
 from collections import Counter
 from random import Random
 
-from maskline.worker.tenancy import Answers, Decision, Tenancy
+from maskline.worker.leases.planner import Answers, Decision, Tenancy
 
 LEASE_S = 5.0
 

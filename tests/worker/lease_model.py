@@ -6,7 +6,7 @@ there is. `flaws` switches single checks off, to show that the simulation notice
 
 from collections.abc import Iterable
 
-from maskline.worker.scripts import COMMITTED, DIVERGED, FENCED
+from maskline.worker.commands.scripts import COMMITTED, DIVERGED, FENCED
 
 LEASE_S = 5.0
 RATE_SKEW = 0.02

@@ -9,8 +9,8 @@ from typing import Any
 
 from lease_model import LEASE_S, RATE_SKEW, Clock, Server
 
-from maskline.worker.scripts import COMMITTED, DIVERGED
-from maskline.worker.tenancy import Answers, Tenancy, Trip
+from maskline.worker.commands.scripts import COMMITTED, DIVERGED
+from maskline.worker.leases.planner import Answers, Tenancy, Trip
 
 
 class Holding:

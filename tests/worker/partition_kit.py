@@ -6,9 +6,9 @@ from dispatch_kit import RECEIVED_MS, START_MS
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.partition import Partition, PartitionSettings
-from maskline.worker.reorder import Policy
-from maskline.worker.stats import Stats
+from maskline.worker.counters import Stats
+from maskline.worker.ordering.reorder import Policy
+from maskline.worker.partitions.partition import Partition, PartitionSettings
 
 GAP_MS = 100
 SETTINGS = PartitionSettings("workers", Policy(GAP_MS, 1, 4), False, 86_400)

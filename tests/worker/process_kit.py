@@ -23,7 +23,7 @@ from servers import RedisServer, wait_until
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys, partition_of
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.deadletter import DeadLetter, decode_dead_letter
+from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 
 HANDLERS = str(Path(__file__).with_name("recording_handlers.py"))
 LEASE_TTL_MS = 1_000

@@ -9,7 +9,7 @@ from maskline.schemas import (
     ConfigError,
     SessionTimeout,
 )
-from maskline.worker.registry import bind, load_handlers
+from maskline.worker.api.registry import bind, load_handlers
 
 
 def module(**names):

@@ -7,8 +7,8 @@ decision needs is worked out from the whole diary each time. Only bounds are sha
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from maskline.worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Policy
-from maskline.worker.state import RELEASED_REMEMBERED
+from maskline.worker.ordering.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Policy
+from maskline.worker.ordering.state import RELEASED_REMEMBERED
 
 
 @dataclass(frozen=True)

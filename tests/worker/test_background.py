@@ -14,9 +14,9 @@ from structlog.testing import capture_logs
 
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
-from maskline.worker import watchdog
+from maskline.worker.dispatch import watchdog
+from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.node import WorkerNode
-from maskline.worker.watchdog import Watchdog
 
 
 @pytest.fixture

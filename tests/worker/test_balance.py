@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.balance import plan, share
+from maskline.worker.leases.balance import plan, share
 
 ids = st.text("abcdef-0123456789", min_size=1, max_size=8)
 groups = st.lists(ids, min_size=1, max_size=40, unique=True)

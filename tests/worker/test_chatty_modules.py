@@ -11,7 +11,7 @@ from pathlib import Path
 from process_kit import callback, fleet
 from servers import wait_until
 
-from maskline.worker.trial import Request, encode
+from maskline.worker.poison.sandbox_main import Request, encode
 
 CHATTY = str(Path(__file__).with_name("chatty_handlers.py"))
 TOKEN = re.compile(r"num_[0-9a-f]{10}")
@@ -82,7 +82,7 @@ def test_so_does_the_process_of_a_trial(tmp_path):
 
     with ours, theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "maskline.worker.trial", str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "maskline.worker.poison.sandbox_main", str(theirs.fileno()), str(os.getpid())],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(theirs.fileno(),), text=True,
             env=os.environ | {"CHATTY_FILE": str(tmp_path / "file")},
         )  # fmt: skip

@@ -21,11 +21,11 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.schemas.settings import Settings
 from maskline.testing import Harness, callback
-from maskline.worker import trial
-from maskline.worker.clean_context import CleanContext
-from maskline.worker.commits import Committer
-from maskline.worker.dispatch import Dispatcher
+from maskline.worker.dispatch.clean_context import CleanContext
+from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.node import WorkerNode
+from maskline.worker.partitions.committer import Committer
+from maskline.worker.poison import sandbox_main
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 basket = contextvars.ContextVar("basket", default=())
@@ -401,7 +401,7 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
     encoded = encode_callback(RawCallback("POST", b"", FORM_TYPE, body, RECEIVED_MS, "MA1"))
     try:
         for handler in ("async", "plain"):
-            request = trial.Request(
+            request = sandbox_main.Request(
                 modules=(str(path),),
                 path=[],
                 log_format="json",
@@ -420,7 +420,7 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 async with asyncio.timeout(PATIENCE_S):
-                    await trial._try(request, theirs)
+                    await sandbox_main._try(request, theirs)
                 assert b"Handled" in ours.recv(1_000)
         module = sys.modules["tried_handlers"]
         assert module.seen == [("all", 50)] * 4

@@ -7,8 +7,8 @@ from dispatch_kit import START_MS, Dispatch
 from maskline import on
 from maskline.schemas import SessionFirstPartyRinging
 from maskline.schemas.callback import decode_callback
-from maskline.worker.causes import account_of
-from maskline.worker.deadletter import (
+from maskline.worker.api.failures import Verdict
+from maskline.worker.entries.dead_letter import (
     LETTER_MAX_BYTES,
     DeadLetter,
     decode_dead_letter,
@@ -18,7 +18,7 @@ from maskline.worker.deadletter import (
     public_id,
     split_public_id,
 )
-from maskline.worker.outcome import Verdict
+from maskline.worker.error_text import account_of
 
 LEAST = DeadLetter("workers", "1-1", "late", "late", 5, b"\x00\xff")
 FULL = DeadLetter(
@@ -169,7 +169,7 @@ async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_tha
     back = assert_small(letter)
     assert "test_deadletter.py" in back.traceback
     assert str(failure)[:9] in back.traceback
-    assert "worker/dispatch.py" not in back.traceback
+    assert "worker/dispatch/dispatcher.py" not in back.traceback
 
 
 def test_an_account_names_what_raised_in_a_library_and_what_led_to_it():

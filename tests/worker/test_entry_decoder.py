@@ -4,7 +4,7 @@ import pytest
 from partition_kit import entry
 
 from maskline.schemas.events import EVENT_TYPES
-from maskline.worker.entries import EntryDecoder
+from maskline.worker.entries.decode import EntryDecoder
 
 OPENING_CALLS = {
     "SessionFirstPartyInitiated",

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from maskline.worker.attempts import Attempt
-from maskline.worker.gate import Gate
+from maskline.worker.dispatch.deadlines import Attempt
+from maskline.worker.dispatch.gate import Gate
 
 
 async def test_sessions_with_strikes_run_one_after_the_other_in_their_order():

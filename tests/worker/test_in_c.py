@@ -14,11 +14,12 @@ from test_state import STATES, rings
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.fastdecode.templates import LEARN_AFTER
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker import _order, _wire, wire
-from maskline.worker.entries import EntryDecoder
-from maskline.worker.reorder import NONE_WAITING, Session
-from maskline.worker.session import LiveSession
-from maskline.worker.state import (
+from maskline.worker.commands import packing
+from maskline.worker.entries.decode import EntryDecoder
+from maskline.worker.native import order, wire
+from maskline.worker.ordering.reorder import NONE_WAITING, Session
+from maskline.worker.ordering.session import LiveSession
+from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_BYTES,
     RELEASED_REMEMBERED,
@@ -42,7 +43,7 @@ def agree(history):
             ours.expire(watermark_ms, history.policy)
             theirs.expire(watermark_ms, history.policy)
         before = (ours.state, [*ours.waiting])
-        outcomes = _order.plain_outcomes(ours, arrival, history.policy)
+        outcomes = order.plain_outcomes(ours, arrival, history.policy)
         if outcomes is None:
             assert (ours.state, [*ours.waiting]) == before, "looked at, and left alone"
             outcomes = ours.arrive(arrival, history.policy)
@@ -73,7 +74,7 @@ def arrivals(*numbers, recording=False):
 def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
     session = Session()
     some = arrivals(1, 2, 4, 5, 3, 7, 6, 8, recording=recording)
-    outcomes = [_order.plain_outcomes(session, arrival, PLAIN) for arrival in some]
+    outcomes = [order.plain_outcomes(session, arrival, PLAIN) for arrival in some]
     numbers = [[release.arrival.number for release in some] for some in outcomes]
     assert numbers == [[1], [2], [], [], [3, 4, 5], [], [6, 7], [8]]
 
@@ -91,7 +92,7 @@ def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
 def test_what_needs_a_second_look_is_not(state):
     (arrival,) = arrivals(2)
     session = Session(state)
-    assert _order.plain_outcomes(session, arrival, PLAIN) is None
+    assert order.plain_outcomes(session, arrival, PLAIN) is None
     assert session.state is state
 
 
@@ -101,19 +102,19 @@ def test_what_is_undecided_is_left_to_python():
         [(1, b"altered!", 9, False, False, False), (3, b"00000003", 10, False, False, False)], [9, 1]
     )
     for arrival in arrivals(1, 2):
-        _order.plain_outcomes(session, arrival, PLAIN)
+        order.plain_outcomes(session, arrival, PLAIN)
         python.arrive(arrival, PLAIN)
-    assert _order.plain_outcomes(session, again, PLAIN) is None
+    assert order.plain_outcomes(session, again, PLAIN) is None
     assert session.arrive(again, PLAIN) == () == python.arrive(again, PLAIN)
-    assert _order.plain_outcomes(session, due, PLAIN) is None, "the one that is undecided is late with it"
+    assert order.plain_outcomes(session, due, PLAIN) is None, "the one that is undecided is late with it"
     assert [release.order for release in session.arrive(due, PLAIN)] == ["in_order", "late"]
 
 
 def test_only_what_it_knows_is_looked_into():
     (arrival,) = arrivals(1)
-    assert _order.plain_outcomes(Session(), object(), PLAIN) is None
-    assert _order.plain_outcomes(object(), arrival, PLAIN) is None
-    assert _order.plain_outcomes(Session(object()), arrival, PLAIN) is None
+    assert order.plain_outcomes(Session(), object(), PLAIN) is None
+    assert order.plain_outcomes(object(), arrival, PLAIN) is None
+    assert order.plain_outcomes(Session(object()), arrival, PLAIN) is None
 
 
 KINDS = st.sampled_from(
@@ -256,9 +257,9 @@ def read(decode, encoded):
 @settings(max_examples=500)
 @given(st.lists(st.one_of(PLAIN_STATES, STATES), max_size=5))
 def test_states_are_packed_as_python_packs_them(states):
-    assert wire.pack_states(states) == wire.pack_states_in_python(states)
+    assert packing.pack_states(states) == packing.pack_states_in_python(states)
     again = [decode_state(encode_state(state)) for state in states]
-    assert wire.pack_states(again) == wire.pack_states_in_python(states), "also where nothing is shared"
+    assert packing.pack_states(again) == packing.pack_states_in_python(states), "also where nothing is shared"
 
 
 @pytest.mark.parametrize("number", EDGES)
@@ -266,8 +267,8 @@ def test_states_are_packed_as_python_packs_them(states):
 def test_numbers_of_every_size_are_written_and_read(number, of):
     plain = LaneState(1, 0, 1, b"", 0)
     state = SessionState(status=structs.replace(plain, **{of: number}))
-    assert wire.pack_states([state]) == wire.pack_states_in_python([state])
-    assert _wire.plain_state(encode_state(state)) == state
+    assert packing.pack_states([state]) == packing.pack_states_in_python([state])
+    assert wire.plain_state(encode_state(state)) == state
 
 
 LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
@@ -291,36 +292,36 @@ def test_what_is_odd_about_a_state_is_left_to_python(odd):
     state = SessionState(status=structs.replace(LANE, **lane), **rest)
     plain = SessionState(status=LANE)
     states = [plain, state, plain]
-    assert wire.pack_states(states) == wire.pack_states_in_python(states)
-    assert _wire.plain_state(encode_state(plain)) == plain
-    assert _wire.plain_state(encode_state(state)) is None
+    assert packing.pack_states(states) == packing.pack_states_in_python(states)
+    assert wire.plain_state(encode_state(plain)) == plain
+    assert wire.plain_state(encode_state(state)) is None
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_ring_that_is_full_or_longer_is_written_and_read(more):
     released = bytes(RELEASED_BYTES * (RELEASED_REMEMBERED + more))
     state = SessionState(status=structs.replace(LANE, released=released))
-    assert wire.pack_states([state]) == wire.pack_states_in_python([state])
-    assert _wire.plain_state(encode_state(state)) == state
+    assert packing.pack_states([state]) == packing.pack_states_in_python([state])
+    assert wire.plain_state(encode_state(state)) == state
 
 
 def test_what_is_no_bytes_is_not_looked_into():
-    assert _wire.plain_state(None) is None
+    assert wire.plain_state(None) is None
     for odd in ({"unsequenced": None}, {"status": structs.replace(LANE, released=None)}, {"version": True}):
         states = [structs.replace(SessionState(status=LANE), **odd)]
-        assert wire.pack_states(states) == wire.pack_states_in_python(states)
+        assert packing.pack_states(states) == packing.pack_states_in_python(states)
 
 
 @pytest.mark.parametrize("damage", [{"next": 2**62 + 1}, {"released": bytes(RELEASED_BYTES + 1)}], ids=str)
 def test_what_is_no_state_is_left_to_python(damage):
     damaged = encode_state(SessionState(status=structs.replace(LANE, **damage)))
     assert read(decode_state, damaged) is None
-    assert _wire.plain_state(damaged) is None
+    assert wire.plain_state(damaged) is None
 
 
 @given(PLAIN_STATES)
 def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
-    found = _wire.plain_state(encode_state(state))
+    found = wire.plain_state(encode_state(state))
     assert found == state
     assert found.recording is NEW_SESSION.recording
 
@@ -328,7 +329,7 @@ def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
 @settings(max_examples=500)
 @given(STATES)
 def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
-    assert _wire.plain_state(encode_state(state)) in (None, state)
+    assert wire.plain_state(encode_state(state)) in (None, state)
 
 
 @settings(max_examples=1_000)
@@ -338,18 +339,18 @@ def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
 def test_damage_is_read_as_python_reads_it_or_left_alone(encoded, at, instead, cut):
     at %= len(encoded)
     damaged = encoded[:at] + instead + (b"" if cut else encoded[at + len(instead) :])
-    assert _wire.plain_state(damaged) in (None, read(decode_state, damaged))
+    assert wire.plain_state(damaged) in (None, read(decode_state, damaged))
 
 
 @given(st.binary(max_size=64))
 def test_garbage_is_left_alone(garbage):
-    assert _wire.plain_state(garbage) in (None, read(decode_state, garbage))
+    assert wire.plain_state(garbage) in (None, read(decode_state, garbage))
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=40), max_size=5))
 def test_keys_are_packed_as_python_packs_them(prefix, names):
     for those in (names, dict.fromkeys(names)):
-        assert wire.pack_keys(prefix, those) == wire.pack_keys_in_python(prefix, those)
+        assert packing.pack_keys(prefix, those) == packing.pack_keys_in_python(prefix, those)
 
 
 @pytest.mark.parametrize("encoded", [None, encode_state(SessionState(status=LaneState(2, 0, 1, b"", 7)))])

@@ -16,10 +16,11 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.fastdecode.templates import Shapes
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker import dispatch, partition
-from maskline.worker.deadletter import decode_dead_letter
-from maskline.worker.reorder import Session
-from maskline.worker.session import LiveSession
+from maskline.worker.dispatch import dispatcher
+from maskline.worker.entries.dead_letter import decode_dead_letter
+from maskline.worker.ordering.reorder import Session
+from maskline.worker.ordering.session import LiveSession
+from maskline.worker.partitions import partition
 
 ODD = [
     RecursionError("too deep"),
@@ -170,7 +171,7 @@ def test_deadlines_that_are_over_are_forgotten():
 @pytest.mark.parametrize("error", [*ODD, GeneratorExit()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("times", [1, 2, 100])
 async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkeypatch):
-    monkeypatch.setattr(dispatch, "FAULT_DELAY_MS", 1.0)
+    monkeypatch.setattr(dispatcher, "FAULT_DELAY_MS", 1.0)
     left = itertools.count()
     calls = []
 
@@ -192,7 +193,7 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
             await d.settled()
         assert d.partition.running == 0
         assert d.dispatcher.busy == 0
-        given_up = times >= dispatch.FAULTS_MAX
+        given_up = times >= dispatcher.FAULTS_MAX
         assert [number for name, number in calls if name == "odd"] == ([1, 3] if given_up else [1, 2, 3])
         found = d.letters()
         assert [(letter.code, letter.sequence_number) for letter in found] == (
@@ -200,13 +201,13 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         )
         if given_up:
             assert type(error).__name__ in found[0].reason
-        assert d.dispatcher._background.failures["dispatcher"] == min(times, dispatch.FAULTS_MAX)
+        assert d.dispatcher._background.failures["dispatcher"] == min(times, dispatcher.FAULTS_MAX)
         assert any(log["event"] == "background task failed" for log in logs)
         assert not d.dispatcher._faults
 
 
 async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
-    monkeypatch.setattr(dispatch, "FAULT_DELAY_MS", 1.0)
+    monkeypatch.setattr(dispatcher, "FAULT_DELAY_MS", 1.0)
     calls = []
 
     @every(name="h")
@@ -227,7 +228,7 @@ async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch)
 
 async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
     """One attempt that cannot be given up, and the others are held to their limits all the same."""
-    monkeypatch.setattr("maskline.worker.attempts.CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr("maskline.worker.dispatch.deadlines.CANCEL_GRACE_S", 0.05)
     ended = []
 
     @every(name="h", retries=0, timeout_ms=30)

@@ -8,7 +8,7 @@ from dispatch_kit import dispatching, every, turns, until
 
 from maskline.runtime.clock import lease_clock
 from maskline.schemas.settings import Settings
-from maskline.worker.leases import LeaseKeeper
+from maskline.worker.leases.manager import LeaseKeeper
 from maskline.worker.node import WorkerNode
 
 LEASE_MS = 500
@@ -55,7 +55,7 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
 async def test_after_a_suspension_no_handler_starts_under_a_lease_that_lapsed_meanwhile(monkeypatch):
     """The machine slept while a handler waited: `time.monotonic()` has not seen it, and the lease is over."""
     slept_s, calls, go_on = 0.0, [], asyncio.Event()
-    monkeypatch.setattr("maskline.worker.dispatch.lease_clock", lambda: lease_clock() + slept_s)
+    monkeypatch.setattr("maskline.worker.dispatch.dispatcher.lease_clock", lambda: lease_clock() + slept_s)
 
     @every(name="first")
     async def first(event, ctx):

@@ -37,7 +37,9 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
-    monkeypatch.setattr("maskline.worker.reader.YIELD_EVERY", 8)  # a portion of its own for each partition
+    monkeypatch.setattr(
+        "maskline.worker.streams.pipeline.YIELD_EVERY", 8
+    )  # a portion of its own for each partition
     settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
     await node.start()

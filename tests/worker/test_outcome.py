@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.causes import MESSAGE_MAX_CHARS, storable
-from maskline.worker.outcome import (
+from maskline.worker.api.failures import (
     HandlerHungError,
     HandlerTimeoutError,
     Reject,
@@ -14,8 +13,9 @@ from maskline.worker.outcome import (
     overtime,
     unstoppable,
 )
-from maskline.worker.registry import BoundHandler
-from maskline.worker.retry import RetryPolicy
+from maskline.worker.api.registry import BoundHandler
+from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.error_text import MESSAGE_MAX_CHARS, storable
 
 POLICY = RetryPolicy(retries=2, backoff_ms=100, backoff_max_ms=1_000)
 

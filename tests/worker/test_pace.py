@@ -2,7 +2,7 @@
 
 import pytest
 
-from maskline.worker.pace import (
+from maskline.worker.streams.read_size import (
     OUTSTANDING_MAX_BYTES,
     QUICK_S,
     READ_MAX,

@@ -5,10 +5,10 @@ from dispatch_kit import RECEIVED_MS, START_MS
 from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
 
 from maskline.schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallback, encode_callback
-from maskline.worker.deadletter import decode_dead_letter
-from maskline.worker.partition import CLOSED_SESSION_TTL_S
-from maskline.worker.state import encode_state
-from maskline.worker.stats import Stats
+from maskline.worker.counters import Stats
+from maskline.worker.entries.dead_letter import decode_dead_letter
+from maskline.worker.ordering.state import encode_state
+from maskline.worker.partitions.partition import CLOSED_SESSION_TTL_S
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

@@ -3,7 +3,7 @@
 Two servers; the primary takes callbacks and commits, and now and then all of it reaches the other one. What both have
 is confirmed, as by WAIT; what is not lies in a spool as well, and is sent again. Either server may become the primary
 at any time, with what it has. The owner asks a server that it did not know whether it has all that was seen, as
-`worker.verification` does, and begins again where it has not; and it may die at any time.
+`worker.partitions.history_check` does, and begins again where it has not; and it may die at any time.
 """
 
 import copy
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
-from maskline.worker.history import has_all
-from maskline.worker.partition import Commit
-from maskline.worker.state import encode_state
-from maskline.worker.stats import Stats
+from maskline.worker.counters import Stats
+from maskline.worker.ordering.state import encode_state
+from maskline.worker.partitions.history import has_all
+from maskline.worker.partitions.partition import Commit
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.history import Seen, has_all
+from maskline.worker.partitions.history import Seen, has_all
 
 ENTRY = [b"7-0", [b"c", b"callback"]]
 SEEN = Seen("5 me", {3: "4-0"}, "7-0", ENTRY)

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from maskline import Retry, on
 from maskline.runtime.clock import lease_clock
 from maskline.schemas import SessionPartiesHangup, SessionTimeout
-from maskline.worker import plain, seats, threads
+from maskline.worker.dispatch import plain_handlers, thread_shares, threads
 
 HANGUP = "SessionPartiesHangup"
 
@@ -35,8 +35,8 @@ def opening():
 def few(monkeypatch):
     """Two threads, two more that may hang, and two of one handler."""
     monkeypatch.setattr(threads, "THREADS_MAX", 2)
-    monkeypatch.setattr(seats, "HUNG_MAX", 2)
-    monkeypatch.setattr(seats, "HANDLER_THREADS_MAX", 2)
+    monkeypatch.setattr(thread_shares, "HUNG_MAX", 2)
+    monkeypatch.setattr(thread_shares, "HANDLER_THREADS_MAX", 2)
 
 
 @pytest.mark.parametrize("concurrency", [1, 256])
@@ -129,8 +129,8 @@ async def test_threads_that_hang_are_bounded_and_told_of_and_others_have_theirs(
     assert len({thread.name for thread in used}) <= 4
     assert d.stats.handled == {"hangs": 8, "well": 20}
     lines = {line["event"]: line for line in logs if line["log_level"] == "warning"}
-    assert lines[plain.WAITS]["handler"] == "hangs"
-    assert lines[plain.WAITS]["hung"] == 2
+    assert lines[plain_handlers.WAITS]["handler"] == "hangs"
+    assert lines[plain_handlers.WAITS]["hung"] == 2
     assert lines["a plain handler was given up, and its thread goes on"]["handler"] == "hangs"
 
 
@@ -297,7 +297,7 @@ async def test_where_no_thread_can_be_started_plain_handlers_wait_and_others_go_
 
 
 async def test_a_thread_that_is_there_is_used_though_no_other_can_be_started(monkeypatch):
-    monkeypatch.setattr(plain, "REPEAT_S", 3_600.0)
+    monkeypatch.setattr(plain_handlers, "REPEAT_S", 3_600.0)
     start, plainly = threading.Thread.start, []
 
     def refuse(thread):
@@ -390,9 +390,9 @@ async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(mon
     """It is closed and opened again, its lease comes and goes, threads hang and cannot be started."""
     chance = random.Random(seed)
     monkeypatch.setattr(threads, "THREADS_MAX", chance.choice([1, 2, 4]))
-    monkeypatch.setattr(seats, "HUNG_MAX", 2)
-    monkeypatch.setattr(seats, "HANDLER_THREADS_MAX", 2)
-    monkeypatch.setattr(plain, "REPEAT_S", 0.01)
+    monkeypatch.setattr(thread_shares, "HUNG_MAX", 2)
+    monkeypatch.setattr(thread_shares, "HANDLER_THREADS_MAX", 2)
+    monkeypatch.setattr(plain_handlers, "REPEAT_S", 0.01)
     start, short, seen = threading.Thread.start, [False], {}
 
     def start_sometimes(thread):
@@ -467,10 +467,13 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     worker = crew.start(
         handlers=str(module), stop_timeout_ms=1_000, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}"
     )
-    hanging = [f"hangs{index}" for index in range(seats.HANDLER_THREADS_MAX + 8)]
+    hanging = [f"hangs{index}" for index in range(thread_shares.HANDLER_THREADS_MAX + 8)]
     crew.put_all([(session, 1) for session in hanging])
     wait_until(
-        lambda: worker.metric("handler_threads", handler="hangs", state="hung") == seats.HANDLER_THREADS_MAX,
+        lambda: (
+            worker.metric("handler_threads", handler="hangs", state="hung")
+            == thread_shares.HANDLER_THREADS_MAX
+        ),
         within_s=PATIENCE_S,
     )
     crew.put_all([("t1", 1), ("t2", 1)])
@@ -480,12 +483,12 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     admin = worker.logged("worker started")["admin"]
     with urllib.request.urlopen(f"{admin}/readyz", timeout=10) as answer:  # noqa: S310 our own
         told = json.load(answer)["threads"]
-    assert told == {"hangs": {"under_way": 0, "hung": seats.HANDLER_THREADS_MAX, "waiting": 10}}
-    line = worker.logged(plain.WAITS)
+    assert told == {"hangs": {"under_way": 0, "hung": thread_shares.HANDLER_THREADS_MAX, "waiting": 10}}
+    line = worker.logged(plain_handlers.WAITS)
     assert line["handler"] == "hangs"
     assert worker.terminate() == 0
     assert worker.logged("worker stopped") is not None
-    assert len(crew.dead_letters()) == seats.HANDLER_THREADS_MAX
+    assert len(crew.dead_letters()) == thread_shares.HANDLER_THREADS_MAX
 
 
 def test_a_stop_waits_for_no_thread_and_for_nobody_who_waits_for_one(crew, tmp_path):

@@ -18,8 +18,8 @@ from maskline.schemas import (
     StatusEvent,
     UnknownEvent,
 )
-from maskline.worker.registry import bind, load_handlers
-from maskline.worker.retry import RetryPolicy
+from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.retry import RetryPolicy
 
 # Options
 

@@ -14,7 +14,7 @@ from maskline.schemas import (
     Event,
     SessionTimeout,
 )
-from maskline.worker.registry import bind, load_handlers
+from maskline.worker.api.registry import bind, load_handlers
 
 
 @pytest.fixture

@@ -5,8 +5,16 @@ from hashlib import blake2b
 
 import pytest
 
-from maskline.worker.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Duplicate, Policy, Release, Session
-from maskline.worker.state import (
+from maskline.worker.ordering.reorder import (
+    AHEAD_MAX,
+    MISSING_MAX,
+    Arrival,
+    Duplicate,
+    Policy,
+    Release,
+    Session,
+)
+from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_REMEMBERED,
     LaneState,

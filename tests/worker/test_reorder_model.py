@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reorder_model import Model
 
-from maskline.worker.reorder import Arrival, Duplicate, Policy, Release, Session
-from maskline.worker.state import SessionState, decode_state, encode_state
+from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, Session
+from maskline.worker.ordering.state import SessionState, decode_state, encode_state
 
 GAP_MS = 5_000
 THE_END_MS = 10**9

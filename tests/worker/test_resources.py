@@ -9,9 +9,9 @@ from servers import wait_until
 from structlog.testing import capture_logs
 
 from maskline.schemas.errors import ConfigError
-from maskline.worker import resources
-from maskline.worker.registry import ResourceSpec
-from maskline.worker.resources import Resources
+from maskline.worker.api import resources
+from maskline.worker.api.registry import ResourceSpec
+from maskline.worker.api.resources import Resources
 
 HANDLERS = """
 import asyncio

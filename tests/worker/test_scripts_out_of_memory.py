@@ -11,10 +11,10 @@ from servers import RedisServer, binary_of, server_kinds
 from maskline.runtime.redis.connect import Store
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
-from maskline.worker import scripts
-from maskline.worker.partition import Commit
-from maskline.worker.state import LaneState, SessionState
-from maskline.worker.strikes import Mark
+from maskline.worker.commands import scripts
+from maskline.worker.ordering.state import LaneState, SessionState
+from maskline.worker.partitions.partition import Commit
+from maskline.worker.poison.tracker import Mark
 
 FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
 TTL_MS = 60_000

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker import seats
-from maskline.worker.seats import Seats
+from maskline.worker.dispatch import thread_shares
+from maskline.worker.dispatch.thread_shares import Seats
 
 NAMES = "abcd"
 STEPS = st.lists(
@@ -15,8 +15,8 @@ STEPS = st.lists(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(seats, "HUNG_MAX", 6)
-    monkeypatch.setattr(seats, "HANDLER_THREADS_MAX", 8)
+    monkeypatch.setattr(thread_shares, "HUNG_MAX", 6)
+    monkeypatch.setattr(thread_shares, "HANDLER_THREADS_MAX", 8)
 
 
 def called(it):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.state import (
+from maskline.worker.ordering.state import (
     FINGERPRINT_BYTES,
     NEW_SESSION,
     RELEASED_BYTES,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.strikes import (
+from maskline.worker.poison.tracker import (
     STRIKES_MAX,
     SUSPECTS_AHEAD_MAX,
     Mark,

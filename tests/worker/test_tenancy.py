@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker import tenancy as rules
-from maskline.worker.balance import share
-from maskline.worker.tenancy import Answers, Tenancy, Trip
+from maskline.worker.leases import planner as rules
+from maskline.worker.leases.balance import share
+from maskline.worker.leases.planner import Answers, Tenancy, Trip
 
 LEASE_S = 10.0
 THIRD_S = LEASE_S / 3

@@ -9,7 +9,7 @@ import weakref
 import pytest
 from servers import wait_until
 
-from maskline.worker.threads import HandlerThreads
+from maskline.worker.dispatch.threads import HandlerThreads
 
 PATIENCE_S = 20.0
 
@@ -140,7 +140,7 @@ async def test_stop_lets_the_threads_end():
 def test_a_hung_thread_keeps_no_process_alive():
     source = """
 import asyncio, contextvars, threading
-from maskline.worker.threads import HandlerThreads
+from maskline.worker.dispatch.threads import HandlerThreads
 
 async def main():
     started = asyncio.Event()

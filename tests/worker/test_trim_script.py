@@ -11,7 +11,7 @@ from maskline.runtime.redis.connect import Store
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
-from maskline.worker import scripts
+from maskline.worker.commands import scripts
 
 BINARIES = {"valkey": valkey_binary, "redis": redis_binary}
 MINUTE_MS = 60_000

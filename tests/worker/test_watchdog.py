@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from maskline import on
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas import SessionFirstPartyRinging
-from maskline.worker import watchdog
-from maskline.worker.watchdog import Watchdog
+from maskline.worker.dispatch import watchdog
+from maskline.worker.dispatch.watchdog import Watchdog
 
 
 @pytest.fixture(autouse=True)

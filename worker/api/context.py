@@ -1,0 +1,97 @@
+"""What a handler is told about an event besides its attributes."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from maskline.runtime.logs import get_logger
+from maskline.worker.ordering.reorder import Order, Release
+from maskline.worker.ordering.session import Entry
+
+_log = get_logger("maskline.handler")
+
+
+class Context(msgspec.Struct, eq=False, gc=False):
+    """One attempt of one handler at one event. Everything but `log` is read-only."""
+
+    _release: Release
+    _handler: str
+    attempt: int
+    """1 for the first try, 2 for the second, …"""
+    fencing_token: int
+    """Grows with every change of the session's owner: a store that remembers the greatest one it saw can refuse
+    a write from an owner that was cut off and does not know it yet."""
+    _log: Any = None
+
+    def __repr__(self) -> str:
+        # Without the event, which has phone numbers.
+        return f"Context({self.idempotency_key}, handler={self._handler!r}, attempt={self.attempt})"
+
+    @property
+    def _entry(self) -> Entry:
+        entry: Entry = self._release.arrival.payload
+        return entry
+
+    @property
+    def session_uuid(self) -> str:
+        return self._entry.event.session_uuid
+
+    @property
+    def sequence_number(self) -> int | None:
+        return self._release.arrival.number
+
+    @property
+    def order(self) -> Order:
+        """`in_order`, `after_gap`, `late` or `unsequenced`."""
+        return self._release.order
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers that were given up just before this event; only ever filled where `order` is `after_gap`."""
+        return self._release.missing
+
+    @property
+    def run(self) -> int:
+        """0, then one more each time the session's numbering started again."""
+        return self._release.run
+
+    @property
+    def replayed(self) -> bool:
+        """Put back by an operator: handlers may have seen it before, under the same idempotency key."""
+        return self._entry.replayed
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same at every redelivery of this callback, another for every other callback."""
+        number = self._release.arrival.number
+        where = "u" if number is None else str(number)
+        return f"{self.session_uuid}:{where}:{self._release.arrival.fingerprint.hex()}"
+
+    @property
+    def entry_id(self) -> str:
+        """The ID of the stream entry."""
+        return self._entry.entry_id
+
+    @property
+    def received_at(self) -> datetime:
+        """When ingest had the callback, UTC; where that is no time, when the stream had it."""
+        entry = self._entry
+        try:
+            return datetime.fromtimestamp(entry.received_at_ms / 1000, UTC)
+        except (OverflowError, ValueError, OSError):  # whoever wrote the entry
+            return datetime.fromtimestamp(self._release.arrival.arrived_ms / 1000, UTC)
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger that bears the session, the event, its number, the handler and the attempt."""
+        if self._log is None:
+            self._log = _log.bind(
+                session_uuid=self.session_uuid,
+                event_name=self._entry.event.event_name,
+                sequence_number=self.sequence_number,
+                order=self.order,
+                handler=self._handler,
+                attempt=self.attempt,
+            )
+        return self._log

@@ -1,0 +1,111 @@
+"""What handlers share, from its opening at the start to its end at the stop.
+
+Each resource lives in a task of its own, where it is opened and closed: so one that raises, or hangs, when it is closed
+keeps no other from being closed, and does not keep the process. All of them see one context, which handlers get copies
+of.
+"""
+
+import asyncio
+import contextvars
+import decimal
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any, Final
+
+from maskline.runtime.logs import get_logger
+from maskline.schemas.errors import ConfigError
+from maskline.worker.api.registry import ResourceSpec
+
+CLOSE_MIN_S: Final = 1.5
+"""For closing all of them, where handlers have used up the time that a stop may take."""
+
+CANCEL_GRACE_S: Final = 0.25
+"""How long one that was cancelled may take to end; after that it is left to the end of the process."""
+
+_log = get_logger("maskline.worker")
+
+
+class _Life:
+    """One resource: a task that opens it, waits, and closes it."""
+
+    def __init__(self, spec: ResourceSpec, context: contextvars.Context) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = spec.name
+        self.opened: asyncio.Future[Any] = loop.create_future()
+        self._closing = asyncio.Event()
+        self._task = loop.create_task(self._live(spec), name=f"resource {spec.name}", context=context)
+
+    async def _live(self, spec: ResourceSpec) -> BaseException | None:
+        try:
+            async with spec.open() as value:
+                self.opened.set_result(value)
+                await self._closing.wait()
+        except BaseException as error:  # noqa: BLE001  whatever a user's resource raises, even to end the process
+            if not self.opened.done():
+                self.opened.set_exception(_as_exception(error))
+            return error
+        return None
+
+    async def close(self, within_s: float) -> BaseException | None:
+        """Have it closed; what went wrong."""
+        self._closing.set()
+        await asyncio.wait({self._task}, timeout=within_s)
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=CANCEL_GRACE_S)
+            return TimeoutError(f"no end after {within_s:.1f} s")
+        if self.opened.exception() is not None:
+            return None  # it was never open, and that was said
+        return None if self._task.cancelled() else self._task.result()
+
+
+class Resources:
+    """The resources of a worker."""
+
+    def __init__(self) -> None:
+        self.context = contextvars.copy_context()
+        """As the resources have left it."""
+        # In place they change their own settings, and not those of whoever opens them.
+        self.context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
+        self._lives: list[_Life] = []
+
+    async def open(self, specs: Iterable[ResourceSpec]) -> dict[str, Any]:
+        """Open them one after the other; by name what they yield.
+
+        Raises ConfigError where one cannot be opened; `close` closes the others.
+        """
+        opened: dict[str, Any] = {}
+        for spec in specs:
+            life = _Life(spec, self.context)
+            self._lives.append(life)
+            try:
+                opened[spec.name] = await life.opened
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}".removesuffix(": ")
+                raise ConfigError(f"the resource {spec.name} could not be opened: {told}") from error
+        return opened
+
+    async def close(self, within_s: float = 0.0) -> list[BaseException]:
+        """Close all, the last opened first, in so many seconds or CLOSE_MIN_S.
+
+        What goes wrong is logged by name, and returned.
+        """
+        deadline = monotonic() + max(within_s, CLOSE_MIN_S)
+        errors: list[BaseException] = []
+        while self._lives:
+            life = self._lives.pop()
+            share_s = max(deadline - monotonic(), 0.0) / (len(self._lives) + 1)
+            if (error := await life.close(share_s)) is not None:
+                _log.error(
+                    "a resource could not be closed", resource=life.name,
+                    reason=f"{type(error).__name__}: {error}",
+                )  # fmt: skip
+                errors.append(error)
+        return errors
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """What a future may carry."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"it raised {type(error).__name__}")

@@ -1,0 +1,179 @@
+"""Attempts under way, and the sweep that holds them to their time limits.
+
+An attempt over its limit is cancelled, so is one whose lease is gone. What ignores that is given up after a grace.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from operator import is_
+from typing import Any, Final
+
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.logs import get_logger
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.tasks import BackgroundTasks
+from maskline.schemas.events import Event
+from maskline.worker.api.registry import BoundHandler
+from maskline.worker.dispatch.plain_handlers import Seat
+from maskline.worker.ordering.session import LiveSession
+from maskline.worker.partitions.partition import Partition
+
+SWEEP_INTERVAL_S: Final = 0.05
+"""How late a time limit may strike."""
+
+CANCEL_GRACE_S: Final = 5.0
+"""How long a handler that was cancelled may take to end. One that does not is left to itself."""
+
+TIME_LIMIT: Final = "timeout"
+
+OVERDUE_EVENTS_MAX: Final = 256
+"""Events whose handlers ran over their limit: a thread cannot be stopped, and may log their numbers at its end."""
+
+SWEEP: Final = "time limits"
+"""The name of the sweep among the background tasks."""
+
+_log = get_logger("maskline.worker")
+
+
+class Attempt:
+    """What a runner is at, for the sweep and for a stop.
+
+    `context`: the clean one that its task runs in; without it the task is for one attempt only.
+
+    Times here are `lease_clock()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner that
+    was stopped in the middle of them would believe in a lease that is long gone.
+    """
+
+    __slots__ = (
+        "_as_it_was", "_cancelling", "_context", "_values", "abandoned", "alone", "deadline", "handler", "now",
+        "number", "seat", "session", "task", "why",
+    )  # fmt: skip
+
+    def __init__(self, task: asyncio.Task[Any], context: contextvars.Context | None = None) -> None:
+        self.task = task
+        self._cancelling = task.cancelling
+        self._context = context
+        self._as_it_was = contextvars.Context() if context is None else context.copy()
+        self._values = tuple(self._as_it_was.values())
+        self.now = 0.0
+        """When the last handler ended; with nothing to wait for, that is when the next one starts."""
+        self.deadline = 0.0
+        """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
+        self.handler: BoundHandler | None = None
+        self.number = 0
+        self.session: LiveSession | None = None
+        self.why = ""
+        """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
+        self.abandoned = False
+        """The handler ignores its cancellation: nothing that it still does is looked at."""
+        self.alone = False
+        """It has passed the gate of suspects with strikes."""
+        self.seat: Seat | None = None
+        """Its thread: it runs this plain handler, and no other one unless it is alone."""
+
+    def spent(self) -> bool:
+        """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
+
+        Where no handler has, which is nearly always, that costs two comparisons: a task has one context for all its
+        life, and a task for every attempt would cost a quarter of what an event does.
+        """
+        try:
+            if self._context != self._as_it_was:
+                return True
+        except Exception:  # noqa: BLE001  a handler has put there what cannot be compared
+            return True
+        # The same, not only equal: what handlers change in place later on must not be another attempt's.
+        if self._values and not all(map(is_, self._context.values(), self._values)):
+            return True
+        return self._cancelling() > 0
+
+    def runs(self, handler: BoundHandler) -> bool:
+        """Whether a handler may run in its task."""
+        if self.alone:
+            return True
+        return not handler.in_thread if self.seat is None else handler.name == self.seat.handler
+
+
+class Attempts:
+    """Those under way.
+
+    `on_stuck(attempt)`: it ignores that it was cancelled, and is given up. `background`: runs the sweep.
+    """
+
+    def __init__(self, on_stuck: Callable[[Attempt], None], background: BackgroundTasks) -> None:
+        self._on_stuck = on_stuck
+        self._background = background
+        self._attempts: set[Attempt] = set()
+        self._overdue_events: deque[Event] = deque(maxlen=OVERDUE_EVENTS_MAX)
+        self.add = self._attempts.add
+        self.discard = self._attempts.discard
+        KNOWN_NUMBERS.watch(self)
+        self._sweeper = background.every(SWEEP, SWEEP_INTERVAL_S, self._sweep)
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(self._attempts)
+
+    def handler_of(self, task: asyncio.Task[Any] | None) -> str:
+        """The handler that a task is running; empty if it is none of ours. Any thread may ask."""
+        for attempt in list(self._attempts):
+            if attempt.task is task and attempt.handler is not None:
+                return attempt.handler.name
+        return ""
+
+    def events(self) -> list[Event]:
+        """The events whose handlers may be running yet. Any thread may ask."""
+        events = list(self._overdue_events)
+        for attempt in list(self._attempts):
+            session = attempt.session
+            with contextlib.suppress(IndexError):  # its queue is empty just now
+                if session is not None:
+                    events.append(session.queue[0].arrival.payload.event)
+        return events
+
+    def cancel(self, partition: Partition | None, why: str) -> None:
+        """Cancel what is under way, of one partition or of all."""
+        for attempt in self._attempts:
+            session = attempt.session
+            mine = partition is None or (session is not None and session.partition is partition)
+            if mine and not attempt.why:
+                attempt.why = why
+                attempt.deadline = lease_clock() + CANCEL_GRACE_S
+                attempt.task.cancel()
+
+    async def stop(self, tasks: Iterable[asyncio.Task[None]], grace_s: float) -> None:
+        """Sweep no more, and end the tasks that attempts run in; those that ignore it for so long are left alone."""
+        self._sweeper.cancel()
+        ending = set(tasks)
+        for task in ending:
+            task.cancel()
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=grace_s)
+            if late:
+                _log.error("handlers ignore that they were cancelled", count=len(late))
+
+    def _sweep(self) -> None:
+        now = lease_clock()
+        overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
+        for attempt in overdue:
+            try:
+                self._overdue(attempt, now)
+            except Exception as error:  # noqa: BLE001 - the others have their limits, too
+                self._background.failed(SWEEP, error)
+
+    def _overdue(self, attempt: Attempt, now: float) -> None:
+        if attempt.session is not None and attempt.session.queue:
+            self._overdue_events.append(attempt.session.queue[0].arrival.payload.event)
+        if attempt.why:
+            attempt.abandoned = True
+            self._attempts.discard(attempt)
+            self._on_stuck(attempt)
+        else:
+            attempt.why = TIME_LIMIT
+            attempt.deadline = now + CANCEL_GRACE_S
+            attempt.task.cancel()

@@ -1,0 +1,185 @@
+"""A callback that could not be handled, with why, and everything needed to try again.
+
+A dead letter is an entry of its partition's stream `{ns:p}:dead` with one field, `d`, the msgpack map below. Its public
+id is `<partition>-<entry id>`.
+"""
+
+import re
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from maskline.worker.api.failures import TrialFailedError, Verdict
+from maskline.worker.error_text import account_of, message_of, storable
+from maskline.worker.ordering.reorder import Arrival, Release
+from maskline.worker.ordering.session import Entry
+
+DEAD_FIELD: Final = b"d"
+
+LETTER_MAX_BYTES: Final = 4_096
+"""Of a letter besides the callback itself: Redis keeps every letter in memory until somebody has looked at it."""
+
+REASON_MAX_BYTES: Final = 1_024
+NAME_MAX_BYTES: Final = 512
+"""Of a longer letter's names: a session's has that much at most, and the callback has the whole of the others."""
+
+HEADS_BYTES: Final = 64
+"""What msgpack writes before a field, and before texts and bytes to say how long they are."""
+
+INTERNAL_ERROR: Final = "internal_error"
+"""The code of a letter about a fault in maskline."""
+
+
+class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why one handler, or all of them where none was reached, will not see a callback."""
+
+    group: str
+    """The consumer group that gave up; others may have handled it."""
+    entry_id: str
+    """The callback's entry in `{ns:p}:callbacks`, which retention may trim."""
+    code: str
+    """A stable word: `retries_exhausted`, `rejected`, `timed_out`, `crashed_worker`, `late`, `not_decodable`,
+    `no_session_uuid`, `internal_error`, …"""
+    reason: str
+    """One line for a person. Phone numbers in it are tokens."""
+    failed_at_ms: int
+    callback: bytes
+    """The entry as it came: the value of its field, or, where it had none, nothing."""
+    session_uuid: str | None = None
+    event_name: str | None = None
+    sequence_number: int | None = None
+    handler: str | None = None
+    """None if no handler was reached."""
+    attempts: int = 0
+    received_at_ms: int | None = None
+    traceback: str | None = None
+    """The user's own lines that led there, and the exceptions' messages; the end of it, where there is too much."""
+    foreign_fields: list[tuple[bytes, bytes]] = []
+    """The fields of an entry that is none of ours."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """What `repr` and `rich` may show: never the callback, which holds phone numbers."""
+        hidden = {"callback": len(self.callback), "foreign_fields": len(self.foreign_fields)}
+        return [(name, hidden.get(name, getattr(self, name))) for name in self.__struct_fields__]
+
+    def __repr__(self) -> str:
+        return f"DeadLetter({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+def letter_of(
+    release: Release, verdict: Verdict, *, group: str, handler: str | None, attempts: int,
+    failure: BaseException | None, failed_at_ms: int,
+) -> DeadLetter:  # fmt: skip
+    """The dead letter of a released event; `failure` is what the handler failed with, if one was reached."""
+    account = None
+    if isinstance(failure, TrialFailedError):
+        account = failure.account
+    elif failure is not None:
+        account = account_of(failure)
+    return _letter(
+        release.arrival, code=verdict.code, reason=verdict.reason, group=group, handler=handler,
+        attempts=attempts, account=account, failed_at_ms=failed_at_ms,
+    )  # fmt: skip
+
+
+def letter_of_fault(
+    arrival: Arrival, error: BaseException, doing: str, *, group: str, failed_at_ms: int,
+    handler: str | None = None, attempts: int = 0,
+) -> DeadLetter:  # fmt: skip
+    """The dead letter of an event that a fault in maskline keeps from being handled; `doing` says where it met it."""
+    return _letter(
+        arrival, code=INTERNAL_ERROR, reason=reason_of_fault(error, doing), group=group, handler=handler,
+        attempts=attempts, account=account_of(error, inside=True), failed_at_ms=failed_at_ms,
+    )  # fmt: skip
+
+
+def reason_of_fault(error: BaseException, doing: str) -> str:
+    """One line about a fault in maskline."""
+    told = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    return f"internal error while {doing}: {told}"
+
+
+def _letter(
+    arrival: Arrival, *, code: str, reason: str, group: str, handler: str | None, attempts: int,
+    account: str | None, failed_at_ms: int,
+) -> DeadLetter:  # fmt: skip
+    entry: Entry = arrival.payload
+    return DeadLetter(
+        group=group,
+        entry_id=entry.entry_id,
+        code=code,
+        reason=reason,
+        failed_at_ms=failed_at_ms,
+        callback=entry.encoded,
+        session_uuid=entry.event.session_uuid,
+        event_name=entry.event.event_name,
+        sequence_number=arrival.number,
+        handler=handler,
+        attempts=attempts,
+        received_at_ms=entry.received_at_ms,
+        traceback=account or None,
+    )
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def encode_dead_letter(letter: DeadLetter) -> bytes:
+    """The value of the letter's field: LETTER_MAX_BYTES at most besides callback and foreign fields."""
+    try:
+        encoded = _encode(letter)
+    except (UnicodeEncodeError, OverflowError):
+        return _encode(_cut(letter))
+    rest = len(encoded) - len(letter.callback) - sum(len(a) + len(b) for a, b in letter.foreign_fields)
+    return encoded if rest <= LETTER_MAX_BYTES else _encode(_cut(letter))
+
+
+def _cut(letter: DeadLetter) -> DeadLetter:
+    """With what can be stored of its texts, as far as the bound allows: the beginnings, and the account's end."""
+    names = ("group", "entry_id", "code", "session_uuid", "event_name", "handler")
+    texts = {name: _beginning(getattr(letter, name), NAME_MAX_BYTES) for name in names}
+    numbers = {
+        name: _storable_number(getattr(letter, name)) for name in ("sequence_number", "received_at_ms")
+    }
+    cut = replace(
+        letter, **texts, **numbers, reason=_beginning(letter.reason, REASON_MAX_BYTES), traceback=None
+    )
+    room = LETTER_MAX_BYTES - HEADS_BYTES - len(_encode(replace(cut, callback=b"", foreign_fields=[])))
+    account = storable(letter.traceback or "").encode()[-room:].decode(errors="ignore")
+    return replace(cut, traceback=account or None)
+
+
+def _beginning(text: str | None, at_most: int) -> str | None:
+    if text is None:
+        return None
+    encoded = storable(text).encode()
+    return (
+        encoded.decode() if len(encoded) <= at_most else encoded[: at_most - 3].decode(errors="ignore") + "…"
+    )
+
+
+def _storable_number(number: int | None) -> int | None:
+    return number if number is not None and abs(number) < 2**63 else None
+
+
+_decoder = msgspec.msgpack.Decoder(DeadLetter)
+
+_PUBLIC_ID: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,20}-[0-9]{1,20})")
+
+
+def decode_dead_letter(value: bytes) -> DeadLetter:
+    """Raises msgspec.MsgspecError where the value is no dead letter."""
+    return _decoder.decode(value)
+
+
+def public_id(partition: int, entry_id: str) -> str:
+    return f"{partition}-{entry_id}"
+
+
+def split_public_id(text: str) -> tuple[int, str]:
+    """The partition and entry ID of a public id. Raises ValueError for anything else."""
+    match = _PUBLIC_ID.fullmatch(text)
+    if match is None:
+        raise ValueError("not the id of a dead letter")
+    return int(match[1]), match[2]

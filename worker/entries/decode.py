@@ -1,0 +1,177 @@
+"""Stream entries: from the bytes in the stream to an arrival with its event, or to a dead letter that says why not."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+from maskline.schemas.bounded_cache import Memo
+from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
+from maskline.schemas.decode import NONE_IGNORED
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import (
+    EVENT_TYPES,
+    MAY_OPEN_CALL,
+    MAY_OPEN_RECORDING,
+    Event,
+    SessionTimeout,
+    UnknownEvent,
+)
+from maskline.schemas.fastdecode.plan import REMEMBERED
+from maskline.schemas.fastdecode.templates import Shapes
+from maskline.schemas.privacy import redact
+from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, reason_of_fault
+from maskline.worker.error_text import account_of
+from maskline.worker.ordering.reorder import Arrival
+from maskline.worker.ordering.session import Entry
+
+try:
+    from maskline.worker.native import entries
+
+    IN_C = True
+except ImportError:  # where there was no compiler, we are told so here
+    IN_C = False
+
+RECORDING_PREFIX: Final = "SessionRecording"
+
+_RECORDING: Final = frozenset(kind for name, kind in EVENT_TYPES.items() if name.startswith(RECORDING_PREFIX))
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Entries = Sequence[tuple[bytes, Sequence[bytes]]]
+"""IDs and fields, as XREAD answers."""
+
+Refused = tuple[str, Sequence[bytes], UndecodableEntryError]
+"""ID and fields of an entry that is no callback, and why."""
+
+DecodedEntries = tuple[list[str], list[Arrival], list[str], list[Refused]]
+"""The IDs of all, the arrivals, their sessions that are not known, and the refused."""
+
+ArrivalOf = Callable[[str, Sequence[bytes], bool], Arrival]
+
+DecodeEntries = Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]
+
+DECODERS_MAX: Final = 8
+"""A process has one; tests have a few."""
+
+
+class EntryDecoder:
+    """Decodes stream entries; `ignored` parameters do not count where callbacks are compared (Arrival.fingerprint)."""
+
+    def __init__(self, ignored: frozenset[str]) -> None:
+        self.shapes = Shapes(ignored)
+        self.unreadable = self.shapes.unreadable
+        """What could not be read of entries, until somebody takes it away: attributes, how often."""
+        self.decode: DecodeEntries = self.decode_in_python
+        """As `decode_in_python`; in C where that could be built when maskline was installed."""
+        if IN_C:
+            self.decode = entries.EntryReader(
+                self.shapes.readers, self.arrival_of, _timestamps_us, _RECORDING, _is_recording, unforeseen
+            ).decode_entries
+
+    def decode_in_python(
+        self, entries: Entries, recording_shared: bool, known: Mapping[str, Any]
+    ) -> DecodedEntries:
+        """Decode stream entries; `known` are the sessions that need not be named."""
+        ids = [entry_id.decode() for entry_id, _ in entries]
+        arrivals: list[Arrival] = []
+        unknown: dict[str, None] = {}
+        refused: list[Refused] = []
+        for entry_id, (_, fields) in zip(ids, entries, strict=True):
+            try:
+                arrival = self.arrival_of(entry_id, fields, recording_shared)
+                uuid = arrival.payload.event.session_uuid
+                if uuid not in known:
+                    unknown[uuid] = None
+            except UndecodableEntryError as error:
+                refused.append((entry_id, fields, error))
+            except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
+                refused.append((entry_id, fields, unforeseen(error)))
+            else:
+                arrivals.append(arrival)
+        return ids, arrivals, list(unknown), refused
+
+    def arrival_of(self, entry_id: str, fields: Sequence[bytes], recording_shared: bool) -> Arrival:
+        """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
+        if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
+            raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
+        event, fingerprint, received_at_ms, replayed = self.shapes.decode(fields[1])
+        moment, kind = event.event_timestamp, event.__class__
+        recording = not recording_shared and (
+            kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
+        )
+        return Arrival(  # by place: by name it takes twice as long
+            event.sequence_number,
+            fingerprint,
+            None if moment is None else _timestamps_us[moment],
+            recording,
+            kind is SessionTimeout,
+            kind in (MAY_OPEN_RECORDING if recording else MAY_OPEN_CALL),
+            int(entry_id.partition("-")[0]),
+            Entry(entry_id, fields[1], received_at_ms, replayed, event),
+        )
+
+
+@lru_cache(DECODERS_MAX)
+def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
+    """The decoder that partitions share: what it learns of one, it knows of all."""
+    return EntryDecoder(ignored)
+
+
+def unforeseen(error: Exception) -> UndecodableEntryError:
+    """A fault of ours in decoding, as what refuses the entry."""
+    refusal = UndecodableEntryError(INTERNAL_ERROR, reason_of_fault(error, "decoding"))
+    refusal.__cause__ = error
+    return refusal
+
+
+def letter_of_undecodable(
+    entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, *, group: str, now_ms: int
+) -> DeadLetter:
+    """The dead letter of an entry that `arrival_of` refuses; `fields` may be empty if they are gone."""
+    # Whatever somebody may have put there: what is no bytes stands as text.
+    given: Sequence[Any] = fields or ()
+    kept = [field if isinstance(field, bytes) else repr(field).encode() for field in given]
+    ours = len(kept) == 2 and kept[0] == CALLBACK_FIELD
+    account = None
+    if error.code == INTERNAL_ERROR and error.__cause__ is not None:
+        account = account_of(error.__cause__, inside=True)
+    reason = error.detail if account else f"{error.code.replace('_', ' ')}: {error.detail}"
+    return DeadLetter(
+        group=group,
+        entry_id=entry_id,
+        code=error.code,
+        reason=redact(reason),
+        failed_at_ms=now_ms,
+        callback=kept[1] if ours else b"",
+        received_at_ms=_received_at_ms(kept[1]) if ours else None,
+        traceback=account,
+        foreign_fields=[] if ours else list(zip(kept[::2], kept[1::2], strict=False)),
+    )
+
+
+def entry_ms(entry_id: str) -> int:
+    """The time in the ID of a stream entry, milliseconds."""
+    return int(entry_id.partition("-")[0])
+
+
+def _is_recording(event: Event) -> bool:
+    kind = event.__class__
+    return kind in _RECORDING or (kind is UnknownEvent and event.event_name.startswith(RECORDING_PREFIX))
+
+
+def _timestamp_us(moment: datetime) -> int:
+    """Microseconds since the epoch."""
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+_timestamps_us: Final = Memo(_timestamp_us, REMEMBERED)
+"""Remembered, as the moments themselves are."""
+
+
+def _received_at_ms(value: Any) -> int | None:
+    try:
+        return decode_callback(value).received_at_ms
+    except Exception:  # noqa: BLE001 - it was that, perhaps, which could not be foreseen
+        return None

@@ -1,0 +1,21 @@
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import Event
+from maskline.schemas.fastdecode.templates import Readers
+from maskline.worker.entries.decode import ArrivalOf, DecodedEntries, Entries
+
+class EntryReader:
+    def __init__(
+        self,
+        readers: Readers,
+        arrival_of: ArrivalOf,
+        timestamps_us: dict[datetime, int],
+        recordings: frozenset[type[Event]],
+        is_recording: Callable[[Event], bool],
+        unforeseen: Callable[[Exception], UndecodableEntryError],
+    ) -> None: ...
+    def decode_entries(
+        self, entries: Entries, recording_shared: bool, known: Mapping[str, object]
+    ) -> DecodedEntries: ...

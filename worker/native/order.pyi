@@ -1,0 +1,23 @@
+from collections.abc import Collection, Mapping
+
+from maskline.worker.ordering.reorder import Arrival, Policy, Release, Session
+from maskline.worker.ordering.session import LiveSession
+from maskline.worker.ordering.state import SessionState
+from maskline.worker.partitions.partition import Partition
+
+def arrive_plainly(
+    arrivals: list[Arrival],
+    at: int,
+    sessions: dict[str, LiveSession],
+    states: Mapping[str, bytes | None],
+    policy: Policy,
+    ready: list[LiveSession],
+    owner: Partition,
+) -> int: ...
+def plain_outcomes(session: Session, arrival: Arrival, policy: Policy) -> list[Release] | None: ...
+def evict_plainly(
+    sessions: dict[str, LiveSession],
+    surplus: int,
+    changed: Mapping[str, SessionState],
+    being_written: Collection[str],
+) -> int: ...

@@ -1,0 +1,93 @@
+"""What a worker keeps in memory of a stream entry and of a session."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from maskline.schemas.events import Event
+from maskline.worker.ordering.reorder import NONE_WAITING, Release, Session
+from maskline.worker.ordering.state import SessionState
+
+if TYPE_CHECKING:
+    from maskline.worker.partitions.partition import Partition
+
+
+class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A stream entry that was read and decoded, until it is done."""
+
+    entry_id: str
+    encoded: bytes
+    """The callback as it lies in the stream, for its dead letter."""
+    received_at_ms: int
+    replayed: bool
+    event: Event
+
+    def __repr__(self) -> str:
+        # Without the callback, which has phone numbers.
+        return f"Entry({self.entry_id})"
+
+
+class Progress:
+    """How far the handlers of a session's first event have come, once one of them has failed or waits for a thread."""
+
+    __slots__ = ("_due", "attempts", "done", "here", "places", "timer")
+
+    def __init__(self) -> None:
+        self.attempts: dict[str, int] = {}
+        """Failed attempts by handler."""
+        self.done: set[str] = set()
+        """Handlers that need not run again: they succeeded, or their dead letter is written."""
+        self._due: dict[str, float] = {}
+        self.places: dict[str, Any] = {}
+        """By handler, where the session waits for a thread; see `worker.dispatch.plain_handlers`."""
+        self.here = False
+        """It is with no runner, and may be called to one of these places."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Brings it to a runner before that, for a retry."""
+
+    def leave(self) -> None:
+        """The session goes to a runner, or is put aside."""
+        self.here = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def failed(self, handler: str, attempt: int, due: float) -> None:
+        """Attempt number `attempt` of a handler failed; the next is due at `due`, by `lease_clock()`."""
+        self.attempts[handler] = attempt
+        self._due[handler] = due
+
+    def wait_ms(self, handler: str, now: float) -> float:
+        """How long the handler's next attempt has to wait yet; 0 or less if it is due."""
+        return (self._due.get(handler, now) - now) * 1000
+
+
+NO_RELEASES: Final = cast("list[Release]", ())
+"""The queue of a session that has none: nearly all have none nearly all the time, and a list is a hundred bytes."""
+
+
+class LiveSession(Session):
+    """A session in memory: its ordering, and what was released and waits for its handlers, in order."""
+
+    __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
+
+    def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
+        # Here rather than by `super`: where sessions come and go, one is made for each event.
+        self.state = state
+        self.waiting = NONE_WAITING
+        self.uuid = uuid
+        self.partition = partition
+        self.queue = NO_RELEASES  # else a list of one or two, nearly always: a deque is ten times as large
+        self.progress: Progress | None = None
+        self.scheduled = False
+        """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""
+        self.gap_ends_ms: int | None = None
+        """When, by the stream's time, the first of what is held gives its gap up."""
+        self.touched_ms = 0
+        """The stream's time of its last entry."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing held, nothing waiting: its state may be dropped from memory and read back."""
+        return not self.queue and not self.scheduled and not self.waiting

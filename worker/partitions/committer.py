@@ -1,0 +1,166 @@
+"""Carries what partitions have done to Redis: one commit of a partition under way at a time, many partitions a trip.
+
+While a commit is under way, what is done gathers for the next one, so the batches grow with the load by themselves.
+A commit whose reply was lost is sent again as it was: the script knows it by its number.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import hiredis
+
+from maskline.runtime.logs import get_logger
+from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.redis.pipeline import Link
+from maskline.schemas.keys import Keys
+from maskline.worker.commands.scripts import COMMITTED, DIVERGED, FENCED
+from maskline.worker.commands.scripts import commit as pack_commit
+from maskline.worker.connections import Connections
+from maskline.worker.counters import Stats
+from maskline.worker.partitions.partition import Partition
+
+REPEAT_DELAY_S: Final = 0.1
+"""After a commit that Redis refused, or that was under way when the connection was lost."""
+
+LOOK_UP_S: Final = 0.5
+"""How often the entry at a partition's cursor is looked up as it is committed. A new connection tells of a server's
+other history; this is for one that has changed behind a connection that lives, by a replication that takes longer."""
+
+_log = get_logger("maskline.worker")
+
+
+class Committer:
+    """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
+
+    `on_diverged(partition)`: because the server lacks what it stands on. `on_committed()`: some were answered.
+    `on_fault(doing, error)`: a commit could not be written; its partition counts as fenced, and is begun anew.
+    """
+
+    def __init__(
+        self, connections: Connections, keys: Keys, stats: Stats, *, on_fenced: Callable[[Partition], None],
+        on_diverged: Callable[[Partition], None], on_committed: Callable[[], None],
+        on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
+    ) -> None:  # fmt: skip
+        self._loop = asyncio.get_running_loop()
+        self._connections = connections
+        self._keys = keys
+        self._stats = stats
+        self._on_fenced = on_fenced
+        self._on_diverged = on_diverged
+        self._on_committed = on_committed
+        self._on_fault = on_fault
+        self._dirty: dict[Partition, None] = {}
+        self._settled: dict[Partition, asyncio.Future[None]] = {}
+        self._context = contextvars.copy_context()
+        """Of what follows, whoever has something to commit: a handler may have bound log values in its own."""
+        self._refusal_lines = Seldom()
+
+    def mark(self, partition: Partition) -> None:
+        """Something of the partition is done: commit it with the next trip, unless one is under way already."""
+        if partition.commit_in_flight is None:
+            if not self._dirty:
+                self._loop.call_soon(self._flush, context=self._context)
+            self._dirty[partition] = None
+
+    async def settle(self, partition: Partition) -> None:
+        """Wait until everything that was done is committed, or the partition is lost."""
+        while partition.uncommitted and not partition.lost:
+            self.mark(partition)
+            future = self._settled.setdefault(partition, self._loop.create_future())
+            await future
+
+    def abandon(self, partition: Partition) -> None:
+        """Stop caring: the partition is lost."""
+        self._dirty.pop(partition, None)
+        self._wake(partition)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        taken = [partition for partition in dirty if partition.wants_commit and not partition.lost]
+        for partition in taken:
+            partition.take_commit()
+        self._send(taken)
+
+    def _send(self, partitions: Iterable[Partition]) -> None:
+        """Send the commits under way of these partitions, those of one server together."""
+        by_link: dict[Link, list[Partition]] = {}
+        packed: dict[Link, list[bytes]] = {}
+        now = self._loop.time()
+        for partition in partitions:
+            commit = partition.commit_in_flight
+            if commit is None or partition.lost:
+                continue
+            link = self._connections.verified_link(partition)
+            if link is None:
+                self._repeat(partition)
+                continue
+            look_up = now >= partition.look_up_at
+            if look_up:
+                partition.look_up_at = now + LOOK_UP_S
+            try:
+                one = pack_commit(
+                    self._keys, partition.number, partition.lease_value, commit, look_up=look_up
+                )
+            except Exception as error:  # noqa: BLE001 - the others' commits are to go, and this one cannot wait for ever
+                self._on_fault("commits", error)
+                self._on_fenced(partition)
+                continue
+            by_link.setdefault(link, []).append(partition)
+            packed.setdefault(link, []).append(one)
+        for link, those in by_link.items():
+            replies = link.send(b"".join(packed[link]), len(those), at_once=True)
+            replies.add_done_callback(partial(self._answered, those))
+
+    def _repeat(self, partition: Partition) -> None:
+        self._loop.call_later(REPEAT_DELAY_S, self._send, (partition,))
+
+    def _answered(self, partitions: Sequence[Partition], future: asyncio.Future[list[Any]]) -> None:
+        failure = future.exception()
+        replies: Sequence[Any] = [failure] * len(partitions) if failure is not None else future.result()
+        for partition, reply in zip(partitions, replies, strict=True):
+            if not partition.lost:
+                self._replied(partition, reply)
+        self._on_committed()
+
+    def _replied(self, partition: Partition, reply: Any) -> None:
+        if reply == COMMITTED:
+            self._stats.commits += 1
+            partition.committed()
+            if partition.wants_commit:
+                self.mark(partition)
+            self._wake(partition)
+        elif reply == FENCED:
+            self._stats.fenced += 1
+            self._on_fenced(partition)
+        elif reply == DIVERGED:
+            _log.warning("redis has lost entries or a commit, reading again", partition=partition.number)
+            self._on_diverged(partition)
+        elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
+            # The data is gone, or the group was deleted: whoever takes the lease next makes it anew.
+            _log.error(
+                "the consumer group is gone, starting it again from the beginning", partition=partition.number
+            )
+            self._on_diverged(partition)
+        else:
+            if isinstance(reply, hiredis.ReplyError):
+                self._refuse(partition, str(reply))
+            self._repeat(partition)
+
+    def _refuse(self, partition: Partition, reply: str) -> None:
+        connection = self._connections.of(partition.number)
+        if connection is not None:
+            connection.refused(reply)
+        kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
+        if self._refusal_lines.due(partition.number, kind):
+            _log.error(
+                "Redis refuses commits, trying again until it takes them", partition=partition.number,
+                reply=reply, repeats_of_all=self._refusal_lines.take_silent(),
+            )  # fmt: skip
+
+    def _wake(self, partition: Partition) -> None:
+        future = self._settled.pop(partition, None)
+        if future is not None and not future.done():  # whoever waited may have been cancelled
+            future.set_result(None)

@@ -1,0 +1,149 @@
+"""Trims the streams of owned partitions: what every group has handled, after retention or beyond its count.
+
+The script decides and trims at once, so no lease is needed for safety, and the owner does it only because somebody
+must. Entries that the owner has read and not committed are beyond its group's cursor or in the pending list, as the
+cursor moves with the commit alone: the script never takes them.
+
+A group that has stopped keeps everything it has not handled, for ever if need be: promise 5 comes before memory. A
+metric and a warning say so.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Final
+
+import hiredis
+
+from maskline.runtime.logs import get_logger
+from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.redis.pipeline import Link
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
+from maskline.worker.commands import scripts
+from maskline.worker.connections import Connections
+from maskline.worker.counters import Stats
+from maskline.worker.partitions.partition import Partition
+
+ROUND_S: Final = 1.0
+"""Each partition is looked at about so often."""
+
+STEPS: Final = 4
+"""Trips that a round is spread over."""
+
+STEP_PARTITIONS_MAX: Final = 64
+"""Partitions looked at with one trip; a worker with very many takes longer rounds instead of longer trips."""
+
+TRIM_MAX: Final = 10_000
+"""Entries trimmed from a partition with one call: a few milliseconds of the server's time."""
+
+WARN_AFTER_S: Final = 30.0
+"""How long something may outstay retention before that is worth a line: bursts and retries take a while."""
+
+WARN_EVERY_S: Final = 300.0
+
+_log = get_logger("maskline.worker")
+
+
+class Retention:
+    """`partitions()`: those to trim now."""
+
+    def __init__(
+        self, connections: Connections, keys: Keys, partitions: Callable[[], Sequence[Partition]],
+        settings: Settings, stats: Stats,
+    ) -> None:  # fmt: skip
+        self._connections = connections
+        self._keys = keys
+        self._partitions = partitions
+        self._retention_ms = settings.retention_s * 1000
+        self._keep = settings.retention_max_entries // settings.partitions
+        self._stats = stats
+        self._next = 0
+        self._seen: dict[int, scripts.Trimmed] = {}
+        """What each partition was like when it was looked at last."""
+        self._warned: dict[str, float] = {}
+        self._refusal_lines = Seldom()
+
+    @property
+    def retained(self) -> int:
+        """Entries in the streams of owned partitions, handled or not."""
+        owned = {partition.number for partition in self._partitions()}
+        return sum(seen.left for number, seen in self._seen.items() if number in owned)
+
+    def held_back_s(self) -> dict[str, float]:
+        """By group: for how long the oldest of what it keeps has outstayed retention."""
+        owned = {partition.number for partition in self._partitions()}
+        greatest: dict[str, float] = {}
+        for number, seen in self._seen.items():
+            for held in seen.held if number in owned else ():
+                greatest[held.group] = max(greatest.get(held.group, 0.0), held.outstayed_ms / 1000)
+        return greatest
+
+    async def run(self) -> None:
+        """Trim until cancelled."""
+        while True:
+            await asyncio.sleep(ROUND_S / STEPS)
+            due = self._due(sorted(self._partitions(), key=lambda partition: partition.number))
+            by_link: defaultdict[Link, list[int]] = defaultdict(list)
+            for number in due:
+                if (link := self._connections.link(number)) is not None:
+                    by_link[link].append(number)
+            await asyncio.gather(*(self._trim(link, numbers) for link, numbers in by_link.items()))
+            self._warn()
+
+    def _due(self, owned: Sequence[Partition]) -> list[int]:
+        """The next few of the partitions, round and round."""
+        count = min(-(-len(owned) // STEPS), STEP_PARTITIONS_MAX)
+        if self._next >= len(owned):
+            self._next = 0
+            present = {partition.number for partition in owned}
+            self._seen = {number: seen for number, seen in self._seen.items() if number in present}
+        first = self._next
+        self._next += count
+        return [partition.number for partition in owned[first : first + count]]
+
+    async def _trim(self, link: Link, numbers: Sequence[int]) -> None:
+        packed = [
+            scripts.trim(
+                self._keys, number, retention_ms=self._retention_ms, keep=self._keep, at_most=TRIM_MAX
+            )
+            for number in numbers
+        ]
+        try:
+            replies = await link.send(b"".join(packed), len(packed))
+        except RedisUnavailableError:
+            return
+        for number, reply in zip(numbers, replies, strict=True):
+            self._take(number, reply)
+
+    def _take(self, number: int, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            if (connection := self._connections.of(number)) is not None:
+                connection.refused(str(reply))
+            self._seen.pop(number, None)
+            if self._refusal_lines.due(number, str(reply).partition(" ")[0]):
+                _log.error(
+                    "a stream cannot be trimmed, trying again", partition=number, reply=str(reply),
+                    repeats_of_all=self._refusal_lines.take_silent(),
+                )  # fmt: skip
+            return
+        seen = self._seen[number] = scripts.read_trimmed(reply)
+        self._stats.trimmed += seen.trimmed
+
+    def _warn(self) -> None:
+        now = monotonic()
+        for group, seconds in self.held_back_s().items():
+            if seconds < WARN_AFTER_S or now < self._warned.get(group, 0.0) + WARN_EVERY_S:
+                continue
+            self._warned = {name: at for name, at in self._warned.items() if now < at + WARN_EVERY_S}
+            self._warned[group] = now
+            waiting = [
+                held.waiting for seen in self._seen.values() for held in seen.held if held.group == group
+            ]
+            _log.warning(
+                "a consumer group holds retention back: start its workers, or remove it if nobody needs it "
+                "(docs/operating.md)",
+                group=group, outstayed_s=round(seconds), callbacks_not_handled=sum(max(w, 0) for w in waiting),
+            )  # fmt: skip
