@@ -40,9 +40,9 @@ def test_a_note_is_there_as_long_as_it_is_left(place):
 
 def test_what_a_killed_process_left_is_removed(place):
     program = (
-        f"import os, signal; from pathlib import Path; from maskline.runtime import notes; "
-        f"notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
-        "notes.leave(port_notes.Note.of('worker', Settings())); print(len(port_notes.read_notes()), flush=True); "
+        f"import os, signal; from pathlib import Path; from maskline.runtime.admin import port_notes; "
+        f"port_notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
+        "port_notes.leave(port_notes.Note.of('worker', Settings())); print(len(port_notes.read_notes()), flush=True); "
         "signal.pause()"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

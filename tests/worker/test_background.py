@@ -51,7 +51,8 @@ async def test_retention_that_fails_is_started_again_and_shown(node, redis_serve
 
 PROGRAM = """
 import runpy
-from maskline.worker import leases, polling
+from maskline.worker.leases import manager
+from maskline.worker.streams import poller
 async def failing(self):
     raise ZeroDivisionError("odd")
 {patch}
@@ -61,7 +62,7 @@ runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize(
     ("part", "patch"),
-    [("leases", "leases.LeaseKeeper._round = failing"), ("pollers", "polling.Poller.run = failing")],
+    [("leases", "manager.LeaseKeeper._round = failing"), ("pollers", "poller.Poller.run = failing")],
 )
 def test_a_part_without_which_nothing_moves_ends_the_process_and_is_named(crew: Fleet, part, patch):
     worker = crew.launch(program=PROGRAM.format(patch=patch))

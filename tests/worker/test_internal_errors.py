@@ -279,7 +279,7 @@ def test_a_commit_that_cannot_be_written_holds_up_no_other_partition(crew: Fleet
     """Real workers: the state of one session is something that msgpack cannot write."""
     program = """
 import runpy
-from maskline.worker import scripts
+from maskline.worker.commands import scripts
 real = scripts.commit
 def commit(keys, partition, value, what, **more):
     if "odd" in what.states:

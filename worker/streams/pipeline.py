@@ -6,7 +6,7 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 | bound | on |
 | --- | --- |
 | MASKLINE_OUTSTANDING_MAX | entries read and not done, in a process: reading stops |
-| RUN_AHEAD_MAX (`partitions.partition`) | entries of a partition that Redis does not know to be read: that one is not read |
+| RUN_AHEAD_MAX (`partitions.partition`) | entries of a partition read ahead of what Redis knows: that one is not read |
 | HELD_FACTOR times MASKLINE_OUTSTANDING_MAX | entries waiting in gaps, in a process: the oldest are given up |
 """
 
