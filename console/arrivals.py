@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Any, Final
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
 from maskline.schemas.errors import NotDecodableError, RedisUnavailableError, UndecodableEntryError
 from maskline.schemas.keys import Keys
@@ -23,7 +23,7 @@ READ_BLOCK_MS: Final = 1_000
 class Arrivals:
     """The place of each callback among its session's, since `start`."""
 
-    def __init__(self, link: Link, keys: Keys, partitions: int) -> None:
+    def __init__(self, link: PipelinedConnection, keys: Keys, partitions: int) -> None:
         self._link = link
         self._streams = [keys.callbacks(partition) for partition in range(partitions)]
         self._cursors: dict[str, str] = {}

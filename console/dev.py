@@ -32,7 +32,7 @@ from maskline.runtime.cli import Parser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.net.binding import is_free
 from maskline.runtime.process import run
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import Parameters
@@ -181,7 +181,7 @@ class Dev:
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
         """A view that writes until everything else has stopped."""
-        store = Store(settings)
+        store = RedisEndpoint(settings)
         if store.is_cluster:
             raise ConfigError("MASKLINE_REDIS_URL: maskline dev works with one server, not with a cluster")
         try:
@@ -210,7 +210,11 @@ class Dev:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _greet(self, settings: Settings, account: Account, ingest: IngestNode, worker: WorkerNode) -> None:
-        server = f"embedded, data in {STATE_DIRECTORY}/valkey" if self._embedded else Store(settings).address
+        server = (
+            f"embedded, data in {STATE_DIRECTORY}/valkey"
+            if self._embedded
+            else RedisEndpoint(settings).address
+        )
         callback_url = _public(settings, ingest.url)
         self._say(f"callbacks   {callback_url}   (account {account.auth_id})")
         self._say(f"ingest      {ingest.admin_url}/readyz  {ingest.admin_url}/metrics")
@@ -273,7 +277,7 @@ def _target(settings: Settings, account: Account, url: str) -> Target:
 def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
     if worker is None:
         return Counts(*[0] * len(Counts._fields))
-    stats = worker.stats
+    stats = worker.counters
     released = stats.released
     return Counts(
         arrived=arrivals.total,

@@ -15,8 +15,8 @@ import msgspec
 from maskline.console.account import STATE_DIRECTORY
 from maskline.console.embedded import EmbeddedServer
 from maskline.runtime.process import run
-from maskline.runtime.redis.connect import Store
-from maskline.runtime.redis.pipeline import Argument, Link, pack
+from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.pipeline import Argument, PipelinedConnection, pack
 from maskline.runtime.redis.slots import SlotMap
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
@@ -43,11 +43,11 @@ def about(key: str, *arguments: Argument) -> Question:
 class Servers:
     """Connections to every server that has partitions: one, or a cluster's primaries."""
 
-    def __init__(self, links: Mapping[Server | None, Link], slots: SlotMap | None) -> None:
+    def __init__(self, links: Mapping[Server | None, PipelinedConnection], slots: SlotMap | None) -> None:
         self._links = links
         self._slots = slots
 
-    def link(self, key: str | None) -> Link:
+    def link(self, key: str | None) -> PipelinedConnection:
         """Raises RedisUnavailableError where the cluster has nobody for the key."""
         if self._slots is None or key is None:
             return next(iter(self._links.values()))
@@ -66,9 +66,9 @@ class Servers:
             link.close()
 
 
-async def connect(store: Store, name: str) -> Servers:
+async def connect(store: RedisEndpoint, name: str) -> Servers:
     slots = await store.find()
-    links: dict[Server | None, Link] = {}
+    links: dict[Server | None, PipelinedConnection] = {}
     try:
         for server in (None,) if slots is None else slots.primaries:
             links[server] = await store.connect(name, server=server)
@@ -94,7 +94,7 @@ class Inquiry:
         """The replies in order, an error reply as hiredis.ReplyError in its place."""
         replies: list[Any] = []
         for start in range(0, len(questions), COMMANDS_MAX):
-            by_link: dict[Link, list[int]] = {}
+            by_link: dict[PipelinedConnection, list[int]] = {}
             part = questions[start : start + COMMANDS_MAX]
             for place, question in enumerate(part):
                 by_link.setdefault(self._servers.link(question.key), []).append(place)
@@ -112,7 +112,7 @@ def ask(question: Callable[[Inquiry], Awaitable[int]]) -> int:
     settings = with_server(load_settings())
 
     async def body(_stop: asyncio.Event) -> int:
-        store = Store(settings)
+        store = RedisEndpoint(settings)
         try:
             servers = await connect(store, "maskline-console")
         except RedisRefusesError as error:

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from maskline.ingest.auth.verifier import Intake
-from maskline.ingest.delivery.drainer import Drain, Pace
-from maskline.ingest.delivery.router import Keeper
+from maskline.ingest.auth.verifier import CallbackVerifier
+from maskline.ingest.delivery.drainer import Drainer, RateLimiter
+from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.http.server import CONNECTIONS_MAX, CallbackServer
 from maskline.ingest.metrics import Gauges, Metrics
 from maskline.ingest.publish.circuit_breaker import STATES
-from maskline.ingest.publish.pool import Outlets
-from maskline.ingest.publish.publisher import Load
+from maskline.ingest.publish.pool import PublisherPool
+from maskline.ingest.publish.publisher import InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
@@ -59,16 +59,16 @@ class IngestNode:
         self._index = index
         self._reuse_port = reuse_port
         self.metrics = Metrics()
-        self._load = Load()
+        self._load = InFlight()
         self._tasks = BackgroundTasks()
-        self._outlets = Outlets(
+        self._pool = PublisherPool(
             settings, self.metrics, self._load, self._tasks, name=f"maskline-ingest-{index}"
         )
         self._spool = Spool(settings, self.metrics, self._load, self._tasks)
-        pace = Pace(settings.spool_drain_per_s)
-        self._drain = Drain(settings, self._spool, self._outlets, self._tasks, pace)
-        keeper = Keeper(settings, self._load, self._outlets, self._spool, pace)
-        self._http = CallbackServer(settings, Intake(settings), keeper, self.metrics)
+        pace = RateLimiter(settings.spool_drain_per_s)
+        self._drain = Drainer(settings, self._spool, self._pool, self._tasks, pace)
+        router = DeliveryRouter(settings, self._load, self._pool, self._spool, pace)
+        self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
         """Why the spool does not outlive a crash; empty where it does, or nobody knows."""
@@ -122,8 +122,8 @@ class IngestNode:
             stack.push_async_callback(self._spool.stop)
             await self._spool.start()
             self._look_at_storage()
-            stack.push_async_callback(self._outlets.stop)
-            await self._outlets.start()
+            stack.push_async_callback(self._pool.stop)
+            await self._pool.start()
             await self._admin.start()
             stack.push_async_callback(self._admin.stop)
             self._drain.start()
@@ -178,10 +178,10 @@ class IngestNode:
     def _gauges(self) -> Gauges:
         return Gauges(
             waiting=self._load.callbacks,
-            batches_under_way=sum(publisher.batches_under_way for publisher in self._outlets.publishers),
+            batches_under_way=sum(publisher.batches_under_way for publisher in self._pool.publishers),
             requests_under_way=self._http.under_way,
             connections=self._http.connections,
-            redis_connected=self._outlets.connected,
+            redis_connected=self._pool.connected,
             breakers=self._breakers(),
             spool_callbacks=self._spool.callbacks,
             spool_bytes=self._spool.size_bytes,
@@ -192,7 +192,7 @@ class IngestNode:
 
     def _breakers(self) -> dict[str, int]:
         counts: dict[str, int] = dict.fromkeys(STATES, 0)
-        for publisher in self._outlets.publishers:
+        for publisher in self._pool.publishers:
             counts[publisher.breaker.state] += 1
         return counts
 
@@ -205,10 +205,10 @@ class IngestNode:
 
     def _ready(self) -> Health:
         """Well as long as what is taken can be kept; not with settings that are known to be wrong, nor at the stop."""
-        ok = (self._outlets.all_ready or self._spool.trouble is None) and not self._outlets.misconfigured
+        ok = (self._pool.all_ready or self._spool.trouble is None) and not self._pool.misconfigured
         details = {
             "stopping": self._stopping,
-            "redis": self._outlets.details(),
+            "redis": self._pool.details(),
             "spool": self._spooled(),
             "waiting": self._load.callbacks,
             "background": self._tasks.failing,

@@ -50,7 +50,7 @@ MOVED: Final = frozenset({"redis_moved", "redis_ask", "redis_clusterdown", "redi
 """Refusals of a cluster whose keys are, or are about to be, on another server."""
 
 
-class NotKeptError(MasklineError):
+class NotStoredError(MasklineError):
     """Redis's or the disk's fault, or too much at once: this callback was not kept, the next one may be."""
 
     def __init__(self, code: str) -> None:

@@ -10,7 +10,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Memo(dict[Key, Value]):
+class BoundedCache(dict[Key, Value]):
     """`memo[key]` is `make(key)`, made anew only if it is not there. What `make` raises is raised, and nothing kept.
 
     With `entries_max` entries it is full, and begins again with none: those in use are soon back.

@@ -20,12 +20,12 @@ from maskline.runtime.redis.connect import (
     CONNECT_TIMEOUT_S,
     MOVED_AWAY,
     WRONG_SERVER,
-    Store,
+    RedisEndpoint,
     reconnect_delay_s,
 )
-from maskline.runtime.redis.namespace import LayoutGate
-from maskline.runtime.redis.pipeline import Link
-from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.namespace import NamespaceCheck
+from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, MasklineError, RedisRefusesError
@@ -37,7 +37,7 @@ SAY_AGAIN_S: Final = 60.0
 _log = get_logger("maskline.worker")
 
 
-class Connection:
+class ServerConnections:
     """Keeps the connections to one server open.
 
     `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
@@ -45,8 +45,9 @@ class Connection:
     """
 
     def __init__(
-        self, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection, tasks: BackgroundTasks,
-        name: str, on_trouble: Callable[[], None] = lambda: None, on_open: Callable[[], None] = lambda: None,
+        self, store: RedisEndpoint, server: Server | None, gate: NamespaceCheck, inspection: ServerMonitor, tasks:
+        BackgroundTasks, name: str, on_trouble: Callable[[], None] = lambda: None,
+        on_open: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._server = server
@@ -62,9 +63,9 @@ class Connection:
         self._say_again_at = 0.0
         self._wrong: ConfigError | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.commands: Link | None = None
-        self.reads: Link | None = None
-        self.leases: Link | None = None
+        self.commands: PipelinedConnection | None = None
+        self.reads: PipelinedConnection | None = None
+        self.leases: PipelinedConnection | None = None
         """For whatever is said about leases and who lives, in this order."""
         self.reads_id = 0
         """The client ID of the reading connection, to end a blocking read early."""
@@ -108,7 +109,7 @@ class Connection:
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._close()
 
-    async def ready(self) -> tuple[Link, Link]:
+    async def ready(self) -> tuple[PipelinedConnection, PipelinedConnection]:
         """Wait for the connections, and return those for commands and for reads."""
         while True:
             await self._up.wait()
@@ -167,7 +168,7 @@ class Connection:
         self._up.set()
         self._on_open()
 
-    async def _open_others(self, commands: Link) -> Link:
+    async def _open_others(self, commands: PipelinedConnection) -> PipelinedConnection:
         """For reads, which is returned, and for leases. Both at a time: through a slow link each round trip counts."""
         others = await asyncio.gather(
             *(
@@ -177,11 +178,13 @@ class Connection:
             return_exceptions=True,
         )
         # Each where the other may have failed: all of them are closed together.
-        self.reads, self.leases = (other if isinstance(other, Link) else None for other in others)
+        self.reads, self.leases = (
+            other if isinstance(other, PipelinedConnection) else None for other in others
+        )
         for other in others:
             if isinstance(other, BaseException):
                 raise other
-        return cast("Link", self.reads)
+        return cast("PipelinedConnection", self.reads)
 
     def _close(self) -> None:
         self._up.clear()

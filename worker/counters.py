@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 
-class Stats:
+class Counters:
     """Counts since the start of the process."""
 
     def __init__(self) -> None:

@@ -21,55 +21,59 @@ class WorkerCollector(Collector):
         self._node = node
 
     def collect(self) -> Iterable[Metric]:
-        stats, node = self._node.stats, self._node
+        counters, node = self._node.counters, self._node
         partitions = node.partitions
         totals: tuple[tuple[str, str, int], ...] = (
-            ("callbacks_read", "Stream entries read.", stats.read),
-            ("duplicates", "Callbacks dropped because they had come before.", stats.duplicates),
-            ("sequence_numbers_given_up", "Numbers that never came in time.", stats.given_up),
-            ("commits", "Commits that Redis took.", stats.commits),
-            ("commits_fenced", "Commits refused because the lease had gone.", stats.fenced),
-            ("leases_gained", "Partitions taken.", stats.leases_gained),
-            ("leases_lost", "Leases that ended without being given back.", stats.leases_lost),
+            ("callbacks_read", "Stream entries read.", counters.read),
+            ("duplicates", "Callbacks dropped because they had come before.", counters.duplicates),
+            ("sequence_numbers_given_up", "Numbers that never came in time.", counters.given_up),
+            ("commits", "Commits that Redis took.", counters.commits),
+            ("commits_fenced", "Commits refused because the lease had gone.", counters.fenced),
+            ("leases_gained", "Partitions taken.", counters.leases_gained),
+            ("leases_lost", "Leases that ended without being given back.", counters.leases_lost),
             (
                 "partitions_diverged",
                 "Partitions read again because their server had lost part of them.",
-                stats.diverged,
+                counters.diverged,
             ),
-            ("loop_blocks", "Times a handler blocked the event loop for over a second.", stats.loop_blocks),
+            (
+                "loop_blocks",
+                "Times a handler blocked the event loop for over a second.",
+                counters.loop_blocks,
+            ),
             (
                 "handler_strikes",
                 "Handlers that had been running for an event when their worker went down.",
-                stats.strikes,
+                counters.strikes,
             ),
-            ("entries_trimmed", "Stream entries that retention has taken.", stats.trimmed),
-            ("gaps_forced", "Gaps given up early because the process held too much.", stats.forced_gaps),
+            ("entries_trimmed", "Stream entries that retention has taken.", counters.trimmed),
+            ("gaps_forced", "Gaps given up early because the process held too much.", counters.forced_gaps),
             (
                 "states_unreadable",
                 "Session states that could not be read and were begun anew.",
-                stats.unreadable_states,
+                counters.unreadable_states,
             ),
         )
         for name, text, value in totals:
             yield CounterMetricFamily(PREFIX + name, text, value)
         labelled: tuple[tuple[str, str, str, Mapping[str, float]], ...] = (
-            ("events_released", "Events handed to handlers, by order.", "order", stats.released),
-            ("dead_letters", "Dead letters written, by code.", "code", stats.dead),
+            ("events_released", "Events handed to handlers, by order.", "order", counters.released),
+            ("dead_letters", "Dead letters written, by code.", "code", counters.dead),
             (
                 "unreadable_values",
                 "Values of callbacks that could not be read, by attribute.",
                 "attribute",
-                stats.unreadable,
+                counters.unreadable,
             ),
-            ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", stats.handled),
-            ("attempts_failed", "Attempts that failed, by handler.", "handler", stats.failed),
+            ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", counters.handled),
+            ("attempts_failed", "Attempts that failed, by handler.", "handler", counters.failed),
             (
                 "trials",
                 "Handlers run in a process of their own, by what came of it.",
                 "outcome",
-                stats.trials,
+                counters.trials,
             ),
-            ("handler_seconds", "Time in handlers, awaiting included.", "handler", stats.handler_seconds),
+            ("handler_seconds", "Time in handlers, awaiting included.", "handler", counters.handler_seconds),
             (
                 "background_failures",
                 "Failures of background tasks, by name.",

@@ -22,21 +22,21 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
 from maskline.worker.api.registry import bind, load_handlers
 from maskline.worker.api.resources import Resources
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
-from maskline.worker.dispatch.quarantine import Suspects
+from maskline.worker.dispatch.quarantine import Quarantine
 from maskline.worker.dispatch.thread_shares import Use
 from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.entries.decode import IN_C
-from maskline.worker.leases.manager import LeaseKeeper
+from maskline.worker.leases.manager import PartitionManager
 from maskline.worker.metrics import WorkerCollector
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.dead_letter_counts import DeadLetters
 from maskline.worker.partitions.history_check import HistoryVerifier
 from maskline.worker.partitions.partition import Partition, arrive_plainly
 from maskline.worker.partitions.retention import Retention
-from maskline.worker.poison.sandbox import Trials
+from maskline.worker.poison.sandbox import Sandbox
 from maskline.worker.streams.pipeline import Reader
 from maskline.worker.streams.poller import Pollers
 
@@ -58,7 +58,7 @@ class WorkerNode:
         self, settings: Settings, *, handler_modules: Sequence[ModuleType] = (), index: int = 0
     ) -> None:
         self.settings = settings
-        self.stats = Stats()
+        self.counters = Counters()
         # Letters between the digits: logs must not take the id for a phone number.
         self.worker_id = f"{socket.gethostname()}-p{os.getpid()}-x{secrets.token_hex(3)}"
         self._handlers = load_handlers([*settings.handlers, *handler_modules])
@@ -73,7 +73,7 @@ class WorkerNode:
         settings = self.settings
         self.background = BackgroundTasks()
         self._resources = Resources()
-        self._connections = Connections(
+        self._connections = WorkerConnections(
             settings, self._keys, self.background, f"maskline-worker-{self.worker_id}",
             self._servers_changed, self._verify,
         )  # fmt: skip
@@ -92,29 +92,29 @@ class WorkerNode:
             await self._connections.start()
             await self.admin.start()
             undo.pop_all()
-        trials = Trials(settings, self._loadable, self.stats)
-        suspects = Suspects(self._connections, self._keys, trials, self.stats, self._fenced)
+        trials = Sandbox(settings, self._loadable, self.counters)
+        suspects = Quarantine(self._connections, self._keys, trials, self.counters, self._fenced)
         self._dispatcher = Dispatcher(
-            table, concurrency=settings.concurrency, late_dead=settings.late == "dead", stats=self.stats,
+            table, concurrency=settings.concurrency, late_dead=settings.late == "dead", counters=self.counters,
             on_progress=self._progressed, suspects=suspects, background=self.background,
             context=self._resources.context,
         )  # fmt: skip
         self._committer = Committer(
-            self._connections, self._keys, self.stats, on_fenced=self._fenced, on_diverged=self._diverged,
+            self._connections, self._keys, self.counters, on_fenced=self._fenced, on_diverged=self._diverged,
             on_committed=self._committed, on_fault=self.background.failed,
         )  # fmt: skip
-        self._leases = LeaseKeeper(
+        self._leases = PartitionManager(
             self._connections,
             self._keys,
             self._dispatcher,
             self._committer,
             settings,
             self.worker_id,
-            self.stats,
+            self.counters,
         )
         self._reader = self._leases.reader = Reader(
             self._connections, self._keys, self._dispatcher, self._leases.opened,
-            outstanding_max=settings.outstanding_max, stats=self.stats, on_progress=self._committer.mark,
+            outstanding_max=settings.outstanding_max, counters=self.counters, on_progress=self._committer.mark,
             on_fault=self.background.failed,
         )  # fmt: skip
         self._leases.suspects = suspects
@@ -123,7 +123,9 @@ class WorkerNode:
             self._connections, self._keys, lambda: self._leases.partitions,
             on_same=self._verified, on_diverged=self._diverged,
         )  # fmt: skip
-        self.retention = Retention(self._connections, self._keys, self._leases.opened, settings, self.stats)
+        self.retention = Retention(
+            self._connections, self._keys, self._leases.opened, settings, self.counters
+        )
         registry.register(WorkerCollector(self))
         self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked, self.background)
         self.dead_letters = DeadLetters(self._connections, self._keys, self._leases.opened)
@@ -162,7 +164,7 @@ class WorkerNode:
         await self._step("connections", self._connections.stop())
         await self._step("background tasks", self.background.stop())
         await self._step("admin", self.admin.stop())
-        _log.info("worker stopped", handled=sum(self.stats.released.values()))
+        _log.info("worker stopped", handled=sum(self.counters.released.values()))
 
     async def _step(self, name: str, step: Awaitable[object]) -> None:
         try:
@@ -265,4 +267,4 @@ class WorkerNode:
         self._leases.fenced(partition)
 
     def _blocked(self) -> None:
-        self.stats.loop_blocks += 1
+        self.counters.loop_blocks += 1

@@ -30,7 +30,7 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.registry import BoundHandler, bind, load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.api.retry import RetryPolicy
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.ordering.reorder import Order, Policy
@@ -103,7 +103,7 @@ class Harness:
         )
         self._late_dead = late == "dead"
         self._concurrency = concurrency
-        self._stats = Stats()
+        self._counters = Counters()
         self._now_ms = START_MS
         self._entries = 0
         self._done = asyncio.Event()
@@ -111,7 +111,7 @@ class Harness:
     @property
     def duplicates(self) -> int:
         """Callbacks that were dropped because they had come before."""
-        return self._stats.duplicates
+        return self._counters.duplicates
 
     @property
     def waiting(self) -> int:
@@ -130,10 +130,10 @@ class Harness:
             for kind, handlers in bind(self._handlers, opened).items()
         }
         self._dispatcher = Dispatcher(
-            table, concurrency=self._concurrency, late_dead=self._late_dead, stats=self._stats,
+            table, concurrency=self._concurrency, late_dead=self._late_dead, counters=self._counters,
             on_progress=self._progressed, context=self._resources.context,
         )  # fmt: skip
-        self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._stats)
+        self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._counters)
         self._partition.lease_until = math.inf
         self._partition.session_cache = 1_000_000
         return self

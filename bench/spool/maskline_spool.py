@@ -6,14 +6,14 @@ from bench.ingest.plain import run
 from bench.spool.clients import DIRECTORY, drive
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import AWAY
-from maskline.ingest.publish.publisher import Load
+from maskline.ingest.publish.publisher import InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 
 
 async def main() -> None:
-    spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), Load(), BackgroundTasks())
+    spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), InFlight(), BackgroundTasks())
     await spool.start()
 
     async def keep(route: int, value: bytes) -> None:

@@ -31,7 +31,7 @@ class Headers(Protocol):
     def getall(self, key: str, default: Sequence[str], /) -> Sequence[str]: ...
 
 
-class Origin:
+class DialledUrl:
     """Reads where requests were dialled to and where they came from, by the settings."""
 
     __slots__ = ("_public_url", "asks_peer", "trusts")

@@ -24,7 +24,7 @@ from zlib import crc32
 from maskline.ingest.auth.accounts import Accounts, signer
 from maskline.ingest.auth.body_readings import covered_readings, uncovered_readings
 from maskline.ingest.auth.callback_paths import PATH, account_in, why_unknown
-from maskline.ingest.auth.dialled_url import Headers, Origin, split_absolute
+from maskline.ingest.auth.dialled_url import DialledUrl, Headers, split_absolute
 from maskline.ingest.auth.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.decode import parameter_pairs
@@ -106,7 +106,7 @@ NONCE_MISSING: Final = Refused(403, "nonce_missing", f"the request has no {NONCE
 SIGNATURE_WRONG: Final = Refused(403, "signature_wrong", "no token of ours makes this signature for this URL")
 
 
-class Intake:
+class CallbackVerifier:
     """Decides about requests, by the settings."""
 
     __slots__ = ("_accept_v2", "_max_body_bytes", "accounts", "origin", "verifies")
@@ -116,7 +116,7 @@ class Intake:
         self.verifies = settings.verify != "off"
         self._accept_v2 = settings.accept_v2
         self._max_body_bytes = settings.max_body_bytes
-        self.origin = Origin(settings.public_url, settings.trusted_proxies)
+        self.origin = DialledUrl(settings.public_url, settings.trusted_proxies)
 
     def read_head(
         self, method: str, target: str, headers: Headers, *, secure: bool = False, peer: str = ""

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Final
 
 from maskline.ingest.outcome import MOVED, OF_THE_SERVER
-from maskline.ingest.publish.pool import Outlets
+from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import Publisher
 from maskline.ingest.spool.errors import SpoolError
 from maskline.ingest.spool.file import Row
@@ -57,7 +57,7 @@ _AWAY: Final = "away"
 """In place of a code: not tried, the server of its partition is away."""
 
 
-class Pace:
+class RateLimiter:
     """A rate, and what is granted on top of it. Pure: the clock is passed in."""
 
     __slots__ = ("_at", "_granted", "_rows_max", "_share", "_tokens", "per_s")
@@ -131,15 +131,15 @@ class _Source:
         return self.taken.file.state.callbacks > self.passed
 
 
-class Drain:
+class Drainer:
     """The task that does it."""
 
     def __init__(
-        self, settings: Settings, spool: Spool, outlets: Outlets, tasks: BackgroundTasks, pace: Pace
+        self, settings: Settings, spool: Spool, pool: PublisherPool, tasks: BackgroundTasks, pace: RateLimiter
     ) -> None:
         self._partitions = settings.partitions
         self._spool = spool
-        self._outlets = outlets
+        self._pool = pool
         self._tasks = tasks
         self._pace = pace
         self._sources: list[_Source] = []
@@ -165,7 +165,7 @@ class Drain:
     async def _run(self) -> None:
         while True:
             await self._adopt()
-            source = self._next() if self._outlets.worth_a_try else None
+            source = self._next() if self._pool.worth_a_try else None
             if source is not None:
                 try:
                     if await self._page(source):
@@ -179,7 +179,7 @@ class Drain:
     async def _idle(self) -> None:
         """Until there may be something to do."""
         # While Redis is away every commit of the spool would wake it for nothing.
-        news = self._spool.changed if self._outlets.worth_a_try else self._finishing
+        news = self._spool.changed if self._pool.worth_a_try else self._finishing
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_S):
                 await news.wait()
@@ -188,7 +188,7 @@ class Drain:
     def _soon(self) -> bool:
         """Whether what was passed over is about to be tried again."""
         soon = monotonic() + RETRY_AWAY_S
-        return self._outlets.drains and any(s.passed and s.retry_at <= soon for s in self._sources)
+        return self._pool.drains and any(s.passed and s.retry_at <= soon for s in self._sources)
 
     async def _adopt(self) -> None:
         now = monotonic()
@@ -239,9 +239,9 @@ class Drain:
         return went_on
 
     def _rows_max(self) -> int:
-        if self._outlets.ready:
+        if self._pool.ready:
             return self._pace.page_rows
-        return SLOW_PAGE_ROWS_MAX if self._outlets.drains else PROBE_ROWS
+        return SLOW_PAGE_ROWS_MAX if self._pool.drains else PROBE_ROWS
 
     async def _publish(self, source: _Source, rows: list[Row]) -> list[str]:
         """Publish what may be; a code for each row, empty where Redis took it."""
@@ -249,11 +249,11 @@ class Drain:
         groups: dict[Publisher, list[int]] = {}
         for number, row in enumerate(rows):
             if row.route % self._partitions not in source.held_up:
-                groups.setdefault(self._outlets.of(row.route), []).append(number)
+                groups.setdefault(self._pool.of(row.route), []).append(number)
         pages: list[tuple[list[int], asyncio.Future[list[str]]]] = []
         for publisher, numbers in groups.items():
             chosen = self._chosen(source, publisher, numbers)
-            waited_for = publisher.ready or len(self._outlets.publishers) == 1
+            waited_for = publisher.ready or len(self._pool.publishers) == 1
             for number in numbers[len(chosen) if waited_for else 0 :]:
                 codes[number] = _AWAY
             if chosen:

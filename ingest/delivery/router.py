@@ -16,29 +16,31 @@ still listens.
 import asyncio
 from typing import Final
 
-from maskline.ingest.delivery.drainer import Pace
-from maskline.ingest.outcome import AWAY, BEHIND, BUSY, NotKeptError
-from maskline.ingest.publish.pool import Outlets
-from maskline.ingest.publish.publisher import Load, Waiter
+from maskline.ingest.delivery.drainer import RateLimiter
+from maskline.ingest.outcome import AWAY, BEHIND, BUSY, NotStoredError
+from maskline.ingest.publish.pool import PublisherPool
+from maskline.ingest.publish.publisher import Completion, InFlight
 from maskline.ingest.spool.spool import Spool
-from maskline.ingest.spool.writer import Puts
+from maskline.ingest.spool.writer import WriteRequest
 from maskline.schemas.settings import Settings
 
 WAITING_MAX_BYTES: Final = 64 << 20
 """All that waits. An ordinary callback has 1 kB: only a flood of huge bodies meets this bound."""
 
 
-class Keeper:
+class DeliveryRouter:
     """Has every callback kept somewhere."""
 
-    def __init__(self, settings: Settings, load: Load, outlets: Outlets, spool: Spool, pace: Pace) -> None:
+    def __init__(
+        self, settings: Settings, load: InFlight, pool: PublisherPool, spool: Spool, pace: RateLimiter
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting_max = settings.in_flight_max
         self._load = load
-        self._outlets = outlets
+        self._pool = pool
         self._spool = spool
         self._pace = pace
-        outlets.refuse_to(spool.put_all)
+        pool.refuse_to(spool.put_all)
         spool.on_failed = self._not_spooled
 
     def keep(self, route: int, value: bytes) -> asyncio.Future[None]:
@@ -50,12 +52,12 @@ class Keeper:
         self.keep_for(waiter, route, value)
         return waiter
 
-    def keep_for(self, waiter: Waiter, route: int, value: bytes) -> None:
+    def keep_for(self, waiter: Completion, route: int, value: bytes) -> None:
         """The same for somebody who waits already; the waiter is not told before this returns."""
         load = self._load
         if load.callbacks >= self._waiting_max or load.size_bytes > WAITING_MAX_BYTES:
-            raise NotKeptError(BUSY)
-        publisher, spool = self._outlets.of(route), self._spool
+            raise NotStoredError(BUSY)
+        publisher, spool = self._pool.of(route), self._spool
         if publisher.ready:
             if spool.trouble is not None or not spool.holds(route):
                 publisher.publish_for(waiter, route, value)
@@ -70,13 +72,13 @@ class Keeper:
         else:
             spool.put_for(waiter, publisher.breaker.reason or AWAY, route, value)
 
-    def _not_spooled(self, puts: Puts, code: str) -> None:
+    def _not_spooled(self, puts: WriteRequest, code: str) -> None:
         """The spool failed: only what merely queued behind others has another chance."""
         for waiter, route, value in zip(puts.waiters, puts.routes, puts.values, strict=True):
             if waiter.done():
                 continue
-            publisher = self._outlets.of(route)
+            publisher = self._pool.of(route)
             if puts.reason == BEHIND and publisher.ready:
                 publisher.publish_for(waiter, route, value)
             else:
-                waiter.set_exception(NotKeptError(code))
+                waiter.set_exception(NotStoredError(code))

@@ -39,7 +39,7 @@ class _Layout(NamedTuple):
     """Where the session's value is."""
 
 
-class Forms:
+class FormTemplates:
     """The layouts known to one process."""
 
     __slots__ = ("_layouts",)

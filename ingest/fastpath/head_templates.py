@@ -41,7 +41,7 @@ _CAPTURED: Final = {
 }
 _TARGET: Final = "(?P<target>[!-~]+)"
 GROUPS: Final = ("target", "length", "signature", "main_signature", "nonce")
-"""What a match captures, in the order of `HeadLayout.groups`; empty where the layout has no such header."""
+"""What a match captures, in the order of `HeadTemplate.groups`; empty where the layout has no such header."""
 
 _DECIDING: Final = frozenset(
     {b"host", b"content-type", b"connection", b"x-forwarded-proto", b"x-forwarded-host"}
@@ -52,7 +52,7 @@ _ODD: Final = ("Transfer-Encoding", "Content-Encoding", "Expect")
 _ANYTHING: Final = "[ -~]*"
 
 
-class HeadLayout:
+class HeadTemplate:
     """What the heads of one sender have in common. `match` finds it at the beginning of some bytes."""
 
     __slots__ = ("groups", "match")
@@ -63,16 +63,16 @@ class HeadLayout:
         self.groups = tuple(compiled.groupindex[name] for name in GROUPS)
 
 
-class HeadLayouts:
+class HeadTemplates:
     """The layouts known to one process."""
 
     __slots__ = ("_seen", "known")
 
     def __init__(self) -> None:
-        self.known: list[HeadLayout] = []
+        self.known: list[HeadTemplate] = []
         self._seen: dict[str, int] = {}
 
-    def find(self, data: bytes) -> HeadLayout | None:
+    def find(self, data: bytes) -> HeadTemplate | None:
         """The layout of the head that these bytes begin with."""
         for layout in self.known:
             if layout.match(data):
@@ -86,7 +86,7 @@ class HeadLayouts:
             return
         seen = self._seen.pop(pattern, 0) + 1
         if seen == LEARN_AFTER:
-            layout = HeadLayout(pattern)
+            layout = HeadTemplate(pattern)
             if layout.match(head.raw):
                 # The newest first: a sender that changed its headers no longer sends the old ones.
                 self.known = [layout, *self.known[: KNOWN_MAX - 1]]

@@ -2,7 +2,7 @@
 
 | step | in the intake | here |
 | --- | --- | --- |
-| head read, account and URL known | `read_head`, `Intake.read_head` | by layout and target (`head_templates`) |
+| head read, account and URL known | `read_head`, its `read_head` | by layout and target (`head_templates`) |
 | parameters read, in signed order | `parse_parameters`, `v3_middles` | by layout (`form_templates`) |
 | signature | HMAC, compared in constant time | the same |
 | stored | `RawCallback`, as it came | the same |
@@ -18,9 +18,16 @@ from zlib import crc32
 from maskline.ingest.auth.accounts import Holder, signer
 from maskline.ingest.auth.body_readings import covered_readings
 from maskline.ingest.auth.signatures import listed_values, v3_middles, v3_texts
-from maskline.ingest.auth.verifier import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3, Accepted, Head, Intake
-from maskline.ingest.fastpath.form_templates import Forms
-from maskline.ingest.fastpath.head_templates import HeadLayout, HeadLayouts
+from maskline.ingest.auth.verifier import (
+    NONCE_V3,
+    SIGNATURE_MA_V3,
+    SIGNATURE_V3,
+    Accepted,
+    CallbackVerifier,
+    Head,
+)
+from maskline.ingest.fastpath.form_templates import FormTemplates
+from maskline.ingest.fastpath.head_templates import HeadTemplate, HeadTemplates
 from maskline.ingest.parser.request_head import RequestHead
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.errors import NotDecodableError
@@ -42,21 +49,21 @@ class _Dialled(NamedTuple):
     holders: tuple[Holder, ...]
 
 
-class Quick:
+class FastVerifier:
     """The quick way of one process, for peers whose word about forwarded hosts is believed, or for those without."""
 
     __slots__ = ("_dialled", "_forms", "_intake", "_learns", "_mains", "heads")
 
-    def __init__(self, intake: Intake, forms: Forms, *, learns: bool = True) -> None:
+    def __init__(self, intake: CallbackVerifier, forms: FormTemplates, *, learns: bool = True) -> None:
         self._intake = intake
         self._learns = learns and intake.verifies
         self._mains = intake.accounts.mains
         self._forms = forms
-        self._dialled: dict[HeadLayout, dict[bytes, _Dialled]] = {}
-        self.heads = HeadLayouts()
+        self._dialled: dict[HeadTemplate, dict[bytes, _Dialled]] = {}
+        self.heads = HeadTemplates()
 
     def decide(
-        self, layout: HeadLayout, target: bytes, signature: bytes, main_signature: bytes, nonce: bytes, body: bytes,
+        self, layout: HeadTemplate, target: bytes, signature: bytes, main_signature: bytes, nonce: bytes, body: bytes,
         received_at_ms: int,
     ) -> Accepted | None:  # fmt: skip
         """What the intake would accept, as it would; None where that is not known without it."""

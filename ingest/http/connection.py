@@ -44,11 +44,11 @@ from typing import Final, NamedTuple, cast
 
 from maskline.ingest.auth.dialled_url import Headers
 from maskline.ingest.auth.verifier import Accepted, Head, Refused
-from maskline.ingest.fastpath.head_templates import HeadLayout, is_ordinary
+from maskline.ingest.fastpath.head_templates import HeadTemplate, is_ordinary
 from maskline.ingest.http import responses
-from maskline.ingest.http.context import Desk
+from maskline.ingest.http.context import ServerContext
 from maskline.ingest.http.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
-from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.outcome import NotStoredError
 from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
 from maskline.ingest.parser.request_body import BODY_BROKEN, Reading
 from maskline.ingest.parser.request_head import (
@@ -96,7 +96,7 @@ class Incoming(NamedTuple):
     body: Reading
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """One connection, until it is closed."""
 
     __slots__ = (
@@ -105,13 +105,13 @@ class Connection(asyncio.Protocol):
         "_stuck", "_transport", "_waiting", "idle_since",
     )  # fmt: skip
 
-    def __init__(self, desk: Desk, connections: set["Connection"]) -> None:
+    def __init__(self, desk: ServerContext, connections: set["HttpConnection"]) -> None:
         self._desk = desk
         self._connections = connections
         self._transport: asyncio.Transport | None = None
-        self._layout: HeadLayout | None = None
+        self._layout: HeadTemplate | None = None
         """Of the last head: most likely the next one's as well."""
-        self._exchange: Exchange | None = None
+        self._exchange: PendingRequest | None = None
         self._incoming: Incoming | None = None
         """A request whose body is awaited."""
         self._waiting = b""
@@ -287,13 +287,13 @@ class Connection(asyncio.Protocol):
         self._desk.under_way += 1
         if self._deadline is not None:
             self._end_waiting()
-        exchange = self._exchange = Exchange(self, data, closes)
+        exchange = self._exchange = PendingRequest(self, data, closes)
         try:
-            self._desk.keeper.keep_for(exchange, *accepted)
-        except NotKeptError as error:
+            self._desk.router.keep_for(exchange, *accepted)
+        except NotStoredError as error:
             exchange.set_exception(error)
 
-    def settled(self, exchange: "Exchange", error: NotKeptError | None) -> None:
+    def settled(self, exchange: "PendingRequest", error: NotStoredError | None) -> None:
         """The request's callback is safe, or will not be."""
         desk = self._desk
         self._exchange = None
@@ -498,7 +498,7 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
-class Exchange:
+class PendingRequest:
     """A request that waits to be kept. One object for each: an outcome that comes late must not meet the next.
 
     Nothing is raised to who tells the outcome: others wait for theirs behind this one.
@@ -506,8 +506,8 @@ class Exchange:
 
     __slots__ = ("_connection", "closes", "data")
 
-    def __init__(self, connection: Connection, data: bytes, closes: bool) -> None:
-        self._connection: Connection | None = connection
+    def __init__(self, connection: HttpConnection, data: bytes, closes: bool) -> None:
+        self._connection: HttpConnection | None = connection
         self.data = data
         """What it was read from; its head stands at the beginning."""
         self.closes = closes
@@ -519,10 +519,10 @@ class Exchange:
     def set_result(self, _: None, /) -> None:
         self._tell(None)
 
-    def set_exception(self, exception: NotKeptError, /) -> None:
+    def set_exception(self, exception: NotStoredError, /) -> None:
         self._tell(exception)
 
-    def _tell(self, error: NotKeptError | None) -> None:
+    def _tell(self, error: NotStoredError | None) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:

@@ -2,25 +2,25 @@
 
 import asyncio
 
-from maskline.ingest.auth.dialled_url import Origin
-from maskline.ingest.auth.verifier import Intake, Refused
-from maskline.ingest.delivery.router import Keeper
-from maskline.ingest.fastpath.form_templates import Forms
-from maskline.ingest.fastpath.verifier import Quick
+from maskline.ingest.auth.dialled_url import DialledUrl
+from maskline.ingest.auth.verifier import CallbackVerifier, Refused
+from maskline.ingest.delivery.router import DeliveryRouter
+from maskline.ingest.fastpath.form_templates import FormTemplates
+from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.ingest.metrics import Metrics
 
 
-class Desk:
+class ServerContext:
     """`idle_timeout_s`: between requests. `learns`: whether layouts of requests are remembered."""
 
     def __init__(
-        self, intake: Intake, keeper: Keeper, metrics: Metrics,
+        self, intake: CallbackVerifier, router: DeliveryRouter, metrics: Metrics,
         *, max_body_bytes: int, idle_timeout_s: float, learns: bool,
     ) -> None:  # fmt: skip
         self.loop = asyncio.get_running_loop()
         self.intake = intake
-        self.keeper = keeper
+        self.router = router
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.idle_timeout_s = idle_timeout_s
@@ -29,16 +29,16 @@ class Desk:
         """The next answer on each connection is its last."""
         self.under_way = 0
         """Requests that have not got their answer yet."""
-        forms = Forms()
-        self._quick = Quick(intake, forms, learns=learns)
-        self._quick_of_trusted = Quick(intake, forms, learns=learns)
+        forms = FormTemplates()
+        self._quick = FastVerifier(intake, forms, learns=learns)
+        self._quick_of_trusted = FastVerifier(intake, forms, learns=learns)
         self._idle: asyncio.Future[None] | None = None
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> DialledUrl:
         return self.intake.origin
 
-    def quick(self, peer: str) -> Quick:
+    def quick(self, peer: str) -> FastVerifier:
         """The quick way for requests of this peer: where it is believed, the same head may mean another URL."""
         return self._quick_of_trusted if self.origin.asks_peer and self.origin.trusts(peer) else self._quick
 

@@ -7,7 +7,7 @@ commonest slip of all, must show in the log with the URL that was checked.
 from time import monotonic
 from typing import Final, Protocol
 
-from maskline.ingest.auth.dialled_url import Headers, Origin, split_absolute
+from maskline.ingest.auth.dialled_url import DialledUrl, Headers, split_absolute
 from maskline.ingest.auth.verifier import SIGNATURE_WRONG, Refused
 from maskline.runtime.logs import get_logger
 
@@ -41,7 +41,7 @@ class Asked(Protocol):
 class RefusalLog:
     """Logs refusals, few of them."""
 
-    def __init__(self, origin: Origin) -> None:
+    def __init__(self, origin: DialledUrl) -> None:
         self._origin = origin
         self._next_at: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}

@@ -12,10 +12,10 @@ import asyncio
 import heapq
 from typing import Final
 
-from maskline.ingest.auth.verifier import Intake
-from maskline.ingest.delivery.router import Keeper
-from maskline.ingest.http.connection import Connection
-from maskline.ingest.http.context import Desk
+from maskline.ingest.auth.verifier import CallbackVerifier
+from maskline.ingest.delivery.router import DeliveryRouter
+from maskline.ingest.http.connection import HttpConnection
+from maskline.ingest.http.context import ServerContext
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import check_parser
 from maskline.runtime.net.descriptors import descriptors_max, for_clients
@@ -41,12 +41,14 @@ QUICK: Final = True
 class CallbackServer:
     """The HTTP side of a node."""
 
-    def __init__(self, settings: Settings, intake: Intake, keeper: Keeper, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, intake: CallbackVerifier, router: DeliveryRouter, metrics: Metrics
+    ) -> None:
         check_parser()
-        self._connections: set[Connection] = set()
+        self._connections: set[HttpConnection] = set()
         self._shed_at = 0.0
-        self._desk = Desk(
-            intake, keeper, metrics,
+        self._desk = ServerContext(
+            intake, router, metrics,
             max_body_bytes=settings.max_body_bytes, idle_timeout_s=settings.keepalive_s, learns=QUICK,
         )  # fmt: skip
 
@@ -84,7 +86,7 @@ class CallbackServer:
 
     def protocol(self) -> asyncio.Protocol:
         """What serves the next connection."""
-        return Connection(self._desk, self._connections)
+        return HttpConnection(self._desk, self._connections)
 
     def announce_stop(self) -> None:
         """From here on each connection ends with its next answer, which says so; idle ones are left alone."""

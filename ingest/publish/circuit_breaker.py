@@ -33,7 +33,7 @@ State = Literal["closed", "open", "half_open", "slow"]
 STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open", "slow")
 
 
-class Breaker:
+class CircuitBreaker:
     """The breaker of one server."""
 
     __slots__ = ("_backoff_s", "_in_time", "reason", "retry_at", "state")

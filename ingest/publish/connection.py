@@ -14,10 +14,10 @@ from maskline.ingest.metrics import Metrics
 from maskline.ingest.publish.durability import RECHECK_S, check_durability
 from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.connect import Store, reconnect_delay_s
-from maskline.runtime.redis.namespace import LayoutGate
-from maskline.runtime.redis.pipeline import Link
-from maskline.runtime.redis.server_monitor import Inspection
+from maskline.runtime.redis.connect import RedisEndpoint, reconnect_delay_s
+from maskline.runtime.redis.namespace import NamespaceCheck
+from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
@@ -32,7 +32,7 @@ SAY_AGAIN_S: Final = 60.0
 _log = get_logger("maskline.ingest")
 
 
-class Connector:
+class PublisherConnection:
     """Owns a publisher and its link.
 
     `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
@@ -40,8 +40,9 @@ class Connector:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, server: Server | None, gate: LayoutGate, inspection: Inspection,
-        publisher: Publisher, metrics: Metrics, tasks: BackgroundTasks, *, name: str, on_trouble: Callable[[], None],
+        self, settings: Settings, store: RedisEndpoint, server: Server | None, gate: NamespaceCheck, inspection:
+        ServerMonitor, publisher: Publisher, metrics: Metrics, tasks: BackgroundTasks, *, name: str, on_trouble:
+        Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._store = store
@@ -59,7 +60,7 @@ class Connector:
         self.publisher = publisher
         publisher.on_moved = on_trouble
         publisher.on_slow = self._say_slow
-        self.link: Link | None = None
+        self.link: PipelinedConnection | None = None
         """None while there is none."""
         self.trouble = "not connected yet"
         """Why there is no connection, empty while there is."""
@@ -166,7 +167,7 @@ class Connector:
                 except RedisUnavailableError:
                     continue
 
-    async def _check_durability(self, link: Link) -> None:
+    async def _check_durability(self, link: PipelinedConnection) -> None:
         doubt = await check_durability(link, self._settings, self._honest)
         if doubt and doubt != self.doubt:
             _log.warning(

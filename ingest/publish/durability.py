@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import hiredis
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.server_checks import parse_info, version_of
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.keys import probe_stream
@@ -76,7 +76,9 @@ class Durability:
         return reply.__class__ is list and reply[0] >= 1
 
 
-async def check_durability(link: Link, settings: Settings, honest: set[tuple[bytes, bytes]]) -> str:
+async def check_durability(
+    link: PipelinedConnection, settings: Settings, honest: set[tuple[bytes, bytes]]
+) -> str:
     """Make sure that the server does what MASKLINE_DURABILITY asks.
 
     `honest`: servers, and how they were set, that earlier checks have tried out. Returns what is in doubt, or missing
@@ -92,7 +94,7 @@ async def check_durability(link: Link, settings: Settings, honest: set[tuple[byt
     return ""
 
 
-async def _check_waitaof(link: Link) -> bytes:
+async def _check_waitaof(link: PipelinedConnection) -> bytes:
     """Try it: no other command tells as surely, and needs as few rights. Returns `appendfsync`, b"" if not told."""
     reply, policy = await link.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
     if isinstance(reply, hiredis.ReplyError):
@@ -112,7 +114,7 @@ async def _check_waitaof(link: Link) -> bytes:
 
 
 async def _check_policy(
-    link: Link, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
+    link: PipelinedConnection, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
 ) -> str:
     if policy == b"always":
         return ""
@@ -148,7 +150,7 @@ async def _check_policy(
     return ""
 
 
-async def _confirms_early(link: Link, namespace: str) -> bool | None:
+async def _confirms_early(link: PipelinedConnection, namespace: str) -> bool | None:
     """Whether two writes, one after the other, are confirmed within less than the second that lies between two fsyncs.
 
     The second write is made when the first is confirmed, so it needs an fsync of its own. With `appendfsync always` it
@@ -167,7 +169,7 @@ async def _confirms_early(link: Link, namespace: str) -> bool | None:
     return monotonic() < end
 
 
-async def _write_and_wait(link: Link, namespace: str, wait_ms: int) -> bool | None:
+async def _write_and_wait(link: PipelinedConnection, namespace: str, wait_ms: int) -> bool | None:
     """Whether a write was confirmed in time. None where none can be made."""
     for number in range(PROBE_KEYS_MAX):
         write = pack("XADD", probe_stream(namespace, number), "MAXLEN", 0, "*", "c", "")
@@ -190,7 +192,7 @@ def known_early(info: Mapping[str, str]) -> bool:
     return redis.startswith("7.4.")
 
 
-async def _check_replicas(link: Link, needed: int) -> str:
+async def _check_replicas(link: PipelinedConnection, needed: int) -> str:
     (reply,) = await link.send(pack("INFO", "replication"), 1)
     # Where INFO is not permitted the first WAIT will tell.
     there = parse_info(reply.decode()).get("connected_slaves") if isinstance(reply, bytes) else None

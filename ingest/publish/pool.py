@@ -4,24 +4,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publish.connection import Connector
-from maskline.ingest.publish.publisher import Load, OnRefused, Publisher
-from maskline.runtime.redis.cluster import Shards
-from maskline.runtime.redis.connect import Store
-from maskline.runtime.redis.namespace import LayoutGate
-from maskline.runtime.redis.pipeline import Link
-from maskline.runtime.redis.server_monitor import Inspection
+from maskline.ingest.publish.connection import PublisherConnection
+from maskline.ingest.publish.publisher import InFlight, OnRefused, Publisher
+from maskline.runtime.redis.cluster import Cluster
+from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.namespace import NamespaceCheck
+from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 
 
-class Outlets:
+class PublisherPool:
     """Publishers, and their connections from `start` to `stop`. `name`: of the connections, in CLIENT LIST."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, load: Load, tasks: BackgroundTasks, *, name: str
+        self, settings: Settings, metrics: Metrics, load: InFlight, tasks: BackgroundTasks, *, name: str
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -30,12 +30,12 @@ class Outlets:
         self._name = name
         self._partitions = settings.partitions
         self._on_refused: OnRefused | None = None
-        self._store = Store(settings)
-        self._gate = LayoutGate(settings, self._keeper_of)
-        self._inspection = Inspection(tasks)
+        self._store = RedisEndpoint(settings)
+        self._gate = NamespaceCheck(settings, self._keeper_of)
+        self._inspection = ServerMonitor(tasks)
         # Of a partition whose server is not known it is the same as of one whose server is away.
         self._nowhere = Publisher(settings, metrics, load)
-        self._shards: Shards[Connector] = Shards(
+        self._cluster: Cluster[PublisherConnection] = Cluster(
             self._store, Keys(settings.namespace), settings.partitions, tasks, self._connector
         )
 
@@ -44,12 +44,12 @@ class Outlets:
 
         Raises ConfigError where the settings contradict the layout in Redis.
         """
-        self._inspection.start(self._links, Link.close)
-        await self._shards.start()
+        self._inspection.start(self._links, PipelinedConnection.close)
+        await self._cluster.start()
 
     async def stop(self) -> None:
         await self._inspection.stop()
-        await self._shards.stop()
+        await self._cluster.stop()
 
     def refuse_to(self, on_refused: OnRefused) -> None:
         """Hand on what a publisher was given and Redis did not take."""
@@ -59,16 +59,16 @@ class Outlets:
 
     def of(self, route: int) -> Publisher:
         """The publisher that has the partition of this route."""
-        connector = self._shards.of_partition(route % self._partitions)
+        connector = self._cluster.of_partition(route % self._partitions)
         return self._nowhere if connector is None else connector.publisher
 
     @property
     def publishers(self) -> list[Publisher]:
-        return [connector.publisher for connector in self._shards]
+        return [connector.publisher for connector in self._cluster]
 
     @property
-    def connectors(self) -> list[Connector]:
-        return list(self._shards)
+    def connectors(self) -> list[PublisherConnection]:
+        return list(self._cluster)
 
     @property
     def ready(self) -> bool:
@@ -83,7 +83,7 @@ class Outlets:
     @property
     def all_ready(self) -> bool:
         """Whether every partition's callbacks are taken."""
-        return not self._shards.trouble and all(publisher.ready for publisher in self.publishers)
+        return not self._cluster.trouble and all(publisher.ready for publisher in self.publishers)
 
     @property
     def worth_a_try(self) -> bool:
@@ -93,49 +93,49 @@ class Outlets:
     @property
     def connected(self) -> bool:
         """To every server there is."""
-        return not self._shards.trouble and all(connector.up for connector in self._shards)
+        return not self._cluster.trouble and all(connector.up for connector in self._cluster)
 
     @property
     def misconfigured(self) -> bool:
         """The settings are known to contradict the layout in Redis."""
-        return any(connector.misconfigured for connector in self._shards)
+        return any(connector.misconfigured for connector in self._cluster)
 
     def details(self) -> dict[str, Any]:
         """For /readyz."""
         details: dict[str, Any] = {
             "address": self._store.address,
-            "connected_to": [connector.connected_to for connector in self._shards if connector.up],
+            "connected_to": [connector.connected_to for connector in self._cluster if connector.up],
             "connected": self.connected,
             "takes": self.all_ready,
             "slow": any(publisher.slow for publisher in self.publishers),
         }
-        reasons = [self._shards.trouble]
-        for connector in self._shards:
+        reasons = [self._cluster.trouble]
+        for connector in self._cluster:
             reason = connector.trouble or connector.slowness or connector.publisher.breaker.reason
             if reason:
                 reasons.append(f"{connector.address}: {reason}" if self._store.is_cluster else reason)
         if reason := "; ".join(filter(None, reasons)):
             details["reason"] = reason
-        if doubts := sorted({connector.doubt for connector in self._shards if connector.doubt}):
+        if doubts := sorted({connector.doubt for connector in self._cluster if connector.doubt}):
             details["durability_doubts"] = doubts
         return details | {"servers": self._inspection.details()}
 
     # Inside
 
-    def _connector(self, server: Server | None) -> Connector:
+    def _connector(self, server: Server | None) -> PublisherConnection:
         publisher = Publisher(self._settings, self._metrics, self._load)
         if self._on_refused is not None:
             publisher.on_refused = self._on_refused
-        return Connector(
+        return PublisherConnection(
             self._settings, self._store, server, self._gate, self._inspection, publisher, self._metrics,
             self._tasks, name=self._name, on_trouble=self._stale,
         )  # fmt: skip
 
     def _keeper_of(self, key: str) -> Server | None:
-        return self._shards.server_of(key)
+        return self._cluster.server_of(key)
 
     def _stale(self) -> None:
-        self._shards.stale()
+        self._cluster.stale()
 
-    def _links(self) -> Iterator[tuple[str, Link | None]]:
-        return ((connector.address, connector.link) for connector in self._shards)
+    def _links(self) -> Iterator[tuple[str, PipelinedConnection | None]]:
+        return ((connector.address, connector.link) for connector in self._cluster)

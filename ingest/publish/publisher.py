@@ -31,12 +31,12 @@ from maskline.ingest.outcome import (
     OF_THE_SERVER,
     TIMEOUT,
     WRONG_SERVER,
-    NotKeptError,
+    NotStoredError,
     refusal,
 )
-from maskline.ingest.publish.circuit_breaker import Breaker
+from maskline.ingest.publish.circuit_breaker import CircuitBreaker
 from maskline.ingest.publish.durability import Durability
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
@@ -59,7 +59,7 @@ APPENDED_MAX: Final = 8192
 """Rows remembered as appended and not confirmed: more than a page of each journal there usually is."""
 
 
-class Waiter(Protocol):
+class Completion(Protocol):
     """Who waits for a callback to be kept: a future, or whoever needs none to be told (ingest.http.connection).
 
     It is told once, with None or a NotKeptError, if it is not `done` yet; that may call back into the keeper.
@@ -69,15 +69,15 @@ class Waiter(Protocol):
 
     def set_result(self, result: None, /) -> None: ...
 
-    def set_exception(self, exception: NotKeptError, /) -> None: ...
+    def set_exception(self, exception: NotStoredError, /) -> None: ...
 
 
-Waiters = list[Waiter]
-OnRefused = Callable[[str, Waiters, list[int], list[bytes]], None]
+Completions = list[Completion]
+OnRefused = Callable[[str, Completions, list[int], list[bytes]], None]
 """Takes over callbacks that were refused for one reason: code, futures, routes, values."""
 
 
-class Load:
+class InFlight:
     """What waits in the process, for Redis or for the spool: one sum, so that one bound holds for all of it."""
 
     __slots__ = ("callbacks", "size_bytes")
@@ -98,7 +98,7 @@ class _Batch:
     def __init__(self, first_at: float) -> None:
         self.routes: list[int] = []
         self.values: list[bytes] = []
-        self.waiters: Waiters = []
+        self.waiters: Completions = []
         self.page: asyncio.Future[list[str]] | None = None
         """Who waits instead for the whole batch."""
         self.known: list[bool] = []
@@ -117,7 +117,7 @@ class _Batch:
 class Publisher:
     """Appends callbacks to their streams on one server, over whatever link it was given last."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: Load | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, load: InFlight | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._timeout_s = settings.publish_timeout_ms / 1000
@@ -125,7 +125,7 @@ class Publisher:
         keys = Keys(settings.namespace)
         self._partitions = settings.partitions
         self._prefixes = [_xadd_prefix(keys.callbacks(number)) for number in range(settings.partitions)]
-        self._link: Link | None = None
+        self._link: PipelinedConnection | None = None
         self._patience = 0
         """Which of PATIENCE_S."""
         self._sent: list[_Batch] = []
@@ -138,8 +138,8 @@ class Publisher:
         self.on_refused: OnRefused = _tell_waiters
         self.on_moved: Callable[[], None] = lambda: None
         """Called when the server says that a partition is on another one."""
-        self.breaker = Breaker()
-        self.load = Load() if load is None else load
+        self.breaker = CircuitBreaker()
+        self.load = InFlight() if load is None else load
         # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
         # meanwhile waits for one more, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
@@ -170,7 +170,7 @@ class Publisher:
     def in_time_s(self) -> float:
         return self._durability.in_time_s
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: PipelinedConnection) -> None:
         """Publish over this link from now on."""
         self._link = link
         self._appended.clear()
@@ -200,12 +200,12 @@ class Publisher:
         Raises NotKeptError without a link. What is not taken later goes to `on_refused`.
         """
         if self._link is None:
-            raise NotKeptError(AWAY)
+            raise NotStoredError(AWAY)
         waiter: asyncio.Future[None] = self._loop.create_future()
         self.publish_for(waiter, route, value)
         return waiter
 
-    def publish_for(self, waiter: Waiter, route: int, value: bytes) -> None:
+    def publish_for(self, waiter: Completion, route: int, value: bytes) -> None:
         """The same for somebody who waits already; there must be a link."""
         batch = self._gathering
         if batch is None:
@@ -256,7 +256,7 @@ class Publisher:
         self._metrics.batch_size.observe(len(batch.values))
         self._send(batch, link)
 
-    def _send(self, batch: _Batch, link: Link) -> None:
+    def _send(self, batch: _Batch, link: PipelinedConnection) -> None:
         batch.sent_at = self._loop.time()
         self._sent.append(batch)
         prefixes, partitions, confirm = self._prefixes, self._partitions, self._durability.command
@@ -274,7 +274,7 @@ class Publisher:
         batch.replies = link.send(b"".join(commands), count, timeout_s=patience_s, at_once=True)
         batch.replies.add_done_callback(partial(self._settle, batch, link))
 
-    def _settle(self, batch: _Batch, link: Link, future: asyncio.Future[list[Any]]) -> None:
+    def _settle(self, batch: _Batch, link: PipelinedConnection, future: asyncio.Future[list[Any]]) -> None:
         """The outcome of a batch that was sent."""
         self._sent.remove(batch)
         self._given_up -= batch.given_up
@@ -355,7 +355,7 @@ class Publisher:
                 fresh = iter(codes)
                 batch.page.set_result([otherwise if known else next(fresh) for known in batch.known])
             return
-        refused: dict[str, tuple[Waiters, list[int], list[bytes]]] = {}
+        refused: dict[str, tuple[Completions, list[int], list[bytes]]] = {}
         for waiter, route, value, code in zip(batch.waiters, batch.routes, batch.values, codes, strict=True):
             if waiter.done():
                 continue
@@ -422,15 +422,15 @@ class Publisher:
         batch.waiters, batch.routes, batch.values, batch.size_bytes = [], [], [], 0
 
 
-def _loss(link: Link | None) -> str:
+def _loss(link: PipelinedConnection | None) -> str:
     """What the loss of a link is called."""
     return TIMEOUT if link is not None and link.timed_out else AWAY
 
 
-def _tell_waiters(code: str, waiters: Waiters, _routes: list[int], _values: list[bytes]) -> None:
+def _tell_waiters(code: str, waiters: Completions, _routes: list[int], _values: list[bytes]) -> None:
     for waiter in waiters:
         # Each its own: a shared exception would gather the tracebacks of all who await it.
-        waiter.set_exception(NotKeptError(code))
+        waiter.set_exception(NotStoredError(code))
 
 
 def _xadd_prefix(stream: str) -> bytes:

@@ -87,7 +87,7 @@ class FileState(NamedTuple):
     oldest_at_ms: int | None = None
 
 
-class JournalFile:
+class SpoolFile:
     """One file, used by one thread. `state` may be read by others: it is replaced as a whole."""
 
     def __init__(self, path: Path) -> None:

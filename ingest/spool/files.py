@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from maskline.ingest.outcome import SPOOL_FAILED
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError, of_the_system
-from maskline.ingest.spool.file import JournalFile, Row
+from maskline.ingest.spool.file import Row, SpoolFile
 from maskline.ingest.spool.open_file import Identity, Stamp, stamp_of
 from maskline.schemas.errors import ConfigError
 
@@ -44,7 +44,7 @@ class Taken:
 
     def __init__(self, slot: Slot, *, adopted: bool = False) -> None:
         self.slot = slot
-        self.file = JournalFile(slot.path)
+        self.file = SpoolFile(slot.path)
         self.adopted = adopted
         """Its callbacks were another process's."""
         self.missing_since: float | None = None
@@ -72,7 +72,7 @@ class Told(Protocol):
         """A stray is closed; so many callbacks ended with it."""
 
 
-class JournalFiles:
+class SpoolFiles:
     """All journals of a process. `slot`: for its own."""
 
     def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, told: Told) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_SLOW, NotKeptError
-from maskline.ingest.publish.publisher import Load, Waiter, Waiters
+from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_SLOW, NotStoredError
+from maskline.ingest.publish.publisher import Completion, Completions, InFlight
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
 from maskline.ingest.spool.file import HELD_BUCKETS, Row
 from maskline.ingest.spool.files import Taken
 from maskline.ingest.spool.log import SpoolLog
-from maskline.ingest.spool.writer import Committed, Journal, Puts
+from maskline.ingest.spool.writer import Committed, SpoolWriter, WriteRequest
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 
@@ -40,17 +40,17 @@ _BUCKET: Final = HELD_BUCKETS - 1
 class Spool:
     """The journals of this process."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: Load, tasks: BackgroundTasks) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, load: InFlight, tasks: BackgroundTasks) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._load = load
         self._tasks = tasks
         self._directory = SpoolDirectory(settings.spool_dir, settings.namespace)
-        self._journal: Journal | None = None
-        self._gathering: dict[str, Puts] = {}
+        self._journal: SpoolWriter | None = None
+        self._gathering: dict[str, WriteRequest] = {}
         self._held = array("I", bytes(4 * HELD_BUCKETS))
         self._test: asyncio.Task[None] | None = None
-        self.on_failed: Callable[[Puts, str], None] = _tell
+        self.on_failed: Callable[[WriteRequest, str], None] = _tell
         """Tells those who wait that nothing was written, and why."""
         self.max_bytes = settings.spool_max_bytes
         self.log = SpoolLog()
@@ -70,7 +70,7 @@ class Spool:
         tried again later.
         """
         slot = self._directory.take_slot()
-        journal = self._journal = Journal(self._directory, slot, self.max_bytes, self)
+        journal = self._journal = SpoolWriter(self._directory, slot, self.max_bytes, self)
         self.damaged = self._directory.damaged()
         try:
             await journal.call(journal.files.open_own)
@@ -101,7 +101,7 @@ class Spool:
         self.put_for(waiter, reason, route, value)
         return waiter
 
-    def put_for(self, waiter: Waiter, reason: str, route: int, value: bytes) -> None:
+    def put_for(self, waiter: Completion, reason: str, route: int, value: bytes) -> None:
         """The same for somebody who waits already."""
         puts = self._gathering.get(reason) or self._gather(reason)
         size = len(value)
@@ -114,7 +114,7 @@ class Spool:
         self._load.size_bytes += size
         self._held[route & _BUCKET] += 1
 
-    def put_all(self, reason: str, waiters: Waiters, routes: list[int], values: list[bytes]) -> None:
+    def put_all(self, reason: str, waiters: Completions, routes: list[int], values: list[bytes]) -> None:
         """The same for several that somebody waits for already."""
         puts = self._gathering.get(reason) or self._gather(reason)
         puts.waiters += waiters
@@ -193,7 +193,7 @@ class Spool:
     def _all(self) -> list[Taken]:
         return [] if self._journal is None else self._journal.files.all
 
-    def _open_journal(self) -> Journal:
+    def _open_journal(self) -> SpoolWriter:
         if self._journal is None:
             raise SpoolError(SPOOL_FAILED, "it is closed")
         return self._journal
@@ -209,10 +209,10 @@ class Spool:
                 await journal.call(journal.files.renew_own)
             raise
 
-    def _gather(self, reason: str) -> Puts:
+    def _gather(self, reason: str) -> WriteRequest:
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
-        puts = self._gathering[reason] = Puts(reason)
+        puts = self._gathering[reason] = WriteRequest(reason)
         return puts
 
     def _hand_over(self) -> None:
@@ -276,7 +276,7 @@ class Spool:
 
     # Inside
 
-    def _end(self, puts: Puts, error: SpoolError | None) -> None:
+    def _end(self, puts: WriteRequest, error: SpoolError | None) -> None:
         if puts.timer is not None:
             puts.timer.cancel()
         count = len(puts.values)
@@ -295,10 +295,10 @@ class Spool:
             self._metrics.spool_failures[error.code] += count
             self.on_failed(puts, error.code)
 
-    def _look_again(self, puts: Puts) -> None:
+    def _look_again(self, puts: WriteRequest) -> None:
         puts.timer = self._loop.call_later(LOOK_AGAIN_S, self._give_up, puts)
 
-    def _give_up(self, puts: Puts) -> None:
+    def _give_up(self, puts: WriteRequest) -> None:
         puts.given_up = True
         self._metrics.spool_failures[SPOOL_SLOW] += len(puts.values)
         self.on_failed(puts, SPOOL_SLOW)
@@ -326,10 +326,10 @@ class Spool:
         self._test = None
 
 
-def _tell(puts: Puts, code: str) -> None:
+def _tell(puts: WriteRequest, code: str) -> None:
     for waiter in puts.waiters:
         if not waiter.done():
-            waiter.set_exception(NotKeptError(code))
+            waiter.set_exception(NotStoredError(code))
 
 
 def _look_away(future: asyncio.Future[Any]) -> None:

@@ -20,11 +20,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
 from maskline.ingest.outcome import SPOOL_FAILED
-from maskline.ingest.publish.publisher import Waiters
+from maskline.ingest.publish.publisher import Completions
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import SpoolError, of_the_system
 from maskline.ingest.spool.file import wal_max_bytes
-from maskline.ingest.spool.files import LOOK_INTERVAL_S, JournalFiles
+from maskline.ingest.spool.files import LOOK_INTERVAL_S, SpoolFiles
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""
@@ -34,7 +34,7 @@ CLOSE_TIMEOUT_S: Final = 5.0
 """A disk that hangs must not hold up the end of the process for longer."""
 
 
-class Puts:
+class WriteRequest:
     """Callbacks of one loop tick on their way to the disk."""
 
     __slots__ = ("given_up", "reason", "routes", "size_bytes", "timer", "values", "waiters", "written")
@@ -42,7 +42,7 @@ class Puts:
     def __init__(self, reason: str) -> None:
         self.reason = reason
         """Why they are spooled."""
-        self.waiters: Waiters = []
+        self.waiters: Completions = []
         self.routes: list[int] = []
         self.values: list[bytes] = []
         self.size_bytes = 0
@@ -56,7 +56,7 @@ class Puts:
 class Committed(NamedTuple):
     """What became of some Puts."""
 
-    puts: list[Puts]
+    puts: list[WriteRequest]
     error: SpoolError | None
     seconds: float
     """How long the commit took."""
@@ -90,7 +90,7 @@ class Owner(Protocol):
         """A fault of the thread that nobody foresaw."""
 
 
-class Journal:
+class SpoolWriter:
     """The thread. What is public is the loop's; `files` may be read there, and called by way of `call`."""
 
     def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, owner: Owner) -> None:
@@ -98,16 +98,16 @@ class Journal:
         self._commit_bytes_max = wal_max_bytes(max_bytes) // 2
         self._owner = owner
         self._ended = asyncio.Event()
-        self.files = JournalFiles(directory, slot, max_bytes, self)
-        self._queue: SimpleQueue[Puts | _Call | None] = SimpleQueue()
-        self._puts: deque[Puts] = deque()
+        self.files = SpoolFiles(directory, slot, max_bytes, self)
+        self._queue: SimpleQueue[WriteRequest | _Call | None] = SimpleQueue()
+        self._puts: deque[WriteRequest] = deque()
         self._calls: deque[_Call] = deque()
         self._closing = False
         self._look_at = 0.0
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
-    def put(self, puts: Puts) -> None:
+    def put(self, puts: WriteRequest) -> None:
         """Have them written; the owner is told `committed`."""
         self._queue.put(puts)
 
@@ -167,7 +167,7 @@ class Journal:
             return
         if item is None:
             self._closing = True
-        elif isinstance(item, Puts):
+        elif isinstance(item, WriteRequest):
             self._puts.append(item)
         else:
             self._calls.append(item)
@@ -181,11 +181,11 @@ class Journal:
             except SpoolError as error:
                 self._tell(self._owner.not_well, error)
 
-    def _commit(self, waiting: deque[Puts]) -> None:
+    def _commit(self, waiting: deque[WriteRequest]) -> None:
         """One commit of what waits, as much as fits into one."""
         if not waiting:
             return
-        batch: list[Puts] = []
+        batch: list[WriteRequest] = []
         count = size_bytes = 0
         while waiting and (
             not batch
@@ -203,7 +203,7 @@ class Journal:
         error = self._insert(batch)
         self._tell(self._owner.committed, Committed(batch, error, time.perf_counter() - started))
 
-    def _insert(self, batch: list[Puts]) -> SpoolError | None:
+    def _insert(self, batch: list[WriteRequest]) -> SpoolError | None:
         try:
             rows: list[tuple[int, bytes]] = []
             for puts in batch:

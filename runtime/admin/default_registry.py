@@ -25,7 +25,7 @@ from prometheus_client.core import Metric
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.schemas.privacy import redact
 
 COLLECT_MAX_S: Final = 2.0
@@ -43,7 +43,7 @@ left_out: Final = Counter[str]()
 """What was not shown, by reason: `failed`, `slow`, `clash`, `too_large`, `no_thread`."""
 
 _log = get_logger("maskline.admin")
-_lines = Seldom()
+_lines = LogRateLimit()
 
 
 class Families(Protocol):

@@ -12,7 +12,7 @@ LINES_MAX: Final = 5
 others are counted."""
 
 
-class Seldom:
+class LogRateLimit:
     """Says of something that happens again and again whether to log it now. One for each kind of log line."""
 
     def __init__(self, interval_s: float = INTERVAL_S, lines_max: int = LINES_MAX) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.slots import SlotMap
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
@@ -31,7 +31,7 @@ REFRESH_MIN_S: Final = 0.25
 _log = get_logger("maskline.cluster")
 
 
-class Shard(Protocol):
+class ClusterPrimary(Protocol):
     """What is kept for one server."""
 
     @property
@@ -47,18 +47,18 @@ class Shard(Protocol):
     async def stop(self) -> None: ...
 
 
-S = TypeVar("S", bound=Shard)
+S = TypeVar("S", bound=ClusterPrimary)
 
 
-class Shards(Generic[S]):
+class Cluster(Generic[S]):
     """`make(server)` makes what is kept for a server, None being the only one there is.
 
     `tasks`: keep the map. `on_change`: the map has changed.
     """
 
     def __init__(
-        self, store: Store, keys: Keys, partitions: int, tasks: BackgroundTasks, make: Callable[[Server | None], S],
-        on_change: Callable[[], None] = lambda: None,
+        self, store: RedisEndpoint, keys: Keys, partitions: int, tasks: BackgroundTasks, make: Callable[[Server |
+        None], S], on_change: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._keys = keys

@@ -13,7 +13,7 @@ import hiredis
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.addresses import Route
 from maskline.runtime.redis.dial import Dialer, Entry, refused
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.sentinels import SENTINELS_TIMEOUT_S, find_primary
 from maskline.runtime.redis.slots import SlotMap, read_slots
 from maskline.runtime.redis.url import RedisUrl, Server, read_redis_url
@@ -37,7 +37,7 @@ MOVED_AWAY: Final = ("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN")
 _log = get_logger("maskline.redis")
 
 
-class Store:
+class RedisEndpoint:
     """Redis, as the settings name it.
 
     Raises ConfigError for a URL that cannot be read.
@@ -90,8 +90,8 @@ class Store:
 
     async def connect(
         self, name: str, on_lost: Callable[[], None] | None = None, *, server: Server | None = None,
-        timeout_s: float = CONNECT_TIMEOUT_S, beside: Link | None = None,
-    ) -> Link:  # fmt: skip
+        timeout_s: float = CONNECT_TIMEOUT_S, beside: PipelinedConnection | None = None,
+    ) -> PipelinedConnection:  # fmt: skip
         """Open a connection, logged in, on the right database, named `name` in CLIENT LIST.
 
         `server`: the cluster's node to connect to. `beside`: a connection whose server this one must lead to as well,
@@ -143,15 +143,15 @@ class Store:
 
     async def _reach(
         self, name: str, on_lost: Callable[[], None] | None, server: Server | None, timeout_s: float
-    ) -> Link:
+    ) -> PipelinedConnection:
         if self._url.kind == "sentinel":
             return await self._connect_primary(name, on_lost)
         return await self._dial(server or self._url.servers[0], name, on_lost, timeout_s=timeout_s)
 
-    async def _connect_primary(self, name: str, on_lost: Callable[[], None] | None) -> Link:
+    async def _connect_primary(self, name: str, on_lost: Callable[[], None] | None) -> PipelinedConnection:
         url = self._url
 
-        async def connect(sentinel: Server) -> Link:
+        async def connect(sentinel: Server) -> PipelinedConnection:
             entry = Entry(url.tls, url.sentinel_login)
             return await self._dialer.dial(sentinel, entry, timeout_s=SENTINELS_TIMEOUT_S)
 
@@ -186,7 +186,7 @@ class Store:
     async def _dial(
         self, server: Server, name: str, on_lost: Callable[[], None] | None = None, *,
         timeout_s: float = CONNECT_TIMEOUT_S, route: Route | None = None,
-    ) -> Link:  # fmt: skip
+    ) -> PipelinedConnection:  # fmt: skip
         entry = Entry(self._url.tls, self._url.login, self._url.database, name)
         return await self._dialer.dial(server, entry, on_lost, timeout_s=timeout_s, route=route)
 
@@ -198,7 +198,7 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
     return ceiling * (0.5 + 0.5 * chance)
 
 
-async def _is_primary(link: Link, *, with_replica: bool) -> bool:
+async def _is_primary(link: PipelinedConnection, *, with_replica: bool) -> bool:
     """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet.
 
     `with_replica`: only one that has a replica will do.

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import hiredis
 
 from maskline.runtime.redis.addresses import Addresses, Route
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.url import Login, Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
@@ -49,7 +49,7 @@ class Dialer:
     async def dial(
         self, server: Server, entry: Entry, on_lost: Callable[[], None] | None = None, *, timeout_s: float,
         route: Route | None = None,
-    ) -> Link:  # fmt: skip
+    ) -> PipelinedConnection:  # fmt: skip
         """A connection that has entered. `route`: the only way to try. `on_lost`: called once, when it has ended.
 
         Raises RedisUnavailableError where no address answers in time, RedisRefusesError where one refuses.
@@ -76,7 +76,7 @@ class Dialer:
 
     async def _enter(
         self, sock: socket.socket | None, route: Route, entry: Entry, on_lost: Callable[[], None] | None
-    ) -> Link:
+    ) -> PipelinedConnection:
         entered = False
 
         def lost() -> None:
@@ -86,13 +86,13 @@ class Dialer:
 
         loop = asyncio.get_running_loop()
         if sock is None:
-            _, link = await loop.create_unix_connection(lambda: Link(lost), route.server.host)
+            _, link = await loop.create_unix_connection(lambda: PipelinedConnection(lost), route.server.host)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             named = route.server.host if entry.tls is not None else None
             _, link = await loop.create_connection(
-                lambda: Link(lost), sock=sock, ssl=entry.tls, server_hostname=named
+                lambda: PipelinedConnection(lost), sock=sock, ssl=entry.tls, server_hostname=named
             )
         link.route = route
         try:
@@ -117,7 +117,7 @@ def refused(who: str, reply: str) -> RedisUnavailableError:
     return RedisUnavailableError(f"{who} refuses: {reply}")
 
 
-async def _log_in(link: Link, route: Route, entry: Entry) -> None:
+async def _log_in(link: PipelinedConnection, route: Route, entry: Entry) -> None:
     commands: list[bytes] = []
     username, password = entry.login
     if username or password:  # a user without a password is one with `nopass`

@@ -7,7 +7,7 @@ from typing import Final
 
 import hiredis
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
@@ -21,7 +21,7 @@ AGREE_TIMEOUT_S: Final = 1.0
 them are opened at once."""
 
 
-async def check_layout(link: Link, settings: Settings) -> None:
+async def check_namespace(link: PipelinedConnection, settings: Settings) -> None:
     """Agree with every other node on the layout, which the first node ever started writes down.
 
     Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
@@ -62,7 +62,7 @@ async def check_layout(link: Link, settings: Settings) -> None:
     set_token_key(token_key)
 
 
-class LayoutGate:
+class NamespaceCheck:
     """Nothing is sent to any server before the layout was agreed on, once; and again whenever its server comes back.
 
     `keeper_of(key)`: the cluster's node that has a key, None while nobody knows.
@@ -74,13 +74,13 @@ class LayoutGate:
         self._keeper_of = keeper_of
         self._agreed = asyncio.Event()
 
-    async def pass_(self, link: Link, server: Server | None) -> None:
+    async def pass_(self, link: PipelinedConnection, server: Server | None) -> None:
         """Called with every new connection.
 
         Raises ConfigError where the layout contradicts the settings, RedisUnavailableError where it cannot be read yet.
         """
         if server is None or self._keeper_of is None or self._keeper_of(self._key) == server:
-            await check_layout(link, self._settings)
+            await check_namespace(link, self._settings)
             self._agreed.set()
             return
         try:

@@ -66,8 +66,8 @@ class _Batch:
         self.replies: list[Any] = []
 
 
-class Link(asyncio.Protocol):
-    """A connected, authenticated Redis connection. Made by `runtime.redis.connect.Store.connect`."""
+class PipelinedConnection(asyncio.Protocol):
+    """A connected, authenticated Redis connection. Made by `runtime.redis.connect.RedisEndpoint.connect`."""
 
     def __init__(self, on_lost: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()

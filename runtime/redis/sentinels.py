@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import hiredis
 
 from maskline.runtime.redis.dial import refused
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
@@ -61,7 +61,7 @@ class _UselessError(RedisUnavailableError):
 
 
 async def find_primary(
-    sentinels: Sequence[Server], service: str, connect: Callable[[Server], Awaitable[Link]]
+    sentinels: Sequence[Server], service: str, connect: Callable[[Server], Awaitable[PipelinedConnection]]
 ) -> Primary:
     """Ask all of them.
 
@@ -129,7 +129,9 @@ async def _addresses(server: Server) -> set[tuple[str, int]]:
     return {(str(address[0]).removeprefix("::ffff:"), server.port) for *_, address in infos}
 
 
-async def _ask(sentinel: Server, service: str, connect: Callable[[Server], Awaitable[Link]]) -> Answer:
+async def _ask(
+    sentinel: Server, service: str, connect: Callable[[Server], Awaitable[PipelinedConnection]]
+) -> Answer:
     link = await connect(sentinel)
     try:
         # Two requests that go out together: whoever does not answer the second has answered the first.

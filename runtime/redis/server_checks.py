@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 
 OLDEST_REDIS: Final = (7, 0)
 """Before it XAUTOCLAIM does not say what was deleted, and XGROUP takes no ENTRIESREAD."""
@@ -74,7 +74,7 @@ class ServerReport:
         }
 
 
-async def inspect_server(link: Link) -> ServerReport:
+async def inspect_server(link: PipelinedConnection) -> ServerReport:
     """Ask a server about itself, in one round trip.
 
     Raises RedisUnavailableError where the connection is lost meanwhile; a server that refuses to tell is no failure.

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.runtime.redis.server_checks import Finding, ServerReport, inspect_server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import RedisUnavailableError
@@ -21,7 +21,7 @@ INSPECT_INTERVAL_S: Final = 15.0
 _log = get_logger("maskline.redis")
 
 
-class Inspection:
+class ServerMonitor:
     """The last report of each server, by its address."""
 
     def __init__(self, tasks: BackgroundTasks) -> None:
@@ -29,7 +29,7 @@ class Inspection:
         self._task: asyncio.Task[None] | None = None
         self._reports: dict[str, ServerReport] = {}
 
-    async def inspect(self, link: Link, address: str) -> ServerReport:
+    async def inspect(self, link: PipelinedConnection, address: str) -> ServerReport:
         """Ask a server about itself and log what is new. Raises RedisUnavailableError if the connection is lost."""
         report = await inspect_server(link)
         before = self._reports.get(address)
@@ -43,13 +43,13 @@ class Inspection:
             _log.info("Redis is better", redis=address, codes=sorted(gone))
         return report
 
-    async def accept(self, link: Link, address: str) -> None:
+    async def accept(self, link: PipelinedConnection, address: str) -> None:
         """Inspect, and raise RedisUnavailableError for a server that cannot be worked with at all."""
         report = await self.inspect(link, address)
         if report.too_old is not None:
             raise RedisUnavailableError(f"Redis at {address}: {report.too_old.text}")
 
-    async def demand(self, link: Link, address: str) -> None:
+    async def demand(self, link: PipelinedConnection, address: str) -> None:
         """Inspect, and raise RedisUnavailableError for what endangers callbacks: none may go there."""
         report = await self.inspect(link, address)
         if report.errors:
@@ -57,8 +57,8 @@ class Inspection:
 
     def start(
         self,
-        links: Callable[[], Iterable[tuple[str, Link | None]]],
-        on_error: Callable[[Link], None] | None = None,
+        links: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
+        on_error: Callable[[PipelinedConnection], None] | None = None,
     ) -> None:
         """Inspect the servers there are, by address and connection, if there is one, until `stop`.
 
@@ -72,7 +72,9 @@ class Inspection:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(
-        self, links: Callable[[], Iterable[tuple[str, Link | None]]], on_error: Callable[[Link], None] | None
+        self,
+        links: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
+        on_error: Callable[[PipelinedConnection], None] | None,
     ) -> None:
         while True:
             await asyncio.sleep(INSPECT_INTERVAL_S)
@@ -83,7 +85,9 @@ class Inspection:
             there = [(link, address) for address, link in present.items() if link is not None]
             await asyncio.gather(*(self._look(link, address, on_error) for link, address in there))
 
-    async def _look(self, link: Link, address: str, on_error: Callable[[Link], None] | None) -> None:
+    async def _look(
+        self, link: PipelinedConnection, address: str, on_error: Callable[[PipelinedConnection], None] | None
+    ) -> None:
         try:
             report = await self.inspect(link, address)
             if report.errors and on_error is not None:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
-from maskline.schemas.bounded_cache import Memo
+from maskline.schemas.bounded_cache import BoundedCache
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
 from maskline.schemas.events import Event, UnknownEvent
@@ -32,7 +32,7 @@ NULL_TEXTS: Final = frozenset(
 """What `is_null` finds after stripping, in every case."""
 
 
-class Shape(NamedTuple):
+class Template(NamedTuple):
     """What callbacks have in common that one reader reads."""
 
     event_name: str
@@ -60,7 +60,7 @@ class Taken(NamedTuple):
     place: int
     """Of its parameter, the first being 0."""
     way: Way
-    remembered: Memo[str, Any]
+    remembered: BoundedCache[str, Any]
     """For what is looked up: by the text, what it reads as; ValueError for what only the reference can read."""
 
 
@@ -90,7 +90,7 @@ def form_of(callback: RawCallback) -> bytes | None:
     return query
 
 
-def plan_of(shape: Shape, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
+def plan_of(shape: Template, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
     """`ignored` parameters are no part of the fingerprint."""
     known = known_of(shape.event_name)
     places = {name: place for place, name in enumerate(shape.names)}
@@ -122,11 +122,11 @@ def _taken(attribute: Attribute, place: int) -> Taken:
     return Taken(attribute.name, place, way, _remembering(attribute.reader))
 
 
-_NOTHING: Final[Memo[str, Any]] = Memo(str, 0)
+_NOTHING: Final[BoundedCache[str, Any]] = BoundedCache(str, 0)
 
 
 @lru_cache
-def _remembering(read: Callable[[str], Any]) -> Memo[str, Any]:
+def _remembering(read: Callable[[str], Any]) -> BoundedCache[str, Any]:
     """A reader of single values that knows nulls."""
 
     def made(text: str) -> Any:
@@ -134,4 +134,4 @@ def _remembering(read: Callable[[str], Any]) -> Memo[str, Any]:
             raise ValueError("too long to be remembered")
         return None if is_null(text) else read(text)
 
-    return Memo(made, REMEMBERED)
+    return BoundedCache(made, REMEMBERED)

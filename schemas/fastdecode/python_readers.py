@@ -28,8 +28,8 @@ from maskline.schemas.fastdecode.plan import (
     Decoded,
     EventAndFingerprint,
     Plan,
-    Shape,
     Taken,
+    Template,
     form_of,
 )
 from maskline.schemas.parameters import FORM_TYPE
@@ -75,7 +75,7 @@ class Readers:
         read = layout.readers.get(parts[layout.event_name])
         return None if read is None else read(parts)
 
-    def add(self, _form: bytes, shape: Shape, plan: Plan) -> None:
+    def add(self, _form: bytes, shape: Template, plan: Plan) -> None:
         names = "&".join(shape.names)
         layout = self._layouts.get(names)
         if layout is None:

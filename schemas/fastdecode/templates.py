@@ -29,7 +29,7 @@ from maskline.schemas.fastdecode.plan import (
     Decoded,
     EventAndFingerprint,
     Plan,
-    Shape,
+    Template,
     form_of,
     plan_of,
 )
@@ -57,7 +57,7 @@ class Readers(Protocol):
     def read_form(self, form: bytes) -> EventAndFingerprint | None:
         """Read a form; None where it has no known shape."""
 
-    def add(self, form: bytes, shape: Shape, plan: Plan) -> None:
+    def add(self, form: bytes, shape: Template, plan: Plan) -> None:
         """Make a reader for forms like this one, if it can read them."""
 
     def clear(self) -> None: ...
@@ -78,14 +78,14 @@ _USUAL_HEAD: Final = encode_callback(RawCallback("POST", b"", FORM_TYPE, _BODY, 
 """Before the body of a callback that came as Plivo's usually do: a form, posted."""
 
 
-class Shapes:
+class Templates:
     """The shapes that this process has met. `ignored` parameters are no part of a fingerprint."""
 
     def __init__(self, ignored: frozenset[str] = NONE_IGNORED) -> None:
         self.readers = new_readers()
         self._ignored = ignored
         self._read = self.readers.read
-        self._seen: dict[Shape, int] = {}
+        self._seen: dict[Template, int] = {}
         self.unreadable: Counter[str] = Counter()
         """How often an attribute could not be read, by Plivo's name of it. Whoever counts takes them away."""
 
@@ -116,7 +116,7 @@ class Shapes:
         names = layout_of(form, parts)
         if names is None or EVENT_NAME not in names or SESSION_UUID not in names:
             return
-        shape = Shape(parts[2 * names.index(EVENT_NAME) + 1], tuple(names))
+        shape = Template(parts[2 * names.index(EVENT_NAME) + 1], tuple(names))
         if len(shape.event_name) > EVENT_NAME_CHARS_MAX:
             return
         seen = self._seen.get(shape, 0) + 1

@@ -127,7 +127,7 @@ def again(began: Began, ended: Ended, *, later_s: float, **changes: object) -> l
 # What breaks one promise. Each takes the facts and a random choice, and returns other facts, or None where the history
 # has nothing to break in that way.
 
-Breaker = Callable[[list[Fact], random.Random], list[Fact] | None]
+CircuitBreaker = Callable[[list[Fact], random.Random], list[Fact] | None]
 
 
 def lose(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
@@ -262,7 +262,7 @@ def invent(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
     return [*facts, call, Ended("9-9", "done", CALL_S)]
 
 
-BREAKERS: dict[Breaker, str] = {
+BREAKERS: dict[CircuitBreaker, str] = {
     lose: "lost",
     lose_for_one: "lost",
     double: "doubled",
@@ -287,7 +287,7 @@ def test_what_the_model_does_is_good(seed: int):
 
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda breaker: breaker.__name__)
 @given(seed=seeds)
-def test_what_was_broken_is_found_and_nothing_else(breaker: Breaker, seed: int):
+def test_what_was_broken_is_found_and_nothing_else(breaker: CircuitBreaker, seed: int):
     facts = breaker(facts_of(seed), random.Random(seed))
     if facts is not None:
         assert broken(facts) == {BREAKERS[breaker]}

@@ -10,7 +10,7 @@ from maskline import Reject
 from maskline.console.dead import NoSuchLetterError
 from maskline.console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
 from maskline.console.main import main
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys
 from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, encode_dead_letter
@@ -216,14 +216,14 @@ def test_pages_keep_to_their_bytes_whatever_letters_take(
 ):
     ids = put_letters(redis_server, namespace, count=count, size=size)
     pages = []
-    real = Link.send
+    real = PipelinedConnection.send
 
     def send(self, packed, replies, **named):
         future = real(self, packed, replies, **named)
         future.add_done_callback(lambda done: pages.append(len(msgspec.msgpack.encode(done.result()))))
         return future
 
-    monkeypatch.setattr(Link, "send", send)
+    monkeypatch.setattr(PipelinedConnection, "send", send)
     assert [row["id"] for row in rows(run)] == ids
     assert max(pages) < 1.5 * PAGE_MAX_BYTES
     assert len(pages) < 3 + PARTITIONS * 2 + 2 * count * size / PAGE_MAX_BYTES + 2 * count / PAGE_LETTERS_MAX

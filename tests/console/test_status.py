@@ -15,14 +15,14 @@ from maskline.console.status import (
     find_warnings,
     read_status,
 )
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.node import WorkerNode
 
 
 async def status_of(settings):
-    store = Store(settings)
+    store = RedisEndpoint(settings)
     link = await store.connect("test")
     try:
         return await read_status(

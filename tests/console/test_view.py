@@ -11,7 +11,7 @@ from maskline.console.arrivals import Arrivals
 from maskline.console.demo import judge
 from maskline.console.live import Handled, listen
 from maskline.console.view import Counts, View, event_line, summary_line
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas import RawCallback, encode_callback
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys
@@ -99,7 +99,7 @@ async def test_arrivals_are_numbered_per_session(redis_server, namespace):
             return client.xadd(keys.callbacks(partition), {CALLBACK_FIELD: value}).decode()
 
     before = add("a", 0)
-    link = await Store(settings).connect("test")
+    link = await RedisEndpoint(settings).connect("test")
     arrivals = Arrivals(link, keys, 2)
     await arrivals.start()
     task = asyncio.create_task(arrivals.run())

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 from zlib import crc32
 
-from maskline.ingest.delivery.drainer import Drain, Pace
-from maskline.ingest.delivery.router import Keeper
+from maskline.ingest.delivery.drainer import Drainer, RateLimiter
+from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotKeptError
-from maskline.ingest.publish.connection import Connector
-from maskline.ingest.publish.pool import Outlets
-from maskline.ingest.publish.publisher import Load, Publisher
+from maskline.ingest.outcome import NotStoredError
+from maskline.ingest.publish.connection import PublisherConnection
+from maskline.ingest.publish.pool import PublisherPool
+from maskline.ingest.publish.publisher import InFlight, Publisher
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
@@ -25,17 +25,17 @@ class Inside:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.load = Load()
+        self.load = InFlight()
         self.tasks = BackgroundTasks()
-        self.outlets = Outlets(settings, self.metrics, self.load, self.tasks, name="test")
+        self.pool = PublisherPool(settings, self.metrics, self.load, self.tasks, name="test")
         self.spool = Spool(settings, self.metrics, self.load, self.tasks)
-        self.pace = Pace(settings.spool_drain_per_s)
-        self.drain = Drain(settings, self.spool, self.outlets, self.tasks, self.pace)
-        self.keeper = Keeper(settings, self.load, self.outlets, self.spool, self.pace)
+        self.pace = RateLimiter(settings.spool_drain_per_s)
+        self.drain = Drainer(settings, self.spool, self.pool, self.tasks, self.pace)
+        self.router = DeliveryRouter(settings, self.load, self.pool, self.spool, self.pace)
 
     @property
-    def connector(self) -> Connector:
-        (connector,) = self.outlets.connectors
+    def connector(self) -> PublisherConnection:
+        (connector,) = self.pool.connectors
         return connector
 
     @property
@@ -45,8 +45,8 @@ class Inside:
     async def keep(self, session: str, value: bytes) -> str:
         """The code of the failure, empty where it was kept."""
         try:
-            await self.keeper.keep(crc32(session.encode()), value)
-        except NotKeptError as error:
+            await self.router.keep(crc32(session.encode()), value)
+        except NotStoredError as error:
             return error.code
         return ""
 
@@ -59,13 +59,13 @@ async def inside(settings: Settings, *, draining: bool = True) -> AsyncIterator[
     it = Inside(settings)
     await it.spool.start()
     try:
-        await it.outlets.start()
+        await it.pool.start()
         if draining:
             it.drain.start()
         yield it
     finally:
         await it.drain.finish(FINISH_S)
-        await it.outlets.stop()
+        await it.pool.stop()
         await it.spool.stop()
         await it.tasks.stop()
 

@@ -5,14 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskline.ingest.outcome import OF_THE_SERVER
-from maskline.ingest.publish.circuit_breaker import BACKOFF_FIRST_S, BACKOFF_MAX_S, IN_TIME_MIN, Breaker
+from maskline.ingest.publish.circuit_breaker import (
+    BACKOFF_FIRST_S,
+    BACKOFF_MAX_S,
+    IN_TIME_MIN,
+    CircuitBreaker,
+)
 
 SERVER_CODES = sorted(OF_THE_SERVER)
 
 
 @pytest.mark.parametrize("code", SERVER_CODES)
 def test_a_failure_of_the_whole_server_opens_it(code):
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed(code, 10.0)
     assert (breaker.state, breaker.reason) == ("open", code)
     assert not breaker.try_probe(10.0)
@@ -22,14 +27,14 @@ def test_a_failure_of_the_whole_server_opens_it(code):
     "code", ["redis_wrongtype", "redis_error", "redis_moved", "redis_ask", "redis_tryagain"]
 )
 def test_a_refusal_of_one_stream_does_not(code):
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed(code, 10.0)
     assert breaker.state == "closed"
 
 
 @pytest.mark.parametrize("code", ["redis_wrongtype", ""])
 def test_a_probe_that_the_server_answered_closes_it(code):
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed("redis_oom", 0.0)
     assert breaker.try_probe(BACKOFF_FIRST_S)
     if code:
@@ -40,14 +45,14 @@ def test_a_probe_that_the_server_answered_closes_it(code):
 
 
 def test_what_was_sent_before_it_opened_does_not_close_it():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed("redis_oom", 0.0)
     breaker.succeeded()
     assert breaker.state == "open"
 
 
 def test_a_new_connection_closes_it_only_where_the_connection_was_all_that_failed():
-    away, silent = Breaker(), Breaker()
+    away, silent = CircuitBreaker(), CircuitBreaker()
     away.failed("redis_away", 0.0)
     silent.failed("redis_timeout", 0.0)
     silent.failed("redis_away", 0.1)  # the connection that was cut for it
@@ -57,7 +62,7 @@ def test_a_new_connection_closes_it_only_where_the_connection_was_all_that_faile
 
 
 def test_the_back_off_doubles_up_to_its_bound_and_starts_again():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     waits = []
     now = 0.0
     breaker.failed("redis_oom", now)
@@ -74,7 +79,7 @@ def test_the_back_off_doubles_up_to_its_bound_and_starts_again():
 
 
 def test_late_replies_after_a_timeout_make_it_slow_until_they_come_in_time():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(0.9)  # from before
     assert breaker.state == "open"
@@ -89,7 +94,7 @@ def test_late_replies_after_a_timeout_make_it_slow_until_they_come_in_time():
 
 
 def test_a_slow_one_is_closed_by_one_reply_that_is_clearly_in_time():
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(3.0)
     breaker.succeeded(0.1)
@@ -98,7 +103,7 @@ def test_a_slow_one_is_closed_by_one_reply_that_is_clearly_in_time():
 
 @pytest.mark.parametrize(("code", "reason"), [("redis_away", "redis_timeout"), ("redis_oom", "redis_oom")])
 def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, reason):
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(3.0)
     breaker.failed(code, 10.0)
@@ -108,7 +113,7 @@ def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, r
 
 @pytest.mark.parametrize("code", sorted(OF_THE_SERVER - {"redis_timeout"}))
 def test_late_replies_after_another_failure_count_for_nothing(code):
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     breaker.failed(code, 0.0)
     breaker.succeeded(2.0)
     assert breaker.state == "open"
@@ -124,7 +129,7 @@ EVENTS = st.one_of(
 
 @given(st.lists(EVENTS, max_size=60))
 def test_whatever_happens(events):
-    breaker, now, probing = Breaker(), 0.0, False
+    breaker, now, probing = CircuitBreaker(), 0.0, False
     for event, value in events:
         before = breaker.state
         if event == "wait":

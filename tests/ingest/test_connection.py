@@ -25,9 +25,9 @@ from ingest_kit import (
 )
 from test_ingest_http import REFUSED, TAKEN
 
-from maskline.ingest.http.connection import TURN_MAX, WAITING_MAX_BYTES, Connection, Exchange
+from maskline.ingest.http.connection import TURN_MAX, WAITING_MAX_BYTES, HttpConnection, PendingRequest
 from maskline.ingest.node import IngestNode
-from maskline.ingest.outcome import NotKeptError
+from maskline.ingest.outcome import NotStoredError
 
 GOOD = Request()
 LAST = Request(target="/last", headers={"Connection": "close"}).encode()
@@ -132,7 +132,7 @@ async def test_every_row_of_the_tables_is_the_same_behind_an_ordinary_request(bo
 
 
 async def test_a_request_that_is_known_is_not_parsed(node, monkeypatch):
-    monkeypatch.setattr(Connection, "_look_closely", None)
+    monkeypatch.setattr(HttpConnection, "_look_closely", None)
     async with await Client.connect(node.port) as client:
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
@@ -157,7 +157,7 @@ async def test_a_head_may_come_in_any_number_of_packets(node):
         assert (await client.ask(GOOD.encode()[len(head) :])).status == 200
 
 
-async def connections(node: IngestNode, count: int) -> list[Connection]:
+async def connections(node: IngestNode, count: int) -> list[HttpConnection]:
     await until(lambda: open_connections(node) == count)
     return [*node._http._connections]
 
@@ -360,16 +360,16 @@ async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
 
 async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypatch):
     def at_once(*_: Any) -> None:
-        raise NotKeptError("busy")
+        raise NotStoredError("busy")
 
-    def later(waiter: Exchange, *_: Any) -> None:
-        node._http._desk.loop.call_soon(waiter.set_exception, NotKeptError("spool_full"))
+    def later(waiter: PendingRequest, *_: Any) -> None:
+        node._http._desk.loop.call_soon(waiter.set_exception, NotStoredError("spool_full"))
 
-    keeper = node._http._desk.keeper
+    router = node._http._desk.router
     async with await Client.connect(node.port) as client:
         for keep, code in ((at_once, "busy"), (later, "spool_full")):
             with monkeypatch.context() as patch:
-                patch.setattr(keeper, "keep_for", keep)
+                patch.setattr(router, "keep_for", keep)
                 client.send(GOOD.encode() * 3)
                 for _ in range(3):
                     response = await client.response()
@@ -385,12 +385,12 @@ async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypa
 
 
 async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, monkeypatch):
-    kept: list[Exchange] = []
-    monkeypatch.setattr(node._http._desk.keeper, "keep_for", lambda waiter, *_: kept.append(waiter))
+    kept: list[PendingRequest] = []
+    monkeypatch.setattr(node._http._desk.router, "keep_for", lambda waiter, *_: kept.append(waiter))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode() * 2)
         await until(lambda: len(kept) == 1)
-        kept[0].set_exception(NotKeptError("spool_slow"))
+        kept[0].set_exception(NotStoredError("spool_slow"))
         assert (await client.response()).status == 503
         await until(lambda: len(kept) == 2)
         assert kept[0].done()
@@ -403,8 +403,8 @@ async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, mon
 
 
 async def test_a_client_that_goes_away_while_its_request_is_kept(node, monkeypatch):
-    kept: list[Exchange] = []
-    monkeypatch.setattr(node._http._desk.keeper, "keep_for", lambda waiter, *_: kept.append(waiter))
+    kept: list[PendingRequest] = []
+    monkeypatch.setattr(node._http._desk.router, "keep_for", lambda waiter, *_: kept.append(waiter))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode())
         await until(lambda: kept)
@@ -515,5 +515,5 @@ async def test_a_layout_that_was_dropped_is_learned_again_on_the_same_connection
         quick.heads.known, quick._dialled = [], {}
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
-        monkeypatch.setattr(Connection, "_look_closely", None)
+        monkeypatch.setattr(HttpConnection, "_look_closely", None)
         assert (await client.ask(GOOD.encode())).status == 200

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ingest_kit import node_settings, until
 from spool_kit import inside, stream, streams
 
-from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, Pace
+from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, RateLimiter
 
 VALUES = [b"%04d" % n for n in range(1000)]
 
@@ -19,7 +19,7 @@ VALUES = [b"%04d" % n for n in range(1000)]
     st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 300), st.integers(0, 300)), max_size=40),
 )
 def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
-    pace, now, moved, granted = Pace(per_s), 1000.0, 0, 0
+    pace, now, moved, granted = RateLimiter(per_s), 1000.0, 0, 0
     pace.wait_s(now)
     for passes, count, grant in steps:
         now += passes
@@ -38,7 +38,7 @@ def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
 
 @given(st.integers(1, 10_000), st.floats(0.06, 5.0))
 def test_the_pace_is_kept_with_pages_that_take_long(per_s, took_s):
-    pace, now, moved = Pace(per_s), 1000.0, 0
+    pace, now, moved = RateLimiter(per_s), 1000.0, 0
     pace.wait_s(now)
     largest = 0
     for _ in range(20):

@@ -13,7 +13,7 @@ from spool_kit import inside, streams
 
 from maskline.ingest.publish import connection as connector_module
 from maskline.ingest.publish.durability import Durability, check_durability, known_early
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 
 VALUES = [b"%03d" % n for n in range(100)]
 
@@ -44,7 +44,7 @@ def follow(replica, server):
 async def spools(it, trouble):
     """Started all the same, it keeps what it is given, says why, and sends nothing."""
     assert re.search(trouble, it.connector.trouble)
-    assert not it.outlets.misconfigured
+    assert not it.pool.misconfigured
     assert await it.keep("s", b"kept") == ""
     assert it.metrics.spooled == {"redis_away": 1}
 
@@ -110,7 +110,7 @@ async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec,
     async with inside(settings) as it:
         assert await it.keep_all("s", VALUES) == {""}
         assert it.spool.callbacks == len(VALUES)
-        assert "confirms before the fsync" in it.outlets.details()["reason"]
+        assert "confirms before the fsync" in it.pool.details()["reason"]
         with server.client() as client:
             assert not client.info("commandstats").get("cmdstat_xadd", {}).get("calls", 0) > 10
             client.config_set("appendfsync", "always")
@@ -164,7 +164,7 @@ async def test_fsync_with_a_lazy_append_only_file_is_still_kept(everysec, namesp
             assert await it.keep(f"s{number}", b"%d" % number) == ""
         assert it.metrics.spooled["not_durable"] >= 1
         assert "redis_timeout" not in it.metrics.batch_failures
-        (doubt,) = it.outlets.details()["durability_doubts"]
+        (doubt,) = it.pool.details()["durability_doubts"]
         assert "MASKLINE_PUBLISH_TIMEOUT_MS" in doubt
 
 
@@ -275,7 +275,7 @@ async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
 
 
 async def test_memory_asks_for_nothing(own_redis, namespace):
-    link = await Store(node_settings(own_redis.url, namespace)).connect("test")
+    link = await RedisEndpoint(node_settings(own_redis.url, namespace)).connect("test")
     with own_redis.client() as client:
         client.config_resetstat()
         assert await check_durability(link, node_settings(own_redis.url, namespace), set()) == ""

@@ -9,7 +9,7 @@ from ingest_kit import PAIRS
 
 from maskline.ingest.auth.signatures import v3_middles, v3_texts
 from maskline.ingest.fastpath import form_templates
-from maskline.ingest.fastpath.form_templates import Form, Forms
+from maskline.ingest.fastpath.form_templates import Form, FormTemplates
 from maskline.schemas.errors import NotDecodableError
 from maskline.schemas.fastdecode import forms as cutting
 from maskline.schemas.parameters import Parameters, parse_pairs, unquote_plus
@@ -56,7 +56,7 @@ def body_of(names: list[str], given_texts: list[str]) -> bytes:
 @example(["SessionUUID", "From"], ["s", "1"], ["s", "1"], "SessionUUID&a=From=b")
 @example(["SessionUUID", "From"], ["s", "1"], ["s", "1"], "SessionUUID%3Da=b&From=")
 def test_whatever_is_read_is_read_as_by_the_book(names, first, second, other):
-    read = Forms()
+    read = FormTemplates()
     for body in (body_of(names, first), body_of(names, ["x"] * 6)):
         read.learn(body)
     for body in (body_of(names, first), body_of(names, second), other.encode("utf-8", "surrogatepass")):
@@ -67,7 +67,7 @@ def test_whatever_is_read_is_read_as_by_the_book(names, first, second, other):
 @given(st.lists(st.sampled_from(NAMES[1:4]), unique=True).flatmap(lambda n: st.permutations(["SessionUUID", *n])),
        st.lists(values.filter(lambda v: not {*"&=%"} & {*v}), min_size=6, max_size=6))  # fmt: skip
 def test_what_plivo_sends_is_read(names, given_texts):
-    read = Forms()
+    read = FormTemplates()
     read.learn(body_of(names, ["x"] * 6))
     body = urlencode([*zip(names, given_texts, strict=False)]).encode()
     form = by_the_book(body)
@@ -75,7 +75,7 @@ def test_what_plivo_sends_is_read(names, given_texts):
 
 
 def test_nothing_is_read_that_was_not_learned():
-    assert Forms().read(urlencode(PAIRS).encode()) is None
+    assert FormTemplates().read(urlencode(PAIRS).encode()) is None
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_nothing_is_read_that_was_not_learned():
      b"SessionUUID=1&" + b"n" * cutting.NAMES_MAX_CHARS + b"="],
 )  # fmt: skip
 def test_what_is_no_layout_is_not_learned(body):
-    read = Forms()
+    read = FormTemplates()
     read.learn(body)
     assert not len(read)
 
 
 def test_layouts_are_bounded(monkeypatch):
     monkeypatch.setattr(form_templates, "LAYOUTS_MAX", 10)
-    read = Forms()
+    read = FormTemplates()
     for number in range(99):
         read.learn(b"SessionUUID=s&n%d=" % number)
         assert 0 < len(read) <= 10

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from maskline.ingest.auth.dialled_url import Origin
+from maskline.ingest.auth.dialled_url import DialledUrl
 from maskline.schemas.settings import load_settings
 
 MAPPED = 0xFFFF << 32
 IPV4 = st.ip_addresses(v=4)
 
 
-def origin(proxies: str) -> Origin:
-    return Origin("", load_settings({"MASKLINE_TRUSTED_PROXIES": proxies}).trusted_proxies)
+def origin(proxies: str) -> DialledUrl:
+    return DialledUrl("", load_settings({"MASKLINE_TRUSTED_PROXIES": proxies}).trusted_proxies)
 
 
 @given(IPV4, IPV4, st.integers(0, 32))
@@ -23,7 +23,7 @@ def test_ipv4_and_its_mapped_form_are_the_same_in_peers_and_in_networks(peer, ba
     network = IPv4Network((base, length), strict=False)
     mapped = IPv6Network((MAPPED + int(network.network_address), 96 + length))
     for written in (network, mapped):
-        believed = Origin("", [written])
+        believed = DialledUrl("", [written])
         for form in (str(peer), f"::ffff:{peer}", IPv6Address(MAPPED + int(peer)).exploded):
             assert believed.trusts(form) == (peer in network)
 
@@ -59,7 +59,7 @@ def test_trust(proxies, peer, trusted):
     ],
 )
 def test_the_client_in_both_families_with_brackets_and_ports(peer, forwarded, client):
-    believed = Origin("", [ip_network("10.0.0.0/8")])
+    believed = DialledUrl("", [ip_network("10.0.0.0/8")])
     assert believed.client(CIMultiDict({"X-Forwarded-For": forwarded}), peer) == client
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ingest_kit import Request
 
 from maskline.ingest.fastpath import head_templates
-from maskline.ingest.fastpath.head_templates import GROUPS, HeadLayout, HeadLayouts, is_ordinary
+from maskline.ingest.fastpath.head_templates import GROUPS, HeadTemplate, HeadTemplates, is_ordinary
 from maskline.ingest.parser.aiohttp_parser import END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 
@@ -24,8 +24,8 @@ def ordinary_head(head: bytes) -> RequestHead | None:
     return read if isinstance(read, RequestHead) and is_ordinary(read) else None
 
 
-def learned(*given_heads: bytes) -> HeadLayouts:
-    layouts = HeadLayouts()
+def learned(*given_heads: bytes) -> HeadTemplates:
+    layouts = HeadTemplates()
     for head in given_heads:
         ordinary = ordinary_head(head)
         assert ordinary is not None
@@ -57,7 +57,7 @@ def test_heads_that_are_not_ordinary(head):
 
 
 def test_a_layout_is_learned_after_a_while():
-    layouts = HeadLayouts()
+    layouts = HeadTemplates()
     ordinary = ordinary_head(HEAD)
     for _ in range(head_templates.LEARN_AFTER - 1):
         layouts.learn(ordinary)
@@ -74,7 +74,7 @@ def test_a_layout_is_learned_after_a_while():
 
 def test_what_is_learned_is_bounded(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadLayouts()
+    layouts = HeadTemplates()
     for number in range(3 * head_templates.KNOWN_MAX):
         layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + END))
         assert 0 < len(layouts.known) <= head_templates.KNOWN_MAX
@@ -87,7 +87,7 @@ def test_what_is_learned_is_bounded(monkeypatch):
 
 def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadLayouts()
+    layouts = HeadTemplates()
     layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
     layouts.learn(ordinary_head(HEAD.replace(b"Host: ", b"Host:")))
     layouts.learn(ordinary_head(HEAD[:-2] + "X-Some: é".encode() + END))
@@ -149,14 +149,14 @@ def test_what_decides_is_compared_byte_by_byte(name):
 
 
 def test_a_layout_reads_nothing_before_or_after():
-    layout = HeadLayout(head_templates._pattern(ordinary_head(HEAD)))
+    layout = HeadTemplate(head_templates._pattern(ordinary_head(HEAD)))
     assert layout.match(b" " + HEAD) is None
     assert layout.match(HEAD[:-1]) is None
 
 
 def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
-    layouts = HeadLayouts()
+    layouts = HeadTemplates()
     for _ in range(2):
         layouts.learn(ordinary_head(HEAD))
     for _ in range(50):
@@ -167,7 +167,7 @@ def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
 
 def test_signatures_may_be_listed_with_blanks(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadLayouts()
+    layouts = HeadTemplates()
     head = HEAD.replace(b"X-Plivo-Signature-V3: ", b"X-Plivo-Signature-V3: aaa=, ")
     assert head != HEAD
     layouts.learn(ordinary_head(head))

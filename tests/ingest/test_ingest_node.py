@@ -193,7 +193,7 @@ async def test_other_partitions_found_later_keep_it_spooling(own_redis, namespac
         with own_redis.client() as client:
             client.hset(f"{namespace}:layout", "partitions", 5)
             client.client_kill_filter(_type="normal", skipme=True)
-        await until(lambda: "MASKLINE_PARTITIONS" in node._outlets.details().get("reason", ""))
+        await until(lambda: "MASKLINE_PARTITIONS" in node._pool.details().get("reason", ""))
         assert (await ask(node.port, GOOD)).status == 200
         status, health = await ready(node)
         assert (status, health["spool"]["callbacks"]) == (503, 1)

@@ -13,9 +13,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from maskline.ingest.auth import signatures
 from maskline.ingest.auth.accounts import Accounts
-from maskline.ingest.auth.dialled_url import Origin
+from maskline.ingest.auth.dialled_url import DialledUrl
 from maskline.ingest.auth.signatures import LISTED_MAX, sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import UndecodableEntryError
@@ -50,7 +50,7 @@ def v3(
 def take(
     given_headers: CIMultiDictProxy[str], *, target: str = "/callbacks", body: bytes = BODY, **changes: Any
 ) -> Accepted | Refused:
-    intake = Intake(msgspec.structs.replace(SETTINGS, **changes))
+    intake = CallbackVerifier(msgspec.structs.replace(SETTINGS, **changes))
     head = intake.read_head("POST", target, given_headers)
     return head if isinstance(head, Refused) else intake.decide(head, body, 1_700_000_000_000)
 
@@ -170,7 +170,7 @@ BASE_TABLE = [
 @pytest.mark.parametrize(("options", "peer", "given_headers", "base"), BASE_TABLE)
 def test_the_url_that_was_dialled(options, peer, given_headers, base):
     trusted = [ip_network(options["trusted"])] if "trusted" in options else []
-    origin = Origin(options.get("public_url", ""), trusted)
+    origin = DialledUrl(options.get("public_url", ""), trusted)
     assert origin.base("", "/callbacks", headers(**given_headers), secure=False, peer=peer) == base
 
 
@@ -194,7 +194,7 @@ def test_an_absolute_target_names_the_url_itself():
     ],
 )
 def test_the_client_behind_the_proxies(peer, forwarded, client):
-    origin = Origin("", [ip_network("10.0.0.0/8")])
+    origin = DialledUrl("", [ip_network("10.0.0.0/8")])
     assert origin.client(headers(X_Forwarded_For=forwarded), peer) == client
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from maskline.ingest.spool.directory import wal_of
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.file import HELD_BUCKETS, JournalFile
+from maskline.ingest.spool.file import HELD_BUCKETS, SpoolFile
 
 MIB = 1 << 20
 
 
 @contextmanager
 def journal_file(directory, max_bytes=64 * MIB):
-    file = JournalFile(directory / "j.db")
+    file = SpoolFile(directory / "j.db")
     file.open(max_bytes)
     with closing(file):
         yield file
@@ -89,7 +89,7 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
 
 
 def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path, monkeypatch):
-    ask = JournalFile._ask
+    ask = SpoolFile._ask
 
     def full(self, statement, values=()):
         if statement == "COMMIT":
@@ -100,7 +100,7 @@ def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path,
     with journal_file(tmp_path) as file:
         file.insert(rows)
         with monkeypatch.context() as patch:
-            patch.setattr(JournalFile, "_ask", full)
+            patch.setattr(SpoolFile, "_ask", full)
             file.delete([1, 2, 3])
             file.delete([4])
             assert (values(everything(file, rows_max=2)), file.state.callbacks) == (rows[4:], 6)
@@ -108,7 +108,7 @@ def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path,
         file.delete([5])  # there is room again
         assert (values(everything(file)), file.state.callbacks) == (rows[5:], 5)
         with monkeypatch.context() as patch:
-            patch.setattr(JournalFile, "_ask", full)
+            patch.setattr(SpoolFile, "_ask", full)
             file.delete([6, 7, 8, 9, 10])
             assert (everything(file), file.state.callbacks, file.is_empty()) == ([], 0, True)
         file.shrink()
@@ -185,14 +185,14 @@ def test_the_file_is_for_its_owner_only(tmp_path):
 
 def test_a_second_opener_is_refused(tmp_path):
     with journal_file(tmp_path), pytest.raises(SpoolError, match="BUSY"):
-        JournalFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db").open(MIB)
 
 
 @pytest.mark.parametrize("rest", [b"", b"x" * 100_000])
 def test_a_file_that_is_no_database_is_damaged(tmp_path, rest):
     (tmp_path / "j.db").write_bytes(b"this is no database, but it is long enough to be looked at" + rest)
     with pytest.raises(DamagedError):
-        JournalFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db").open(MIB)
 
 
 def test_damage_in_the_middle_is_found_when_it_is_opened(tmp_path):
@@ -202,7 +202,7 @@ def test_damage_in_the_middle_is_found_when_it_is_opened(tmp_path):
         raw.seek(40 * 4096)
         raw.write(b"\xff" * 4096)
     with pytest.raises(DamagedError):
-        JournalFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db").open(MIB)
 
 
 def test_the_file_of_a_newer_release_is_left_alone(tmp_path):
@@ -211,5 +211,5 @@ def test_the_file_of_a_newer_release_is_left_alone(tmp_path):
     with closing(sqlite3.connect(tmp_path / "j.db")) as db:
         db.execute("PRAGMA user_version = 2")
     with pytest.raises(SpoolError, match="newer") as caught:
-        JournalFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db").open(MIB)
     assert not isinstance(caught.value, DamagedError)

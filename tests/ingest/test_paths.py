@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 
 from maskline.ingest.auth.callback_paths import account_in, why_unknown
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
 from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.parameters import Parameters
 
-INTAKE = Intake(node_settings("redis://unused", "n", accept_v2=True))
+INTAKE = CallbackVerifier(node_settings("redis://unused", "n", accept_v2=True))
 
 
 def ask(target: str, dialled: str = "", **more: str) -> Accepted | Refused:

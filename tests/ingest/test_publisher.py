@@ -10,10 +10,10 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotKeptError
-from maskline.ingest.publish.pool import Outlets
-from maskline.ingest.publish.publisher import BATCHES_MAX, Load, Publisher
-from maskline.runtime.redis.connect import Store
+from maskline.ingest.outcome import NotStoredError
+from maskline.ingest.publish.pool import PublisherPool
+from maskline.ingest.publish.publisher import BATCHES_MAX, InFlight, Publisher
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
@@ -22,13 +22,13 @@ from maskline.schemas.settings import Settings
 @asynccontextmanager
 async def publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, Metrics]]:
     metrics = Metrics()
-    outlets = Outlets(settings, metrics, Load(), BackgroundTasks(), name="test")
-    await outlets.start()
+    pool = PublisherPool(settings, metrics, InFlight(), BackgroundTasks(), name="test")
+    await pool.start()
     try:
-        (publisher,) = outlets.publishers
+        (publisher,) = pool.publishers
         yield publisher, metrics
     finally:
-        await outlets.stop()
+        await pool.stop()
 
 
 async def test_concurrent_callbacks_share_batches(redis_server, namespace):
@@ -71,7 +71,7 @@ async def test_one_refused_callback_does_not_spoil_the_batch(redis_server, names
             *(publisher.publish(partition, b"v") for partition in (0, 1, 2)), return_exceptions=True
         )
         assert outcomes[0] is outcomes[2] is None
-        assert isinstance(outcomes[1], NotKeptError)
+        assert isinstance(outcomes[1], NotStoredError)
         assert outcomes[1].code == "redis_wrongtype"
         assert metrics.batch_failures == {"redis_wrongtype": 1}
         await publisher.publish(0, b"still connected")
@@ -82,7 +82,7 @@ async def test_a_full_server_refuses_and_takes_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-            with pytest.raises(NotKeptError, match="redis_oom"):
+            with pytest.raises(NotStoredError, match="redis_oom"):
                 await publisher.publish(0, b"v")
             client.config_set("maxmemory", "0")
         await publisher.publish(0, b"v")
@@ -92,10 +92,10 @@ async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, metrics):
         with own_redis.client() as client:
             client.replicaof("127.0.0.1", "1")
-            with pytest.raises(NotKeptError, match="redis_readonly"):
+            with pytest.raises(NotStoredError, match="redis_readonly"):
                 await publisher.publish(0, b"v")
             await until(lambda: not publisher.attached)
-            with pytest.raises(NotKeptError):
+            with pytest.raises(NotStoredError):
                 publisher.publish(0, b"v")
             client.replicaof("NO", "ONE")
         await until(lambda: publisher.attached)
@@ -114,7 +114,7 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
             await asyncio.sleep(0)
         assert publisher.batches_under_way == BATCHES_MAX
         outcomes = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 5)
-        assert all(isinstance(outcome, NotKeptError) for outcome in outcomes), outcomes
+        assert all(isinstance(outcome, NotStoredError) for outcome in outcomes), outcomes
         assert metrics.batch_failures["redis_timeout"] >= 1
         assert (publisher.load.callbacks, publisher.load.size_bytes) == (0, 0)
         assert publisher.batches_under_way == BATCHES_MAX  # nobody waits, but their replies will tell
@@ -127,7 +127,7 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
 async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         own_redis.kill()
-        with pytest.raises(NotKeptError):
+        with pytest.raises(NotStoredError):
             await publisher.publish(0, b"v")
         await until(lambda: not publisher.attached)
         own_redis.start()
@@ -148,17 +148,17 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
     port = server.sockets[0].getsockname()[1]
     metrics = Metrics()
     settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
-    outlets = Outlets(settings, metrics, Load(), BackgroundTasks(), name="test")
-    (connector,) = outlets.connectors
+    pool = PublisherPool(settings, metrics, InFlight(), BackgroundTasks(), name="test")
+    (connector,) = pool.connectors
     publisher = connector.publisher
     try:
-        await outlets.start()
+        await pool.start()
         await until(lambda: "no Redis answers" in connector.trouble)
         assert not publisher.attached
-        monkeypatch.setattr(connector, "_store", Store(node_settings(redis_server.url, namespace)))
+        monkeypatch.setattr(connector, "_store", RedisEndpoint(node_settings(redis_server.url, namespace)))
         await until(lambda: publisher.attached)
     finally:
-        await outlets.stop()
+        await pool.stop()
         server.close()
 
 

@@ -9,22 +9,24 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
 from maskline.ingest.fastpath import head_templates, verifier
-from maskline.ingest.fastpath.form_templates import Forms
+from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.head_templates import is_ordinary
-from maskline.ingest.fastpath.verifier import Quick
+from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.parser.aiohttp_parser import END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 from maskline.schemas.parameters import Parameters
 
 NOW = 1_700_000_000_000
-INTAKE = Intake(
+INTAKE = CallbackVerifier(
     node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN), (SUB, "old"), (SUB, SUB_TOKEN)))
 )
 
 
-def by_intake(request: bytes, intake: Intake = INTAKE, way: Quick | None = None) -> Accepted | Refused:
+def by_intake(
+    request: bytes, intake: CallbackVerifier = INTAKE, way: FastVerifier | None = None
+) -> Accepted | Refused:
     """The intake's decision; `way` learns from it as a connection has it learn."""
     head, _, body = request.partition(END)
     ordinary = read_head(head + END)
@@ -39,7 +41,7 @@ def by_intake(request: bytes, intake: Intake = INTAKE, way: Quick | None = None)
     return decision
 
 
-def by_quick(request: bytes, way: Quick) -> Accepted | None:
+def by_quick(request: bytes, way: FastVerifier) -> Accepted | None:
     layout = way.heads.find(request)
     if layout is None:
         return None
@@ -48,8 +50,8 @@ def by_quick(request: bytes, way: Quick) -> Accepted | None:
     return way.decide(layout, target, *signed, request[match.end() :], NOW)
 
 
-def taught(*requests: bytes, intake: Intake = INTAKE) -> Quick:
-    way = Quick(intake, Forms())
+def taught(*requests: bytes, intake: CallbackVerifier = INTAKE) -> FastVerifier:
+    way = FastVerifier(intake, FormTemplates())
     for request in requests:
         for _ in range(head_templates.LEARN_AFTER + 1):
             by_intake(request, intake, way)
@@ -172,7 +174,7 @@ def test_nothing_is_learned_of_what_is_no_form(request_):
 
 
 def test_without_verification_nothing_is_learned():
-    intake = Intake(node_settings("redis://unused", "n", verify="off", auth_tokens=()))
+    intake = CallbackVerifier(node_settings("redis://unused", "n", verify="off", auth_tokens=()))
     assert isinstance(by_intake(Request().encode(), intake), Accepted)
     assert not taught(Request().encode(), intake=intake).heads.known
 
@@ -193,7 +195,7 @@ def test_targets_are_bounded(monkeypatch):
 
 def test_targets_go_with_the_layout_they_belong_to(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    way = Quick(INTAKE, Forms())
+    way = FastVerifier(INTAKE, FormTemplates())
     for number in range(2 * head_templates.KNOWN_MAX):
         more: Any = {f"X-{number}": "1"}
         for _ in range(2):
@@ -216,6 +218,6 @@ def test_a_v3_signature_without_a_nonce_teaches_nothing():
     changes = {
         "X-Plivo-Signature-V3-Nonce": None, "X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE,
     }  # fmt: skip
-    request, intake = Request(headers=changes).encode(), Intake(settings)
+    request, intake = Request(headers=changes).encode(), CallbackVerifier(settings)
     assert isinstance(by_intake(request, intake), Accepted)
     assert not taught(request, intake=intake).heads.known

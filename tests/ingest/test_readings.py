@@ -12,18 +12,20 @@ from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, Request, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, Intake, Refused
+from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.fastdecode import python_readers, templates
-from maskline.schemas.fastdecode.templates import LEARN_AFTER, Shapes
+from maskline.schemas.fastdecode.templates import LEARN_AFTER, Templates
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import Parameters
 
 URL = "http://h/callbacks"
 INTAKES = {
-    verify: Intake(node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN),), **changes))
+    verify: CallbackVerifier(
+        node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN),), **changes)
+    )
     for verify, changes in {"v3": {}, "v2": {"accept_v2": True}, "off": {"verify": "off"}}.items()
 }
 
@@ -109,7 +111,7 @@ def assert_read_as_signed(decision: Accepted | Refused, parameters: Parameters) 
     for readers in [python_readers.Readers, *([templates.new_readers] if BUILT else [])]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(templates, "new_readers", readers)
-            known = Shapes()
+            known = Templates()
         for _ in range(LEARN_AFTER + 1):
             assert event_of(lambda known=known: known.decode(decision.value)[0]) == expected
     if not isinstance(expected, str):

@@ -138,14 +138,12 @@ async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(
     async with started(settings) as node:
         with own_redis.client() as client:
             evicts(client, True)
-            await until(lambda: "allkeys-lru" in node._outlets.details().get("reason", ""))
+            await until(lambda: "allkeys-lru" in node._pool.details().get("reason", ""))
             await spools(node, "allkeys-lru")
             assert not stored(client, settings)
             evicts(client, False)
             await until(lambda: node.metrics.drained == 1)
-            await until(
-                lambda: not node._outlets.details()["servers"][f"127.0.0.1:{own_redis.port}"]["errors"]
-            )
+            await until(lambda: not node._pool.details()["servers"][f"127.0.0.1:{own_redis.port}"]["errors"])
 
 
 async def test_a_password_changed_in_the_file_is_taken_up_without_a_restart(

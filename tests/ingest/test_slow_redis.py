@@ -48,14 +48,14 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         assert set(copies) == set(VALUES)
         assert max(copies.values()) <= 2
         assert it.metrics.connects == 1  # nobody has cut it
-        details = it.outlets.details()
+        details = it.pool.details()
         assert (details["takes"], details["slow"]) == (False, True)
         assert details["reason"].startswith("Redis is slow")
         assert it.metrics.batch_failures == {"redis_timeout": 1}
         await proxy.heal()
         assert await it.keep("s", b"the drain finds out that it is quick again") == ""
         await until(lambda: it.publisher.ready)
-        assert not it.outlets.details()["slow"]
+        assert not it.pool.details()["slow"]
         await until(lambda: not it.spool.holds(crc32(b"s")))
         spooled = sum(it.metrics.spooled.values())
         assert await it.keep("s", b"straight") == ""

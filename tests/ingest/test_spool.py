@@ -9,8 +9,8 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotKeptError
-from maskline.ingest.publish.publisher import Load
+from maskline.ingest.outcome import NotStoredError
+from maskline.ingest.publish.publisher import InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 
@@ -18,7 +18,7 @@ from maskline.runtime.tasks import BackgroundTasks
 @contextlib.asynccontextmanager
 async def spooling(**changes):
     settings = node_settings("", "ns", **changes)
-    metrics, load = Metrics(), Load()
+    metrics, load = Metrics(), InFlight()
     tasks = BackgroundTasks()
     spool = Spool(settings, metrics, load, tasks)
     await spool.start()
@@ -110,7 +110,7 @@ async def test_a_full_disk_fails_only_what_it_cannot_take_and_passes():
             outcomes = await asyncio.gather(
                 *(spool.put("x", 2, bytes(50_000)) for _ in range(20)), return_exceptions=True
             )
-            assert {type(outcome) for outcome in outcomes} == {NotKeptError}
+            assert {type(outcome) for outcome in outcomes} == {NotStoredError}
             assert {outcome.code for outcome in outcomes} <= {"spool_full", "spool_failed"}
             assert spool.trouble is not None
             assert sum(metrics.spool_failures.values()) == 20
@@ -127,7 +127,7 @@ async def test_a_disk_that_is_full_at_the_start(before):
             await spool.put("x", 1, value)
     with file_size_limit(4096):
         async with spooling() as (spool, _):
-            with pytest.raises(NotKeptError, match="spool_f"):
+            with pytest.raises(NotStoredError, match="spool_f"):
                 await spool.put("x", 2, b"lost")
             assert spool.trouble is not None
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -144,7 +144,7 @@ async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
         hanging = spool._journal.call(lambda: (hangs.set(), free.wait()))
         await until(hangs.is_set)
         waiter = spool.put("x", 1, b"a")
-        with pytest.raises(NotKeptError, match="spool_slow"):
+        with pytest.raises(NotStoredError, match="spool_slow"):
             await waiter
         assert spool.trouble.code == "spool_slow"
         assert spool.waiting == 1  # it is still in memory, and counts there

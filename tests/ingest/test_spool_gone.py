@@ -12,10 +12,10 @@ from servers import wait_until
 from spool_kit import inside, streams
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publish.publisher import Load
+from maskline.ingest.publish.publisher import InFlight
 from maskline.ingest.spool.directory import SpoolDirectory, wal_of
 from maskline.ingest.spool.errors import SpoolError
-from maskline.ingest.spool.file import FileState, JournalFile
+from maskline.ingest.spool.file import FileState, SpoolFile
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 
@@ -24,7 +24,7 @@ FILE = "spool-ns-0.db"
 
 @contextlib.asynccontextmanager
 async def spooling():
-    tasks, load = BackgroundTasks(), Load()
+    tasks, load = BackgroundTasks(), InFlight()
     spool = Spool(node_settings("", "ns"), Metrics(), load, tasks)
     spool.tasks = tasks
     await spool.start()
@@ -47,7 +47,7 @@ def found(directory, copy):
         link.unlink()  # it leads to what is open here
     values = []
     for slot in SpoolDirectory(copy, "ns").leftovers():
-        file = JournalFile(slot.path)
+        file = SpoolFile(slot.path)
         with contextlib.suppress(SpoolError):  # the file and its log were copied one after the other
             file.open(1 << 30)
             values += [row.value for row in file.page(0, 10_000, 1 << 30)]

@@ -13,8 +13,8 @@ from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
 from maskline.runtime.redis.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
-from maskline.runtime.redis.connect import Store
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
@@ -72,17 +72,17 @@ async def silent(address: str, port: int) -> AsyncIterator[None]:
             writer.transport.abort()
 
 
-def store(port: int, scheme: str = "redis", login: str = "", query: str = "") -> Store:
-    return Store(Settings(redis_url=f"{scheme}://{login}{NAME}:{port}/0{query}"))
+def store(port: int, scheme: str = "redis", login: str = "", query: str = "") -> RedisEndpoint:
+    return RedisEndpoint(Settings(redis_url=f"{scheme}://{login}{NAME}:{port}/0{query}"))
 
 
-async def timed(found: Store, **more: Any) -> tuple[Link, float]:
+async def timed(found: RedisEndpoint, **more: Any) -> tuple[PipelinedConnection, float]:
     began = time.monotonic()
     link = await found.connect("test", **more)
     return link, time.monotonic() - began
 
 
-def led_to(link: Link) -> str:
+def led_to(link: PipelinedConnection) -> str:
     assert link.route is not None
     return link.route.address
 
@@ -219,6 +219,6 @@ async def test_what_is_remembered_and_tried_is_bounded(resolve):
 
 async def test_an_address_needs_no_resolver(redis_server, resolve):
     resolve()
-    link = await Store(Settings(redis_url=redis_server.url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=redis_server.url)).connect("test")
     assert str(link.route) == led_to(link) == f"{ALIVE}:{redis_server.port}"
     link.close()

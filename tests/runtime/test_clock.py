@@ -26,7 +26,11 @@ def test_without_it_there_is_a_clock_all_the_same(monkeypatch):
 def test_no_lease_is_compared_with_another_clock():
     """Times of leases stand in `lease_until`, `sent_at` and `attempt.now`: none is read by `monotonic`."""
     wrong = re.compile(r"(lease_until|sent_at|\.now\b|now=).*\bmonotonic\(\)|\bmonotonic\(\).*lease_until")
-    files = [file for room in ("leases", "dispatch", "partitions") for file in (ROOT / "worker" / room).glob("*.py")]
+    files = [
+        file
+        for room in ("leases", "dispatch", "partitions")
+        for file in (ROOT / "worker" / room).glob("*.py")
+    ]
     assert len(files) > 10
     for file in files:
         for line in file.read_text().splitlines():

@@ -3,7 +3,7 @@
 import pytest
 from servers import RedisServer, binary_of, plain_reply, server_kinds, wait_until
 
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.server_checks import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
@@ -108,7 +108,7 @@ def server(request, tmp_path):
 
 
 async def inspect(url):
-    link = await Store(Settings(redis_url=url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=url)).connect("test")
     try:
         return await inspect_server(link)
     finally:
@@ -179,7 +179,7 @@ async def test_without_config_the_save_points_are_not_guessed(server):
 
 
 async def test_a_connection_lost_meanwhile(server):
-    link = await Store(Settings(redis_url=server.url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     server.kill()
     with pytest.raises(RedisUnavailableError):
         await inspect_server(link)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from servers import free_port
 
-from maskline.runtime.redis.connect import Store
-from maskline.runtime.redis.namespace import LAYOUT_VERSION, TOKEN_KEY_BYTES, LayoutGate, check_layout
+from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.namespace import LAYOUT_VERSION, TOKEN_KEY_BYTES, NamespaceCheck, check_namespace
 from maskline.runtime.redis.url import Server
 from maskline.schemas import privacy
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
@@ -22,9 +22,9 @@ def token_key(monkeypatch):
 
 async def agree(server, namespace, **settings):
     made = load_settings({}, redis_url=server.url, namespace=namespace, **settings)
-    link = await Store(made).connect("test-layout")
+    link = await RedisEndpoint(made).connect("test-layout")
     try:
-        await check_layout(link, made)
+        await check_namespace(link, made)
     finally:
         link.close()
     return privacy._token_key
@@ -98,8 +98,8 @@ async def test_nothing_passes_the_gate_before_the_layout_is_agreed_on(redis_serv
     """In a cluster one node keeps the layout, and the others may be there before it."""
     settings = load_settings({}, redis_url=redis_server.url, namespace=namespace, partitions=8)
     keeper, other = Server("keeper", 1), Server("other", 2)
-    gate = LayoutGate(settings, {Keys(namespace).layout: keeper}.get)
-    link = await Store(settings).connect("test-gate")
+    gate = NamespaceCheck(settings, {Keys(namespace).layout: keeper}.get)
+    link = await RedisEndpoint(settings).connect("test-gate")
     try:
         with pytest.raises(RedisUnavailableError, match="has not answered yet"):
             await gate.pass_(link, other)

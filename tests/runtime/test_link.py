@@ -15,8 +15,8 @@ from redis.exceptions import ResponseError
 from servers import wait_until
 
 from maskline.runtime.redis import pipeline as link_module
-from maskline.runtime.redis.connect import Store
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
 
@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 async def connect(server, on_lost=None):
-    return await Store(Settings(redis_url=server.url)).connect("test-link", on_lost)
+    return await RedisEndpoint(Settings(redis_url=server.url)).connect("test-link", on_lost)
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ async def peer():
     """(a link to the peer, the peer)"""
     loop, peer = asyncio.get_running_loop(), Peer()
     server = await loop.create_server(lambda: peer, "127.0.0.1", 0)
-    _, link = await loop.create_connection(Link, "127.0.0.1", server.sockets[0].getsockname()[1])
+    _, link = await loop.create_connection(
+        PipelinedConnection, "127.0.0.1", server.sockets[0].getsockname()[1]
+    )
     await peer.connected.wait()
     yield link, peer
     link.close()
@@ -300,7 +302,7 @@ async def test_what_is_no_redis_is_cut(peer, garbage):
 
 
 async def test_a_link_that_was_never_connected():
-    link = Link()
+    link = PipelinedConnection()
     assert not link.connected
     assert "not connected" in await lost(link.send(pack("PING"), 1))
     link.close()
@@ -387,7 +389,9 @@ async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         serving = asyncio.create_task(asyncio.to_thread(serve, listener))
-        _, link = await asyncio.get_running_loop().create_connection(Link, *listener.getsockname())
+        _, link = await asyncio.get_running_loop().create_connection(
+            PipelinedConnection, *listener.getsockname()
+        )
         started = time.monotonic()
         assert await link.send(pack("SET", "k", value), 1, timeout_s=0.2) == [b"OK"]
         assert time.monotonic() - started > 3 * 0.2

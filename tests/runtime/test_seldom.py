@@ -1,10 +1,10 @@
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 
 
 def test_the_same_is_due_once_an_interval_and_the_rest_is_counted(monkeypatch):
     now = 100.0
     monkeypatch.setattr("maskline.runtime.logs.rate_limit.monotonic", lambda: now)
-    seldom = Seldom(interval_s=10)
+    seldom = LogRateLimit(interval_s=10)
     assert [seldom.due("a", 1), seldom.due("a", 1), seldom.due("a", 2), seldom.due("a", 1)] == [
         True, False, True, False,
     ]  # fmt: skip
@@ -19,7 +19,7 @@ def test_the_same_is_due_once_an_interval_and_the_rest_is_counted(monkeypatch):
 def test_never_more_lines_than_the_bound_however_much_there_is_to_say(monkeypatch):
     now = 100.0
     monkeypatch.setattr("maskline.runtime.logs.rate_limit.monotonic", lambda: now)
-    seldom = Seldom(interval_s=10, lines_max=3)
+    seldom = LogRateLimit(interval_s=10, lines_max=3)
     for now in range(100, 200):
         for number in range(50):
             seldom.due("refused", now, number)

@@ -12,7 +12,7 @@ from sentinel_kit import Sentinel, SentinelServers
 from servers import SETTLE_S, RedisServer, valkey_binary, wait_until
 
 from maskline.runtime.redis import sentinels
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.sentinels import NO_EPOCH, Answer, by_majority
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
@@ -88,17 +88,17 @@ def _array(*items: bytes) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def asking(*standing: StandIn) -> AsyncIterator[Store]:
+async def asking(*standing: StandIn) -> AsyncIterator[RedisEndpoint]:
     async with contextlib.AsyncExitStack() as stack:
         for one in standing:
             server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
             stack.callback(server.close)
             one.port = server.sockets[0].getsockname()[1]
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in standing)
-        yield Store(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
+        yield RedisEndpoint(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
 
 
-async def led_to(store: Store) -> int:
+async def led_to(store: RedisEndpoint) -> int:
     link = await store.connect("test")
     assert link.route is not None
     link.close()
@@ -210,7 +210,7 @@ async def test_a_sentinel_of_its_own_that_slept_through_the_failover(tmp_path, o
     try:
         await asyncio.to_thread(stale.start)
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in (stale, *servers.sentinels))
-        store = Store(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
+        store = RedisEndpoint(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
         assert await led_to(store) == servers.primary().port
         servers.kill_primary()
         heir = await asyncio.to_thread(servers.until_failed_over)

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from maskline.runtime.redis.cluster import Shards
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.cluster import Cluster
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.slots import SLOTS, SlotMap
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
@@ -18,7 +18,7 @@ A, B, C, D = (Server("10.0.0.1", port) for port in range(1, 5))
 PARTITIONS = 32
 
 
-class Cluster:
+class Nodes:
     """Stands for the store: the map is what the test says."""
 
     is_cluster = True
@@ -60,13 +60,13 @@ async def until(condition: Callable[[], object]) -> None:
 class Stage:
     """Shards of a cluster whose servers may misbehave."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, nodes: Nodes) -> None:
         self.kept: dict[Server | None, Kept] = {}
         self.faults: dict[Server, Exception] = {}
         self.changes = 0
         self.tasks = BackgroundTasks()
-        self.shards: Shards[Kept] = Shards(
-            cast("Store", cluster), Keys("n"), PARTITIONS, self.tasks, self.make, self.changed
+        self.cluster: Cluster[Kept] = Cluster(
+            cast("RedisEndpoint", nodes), Keys("n"), PARTITIONS, self.tasks, self.make, self.changed
         )
 
     def make(self, server: Server | None) -> Kept:
@@ -80,7 +80,7 @@ class Stage:
         self.changes += 1
 
     def owners(self) -> set[Server | None]:
-        found = [self.shards.of_partition(number) for number in range(PARTITIONS)]
+        found = [self.cluster.of_partition(number) for number in range(PARTITIONS)]
         return {None if one is None else one.server for one in found}
 
 
@@ -88,52 +88,52 @@ class Stage:
     "fault", [ConfigError("refused"), TypeError("a fault"), OSError(24, "no descriptor")]
 )
 async def test_a_server_that_cannot_be_started_keeps_no_other_from_it(fault):
-    cluster = Cluster(A, B)
-    stage = Stage(cluster)
-    await stage.shards.start()
+    nodes = Nodes(A, B)
+    stage = Stage(nodes)
+    await stage.cluster.start()
     try:
         stage.faults[C] = fault
-        cluster.servers = (C, A, D)
+        nodes.servers = (C, A, D)
         before = stage.changes
-        stage.shards.stale()
+        stage.cluster.stale()
         await until(lambda: stage.owners() == {A, C, D})
         assert stage.changes == before + 1
         assert stage.kept[D].started
-        assert not stage.shards.trouble
+        assert not stage.cluster.trouble
         await until(lambda: stage.kept[B].stopped)
         stage.kept[C].fault = None
-        stage.shards.stale()
+        stage.cluster.stale()
         await until(lambda: stage.kept[C].started)
         assert bool(stage.tasks.failures) == (not isinstance(fault, ConfigError))
     finally:
-        await stage.shards.stop()
+        await stage.cluster.stop()
         await stage.tasks.stop()
     assert all(kept.stopped == 1 for kept in stage.kept.values())
 
 
 async def test_wrong_settings_at_the_start_are_told_when_all_are_started():
-    stage = Stage(Cluster(A, B, C))
+    stage = Stage(Nodes(A, B, C))
     stage.faults[B] = ConfigError("other partitions")
     with pytest.raises(ConfigError, match="other partitions"):
-        await stage.shards.start()
+        await stage.cluster.start()
     assert all(kept.started for kept in stage.kept.values())
-    await stage.shards.stop()
+    await stage.cluster.stop()
 
 
 async def test_a_map_that_cannot_be_read_is_asked_for_again():
-    cluster = Cluster(A)
-    stage = Stage(cluster)
-    await stage.shards.start()
-    find, asked = cluster.find, asyncio.Event()
+    nodes = Nodes(A)
+    stage = Stage(nodes)
+    await stage.cluster.start()
+    find, asked = nodes.find, asyncio.Event()
 
     async def fault() -> SlotMap:
         asked.set()
         raise KeyError("foreseen by nobody")
 
-    cluster.find = fault  # type: ignore[method-assign]
-    stage.shards.stale()
+    nodes.find = fault  # type: ignore[method-assign]
+    stage.cluster.stale()
     await asked.wait()
-    cluster.find, cluster.servers = find, (B,)  # type: ignore[method-assign]
+    nodes.find, nodes.servers = find, (B,)  # type: ignore[method-assign]
     await until(lambda: stage.owners() == {B})
     assert stage.tasks.failures == {"cluster map": 1}
-    await stage.shards.stop()
+    await stage.cluster.stop()

@@ -7,7 +7,12 @@ import pytest
 import redis
 from servers import RedisServer, free_port, wait_until
 
-from maskline.runtime.redis.connect import RECONNECT_FIRST_S, RECONNECT_MAX_S, Store, reconnect_delay_s
+from maskline.runtime.redis.connect import (
+    RECONNECT_FIRST_S,
+    RECONNECT_MAX_S,
+    RedisEndpoint,
+    reconnect_delay_s,
+)
 from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings, load_settings
@@ -28,7 +33,7 @@ def locked(tmp_path):
 
 
 def store(url):
-    return Store(Settings(redis_url=url))
+    return RedisEndpoint(Settings(redis_url=url))
 
 
 async def ping(url):
@@ -147,7 +152,7 @@ async def test_a_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, 
     file = tmp_path / "redis-url"
     file.write_text(locked_url(locked, "yesterday") + "\n")
     settings = load_settings({"MASKLINE_REDIS_URL_FILE": str(file)})
-    found = Store(settings)
+    found = RedisEndpoint(settings)
     with pytest.raises(RedisRefusesError, match="WRONGPASS"):
         await found.connect("test")
     file.unlink()

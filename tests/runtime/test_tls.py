@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.settings import Settings
@@ -38,7 +38,7 @@ def strict_server(server_kind, tmp_path, certificates):
 
 
 async def ping(url):
-    link = await Store(Settings(redis_url=url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=url)).connect("test")
     try:
         return await link.execute("PING")
     finally:
@@ -59,7 +59,7 @@ async def test_a_server_whose_authority_is_trusted(server, certificates, host):
 
 
 async def test_much_data_and_many_batches_go_through(server, certificates):
-    link = await Store(Settings(redis_url=server.url(certificates.trusting()))).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=server.url(certificates.trusting()))).connect("test")
     big = bytes(range(256)) * 8_000
     batches = [link.send(pack("ECHO", big) + pack("ECHO", number), 2) for number in range(8)]
     for number, batch in enumerate(batches):
@@ -131,7 +131,7 @@ async def test_versions_ciphers_and_a_key_with_a_password(strict_server, certifi
     assert await ping(strict_server.url(f"{query}&ssl_password=p+ss%26w{more}")) == b"PONG"
     for password in ("", "&ssl_password=wrong-one"):
         with pytest.raises(ConfigError, match=f"ssl_keyfile cannot be used: '{locked} ") as caught:
-            Store(Settings(redis_url=strict_server.url(query + password)))
+            RedisEndpoint(Settings(redis_url=strict_server.url(query + password)))
         assert "wrong-one" not in str(caught.value)
 
 

@@ -15,8 +15,8 @@ from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES
 from maskline.schemas.fastdecode import forms, python_readers, templates
 from maskline.schemas.fastdecode.forms import NAMES_MAX
-from maskline.schemas.fastdecode.plan import REMEMBERED, REMEMBERED_CHARS_MAX, Shape, plan_of
-from maskline.schemas.fastdecode.templates import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Shapes
+from maskline.schemas.fastdecode.plan import REMEMBERED, REMEMBERED_CHARS_MAX, Template, plan_of
+from maskline.schemas.fastdecode.templates import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Templates
 from maskline.schemas.parameters import FORM_TYPE, unquote_plus
 
 ORDINARY = {
@@ -37,7 +37,7 @@ ORDINARY = {
     "CallerName": "somebody",
 }
 
-SHAPE = Shape(ORDINARY["EventName"], tuple(ORDINARY))
+SHAPE = Template(ORDINARY["EventName"], tuple(ORDINARY))
 
 
 @pytest.fixture(
@@ -82,7 +82,7 @@ def refuse(*_):
 
 
 def learned(*callbacks):
-    known = Shapes()
+    known = Templates()
     for callback in callbacks:
         for _ in range(LEARN_AFTER):
             outcome(known.decode, callback)
@@ -110,7 +110,7 @@ def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method)
 )
 def test_what_is_ignored_is_no_part_of_the_fingerprint(ignored, changed):
     ignored -= {"EventName", "SessionUUID"}
-    known = Shapes(ignored)
+    known = Templates(ignored)
     others = ORDINARY | {name: "other" for name in changed if name != "EventName"}
     fingerprints = []
     for parameters in (ORDINARY, others):
@@ -340,7 +340,7 @@ def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(templates, "SHAPES_MAX", 20)
-    known = Shapes()
+    known = Templates()
     for number in range(SEEN_MAX + 50):
         for _ in range(LEARN_AFTER if number < 50 else 1):
             callback = post(f"EventName=Event{number % 7}&SessionUUID=session&A{number}=1".encode())
@@ -355,7 +355,7 @@ def test_shapes_that_come_and_go_are_learned_ever_more_rarely(monkeypatch):
     planned = []
     plan_of = templates.plan_of
     monkeypatch.setattr(templates, "plan_of", lambda *shape: planned.append(shape) or plan_of(*shape))
-    known = Shapes()
+    known = Templates()
     for _ in range(256):
         for number in range(9):
             outcome(known.decode, post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))

@@ -11,7 +11,7 @@ from maskline.schemas import SessionFirstPartyRinging
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.api.registry import bind, load_handlers
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.ordering.reorder import Policy
@@ -31,9 +31,9 @@ def module_of(*functions) -> ModuleType:
     return module
 
 
-def partition_of_test(number: int = 3, *, token: int = 7, stats: Stats | None = None) -> Partition:
+def partition_of_test(number: int = 3, *, token: int = 7, counters: Counters | None = None) -> Partition:
     settings = PartitionSettings("workers", Policy(5_000, 1, 256), False, 86_400)
-    partition = Partition(number, token, f"{token} me", "0-0", 0, settings, stats or Stats())
+    partition = Partition(number, token, f"{token} me", "0-0", 0, settings, counters or Counters())
     partition.lease_until = math.inf
     partition.session_cache = 1_000
     return partition
@@ -43,12 +43,12 @@ class Dispatch:
     """Feed it sequence numbers of sessions; `settled` waits until all of it was handled or given up."""
 
     def __init__(self, *functions, concurrency: int = 256, late_dead: bool = False, context=None) -> None:
-        self.stats = Stats()
-        self.partition = partition_of_test(stats=self.stats)
+        self.counters = Counters()
+        self.partition = partition_of_test(counters=self.counters)
         self.progress = asyncio.Event()
         table = bind(load_handlers([module_of(*functions)]), {})
         self.dispatcher = Dispatcher(
-            table, concurrency=concurrency, late_dead=late_dead, stats=self.stats,
+            table, concurrency=concurrency, late_dead=late_dead, counters=self.counters,
             on_progress=self._progressed, context=context,
         )  # fmt: skip
         self.entries = 0

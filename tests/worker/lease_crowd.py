@@ -7,7 +7,7 @@ acts before the next one looks.
 from collections import Counter
 from random import Random
 
-from maskline.worker.leases.planner import Answers, Decision, Tenancy
+from maskline.worker.leases.planner import LeasePlan, LeasePlanner, RenewalReply
 
 LEASE_S = 5.0
 
@@ -18,7 +18,7 @@ class Crowd:
         self.random = random
         self.lockstep = lockstep
         self.leases: dict[int, str] = {}
-        self.workers: dict[str, Tenancy] = {}
+        self.workers: dict[str, LeasePlanner] = {}
         self.rounds = 0
         self.moves = 0
         self.looked = 0
@@ -27,7 +27,7 @@ class Crowd:
     def join(self, count: int) -> None:
         for _ in range(count):
             name = f"{self.random.getrandbits(64):016x}"
-            self.workers[name] = Tenancy(name, self.partitions, LEASE_S)
+            self.workers[name] = LeasePlanner(name, self.partitions, LEASE_S)
 
     def kill(self, count: int) -> None:
         """Their leases have run out already."""
@@ -59,11 +59,11 @@ class Crowd:
             for name in order:
                 self._act(name, self._decide(name))
 
-    def _decide(self, name: str) -> Decision:
+    def _decide(self, name: str) -> LeasePlan:
         tenancy = self.workers[name]
         trip = tenancy.trip(self.rounds)
         self.looked += len(trip.look)
-        answers = Answers(
+        answers = RenewalReply(
             live=self.workers.keys(),
             kept=dict.fromkeys(trip.renew, True),
             taken={number: self.leases[number] for number in trip.look if number in self.leases},
@@ -73,7 +73,7 @@ class Crowd:
             trip, answers, sent_at=self.rounds, now=self.rounds, chance=self.random.random()
         )
 
-    def _act(self, name: str, decision: Decision) -> None:
+    def _act(self, name: str, decision: LeasePlan) -> None:
         tenancy = self.workers[name]
         assert not decision.lost
         for number in decision.release:

@@ -1,4 +1,5 @@
-"""A worker in the simulation: the real `Tenancy`, and around it what `leases.py` and `commits.py` do, at its smallest.
+"""A worker in the simulation: the real `LeasePlanner`, and around it what `leases.py` and `commits.py` do, at its
+smallest.
 
 It is single-threaded as the real one is: while it is paused, what arrives and what is due waits for it. When it goes on
 it acts on what it knew before it sees any of that.
@@ -10,7 +11,7 @@ from typing import Any
 from lease_model import LEASE_S, RATE_SKEW, Clock, Server
 
 from maskline.worker.commands.scripts import COMMITTED, DIVERGED
-from maskline.worker.leases.planner import Answers, Tenancy, Trip
+from maskline.worker.leases.planner import LeasePlanner, RenewalReply, RenewalRequest
 
 
 class Holding:
@@ -32,7 +33,7 @@ class Node:
         self.sim = sim
         self.name = name
         self.clock = Clock(1 + sim.random.uniform(-RATE_SKEW, RATE_SKEW), sim.random.uniform(1, 1000))
-        self.tenancy = Tenancy(name, sim.partitions, LEASE_S)
+        self.tenancy = LeasePlanner(name, sim.partitions, LEASE_S)
         self.holdings: dict[int, Holding] = {}
         self.dead = self.paused = self.draining = False
         self.backlog: list[Callable[[], None]] = []
@@ -83,12 +84,12 @@ class Node:
                 taken.update({n: held[1] for n, held in seen.items() if held is not None})
                 free.extend(n for n, held in seen.items() if held is None)
             if waiting == 0:
-                self._decide(asked, Answers(live, lapse_ms, kept, taken, free), sent_at)
+                self._decide(asked, RenewalReply(live, lapse_ms, kept, taken, free), sent_at)
 
         for index, server in enumerate(sim.servers):
             sim.send(self, server, lambda server=server, index=index: carry_out(server, index), answered)
 
-    def _decide(self, asked: Trip, answers: Answers, sent_at: float) -> None:
+    def _decide(self, asked: RenewalRequest, answers: RenewalReply, sent_at: float) -> None:
         sim, now = self.sim, self.now()
         decision = self.tenancy.replied(
             asked, answers, sent_at=self._counted_from(sent_at), now=now, chance=sim.random.random()

@@ -6,7 +6,7 @@ from dispatch_kit import RECEIVED_MS, START_MS
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 
@@ -23,8 +23,8 @@ def entry(milliseconds, **parameters):
     return f"{START_MS + milliseconds}-0".encode(), fields(**parameters)
 
 
-def make(*, cursor="0-0", entries_read=0, cache=1_000, stats=None, settings=SETTINGS) -> Partition:
-    partition = Partition(3, 7, "7 me", cursor, entries_read, settings, stats or Stats())
+def make(*, cursor="0-0", entries_read=0, cache=1_000, counters=None, settings=SETTINGS) -> Partition:
+    partition = Partition(3, 7, "7 me", cursor, entries_read, settings, counters or Counters())
     partition.session_cache = cache
     return partition
 

@@ -62,7 +62,7 @@ runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize(
     ("part", "patch"),
-    [("leases", "manager.LeaseKeeper._round = failing"), ("pollers", "poller.Poller.run = failing")],
+    [("leases", "manager.PartitionManager._round = failing"), ("pollers", "poller.Poller.run = failing")],
 )
 def test_a_part_without_which_nothing_moves_ends_the_process_and_is_named(crew: Fleet, part, patch):
     worker = crew.launch(program=PROGRAM.format(patch=patch))
@@ -120,7 +120,7 @@ async def test_a_watchdog_that_dies_is_shown_and_started_again(monkeypatch):
 
 async def test_health_shows_what_fails_beside_what_is_well(node):
     node.background.failed("retention", OSError("odd"))
-    node.stats.unreadable.update(("EventTimestamp", "EventTimestamp", "Amount"))
+    node.counters.unreadable.update(("EventTimestamp", "EventTimestamp", "Amount"))
 
     def read():
         with urllib.request.urlopen(f"{node.admin_url}/metrics", timeout=10) as response:  # noqa: S310 our own

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline import Reject, Retry, on, resource
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import FORM_TYPE
@@ -324,7 +324,7 @@ async def test_what_follows_an_attempt_does_not_bear_its_bindings(redis_server, 
 
     watch(Committer, "_flush")
     watch(Dispatcher, "_pump")
-    watch(Link, "_flush")
+    watch(PipelinedConnection, "_flush")
     node = WorkerNode(
         Settings(redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0, handlers=()),
         handler_modules=[module_of(handle)],

@@ -8,7 +8,7 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds, wait_until
 
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
@@ -90,7 +90,7 @@ def assert_kept(store, session, state):
 
 @pytest.fixture
 async def store(server):
-    link = await Store(Settings(redis_url=server.url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     await scripts.load_scripts(link)
     with server.client() as client:
         yield PartitionStore(link, client)
@@ -484,7 +484,7 @@ async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
     """Only what is committed can be trimmed."""
     server = RedisServer(tmp_path / "server", binary=binary_of(kind)).start()
     try:
-        link = await Store(Settings(redis_url=server.url)).connect("test")
+        link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
         await scripts.load_scripts(link)
         with server.client() as client:
             store = PartitionStore(link, client)

@@ -39,8 +39,8 @@ async def test_retries_exhausted_become_a_dead_letter_with_everything_to_find_th
     assert "test_dispatch_failures.py" in letter.traceback
     assert "900123" not in letter.reason + letter.traceback + repr(letter)
     assert b"From=%2B447700900123" in letter.callback
-    assert d.stats.failed == {"settle": 3}
-    assert d.stats.dead == {"retries_exhausted": 1}
+    assert d.counters.failed == {"settle": 3}
+    assert d.counters.dead == {"retries_exhausted": 1}
 
 
 async def test_a_retry_that_succeeds_leaves_nothing_behind():

@@ -105,7 +105,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeyp
         release.set()
         await turns()
         assert d.letters() == []
-        assert d.stats.failed == {"stubborn": 2}
+        assert d.counters.failed == {"stubborn": 2}
 
 
 async def test_nor_does_it_keep_the_dispatcher_from_stopping(monkeypatch):

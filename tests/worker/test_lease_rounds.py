@@ -8,7 +8,7 @@ from dispatch_kit import dispatching, every, turns, until
 
 from maskline.runtime.clock import lease_clock
 from maskline.schemas.settings import Settings
-from maskline.worker.leases.manager import LeaseKeeper
+from maskline.worker.leases.manager import PartitionManager
 from maskline.worker.node import WorkerNode
 
 LEASE_MS = 500
@@ -19,7 +19,7 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
     redis_server, namespace, tmp_path, monkeypatch, stops
 ):
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
-    real, hanging = LeaseKeeper._acquire_at, asyncio.Event()
+    real, hanging = PartitionManager._acquire_at, asyncio.Event()
 
     async def acquire_at(self, link, numbers):
         """As two servers, of which one takes what it is sent and says nothing."""
@@ -29,7 +29,7 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
             hanging.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(LeaseKeeper, "_acquire_at", acquire_at)
+    monkeypatch.setattr(PartitionManager, "_acquire_at", acquire_at)
     settings = Settings(
         redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0, lease_ttl_ms=LEASE_MS,
         stop_timeout_ms=200,

@@ -46,7 +46,7 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
     with fleet(own_redis, namespace, tmp_path, partitions=2) as crew:
         crew.record_file = tmp_path / "calls"
         await until(lambda: len(node.partitions) == 2)
-        reader, shards = node._reader, node._connections._shards
+        reader, cluster = node._reader, node._connections._cluster
         reached, go_on = asyncio.Event(), asyncio.Event()
         real = getattr(reader, step)
 
@@ -60,17 +60,17 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
         crew.put_all(first)
         await asyncio.wait_for(reached.wait(), 10)
 
-        gone, heir = shards._only, shards._make(None)
+        gone, heir = cluster._only, cluster._make(None)
         heir.start()
         await heir.tried()
-        shards._of_partition = [heir] * 2
+        cluster._of_partition = [heir] * 2
         if stays:
-            monkeypatch.setattr(shards, "of_key", lambda _: heir)
-            shards._only, shards._by_server = None, {"gone": gone, "heir": heir}
+            monkeypatch.setattr(cluster, "of_key", lambda _: heir)
+            cluster._only, cluster._by_server = None, {"gone": gone, "heir": heir}
         else:
-            shards._only = heir
+            cluster._only = heir
         node._servers_changed()
-        await until(lambda: set(node._pollers._pollers) == set(shards))
+        await until(lambda: set(node._pollers._pollers) == set(cluster))
         if not stays:
             await gone.stop()
         second = [(f"s{session}", number) for session in range(20) for number in (3, 4)]

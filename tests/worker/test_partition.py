@@ -5,7 +5,7 @@ from dispatch_kit import RECEIVED_MS, START_MS
 from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
 
 from maskline.schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallback, encode_callback
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.state import encode_state
 from maskline.worker.partitions.partition import CLOSED_SESSION_TTL_S
@@ -92,8 +92,8 @@ BROKEN = [CALLBACK_FIELD, encode_callback(RawCallback("POST", b"", "application/
 )
 @pytest.mark.parametrize("pending", [False, True])
 def test_what_cannot_be_decoded_is_a_dead_letter_and_the_partition_goes_on(what, code, pending):
-    stats = Stats()
-    partition = make(stats=stats)
+    counters = Counters()
+    partition = make(counters=counters)
     entries = [(f"{START_MS}-0".encode(), what), entry(1, SequenceNumber=1)]
     take_in(partition, entries, pending=pending)
     assert len(finish_all(partition)) == 1
@@ -109,12 +109,12 @@ def test_what_cannot_be_decoded_is_a_dead_letter_and_the_partition_goes_on(what,
     assert letter.received_at_ms == {"not_decodable": 77, "foreign_entry": None}.get(code, RECEIVED_MS)
     assert not commit.waiting
     assert len(commit.done) == (2 if pending else 0)
-    assert stats.dead == {code: 1}
+    assert counters.dead == {code: 1}
 
 
 def test_values_that_cannot_be_read_are_counted_once_by_attribute():
-    stats = Stats()
-    partition = make(stats=stats)
+    counters = Counters()
+    partition = make(counters=counters)
     entries = [
         *(
             entry(number, SequenceNumber=number, EventTimestamp="2024-02-01 06:28:15 +0000 UTC")
@@ -125,9 +125,9 @@ def test_values_that_cannot_be_read_are_counted_once_by_attribute():
         entry(11, SequenceNumber=11, EventTimestamp="yesterday", From="not a number, but a text"),
     ]
     take_in(partition, entries)
-    assert stats.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
+    assert counters.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
     take_in(partition, entries, pending=True)  # again, as after a takeover
-    assert stats.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
+    assert counters.unreadable == {"EventTimestamp": 2, "SequenceNumber": 1, "Amount": 1}
 
 
 MOMENT_US = 1_706_768_895_000_000
@@ -169,10 +169,10 @@ def test_an_entry_deleted_while_it_was_pending():
 
 
 def test_duplicates_are_done_at_once():
-    stats = Stats()
-    partition = make(stats=stats)
+    counters = Counters()
+    partition = make(counters=counters)
     take_in(partition, [entry(0, SequenceNumber=2), entry(1, SequenceNumber=2), entry(2, SequenceNumber=1)])
-    assert (stats.duplicates, partition.unfinished, partition.open_entries) == (1, 2, 2)
+    assert (counters.duplicates, partition.unfinished, partition.open_entries) == (1, 2, 2)
     assert partition.wants_commit
 
 
@@ -186,10 +186,10 @@ def test_only_sessions_not_in_memory_are_asked_for():
 
 
 def test_a_state_that_cannot_be_read_starts_the_order_anew_and_is_counted():
-    stats = Stats()
-    partition = make(stats=stats)
+    counters = Counters()
+    partition = make(counters=counters)
     take_in(partition, [entry(0, SequenceNumber=1)], states={"s": b"scribble"})
-    assert stats.unreadable_states == 1
+    assert counters.unreadable_states == 1
     assert [release.order for release in finish_all(partition)] == ["in_order"]
 
 
@@ -290,17 +290,17 @@ def test_the_watermark_never_runs_backwards():
 
 
 def test_giving_up_the_oldest_gap():
-    stats = Stats()
-    partition = make(stats=stats)
+    counters = Counters()
+    partition = make(counters=counters)
     assert partition.give_up_oldest() == []
     take_in(
         partition, [entry(0, SessionUUID="a", SequenceNumber=3), entry(1, SessionUUID="b", SequenceNumber=2)]
     )
     (session,) = partition.give_up_oldest()
-    assert (session.uuid, session.scheduled, partition.held, stats.given_up) == ("a", True, 1, 2)
+    assert (session.uuid, session.scheduled, partition.held, counters.given_up) == ("a", True, 1, 2)
     assert session.queue[0].missing == (1, 2)
     partition.give_up_oldest()
-    assert (partition.held, partition.next_deadline_ms, stats.given_up) == (0, None, 3)
+    assert (partition.held, partition.next_deadline_ms, counters.given_up) == (0, None, 3)
 
 
 def test_idle_sessions_leave_memory_and_come_back_from_their_states():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
 from maskline.schemas.callback import CALLBACK_FIELD
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.state import encode_state
 from maskline.worker.partitions.partition import Commit
@@ -55,7 +55,7 @@ class History:
     def __init__(self, rng: random.Random):
         self.rng = rng
         self.redis = Toy()
-        self.stats = Stats()
+        self.counters = Counters()
         self.now_ms = 0
         self.given: list[int] = []
         self.handled: list[bytes] = []
@@ -78,7 +78,9 @@ class History:
         self.unsent, self.sent = [], []
         redis = self.redis
         redis.last_commit = 0
-        self.owner = make(cursor=redis.cursor, entries_read=redis.entries_read, cache=2, stats=self.stats)
+        self.owner = make(
+            cursor=redis.cursor, entries_read=redis.entries_read, cache=2, counters=self.counters
+        )
         waiting = sorted(redis.pending, key=place)
         size = self.rng.randint(1, 5)
         for at in range(0, len(waiting), size):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.ordering.state import encode_state
 from maskline.worker.partitions.history import has_all
 from maskline.worker.partitions.partition import Commit
@@ -91,7 +91,7 @@ class World:
         self.spool: list[list[bytes]] = []
         """Taken, and not confirmed."""
         self.handled: set[bytes] = set()
-        self.stats = Stats()
+        self.counters = Counters()
         self.token = 0
         self.take_over()
 
@@ -126,7 +126,9 @@ class World:
         server = self.primary
         self.connected = True
         token = self.token = server.acquire(self.token)
-        self.owner = make(cursor=server.cursor, entries_read=server.entries_read, cache=2, stats=self.stats)
+        self.owner = make(
+            cursor=server.cursor, entries_read=server.entries_read, cache=2, counters=self.counters
+        )
         self.owner.lease_value = f"{token} me"
         waiting = sorted(server.pending, key=place)
         for entry_id in waiting:

@@ -127,7 +127,7 @@ async def test_threads_that_hang_are_bounded_and_told_of_and_others_have_theirs(
             await until(lambda: not d.dispatcher.threads()["hangs"].hung)
     assert len(used) == 10
     assert len({thread.name for thread in used}) <= 4
-    assert d.stats.handled == {"hangs": 8, "well": 20}
+    assert d.counters.handled == {"hangs": 8, "well": 20}
     lines = {line["event"]: line for line in logs if line["log_level"] == "warning"}
     assert lines[plain_handlers.WAITS]["handler"] == "hangs"
     assert lines[plain_handlers.WAITS]["hung"] == 2
@@ -292,7 +292,7 @@ async def test_where_no_thread_can_be_started_plain_handlers_wait_and_others_go_
             short.undo()
             await d.settled()
             assert d.letters() == []
-            assert d.stats.failed == {}
+            assert d.counters.failed == {}
     assert len(plainly) == 300
 
 

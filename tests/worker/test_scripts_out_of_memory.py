@@ -8,7 +8,7 @@ import pytest
 import redis
 from servers import RedisServer, binary_of, server_kinds
 
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
@@ -107,7 +107,7 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture
 async def crowded(server):
-    link = await Store(Settings(redis_url=server.url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     await scripts.load_scripts(link)
     with server.client() as client:
         it = Crowded(link, client)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from servers import RedisServer, redis_binary, valkey_binary
 
-from maskline.runtime.redis.connect import Store
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
@@ -90,7 +90,7 @@ def key(entry_id):
 
 @pytest.fixture
 async def stream(server):
-    link = await Store(Settings(redis_url=server.url)).connect("test")
+    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     await scripts.load_scripts(link)
     with server.client() as client:
         client.config_set("stream-node-max-entries", 100)

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import hiredis
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands.packing import pack_arguments, pack_keys, pack_states, packed_command
@@ -37,7 +37,7 @@ _SHA: Final = {
 }
 
 
-async def load_scripts(link: Link) -> None:
+async def load_scripts(link: PipelinedConnection) -> None:
     """Make the scripts known to the server; once for every connection, since a restarted server forgets them."""
     replies = await link.send(
         b"".join(pack("SCRIPT", "LOAD", source) for source in _SOURCES.values()), len(_SOURCES)

@@ -32,12 +32,12 @@ from maskline.worker.api.failures import (
     unstoppable,
 )
 from maskline.worker.api.registry import BoundHandler, Table
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.deadlines import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
 from maskline.worker.dispatch.gate import Gate
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, Seat
-from maskline.worker.dispatch.quarantine import Case, Suspects
+from maskline.worker.dispatch.quarantine import Case, Quarantine
 from maskline.worker.dispatch.thread_shares import Use
 from maskline.worker.entries.dead_letter import letter_of, letter_of_fault
 from maskline.worker.ordering.reorder import Arrival, Release
@@ -90,8 +90,8 @@ class Dispatcher:
     """
 
     def __init__(
-        self, table: Table, *, concurrency: int, late_dead: bool, stats: Stats,
-        on_progress: Callable[[Partition], None], suspects: Suspects | None = None,
+        self, table: Table, *, concurrency: int, late_dead: bool, counters: Counters,
+        on_progress: Callable[[Partition], None], suspects: Quarantine | None = None,
         background: BackgroundTasks | None = None, context: contextvars.Context | None = None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class Dispatcher:
         self._seen = KNOWN_NUMBERS.seen
         self._concurrency = concurrency
         self._late_dead = late_dead
-        self._stats = stats
+        self._counters = counters
         self._on_progress = on_progress
         self._ready: deque[LiveSession] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -350,7 +350,7 @@ class Dispatcher:
         if session.progress is not None or partition.suspects is not None or release.order == "late":
             return await self._handle_rarely(session, release, attempt)
         # The ordinary way: async handlers that succeed at the first try, without a coroutine more than they are.
-        stats, begun = self._stats, False
+        counters, begun = self._counters, False
         for handler in self._table[event.__class__]:
             if handler.in_thread or (begun and not self._may_go_on(partition, attempt)):
                 break
@@ -363,7 +363,7 @@ class Dispatcher:
                 failure = self._caught(error, attempt)
             attempt.deadline = 0.0
             attempt.now = now = lease_clock()
-            stats.handler_seconds[handler.name] += now - started
+            counters.handler_seconds[handler.name] += now - started
             if attempt.why or attempt.abandoned:
                 failure = self._cut_short(failure, attempt, in_thread=False)
                 if attempt.why:
@@ -371,7 +371,7 @@ class Dispatcher:
             if failure is not None:
                 self._failed(session, release, handler, 1, failure, None)
                 return await self._go_on(session, release, attempt, None, begun=True)
-            stats.handled[handler.name] += 1
+            counters.handled[handler.name] += 1
         else:
             return None
         if begun:
@@ -425,7 +425,7 @@ class Dispatcher:
             if attempt.why:
                 return None
             if failure is None:
-                self._stats.handled[handler.name] += 1
+                self._counters.handled[handler.name] += 1
                 if progress is not None:
                     progress.done.add(handler.name)
                 continue
@@ -441,7 +441,7 @@ class Dispatcher:
         case: Case | None,
     ) -> float | None:  # fmt: skip
         """Attempt `number` of a handler has failed: in how many ms to try again, None where it has been given up."""
-        self._stats.failed[handler.name] += 1
+        self._counters.failed[handler.name] += 1
         if session.progress is None:
             session.progress = self._progress_so_far(release.arrival.payload.event, handler.name)
         progress = session.progress
@@ -489,7 +489,7 @@ class Dispatcher:
                 attempt.seat.leave()
         attempt.deadline = 0.0
         attempt.now = lease_clock()
-        self._stats.handler_seconds[handler.name] += attempt.now - started
+        self._counters.handler_seconds[handler.name] += attempt.now - started
         if case is not None and not attempt.abandoned:
             case.end(handler)
         if attempt.why or attempt.abandoned:
@@ -611,7 +611,7 @@ class Dispatcher:
         release = session.queue[0]
         if session.progress is None:
             session.progress = self._progress_so_far(release.arrival.payload.event, handler.name)
-        self._stats.failed[handler.name] += 1
+        self._counters.failed[handler.name] += 1
         failure = unstoppable(handler)
         verdict = judge(failure, handler.policy, attempt.number, jitter=0)
         try:

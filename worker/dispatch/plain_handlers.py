@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.worker.dispatch import threads
 from maskline.worker.dispatch.thread_shares import Seats, Use
 from maskline.worker.dispatch.threads import REPEAT_S, HandlerThreads
@@ -95,8 +95,8 @@ class PlainHandlers:
         self._again: asyncio.TimerHandle | None = None
         self._stopped = False
         self._context = contextvars.copy_context()
-        self._hang_lines = Seldom()
-        self._wait_lines = Seldom()
+        self._hang_lines = LogRateLimit()
+        self._wait_lines = LogRateLimit()
 
     # What the dispatcher calls
 

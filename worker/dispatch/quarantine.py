@@ -12,18 +12,18 @@ import hiredis
 
 from maskline.runtime.clock import lease_clock
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.commands import scripts
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition
-from maskline.worker.poison.sandbox import TrialImpossibleError, Trials
+from maskline.worker.poison.sandbox import Sandbox, TrialImpossibleError
 from maskline.worker.poison.tracker import Mark, Standing, State, Step, mark_field, step, suspicion
 
 REPEAT_DELAY_S: Final = 0.1
@@ -37,7 +37,7 @@ class Case:
 
     __slots__ = ("_session", "_standing", "_suspects")
 
-    def __init__(self, suspects: "Suspects", session: LiveSession, standing: Standing) -> None:
+    def __init__(self, suspects: "Quarantine", session: LiveSession, standing: Standing) -> None:
         self._suspects = suspects
         self._session = session
         self._standing = standing
@@ -69,19 +69,19 @@ class Case:
         self._suspects.note(self._session.partition, [(mark_field(entry_id, handler.name), mark)])
 
 
-class Suspects:
+class Quarantine:
     """`on_fenced(partition)`: a mark was refused because the lease is not ours any more."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, trials: Trials, stats: Stats,
+        self, connections: WorkerConnections, keys: Keys, trials: Sandbox, counters: Counters,
         on_fenced: Callable[[Partition], None],
     ) -> None:  # fmt: skip
         self._connections = connections
         self._keys = keys
         self._trials = trials
-        self._stats = stats
+        self._counters = counters
         self._on_fenced = on_fenced
-        self._waiting_lines = Seldom()
+        self._waiting_lines = LogRateLimit()
 
     def taken_over(self, partition: Partition, acquired: scripts.Acquired) -> None:
         """See whom to suspect in a partition just taken, and write back to Redis what strikes that makes."""
@@ -94,7 +94,7 @@ class Suspects:
         found = partition.suspects.found
         for one in found:
             if one.struck:
-                self._stats.strikes += 1
+                self._counters.strikes += 1
                 _log.warning(
                     "a worker went down while this handler ran",
                     handler=one.handler, entry_id=one.entry_id, partition=partition.number,
@@ -158,7 +158,7 @@ class Suspects:
             if reply == 0:
                 reason = "the lease is lost"
                 if not partition.lost:
-                    self._stats.fenced += 1
+                    self._counters.fenced += 1
                     self._on_fenced(partition)
             if isinstance(reply, hiredis.ReplyError):
                 reason = str(reply)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 
 THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process; `worker.dispatch.thread_shares` holds them to it."""
@@ -53,7 +53,7 @@ class HandlerThreads:
         self._free = 0
         """Threads that wait for a job nobody has put yet: whoever puts one has reserved a thread, so that no job ever
         stands behind another one's handler."""
-        self._lines = Seldom()
+        self._lines = LogRateLimit()
 
     @property
     def free(self) -> int:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from maskline.schemas.bounded_cache import Memo
+from maskline.schemas.bounded_cache import BoundedCache
 from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
 from maskline.schemas.decode import NONE_IGNORED
 from maskline.schemas.errors import UndecodableEntryError
@@ -18,7 +18,7 @@ from maskline.schemas.events import (
     UnknownEvent,
 )
 from maskline.schemas.fastdecode.plan import REMEMBERED
-from maskline.schemas.fastdecode.templates import Shapes
+from maskline.schemas.fastdecode.templates import Templates
 from maskline.schemas.privacy import redact
 from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, reason_of_fault
 from maskline.worker.error_text import account_of
@@ -59,7 +59,7 @@ class EntryDecoder:
     """Decodes stream entries; `ignored` parameters do not count where callbacks are compared (Arrival.fingerprint)."""
 
     def __init__(self, ignored: frozenset[str]) -> None:
-        self.shapes = Shapes(ignored)
+        self.shapes = Templates(ignored)
         self.unreadable = self.shapes.unreadable
         """What could not be read of entries, until somebody takes it away: attributes, how often."""
         self.decode: DecodeEntries = self.decode_in_python
@@ -166,7 +166,7 @@ def _timestamp_us(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-_timestamps_us: Final = Memo(_timestamp_us, REMEMBERED)
+_timestamps_us: Final = BoundedCache(_timestamp_us, REMEMBERED)
 """Remembered, as the moments themselves are."""
 
 

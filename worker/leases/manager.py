@@ -17,20 +17,26 @@ from redis.exceptions import ResponseError
 
 from maskline.runtime.clock import lease_clock
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
+from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
-from maskline.worker.connection import Connection
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connection import ServerConnections
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
-from maskline.worker.dispatch.quarantine import Suspects
+from maskline.worker.dispatch.quarantine import Quarantine
 from maskline.worker.entries.decode import entry_ms
-from maskline.worker.leases.planner import RENEWALS_PER_LIFE, Answers, Decision, Tenancy, Trip
-from maskline.worker.leases.renewal import Rounds
+from maskline.worker.leases.planner import (
+    RENEWALS_PER_LIFE,
+    LeasePlan,
+    LeasePlanner,
+    RenewalReply,
+    RenewalRequest,
+)
+from maskline.worker.leases.renewal import LeaseRenewer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.partition import Partition, PartitionSettings
@@ -72,12 +78,12 @@ SESSION_CACHE_MIN: Final = 64
 _log = get_logger("maskline.worker")
 
 
-class LeaseKeeper:
+class PartitionManager:
     """Owns the partitions of a worker process. Set `reader` and `pollers` before `run`: they need each other."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, dispatcher: Dispatcher, committer: Committer,
-        settings: Settings, worker_id: str, stats: Stats,
+        self, connections: WorkerConnections, keys: Keys, dispatcher: Dispatcher, committer: Committer,
+        settings: Settings, worker_id: str, counters: Counters,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._connections = connections
@@ -86,7 +92,7 @@ class LeaseKeeper:
         self._committer = committer
         self._settings = settings
         self._worker_id = worker_id
-        self._stats = stats
+        self._counters = counters
         self._partition_settings = PartitionSettings(
             group=settings.group,
             policy=Policy(settings.gap_timeout_ms, settings.first_sequence, settings.held_max),
@@ -95,8 +101,8 @@ class LeaseKeeper:
             ignored_parameters=frozenset(settings.ignored_parameters),
         )
         self._life_s = settings.lease_ttl_ms / 1000
-        self._tenancy = Tenancy(worker_id, settings.partitions, self._life_s)
-        self._rounds = Rounds(connections, keys, worker_id, settings.lease_ttl_ms, self._late)
+        self._tenancy = LeasePlanner(worker_id, settings.partitions, self._life_s)
+        self._rounds = LeaseRenewer(connections, keys, worker_id, settings.lease_ttl_ms, self._late)
         self._owned: dict[int, Partition] = {}
         self._opened: list[Partition] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -110,11 +116,11 @@ class LeaseKeeper:
         self._tokens: dict[int, int] = {}
         """The last fencing token of every partition that this worker has had."""
         self._soon = asyncio.Event()
-        self._refusal_lines = Seldom()
-        self._acquiring: dict[Connection, asyncio.Task[None]] = {}
+        self._refusal_lines = LogRateLimit()
+        self._acquiring: dict[ServerConnections, asyncio.Task[None]] = {}
         """Leases reached for, by server, that it has not answered for."""
         self.reader: Reader
-        self.suspects: Suspects
+        self.suspects: Quarantine
         self.pollers: Pollers
 
     @property
@@ -175,7 +181,7 @@ class LeaseKeeper:
         self._forget(partition)
         if not partition.lost:
             self._drop(partition, "the lease was lost")
-            self._stats.leases_lost += 1
+            self._counters.leases_lost += 1
             _log.warning("a lease was lost", partition=partition.number, fencing_token=partition.token)
             self._soon.set()
 
@@ -183,7 +189,7 @@ class LeaseKeeper:
         """The server lacks something that was seen of the partition: begin again with what is there."""
         if not partition.lost:
             self._drop(partition, "the server has lost what was read")
-            self._stats.diverged += 1
+            self._counters.diverged += 1
             self._spawn(self._let_go(partition))
 
     # One round
@@ -199,11 +205,11 @@ class LeaseKeeper:
             await self._acquire(decision.acquire)
         return decision.next_s
 
-    def _late(self, trip: Trip, answers: Answers, sent_at: float) -> None:
+    def _late(self, trip: RenewalRequest, answers: RenewalReply, sent_at: float) -> None:
         decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=lease_clock(), chance=_chance())
         self._follow(trip, decision)
 
-    def _follow(self, trip: Trip, decision: Decision) -> None:
+    def _follow(self, trip: RenewalRequest, decision: LeasePlan) -> None:
         for number in trip.renew:
             if (partition := self._owned.get(number)) is not None:
                 partition.lease_until = self._tenancy.lease_until(number)
@@ -218,7 +224,7 @@ class LeaseKeeper:
                 self._start(self._hand_over, partition)
 
     async def _acquire(self, numbers: Sequence[int]) -> None:
-        by_connection: dict[Connection, list[int]] = {}
+        by_connection: dict[ServerConnections, list[int]] = {}
         for number in numbers:
             if (connection := self._connections.of(number)) is not None:
                 by_connection.setdefault(connection, []).append(number)
@@ -230,10 +236,10 @@ class LeaseKeeper:
             await asyncio.wait([*self._acquiring.values()], timeout=ACQUIRE_PART * self._life_s)
         _log.info("partitions owned", count=len(self._owned), live_workers=len(self.workers))
 
-    def _acquire_answered(self, connection: Connection, _task: asyncio.Task[None]) -> None:
+    def _acquire_answered(self, connection: ServerConnections, _task: asyncio.Task[None]) -> None:
         del self._acquiring[connection]
 
-    async def _acquire_at(self, connection: Connection, numbers: Sequence[int]) -> None:
+    async def _acquire_at(self, connection: ServerConnections, numbers: Sequence[int]) -> None:
         link, incarnation = connection.leases, connection.incarnation
         if link is None or not link.connected:
             return
@@ -271,7 +277,7 @@ class LeaseKeeper:
                 acquired.cursor,
                 acquired.entries_read,
                 self._partition_settings,
-                self._stats,
+                self._counters,
             )
             partition.verified_at = incarnation
             self._tokens[number] = acquired.token
@@ -279,7 +285,7 @@ class LeaseKeeper:
             self._tenancy.acquired(number, acquired.token, sent_at)
             partition.lease_until = self._tenancy.lease_until(number)
             self._owned[number] = partition
-            self._stats.leases_gained += 1
+            self._counters.leases_gained += 1
             if self._draining.is_set():  # since it was asked for
                 self._start(self._give_back, partition)
             else:

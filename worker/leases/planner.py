@@ -66,7 +66,7 @@ ACQUIRE_MAX: Final = 1024
 _NONE: Final[Mapping[int, object]] = MappingProxyType({})
 
 
-class Trip(NamedTuple):
+class RenewalRequest(NamedTuple):
     """What one round trip asks."""
 
     heartbeat: bool
@@ -76,7 +76,7 @@ class Trip(NamedTuple):
     """Partitions of whose leases the holders are asked."""
 
 
-class Answers(NamedTuple):
+class RenewalReply(NamedTuple):
     """What came back of a trip. The leases lie on several servers, so it may be anything from all to nothing."""
 
     live: Collection[str] | None = None
@@ -91,7 +91,7 @@ class Answers(NamedTuple):
     """Of the partitions looked at: those that nobody holds."""
 
 
-class Decision(NamedTuple):
+class LeasePlan(NamedTuple):
     lost: list[int]
     """Somebody else's now, or nobody's: forget them. The tenancy has."""
     resume: list[int]
@@ -113,7 +113,7 @@ class _Lease:
         self.leaving = leaving
 
 
-class Tenancy:
+class LeasePlanner:
     """The leases of one worker. All times are seconds of one monotonic clock; `chance` is 0 ... 1, random."""
 
     def __init__(self, worker_id: str, partitions: int, lease_s: float) -> None:
@@ -171,13 +171,15 @@ class Tenancy:
 
     # Trips
 
-    def trip(self, now: float) -> Trip:
+    def trip(self, now: float) -> RenewalRequest:
         renew = {partition: lease.token for partition, lease in self._leases.items()}
         looks = not self._draining and now >= self._look_from and self._missing() > 0
-        return Trip(not self._draining, renew, self._around() if looks else ())
+        return RenewalRequest(not self._draining, renew, self._around() if looks else ())
 
-    def replied(self, trip: Trip, answers: Answers, *, sent_at: float, now: float, chance: float) -> Decision:
-        """What follows from what a trip brought back, which is `Answers()` if the connection was lost.
+    def replied(
+        self, trip: RenewalRequest, answers: RenewalReply, *, sent_at: float, now: float, chance: float
+    ) -> LeasePlan:
+        """What follows from what a trip brought back, which is `RenewalReply()` if the connection was lost.
 
         `sent_at` was read before the request was sent, `now` after the replies were there.
         """
@@ -186,10 +188,10 @@ class Tenancy:
             everything_lost = bool(trip.renew) and len(lost) == len(trip.renew)
             self._met(answers.live, everything_lost, now)
         if self._draining or not self._live:
-            return Decision(lost, resume, [], [], self._next_s(trip, answers, chance, hurry=False))
+            return LeasePlan(lost, resume, [], [], self._next_s(trip, answers, chance, hurry=False))
         release, acquire, hurry = self._balanced(trip, answers, chance)
         hurry = hurry and now >= self._look_from
-        return Decision(lost, resume, release, acquire, self._next_s(trip, answers, chance, hurry=hurry))
+        return LeasePlan(lost, resume, release, acquire, self._next_s(trip, answers, chance, hurry=hurry))
 
     def _trusted_until(self, sent_at: float) -> float:
         return sent_at + self._lease_s * TRUSTED_PART
@@ -210,7 +212,7 @@ class Tenancy:
         return list(islice((number for number in ring if number not in self._leases), self._look_count))
 
     def _renewed(
-        self, trip: Trip, kept: Mapping[int, bool], sent_at: float, now: float
+        self, trip: RenewalRequest, kept: Mapping[int, bool], sent_at: float, now: float
     ) -> tuple[list[int], list[int]]:
         lost, resume = [], []
         for partition, token in trip.renew.items():
@@ -238,7 +240,9 @@ class Tenancy:
             # give it back as the others come. They all do before a third of a lease is over.
             self._look_from = now + self._lease_s / RENEWALS_PER_LIFE
 
-    def _balanced(self, trip: Trip, answers: Answers, chance: float) -> tuple[list[int], list[int], bool]:
+    def _balanced(
+        self, trip: RenewalRequest, answers: RenewalReply, chance: float
+    ) -> tuple[list[int], list[int], bool]:
         """What to give back, what to take, and whether the next trip is wanted soon."""
         missing = self._missing()
         if missing <= 0:
@@ -270,7 +274,7 @@ class Tenancy:
         """Does one who is not live hold a lease, or this worker one it knows nothing of (its reply was lost)?"""
         return not {*taken.values()} <= {*self._live} - {self._worker_id}
 
-    def _next_s(self, trip: Trip, answers: Answers, chance: float, *, hurry: bool) -> float:
+    def _next_s(self, trip: RenewalRequest, answers: RenewalReply, chance: float, *, hurry: bool) -> float:
         silent = (
             (trip.heartbeat and answers.live is None)
             or len(answers.kept) < len(trip.renew)

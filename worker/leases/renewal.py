@@ -13,14 +13,14 @@ import hiredis
 
 from maskline.runtime.clock import lease_clock
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.logs.rate_limit import LogRateLimit
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
-from maskline.worker.connection import Connection
-from maskline.worker.connections import Connections
-from maskline.worker.leases.planner import Answers, Trip
+from maskline.worker.connection import ServerConnections
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.leases.planner import RenewalReply, RenewalRequest
 
 _log = get_logger("maskline.worker")
 
@@ -28,38 +28,38 @@ _log = get_logger("maskline.worker")
 class _Part(NamedTuple):
     """What one server is asked."""
 
-    connection: Connection
-    leases: Link
-    trip: Trip
+    connection: ServerConnections
+    leases: PipelinedConnection
+    trip: RenewalRequest
     sent_at: float
 
 
-class Rounds:
+class LeaseRenewer:
     """`on_late(trip, answers, sent_at)`: a server has answered after its round was over."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, worker_id: str, lease_ttl_ms: int,
-        on_late: Callable[[Trip, Answers, float], None],
+        self, connections: WorkerConnections, keys: Keys, worker_id: str, lease_ttl_ms: int,
+        on_late: Callable[[RenewalRequest, RenewalReply, float], None],
     ) -> None:  # fmt: skip
         self._connections = connections
         self._keys = keys
         self._worker_id = worker_id
         self._lease_ttl_ms = lease_ttl_ms
         self._on_late = on_late
-        self._under_way: dict[Connection, asyncio.Task[Answers]] = {}
+        self._under_way: dict[ServerConnections, asyncio.Task[RenewalReply]] = {}
         """A server that has not answered is not asked again until it has, or its connection is cut."""
-        self._complaint_lines = Seldom()
+        self._complaint_lines = LogRateLimit()
 
-    async def ask(self, trip: Trip, timeout_s: float) -> Answers:
+    async def ask(self, trip: RenewalRequest, timeout_s: float) -> RenewalReply:
         """What the servers answer within the time."""
-        asked: dict[asyncio.Task[Answers], _Part] = {}
+        asked: dict[asyncio.Task[RenewalReply], _Part] = {}
         for part in self._parts(trip):
             task = asyncio.create_task(self._ask(part))
             asked[task] = part
             self._under_way[part.connection] = task
             task.add_done_callback(partial(self._answered, part.connection))
         if not asked:
-            return Answers()
+            return RenewalReply()
         done, late = await asyncio.wait(asked, timeout=timeout_s)
         for task in late:
             task.add_done_callback(partial(self._late, asked[task]))
@@ -67,7 +67,7 @@ class Rounds:
 
     # Inside
 
-    def _parts(self, trip: Trip) -> Iterator[_Part]:
+    def _parts(self, trip: RenewalRequest) -> Iterator[_Part]:
         of, home = self._connections.of, self._connections.home
         for connection in self._connections:
             if connection.leases is None or not connection.up or connection in self._under_way:
@@ -76,9 +76,11 @@ class Rounds:
             look = [number for number in trip.look if of(number) is connection]
             heartbeat = trip.heartbeat and connection is home
             if renew or look or heartbeat:
-                yield _Part(connection, connection.leases, Trip(heartbeat, renew, look), lease_clock())
+                yield _Part(
+                    connection, connection.leases, RenewalRequest(heartbeat, renew, look), lease_clock()
+                )
 
-    async def _ask(self, part: _Part) -> Answers:
+    async def _ask(self, part: _Part) -> RenewalReply:
         keys, life_ms = self._keys, self._lease_ttl_ms
         heartbeat, renew, look = part.trip
         packed = [
@@ -92,7 +94,7 @@ class Rounds:
             replies = await part.leases.send(b"".join(packed), len(packed))
         except RedisUnavailableError as error:
             self._complain(part.connection, str(error))
-            return Answers()
+            return RenewalReply()
         self._note_refusals(part.connection, replies)
         kept = {
             number: bool(reply)
@@ -108,24 +110,24 @@ class Rounds:
         }
         free = [number for number, reply in seen.items() if reply is None]
         live, next_lapse_ms = scripts.read_heartbeat(replies[-1]) if heartbeat else (None, None)
-        return Answers(live, next_lapse_ms, kept, taken, free)
+        return RenewalReply(live, next_lapse_ms, kept, taken, free)
 
-    def _answered(self, connection: Connection, _task: asyncio.Task[Answers]) -> None:
+    def _answered(self, connection: ServerConnections, _task: asyncio.Task[RenewalReply]) -> None:
         del self._under_way[connection]
 
-    def _late(self, part: _Part, task: asyncio.Task[Answers]) -> None:
+    def _late(self, part: _Part, task: asyncio.Task[RenewalReply]) -> None:
         if not task.cancelled() and task.exception() is None:
             # What was looked at may have changed since; what was renewed was renewed.
-            trip, answers = Trip(False, part.trip.renew, ()), Answers(kept=task.result().kept)
+            trip, answers = RenewalRequest(False, part.trip.renew, ()), RenewalReply(kept=task.result().kept)
             self._on_late(trip, answers, part.sent_at)
 
-    def _note_refusals(self, connection: Connection, replies: Sequence[Any]) -> None:
+    def _note_refusals(self, connection: ServerConnections, replies: Sequence[Any]) -> None:
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if refusal:
             connection.refused(refusal)
             self._complain(connection, f"Redis refuses: {refusal}")
 
-    def _complain(self, connection: Connection, reason: str) -> None:
+    def _complain(self, connection: ServerConnections, reason: str) -> None:
         if self._complaint_lines.due(connection.address, reason[:20]):  # what follows may differ every time
             _log.warning(
                 "leases could not be renewed", redis=connection.address, reason=reason,
@@ -133,7 +135,7 @@ class Rounds:
             )  # fmt: skip
 
 
-def _merged(answers: Sequence[Answers]) -> Answers:
+def _merged(answers: Sequence[RenewalReply]) -> RenewalReply:
     live, next_lapse_ms = None, None
     kept: dict[int, bool] = {}
     taken: dict[int, str] = {}
@@ -144,4 +146,4 @@ def _merged(answers: Sequence[Answers]) -> Answers:
         kept |= answer.kept
         taken |= answer.taken
         free += answer.free
-    return Answers(live, next_lapse_ms, kept, taken, free)
+    return RenewalReply(live, next_lapse_ms, kept, taken, free)

@@ -13,13 +13,13 @@ from typing import Any, Final
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.logs.rate_limit import LogRateLimit
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.keys import Keys
 from maskline.worker.commands.scripts import COMMITTED, DIVERGED, FENCED
 from maskline.worker.commands.scripts import commit as pack_commit
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.partitions.partition import Partition
 
 REPEAT_DELAY_S: Final = 0.1
@@ -40,14 +40,14 @@ class Committer:
     """
 
     def __init__(
-        self, connections: Connections, keys: Keys, stats: Stats, *, on_fenced: Callable[[Partition], None],
+        self, connections: WorkerConnections, keys: Keys, counters: Counters, *, on_fenced: Callable[[Partition], None],
         on_diverged: Callable[[Partition], None], on_committed: Callable[[], None],
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._connections = connections
         self._keys = keys
-        self._stats = stats
+        self._counters = counters
         self._on_fenced = on_fenced
         self._on_diverged = on_diverged
         self._on_committed = on_committed
@@ -56,7 +56,7 @@ class Committer:
         self._settled: dict[Partition, asyncio.Future[None]] = {}
         self._context = contextvars.copy_context()
         """Of what follows, whoever has something to commit: a handler may have bound log values in its own."""
-        self._refusal_lines = Seldom()
+        self._refusal_lines = LogRateLimit()
 
     def mark(self, partition: Partition) -> None:
         """Something of the partition is done: commit it with the next trip, unless one is under way already."""
@@ -86,8 +86,8 @@ class Committer:
 
     def _send(self, partitions: Iterable[Partition]) -> None:
         """Send the commits under way of these partitions, those of one server together."""
-        by_link: dict[Link, list[Partition]] = {}
-        packed: dict[Link, list[bytes]] = {}
+        by_link: dict[PipelinedConnection, list[Partition]] = {}
+        packed: dict[PipelinedConnection, list[bytes]] = {}
         now = self._loop.time()
         for partition in partitions:
             commit = partition.commit_in_flight
@@ -127,13 +127,13 @@ class Committer:
 
     def _replied(self, partition: Partition, reply: Any) -> None:
         if reply == COMMITTED:
-            self._stats.commits += 1
+            self._counters.commits += 1
             partition.committed()
             if partition.wants_commit:
                 self.mark(partition)
             self._wake(partition)
         elif reply == FENCED:
-            self._stats.fenced += 1
+            self._counters.fenced += 1
             self._on_fenced(partition)
         elif reply == DIVERGED:
             _log.warning("redis has lost entries or a commit, reading again", partition=partition.number)

@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
-from maskline.worker.connections import Connections
+from maskline.worker.connections import WorkerConnections
 from maskline.worker.partitions.partition import Partition
 
 LOOK_S: Final = 15.0
@@ -27,7 +27,7 @@ class DeadLetters:
     """`partitions()`: those owned now."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, partitions: Callable[[], Sequence[Partition]]
+        self, connections: WorkerConnections, keys: Keys, partitions: Callable[[], Sequence[Partition]]
     ) -> None:
         self._connections = connections
         self._keys = keys
@@ -53,7 +53,7 @@ class DeadLetters:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        by_link: defaultdict[Link, list[int]] = defaultdict(list)
+        by_link: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
         owned = [partition.number for partition in self._partitions()]
         self._seen = {number: seen for number, seen in self._seen.items() if number in set(owned)}
         for number in owned:
@@ -63,7 +63,7 @@ class DeadLetters:
             for first in range(0, len(numbers), TRIP_PARTITIONS_MAX):
                 await self._look_at(link, numbers[first : first + TRIP_PARTITIONS_MAX])
 
-    async def _look_at(self, link: Link, numbers: Sequence[int]) -> None:
+    async def _look_at(self, link: PipelinedConnection, numbers: Sequence[int]) -> None:
         asked = b"".join(
             pack("XLEN", key) + pack("MEMORY", "USAGE", key, "SAMPLES", 1)
             for key in map(self._keys.dead, numbers)

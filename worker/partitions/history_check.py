@@ -13,12 +13,12 @@ from typing import Any, Final
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
-from maskline.worker.connection import Connection
-from maskline.worker.connections import Connections
+from maskline.worker.connection import ServerConnections
+from maskline.worker.connections import WorkerConnections
 from maskline.worker.partitions.history import Seen, has_all
 from maskline.worker.partitions.partition import Partition
 
@@ -44,7 +44,7 @@ class HistoryVerifier:
     """
 
     def __init__(
-        self, connections: Connections, keys: Keys, owned: Callable[[], Iterable[Partition]],
+        self, connections: WorkerConnections, keys: Keys, owned: Callable[[], Iterable[Partition]],
         *, on_same: Callable[[Partition], None], on_diverged: Callable[[Partition], None],
     ) -> None:  # fmt: skip
         self._connections = connections
@@ -62,7 +62,7 @@ class HistoryVerifier:
         """Verify what is not verified, until cancelled."""
         while True:
             self._wanted.clear()
-            by_connection: dict[Connection, list[Partition]] = {}
+            by_connection: dict[ServerConnections, list[Partition]] = {}
             for connection, partition in self._unverified():
                 by_connection.setdefault(connection, []).append(partition)
             await asyncio.gather(*(self._verify(*those) for those in by_connection.items()))
@@ -71,14 +71,14 @@ class HistoryVerifier:
                 async with asyncio.timeout(wait_s):
                     await self._wanted.wait()
 
-    def _unverified(self) -> Iterator[tuple[Connection, Partition]]:
+    def _unverified(self) -> Iterator[tuple[ServerConnections, Partition]]:
         for partition in self._owned():
             connection = self._connections.of(partition.number)
             if connection is None or partition.lost or partition.verified_at is connection.incarnation:
                 continue
             yield connection, partition
 
-    async def _verify(self, connection: Connection, partitions: list[Partition]) -> None:
+    async def _verify(self, connection: ServerConnections, partitions: list[Partition]) -> None:
         link, incarnation = connection.commands, connection.incarnation
         if link is None or not connection.up:
             return
@@ -113,7 +113,11 @@ class HistoryVerifier:
         return partition.seen()
 
     async def _ask(
-        self, connection: Connection, link: Link, partitions: list[Partition], seen: list[Seen]
+        self,
+        connection: ServerConnections,
+        link: PipelinedConnection,
+        partitions: list[Partition],
+        seen: list[Seen],
     ) -> list[tuple[Any, Any]]:
         """The fence of each, and what lies under the ID of the last entry read; nothing if the connection is lost."""
         packed = [

@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from maskline.schemas.errors import UndecodableEntryError
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import (
     INTERNAL_ERROR,
     DeadLetter,
@@ -94,7 +94,7 @@ class Partition:
 
     def __init__(
         self, number: int, token: int, lease_value: str, cursor: str, entries_read: int, settings: PartitionSettings,
-        stats: Stats,
+        counters: Counters,
     ) -> None:  # fmt: skip
         self.number, self.token, self.lease_value = number, token, lease_value
         self.cursor = cursor
@@ -104,8 +104,9 @@ class Partition:
         self.last_entry: Entry | None = None
         """That entry as it came; None before the first."""
         self.verified_at: object | None = None
-        """The connection (`Connection.incarnation`) whose server was found to have all that was seen. Over another
-        one nothing is read and nothing committed before that was looked at (`worker.partitions.history_check`)."""
+        """The connection (`ServerConnections.incarnation`) whose server was found to have all that was seen. Over
+        another one nothing is read and nothing committed before that was looked at
+        (`worker.partitions.history_check`)."""
         self.look_up_at = 0.0  # when a commit has its cursor looked up again, by the committer's clock
         self.poller: object | None = None
         """Who has a read of it under way, or entries not fed yet: nobody else may read on meanwhile."""
@@ -136,7 +137,7 @@ class Partition:
         self._unmarked: list[str] = []
         self.faults: list[tuple[str, BaseException]] = []
         """What we met on single entries and did not foresee, and while doing what: to be told and taken away."""
-        self._settings, self._stats = settings, stats
+        self._settings, self._counters = settings, counters
         self._decoder = entry_decoder(settings.ignored_parameters)
         self._sessions: dict[str, LiveSession] = {}  # in the order of their last use
         self._deadlines, self._deadlines_max = list[tuple[int, str]](), DEADLINES_SPARE
@@ -169,7 +170,7 @@ class Partition:
             self._take_in(ids, pending)
         if unreadable:
             if not pending:  # those were counted when they were read first
-                self._stats.unreadable.update(unreadable)
+                self._counters.unreadable.update(unreadable)
             unreadable.clear()
         for entry_id, fields, error in refused:
             self._bury_undecoded(entry_id, fields, error, now_ms)
@@ -226,7 +227,7 @@ class Partition:
                 if decision.__class__ is Release:
                     self._release(session, decision, ready)
                 else:
-                    self._stats.duplicates += 1
+                    self._counters.duplicates += 1
                     self._finish_entry(decision.arrival.payload.entry_id)
         except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
             self._lose(session, [*before, arrival], error)
@@ -299,7 +300,7 @@ class Partition:
         """Add a dead letter to the next commit."""
         self._dead.append(encode_dead_letter(letter))
         self._uncommitted = True
-        self._stats.dead[letter.code] += 1
+        self._counters.dead[letter.code] += 1
 
     # Commits out
 
@@ -372,12 +373,12 @@ class Partition:
                 state = decode_state(encoded)
             except Exception:  # noqa: BLE001 - a ValueError, or what we did not foresee
                 # Somebody has written over it. The session's order starts anew; its events are not lost for that.
-                self._stats.unreadable_states += 1
+                self._counters.unreadable_states += 1
         return LiveSession(uuid, state, self)
 
     def released_in_order(self, count: int) -> None:
         self.unfinished += count
-        self._stats.released["in_order"] += count
+        self._counters.released["in_order"] += count
 
     def hold(self, session: LiveSession, before: int) -> None:
         self.held += session.held - before
@@ -397,9 +398,9 @@ class Partition:
         else:
             session.queue = [release]
         self.unfinished += 1
-        self._stats.released[release.order] += 1
+        self._counters.released[release.order] += 1
         if release.missing:
-            self._stats.given_up += len(release.missing)
+            self._counters.given_up += len(release.missing)
         if not session.scheduled:
             session.scheduled = True
             ready.append(session)

@@ -17,14 +17,14 @@ from typing import Any, Final
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.logs.rate_limit import LogRateLimit
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.partitions.partition import Partition
 
 ROUND_S: Final = 1.0
@@ -51,20 +51,20 @@ class Retention:
     """`partitions()`: those to trim now."""
 
     def __init__(
-        self, connections: Connections, keys: Keys, partitions: Callable[[], Sequence[Partition]],
-        settings: Settings, stats: Stats,
+        self, connections: WorkerConnections, keys: Keys, partitions: Callable[[], Sequence[Partition]],
+        settings: Settings, counters: Counters,
     ) -> None:  # fmt: skip
         self._connections = connections
         self._keys = keys
         self._partitions = partitions
         self._retention_ms = settings.retention_s * 1000
         self._keep = settings.retention_max_entries // settings.partitions
-        self._stats = stats
+        self._counters = counters
         self._next = 0
         self._seen: dict[int, scripts.Trimmed] = {}
         """What each partition was like when it was looked at last."""
         self._warned: dict[str, float] = {}
-        self._refusal_lines = Seldom()
+        self._refusal_lines = LogRateLimit()
 
     @property
     def retained(self) -> int:
@@ -86,7 +86,7 @@ class Retention:
         while True:
             await asyncio.sleep(ROUND_S / STEPS)
             due = self._due(sorted(self._partitions(), key=lambda partition: partition.number))
-            by_link: defaultdict[Link, list[int]] = defaultdict(list)
+            by_link: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
             for number in due:
                 if (link := self._connections.link(number)) is not None:
                     by_link[link].append(number)
@@ -104,7 +104,7 @@ class Retention:
         self._next += count
         return [partition.number for partition in owned[first : first + count]]
 
-    async def _trim(self, link: Link, numbers: Sequence[int]) -> None:
+    async def _trim(self, link: PipelinedConnection, numbers: Sequence[int]) -> None:
         packed = [
             scripts.trim(
                 self._keys, number, retention_ms=self._retention_ms, keep=self._keep, at_most=TRIM_MAX
@@ -130,7 +130,7 @@ class Retention:
                 )  # fmt: skip
             return
         seen = self._seen[number] = scripts.read_trimmed(reply)
-        self._stats.trimmed += seen.trimmed
+        self._counters.trimmed += seen.trimmed
 
     def _warn(self) -> None:
         now = monotonic()

@@ -23,7 +23,7 @@ from maskline.schemas.settings import Settings
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError, TrialFailedError, Verdict, overtime
 from maskline.worker.api.registry import BoundHandler
-from maskline.worker.counters import Stats
+from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.poison.sandbox_main import (
     CLOSE_S,
@@ -64,13 +64,13 @@ class _Ended(Exception):  # noqa: N818  not an error: what a trial may come to
         self.exit_code = exit_code
 
 
-class Trials:
+class Sandbox:
     """`names`: the handlers that another process can load, by the names in MASKLINE_HANDLERS."""
 
-    def __init__(self, settings: Settings, names: Collection[str], stats: Stats) -> None:
+    def __init__(self, settings: Settings, names: Collection[str], counters: Counters) -> None:
         self._settings = settings
         self._names = names
-        self._stats = stats
+        self._counters = counters
         self._impossible = 0
         self._court = asyncio.Lock()
         """One trial at a time: each is a process."""
@@ -95,7 +95,7 @@ class Trials:
                     await self._once(handler, request)
             except TrialImpossibleError:
                 self._impossible += 1
-                self._stats.trials["impossible"] += 1
+                self._counters.trials["impossible"] += 1
                 raise
             except _Ended as ended:
                 self._impossible = 0
@@ -103,13 +103,13 @@ class Trials:
                 if ended.exit_code != -signal.SIGKILL:
                     break
             except MasklineError:
-                self._stats.trials["failed"] += 1
+                self._counters.trials["failed"] += 1
                 raise
             else:
                 self._impossible = 0
-                self._stats.trials["handled"] += 1
+                self._counters.trials["handled"] += 1
                 return
-        self._stats.trials["crashed"] += 1
+        self._counters.trials["crashed"] += 1
         raise HandlerCrashedError(strikes, how)
 
     def _request(self, handler: BoundHandler, release: Release, ctx: Context) -> bytes:

@@ -19,14 +19,14 @@ from typing import Any, Final, NamedTuple
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.logs.rate_limit import Seldom
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.logs.rate_limit import LogRateLimit
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands.scripts import ask_states
-from maskline.worker.connection import Connection
-from maskline.worker.connections import Connections
-from maskline.worker.counters import Stats
+from maskline.worker.connection import ServerConnections
+from maskline.worker.connections import WorkerConnections
+from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import Entries, entry_ms
 from maskline.worker.ordering.session import LiveSession
@@ -76,8 +76,8 @@ class Reader:
     """
 
     def __init__(
-        self, connections: Connections, keys: Keys, dispatcher: Dispatcher,
-        partitions: Callable[[], Sequence[Partition]], *, outstanding_max: int, stats: Stats,
+        self, connections: WorkerConnections, keys: Keys, dispatcher: Dispatcher,
+        partitions: Callable[[], Sequence[Partition]], *, outstanding_max: int, counters: Counters,
         on_progress: Callable[[Partition], None],
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:  # fmt: skip
@@ -86,17 +86,17 @@ class Reader:
         self._dispatcher = dispatcher
         self._partitions = partitions
         self.outstanding_max = outstanding_max
-        self._stats = stats
+        self._counters = counters
         self._on_progress = on_progress
         self._on_fault = on_fault
         self._since_yield = 0
-        self._refusal_lines = Seldom()
+        self._refusal_lines = LogRateLimit()
         self.in_hand = 0
         """Entries that were read and are not put in order yet."""
 
     # What pollers ask
 
-    def readable(self, connection: Connection, poller: object) -> tuple[list[Partition], bool]:
+    def readable(self, connection: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
         """The partitions to read at a server, and whether others must wait.
 
         Those wait for their commits, for another poller, or until the server is known to have what was seen of them.
@@ -126,7 +126,7 @@ class Reader:
             if entries:
                 last_id = entries[-1][0].decode()
                 partition.read_id, partition.last_entry = last_id, entries[-1]
-                self._stats.read += len(entries)
+                self._counters.read += len(entries)
                 at_end = len(entries) < count
                 watermark_ms = max(stream_now_ms, entry_ms(last_id)) if at_end else entry_ms(last_id)
                 batches.append(Batch(partition, entries, watermark_ms))
@@ -196,7 +196,7 @@ class Reader:
             partition = max(partitions, key=lambda candidate: candidate.held)
             before = partition.held
             self._dispatcher.submit(partition.give_up_oldest())
-            self._stats.forced_gaps += 1
+            self._counters.forced_gaps += 1
             surplus -= before - partition.held
             if partition.held == before:
                 return
@@ -205,7 +205,7 @@ class Reader:
 
     def _ask(self, decoded: Iterable[tuple[Batch, Decoded]]) -> list[_Asked]:
         """Ask for the states of sessions that are not in memory, in one trip to each server."""
-        by_link: dict[Link, list[tuple[Partition, list[str]]]] = {}
+        by_link: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
         for batch, one in decoded:
             if one.unknown and (link := self._connections.link(batch.partition.number)) is not None:
                 by_link.setdefault(link, []).append((batch.partition, one.unknown))

@@ -29,11 +29,11 @@ from typing import Any, Final
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.pipeline import Link, pack
+from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
-from maskline.worker.connection import Connection
-from maskline.worker.connections import Connections
+from maskline.worker.connection import ServerConnections
+from maskline.worker.connections import WorkerConnections
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.streams.pipeline import Intake, Reader
 from maskline.worker.streams.read_request import ReadRequest
@@ -63,7 +63,7 @@ class Poller:
     """Reads what a worker owns on one server, and feeds it to the reader."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, reader: Reader, *, together: bool,
+        self, connection: ServerConnections, keys: Keys, reader: Reader, *, together: bool,
         on_released: Callable[[], None],
     ) -> None:  # fmt: skip
         self._connection = connection
@@ -136,7 +136,7 @@ class Poller:
         finally:
             self._keep_to(())
 
-    async def _read_while_connected(self, reads: Link) -> None:
+    async def _read_while_connected(self, reads: PipelinedConnection) -> None:
         request = self._request(reads)
         while not self._gone:
             self._keep_to(() if request is None else request.partitions)
@@ -188,7 +188,7 @@ class Poller:
         if released:
             self._on_released()
 
-    def _request(self, reads: Link) -> ReadRequest | None:
+    def _request(self, reads: PipelinedConnection) -> ReadRequest | None:
         """Send the next read; None if there is nothing to read or no room for it."""
         self._woken.clear()
         partitions, ahead = self._reader.readable(self._connection, self)
@@ -304,11 +304,11 @@ class Poller:
 class Pollers:
     """A poller for each server."""
 
-    def __init__(self, connections: Connections, keys: Keys, reader: Reader) -> None:
+    def __init__(self, connections: WorkerConnections, keys: Keys, reader: Reader) -> None:
         self._connections = connections
         self._keys = keys
         self._reader = reader
-        self._pollers: dict[Connection, tuple[Poller, asyncio.Task[None]]] = {}
+        self._pollers: dict[ServerConnections, tuple[Poller, asyncio.Task[None]]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         """Tasks of pollers whose servers are gone."""
         self._changed = asyncio.Event()

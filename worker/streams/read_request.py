@@ -4,7 +4,7 @@ import asyncio
 from time import monotonic
 from typing import Any
 
-from maskline.runtime.redis.pipeline import Link
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.worker.partitions.partition import Partition
 
 
@@ -26,12 +26,12 @@ class ReadRequest:
     )
 
     def __init__(
-        self, reads: Link, incarnation: object, partitions: list[Partition], each: int,
+        self, reads: PipelinedConnection, incarnation: object, partitions: list[Partition], each: int,
         future: asyncio.Future[list[Any]], *, together: bool,
     ) -> None:  # fmt: skip
         self.reads = reads
         self.incarnation = incarnation
-        """Of the connection (`Connection.incarnation`) that it was sent over."""
+        """Of the connection (`ServerConnections.incarnation`) that it was sent over."""
         self.partitions = partitions
         self.each = each
         """Entries asked for of every partition."""
