@@ -7,9 +7,9 @@
 | signature | HMAC, compared in constant time | the same |
 | stored | `RawCallback`, as it came | the same |
 
-It only ever says yes, and only where the intake would, with the same result (tests/ingest/test_quick.py); of
-everything else it says that it does not know, and the intake is asked. What it remembers, it learned from requests
-with a valid signature.
+It only ever says yes, and only where the intake would, with the same result
+(tests/ingest/fastpath/test_fast_verifier.py); of everything else it says that it does not know, and the intake is
+asked. What it remembers, it learned from requests with a valid signature.
 """
 
 from typing import Final, NamedTuple

@@ -3,7 +3,7 @@
 Plivo writes the callbacks of one event the same way each time: the same names in the same order. A shape is that: the
 event and its names. Once a shape was seen a few times, a reader is made for it. Whatever is not of a known shape, or
 has a value that cannot be read, goes the reference's way: a reader may refuse anything, but reads nothing otherwise
-than the reference would (tests/schemas/test_shapes.py, over both kinds of readers and the reference).
+than the reference would (tests/schemas/fastdecode/test_templates.py, over both kinds of readers and the reference).
 
 The readers are in C (`schemas.fastdecode.native`) where that could be built when maskline was installed, in Python
 (`schemas.fastdecode.python_readers`) elsewhere.

@@ -279,6 +279,9 @@ def _split_url(text: str) -> SplitResult:
         url.port  # noqa: B018 - raises ValueError for a port that is none
     except ValueError:
         raise ValueError("host and port cannot be read") from None
+    if "[" in (host := url.netloc.rpartition("@")[2]) and not host.startswith("["):
+        # Before Python 3.11.9 urllib takes `user:password[::1]`, a password whose @ is missing, for a host.
+        raise ValueError("host and port cannot be read")
     return url
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -212,6 +212,7 @@ def test_no_part_of_a_password_is_shown(scheme, password):
     assert hide_password(f"{scheme}://host:1/0") == f"{scheme}://host:1/0"
 
 
+(PUBLIC_URL,) = (setting for setting in SETTINGS if setting.field == "public_url")
 SCHEMES = ["https://", "redis://", "unix://", "tcp://", "HTTP://", ""]
 CREDENTIALS = ["user:{}@", ":{}@", "{}@", "user:{}/x@", "user:{}?@", "user:1/{}@", "MA1:{},x@", "user:{}"]
 HOSTS = [
@@ -230,6 +231,7 @@ SOURCES = ["environment", "argument", "file", "TOML", "name of a file", "name in
     st.sampled_from(SETTINGS), st.sampled_from(SCHEMES), st.sampled_from(CREDENTIALS), st.sampled_from(HOSTS),
     st.sampled_from(["", f"{SECRET}@", f"{SECRET}:é"]), st.sampled_from(SOURCES),
 )  # fmt: skip
+@example(PUBLIC_URL, "https://", "user:{}", "[::1]:80/x", "", "environment")
 @hypothesis_settings(max_examples=400, deadline=None)
 def test_no_error_repeats_a_password(setting, scheme, credentials, host, before, source):
     """Wherever a URL was put, and whichever setting it was put into by mistake."""

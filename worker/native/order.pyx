@@ -3,7 +3,7 @@
 Also how sessions come into memory and leave it (`worker.partitions.partition`).
 
 It decides nothing that `worker.ordering.reorder` would not: what is not plain is left alone, for Python to look at
-(tests/worker/test_in_c.py holds both side by side). The steps are Python's, and cost half of what they cost there: it
+(tests/worker/ordering/test_in_c.py holds both side by side). The steps are Python's, and cost half of what they cost there: it
 is worth 1.4 µs of 2.4 for each event.
 """
 

@@ -17,7 +17,7 @@ from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX
 from maskline.ingest.publish.publisher import COPIES_MAX
 from maskline.ingest.spool.errors import SpoolError
 
-sys.path.append(str(Path(__file__).parent.parent / "chaos"))
+sys.path.append(str(Path(__file__).parents[2] / "chaos"))
 from proxy import Proxy
 
 VALUES = [b"%04d" % number for number in range(300)]

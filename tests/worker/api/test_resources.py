@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from pathlib import Path
 
 import pytest
 from process_kit import PATIENCE_S, Fleet
@@ -74,7 +75,7 @@ def test_a_stop_closes_every_resource_and_is_clean_though_one_ends_badly(crew: F
 
 
 def module_directory():
-    return __file__.rpartition("/")[0]
+    return str(Path(__file__).parents[1])
 
 
 def spec(name, open_):

@@ -6,7 +6,7 @@ import pytest
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session
 from servers import wait_until
 
-DEADLY = str(Path(__file__).with_name("deadly_handlers.py"))
+DEADLY = str(Path(__file__).parents[1] / "deadly_handlers.py")
 LEASE_MS = 600
 DEATHS_MAX = 8
 """Once unmarked, twice marked, then the trial: a few more where two of them bring one worker down in turn."""

@@ -18,7 +18,7 @@ from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
 
-sys.path.append(str(Path(__file__).parent.parent / "chaos"))
+sys.path.append(str(Path(__file__).parents[2] / "chaos"))
 from proxy import Proxy
 
 OLD, NEW = Server("10.0.0.1", 1), Server("10.0.0.2", 2)

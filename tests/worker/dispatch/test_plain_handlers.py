@@ -257,7 +257,7 @@ async def test_without_a_lease_nothing_starts_in_a_thread(few):
             await until(lambda: len(seen) == 2)
             d.partition.lease_until = lease_clock() - 1
             gate.set()
-            await until(lambda: not any(d.dispatcher.threads()["test_plain." + handle.__qualname__]))
+            await until(lambda: not any(d.dispatcher.threads()["test_plain_handlers." + handle.__qualname__]))
             assert len(seen) == 2
             d.partition.lease_until = lease_clock() + 600
             d.dispatcher.resume(d.partition)
@@ -465,7 +465,7 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     module = tmp_path / "users_handlers.py"
     module.write_text(HANDLERS.replace("TIMEOUT_MS", "50"))
     worker = crew.start(
-        handlers=str(module), stop_timeout_ms=1_000, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}"
+        handlers=str(module), stop_timeout_ms=1_000, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}"
     )
     hanging = [f"hangs{index}" for index in range(thread_shares.HANDLER_THREADS_MAX + 8)]
     crew.put_all([(session, 1) for session in hanging])
@@ -495,7 +495,7 @@ def test_a_stop_waits_for_no_thread_and_for_nobody_who_waits_for_one(crew, tmp_p
     module = tmp_path / "users_handlers.py"
     module.write_text(HANDLERS.replace("TIMEOUT_MS", "60_000"))
     worker = crew.start(
-        handlers=str(module), stop_timeout_ms=300, PYTHONPATH=f"{tmp_path}:{Path(__file__).parent}"
+        handlers=str(module), stop_timeout_ms=300, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}"
     )
     crew.put_all([(f"hangs{index}", 1) for index in range(threads.THREADS_MAX + 8)])
     wait_until(
