@@ -9,13 +9,14 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from maskline.ingest.auth.verifier import CallbackVerifier
-from maskline.ingest.delivery.drainer import Drainer, RateLimiter
+from maskline.ingest.delivery.drainer import Drainer
+from maskline.ingest.delivery.rate_limiter import RateLimiter
 from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.http.server import CONNECTIONS_MAX, CallbackServer
 from maskline.ingest.metrics import Gauges, Metrics
+from maskline.ingest.outcome import InFlight
 from maskline.ingest.publish.circuit_breaker import STATES
 from maskline.ingest.publish.pool import PublisherPool
-from maskline.ingest.publish.publisher import InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health

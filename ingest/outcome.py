@@ -1,4 +1,6 @@
-"""What becomes of a callback: the codes, which of them tell of the whole server, and the error for "not kept".
+"""The outcome of a callback: its codes, the error for "not stored", and who is told of it.
+
+A leaf: the publisher, the spool and the router share these types and do not import each other for them.
 
 | code | means |
 | --- | --- |
@@ -11,7 +13,8 @@
 | `busy` | more callbacks wait than may |
 """
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from maskline.schemas.errors import MasklineError
 
@@ -51,7 +54,10 @@ MOVED: Final = frozenset({"redis_moved", "redis_ask", "redis_clusterdown", "redi
 
 
 class NotStoredError(MasklineError):
-    """Redis's or the disk's fault, or too much at once: this callback was not kept, the next one may be."""
+    """Neither Redis nor the spool stored this callback; the next one may succeed.
+
+    Redis's or the disk's fault, or too many callbacks at once: `code` says which.
+    """
 
     def __init__(self, code: str) -> None:
         super().__init__(f"not kept: {code}")
@@ -63,3 +69,36 @@ def refusal(reply: Any) -> str:
     """An error reply's code: `OOM command not allowed …` is `redis_oom`."""
     word = str(reply).partition(" ")[0].lower()
     return f"redis_{word}" if word in _REFUSALS else "redis_error"
+
+
+class Completion(Protocol):
+    """Awaits the outcome of one callback: a future, or a lighter object of the same shape (ingest.http.connection).
+
+    It is completed once, with None or a NotStoredError, and only while it is not `done`. Completing it may call back
+    into the router.
+    """
+
+    def done(self) -> bool:
+        """Whether the outcome is known already, or nobody awaits it any more."""
+
+    def set_result(self, result: None, /) -> None:
+        """The callback is stored."""
+
+    def set_exception(self, exception: NotStoredError, /) -> None:
+        """The callback is stored nowhere."""
+
+
+Completions = list[Completion]
+
+OnRefused = Callable[[str, Completions, list[int], list[bytes]], None]
+"""Takes over callbacks that were refused for one reason: `code`, `completions`, `partition_hashes`, `values`."""
+
+
+class InFlight:
+    """How many callbacks of the process await Redis or the spool: one sum, so that one bound holds for both."""
+
+    __slots__ = ("callbacks", "size_bytes")
+
+    def __init__(self) -> None:
+        self.callbacks = 0
+        self.size_bytes = 0

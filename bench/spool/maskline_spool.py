@@ -5,8 +5,7 @@ from pathlib import Path
 from bench.ingest.plain import run
 from bench.spool.clients import DIRECTORY, drive
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import AWAY
-from maskline.ingest.publish.publisher import InFlight
+from maskline.ingest.outcome import AWAY, InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings

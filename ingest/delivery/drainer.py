@@ -20,6 +20,7 @@ import contextlib
 from time import monotonic
 from typing import Final
 
+from maskline.ingest.delivery.rate_limiter import SLOW_PAGE_ROWS_MAX, RateLimiter
 from maskline.ingest.outcome import MOVED, OF_THE_SERVER
 from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import Publisher
@@ -30,14 +31,6 @@ from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 
-PAGE_ROWS_MAX: Final = 256
-"""Published twice at most, if the process dies; at 1 kB each well under a hundredth of a second of the network."""
-PAGES_PER_S: Final = 10
-"""At a low rate pages are smaller, so that it is even over a second."""
-QUICK_PAGE_S: Final = 0.05
-"""PAGE_ROWS_MAX in this time are as many as the default rate asks for."""
-SLOW_PAGE_ROWS_MAX: Final = 2048
-"""For a slow server, where each page costs a round trip; PAGE_BYTES_MAX bounds it as well."""
 PROBE_ROWS: Final = 1
 IDLE_S: Final = 0.25
 """How often Redis and the disk are looked at while they do not work. Callbacks that come in wake the drain."""
@@ -55,45 +48,6 @@ _WAITS: Final = "waits"
 """In place of a code: not tried, its partition is held up."""
 _AWAY: Final = "away"
 """In place of a code: not tried, the server of its partition is away."""
-
-
-class RateLimiter:
-    """A rate, and what is granted on top of it. Pure: the clock is passed in."""
-
-    __slots__ = ("_at", "_granted", "_rows_max", "_share", "_tokens", "per_s")
-
-    def __init__(self, per_s: int) -> None:
-        self.per_s = per_s
-        self.page_took(0.0)
-        self._tokens = 0.0
-        self._granted = 0
-        self._at = 0.0
-
-    @property
-    def page_rows(self) -> int:
-        """How many the next page may have once `wait_s` says 0."""
-        return max(1, min(self._rows_max, self._granted + (self._share if self._tokens >= 0 else 0)))
-
-    def page_took(self, took_s: float) -> None:
-        """So long the last page was under way: the next ones are larger by as much."""
-        self._rows_max = min(SLOW_PAGE_ROWS_MAX, int(PAGE_ROWS_MAX * max(1.0, took_s / QUICK_PAGE_S)))
-        self._share = max(1, min(self._rows_max, int(self.per_s * max(1 / PAGES_PER_S, took_s))))
-
-    def grant(self, count: int) -> None:
-        self._granted += count
-
-    def take(self, count: int) -> None:
-        """So many were moved; it may become a debt."""
-        granted = min(count, self._granted)
-        self._granted -= granted
-        self._tokens -= count - granted
-
-    def wait_s(self, now: float) -> float:
-        """How long to wait before the next page."""
-        earned = (now - self._at) * self.per_s
-        self._tokens = min(self._tokens + earned, float(self._share))
-        self._at = now
-        return 0.0 if self._tokens >= 0 or self._granted else -self._tokens / self.per_s
 
 
 class _Source:

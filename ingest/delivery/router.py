@@ -16,10 +16,9 @@ still listens.
 import asyncio
 from typing import Final
 
-from maskline.ingest.delivery.drainer import RateLimiter
-from maskline.ingest.outcome import AWAY, BEHIND, BUSY, NotStoredError
+from maskline.ingest.delivery.rate_limiter import RateLimiter
+from maskline.ingest.outcome import AWAY, BEHIND, BUSY, Completion, InFlight, NotStoredError
 from maskline.ingest.publish.pool import PublisherPool
-from maskline.ingest.publish.publisher import Completion, InFlight
 from maskline.ingest.spool.spool import Spool
 from maskline.ingest.spool.writer import WriteRequest
 from maskline.schemas.settings import Settings

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskline.ingest.metrics import Metrics
+from maskline.ingest.outcome import InFlight, OnRefused
 from maskline.ingest.publish.connection import PublisherConnection
-from maskline.ingest.publish.publisher import InFlight, OnRefused, Publisher
+from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.redis.cluster import Cluster
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.namespace import NamespaceCheck

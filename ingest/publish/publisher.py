@@ -19,7 +19,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import hiredis
 
@@ -31,7 +31,11 @@ from maskline.ingest.outcome import (
     OF_THE_SERVER,
     TIMEOUT,
     WRONG_SERVER,
+    Completion,
+    Completions,
+    InFlight,
     NotStoredError,
+    OnRefused,
     refusal,
 )
 from maskline.ingest.publish.circuit_breaker import CircuitBreaker
@@ -57,34 +61,6 @@ LOOKS_MAX: Final = 5
 """A loop that is late at every look is overloaded for good; then the requests are not to wait any longer."""
 APPENDED_MAX: Final = 8192
 """Rows remembered as appended and not confirmed: more than a page of each journal there usually is."""
-
-
-class Completion(Protocol):
-    """Who waits for a callback to be kept: a future, or whoever needs none to be told (ingest.http.connection).
-
-    It is told once, with None or a NotKeptError, if it is not `done` yet; that may call back into the keeper.
-    """
-
-    def done(self) -> bool: ...
-
-    def set_result(self, result: None, /) -> None: ...
-
-    def set_exception(self, exception: NotStoredError, /) -> None: ...
-
-
-Completions = list[Completion]
-OnRefused = Callable[[str, Completions, list[int], list[bytes]], None]
-"""Takes over callbacks that were refused for one reason: code, futures, routes, values."""
-
-
-class InFlight:
-    """What waits in the process, for Redis or for the spool: one sum, so that one bound holds for all of it."""
-
-    __slots__ = ("callbacks", "size_bytes")
-
-    def __init__(self) -> None:
-        self.callbacks = 0
-        self.size_bytes = 0
 
 
 class _Batch:

@@ -15,8 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_SLOW, NotStoredError
-from maskline.ingest.publish.publisher import Completion, Completions, InFlight
+from maskline.ingest.outcome import (
+    SPOOL_FAILED,
+    SPOOL_SLOW,
+    Completion,
+    Completions,
+    InFlight,
+    NotStoredError,
+)
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
 from maskline.ingest.spool.file import HELD_BUCKETS, Row

@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
-from maskline.ingest.outcome import SPOOL_FAILED
-from maskline.ingest.publish.publisher import Completions
+from maskline.ingest.outcome import SPOOL_FAILED, Completions
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import SpoolError, of_the_system
 from maskline.ingest.spool.file import wal_max_bytes

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 from zlib import crc32
 
-from maskline.ingest.delivery.drainer import Drainer, RateLimiter
+from maskline.ingest.delivery.drainer import Drainer
+from maskline.ingest.delivery.rate_limiter import RateLimiter
 from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotStoredError
+from maskline.ingest.outcome import InFlight, NotStoredError
 from maskline.ingest.publish.connection import PublisherConnection
 from maskline.ingest.publish.pool import PublisherPool
-from maskline.ingest.publish.publisher import InFlight, Publisher
+from maskline.ingest.publish.publisher import Publisher
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ingest_kit import node_settings, until
 from spool_kit import inside, stream, streams
 
-from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, RateLimiter
+from maskline.ingest.delivery.rate_limiter import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, RateLimiter
 
 VALUES = [b"%04d" % n for n in range(1000)]
 

@@ -10,9 +10,9 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotStoredError
+from maskline.ingest.outcome import InFlight, NotStoredError
 from maskline.ingest.publish.pool import PublisherPool
-from maskline.ingest.publish.publisher import BATCHES_MAX, InFlight, Publisher
+from maskline.ingest.publish.publisher import BATCHES_MAX, Publisher
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys

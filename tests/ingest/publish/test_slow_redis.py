@@ -13,7 +13,7 @@ import uvloop
 from ingest_kit import node_settings, until
 from spool_kit import inside, streams
 
-from maskline.ingest.delivery.drainer import PAGE_ROWS_MAX
+from maskline.ingest.delivery.rate_limiter import PAGE_ROWS_MAX
 from maskline.ingest.publish.publisher import COPIES_MAX
 from maskline.ingest.spool.errors import SpoolError
 

@@ -9,8 +9,7 @@ import pytest
 from ingest_kit import node_settings, until
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import NotStoredError
-from maskline.ingest.publish.publisher import InFlight
+from maskline.ingest.outcome import InFlight, NotStoredError
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 

@@ -12,7 +12,7 @@ from servers import wait_until
 from spool_kit import inside, streams
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.publish.publisher import InFlight
+from maskline.ingest.outcome import InFlight
 from maskline.ingest.spool.directory import SpoolDirectory, wal_of
 from maskline.ingest.spool.errors import SpoolError
 from maskline.ingest.spool.file import FileState, SpoolFile
