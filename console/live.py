@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from maskline import Context, on
-from maskline.schemas import Event, RecordingEvent
+from maskline.schemas.events import Event, RecordingEvent
 
 NAME: Final = "maskline dev"
 """What logs and counts call this handler."""

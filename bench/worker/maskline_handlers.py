@@ -2,7 +2,7 @@
 
 from bench.worker.tally import handled, pause, pauses
 from maskline import Context, on
-from maskline.schemas import Event
+from maskline.events import Event
 
 
 @on.every(retries=0)

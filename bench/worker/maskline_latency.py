@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from maskline import Context, on, resource
-from maskline.schemas import Event
+from maskline.events import Event
 
 
 @resource

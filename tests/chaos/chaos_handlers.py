@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent))  # a worker finds this module by its
 from history import Began, Ended, Writer
 
 from maskline import Context, on
-from maskline.schemas import Event, SessionPartiesHangup, SessionTimeout
+from maskline.events import Event, SessionPartiesHangup, SessionTimeout
 
 TAG, DO = "ChaosTag", "ChaosDo"
 """The parameters by which the traffic names a callback, and says how it is to be treated."""

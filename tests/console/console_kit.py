@@ -5,8 +5,8 @@ from urllib.parse import urlencode
 
 from maskline import on
 from maskline.console.main import main
-from maskline.schemas import Event, RawCallback, encode_callback
-from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.events import Event
 from maskline.schemas.keys import Keys, partition_of
 from maskline.schemas.settings import Settings
 

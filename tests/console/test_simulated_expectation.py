@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from maskline.console.simulate.plan import PlanOptions, expectation, plan_session
 from maskline.console.simulate.sessions import SessionOptions
-from maskline.schemas import RawCallback
+from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
 from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Session

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline.console.simulate.sessions import SessionOptions, make_session
-from maskline.schemas import RawCallback
+from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.events import EVENT_TYPES
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES

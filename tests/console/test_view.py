@@ -12,8 +12,7 @@ from maskline.console.demo import judge
 from maskline.console.live import Handled, listen
 from maskline.console.view import Counts, View, event_line, summary_line
 from maskline.runtime.redis.connect import RedisEndpoint
-from maskline.schemas import RawCallback, encode_callback
-from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 

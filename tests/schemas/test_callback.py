@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from maskline.schemas import RawCallback, UndecodableEntryError, decode_callback, encode_callback
-from maskline.schemas.callback import CALLBACK_VERSION
+from maskline.schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
+from maskline.schemas.errors import UndecodableEntryError
 
 many = settings(max_examples=200, deadline=None)
 

@@ -8,13 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import settings
 
-from maskline.schemas import (
-    EVENT_TYPES,
-    RawCallback,
-    SessionTimeout,
-    UndecodableEntryError,
-    UnknownEvent,
-)
+from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import (
     SEQUENCE_NUMBER_MAX,
     SESSION_UUID_CHARS_MAX,
@@ -22,7 +16,8 @@ from maskline.schemas.decode import (
     event_from_pairs,
     fingerprint_of,
 )
-from maskline.schemas.events import ATTRIBUTES
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, SessionTimeout, UnknownEvent
 
 FORM = "application/x-www-form-urlencoded"
 many = settings(max_examples=200, deadline=None)

@@ -7,18 +7,13 @@ from urllib.parse import quote_plus, urlencode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskline.schemas import (
-    EVENT_TYPES,
-    RawCallback,
-    RecordingEvent,
-    UndecodableEntryError,
-    UnknownEvent,
-)
+from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import (
     decode_event,
     fingerprint_of,
 )
-from maskline.schemas.events import ATTRIBUTES, STATUS_ATTRIBUTES
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, STATUS_ATTRIBUTES, RecordingEvent, UnknownEvent
 from maskline.schemas.values import is_null, read_decimal, read_int, read_time
 
 FORM = "application/x-www-form-urlencoded"

@@ -10,15 +10,17 @@ import pytest
 from rich.console import Console
 
 from maskline import schemas
-from maskline.schemas import (
+from maskline.schemas.events import (
+    ATTRIBUTES,
     EVENT_TYPES,
+    RECORDING_ATTRIBUTES,
+    STATUS_ATTRIBUTES,
     AnyEvent,
     RecordingEvent,
     SessionSecondPartyHangup,
     StatusEvent,
     UnknownEvent,
 )
-from maskline.schemas.events import ATTRIBUTES, RECORDING_ATTRIBUTES, STATUS_ATTRIBUTES
 from maskline.schemas.privacy import number_token
 
 DOCUMENTED = [

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Counter
 
 from maskline import Context, on, resource
-from maskline.schemas import Event
+from maskline.events import Event
 
 structlog.configure(
     processors=[

@@ -14,7 +14,7 @@ from pathlib import Path
 from recording_handlers import Recorder, note, recorder, write
 
 from maskline import Context, on
-from maskline.schemas import Event
+from maskline.events import Event
 
 __all__ = ["recorder"]
 

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from types import ModuleType
 
 from maskline import on
-from maskline.schemas import SessionFirstPartyRinging
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.api.registry import bind, load_handlers
 from maskline.worker.counters import Counters

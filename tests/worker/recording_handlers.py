@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from maskline import Context, on, resource
-from maskline.schemas import Event
+from maskline.events import Event
 
 HOLD_S = float(os.environ.get("RECORD_MS", "0")) / 1000
 SLOW_FACTOR = 10

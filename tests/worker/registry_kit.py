@@ -5,10 +5,8 @@ from types import ModuleType
 import pytest
 
 from maskline import on
-from maskline.schemas import (
-    ConfigError,
-    SessionTimeout,
-)
+from maskline.events import SessionTimeout
+from maskline.schemas.errors import ConfigError
 from maskline.worker.api.registry import bind, load_handlers
 
 

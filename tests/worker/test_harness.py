@@ -12,9 +12,9 @@ from urllib.parse import urlencode
 import pytest
 
 from maskline import Reject, Retry, on, resource
-from maskline.schemas import (
-    ConfigError,
-    RawCallback,
+from maskline.schemas.callback import RawCallback
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.events import (
     SessionFirstPartyRinging,
     SessionPartiesHangup,
     SessionRecordingCompleted,

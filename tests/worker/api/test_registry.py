@@ -6,9 +6,9 @@ import pytest
 from registry_kit import handler, module, names_for, refused
 
 from maskline import on
-from maskline.schemas import (
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.events import (
     EVENT_TYPES,
-    ConfigError,
     Event,
     RecordingEvent,
     SessionPartiesHangup,

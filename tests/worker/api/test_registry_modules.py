@@ -9,11 +9,8 @@ import pytest
 from registry_kit import A_HANDLER, handler, module, names_for, refused
 
 from maskline import Context, on, resource
-from maskline.schemas import (
-    ConfigError,
-    Event,
-    SessionTimeout,
-)
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.events import Event, SessionTimeout
 from maskline.worker.api.registry import bind, load_handlers
 
 

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from maskline import Retry, on
 from maskline.runtime.clock import lease_clock
-from maskline.schemas import SessionPartiesHangup, SessionTimeout
+from maskline.schemas.events import SessionPartiesHangup, SessionTimeout
 from maskline.worker.dispatch import plain_handlers, thread_shares, threads
 
 HANGUP = "SessionPartiesHangup"

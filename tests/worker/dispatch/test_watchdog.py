@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from maskline import on
 from maskline.runtime.tasks import BackgroundTasks
-from maskline.schemas import SessionFirstPartyRinging
+from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.worker.dispatch import watchdog
 from maskline.worker.dispatch.watchdog import Watchdog
 

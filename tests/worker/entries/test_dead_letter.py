@@ -5,8 +5,8 @@ import pytest
 from dispatch_kit import START_MS, Dispatch
 
 from maskline import on
-from maskline.schemas import SessionFirstPartyRinging
 from maskline.schemas.callback import decode_callback
+from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.worker.api.failures import Verdict
 from maskline.worker.entries.dead_letter import (
     LETTER_MAX_BYTES,
