@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from maskline import schemas
+from maskline import events
 from maskline.schemas.events import (
     ATTRIBUTES,
     EVENT_TYPES,
@@ -67,7 +67,7 @@ def test_each_event_bears_its_name_and_attributes(name):
     event_type = EVENT_TYPES[name]
     event = event_type(session_uuid="s")
     assert event.event_name == name == event_type.__name__
-    assert getattr(schemas, name) is event_type
+    assert getattr(events, name) is event_type
     recording = issubclass(event_type, RecordingEvent)
     assert recording != issubclass(event_type, StatusEvent)
     expected = set(ATTRIBUTES) if recording else set(STATUS_ATTRIBUTES)
@@ -128,7 +128,7 @@ def fail_over(event):
 
 
 @pytest.mark.parametrize(
-    "event_type", [SessionSecondPartyHangup, schemas.SessionRecordingCompleted, UnknownEvent]
+    "event_type", [SessionSecondPartyHangup, events.SessionRecordingCompleted, UnknownEvent]
 )
 def test_no_number_is_shown(event_type):
     extra = {
@@ -166,4 +166,4 @@ def test_repr_shows_what_is_set_and_the_mask():
 
 
 def test_everything_in_all_exists():
-    assert all(hasattr(schemas, name) for name in schemas.__all__)
+    assert all(hasattr(events, name) for name in events.__all__)
