@@ -15,14 +15,14 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from maskline.schemas.events import Event
+from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, redact
-from maskline.schemas.spellings import Numbers
 
 EVENTS_MAX: Final = 1_024
 """Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes
 then finds the last ones, and those under way."""
 NUMBERS_MAX: Final = 4_096
-"""Each more makes it likelier that other digits are taken for it by chance (schemas.spellings)."""
+"""Each more makes it likelier that other digits are taken for it by chance (schemas.phone_numbers)."""
 NUMBERS_SPARE: Final = 1_024
 """Over that, before the oldest are taken away: doing it one by one would cost more than keeping them."""
 LINE_MAX_CHARS: Final = 1 << 18
@@ -47,7 +47,7 @@ class KnownNumbers:
         self.seen = self._seen.append
         """Tell of an event, before its first handler is called."""
         self._under_way: WeakSet[UnderWay] = WeakSet()
-        self._numbers = Numbers()
+        self._numbers = PhoneNumbers()
         self._added = dict[str, None]()
         """Numbers as events have them, since some were last forgotten: of a session's events, only the first costs more
         than a look."""
@@ -71,7 +71,7 @@ class KnownNumbers:
         if len(text) > LINE_MAX_CHARS:
             text = "\n".join(map(_cut, text.split("\n")))
         try:
-            return self._numbers.hide(text)
+            return self._numbers.redact(text)
         except Exception as error:  # noqa: BLE001 - ours: it must neither stop who writes, nor let a number through
             return f"(a text that could not be looked through for numbers: {type(error).__name__})\n"
 
@@ -133,7 +133,7 @@ class KnownNumbers:
             while True:
                 self._add(seen.popleft())
         if len(numbers) > NUMBERS_MAX + NUMBERS_SPARE:
-            numbers.keep(NUMBERS_MAX)
+            numbers.keep_latest(NUMBERS_MAX)
             self._added.clear()
             self._take_in_under_way()
 

@@ -27,8 +27,8 @@ from maskline.runtime.logs import known_numbers, own_logging
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS, KnownNumbers
 from maskline.runtime.logs.line_writer import LineWriter, as_text
 from maskline.schemas.events import SessionFirstPartyAnswer, SessionTimeout
+from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import number_token
-from maskline.schemas.spellings import Numbers
 
 FROM, TO = "+14155550123", "+447700900123"
 
@@ -54,7 +54,7 @@ class Call:
 def held(tmp_path):
     """Streams, logging and structlog as they are in a worker; what comes out is in the list."""
     out = io.StringIO()
-    KNOWN_NUMBERS._numbers = Numbers()
+    KNOWN_NUMBERS._numbers = PhoneNumbers()
     KNOWN_NUMBERS._added.clear()
     KNOWN_NUMBERS._seen.clear()
     root = logging.getLogger()
@@ -487,7 +487,7 @@ def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
 def test_what_cannot_be_looked_through_is_not_written(monkeypatch):
     known = KnownNumbers()
     known.seen(event())
-    monkeypatch.setattr(Numbers, "find", lambda *_: 1 / 0)
+    monkeypatch.setattr(PhoneNumbers, "find", lambda *_: 1 / 0)
     assert known.hide(FROM) == "(a text that could not be looked through for numbers: ZeroDivisionError)\n"
 
 

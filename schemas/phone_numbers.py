@@ -51,7 +51,7 @@ _NO_DIGIT: Final = re.compile(r"\D+")
 _BEFORE: Final = re.compile(r"[+(]{0,2}(?:011|00|0)?\Z")
 _BEFORE_MAX_CHARS: Final = 5
 _AFTER: Final = re.compile(r"\.0+(?!\d)")
-_OF_FIGURES: Final = "0123456789.+-eE"
+_JSON_NUMBER_CHARS: Final = "0123456789.+-eE"
 """What one in JSON is made of; it becomes a string as a whole."""
 _QUOTES: Final = re.compile(r'\\.|"', re.DOTALL)
 
@@ -73,7 +73,7 @@ _WINDOWS: Final = [slice(start, start + SHORT_DIGITS) for start in range(512)]
 _HEX_BYTE: Final = re.compile(r"\\+x")
 
 
-class Found(NamedTuple):
+class NumberSpan(NamedTuple):
     """A number in a text."""
 
     start: int
@@ -82,7 +82,7 @@ class Found(NamedTuple):
     """All of the number's."""
 
 
-class Decoded(NamedTuple):
+class Unescaped(NamedTuple):
     """A text with its escapes decoded once."""
 
     text: str
@@ -92,19 +92,19 @@ class Decoded(NamedTuple):
     """… what each is in the original: from, to, and whether it is an escape and stands or falls as a whole."""
 
 
-class Known(NamedTuple):
+class PhoneNumber(NamedTuple):
     digits: str
     needed: int
     """How many of them, at the end, make it this number."""
 
 
-class Numbers:
+class PhoneNumbers:
     """A set of numbers, the last ones that were added. One thread may add while others look."""
 
     def __init__(self) -> None:
-        self._numbers: dict[str, Known] = {}
+        self._numbers: dict[str, PhoneNumber] = {}
         """By their digits, in the order in which they were last added."""
-        self._by_end: dict[str, list[Known]] = {}
+        self._by_end: dict[str, list[PhoneNumber]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -117,11 +117,11 @@ class Numbers:
         known = self._numbers.pop(digits, None)
         if known is None:
             national = len(digits) - _country_code_length(digits)
-            known = Known(digits, max(SHORT_DIGITS, min(SURE_DIGITS, national)))
+            known = PhoneNumber(digits, max(SHORT_DIGITS, min(SURE_DIGITS, national)))
             self._by_end.setdefault(digits[-SHORT_DIGITS:], []).append(known)
         self._numbers[digits] = known
 
-    def keep(self, count: int) -> None:
+    def keep_latest(self, count: int) -> None:
         """Forget all but the last ones."""
         for digits in list(islice(self._numbers, max(0, len(self._numbers) - count))):
             self._numbers.pop(digits, None)
@@ -133,27 +133,27 @@ class Numbers:
             else:
                 self._by_end.pop(end, None)
 
-    def hide(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text with these numbers replaced by their tokens; the same object where it has none."""
         found = self.find(text)
-        return _replaced(text, found) if found else text
+        return _with_tokens(text, found) if found else text
 
-    def find(self, text: str) -> list[Found]:
+    def find(self, text: str) -> list[NumberSpan]:
         """Where these numbers are, ascending, without overlaps."""
         if not self._by_end or len(text) < SHORT_DIGITS:
             return []
-        found = list(self._find(text)) if self._may_have(text) else []
+        found = list(self._find(text)) if self._may_contain(text) else []
         if any(sign in text for sign in _MAY_ESCAPE):
-            decoded = Decoded(text, [0], [(0, len(text), False)])
+            decoded = Unescaped(text, [0], [(0, len(text), False)])
             for _ in range(ESCAPED_TIMES_MAX):
                 if _ESCAPE.search(decoded.text) is None:
                     break
-                decoded = _decode(decoded)
-                if self._may_have(decoded.text):
-                    found += [_in_original(decoded, there) for there in self._find(decoded.text)]
-        return _without_overlaps(found) if len(found) > 1 else found
+                decoded = _unescape(decoded)
+                if self._may_contain(decoded.text):
+                    found += [_in_original_text(decoded, there) for there in self._find(decoded.text)]
+        return _merged(found) if len(found) > 1 else found
 
-    def _may_have(self, text: str) -> bool:
+    def _may_contain(self, text: str) -> bool:
         """Whether a number may be in a text: mostly none is, and this says so in a fifth of the time."""
         if not text.isascii():
             return True
@@ -166,8 +166,8 @@ class Numbers:
                 return True
         return False
 
-    def _find(self, text: str) -> Iterator[Found]:
-        by_end, text = self._by_end, _in_ascii(text)
+    def _find(self, text: str) -> Iterator[NumberSpan]:
+        by_end, text = self._by_end, _with_ascii_digits(text)
         for run in (_RUN_ASCII if text.isascii() else _RUN_ANY).finditer(text):
             digits = _NO_DIGIT.sub("", run[0])
             places: list[int] = []
@@ -178,15 +178,15 @@ class Numbers:
                     if hit := _longest(known, digits, places, floor, end):
                         number, length = hit
                         first, last = run.start() + places[end - length], run.start() + places[end - 1] + 1
-                        if not _in_something_else(text, first, last):
-                            yield _with_surroundings(text, first, last, number)
+                        if not _within_no_number(text, first, last):
+                            yield _with_prefix_and_suffix(text, first, last, number)
                             floor, end = end, end + SHORT_DIGITS
                             continue
                 end += 1
 
 
 def _longest(
-    known: list[Known], digits: str, places: list[int], floor: int, end: int
+    known: list[PhoneNumber], digits: str, places: list[int], floor: int, end: int
 ) -> tuple[str, int] | None:
     """Which of these numbers ends here, and how many of its digits are there."""
     best = None
@@ -207,10 +207,10 @@ def digits_of(number: str) -> str:
     plain = number.lstrip("+0")
     if plain.isdigit() and plain.isascii():
         return plain
-    return _NO_DIGIT.sub("", _in_ascii(re.split("[@;,]", number, maxsplit=1)[0])).lstrip("0")
+    return _NO_DIGIT.sub("", _with_ascii_digits(re.split("[@;,]", number, maxsplit=1)[0])).lstrip("0")
 
 
-def _in_ascii(text: str) -> str:
+def _with_ascii_digits(text: str) -> str:
     """The text with ASCII digits in place of all others, raised and circled ones too; of the same length."""
     if text.isascii():
         return text
@@ -232,7 +232,7 @@ def _stands_alone(places: list[int], floor: int, start: int, end: int) -> bool:
     return start - before <= TRUNK_DIGITS_MAX
 
 
-def _in_something_else(text: str, start: int, end: int) -> bool:
+def _within_no_number(text: str, start: int, end: int) -> bool:
     """Whether these digits are part of what is sure to be no number (NO_NUMBER)."""
     hit = text[start:end]
     if "-" not in hit and ":" not in hit:
@@ -241,17 +241,17 @@ def _in_something_else(text: str, start: int, end: int) -> bool:
     return any(match.start() <= start and end <= match.end() for match in near)
 
 
-def _with_surroundings(text: str, start: int, end: int, number: str) -> Found:
+def _with_prefix_and_suffix(text: str, start: int, end: int, number: str) -> NumberSpan:
     before = _BEFORE.search(text, max(0, start - _BEFORE_MAX_CHARS), start)
     if before is not None:
         # A bracket is part of the number only where it closes within.
         opened = 0 if ")" in text[start:end] else before[0].rfind("(") + 1
         start = before.start() + opened
     after = _AFTER.match(text, end)
-    return Found(start, end if after is None else after.end(), number)
+    return NumberSpan(start, end if after is None else after.end(), number)
 
 
-def _decode(decoded: Decoded) -> Decoded:
+def _unescape(decoded: Unescaped) -> Unescaped:
     """Decode once more; the places stay those of the original."""
     text, pieces, at, spans, length, last = decoded.text, list[str](), list[int](), [], 0, 0
 
@@ -278,12 +278,17 @@ def _decode(decoded: Decoded) -> Decoded:
     for match in _ESCAPE.finditer(text):
         plain(last, match.start())
         last = match.end()
-        append(_meaning(match), _original(decoded, match.start())[0], _original(decoded, last - 1)[1], True)
+        append(
+            _unescaped_text(match),
+            _original_span(decoded, match.start())[0],
+            _original_span(decoded, last - 1)[1],
+            True,
+        )
     plain(last, len(text))
-    return Decoded("".join(pieces), at, spans)
+    return Unescaped("".join(pieces), at, spans)
 
 
-def _meaning(match: re.Match[str]) -> str:
+def _unescaped_text(match: re.Match[str]) -> str:
     if match["bytes"]:
         raw = unquote_to_bytes(_HEX_BYTE.sub("%", match["bytes"]))
         try:
@@ -295,18 +300,18 @@ def _meaning(match: re.Match[str]) -> str:
     if match["entity"]:
         return html.unescape(match["entity"])
     if match["mantissa"]:
-        return _figure(match["mantissa"], int(match["power"]))
+        return _without_exponent(match["mantissa"], int(match["power"]))
     return " " if match["blank"] else ""
 
 
-def _figure(mantissa: str, power: int) -> str:
+def _without_exponent(mantissa: str, power: int) -> str:
     """1.415555012E+10 as 14155550120: without its zeros a number would not be found."""
     digits = mantissa.replace(".", "")
     whole = digits[: power + 1].ljust(min(power, DIGITS_MAX) + 1, "0")
     return f"{whole}.{rest}" if (rest := digits[power + 1 :]) else whole
 
 
-def _original(decoded: Decoded, place: int) -> tuple[int, int]:
+def _original_span(decoded: Unescaped, place: int) -> tuple[int, int]:
     """What a character of the decoded text is in the original."""
     index = bisect_right(decoded.at, place) - 1
     start, end, escape = decoded.spans[index]
@@ -316,13 +321,13 @@ def _original(decoded: Decoded, place: int) -> tuple[int, int]:
     return start, start + 1
 
 
-def _in_original(decoded: Decoded, found: Found) -> Found:
-    start, end = _original(decoded, found.start)[0], _original(decoded, found.end - 1)[1]
-    return Found(start, end, found.digits)
+def _in_original_text(decoded: Unescaped, found: NumberSpan) -> NumberSpan:
+    start, end = _original_span(decoded, found.start)[0], _original_span(decoded, found.end - 1)[1]
+    return NumberSpan(start, end, found.digits)
 
 
-def _without_overlaps(found: Iterable[Found]) -> list[Found]:
-    apart: list[Found] = []
+def _merged(found: Iterable[NumberSpan]) -> list[NumberSpan]:
+    apart: list[NumberSpan] = []
     for there in sorted(found):
         if apart and there.start < apart[-1].end:
             apart[-1] = apart[-1]._replace(end=max(apart[-1].end, there.end))
@@ -331,7 +336,7 @@ def _without_overlaps(found: Iterable[Found]) -> list[Found]:
     return apart
 
 
-def _replaced(text: str, found: Collection[Found]) -> str:
+def _with_tokens(text: str, found: Collection[NumberSpan]) -> str:
     """The text with tokens. A number of a JSON object, outside its strings, becomes a string: it must stay JSON."""
     whole = text.strip()
     json, in_string = whole[:1] + whole[-1:] in ("{}", "[]"), False
@@ -345,8 +350,8 @@ def _replaced(text: str, found: Collection[Found]) -> str:
             in_string ^= _QUOTES.findall(before).count('"') % 2 == 1
             if not in_string:
                 token = f'"{token}"'
-                before = before.rstrip(_OF_FIGURES)
-                while text[last : last + 1] in _OF_FIGURES and last < len(text):
+                before = before.rstrip(_JSON_NUMBER_CHARS)
+                while text[last : last + 1] in _JSON_NUMBER_CHARS and last < len(text):
                     last += 1
         pieces += [before, token]
     return "".join(pieces) + text[last:]
