@@ -26,6 +26,17 @@ from maskline.ingest.auth.body_readings import covered_readings, uncovered_readi
 from maskline.ingest.auth.callback_paths import PATH, account_in, why_unknown
 from maskline.ingest.auth.dialled_url import DialledUrl, Headers, split_absolute
 from maskline.ingest.auth.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
+from maskline.ingest.parser.request_body import BODY_TOO_LARGE
+from maskline.ingest.parser.request_head import LENGTH_DIGITS_MAX
+from maskline.ingest.plivo_headers import (
+    NONCE_V2,
+    NONCE_V3,
+    SIGNATURE_MA_V2,
+    SIGNATURE_MA_V3,
+    SIGNATURE_V2,
+    SIGNATURE_V3,
+)
+from maskline.ingest.refusal import Refusal
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.decode import parameter_pairs
 from maskline.schemas.errors import NotDecodableError
@@ -44,36 +55,16 @@ from maskline.schemas.values import is_null
 
 METHODS: Final = ("POST", "GET")
 
-SIGNATURE_V3: Final = "X-Plivo-Signature-V3"
-SIGNATURE_MA_V3: Final = "X-Plivo-Signature-Ma-V3"
-NONCE_V3: Final = "X-Plivo-Signature-V3-Nonce"
-SIGNATURE_V2: Final = "X-Plivo-Signature-V2"
-SIGNATURE_MA_V2: Final = "X-Plivo-Signature-Ma-V2"
-NONCE_V2: Final = "X-Plivo-Signature-V2-Nonce"
-
 SESSION_UUID: Final = "SessionUUID"
 
 
-class Refused(NamedTuple):
-    """Not taken: the answer, with a stable word and a sentence that says what to do."""
+class AcceptedCallback(NamedTuple):
+    """A callback that is to be stored, and where."""
 
-    status: int
-    code: str
-    detail: str
-    hint: str = ""
-    """For the operator's log, where this one is known better than others of its code."""
-
-
-class Accepted(NamedTuple):
-    """To be kept."""
-
-    route: int
-    """CRC-32 of the session: the partition is `route % partitions`, as schemas.keys.partition_of has it."""
+    partition_hash: int
+    """The CRC-32 of the SessionUUID: its partition is `partition_hash % partitions` (schemas.keys.partition_of)."""
     value: bytes
-
-
-LENGTH_DIGITS_MAX: Final = 18
-"""Of a Content-Length. No body is as long; leading zeros may be, and of some thousand digits Python makes no number."""
+    """The msgpack of a RawCallback: what the stream's entry holds."""
 
 
 class Head(NamedTuple):
@@ -98,12 +89,11 @@ class _Read(NamedTuple):
     """Whose signature it bore; without verification, the account of the path."""
 
 
-UNKNOWN_ACCOUNT: Final = Refused(404, "unknown_account", "this account is not configured here")
-METHOD_NOT_ALLOWED: Final = Refused(405, "method_not_allowed", "callbacks come by POST or GET")
-BODY_TOO_LARGE: Final = Refused(413, "body_too_large", "the body is larger than MASKLINE_MAX_BODY_BYTES")
-SIGNATURE_MISSING: Final = Refused(403, "signature_missing", f"the request has no {SIGNATURE_V3} header")
-NONCE_MISSING: Final = Refused(403, "nonce_missing", f"the request has no {NONCE_V3} header")
-SIGNATURE_WRONG: Final = Refused(403, "signature_wrong", "no token of ours makes this signature for this URL")
+UNKNOWN_ACCOUNT: Final = Refusal(404, "unknown_account", "this account is not configured here")
+METHOD_NOT_ALLOWED: Final = Refusal(405, "method_not_allowed", "callbacks come by POST or GET")
+SIGNATURE_MISSING: Final = Refusal(403, "signature_missing", f"the request has no {SIGNATURE_V3} header")
+NONCE_MISSING: Final = Refusal(403, "nonce_missing", f"the request has no {NONCE_V3} header")
+SIGNATURE_WRONG: Final = Refusal(403, "signature_wrong", "no token of ours makes this signature for this URL")
 
 
 class CallbackVerifier:
@@ -120,7 +110,7 @@ class CallbackVerifier:
 
     def read_head(
         self, method: str, target: str, headers: Headers, *, secure: bool = False, peer: str = ""
-    ) -> Head | Refused:
+    ) -> Head | Refusal:
         """First step: route the request, and refuse what its head alone shows to be none of ours."""
         authority = ""
         if not target.startswith("/"):
@@ -130,7 +120,7 @@ class CallbackVerifier:
         path, _, query = target.partition("?")
         account = "" if path == PATH else account_in(path)
         if account is None:
-            return Refused(404, "unknown_path", *why_unknown(path))
+            return Refusal(404, "unknown_path", *why_unknown(path))
         if account and not self.accounts.knows(account):
             return UNKNOWN_ACCOUNT
         if method not in METHODS:
@@ -148,7 +138,7 @@ class CallbackVerifier:
             headers,
         )
 
-    def decide(self, head: Head, body: bytes, received_at_ms: int) -> Accepted | Refused:
+    def decide(self, head: Head, body: bytes, received_at_ms: int) -> AcceptedCallback | Refusal:
         """Second step, with the whole body: verify, route to a partition, pack for the stream."""
         if len(body) > self._max_body_bytes:
             return BODY_TOO_LARGE
@@ -165,20 +155,20 @@ class CallbackVerifier:
                 return SIGNATURE_WRONG
             session_uuid = _session_uuid(read.parameters)
         except NotDecodableError as error:
-            return Refused(400, "not_decodable", str(error))
+            return Refusal(400, "not_decodable", str(error))
         # Without a session it is bound for the dead letters: anywhere, but the same callback always in the same place.
-        route = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(head.query))
+        partition_hash = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(head.query))
         content_type = type_naming(read.reading, head.content_type) if body else in_ascii(head.content_type)
         value = encode_callback(
             RawCallback(head.method, head.query, content_type, body, received_at_ms, read.auth_id)
         )
-        return Accepted(route, value)
+        return AcceptedCallback(partition_hash, value)
 
     def _announces_too_much(self, headers: Headers) -> bool:
         length = headers.get("Content-Length", "")
         return length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > self._max_body_bytes)
 
-    def _lacks_signature(self, headers: Headers) -> Refused | None:
+    def _lacks_signature(self, headers: Headers) -> Refusal | None:
         if _bears(headers, SIGNATURE_V3) or _bears(headers, SIGNATURE_MA_V3):
             if _bears(headers, NONCE_V3):
                 return None

@@ -18,17 +18,11 @@ from zlib import crc32
 from maskline.ingest.auth.accounts import Holder, signer
 from maskline.ingest.auth.body_readings import covered_readings
 from maskline.ingest.auth.signatures import listed_values, v3_middles, v3_texts
-from maskline.ingest.auth.verifier import (
-    NONCE_V3,
-    SIGNATURE_MA_V3,
-    SIGNATURE_V3,
-    Accepted,
-    CallbackVerifier,
-    Head,
-)
+from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier, Head
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.head_templates import HeadTemplate, HeadTemplates
 from maskline.ingest.parser.request_head import RequestHead
+from maskline.ingest.plivo_headers import NONCE_V3, SIGNATURE_MA_V3, SIGNATURE_V3
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.errors import NotDecodableError
 from maskline.schemas.parameters import Parameters, parse_pairs, type_naming
@@ -65,7 +59,7 @@ class FastVerifier:
     def decide(
         self, layout: HeadTemplate, target: bytes, signature: bytes, main_signature: bytes, nonce: bytes, body: bytes,
         received_at_ms: int,
-    ) -> Accepted | None:  # fmt: skip
+    ) -> AcceptedCallback | None:  # fmt: skip
         """What the intake would accept, as it would; None where that is not known without it."""
         targets = self._dialled.get(layout)
         dialled = None if targets is None else targets.get(target)
@@ -81,7 +75,7 @@ class FastVerifier:
             if auth_id is None:
                 return None
         callback = RawCallback("POST", query, content_type, body, received_at_ms, auth_id)
-        return Accepted(crc32(session_uuid.encode()), encode_callback(callback))
+        return AcceptedCallback(crc32(session_uuid.encode()), encode_callback(callback))
 
     def learn(self, ordinary: RequestHead, head: Head, body: bytes) -> None:
         """Remember what is common about a request that the intake accepted."""

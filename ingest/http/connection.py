@@ -43,7 +43,7 @@ from time import time
 from typing import Final, NamedTuple, cast
 
 from maskline.ingest.auth.dialled_url import Headers
-from maskline.ingest.auth.verifier import Accepted, Head, Refused
+from maskline.ingest.auth.verifier import AcceptedCallback, Head
 from maskline.ingest.fastpath.head_templates import HeadTemplate, is_ordinary
 from maskline.ingest.http import responses
 from maskline.ingest.http.context import ServerContext
@@ -60,6 +60,7 @@ from maskline.ingest.parser.request_head import (
     read_head,
     skip_blank_lines,
 )
+from maskline.ingest.refusal import Refusal
 from maskline.runtime.logs import get_logger
 
 HEAD_TIMEOUT_S: Final = 10.0
@@ -74,24 +75,24 @@ TURN_MAX: Final = 64
 
 _log = get_logger("maskline.ingest")
 
-CLIENT_GONE: Final = Refused(400, "client_gone", "the connection ended before the body did")
-HEAD_TIMED_OUT: Final = Refused(
+CLIENT_GONE: Final = Refusal(400, "client_gone", "the connection ended before the body did")
+HEAD_TIMED_OUT: Final = Refusal(
     408, "head_timeout", f"the head that had begun did not end within {HEAD_TIMEOUT_S:g} s"
 )
-READ_TIMED_OUT: Final = Refused(408, "read_timeout", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
-EXPECTATION_FAILED: Final = Refused(417, "expectation_failed", "only 100-continue can be expected")
+READ_TIMED_OUT: Final = Refusal(408, "read_timeout", f"the body did not arrive within {READ_TIMEOUT_S:g} s")
+EXPECTATION_FAILED: Final = Refusal(417, "expectation_failed", "only 100-continue can be expected")
 
 
-def not_taken(code: str) -> Refused:
+def not_taken(code: str) -> Refusal:
     """Plivo's turn again: neither Redis nor the spool has the callback."""
-    return Refused(503, code, "the callback could not be kept, send it again")
+    return Refusal(503, code, "the callback could not be kept, send it again")
 
 
 class Incoming(NamedTuple):
     """A request whose head has been read."""
 
     head: RequestHead
-    taken: Head | Refused
+    taken: Head | Refusal
     """What the intake says of its head."""
     body: Reading
 
@@ -227,7 +228,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         desk = self._desk
         head = HEAD_TOO_LARGE if begin > HEAD_MAX_BYTES else read_head(data[:begin])
-        if isinstance(head, Refused):
+        if isinstance(head, Refusal):
             self._end_waiting()
             self._refuse(head, None, ends=True)
             return False
@@ -242,15 +243,15 @@ class HttpConnection(asyncio.Protocol):
         """Take the body, or more of it; whether the request is whole and the connection goes on."""
         head, taken, body = incoming
         rest = body.feed(data)
-        if rest is None and not isinstance(taken, Refused):
+        if rest is None and not isinstance(taken, Refusal):
             if self._incoming is None:
                 self._await_body(incoming)
             return False
         self._desk.began()  # so that a stop sees no moment without it
         try:
             self._end_waiting()
-            if isinstance(taken, Refused):
-                decision: Accepted | Refused = taken
+            if isinstance(taken, Refusal):
+                decision: AcceptedCallback | Refusal = taken
             elif isinstance(rest, bytes):
                 decision = self._decide(head, taken, body.contents())
             else:
@@ -258,7 +259,7 @@ class HttpConnection(asyncio.Protocol):
             goes_on = isinstance(rest, bytes) and head.keeps
             if isinstance(rest, bytes) and goes_on:
                 self._waiting = rest
-            if isinstance(decision, Refused):
+            if isinstance(decision, Refusal):
                 self._refuse(decision, head, ends=not goes_on)
                 return not self._ended
             self._keep(decision, head.raw, not goes_on)
@@ -266,15 +267,17 @@ class HttpConnection(asyncio.Protocol):
         finally:
             self._desk.ended()
 
-    def _decide(self, head: RequestHead, taken: Head, contents: list[bytes | Refused]) -> Accepted | Refused:
+    def _decide(
+        self, head: RequestHead, taken: Head, contents: list[bytes | Refusal]
+    ) -> AcceptedCallback | Refusal:
         """The first of the body's readings that is good; else what is against the first."""
         now_ms = int(time() * 1000)
-        against: Refused | None = None
+        against: Refusal | None = None
         for content in contents:
-            refused = content if isinstance(content, Refused) else None
+            refused = content if isinstance(content, Refusal) else None
             if isinstance(content, bytes):
                 decision = self._desk.intake.decide(taken, content, now_ms)
-                if isinstance(decision, Accepted):
+                if isinstance(decision, AcceptedCallback):
                     if is_ordinary(head):
                         self._quick.learn(head, taken, content)
                     return decision
@@ -282,7 +285,7 @@ class HttpConnection(asyncio.Protocol):
             against = against or refused
         return against or BODY_BROKEN
 
-    def _keep(self, accepted: Accepted, data: bytes, closes: bool) -> None:
+    def _keep(self, accepted: AcceptedCallback, data: bytes, closes: bool) -> None:
         """Have a request kept; what comes behind it waits. `data` begins with its head."""
         self._desk.under_way += 1
         if self._deadline is not None:
@@ -305,20 +308,20 @@ class HttpConnection(asyncio.Protocol):
         else:
             refused = not_taken(error.code)
             head = read_head(exchange.data[: exchange.data.find(END) + len(END)])
-            self._note(refused, None if isinstance(head, Refused) else head)  # it was none, when it came
+            self._note(refused, None if isinstance(head, Refusal) else head)  # it was none, when it came
             answer = refusal(refused, close=close)
         self._answer(answer.whole(), exchange.closes)
         if self._waiting or self._reading_paused or self._client_ended:
             self._go_on()
 
-    def _refuse(self, refused: Refused, head: RequestHead | None, *, ends: bool) -> None:
+    def _refuse(self, refused: Refusal, head: RequestHead | None, *, ends: bool) -> None:
         """Answer at once; `head`: None where there is none that could be read."""
         self._note(refused, head)
         answer = refusal(refused, close=ends or self._desk.stopping)
         is_head = head is not None and head.method == "HEAD"
         self._answer(answer.head() if is_head else answer.whole(), ends)
 
-    def _note(self, refused: Refused, head: RequestHead | None) -> None:
+    def _note(self, refused: Refusal, head: RequestHead | None) -> None:
         self._desk.count_refused(refused)
         target, headers = ("", NO_HEADERS) if head is None else (head.target, head.headers)
         self._desk.refusals.note(refused, _Asked(self._peer, target, headers))
@@ -384,7 +387,7 @@ class HttpConnection(asyncio.Protocol):
     def _await_head(self, data: bytes) -> None:
         self._waiting = data
         looked = look_at_beginning(data, self._looked)
-        if isinstance(looked, Refused):
+        if isinstance(looked, Refusal):
             self._end_waiting()
             self._refuse(looked, None, ends=True)
             return
@@ -422,7 +425,7 @@ class HttpConnection(asyncio.Protocol):
         self._end_waiting()
         self._refuse(HEAD_TIMED_OUT, None, ends=True)
 
-    def _give_up_body(self, refused: Refused) -> None:
+    def _give_up_body(self, refused: Refusal) -> None:
         head = None if self._incoming is None else self._incoming.head
         self._refuse(refused, head, ends=True)
         self._end_waiting()

@@ -3,12 +3,13 @@
 import asyncio
 
 from maskline.ingest.auth.dialled_url import DialledUrl
-from maskline.ingest.auth.verifier import CallbackVerifier, Refused
+from maskline.ingest.auth.verifier import CallbackVerifier
 from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.ingest.metrics import Metrics
+from maskline.ingest.refusal import Refusal
 
 
 class ServerContext:
@@ -59,5 +60,5 @@ class ServerContext:
             self._idle = self.loop.create_future()
             await asyncio.wait([self._idle], timeout=timeout_s)
 
-    def count_refused(self, refused: Refused) -> None:
+    def count_refused(self, refused: Refusal) -> None:
         self.metrics.refused[refused.status, refused.code] += 1

@@ -8,7 +8,8 @@ from time import monotonic
 from typing import Final, Protocol
 
 from maskline.ingest.auth.dialled_url import DialledUrl, Headers, split_absolute
-from maskline.ingest.auth.verifier import SIGNATURE_WRONG, Refused
+from maskline.ingest.auth.verifier import SIGNATURE_WRONG
+from maskline.ingest.refusal import Refusal
 from maskline.runtime.logs import get_logger
 
 INTERVAL_S: Final = 10.0
@@ -46,7 +47,7 @@ class RefusalLog:
         self._next_at: dict[str, float] = {}
         self._unlogged: dict[str, int] = {}
 
-    def note(self, refused: Refused, request: Asked) -> None:
+    def note(self, refused: Refusal, request: Asked) -> None:
         code, hint = refused.code, refused.hint or _HINTS.get(refused.code, "")
         reason = f"{code}, with a hint" if refused.hint else code
         now = monotonic()

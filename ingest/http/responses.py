@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from maskline.ingest.auth.verifier import Refused
+from maskline.ingest.refusal import Refusal
 
 WRITE_TIMEOUT_S: Final = 30.0
 """A client that sends requests and does not read their answers is cut off after this."""
@@ -50,7 +50,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _HEADERS: Final = {405: "Allow: GET, POST\r\n", 503: f"Retry-After: {RETRY_AFTER_S}\r\n"}
 
 
-def refusal(refused: Refused, *, close: bool) -> Answer:
+def refusal(refused: Refusal, *, close: bool) -> Answer:
     """`{"error": code, "detail": …}` with the headers that belong to the status."""
     body = msgspec.json.encode({"error": refused.code, "detail": refused.detail})
     headers = f"Content-Type: application/json\r\n{_HEADERS.get(refused.status, '')}"

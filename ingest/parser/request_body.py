@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 
 from multidict import CIMultiDictProxy
 
-from maskline.ingest.auth.verifier import BODY_TOO_LARGE, Refused
 from maskline.ingest.parser.request_head import RequestHead, listed
+from maskline.ingest.refusal import Refusal
 
 CHUNKS_MAX: Final = 8_192
 CHUNK_LINE_MAX_BYTES: Final = 1_024
@@ -23,8 +23,9 @@ TRAILERS_MAX: Final = 32
 MEMBERS_MAX: Final = 16
 """Of a gzip body; one is usual."""
 
-BODY_BROKEN: Final = Refused(400, "body_broken", "the body's transfer or content encoding is broken")
-ENCODING_UNKNOWN: Final = Refused(
+BODY_TOO_LARGE: Final = Refusal(413, "body_too_large", "the body is larger than MASKLINE_MAX_BODY_BYTES")
+BODY_BROKEN: Final = Refusal(400, "body_broken", "the body's transfer or content encoding is broken")
+ENCODING_UNKNOWN: Final = Refusal(
     400, "content_encoding", "of content encodings, gzip and deflate are read, each alone"
 )
 
@@ -39,7 +40,7 @@ class Body(Protocol):
     parts: list[bytes]
     """What it holds, as far as it has come."""
 
-    def feed(self, data: bytes) -> bytes | Refused | None:
+    def feed(self, data: bytes) -> bytes | Refusal | None:
         """Take more bytes in: None while the body is not complete, then what stands behind it."""
         ...
 
@@ -54,7 +55,7 @@ class Reading:
         encodings = _content_encodings(head.headers)
         self._unpacking = Unpacking(encodings, max_bytes) if encodings else None
 
-    def feed(self, data: bytes) -> bytes | Refused | None:
+    def feed(self, data: bytes) -> bytes | Refusal | None:
         """As Body.feed; a body that unpacks into too much is refused before its end."""
         if self._unpacking is None:
             return self._body.feed(data)
@@ -64,7 +65,7 @@ class Reading:
             self._unpacking.feed(part)
         return BODY_TOO_LARGE if self._unpacking.refused is BODY_TOO_LARGE else rest
 
-    def contents(self) -> list[bytes | Refused]:
+    def contents(self) -> list[bytes | Refusal]:
         """What the body holds, unpacked. Then as it came: a proxy may have unpacked it and left the header."""
         content = b"".join(self._body.parts)
         if self._unpacking is None:
@@ -82,7 +83,7 @@ class LengthBody:
         self._too_large = length > max_bytes
         self.parts: list[bytes] = []
 
-    def feed(self, data: bytes) -> bytes | Refused | None:
+    def feed(self, data: bytes) -> bytes | Refusal | None:
         if self._too_large:
             return BODY_TOO_LARGE
         self.parts.append(data[: self._left])
@@ -108,7 +109,7 @@ class ChunkedBody:
         self._state = "size"
         """What the next line is: `size`, `end` of a chunk, `trailer`."""
 
-    def feed(self, data: bytes) -> bytes | Refused | None:
+    def feed(self, data: bytes) -> bytes | Refusal | None:
         if self._rest:
             data, self._rest = self._rest + data, b""
         at = 0
@@ -131,7 +132,7 @@ class ChunkedBody:
             if refused := self._take(line):
                 return refused
 
-    def _take(self, line: bytes) -> Refused | None:
+    def _take(self, line: bytes) -> Refusal | None:
         if self._state == "end":
             self._state = "size"
             return BODY_BROKEN if line else None
@@ -164,7 +165,7 @@ class Unpacking:
 
     def __init__(self, encodings: list[str], max_bytes: int) -> None:
         self.parts: list[bytes] = []
-        self.refused: Refused | None = None
+        self.refused: Refusal | None = None
         self._left = max_bytes
         self._members = 0
         self._encoding = encodings[0]

@@ -21,17 +21,19 @@ from typing import Final, NamedTuple
 
 from multidict import CIMultiDictProxy
 
-from maskline.ingest.auth.verifier import LENGTH_DIGITS_MAX, Refused
+from maskline.ingest import plivo_headers
 from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX, parse_head
+from maskline.ingest.refusal import Refusal
 
 HEAD_MAX_BYTES: Final = 32_768
 """Of a whole head: the longest request line, and as much again."""
+LENGTH_DIGITS_MAX: Final = 18
+"""Of a Content-Length. No body is that long; Python refuses to read a number of some thousand digits."""
 LENGTH_MAX: Final = 10**LENGTH_DIGITS_MAX
 """Stands for every length that is longer."""
-LISTS: Final = frozenset(
-    f"X-Plivo-Signature{kind}".lower().encode()
-    for kind in ("-V2", "-V3", "-Ma-V2", "-Ma-V3", "-V2-Nonce", "-V3-Nonce")
-) | {b"x-forwarded-for", b"connection", b"expect", b"content-encoding"}
+LISTS: Final = frozenset(name.lower().encode() for name in plivo_headers.ALL) | {
+    b"x-forwarded-for", b"connection", b"expect", b"content-encoding",
+}  # fmt: skip
 """Headers of several lines that are read as one list. Of every other, the first line counts."""
 
 METHODS: Final = tuple(
@@ -42,8 +44,8 @@ METHODS: Final = tuple(
 """By which a request is known from rubbish at its first bytes. PRI begins HTTP/2."""
 
 
-def _malformed(detail: str) -> Refused:
-    return Refused(400, "malformed_http", f"malformed HTTP: {detail}")
+def _malformed(detail: str) -> Refusal:
+    return Refusal(400, "malformed_http", f"malformed HTTP: {detail}")
 
 
 NO_REQUEST_LINE: Final = _malformed("the first line is no request line of HTTP/1.1")
@@ -51,21 +53,21 @@ NO_HEADER: Final = _malformed("a header line is none: no name, no colon, or fold
 CONTROL_CHARACTER: Final = _malformed("the head has a control character, or a line that CR LF does not end")
 NOT_READ: Final = _malformed("the HTTP parser does not take it")
 NO_HOST: Final = _malformed("the request has no Host header")
-TLS: Final = Refused(400, "tls_on_plain_port", "this port speaks plain HTTP: TLS has to end before it")
-OTHER_VERSION: Final = Refused(400, "http_version", "only HTTP/1.0 and HTTP/1.1 are spoken here")
-HEAD_TOO_LARGE: Final = Refused(
+TLS: Final = Refusal(400, "tls_on_plain_port", "this port speaks plain HTTP: TLS has to end before it")
+OTHER_VERSION: Final = Refusal(400, "http_version", "only HTTP/1.0 and HTTP/1.1 are spoken here")
+HEAD_TOO_LARGE: Final = Refusal(
     400, "head_too_large",
     f"the head is longer than {HEAD_MAX_BYTES} bytes, a line of it than {HEAD_LINE_MAX_BYTES}, "
     f"or it has more than {HEADERS_MAX} headers",
 )  # fmt: skip
-SEVERAL_HOSTS: Final = Refused(400, "headers_contradict", "the request has several Host headers")
-LENGTHS_DIFFER: Final = Refused(
+SEVERAL_HOSTS: Final = Refusal(400, "headers_contradict", "the request has several Host headers")
+LENGTHS_DIFFER: Final = Refusal(
     400, "headers_contradict", "Content-Length is no number, or several that differ"
 )
-LENGTH_AND_CHUNKS: Final = Refused(
+LENGTH_AND_CHUNKS: Final = Refusal(
     400, "headers_contradict", "the request has both Content-Length and Transfer-Encoding"
 )
-TRANSFER_ENCODING: Final = Refused(
+TRANSFER_ENCODING: Final = Refusal(
     400, "transfer_encoding", "the only Transfer-Encoding that is read is chunked, once"
 )
 
@@ -102,7 +104,7 @@ def skip_blank_lines(data: bytes) -> bytes:
     return data[blank.end() :] if blank is not None and blank.end() else data
 
 
-def look_at_beginning(data: bytes, looked: int) -> Refused | int:
+def look_at_beginning(data: bytes, looked: int) -> Refusal | int:
     """Whether a head that begins so, without its end, can become one: why not, or how far its whole lines go.
 
     `looked`: what that said of fewer bytes of the same head; 0 at first.
@@ -122,7 +124,7 @@ def look_at_beginning(data: bytes, looked: int) -> Refused | int:
     return looked if refused is None else refused
 
 
-def read_head(head: bytes) -> RequestHead | Refused:
+def read_head(head: bytes) -> RequestHead | Refusal:
     """Read a head, blank line included."""
     lines = head[: -len(END)].split(b"\r\n")
     if len(head) > HEAD_MAX_BYTES or len(lines) - 1 > HEADERS_MAX:
@@ -136,7 +138,7 @@ def read_head(head: bytes) -> RequestHead | Refused:
         name, _, value = line.partition(b":")
         values.setdefault(name.lower(), []).append(value.strip(b" \t"))
     length = _framing(values, lines[0])
-    if isinstance(length, Refused):
+    if isinstance(length, Refusal):
         return length
     seen = _without_doubles(lines, values, length)
     parsed = parse_head(seen)
@@ -154,7 +156,7 @@ def listed(headers: CIMultiDictProxy[str], name: str) -> list[str]:
     return [member.strip(" \t").lower() for member in members if member.strip(" \t")]
 
 
-def _framing(values: Mapping[bytes, list[bytes]], request_line: bytes) -> int | Refused:
+def _framing(values: Mapping[bytes, list[bytes]], request_line: bytes) -> int | Refusal:
     """The body's length, as far as headers say one; or how they contradict each other."""
     hosts = len(values.get(b"host", ()))
     if hosts > 1 or (not hosts and request_line.endswith(b"1.1")):
@@ -189,7 +191,7 @@ def _without_doubles(lines: list[bytes], values: Mapping[bytes, list[bytes]], le
     return kept
 
 
-def _fault_of_request_line(line: bytes) -> Refused | None:
+def _fault_of_request_line(line: bytes) -> Refusal | None:
     if len(line) > HEAD_LINE_MAX_BYTES:
         return HEAD_TOO_LARGE
     match = _REQUEST_LINE(line)
@@ -198,7 +200,7 @@ def _fault_of_request_line(line: bytes) -> Refused | None:
     return None if match[2] in (b"1.0", b"1.1") else OTHER_VERSION
 
 
-def _fault_of_line(line: bytes) -> Refused | None:
+def _fault_of_line(line: bytes) -> Refusal | None:
     """Of a whole header line."""
     if len(line) > HEAD_LINE_MAX_BYTES:
         return HEAD_TOO_LARGE
@@ -208,7 +210,7 @@ def _fault_of_line(line: bytes) -> Refused | None:
     return None if colon and _TOKEN(name) else NO_HEADER
 
 
-def _fault_of_unfinished_line(line: bytes) -> Refused | None:
+def _fault_of_unfinished_line(line: bytes) -> Refusal | None:
     """Of a header line whose end has not come."""
     if _CONTROL(line):
         return CONTROL_CHARACTER
@@ -216,7 +218,7 @@ def _fault_of_unfinished_line(line: bytes) -> Refused | None:
     return None if _TOKEN(name) or not (name or colon) else NO_HEADER
 
 
-def _fault_of_unfinished_request_line(line: bytes) -> Refused | None:
+def _fault_of_unfinished_request_line(line: bytes) -> Refusal | None:
     method, *rest = line.split(b" ")
     if _is_tls(line):
         return TLS

@@ -12,7 +12,8 @@ from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, Request, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
+from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
+from maskline.ingest.refusal import Refusal
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
 from maskline.schemas.errors import UndecodableEntryError
@@ -82,7 +83,7 @@ def json(members: dict[str, Any], encoding: str = "utf-8", indent: int | None = 
 
 def take(
     sent: Sent, content_type: str | None, verify: str = "v3", token: str = MAIN_TOKEN
-) -> Accepted | Refused:
+) -> AcceptedCallback | Refusal:
     headers = {"Host": "h"} if content_type is None else {"Host": "h", "Content-Type": content_type}
     if verify == "v3":
         headers["X-Plivo-Signature-V3"] = sign_v3(token, "POST", URL, sent.parameters, NONCE)
@@ -92,7 +93,7 @@ def take(
         headers["X-Plivo-Signature-V2-Nonce"] = NONCE
     intake = INTAKES[verify]
     head = intake.read_head("POST", "/callbacks", CIMultiDictProxy(CIMultiDict(headers)))
-    return head if isinstance(head, Refused) else intake.decide(head, sent.body, 7)
+    return head if isinstance(head, Refusal) else intake.decide(head, sent.body, 7)
 
 
 def event_of(decode: Any) -> Any:
@@ -102,9 +103,9 @@ def event_of(decode: Any) -> Any:
         return error.code
 
 
-def assert_read_as_signed(decision: Accepted | Refused, parameters: Parameters) -> None:
+def assert_read_as_signed(decision: AcceptedCallback | Refusal, parameters: Parameters) -> None:
     """By the reference and by both kinds of readers of shapes, before and after they know it."""
-    assert isinstance(decision, Accepted), decision
+    assert isinstance(decision, AcceptedCallback), decision
     callback = decode_callback(decision.value)
     expected = event_of(lambda: event_from_pairs(parameter_pairs(parameters)))
     assert event_of(lambda: decode_event(callback).event) == expected
@@ -115,7 +116,7 @@ def assert_read_as_signed(decision: Accepted | Refused, parameters: Parameters) 
         for _ in range(LEARN_AFTER + 1):
             assert event_of(lambda known=known: known.decode(decision.value)[0]) == expected
     if not isinstance(expected, str):
-        assert decision.route % 16 == partition_of(expected.session_uuid, 16)
+        assert decision.partition_hash % 16 == partition_of(expected.session_uuid, 16)
 
 
 @pytest.mark.parametrize("verify", ["v3", "v2", "off"])
@@ -139,7 +140,7 @@ def test_whatever_the_type_says(sent, verify):
 def test_a_wrong_signature_is_403_whatever_the_type_says(sent):
     for content_type in [None, *TYPES]:
         wrong = take(sent, content_type, token="another")
-        assert isinstance(wrong, Refused)
+        assert isinstance(wrong, Refusal)
         assert (wrong.status, wrong.code) == (403, "signature_wrong"), content_type
 
 
@@ -189,7 +190,7 @@ def test_the_event_is_made_of_what_was_signed(sent, content_type):
 )  # fmt: skip
 def test_what_is_neither_is_not_decodable(content_type, body, verify):
     decision = take(Sent(body, Parameters([], [], None)), content_type, verify)
-    assert isinstance(decision, Refused)
+    assert isinstance(decision, Refusal)
     assert (decision.status, decision.code) == (400, "not_decodable")
 
 
@@ -197,7 +198,7 @@ def test_what_is_neither_is_not_decodable(content_type, body, verify):
 @pytest.mark.parametrize("body", [b"<a/>", b'{"a":', b"a=b", b"--x\r\n", b"[1]"])
 def test_a_wrong_signature_under_an_odd_type_is_403(content_type, body):
     decision = take(Sent(body, Parameters([], [("b", "a")], None)), content_type)
-    assert isinstance(decision, Refused)
+    assert isinstance(decision, Refusal)
     assert (decision.status, decision.code) == (403, "signature_wrong")
 
 
@@ -215,7 +216,7 @@ def test_what_lies_in_the_stream_says_how_it_is_read_and_how_it_was_sent():
             'a"\\b',
         )
         for body, parameters in (form(PAIRS), json(MEMBERS))
-        if isinstance(decision := take(Sent(body, parameters), sent_as), Accepted)
+        if isinstance(decision := take(Sent(body, parameters), sent_as), AcceptedCallback)
     }
     assert stored == {
         (FORM, b"E"): FORM,
@@ -239,9 +240,9 @@ def test_a_get_keeps_its_type_and_has_no_body():
     headers = CIMultiDictProxy(CIMultiDict({"Host": "h", "Content-Type": "application/json"}))
     for method, body in (("GET", b"{"), ("GET", b"a=b"), ("POST", b"")):
         head = INTAKES["off"].read_head(method, "/callbacks?SessionUUID=s", headers)
-        assert not isinstance(head, Refused)
+        assert not isinstance(head, Refusal)
         decision = INTAKES["off"].decide(head, body, 7)
-        assert isinstance(decision, Accepted)
+        assert isinstance(decision, AcceptedCallback)
         callback = decode_callback(decision.value)
         assert (callback.content_type, callback.body) == ("application/json", b"")
 

@@ -11,22 +11,23 @@ from structlog.testing import capture_logs
 
 from maskline.ingest.auth.callback_paths import account_in, why_unknown
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
+from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
 from maskline.ingest.http.refusal_log import RefusalLog
+from maskline.ingest.refusal import Refusal
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.parameters import Parameters
 
 INTAKE = CallbackVerifier(node_settings("redis://unused", "n", accept_v2=True))
 
 
-def ask(target: str, dialled: str = "", **more: str) -> Accepted | Refused:
+def ask(target: str, dialled: str = "", **more: str) -> AcceptedCallback | Refusal:
     """A request to `target`, signed for the URL with the path `dialled`, by default as it came."""
     signature = sign_v3(
         MAIN_TOKEN, "POST", f"http://h{dialled or target}", Parameters([], PAIRS, None), NONCE
     )
     headers = more or {"X-Plivo-Signature-V3": signature, "X-Plivo-Signature-V3-Nonce": NONCE}
     head = INTAKE.read_head("POST", target, CIMultiDictProxy(CIMultiDict({"Host": "h"} | headers)))
-    return head if isinstance(head, Refused) else INTAKE.decide(head, urlencode(PAIRS).encode(), 7)
+    return head if isinstance(head, Refusal) else INTAKE.decide(head, urlencode(PAIRS).encode(), 7)
 
 
 @pytest.mark.parametrize(
@@ -51,19 +52,19 @@ def test_a_path_is_read_decoded_and_signed_as_dialled(path, data):
     target = "".join(f"%{ord(char):02X}" if at in escaped else char for at, char in enumerate(path))
     target += data.draw(st.sampled_from(["", "/"]))
     decision = ask(target)
-    assert isinstance(decision, Accepted), decision
+    assert isinstance(decision, AcceptedCallback), decision
     assert decode_callback(decision.value).auth_id == MAIN
 
 
 @pytest.mark.parametrize("path", ["/callbacks", f"/callbacks/{MAIN}"])
 def test_a_proxy_may_add_a_slash_or_take_it(path):
     for target, dialled in ((path, path + "/"), (path + "/", path)):
-        assert isinstance(ask(target, dialled), Accepted)
+        assert isinstance(ask(target, dialled), AcceptedCallback)
         v2 = sign_v2(MAIN_TOKEN, f"http://h{dialled}", NONCE)
         more = {"X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE}
-        assert isinstance(ask(target, **more), Accepted)
+        assert isinstance(ask(target, **more), AcceptedCallback)
     wrong = ask(path, f"/callbacks/{SUB}")
-    assert isinstance(wrong, Refused)
+    assert isinstance(wrong, Refusal)
     assert wrong.code == "signature_wrong"
 
 
@@ -80,7 +81,7 @@ def test_a_prefix_that_no_proxy_stripped_is_named(target, named):
     if not named:  # an account of a strange name
         assert refused == INTAKE.read_head("POST", "/callbacks/unknown", CIMultiDictProxy(CIMultiDict()))
         return
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert (refused.status, refused.code) == (404, "unknown_path")
     assert f"strip what stands before, {named}" in refused.detail
     assert f"strip {named} " in refused.hint
@@ -121,7 +122,7 @@ def test_the_log_has_the_hint_though_scanners_ask_for_other_paths():
     with capture_logs() as lines:
         for path in ("/admin", "/hooks/callbacks", "/admin", "/hooks/callbacks"):
             refused = ask(path)
-            assert isinstance(refused, Refused)
+            assert isinstance(refused, Refusal)
             log.note(refused, Asked(path))
     assert [(line["reason"], line.get("hint", "")[:27]) for line in lines] == [
         ("unknown_path", ""),
@@ -140,7 +141,7 @@ def test_the_log_has_the_hint_though_scanners_ask_for_other_paths():
 )  # fmt: skip
 def test_the_log_has_the_url_that_was_checked_and_no_secret_of_it(target, url):
     refused = INTAKE.read_head("POST", "/x", CIMultiDictProxy(CIMultiDict()))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     with capture_logs() as lines:
         RefusalLog(INTAKE.origin).note(refused, Asked(target))
     assert [line["url"] for line in lines] == [url]

@@ -15,7 +15,8 @@ from maskline.ingest.auth import signatures
 from maskline.ingest.auth.accounts import Accounts
 from maskline.ingest.auth.dialled_url import DialledUrl
 from maskline.ingest.auth.signatures import LISTED_MAX, sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
+from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
+from maskline.ingest.refusal import Refusal
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import UndecodableEntryError
@@ -49,30 +50,30 @@ def v3(
 
 def take(
     given_headers: CIMultiDictProxy[str], *, target: str = "/callbacks", body: bytes = BODY, **changes: Any
-) -> Accepted | Refused:
+) -> AcceptedCallback | Refusal:
     intake = CallbackVerifier(msgspec.structs.replace(SETTINGS, **changes))
     head = intake.read_head("POST", target, given_headers)
-    return head if isinstance(head, Refused) else intake.decide(head, body, 1_700_000_000_000)
+    return head if isinstance(head, Refusal) else intake.decide(head, body, 1_700_000_000_000)
 
 
-def account_of(decision: Accepted | Refused) -> str:
-    assert isinstance(decision, Accepted), decision
+def account_of(decision: AcceptedCallback | Refusal) -> str:
+    assert isinstance(decision, AcceptedCallback), decision
     return decode_callback(decision.value).auth_id
 
 
-def code_of(decision: Accepted | Refused) -> str:
-    assert isinstance(decision, Refused), decision
+def code_of(decision: AcceptedCallback | Refusal) -> str:
+    assert isinstance(decision, Refusal), decision
     return decision.code
 
 
 def test_the_callback_is_stored_as_it_came():
     decision = take(v3(MAIN_TOKEN))
-    assert isinstance(decision, Accepted)
+    assert isinstance(decision, AcceptedCallback)
     callback = decode_callback(decision.value)
     assert (callback.method, callback.query, callback.content_type) == ("POST", b"", FORM)
     assert (callback.body, callback.received_at_ms, callback.auth_id) == (BODY, 1_700_000_000_000, MAIN)
     assert not callback.replayed
-    assert decision.route % 16 == partition_of(dict(PAIRS)["SessionUUID"], 16)
+    assert decision.partition_hash % 16 == partition_of(dict(PAIRS)["SessionUUID"], 16)
 
 
 ACCOUNT_TABLE = [
@@ -97,7 +98,7 @@ ACCOUNT_TABLE = [
 def test_whose_signature_counts_where(account, token, header, outcome):
     path = f"/callbacks/{account}" if account else "/callbacks"
     decision = take(v3(token, url=f"https://hooks.example.com{path}", name=header), target=path)
-    if isinstance(decision, Refused):
+    if isinstance(decision, Refusal):
         assert decision.code == outcome
     else:
         assert account_of(decision) == outcome
@@ -116,7 +117,7 @@ def test_the_signature_may_stand_anywhere_in_the_list_within_the_bound():
     for place, taken in ((0, True), (LISTED_MAX - 1, True), (LISTED_MAX, False)):
         listed = ", ".join([*["bm9uZQ=="] * place, good])
         decision = take(headers(X_Plivo_Signature_V3=listed, X_Plivo_Signature_V3_Nonce=NONCE))
-        assert isinstance(decision, Accepted) is taken
+        assert isinstance(decision, AcceptedCallback) is taken
 
 
 def test_v2_only_where_it_is_switched_on():
@@ -143,7 +144,7 @@ def test_without_verification_everybody_is_taken():
 
 def test_headers_that_are_no_ascii_can_be_stored():
     decision = take(headers(Content_Type=f"{FORM}; charset=\udcff"), verify="off")
-    assert isinstance(decision, Accepted)
+    assert isinstance(decision, AcceptedCallback)
     assert decode_callback(decision.value).content_type == f"{FORM}; charset=?"
 
 
@@ -214,13 +215,13 @@ def test_a_session_lands_where_its_worker_looks_for_it(query, body):
     target = f"/callbacks?{urlencode(query)}"
     content_type = "application/json" if json_body else FORM
     decision = take(headers(Content_Type=content_type), target=target, body=encoded, verify="off")
-    assert isinstance(decision, Accepted)
+    assert isinstance(decision, AcceptedCallback)
     try:
         event = decode_event(decode_callback(decision.value)).event
     except UndecodableEntryError:
         assert decision == take(headers(Content_Type=content_type), target=target, body=encoded, verify="off")
         return
-    assert decision.route % 16 == partition_of(event.session_uuid, 16)
+    assert decision.partition_hash % 16 == partition_of(event.session_uuid, 16)
 
 
 @given(
@@ -237,7 +238,7 @@ def test_whatever_comes_is_decided(body, content_type, target):
     )
     for path in (target, f"/callbacks?{target}", "/callbacks"):
         decision = take(request, target=path, body=body)
-        assert isinstance(decision, Refused)
+        assert isinstance(decision, Refusal)
         assert decision.code in {"unknown_path", "not_decodable", "signature_wrong"}
 
 
@@ -252,5 +253,5 @@ def test_a_body_is_written_out_once_however_many_nonces_are_tried(monkeypatch):
         X_Plivo_Signature_V3="x", X_Plivo_Signature_Ma_V3="y", X_Plivo_Signature_V3_Nonce="1,2,3",
         Content_Type="application/json",
     )  # fmt: skip
-    assert isinstance(take(forged, body=b'{"a":[1,2]}'), Refused)
+    assert isinstance(take(forged, body=b'{"a":[1,2]}'), Refusal)
     assert written == [{"a": [1, 2]}]

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Request, node_settings
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
-from maskline.ingest.auth.verifier import Accepted, CallbackVerifier, Refused
+from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
 from maskline.ingest.fastpath import head_templates, verifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.head_templates import is_ordinary
 from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.parser.aiohttp_parser import END
 from maskline.ingest.parser.request_head import RequestHead, read_head
+from maskline.ingest.refusal import Refusal
 from maskline.schemas.parameters import Parameters
 
 NOW = 1_700_000_000_000
@@ -26,22 +27,22 @@ INTAKE = CallbackVerifier(
 
 def by_intake(
     request: bytes, intake: CallbackVerifier = INTAKE, way: FastVerifier | None = None
-) -> Accepted | Refused:
+) -> AcceptedCallback | Refusal:
     """The intake's decision; `way` learns from it as a connection has it learn."""
     head, _, body = request.partition(END)
     ordinary = read_head(head + END)
     assert isinstance(ordinary, RequestHead)
     assert is_ordinary(ordinary)
     read = intake.read_head("POST", ordinary.target, ordinary.headers)
-    if isinstance(read, Refused):
+    if isinstance(read, Refusal):
         return read
     decision = intake.decide(read, body, NOW)
-    if way is not None and isinstance(decision, Accepted):
+    if way is not None and isinstance(decision, AcceptedCallback):
         way.learn(ordinary, read, body)
     return decision
 
 
-def by_quick(request: bytes, way: FastVerifier) -> Accepted | None:
+def by_quick(request: bytes, way: FastVerifier) -> AcceptedCallback | None:
     layout = way.heads.find(request)
     if layout is None:
         return None
@@ -175,7 +176,7 @@ def test_nothing_is_learned_of_what_is_no_form(request_):
 
 def test_without_verification_nothing_is_learned():
     intake = CallbackVerifier(node_settings("redis://unused", "n", verify="off", auth_tokens=()))
-    assert isinstance(by_intake(Request().encode(), intake), Accepted)
+    assert isinstance(by_intake(Request().encode(), intake), AcceptedCallback)
     assert not taught(Request().encode(), intake=intake).heads.known
 
 
@@ -219,5 +220,5 @@ def test_a_v3_signature_without_a_nonce_teaches_nothing():
         "X-Plivo-Signature-V3-Nonce": None, "X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE,
     }  # fmt: skip
     request, intake = Request(headers=changes).encode(), CallbackVerifier(settings)
-    assert isinstance(by_intake(request, intake), Accepted)
+    assert isinstance(by_intake(request, intake), AcceptedCallback)
     assert not taught(request, intake=intake).heads.known

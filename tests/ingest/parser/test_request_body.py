@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.ingest.auth.verifier import Refused
 from maskline.ingest.parser import request_body
 from maskline.ingest.parser.request_body import ChunkedBody, LengthBody, Reading
 from maskline.ingest.parser.request_head import END, RequestHead, read_head
+from maskline.ingest.refusal import Refusal
 
 MAX_BYTES = 1_000
 BEHIND = b"GET / HTTP/1.1\r\n"
@@ -23,7 +23,7 @@ def head_of(*lines: str) -> RequestHead:
     return head
 
 
-def fed(body: Any, data: bytes, cuts: list[int]) -> bytes | Refused | None:
+def fed(body: Any, data: bytes, cuts: list[int]) -> bytes | Refusal | None:
     """What comes of feeding it in pieces; what is behind comes with the last."""
     places = [0, *sorted({cut for cut in cuts if cut < len(data)}), len(data)]
     for place, begin in enumerate(places[:-1]):

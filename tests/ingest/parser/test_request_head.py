@@ -9,7 +9,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ingest_kit import PAIRS, Request
 
-from maskline.ingest.auth.verifier import Refused
 from maskline.ingest.parser import request_head
 from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, HEADERS_MAX
 from maskline.ingest.parser.request_head import (
@@ -21,6 +20,7 @@ from maskline.ingest.parser.request_head import (
     read_head,
     skip_blank_lines,
 )
+from maskline.ingest.refusal import Refusal
 
 PARSERS = [HttpRequestParser, HttpRequestParserPy]
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
@@ -93,7 +93,7 @@ def heads(draw: Any) -> bytes:
 @example(more(b"Content-Length: 3"))
 def test_what_is_read_is_read_the_same_by_aiohttp(parser, head):
     ours = read_head(head)
-    if isinstance(ours, Refused) or ours.version == (0, 9):
+    if isinstance(ours, Refusal) or ours.version == (0, 9):
         return
     theirs = by_aiohttp(parser, without_doubles(head))
     if theirs is None:
@@ -112,8 +112,8 @@ def test_what_is_read_is_read_the_same_by_aiohttp(parser, head):
     assert len(theirs.headers) == len({line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:-2]})
 
 
-def error(read: RequestHead | Refused) -> str:
-    return read.code if isinstance(read, Refused) else ""
+def error(read: RequestHead | Refusal) -> str:
+    return read.code if isinstance(read, Refusal) else ""
 
 
 DOUBLED = [b"User-Agent: Plivo", b"Content-Type: application/x-www-form-urlencoded", b"Content-Length: 3", b"Server: x",
@@ -178,15 +178,15 @@ def test_a_beginning_is_refused_only_if_the_whole_is(head, data):
         if END in head[:cut]:
             break
         seen = look_at_beginning(head[:cut], looked)
-        if isinstance(seen, Refused):
-            assert isinstance(read_head(head), Refused)
+        if isinstance(seen, Refusal):
+            assert isinstance(read_head(head), Refusal)
             return
         looked = seen
     # Up to the last byte, what is wrong with its lines has been seen.
     whole, last = read_head(head), look_at_beginning(head[:-1], looked)
-    if isinstance(last, Refused):
-        assert isinstance(whole, Refused)
-    elif isinstance(whole, Refused):
+    if isinstance(last, Refusal):
+        assert isinstance(whole, Refusal)
+    elif isinstance(whole, Refusal):
         assert whole == NO_HOST or whole.code in ("headers_contradict", "transfer_encoding")
 
 
@@ -204,7 +204,7 @@ def test_a_beginning_is_refused_only_if_the_whole_is(head, data):
 )  # fmt: skip
 def test_beginnings(beginning, code):
     looked = look_at_beginning(beginning, 0)
-    assert (looked.code if isinstance(looked, Refused) else "") == code
+    assert (looked.code if isinstance(looked, Refusal) else "") == code
 
 
 def test_blank_lines_before_a_request_are_left_out():
