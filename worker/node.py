@@ -74,9 +74,13 @@ class WorkerNode:
         self.background = BackgroundTasks()
         self._resources = Resources()
         self._connections = WorkerConnections(
-            settings, self._keys, self.background, f"maskline-worker-{self.worker_id}",
-            self._servers_changed, self._verify,
-        )  # fmt: skip
+            settings,
+            self._keys,
+            self.background,
+            name=f"maskline-worker-{self.worker_id}",
+            on_change=self._servers_changed,
+            on_open=self._verify,
+        )
         port = ADMIN_PORTS["worker"] if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
@@ -206,7 +210,7 @@ class WorkerNode:
     @property
     def servers(self) -> Mapping[str, ServerReport]:
         """What the servers said of themselves, by address."""
-        return self._connections.inspection.reports
+        return self._connections.monitor.reports
 
     @property
     def busy(self) -> int:
@@ -221,12 +225,12 @@ class WorkerNode:
         return Health(True, {"worker": self.worker_id})
 
     def _ready(self) -> Health:
-        inspection = self._connections.inspection
+        monitor = self._connections.monitor
         details: dict[str, Any] = {
             "worker": self.worker_id,
-            "redis": self._connections.trouble or "up",
+            "redis": self._connections.error or "up",
             "connected_to": self._connections.connected_to,
-            "servers": inspection.details(),
+            "servers": monitor.details(),
             "background": self.background.failing,
             **vital_details(),
         }
@@ -236,7 +240,7 @@ class WorkerNode:
             details["dead_letters"] = {"count": letters.count, "bytes": letters.size_bytes}
             details["reads"] = self._pollers.details()
             details["threads"] = {name: use._asdict() for name, use in self.threads.items() if any(use)}
-        return Health(self._started and self._connections.up and not inspection.errors, details)
+        return Health(self._started and self._connections.up and not monitor.errors, details)
 
     # Inside
 

@@ -132,7 +132,7 @@ class PublisherConnection:
         self._metrics.connects += 1
         # After a timeout a connection alone proves nothing: the next page of the spool does.
         proven = {} if self.publisher.ready else {"not_proven_after": self.publisher.breaker.reason}
-        _log.info("connected to Redis", redis=self.address, address=self.connected_to, **proven)
+        _log.info("connected to redis", redis=self.address, address=self.connected_to, **proven)
 
     async def _keep_connected(self) -> None:
         attempt = 0

@@ -6,7 +6,6 @@ one waits in a runner; the marks of a loop tick travel together.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import hiredis
 
@@ -19,15 +18,12 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.commands import scripts
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.poison.sandbox import Sandbox, TrialImpossibleError
 from maskline.worker.poison.tracker import Mark, Standing, State, Step, mark_field, step, suspicion
-
-REPEAT_DELAY_S: Final = 0.1
-"""After a mark that Redis refused, or that was under way when the connection was lost."""
 
 _log = get_logger("maskline.worker")
 
@@ -139,7 +135,7 @@ class Quarantine:
 
     def note(self, partition: Partition, marks: Sequence[tuple[str, Mark]]) -> None:
         """Write marks and do not wait for it. What gets lost costs an event a closer look, no more."""
-        link = self._connections.link(partition.number)
+        link = self._connections.commands(partition.number)
         if link is not None and not partition.lost:
             link.send(scripts.mark(self._keys, partition.number, partition.lease_value, marks), 1)
 
@@ -147,7 +143,7 @@ class Quarantine:
         """Write a mark and wait until Redis has it, and the lease is surely held; cancelled where that is over."""
         packed = scripts.mark(self._keys, partition.number, partition.lease_value, [(field, mark)])
         while True:
-            link = await self._connections.ready(partition.number)
+            link = await self._connections.commands_ready(partition.number)
             reason = "the lease is in doubt"
             try:
                 (reply,) = await link.send(packed, 1)
@@ -162,11 +158,9 @@ class Quarantine:
                     self._on_fenced(partition)
             if isinstance(reply, hiredis.ReplyError):
                 reason = str(reply)
-                connection = self._connections.of(partition.number)
-                if connection is not None:
-                    connection.refused(reason)
+                self._connections.note_error_reply(partition.number, reason)
             self._wait(partition, reason)
-            await asyncio.sleep(REPEAT_DELAY_S)
+            await asyncio.sleep(RETRY_DELAY_S)
 
     def _wait(self, partition: Partition, reason: str) -> None:
         # What follows the first word may name a script or a slot, and differ every time.

@@ -23,8 +23,7 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
-from maskline.worker.connection import ServerConnections
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
@@ -57,8 +56,6 @@ YIELD_S: Final = 0.25
 
 YIELD_AGAIN_S: Final = 1.0
 """After that, how long until the next try."""
-
-REPEAT_DELAY_S: Final = 0.1
 
 SETTLE_S: Final = 2.0
 """After the handlers have ended or were cancelled: how long the last commits and releases may take."""
@@ -163,7 +160,7 @@ class PartitionManager:
             self._close(partition)
             self._start(self._give_back, partition)
         # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
-        home = self._connections.home
+        home = self._connections.heartbeat_server
         if home is not None and home.leases is not None and home.leases.connected:
             leave = home.leases.send(pack("ZREM", self._keys.workers, self._worker_id), 1)
             await asyncio.wait([leave], timeout=LEAVE_S)
@@ -226,7 +223,7 @@ class PartitionManager:
     async def _acquire(self, numbers: Sequence[int]) -> None:
         by_connection: dict[ServerConnections, list[int]] = {}
         for number in numbers:
-            if (connection := self._connections.of(number)) is not None:
+            if (connection := self._connections.of_partition(number)) is not None:
                 by_connection.setdefault(connection, []).append(number)
         for connection, there in by_connection.items():
             if connection not in self._acquiring:
@@ -261,7 +258,7 @@ class PartitionManager:
             except RedisUnavailableError as error:
                 # This one alone: something else lies under its keys, perhaps.
                 self._refused("a partition could not be taken", number, str(error))
-                connection.refused(str(reply))
+                connection.note_error_reply(str(reply))
                 continue
             if acquired is None:
                 continue
@@ -318,17 +315,16 @@ class PartitionManager:
         """Take up what the last owner left in the pending list, oldest first, then let the reader go on."""
         start = "0-0" if pending else None
         while start is not None and not partition.closed:
-            if self._connections.verified_link(partition) is None:
-                await asyncio.sleep(REPEAT_DELAY_S)
+            if self._connections.verified_commands(partition.number, partition.verified_at) is None:
+                await asyncio.sleep(RETRY_DELAY_S)
                 continue
             try:
                 cursor, entries, deleted = await self._claim(partition, start)
             except RedisUnavailableError:
-                await asyncio.sleep(REPEAT_DELAY_S)
+                await asyncio.sleep(RETRY_DELAY_S)
                 continue
             except ResponseError as error:
-                if (connection := self._connections.of(partition.number)) is not None:
-                    connection.refused(str(error))
+                self._connections.note_error_reply(partition.number, str(error))
                 self._refused("a partition could not be opened", partition.number, str(error))
                 self.fenced(partition)
                 return
@@ -347,7 +343,7 @@ class PartitionManager:
     async def _claim(self, partition: Partition, start: str) -> list[Any]:
         """A page of the pending list, as XAUTOCLAIM answers: no more of it than comes quickly."""
         async with self._openings:
-            commands = await self._connections.ready(partition.number)
+            commands = await self._connections.commands_ready(partition.number)
             pace, asked_at = self._opening_pace, monotonic()
             count = max(1, min(PENDING_PAGE, pace.entries // OPENINGS_MAX))
             try:
@@ -408,7 +404,7 @@ class PartitionManager:
         """Give the lease back, unless it is lost meanwhile."""
         release = scripts.release(self._keys, partition.number, partition.lease_value)
         while self._owned.get(partition.number) is partition:
-            leases = await self._connections.lease_ready(partition.number)
+            leases = await self._connections.leases_ready(partition.number)
             try:
                 (reply,) = await leases.send(release, 1)
             except RedisUnavailableError:
@@ -418,9 +414,8 @@ class PartitionManager:
                 return
             if reply is not None:
                 self._refused("a partition could not be given back", partition.number, str(reply))
-                if (connection := self._connections.of(partition.number)) is not None:
-                    connection.refused(str(reply))
-            await asyncio.sleep(REPEAT_DELAY_S)
+                self._connections.note_error_reply(partition.number, str(reply))
+            await asyncio.sleep(RETRY_DELAY_S)
 
     def _close(self, partition: Partition) -> None:
         if not partition.closed:

@@ -18,8 +18,7 @@ from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
-from maskline.worker.connection import ServerConnections
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import ServerConnections, WorkerConnections
 from maskline.worker.leases.planner import RenewalReply, RenewalRequest
 
 _log = get_logger("maskline.worker")
@@ -68,7 +67,7 @@ class LeaseRenewer:
     # Inside
 
     def _parts(self, trip: RenewalRequest) -> Iterator[_Part]:
-        of, home = self._connections.of, self._connections.home
+        of, home = self._connections.of_partition, self._connections.heartbeat_server
         for connection in self._connections:
             if connection.leases is None or not connection.up or connection in self._under_way:
                 continue
@@ -124,7 +123,7 @@ class LeaseRenewer:
     def _note_refusals(self, connection: ServerConnections, replies: Sequence[Any]) -> None:
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if refusal:
-            connection.refused(refusal)
+            connection.note_error_reply(refusal)
             self._complain(connection, f"Redis refuses: {refusal}")
 
     def _complain(self, connection: ServerConnections, reason: str) -> None:

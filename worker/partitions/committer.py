@@ -18,12 +18,9 @@ from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.keys import Keys
 from maskline.worker.commands.scripts import COMMITTED, DIVERGED, FENCED
 from maskline.worker.commands.scripts import commit as pack_commit
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.partitions.partition import Partition
-
-REPEAT_DELAY_S: Final = 0.1
-"""After a commit that Redis refused, or that was under way when the connection was lost."""
 
 LOOK_UP_S: Final = 0.5
 """How often the entry at a partition's cursor is looked up as it is committed. A new connection tells of a server's
@@ -93,7 +90,7 @@ class Committer:
             commit = partition.commit_in_flight
             if commit is None or partition.lost:
                 continue
-            link = self._connections.verified_link(partition)
+            link = self._connections.verified_commands(partition.number, partition.verified_at)
             if link is None:
                 self._repeat(partition)
                 continue
@@ -115,7 +112,7 @@ class Committer:
             replies.add_done_callback(partial(self._answered, those))
 
     def _repeat(self, partition: Partition) -> None:
-        self._loop.call_later(REPEAT_DELAY_S, self._send, (partition,))
+        self._loop.call_later(RETRY_DELAY_S, self._send, (partition,))
 
     def _answered(self, partitions: Sequence[Partition], future: asyncio.Future[list[Any]]) -> None:
         failure = future.exception()
@@ -150,9 +147,7 @@ class Committer:
             self._repeat(partition)
 
     def _refuse(self, partition: Partition, reply: str) -> None:
-        connection = self._connections.of(partition.number)
-        if connection is not None:
-            connection.refused(reply)
+        self._connections.note_error_reply(partition.number, reply)
         kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
         if self._refusal_lines.due(partition.number, kind):
             _log.error(

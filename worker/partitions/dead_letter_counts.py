@@ -57,7 +57,7 @@ class DeadLetters:
         owned = [partition.number for partition in self._partitions()]
         self._seen = {number: seen for number, seen in self._seen.items() if number in set(owned)}
         for number in owned:
-            if (link := self._connections.link(number)) is not None:
+            if (link := self._connections.commands(number)) is not None:
                 by_link[link].append(number)
         for link, numbers in by_link.items():
             for first in range(0, len(numbers), TRIP_PARTITIONS_MAX):

@@ -17,13 +17,9 @@ from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
-from maskline.worker.connection import ServerConnections
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.partitions.history import Seen, has_all
 from maskline.worker.partitions.partition import Partition
-
-REPEAT_S: Final = 0.1
-"""Until a partition is asked about again whose server did not answer, or refused to."""
 
 LOOK_S: Final = 1.0
 """Between looks that nobody asked for: a partition may have moved to another server while it was being acquired."""
@@ -66,14 +62,14 @@ class HistoryVerifier:
             for connection, partition in self._unverified():
                 by_connection.setdefault(connection, []).append(partition)
             await asyncio.gather(*(self._verify(*those) for those in by_connection.items()))
-            wait_s = REPEAT_S if any(self._unverified()) else LOOK_S
+            wait_s = RETRY_DELAY_S if any(self._unverified()) else LOOK_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wanted.wait()
 
     def _unverified(self) -> Iterator[tuple[ServerConnections, Partition]]:
         for partition in self._owned():
-            connection = self._connections.of(partition.number)
+            connection = self._connections.of_partition(partition.number)
             if connection is None or partition.lost or partition.verified_at is connection.incarnation:
                 continue
             yield connection, partition
@@ -130,5 +126,5 @@ class HistoryVerifier:
             return []
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if refusal:
-            connection.refused(refusal)
+            connection.note_error_reply(refusal)
         return list(zip(replies[::2], replies[1::2], strict=True))

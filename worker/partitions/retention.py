@@ -88,7 +88,7 @@ class Retention:
             due = self._due(sorted(self._partitions(), key=lambda partition: partition.number))
             by_link: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
             for number in due:
-                if (link := self._connections.link(number)) is not None:
+                if (link := self._connections.commands(number)) is not None:
                     by_link[link].append(number)
             await asyncio.gather(*(self._trim(link, numbers) for link, numbers in by_link.items()))
             self._warn()
@@ -120,8 +120,7 @@ class Retention:
 
     def _take(self, number: int, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            if (connection := self._connections.of(number)) is not None:
-                connection.refused(str(reply))
+            self._connections.note_error_reply(number, str(reply))
             self._seen.pop(number, None)
             if self._refusal_lines.due(number, str(reply).partition(" ")[0]):
                 _log.error(

@@ -24,8 +24,7 @@ from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.commands.scripts import ask_states
-from maskline.worker.connection import ServerConnections
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import Entries, entry_ms
@@ -36,8 +35,6 @@ YIELD_EVERY: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""
 
 HELD_FACTOR: Final = 5
-
-LOAD_REPEAT_S: Final = 0.1
 
 _log = get_logger("maskline.worker")
 
@@ -101,7 +98,7 @@ class Reader:
 
         Those wait for their commits, for another poller, or until the server is known to have what was seen of them.
         """
-        of, incarnation = self._connections.of, connection.incarnation
+        of, incarnation = self._connections.of_partition, connection.incarnation
         there = [p for p in self._partitions() if of(p.number) is connection]
         readable = [
             p
@@ -182,7 +179,7 @@ class Reader:
             self._dispatcher.submit(ready)
             decoded = unanswered
             if decoded:
-                await asyncio.sleep(LOAD_REPEAT_S)
+                await asyncio.sleep(RETRY_DELAY_S)
                 asked = self._ask(decoded)
         if self._since_yield >= YIELD_EVERY:
             self._since_yield = 0
@@ -207,7 +204,7 @@ class Reader:
         """Ask for the states of sessions that are not in memory, in one trip to each server."""
         by_link: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
         for batch, one in decoded:
-            if one.unknown and (link := self._connections.link(batch.partition.number)) is not None:
+            if one.unknown and (link := self._connections.commands(batch.partition.number)) is not None:
                 by_link.setdefault(link, []).append((batch.partition, one.unknown))
         return [
             _Asked(
@@ -241,8 +238,7 @@ class Reader:
             self._on_fault(doing, error)
 
     def _refused(self, partition: Partition, reply: str) -> None:
-        if (connection := self._connections.of(partition.number)) is not None:
-            connection.refused(reply)
+        self._connections.note_error_reply(partition.number, reply)
         if self._refusal_lines.due(partition.number, reply.partition(" ")[0]):
             _log.error(
                 "session states cannot be read, trying again", partition=partition.number, reply=reply,

@@ -32,8 +32,7 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
-from maskline.worker.connection import ServerConnections
-from maskline.worker.connections import WorkerConnections
+from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.streams.pipeline import Intake, Reader
 from maskline.worker.streams.read_request import ReadRequest
@@ -53,8 +52,6 @@ TURN_BLOCK_MS: Final = 1
 
 EACH_FOR_S: Final = 5.0
 """How long each is asked by itself after the server has refused to be asked for all together."""
-
-REPEAT_S: Final = 0.1
 
 _log = get_logger("maskline.worker")
 
@@ -118,7 +115,7 @@ class Poller:
         commands = self._connection.commands
         if self._at_server and commands is not None:
             self._at_server = False
-            commands.send(pack("CLIENT", "UNBLOCK", self._connection.reads_id), 1)
+            commands.send(pack("CLIENT", "UNBLOCK", self._connection.reads_client_id), 1)
 
     async def run(self) -> None:
         """Read until cancelled or retired, over any number of connections."""
@@ -132,7 +129,7 @@ class Poller:
                     self._note_cut()
                     self._keep_to(())  # no reply of it is read any more
                     # The connection's keeper needs a turn to see the loss before `ready` may answer again.
-                    await asyncio.sleep(REPEAT_S)
+                    await asyncio.sleep(RETRY_DELAY_S)
         finally:
             self._keep_to(())
 
@@ -152,7 +149,7 @@ class Poller:
             streams = self._read(request, replies)
             self._note_read(request, streams or ())
             if streams is None:
-                await asyncio.sleep(REPEAT_S)
+                await asyncio.sleep(RETRY_DELAY_S)
                 request = self._request(reads)
                 continue
             now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000 if streams else 0
@@ -275,7 +272,7 @@ class Poller:
             reply = replies[0]
             if isinstance(reply, hiredis.ReplyError):
                 self._each_until = monotonic() + EACH_FOR_S
-                self._connection.refused(str(reply))
+                self._connection.note_error_reply(str(reply))
                 return None
             by_key = dict(reply or ())
             return [
@@ -294,7 +291,7 @@ class Poller:
         return came
 
     def _note_refused(self, partition: Partition, reply: str) -> None:
-        self._connection.refused(reply)
+        self._connection.note_error_reply(reply)
         kind = reply.partition(" ")[0]
         if self._refused.get(partition.number) != kind:
             self._refused[partition.number] = kind
