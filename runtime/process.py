@@ -75,7 +75,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
             try:
                 runner.close()
             except RuntimeError as error:  # it starts a thread to join the others, and none may be had
-                _log.warning("the event loop was not closed in order", error=str(error))
+                _log.warning("event loop not closed cleanly", error=str(error))
             cancel()
             disarm_deadline()
     return code
@@ -100,14 +100,10 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, i
             if task.done() or loop.is_closed():
                 raise
             if signals.asked:
-                _log.warning(
-                    "the event loop was to end before the stop was over: it goes on", error=repr(error)
-                )
+                _log.warning("event loop interrupted during stop", error=repr(error))
             else:
                 # A handler module's doing. The process would go down in order, and the next one do the same for ever.
-                _log.error(
-                    "something in this process has ended the event loop: it goes on", error=repr(error)
-                )
+                _log.error("event loop interrupted", error=repr(error))
 
 
 class _Pulse:

@@ -68,9 +68,9 @@ class Signals:
             if current != self._ours:
                 self._take(signum, current, _named(current))
         for blocked in signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) & set(SIGNALS):
-            _log.warning("a signal was blocked by the process's own code", signal=_name(blocked))
+            _log.warning("signal blocked by other code", signal=_name(blocked))
         while self._failed:
-            _log.warning("a signal handler of the process's own code failed", exc_info=self._failed.pop())
+            _log.warning("signal handler of other code failed", exc_info=self._failed.pop())
 
     def _signal(self, signum: Any, handler: Any) -> Any:
         """What `signal.signal` is meanwhile."""
@@ -88,7 +88,7 @@ class Signals:
         self._theirs[signum] = handler
         if not given_back:
             _log.warning(
-                "a signal was taken by the process's own code: it still stops maskline, and theirs is called too",
+                "signal taken by other code",
                 signal=_name(signum), by=by,
             )  # fmt: skip
 

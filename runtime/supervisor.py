@@ -109,7 +109,7 @@ class Child:
             self.process = self._spawn()
         except (OSError, subprocess.SubprocessError) as error:  # no memory, no more processes: that may pass
             wait_s = self._plan_restart()
-            _log.error("process not started", index=self.index, error=str(error), wait_s=wait_s)
+            _log.error("process spawn failed", index=self.index, error=str(error), wait_s=wait_s)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         reader, writer = os.pipe()
@@ -171,7 +171,7 @@ class Child:
             self.process.send_signal(signum)
         except PermissionError:
             # It runs as another user by now. Its pipe to us closed, it stops by itself.
-            _log.error("process not ours to signal", index=self.index, pid=self.process.pid)
+            _log.error("process signal not permitted", index=self.index, pid=self.process.pid)
             self.process = None
             self.forget_pipe()
 
@@ -262,7 +262,7 @@ class _Supervisor:
     def _listen(self, child: Child) -> None:
         for line in child.listen():
             if child.silence.heard():
-                _log.info("process answers again", index=child.index)
+                _log.info("process responsive again", index=child.index)
             if line == UP:
                 child.silence.up = True
                 self._first_came_up()
@@ -286,7 +286,7 @@ class _Supervisor:
                 child.start_at = time.monotonic() + VERDICT_WAIT_S
         else:
             _log.error(
-                "process died, starting it again", index=child.index, exit_code=code,
+                "process died", index=child.index, exit_code=code,
                 wait_s=round(child.start_at - time.monotonic(), 1), **_reason(child),
             )  # fmt: skip
 
@@ -302,10 +302,10 @@ class _Supervisor:
                 continue
             match child.silence.passed(turn_s):
                 case "warn":
-                    _log.warning("process does not answer", index=child.index, pid=child.process.pid)
+                    _log.warning("process unresponsive", index=child.index, pid=child.process.pid)
                 case "kill":
                     _log.error(
-                        "process killed, its event loop stands still", index=child.index,
+                        "process killed for blocked event loop", index=child.index,
                         pid=child.process.pid, silent_s=round(child.silence.seconds),
                     )  # fmt: skip
                     child.killed = True
@@ -314,7 +314,7 @@ class _Supervisor:
     def _start(self, child: Child) -> None:
         if child.exit_code == EXIT_USAGE:
             # Said when it is tried again: had all refused, this would be the supervisor's last line instead.
-            _log.error("process could not start, trying again", index=child.index, **_reason(child))
+            _log.error("process failed to start", index=child.index, **_reason(child))
         child.start()
 
     def _stop(self, now: float) -> None:
@@ -325,7 +325,7 @@ class _Supervisor:
     def _kill(self, running: Sequence[Child], now: float) -> None:
         self.kill_at = now + self.kill_after_s
         for child in running:
-            _log.error("process killed, it has not stopped", index=child.index)
+            _log.error("process killed at stop timeout", index=child.index)
             child.send(signal.SIGKILL)
 
     def _wait_s(self) -> float:

@@ -205,7 +205,7 @@ def test_a_connection_that_cannot_be_accepted_costs_no_turn_of_the_loop(crew: Fl
     node = start("ingest", environment=for_ingest(crew, port), limits=(1_000, 1_000))
     node.limit(3, 1_000)  # not even a spare's number is below
     with crowd(port, 10) as connections:
-        wait_until(lambda: node.logged("connections wait, none can be accepted"))
+        wait_until(lambda: node.logged("accepting connections paused"))
         before, began = node.cpu_s(), time.monotonic()
         wait_until(lambda: time.monotonic() > began + 1)
         assert node.cpu_s() - before < 0.5

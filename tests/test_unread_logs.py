@@ -133,7 +133,7 @@ def test_a_worker_goes_on_keeps_its_leases_and_tells_what_was_dropped(
     wait_until(lambda: node.log()["lines_waiting"] == 0, within_s=PATIENCE_S, what="the queue to be read")
     assert node.stop() == 0
     reading.join()
-    (told,) = [line for line in read if line["event"] == "log lines were dropped"]
+    (told,) = [line for line in read if line["event"] == "log lines dropped"]
     assert (told["lines"], told["level"], told["logger"]) == (dropped, "warning", "maskline.logs")
     assert read[-1]["event"] == "worker stopped"
     assert crew.leases() == {}

@@ -116,7 +116,7 @@ class DefaultRegistry:
         for why, what, error in list(collection.left_out):
             left_out[why] += 1
             if _lines.due(why, what):
-                _log.warning("metrics of the default registry are left out", why=why, of=what, error=error)
+                _log.warning("default registry metrics left out", why=why, of=what, error=error)
 
 
 class _Collection:

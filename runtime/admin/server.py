@@ -115,7 +115,7 @@ class AdminServer:
         self._listener = listener
         self.port = listener.port
         if wanted not in (0, self.port):
-            _log.info("the admin port is taken, the next free one is used", taken=wanted, port=self.port)
+            _log.info("admin port moved", taken=wanted, port=self.port)
         if self._note is not None:
             self._leave(msgspec.structs.replace(self._note, addresses=dialable(listener.addresses)))
 

@@ -108,7 +108,7 @@ def wait_for_no_reader() -> None:
     if sys.stderr is not None:
         sys.stderr = sys.__stderr__ = as_text(_writer(), sys.stderr, hide)  # type: ignore[misc]
     if sys.stdout is not None:
-        _printed = LineWriter(sys.stdout, lambda count: b"%d lines were dropped\n" % count)
+        _printed = LineWriter(sys.stdout, lambda count: b"%d lines dropped\n" % count)
         sys.stdout = sys.__stdout__ = as_text(_printed, sys.stdout, hide)  # type: ignore[misc]
 
 
@@ -194,7 +194,7 @@ def _private(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
     try:
         return {name: plain(name, value) for name, value in event_dict.items()}
     except Exception as error:  # noqa: BLE001 - a mapping or a name that misbehaves: the line goes, the work goes on
-        return {"event": "a line could not be logged", "problem": type(error).__name__}
+        return {"event": "log line not rendered", "problem": type(error).__name__}
 
 
 def _unbroken(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
@@ -246,7 +246,7 @@ def _use(writer: LineWriter) -> Write:
 
 def _writer() -> LineWriter:
     if _lines is None:
-        _use(LineWriter(sys.stderr, lambda count: _encoded(f"{count} log lines were dropped")))
+        _use(LineWriter(sys.stderr, lambda count: _encoded(f"{count} log lines dropped")))
     assert _lines is not None  # noqa: S101 - just set
     return _lines
 
@@ -256,7 +256,7 @@ def _encoded(line: str | bytes) -> bytes:
 
 
 def _dropped_line(processors: list[Processor], count: int) -> bytes:
-    line: Any = {"event": "log lines were dropped", "logger": "maskline.logs", "lines": count}
+    line: Any = {"event": "log lines dropped", "logger": "maskline.logs", "lines": count}
     for process in processors:
         line = process(None, "warning", line)
     return _encoded(line)
@@ -321,7 +321,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
         name = args.thread.name if args.thread is not None else None
         exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
-        get_logger("maskline").critical("uncaught exception in a thread", thread=name, exc_info=exc_info)
+        get_logger("maskline").critical("uncaught exception in thread", thread=name, exc_info=exc_info)
 
 
 def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:

@@ -91,7 +91,7 @@ class Listener:
             raise ListenError(error.errno, error.strerror or str(error), with_port(hosts, port)) from None
         self.authority = authority(hosts, self.port, dialled(self._sockets[0].getsockname()[0]))
         if ANY_IPV6 in read_hosts(hosts) and all(sock.family != socket.AF_INET6 for sock in self._sockets):
-            _log.warning("this machine has no IPv6, so `::` means IPv4 alone", listener=self._name)
+            _log.warning("ipv6 not available", listener=self._name)
         self._refill()
         for sock in self._sockets:
             self._loop.add_reader(sock.fileno(), self._accept, sock)
@@ -157,7 +157,7 @@ class Listener:
         except OSError:  # the client is gone already
             sock.close()
         except Exception as error:  # noqa: BLE001 - a fault of ours: it ends this connection and nothing else
-            _log.error("a connection could not be served", listener=self._name, exc_info=error)
+            _log.error("connection not served", listener=self._name, exc_info=error)
             sock.close()
 
     # What is short
@@ -171,7 +171,8 @@ class Listener:
         """Not to try in vain again and again: a connection that waits keeps the socket readable."""
         self._loop.remove_reader(listening.fileno())
         self._later(f"accept {listening.fileno()}", self._resume, listening)
-        self._note("connections wait, none can be accepted", error=str(error))
+        if self._may_log():
+            _log.warning("accepting connections paused", listener=self._name, error=str(error))
 
     def _resume(self, listening: socket.socket) -> None:
         self._loop.add_reader(listening.fileno(), self._accept, listening)
@@ -184,13 +185,17 @@ class Listener:
     def _refused(self, reason: str) -> None:
         self._unlogged += 1
         self._count(reason)
-        self._note("connections refused", reason=reason, since_last_line=self._unlogged)
+        refused = self._unlogged
+        if self._may_log():
+            _log.warning("connections refused", listener=self._name, reason=reason, since_last_line=refused)
 
-    def _note(self, event: str, **facts: Any) -> None:
-        if monotonic() >= self._log_at:
-            self._log_at = monotonic() + LOG_INTERVAL_S
-            self._unlogged = 0
-            _log.warning(event, listener=self._name, **facts)
+    def _may_log(self) -> bool:
+        """Whether a line is due: one in LOG_INTERVAL_S, which starts the count of refusals anew."""
+        if monotonic() < self._log_at:
+            return False
+        self._log_at = monotonic() + LOG_INTERVAL_S
+        self._unlogged = 0
+        return True
 
     def _close_sockets(self) -> None:
         for sock in self._sockets:

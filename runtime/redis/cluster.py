@@ -91,7 +91,7 @@ class Cluster(Generic[S]):
             self._take(slots)
         except (RedisUnavailableError, TimeoutError) as error:
             self.trouble = str(error) or f"no node has answered within {FIND_TIMEOUT_S:g} s"
-            _log.warning("the cluster cannot be found, trying again", reason=self.trouble)
+            _log.warning("cluster lookup failed", reason=self.trouble)
         finally:
             self._keeper = self._tasks.start("cluster map", self._keep)
         await asyncio.gather(*(shard.tried() for shard in self))
@@ -138,7 +138,7 @@ class Cluster(Generic[S]):
                 self._take(await self._store.find())
             except RedisUnavailableError as error:
                 if str(error) != self.trouble:
-                    _log.warning("the cluster's map of slots cannot be read, trying again", reason=str(error))
+                    _log.warning("cluster slots refresh failed", reason=str(error))
                 self.trouble = str(error)
             except Exception:
                 self._stale.set()  # whoever goes on with this asks at once
@@ -159,7 +159,7 @@ class Cluster(Generic[S]):
         self._of_partition = [None if owner is None else self._by_server[owner] for owner in owners]
         self.trouble = "" if slots.complete else "the cluster has slots that no node serves"
         if before != self._of_partition:
-            _log.info("the cluster's map of slots", primaries=[str(server) for server in slots.primaries])
+            _log.info("cluster slots loaded", primaries=[str(server) for server in slots.primaries])
             self._on_change()
         for shard in leaving:
             task = self._tasks.start("server that left", shard.stop)

@@ -131,13 +131,13 @@ class RedisEndpoint:
         self._file_trouble = ""
         if text == self._text:
             return False
-        _log.info("MASKLINE_REDIS_URL_FILE has changed and is used from now on", redis=url.address)
+        _log.info("redis url file reloaded", redis=url.address)
         self._text, self._url, self._seeds = text, url, url.servers
         return True
 
     def _cannot_use_file(self, why: str) -> Literal[False]:
         if why != self._file_trouble:
-            _log.error("MASKLINE_REDIS_URL_FILE, read again, cannot be used", reason=why)
+            _log.error("redis url file rejected", reason=why)
         self._file_trouble = why
         return False
 
@@ -157,7 +157,7 @@ class RedisEndpoint:
 
         primary, agreed = await find_primary(url.servers, url.service, connect)
         if not agreed:
-            _log.warning("only a minority of the Sentinels can be reached", primary=str(primary))
+            _log.warning("sentinel majority unreachable", primary=str(primary))
         link = await self._dial(primary, name, on_lost)
         if await _is_primary(link, with_replica=not agreed):
             return link

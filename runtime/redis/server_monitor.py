@@ -37,10 +37,13 @@ class ServerMonitor:
         known = {finding.code for finding in before.findings} if before is not None else set()
         for finding in report.findings:
             if finding.code not in known:
-                log = _log.error if finding.severity == "error" else _log.warning
-                log("Redis is not as it should be", redis=address, code=finding.code, what=finding.text)
+                facts = {"redis": address, "code": finding.code, "hint": finding.text}
+                if finding.severity == "error":
+                    _log.error("redis check failed", **facts)
+                else:
+                    _log.warning("redis check failed", **facts)
         if gone := known - {finding.code for finding in report.findings}:
-            _log.info("Redis is better", redis=address, codes=sorted(gone))
+            _log.info("redis check recovered", redis=address, codes=sorted(gone))
         return report
 
     async def accept(self, link: PipelinedConnection, address: str) -> None:

@@ -106,7 +106,7 @@ def test_a_child_that_cannot_start_is_tried_again_and_takes_no_sibling_with_it(s
     code, out, err = run.end()
     assert (code, stopped(out)) == (0, ["0", "1"])
     assert "there is no such thing" in err
-    assert "trying again" in err
+    assert "process failed to start" in err
 
 
 def test_a_child_that_cannot_start_again_after_its_death_takes_no_sibling_with_it(start):
@@ -155,9 +155,9 @@ def test_a_stopped_child_is_reported_killed_and_replaced(start):
     assert (code, stopped(out)) == (0, ["0", "1"])
     said = [json.loads(line) for line in err.splitlines()]
     assert [(line["event"], line["index"]) for line in said] == [
-        ("process does not answer", 1),
-        ("process killed, its event loop stands still", 1),
-        ("process died, starting it again", 1),
+        ("process unresponsive", 1),
+        ("process killed for blocked event loop", 1),
+        ("process died", 1),
     ]
 
 
@@ -239,7 +239,7 @@ def test_a_child_that_does_not_stop_is_killed(start):
     run.signal(signal.SIGTERM)
     code, _, err = run.end()
     assert code == 1
-    assert "it has not stopped" in err
+    assert "process killed at stop timeout" in err
 
 
 def test_a_second_signal_kills_the_children_at_once(start):

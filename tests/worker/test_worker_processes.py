@@ -50,7 +50,7 @@ def test_a_child_that_cannot_open_a_resource_takes_no_sibling_with_it(
         before = children(worker.pid)
         os.kill(before[0], signal.SIGKILL)
         wait_until(
-            lambda: worker.logged("process could not start, trying again"),
+            lambda: worker.logged("process failed to start"),
             within_s=PATIENCE_S,
             what="a refusal",
         )
@@ -65,7 +65,7 @@ def test_a_child_that_cannot_open_a_resource_takes_no_sibling_with_it(
                 what="it to start again",
             )
             assert worker.terminate() == 0
-        line = worker.logged("process could not start, trying again")
+        line = worker.logged("process failed to start")
         assert line is not None
         assert "the resource link could not be opened" in line["reason"]
 

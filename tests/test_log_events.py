@@ -1,0 +1,104 @@
+"""Log events can be found by grep, and `docs/logs.md` explains each."""
+
+import re
+from pathlib import Path
+
+import pytest
+from log_events_kit import PAGE, events_of, logged_events, page_rows
+
+EVENT_MAX_CHARS = 60
+EVENT = re.compile(r"(?!(?:a|an|the) )[a-z0-9]+(?:[ _/-][a-z0-9_]+)*")
+"""Lower case words without an article or punctuation: what is logged, and no sentence about it."""
+
+NOT_YET_RENAMED = frozenset(
+    {
+        "Redis answers in time again",
+        "Redis is slow",
+        "Redis may not do what MASKLINE_DURABILITY asks",
+        "Redis refuses commits, trying again until it takes them",
+        "Redis refuses spooled callbacks, they are kept",
+        "a connection has failed, which is a fault in maskline",
+        "a consumer group holds retention back: start its workers, or remove it if nobody needs it (docs/operating.md)",
+        "a damaged spool file was set aside: recover it with SQLite's tools",
+        "a handler could not be tried by itself",
+        "a handler ignores that it was cancelled",
+        "a handler waits to be marked before it may start, trying again",
+        "a lease was lost",
+        "a part of the worker did not stop well",
+        "a part of the worker has failed, the process ends",
+        "a partition cannot be read, trying again",
+        "a plain handler waits for a thread, none can be started",
+        "a plain handler waits: its threads hang, and cannot be stopped",
+        "a plain handler was given up, and its thread goes on",
+        "a resource could not be closed",
+        "a spool file that was gone from its path is done with",
+        "a stream cannot be trimmed, trying again",
+        "a worker went down while this handler ran",
+        "callbacks stay in the spool, the next start takes them up",
+        "connected to Redis",
+        "cursor of the consumer group was beyond the stream, starting it again from the beginning",
+        "few file descriptors: raise the hard limit (ulimit -Hn)",
+        "handler failed, will try again",
+        "ingest.publish.connection: not constant",
+        "reads from Redis are slow, asking for less at a time",
+        "redis has lost entries or a commit, reading again",
+        "redis has lost entries or commits since the last connection, reading again",
+        "runtime.admin.server: not constant",
+        "session states cannot be read, trying again",
+        "signatures are not verified (MASKLINE_VERIFY=off): anybody can send callbacks",
+        "the consumer group is gone, starting it again from the beginning",
+        "the event loop is blocked: a handler works without awaiting; make it a plain def",
+        "the spool can take callbacks again",
+        "the spool cannot take callbacks",
+        "the spool does not outlive a crash: put it on a volume",
+        "the spool holds callbacks from before",
+        "the spool is being drained",
+        "the spool is drained",
+        "the spool was not closed, the disk does not answer",
+        "the spool's file is gone from its path",
+        "worker.connection: not constant",
+        "worker.leases.manager: not constant",
+    }
+)
+"""Events, or modules with an event that is no constant, that the rules are not applied to yet."""
+
+
+def test_page_has_a_row_for_each_log_event_and_no_other():
+    code = {logged.row for logged in logged_events() if logged.event is not None}
+    assert len(code) > 50
+    rows = page_rows()
+    assert code - rows.keys() == set(), (
+        f"run python tests/log_events_kit.py, and fill in the rows of {PAGE.name}"
+    )
+    assert rows.keys() - code == set()
+    assert [row for row, meaning in rows.items() if not meaning] == []
+
+
+def test_log_events_are_constant_short_and_lower_case():
+    wrong = {
+        logged.event or f"{logged.module}: not constant"
+        for logged in logged_events()
+        if logged.event is None or len(logged.event) > EVENT_MAX_CHARS or not EVENT.fullmatch(logged.event)
+    }
+    assert wrong - NOT_YET_RENAMED == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "event"),
+    [
+        ('_log.info("lease lost", partition=1)', "lease lost"),
+        ('LOST: Final = "lease lost"\n_log.info(LOST)', "lease lost"),
+        ('self.context.log.info("lease lost")', "lease lost"),
+        ('get_logger("maskline").info("lease lost")', "lease lost"),
+        ('_log.info(f"lease {number} lost")', None),
+        ("write = _log.info", None),
+    ],
+)
+def test_log_calls_are_found_in_every_form(source: str, event: str | None):
+    assert [(logged.event, logged.level) for logged in events_of(source, Path("worker/a.py"))] == [
+        (event, "info")
+    ]
+
+
+def test_methods_of_the_same_name_are_no_log_calls():
+    assert list(events_of("task.exception()\nparser.error('no')", Path("worker/a.py"))) == []
