@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from maskline.runtime.logs import get_logger
+from maskline.worker.entries.entry import Entry
 from maskline.worker.ordering.reorder import Order, Release
-from maskline.worker.ordering.session import Entry
 
 _log = get_logger("maskline.handler")
 

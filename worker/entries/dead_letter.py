@@ -11,9 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from maskline.worker.api.failures import TrialFailedError, Verdict
+from maskline.worker.entries.entry import Entry
 from maskline.worker.error_text import account_of, message_of, storable
 from maskline.worker.ordering.reorder import Arrival, Release
-from maskline.worker.ordering.session import Entry
 
 DEAD_FIELD: Final = b"d"
 

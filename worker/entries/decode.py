@@ -21,9 +21,9 @@ from maskline.schemas.fastdecode.plan import REMEMBERED
 from maskline.schemas.fastdecode.templates import Templates
 from maskline.schemas.privacy import redact
 from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, reason_of_fault
+from maskline.worker.entries.entry import Entry
 from maskline.worker.error_text import account_of
 from maskline.worker.ordering.reorder import Arrival
-from maskline.worker.ordering.session import Entry
 
 try:
     from maskline.worker.native import entries

@@ -16,7 +16,7 @@ from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, SessionTimeout, UnknownEvent
 from maskline.worker.ordering.reorder import Arrival
-from maskline.worker.ordering.session import Entry
+from maskline.worker.entries.entry import Entry
 
 cdef enum:
     DIGITS_MAX = 15  # of milliseconds in an ID

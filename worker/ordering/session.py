@@ -3,29 +3,11 @@
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import msgspec
-
-from maskline.schemas.events import Event
 from maskline.worker.ordering.reorder import NONE_WAITING, Release, Session
 from maskline.worker.ordering.state import SessionState
 
 if TYPE_CHECKING:
     from maskline.worker.partitions.partition import Partition
-
-
-class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A stream entry that was read and decoded, until it is done."""
-
-    entry_id: str
-    encoded: bytes
-    """The callback as it lies in the stream, for its dead letter."""
-    received_at_ms: int
-    replayed: bool
-    event: Event
-
-    def __repr__(self) -> str:
-        # Without the callback, which has phone numbers.
-        return f"Entry({self.entry_id})"
 
 
 class Progress:

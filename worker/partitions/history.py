@@ -17,7 +17,7 @@ may not exist any more, so that its copy would count as a duplicate; and its cur
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Entry = Sequence[Any]
+StreamEntry = Sequence[Any]
 """ID and fields, as XREAD and XRANGE answer."""
 
 
@@ -30,11 +30,11 @@ class Seen(NamedTuple):
     """Numbers of the last commit that was confirmed (0: none) and of the one under way, each with its cursor."""
     read_id: str
     """The last entry read; the cursor found at the acquisition if none was read."""
-    last_entry: Entry | None
+    last_entry: StreamEntry | None
     """That entry, None if none was read."""
 
 
-def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[Entry]) -> bool:
+def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[StreamEntry]) -> bool:
     """Whether the server has all that was seen.
 
     `fence`: token, owner and commit of the fence, as HMGET answers. `found`: what XRANGE finds under `read_id`.

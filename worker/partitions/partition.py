@@ -30,7 +30,7 @@ from maskline.worker.entries.decode import Entries, entry_decoder, letter_of_und
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.session import NO_RELEASES, LiveSession
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
-from maskline.worker.partitions.history import Entry, Seen
+from maskline.worker.partitions.history import Seen, StreamEntry
 from maskline.worker.poison.tracker import Suspicion
 
 RUN_AHEAD_MAX: Final = 1_024
@@ -101,7 +101,7 @@ class Partition:
         """The last entry taken in: all up to it are done or open."""
         self.read_id = cursor
         """The last entry read; those between are on their way through the reader."""
-        self.last_entry: Entry | None = None
+        self.last_entry: StreamEntry | None = None
         """That entry as it came; None before the first."""
         self.verified_at: object | None = None
         """The connection (`ServerConnections.incarnation`) whose server was found to have all that was seen. Over
