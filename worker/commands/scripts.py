@@ -13,9 +13,9 @@ import hiredis
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
+from maskline.worker.commands.commit import Commit
+from maskline.worker.commands.marks import MARKS_TTL_S, Mark, encode_mark
 from maskline.worker.commands.packing import pack_arguments, pack_keys, pack_states, packed_command
-from maskline.worker.partitions.partition import Commit
-from maskline.worker.poison.tracker import MARKS_TTL_S, Mark, encode_mark
 
 CONSUMER: Final = "maskline"
 """The one consumer of every group: who owns a partition is said by the lease, not by the consumer's name."""

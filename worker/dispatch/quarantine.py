@@ -18,12 +18,13 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.commands import scripts
+from maskline.worker.commands.marks import Mark, State, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.poison.sandbox import Sandbox, TrialImpossibleError
-from maskline.worker.poison.tracker import Mark, Standing, State, Step, mark_field, step, suspicion
+from maskline.worker.poison.tracker import Standing, Step, step, suspicion
 
 _log = get_logger("maskline.worker")
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from maskline.schemas.errors import UndecodableEntryError
+from maskline.worker.commands.commit import Commit
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import (
     INTERNAL_ERROR,
@@ -59,26 +60,6 @@ class PartitionSettings(NamedTuple):
     session_ttl_s: int
     ignored_parameters: frozenset[str] = frozenset()
     """They do not count where two callbacks are compared."""
-
-
-class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What goes to Redis in one fenced call. Repeating it is harmless, by its number."""
-
-    number: int
-    cursor: str
-    entries_read: int
-    waiting: Sequence[str]
-    done: Sequence[str]
-    dead: Sequence[bytes]
-    states: Mapping[str, SessionState]
-    """By session."""
-    life_s: int
-    """How long states live that are not closed, seconds."""
-    closed_life_s: int
-    unmarked: Sequence[str] = ()
-    """The fields of marks that are over."""
-    moved: bool = True
-    """The cursor is another one than the last commit, or the acquisition, left in Redis."""
 
 
 class Decoded(msgspec.Struct, frozen=True, eq=False, gc=False):

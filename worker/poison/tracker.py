@@ -24,7 +24,9 @@ import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, NamedTuple
+
+from maskline.worker.commands.marks import Mark, decode_mark, mark_field
 
 STRIKES_MAX: Final = 3
 
@@ -34,20 +36,7 @@ SUSPECTS_AHEAD_MAX: Final = 2_048
 """Entries after the cursor that are suspects. A worker reads on while at most half as many are not committed, and may
 then have two reads under way."""
 
-MARKS_TTL_S: Final = 7 * 86_400
-"""Marks that nobody clears (a group deleted at the wrong moment) are gone after a week without new ones."""
-
-State = Literal["idle", "running", "trial"]
-
-_STATES: Final[tuple[State, ...]] = get_args(State)
 _ENTRY_ID: Final = re.compile(rb"[0-9]{1,20}-[0-9]{1,20}")
-
-
-class Mark(NamedTuple):
-    """What Redis knows of a suspect's handler."""
-
-    strikes: int
-    state: State
 
 
 class Step(Enum):
@@ -66,23 +55,6 @@ def step(strikes: int, *, triable: bool) -> Step:
     if strikes >= STRIKES_MAX:
         return Step.BURY
     return Step.ALONE if strikes else Step.RUN
-
-
-def mark_field(entry_id: str, handler: str) -> str:
-    return f"{entry_id} {handler}"
-
-
-def encode_mark(mark: Mark) -> str:
-    return f"{mark.strikes} {mark.state}"
-
-
-def decode_mark(value: bytes) -> Mark | None:
-    """None for what is no mark."""
-    strikes, _, state = value.partition(b" ")
-    for known in _STATES:
-        if state == known.encode() and len(strikes) == 1 and strikes.isdigit():
-            return Mark(min(int(strikes), STRIKES_MAX), known)
-    return None
 
 
 class Found(NamedTuple):

@@ -14,8 +14,8 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
+from maskline.worker.commands.commit import Commit
 from maskline.worker.ordering.state import LaneState, SessionState, encode_state
-from maskline.worker.partitions.partition import Commit
 
 TTL_MS = 60_000
 LIFE_S = 3_600

@@ -12,9 +12,9 @@ from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
+from maskline.worker.commands.commit import Commit
+from maskline.worker.commands.marks import Mark
 from maskline.worker.ordering.state import LaneState, SessionState
-from maskline.worker.partitions.partition import Commit
-from maskline.worker.poison.tracker import Mark
 
 FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
 TTL_MS = 60_000

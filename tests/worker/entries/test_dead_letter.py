@@ -167,7 +167,7 @@ async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_tha
         released(), verdict, group="g", handler="h", attempts=1, failed_at_ms=9, failure=failure
     )
     back = assert_small(letter)
-    assert "test_deadletter.py" in back.traceback
+    assert "test_dead_letter.py" in back.traceback
     assert str(failure)[:9] in back.traceback
     assert "worker/dispatch/dispatcher.py" not in back.traceback
 

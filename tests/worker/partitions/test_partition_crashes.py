@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
 from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.worker.commands.commit import Commit
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.state import encode_state
-from maskline.worker.partitions.partition import Commit
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

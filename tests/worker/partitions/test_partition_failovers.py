@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
 
+from maskline.worker.commands.commit import Commit
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.state import encode_state
 from maskline.worker.partitions.history import has_all
-from maskline.worker.partitions.partition import Commit
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

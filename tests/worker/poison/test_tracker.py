@@ -4,15 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskline.worker.commands.marks import Mark, decode_mark, encode_mark, mark_field
 from maskline.worker.poison.tracker import (
     STRIKES_MAX,
     SUSPECTS_AHEAD_MAX,
-    Mark,
     Step,
     Suspicion,
-    decode_mark,
-    encode_mark,
-    mark_field,
     read_marks,
     step,
     suspicion,

@@ -1,0 +1,34 @@
+"""What one commit of a partition writes: the data that `scripts.commit` packs for lua/commit.lua."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from maskline.worker.ordering.state import SessionState
+
+
+class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What goes to Redis in one fenced call. Its number makes it harmless to repeat one whose reply was lost."""
+
+    number: int
+    """1, 2, … under one fencing token."""
+    cursor: str
+    """The ID of the last entry taken in: every entry up to it is in `waiting`, in `done`, or was in an earlier commit."""
+    entries_read: int
+    """Entries of the stream up to the cursor; -1 where unknown."""
+    waiting: Sequence[str]
+    """IDs that enter the group's pending list."""
+    done: Sequence[str]
+    """IDs that leave the group's pending list."""
+    dead: Sequence[bytes]
+    """Dead letters, as `encode_dead_letter` writes them."""
+    states: Mapping[str, SessionState]
+    """The states that changed, by SessionUUID."""
+    life_s: int
+    """How long states live that are not closed, seconds."""
+    closed_life_s: int
+    """How long closed ones live, seconds."""
+    unmarked: Sequence[str] = ()
+    """The fields of marks that are over (`commands.marks`)."""
+    moved: bool = True
+    """The cursor is another one than the last commit, or the acquisition, left in Redis."""
