@@ -15,8 +15,8 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.ordering.reorder import Policy
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition, PartitionSettings
+from maskline.worker.partitions.session import LiveSession
 
 START_MS = 1_767_225_600_000
 RECEIVED_MS = START_MS - 250

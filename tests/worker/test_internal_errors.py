@@ -19,8 +19,8 @@ from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.dispatch import dispatcher
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.reorder import Session
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions import partition
+from maskline.worker.partitions.session import LiveSession
 
 ODD = [
     RecursionError("too deep"),

@@ -18,8 +18,8 @@ from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.dispatch.plain_handlers import Seat
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession
 
 SWEEP_INTERVAL_S: Final = 0.05
 """How late a time limit may strike."""

@@ -41,8 +41,8 @@ from maskline.worker.dispatch.quarantine import Case, Quarantine
 from maskline.worker.dispatch.thread_shares import Use
 from maskline.worker.entries.dead_letter import letter_of, letter_of_fault
 from maskline.worker.ordering.reorder import Arrival, Release
-from maskline.worker.ordering.session import LiveSession, Progress
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession, Progress
 
 TURNS_MAX: Final = 64
 """Events a runner handles before it lets the event loop do other work, replies and commits foremost."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from maskline.worker.dispatch.deadlines import Attempt
-from maskline.worker.ordering.session import LiveSession
+from maskline.worker.partitions.session import LiveSession
 
 
 class Gate:

@@ -22,8 +22,8 @@ from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.worker.dispatch import threads
 from maskline.worker.dispatch.thread_shares import Seats, Use
 from maskline.worker.dispatch.threads import REPEAT_S, HandlerThreads
-from maskline.worker.ordering.session import LiveSession, Progress
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession, Progress
 
 WAITS: Final = "a plain handler waits: its threads hang, and cannot be stopped"
 

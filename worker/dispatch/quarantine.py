@@ -21,8 +21,8 @@ from maskline.worker.commands import scripts
 from maskline.worker.commands.marks import Mark, State, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession
 from maskline.worker.poison.sandbox import Sandbox, TrialImpossibleError
 from maskline.worker.poison.tracker import Standing, Step, step, suspicion
 

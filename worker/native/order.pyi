@@ -1,9 +1,9 @@
 from collections.abc import Collection, Mapping
 
 from maskline.worker.ordering.reorder import Arrival, Policy, Release, Session
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.ordering.state import SessionState
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession
 
 def arrive_plainly(
     arrivals: list[Arrival],

@@ -33,7 +33,7 @@ from maskline.worker.native.wire cimport (
 from maskline.schemas.events import Event
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Release, Session
 from maskline.worker.entries.entry import Entry
-from maskline.worker.ordering.session import NO_RELEASES, LiveSession
+from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 from maskline.worker.ordering.state import NEW_SESSION, RELEASED_BYTES, RELEASED_REMEMBERED, LaneState, SessionState
 
 cdef extern from "<string.h>":

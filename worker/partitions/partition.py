@@ -29,9 +29,9 @@ from maskline.worker.entries.dead_letter import (
 )
 from maskline.worker.entries.decode import Entries, entry_decoder, letter_of_undecodable
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
-from maskline.worker.ordering.session import NO_RELEASES, LiveSession
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
 from maskline.worker.partitions.history import Seen, StreamEntry
+from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 from maskline.worker.poison.tracker import Suspicion
 
 RUN_AHEAD_MAX: Final = 1_024

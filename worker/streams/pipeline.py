@@ -28,8 +28,8 @@ from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, Worker
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import Entries, entry_ms
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.partitions.partition import RUN_AHEAD_MAX, Decoded, Partition
+from maskline.worker.partitions.session import LiveSession
 
 YIELD_EVERY: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""

@@ -18,7 +18,6 @@ from maskline.worker.commands import packing
 from maskline.worker.entries.decode import EntryDecoder
 from maskline.worker.native import order, wire
 from maskline.worker.ordering.reorder import NONE_WAITING, Session
-from maskline.worker.ordering.session import LiveSession
 from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_BYTES,
@@ -28,6 +27,7 @@ from maskline.worker.ordering.state import (
     decode_state,
     encode_state,
 )
+from maskline.worker.partitions.session import LiveSession
 
 
 def shown(outcome):
