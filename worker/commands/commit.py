@@ -13,7 +13,7 @@ class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     number: int
     """1, 2, … under one fencing token."""
     cursor: str
-    """The ID of the last entry taken in: every entry up to it is in `waiting`, in `done`, or was in an earlier commit."""
+    """The last entry taken in: every entry up to it is in `waiting`, in `done`, or was in an earlier commit."""
     entries_read: int
     """Entries of the stream up to the cursor; -1 where unknown."""
     waiting: Sequence[str]
