@@ -36,28 +36,28 @@ _PATHS: Final = sysconfig.get_paths()
 LIBRARIES: Final = tuple({f"{_PATHS[name]}/" for name in ("stdlib", "purelib", "platlib")})
 
 
-def storable(text: str) -> str:
+def storable_text(text: str) -> str:
     """The text as UTF-8 can hold it: an exception's may have lone surrogates, of a file name for instance."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def message_of(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> str:
+def error_message(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> str:
     """An exception's text, whatever it is, in one line of bounded length, without phone numbers."""
     try:
         text = str(failure)
     except BaseException:  # noqa: BLE001  a handler's exception, with a __str__ of its own
         text = "(an exception whose text cannot be read)"
     # Numbers go before the end does: the first half of one would not be recognised.
-    shown = " ".join(KNOWN_NUMBERS.redact(storable(text[: 2 * MESSAGE_MAX_CHARS])).split())
+    shown = " ".join(KNOWN_NUMBERS.redact(storable_text(text[: 2 * MESSAGE_MAX_CHARS])).split())
     return shown if len(shown) <= at_most else shown[: at_most - 1] + "…"
 
 
-def account_of(failure: BaseException, *, inside: bool = False) -> str:
-    """Where a failure came from, the innermost cause first, without phone numbers. `inside`: our own lines count."""
+def short_traceback(failure: BaseException, *, maskline_lines: bool = False) -> str:
+    """Where a failure came from, the innermost cause first, without phone numbers. `maskline_lines`: show ours too."""
     chain: list[BaseException] = []
     _collect(failure, chain)
-    parts = [_account_of_one(one, inside=inside) for one in reversed(chain)]
-    return KNOWN_NUMBERS.redact(storable("\n".join(parts)))
+    parts = [_one_short_traceback(one, maskline_lines=maskline_lines) for one in reversed(chain)]
+    return KNOWN_NUMBERS.redact(storable_text("\n".join(parts)))
 
 
 def _collect(failure: BaseException, chain: list[BaseException]) -> None:
@@ -75,17 +75,17 @@ def _collect(failure: BaseException, chain: list[BaseException]) -> None:
             todo.append(led_to)
 
 
-def _account_of_one(failure: BaseException, *, inside: bool) -> str:
-    told = f"{type(failure).__qualname__}: {message_of(failure, ACCOUNT_MESSAGE_MAX_CHARS)}"
-    lines = [_line(frame, number) for frame, number in _frames(failure, inside=inside)]
+def _one_short_traceback(failure: BaseException, *, maskline_lines: bool) -> str:
+    told = f"{type(failure).__qualname__}: {error_message(failure, ACCOUNT_MESSAGE_MAX_CHARS)}"
+    lines = [_line(frame, number) for frame, number in _frames(failure, maskline_lines=maskline_lines)]
     return "\n".join([*lines, told.removesuffix(": ")])
 
 
-def _frames(failure: BaseException, *, inside: bool) -> list[tuple[FrameType, int]]:
+def _frames(failure: BaseException, *, maskline_lines: bool) -> list[tuple[FrameType, int]]:
     frames = list(traceback.walk_tb(failure.__traceback__))
     users = [it for it in frames if not it[0].f_code.co_filename.startswith(OURS)]
     own = [it for it in users if not it[0].f_code.co_filename.startswith(LIBRARIES)]
-    shown = own or users or (frames if inside else [])
+    shown = own or users or (frames if maskline_lines else [])
     raised = [it for it in users[-1:] if shown and it != shown[-1]]
     return shown[-FRAMES_MAX:] + raised
 

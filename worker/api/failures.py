@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 from maskline.schemas.errors import MasklineError
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.api.retry import RetryPolicy
-from maskline.worker.error_text import message_of
+from maskline.worker.error_text import error_message, short_traceback
 
 _Failure = TypeVar("_Failure", bound=BaseException)
 
@@ -70,6 +70,13 @@ class TrialFailedError(MasklineError):
         self.verdict = verdict
 
 
+def traceback_of(failure: BaseException | None) -> str | None:
+    """The traceback that a dead letter keeps of a failed attempt; None where no attempt was made."""
+    if failure is None:
+        return None
+    return failure.account if isinstance(failure, TrialFailedError) else short_traceback(failure)
+
+
 def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
     """The failure of an attempt that was cut off by its time limit."""
     limit = f"no end after {handler.timeout_s * 1000:.0f} ms"
@@ -93,13 +100,13 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
     if isinstance(failure, HandlerCrashedError):
         return Verdict(None, "crashed_worker", str(failure))
     if (rejected := _within(failure, Reject)) is not None:
-        return Verdict(None, "rejected", f"rejected: {message_of(rejected)}")
+        return Verdict(None, "rejected", f"rejected: {error_message(rejected)}")
     if isinstance(failure, HandlerHungError):
         # A second try could do the work twice.
-        return Verdict(None, "timed_out", f"timed out: {message_of(failure)}")
+        return Verdict(None, "timed_out", f"timed out: {error_message(failure)}")
     timed_out = isinstance(failure, HandlerTimeoutError)
     cause = ": ".join(
-        filter(None, ("timed out" if timed_out else type(failure).__name__, message_of(failure)))
+        filter(None, ("timed out" if timed_out else type(failure).__name__, error_message(failure)))
     )
     asked = _within(failure, Retry)
     delay_ms = policy.delay_ms(attempt, after_ms=asked.after_ms if asked else None, jitter=jitter)

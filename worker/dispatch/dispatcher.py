@@ -29,6 +29,7 @@ from maskline.worker.api.failures import (
     Verdict,
     judge,
     overtime,
+    traceback_of,
     unstoppable,
 )
 from maskline.worker.api.registry import BoundHandler, Table
@@ -39,7 +40,7 @@ from maskline.worker.dispatch.gate import Gate
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, Seat
 from maskline.worker.dispatch.quarantine import Case, Quarantine
 from maskline.worker.dispatch.thread_shares import Use
-from maskline.worker.entries.dead_letter import letter_of, letter_of_fault
+from maskline.worker.entries.dead_letter import Cause, dead_letter_of, internal_error
 from maskline.worker.ordering.reorder import Arrival, Release
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession, Progress
@@ -299,15 +300,13 @@ class Dispatcher:
 
     def _give_up(self, session: LiveSession, arrival: Arrival, error: BaseException) -> None:
         partition = session.partition
-        letter = letter_of_fault(
-            arrival, error, "dispatching", group=partition.group, failed_at_ms=time_ns() // 1_000_000,
-            attempts=FAULTS_MAX,
-        )  # fmt: skip
+        cause = internal_error(error, "dispatching", attempts=FAULTS_MAX)
+        letter = dead_letter_of(arrival, cause, group=partition.group, failed_at_ms=time_ns() // 1_000_000)
         _log.error(
             "dead letter", code=letter.code, reason=letter.reason, handler=None, attempts=FAULTS_MAX,
             session_uuid=session.uuid, event_name=letter.event_name, sequence_number=arrival.number,
         )  # fmt: skip
-        partition.bury(letter)
+        partition.add_dead_letter(letter)
         self._done(session)
 
     def _done(self, session: LiveSession) -> None:
@@ -536,12 +535,12 @@ class Dispatcher:
         event = release.arrival.payload.event
         if isinstance(failure, (HandlerCrashedError, TrialFailedError)):
             failure.with_traceback(None)  # ours, and of no use to anybody
-        session.partition.bury(
-            letter_of(
-                release, verdict, group=session.partition.group, handler=handler, attempts=attempts,
-                failure=failure, failed_at_ms=time_ns() // 1_000_000,
+        cause = Cause(verdict.code, verdict.reason, handler, attempts, traceback_of(failure))
+        session.partition.add_dead_letter(
+            dead_letter_of(
+                release.arrival, cause, group=session.partition.group, failed_at_ms=time_ns() // 1_000_000
             )
-        )  # fmt: skip
+        )
         _log.error(
             "dead letter", code=verdict.code, reason=verdict.reason, handler=handler, attempts=attempts,
             session_uuid=session.uuid, event_name=event.event_name, sequence_number=release.arrival.number,

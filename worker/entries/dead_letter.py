@@ -5,15 +5,14 @@ id is `<partition>-<entry id>`.
 """
 
 import re
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from maskline.worker.api.failures import TrialFailedError, Verdict
 from maskline.worker.entries.entry import Entry
-from maskline.worker.error_text import account_of, message_of, storable
-from maskline.worker.ordering.reorder import Arrival, Release
+from maskline.worker.error_text import error_message, short_traceback, storable_text
+from maskline.worker.ordering.reorder import Arrival
 
 DEAD_FIELD: Final = b"d"
 
@@ -67,58 +66,52 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
         return f"DeadLetter({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-def letter_of(
-    release: Release, verdict: Verdict, *, group: str, handler: str | None, attempts: int,
-    failure: BaseException | None, failed_at_ms: int,
-) -> DeadLetter:  # fmt: skip
-    """The dead letter of a released event; `failure` is what the handler failed with, if one was reached."""
-    account = None
-    if isinstance(failure, TrialFailedError):
-        account = failure.account
-    elif failure is not None:
-        account = account_of(failure)
-    return _letter(
-        release.arrival, code=verdict.code, reason=verdict.reason, group=group, handler=handler,
-        attempts=attempts, account=account, failed_at_ms=failed_at_ms,
-    )  # fmt: skip
+class Cause(NamedTuple):
+    """Why an event is given up."""
+
+    code: str
+    """As `DeadLetter.code`."""
+    reason: str
+    """One line for a person, without phone numbers."""
+    handler: str | None = None
+    attempts: int = 0
+    traceback: str | None = None
+    """As `error_text.short_traceback` writes it."""
 
 
-def letter_of_fault(
-    arrival: Arrival, error: BaseException, doing: str, *, group: str, failed_at_ms: int,
-    handler: str | None = None, attempts: int = 0,
-) -> DeadLetter:  # fmt: skip
-    """The dead letter of an event that a fault in maskline keeps from being handled; `doing` says where it met it."""
-    return _letter(
-        arrival, code=INTERNAL_ERROR, reason=reason_of_fault(error, doing), group=group, handler=handler,
-        attempts=attempts, account=account_of(error, inside=True), failed_at_ms=failed_at_ms,
-    )  # fmt: skip
+def internal_error(error: BaseException, doing: str, *, attempts: int = 0) -> Cause:
+    """The cause of giving up an event on which maskline itself failed; `doing` says at which step."""
+    return Cause(
+        INTERNAL_ERROR,
+        internal_error_reason(error, doing),
+        attempts=attempts,
+        traceback=short_traceback(error, maskline_lines=True),
+    )
 
 
-def reason_of_fault(error: BaseException, doing: str) -> str:
-    """One line about a fault in maskline."""
-    told = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
-    return f"internal error while {doing}: {told}"
+def internal_error_reason(error: BaseException, doing: str) -> str:
+    """One line about a fault in maskline: `internal error while <doing>: <type>: <message>`."""
+    described = f"{type(error).__name__}: {error_message(error)}".removesuffix(": ")
+    return f"internal error while {doing}: {described}"
 
 
-def _letter(
-    arrival: Arrival, *, code: str, reason: str, group: str, handler: str | None, attempts: int,
-    account: str | None, failed_at_ms: int,
-) -> DeadLetter:  # fmt: skip
+def dead_letter_of(arrival: Arrival, cause: Cause, *, group: str, failed_at_ms: int) -> DeadLetter:
+    """The dead letter of a decoded event; the arrival's payload is an `Entry`."""
     entry: Entry = arrival.payload
     return DeadLetter(
         group=group,
         entry_id=entry.entry_id,
-        code=code,
-        reason=reason,
+        code=cause.code,
+        reason=cause.reason,
         failed_at_ms=failed_at_ms,
         callback=entry.encoded,
         session_uuid=entry.event.session_uuid,
         event_name=entry.event.event_name,
         sequence_number=arrival.number,
-        handler=handler,
-        attempts=attempts,
+        handler=cause.handler,
+        attempts=cause.attempts,
         received_at_ms=entry.received_at_ms,
-        traceback=account or None,
+        traceback=cause.traceback or None,
     )
 
 
@@ -146,14 +139,14 @@ def _cut(letter: DeadLetter) -> DeadLetter:
         letter, **texts, **numbers, reason=_beginning(letter.reason, REASON_MAX_BYTES), traceback=None
     )
     room = LETTER_MAX_BYTES - HEADS_BYTES - len(_encode(replace(cut, callback=b"", foreign_fields=[])))
-    account = storable(letter.traceback or "").encode()[-room:].decode(errors="ignore")
+    account = storable_text(letter.traceback or "").encode()[-room:].decode(errors="ignore")
     return replace(cut, traceback=account or None)
 
 
 def _beginning(text: str | None, at_most: int) -> str | None:
     if text is None:
         return None
-    encoded = storable(text).encode()
+    encoded = storable_text(text).encode()
     return (
         encoded.decode() if len(encoded) <= at_most else encoded[: at_most - 3].decode(errors="ignore") + "…"
     )

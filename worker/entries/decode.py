@@ -20,9 +20,9 @@ from maskline.schemas.events import (
 from maskline.schemas.fastdecode.plan import REMEMBERED
 from maskline.schemas.fastdecode.templates import Templates
 from maskline.schemas.privacy import redact
-from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, reason_of_fault
+from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, internal_error_reason
 from maskline.worker.entries.entry import Entry
-from maskline.worker.error_text import account_of
+from maskline.worker.error_text import short_traceback
 from maskline.worker.ordering.reorder import Arrival
 
 try:
@@ -120,12 +120,12 @@ def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
 
 def unforeseen(error: Exception) -> UndecodableEntryError:
     """A fault of ours in decoding, as what refuses the entry."""
-    refusal = UndecodableEntryError(INTERNAL_ERROR, reason_of_fault(error, "decoding"))
+    refusal = UndecodableEntryError(INTERNAL_ERROR, internal_error_reason(error, "decoding"))
     refusal.__cause__ = error
     return refusal
 
 
-def letter_of_undecodable(
+def dead_letter_of_undecodable(
     entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, *, group: str, now_ms: int
 ) -> DeadLetter:
     """The dead letter of an entry that `arrival_of` refuses; `fields` may be empty if they are gone."""
@@ -135,7 +135,7 @@ def letter_of_undecodable(
     ours = len(kept) == 2 and kept[0] == CALLBACK_FIELD
     account = None
     if error.code == INTERNAL_ERROR and error.__cause__ is not None:
-        account = account_of(error.__cause__, inside=True)
+        account = short_traceback(error.__cause__, maskline_lines=True)
     reason = error.detail if account else f"{error.code.replace('_', ' ')}: {error.detail}"
     return DeadLetter(
         group=group,

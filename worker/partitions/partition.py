@@ -24,10 +24,11 @@ from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import (
     INTERNAL_ERROR,
     DeadLetter,
+    dead_letter_of,
     encode_dead_letter,
-    letter_of_fault,
+    internal_error,
 )
-from maskline.worker.entries.decode import Entries, entry_decoder, letter_of_undecodable
+from maskline.worker.entries.decode import Entries, dead_letter_of_undecodable, entry_decoder
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
 from maskline.worker.partitions.history import Seen, StreamEntry
@@ -277,7 +278,7 @@ class Partition:
         else:
             self._finish_entry(entry_id)
 
-    def bury(self, letter: DeadLetter) -> None:
+    def add_dead_letter(self, letter: DeadLetter) -> None:
         """Add a dead letter to the next commit."""
         self._dead.append(encode_dead_letter(letter))
         self._uncommitted = True
@@ -415,13 +416,13 @@ class Partition:
 
     def _lose(self, session: LiveSession, arrivals: Iterable[Arrival], error: Exception) -> None:
         """A fault of ours: what of these is neither released nor waiting any more becomes dead letters."""
+        cause = internal_error(error, "ordering")
         kept = {id(release.arrival) for release in session.queue} | {id(one) for one in session.waiting}
         for arrival in arrivals:
             entry_id = arrival.payload.entry_id
             if id(arrival) not in kept and (entry_id in self._fresh or entry_id in self._pending):
-                self.bury(
-                    letter_of_fault(arrival, error, "ordering", group=self.group, failed_at_ms=self._now_ms)
-                )
+                letter = dead_letter_of(arrival, cause, group=self.group, failed_at_ms=self._now_ms)
+                self.add_dead_letter(letter)
                 self._finish_entry(entry_id)
         self._fault("ordering", error)
 
@@ -453,7 +454,9 @@ class Partition:
     ) -> None:
         if error.code == INTERNAL_ERROR:
             self._fault("decoding", error.__cause__ or error)
-        self.bury(letter_of_undecodable(entry_id, fields, error, group=self.group, now_ms=now_ms))
+        self.add_dead_letter(
+            dead_letter_of_undecodable(entry_id, fields, error, group=self.group, now_ms=now_ms)
+        )
         self._finish_entry(entry_id)
 
     def _evict(self) -> None:

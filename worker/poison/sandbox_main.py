@@ -37,7 +37,7 @@ from maskline.worker.api.resources import Resources
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.threads import HandlerThreads
 from maskline.worker.entries.decode import entry_decoder
-from maskline.worker.error_text import account_of, storable
+from maskline.worker.error_text import short_traceback, storable_text
 from maskline.worker.ordering.reorder import Order, Release
 from maskline.worker.ordering.state import NEW_SESSION
 
@@ -140,7 +140,7 @@ def main(descriptor: int, worker: int) -> None:
             runner.run(_try(request, link))
     except Exception as error:  # noqa: BLE001  whatever it is, the worker goes on without a trial
         # After the outcome nobody reads this.
-        reason = KNOWN_NUMBERS.redact(" ".join(storable(f"{type(error).__name__}: {error}").split()))
+        reason = KNOWN_NUMBERS.redact(" ".join(storable_text(f"{type(error).__name__}: {error}").split()))
         link.sendall(encode(Impossible(reason[:1_000])))
 
 
@@ -225,7 +225,7 @@ async def _attempt(
 
 def _failed(failure: BaseException, handler: BoundHandler, attempt: int) -> Failed:
     verdict = judge(failure, handler.policy, attempt, jitter=random())  # noqa: S311  no secret
-    return Failed(verdict.delay_ms, verdict.code, verdict.reason, account_of(failure))
+    return Failed(verdict.delay_ms, verdict.code, verdict.reason, short_traceback(failure))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from maskline.worker.api.failures import (
 )
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.api.retry import RetryPolicy
-from maskline.worker.error_text import MESSAGE_MAX_CHARS, storable
+from maskline.worker.error_text import MESSAGE_MAX_CHARS, storable_text
 
 POLICY = RetryPolicy(retries=2, backoff_ms=100, backoff_max_ms=1_000)
 
@@ -123,6 +123,6 @@ def test_overtime_says_how_long_and_whether_it_may_go_on():
         assert "250 ms" in str(failure)
 
 
-def test_storable_keeps_all_that_can_be_kept():
-    assert storable("naïve ✓ \U0001f600") == "naïve ✓ \U0001f600"
-    assert storable("file-\udcff") == "file-\\udcff"
+def test_storable_text_keeps_all_that_can_be_kept():
+    assert storable_text("naïve ✓ \U0001f600") == "naïve ✓ \U0001f600"
+    assert storable_text("file-\udcff") == "file-\\udcff"

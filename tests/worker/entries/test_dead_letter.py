@@ -7,18 +7,18 @@ from dispatch_kit import START_MS, Dispatch
 from maskline import on
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.events import SessionFirstPartyRinging
-from maskline.worker.api.failures import Verdict
 from maskline.worker.entries.dead_letter import (
     LETTER_MAX_BYTES,
+    Cause,
     DeadLetter,
+    dead_letter_of,
     decode_dead_letter,
     encode_dead_letter,
-    letter_of,
-    letter_of_fault,
+    internal_error,
     public_id,
     split_public_id,
 )
-from maskline.worker.error_text import account_of
+from maskline.worker.error_text import short_traceback
 
 LEAST = DeadLetter("workers", "1-1", "late", "late", 5, b"\x00\xff")
 FULL = DeadLetter(
@@ -82,20 +82,18 @@ def test_no_public_ids(text):
         split_public_id(text)
 
 
-def released():
+def arrival():
     @on(SessionFirstPartyRinging)
     async def handle(event, ctx):
         pass
 
     d = Dispatch(handle)
     (session,) = d.arrive(("s", 1), From="%2B447700900123")
-    return session.queue[0]
+    return session.queue[0].arrival
 
 
 async def test_a_letter_has_the_callback_byte_for_byte():
-    letter = letter_of(
-        released(), Verdict(None, "rejected", "no"), group="g", handler="h", attempts=1, failure=None, failed_at_ms=9
-    )  # fmt: skip
+    letter = dead_letter_of(arrival(), Cause("rejected", "no", "h", 1), group="g", failed_at_ms=9)
     assert decode_callback(letter.callback).body.endswith(b"From=%2B447700900123")
     assert (letter.group, letter.failed_at_ms, letter.traceback) == ("g", 9, None)
 
@@ -103,10 +101,8 @@ async def test_a_letter_has_the_callback_byte_for_byte():
 @pytest.mark.parametrize("shift", [0, 1, 7, 13, 20, 27])
 async def test_an_account_has_the_message_and_no_number_not_even_the_half_of_one(shift):
     text = "x" * shift + "the end \udcff " + " ".join(["+44 7700 900123"] * 20_000)
-    letter = letter_of(
-        released(), Verdict(None, "c", "r"), group="g", handler="h", attempts=1, failed_at_ms=9,
-        failure=ValueError(text),
-    )  # fmt: skip
+    cause = Cause("c", "r", "h", 1, short_traceback(ValueError(text)))
+    letter = dead_letter_of(arrival(), cause, group="g", failed_at_ms=9)
     assert letter.traceback is not None
     assert "the end \\udcff" in letter.traceback
     assert "900123" not in letter.traceback
@@ -162,10 +158,8 @@ async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_tha
         fail()
     except Exception as error:  # noqa: BLE001  any of them
         failure = error
-    verdict = Verdict(None, "retries_exhausted", "r" * 999)
-    letter = letter_of(
-        released(), verdict, group="g", handler="h", attempts=1, failed_at_ms=9, failure=failure
-    )
+    cause = Cause("retries_exhausted", "r" * 999, "h", 1, short_traceback(failure))
+    letter = dead_letter_of(arrival(), cause, group="g", failed_at_ms=9)
     back = assert_small(letter)
     assert "test_dead_letter.py" in back.traceback
     assert str(failure)[:9] in back.traceback
@@ -176,7 +170,7 @@ def test_an_account_names_what_raised_in_a_library_and_what_led_to_it():
     try:
         chained()
     except RuntimeError as error:
-        account = account_of(error)
+        account = short_traceback(error)
     assert account.index("JSONDecodeError") < account.index("RuntimeError: the answer of the fare")
     assert "decoder.py" in account
     assert "raise RuntimeError(" in account
@@ -199,9 +193,8 @@ async def test_what_cannot_be_formatted_becomes_a_letter_all_the_same():
         def __str__(self):
             raise SystemExit(1)
 
-    letter = letter_of_fault(
-        released().arrival, OddError(), "ordering", group="g", failed_at_ms=9, handler=None, attempts=0
-    )
+    cause = internal_error(OddError(), "ordering")
+    letter = dead_letter_of(arrival(), cause, group="g", failed_at_ms=9)
     assert (letter.code, letter.session_uuid) == ("internal_error", "s")
     assert "OddError" in letter.reason
     assert_small(letter)
