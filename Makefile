@@ -4,17 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup dev test matrix chaos bench bench-check check format clean
+PYX = $(shell find -L maskline -name '*.pyx')
+# pip takes exact versions from constraints.txt, also for what it builds with.
+PINNED := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=$(CURDIR)/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/constraints.txt
+
+.PHONY: setup dev test coverage matrix chaos bench bench-check check wheel format clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard */*.pyx */*.pxd */*/*.pyx */*/*.pxd)
+$(STAMP): pyproject.toml setup.py constraints.txt $(PYX) $(shell find -L maskline -name '*.pxd')
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing maskline and its tools into $(VENV) (a minute or two the first time)"
-	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-		$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
-	@$(BIN)/python -c 'import maskline.worker.native.entries, maskline.worker.native.order, maskline.worker.native.wire' 2>/dev/null \
-		|| echo "no C compiler was found: what is in C is done in Python, which is slower"
+	@$(PINNED) $(BIN)/python -m pip install --quiet -e '.[dev]'
+	@for source in $(PYX:.pyx=); do ls $$source.*.so >/dev/null 2>&1 || echo "not compiled: $$source.pyx; its work is done in Python, which is slower"; done
 	@touch $(STAMP)
 
 dev: $(STAMP)
@@ -51,5 +53,6 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .bench .maskline .matrix build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -f */*/*.so schemas/fastdecode/*.c worker/native/*.c
+	rm -rf $(VENV) .bench .maskline .matrix .coverage* htmlcov build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f $(PYX:.pyx=.c) $(PYX:.pyx=.*.so)

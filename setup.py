@@ -1,32 +1,41 @@
-"""The parts in C, each beside the Python that it does the work of; everything else stands in pyproject.toml.
+"""Builds the C extensions of maskline from Cython; everything else about the package stands in pyproject.toml.
 
-Where there is no compiler, maskline is installed without them, and does the same in Python.
+Each `.pyx` file is one extension, beside the Python code that does the same work. Without a C compiler they are left
+out, and maskline does that work in Python, only slower. With REQUIRE_MASKLINE_C=1 the build fails instead: the image
+and release builds set it. (A name that begins with MASKLINE_ is a setting, and an unknown setting stops the start.)
 """
 
+import os
+from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+REQUIRED = os.environ.get("REQUIRE_MASKLINE_C", "") not in ("", "0")
 
-class BuildAnew(build_ext):
-    """Leaves nothing of an earlier build where this one fails: it would not fit the Python beside it."""
+
+class BuildExtensions(build_ext):
+    """Removes the result of an earlier build first: after a failed build it would not fit the Python beside it."""
 
     def build_extension(self, ext: Extension) -> None:
         inplace = self.get_finalized_command("build_py").get_package_dir("")
         for directory in (self.build_lib, inplace):
             Path(directory, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
-        super().build_extension(ext)
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            if not REQUIRED:
+                raise  # setuptools prints a warning, as the extension is optional
+            raise SystemExit(
+                f"maskline: REQUIRE_MASKLINE_C is set, and the C extension {ext.name} cannot be built: {error}"
+            ) from None
 
 
 setup(
-    cmdclass={"build_ext": BuildAnew},
+    cmdclass={"build_ext": BuildExtensions},
     ext_modules=[
-        Extension(
-            "maskline.schemas.fastdecode.native", ["maskline/schemas/fastdecode/native.pyx"], optional=True
-        ),
-        Extension("maskline.worker.native.entries", ["maskline/worker/native/entries.pyx"], optional=True),
-        Extension("maskline.worker.native.order", ["maskline/worker/native/order.pyx"], optional=True),
-        Extension("maskline.worker.native.wire", ["maskline/worker/native/wire.pyx"], optional=True),
+        Extension(source.removesuffix(".pyx").replace("/", "."), [source], optional=not REQUIRED)
+        for source in sorted(glob("maskline/**/*.pyx", recursive=True))  # noqa: PTH207 - Path.glob stops at links
     ],
 )
