@@ -60,15 +60,15 @@ class IngestNode:
         self._index = index
         self._reuse_port = reuse_port
         self.metrics = Metrics()
-        self._load = InFlight()
+        self._in_flight = InFlight()
         self._tasks = BackgroundTasks()
         self._pool = PublisherPool(
-            settings, self.metrics, self._load, self._tasks, name=f"maskline-ingest-{index}"
+            settings, self.metrics, self._in_flight, self._tasks, name=f"maskline-ingest-{index}"
         )
-        self._spool = Spool(settings, self.metrics, self._load, self._tasks)
-        pace = RateLimiter(settings.spool_drain_per_s)
-        self._drain = Drainer(settings, self._spool, self._pool, self._tasks, pace)
-        router = DeliveryRouter(settings, self._load, self._pool, self._spool, pace)
+        self._spool = Spool(settings, self.metrics, self._in_flight, self._tasks)
+        rate_limiter = RateLimiter(settings.spool_drain_per_s)
+        self._drain = Drainer(settings, self._spool, self._pool, self._tasks, rate_limiter)
+        router = DeliveryRouter(settings, self._in_flight, self._pool, self._spool, rate_limiter)
         self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
@@ -178,7 +178,7 @@ class IngestNode:
 
     def _gauges(self) -> Gauges:
         return Gauges(
-            waiting=self._load.callbacks,
+            waiting=self._in_flight.callbacks,
             batches_under_way=sum(publisher.batches_under_way for publisher in self._pool.publishers),
             requests_under_way=self._http.under_way,
             connections=self._http.connections,
@@ -188,7 +188,7 @@ class IngestNode:
             spool_bytes=self._spool.size_bytes,
             spool_max_bytes=self._spool.max_bytes,
             spool_oldest_age_s=self._oldest_age_s() or 0.0,
-            spool_ok=self._spool.trouble is None,
+            spool_ok=self._spool.error is None,
         )
 
     def _breakers(self) -> dict[str, int]:
@@ -206,12 +206,12 @@ class IngestNode:
 
     def _ready(self) -> Health:
         """Well as long as what is taken can be kept; not with settings that are known to be wrong, nor at the stop."""
-        ok = (self._pool.all_ready or self._spool.trouble is None) and not self._pool.misconfigured
+        ok = (self._pool.all_ready or self._spool.error is None) and not self._pool.misconfigured
         details = {
             "stopping": self._stopping,
             "redis": self._pool.details(),
             "spool": self._spooled(),
-            "waiting": self._load.callbacks,
+            "waiting": self._in_flight.callbacks,
             "background": self._tasks.failing,
             **vital_details(),
         }
@@ -221,7 +221,7 @@ class IngestNode:
         spool = self._spool
         oldest_at_ms = spool.oldest_at_ms
         details: dict[str, Any] = {
-            "ok": spool.trouble is None,
+            "ok": spool.error is None,
             "callbacks": spool.callbacks,
             "bytes": spool.size_bytes,
             "max_bytes": spool.max_bytes,
@@ -229,7 +229,7 @@ class IngestNode:
             "oldest_at": None
             if oldest_at_ms is None
             else datetime.fromtimestamp(oldest_at_ms / 1000, UTC).isoformat(timespec="milliseconds"),
-            "reason": "" if spool.trouble is None else spool.trouble.detail,
+            "reason": "" if spool.error is None else spool.error.detail,
         }
         if self._spool_risk:
             details["at_risk"] = self._spool_risk

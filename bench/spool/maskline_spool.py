@@ -15,8 +15,8 @@ async def main() -> None:
     spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), InFlight(), BackgroundTasks())
     await spool.start()
 
-    async def keep(route: int, value: bytes) -> None:
-        await spool.put(AWAY, route, value)
+    async def keep(partition_hash: int, value: bytes) -> None:
+        await spool.write(AWAY, partition_hash, value)
 
     await drive(keep)
     await spool.stop()

@@ -26,7 +26,7 @@ from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import Publisher
 from maskline.ingest.spool.errors import SpoolError
 from maskline.ingest.spool.file import Row
-from maskline.ingest.spool.files import Taken
+from maskline.ingest.spool.files import SlotFile
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
@@ -53,8 +53,8 @@ _AWAY: Final = "away"
 class _Source:
     """How far a journal has been drained."""
 
-    def __init__(self, taken: Taken) -> None:
-        self.taken = taken
+    def __init__(self, slot_file: SlotFile) -> None:
+        self.slot_file = slot_file
         self.published: list[Row] = []
         """Confirmed and not deleted yet."""
         self.pending: dict[Publisher, tuple[list[Row], asyncio.Future[list[str]]]] = {}
@@ -82,20 +82,25 @@ class _Source:
             return True
         if self.passed and now >= self.retry_at:
             self.restart()
-        return self.taken.file.state.callbacks > self.passed
+        return self.slot_file.file.state.callbacks > self.passed
 
 
 class Drainer:
     """The task that does it."""
 
     def __init__(
-        self, settings: Settings, spool: Spool, pool: PublisherPool, tasks: BackgroundTasks, pace: RateLimiter
+        self,
+        settings: Settings,
+        spool: Spool,
+        pool: PublisherPool,
+        tasks: BackgroundTasks,
+        rate_limiter: RateLimiter,
     ) -> None:
         self._partitions = settings.partitions
         self._spool = spool
         self._pool = pool
         self._tasks = tasks
-        self._pace = pace
+        self._rate_limiter = rate_limiter
         self._sources: list[_Source] = []
         self._turn = 0
         self._adopt_at = monotonic() + ADOPT_INTERVAL_S
@@ -119,7 +124,7 @@ class Drainer:
     async def _run(self) -> None:
         while True:
             await self._adopt()
-            source = self._next() if self._pool.worth_a_try else None
+            source = self._next() if self._pool.can_drain else None
             if source is not None:
                 try:
                     if await self._page(source):
@@ -133,7 +138,7 @@ class Drainer:
     async def _idle(self) -> None:
         """Until there may be something to do."""
         # While Redis is away every commit of the spool would wake it for nothing.
-        news = self._spool.changed if self._pool.worth_a_try else self._finishing
+        news = self._spool.changed if self._pool.can_drain else self._finishing
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_S):
                 await news.wait()
@@ -142,7 +147,7 @@ class Drainer:
     def _soon(self) -> bool:
         """Whether what was passed over is about to be tried again."""
         soon = monotonic() + RETRY_AWAY_S
-        return self._pool.drains and any(s.passed and s.retry_at <= soon for s in self._sources)
+        return self._pool.accepts_pages and any(s.passed and s.retry_at <= soon for s in self._sources)
 
     async def _adopt(self) -> None:
         now = monotonic()
@@ -156,8 +161,8 @@ class Drainer:
     def _next(self) -> _Source | None:
         """The journal whose turn it is, of those with something to do."""
         files = self._spool.files()
-        known = {id(source.taken): source for source in self._sources}
-        self._sources = [known.get(id(taken)) or _Source(taken) for taken in files]
+        known = {id(source.slot_file): source for source in self._sources}
+        self._sources = [known.get(id(slot_file)) or _Source(slot_file) for slot_file in files]
         now = monotonic()
         for offset in range(1, len(files) + 1):
             turn = (self._turn + offset) % len(files)
@@ -168,42 +173,42 @@ class Drainer:
 
     async def _page(self, source: _Source) -> bool:
         """Move one page on; False where nothing can be done for now. Raises SpoolError."""
-        spool, taken = self._spool, source.taken
+        spool, slot_file = self._spool, source.slot_file
         source.collect()
         if source.published:
-            await spool.delete(taken, source.published)
+            await spool.delete(slot_file, source.published)
             source.published = []
-        if not taken.file.state.callbacks:
+        if not slot_file.file.state.callbacks:
             return True
-        while (wait_s := self._pace.wait_s(monotonic())) > 0:  # noqa: ASYNC110 - it is the rate that is waited for
+        while (wait_s := self._rate_limiter.wait_s(monotonic())) > 0:  # noqa: ASYNC110 - it is the rate that is waited for
             await asyncio.sleep(wait_s)
-        rows = await spool.page(taken, source.after, self._rows_max())
+        rows = await spool.page(slot_file, source.after, self._rows_max())
         if not rows:  # as it seems, nothing is left behind the cursor: look from the beginning, later
-            source.passed = taken.file.state.callbacks
+            source.passed = slot_file.file.state.callbacks
             source.retry_at = monotonic() + RETRY_REFUSED_S
             return True
-        self._pace.take(len(rows))
+        self._rate_limiter.take(len(rows))
         began_at = monotonic()
         codes = await self._publish(source, rows)
-        self._pace.page_took(monotonic() - began_at)
+        self._rate_limiter.page_took(monotonic() - began_at)
         went_on = self._judge(source, rows, codes)
         if source.published:
-            await spool.delete(taken, source.published)
+            await spool.delete(slot_file, source.published)
             source.published = []
         return went_on
 
     def _rows_max(self) -> int:
         if self._pool.ready:
-            return self._pace.page_rows
-        return SLOW_PAGE_ROWS_MAX if self._pool.drains else PROBE_ROWS
+            return self._rate_limiter.page_rows
+        return SLOW_PAGE_ROWS_MAX if self._pool.accepts_pages else PROBE_ROWS
 
     async def _publish(self, source: _Source, rows: list[Row]) -> list[str]:
         """Publish what may be; a code for each row, empty where Redis took it."""
         codes = [_WAITS] * len(rows)
         groups: dict[Publisher, list[int]] = {}
         for number, row in enumerate(rows):
-            if row.route % self._partitions not in source.held_up:
-                groups.setdefault(self._pool.of(row.route), []).append(number)
+            if row.partition_hash % self._partitions not in source.held_up:
+                groups.setdefault(self._pool.of(row.partition_hash), []).append(number)
         pages: list[tuple[list[int], asyncio.Future[list[str]]]] = []
         for publisher, numbers in groups.items():
             chosen = self._chosen(source, publisher, numbers)
@@ -211,7 +216,7 @@ class Drainer:
             for number in numbers[len(chosen) if waited_for else 0 :]:
                 codes[number] = _AWAY
             if chosen:
-                page = publisher.append([(rows[n].route, rows[n].value) for n in chosen])
+                page = publisher.publish_page([(rows[n].partition_hash, rows[n].value) for n in chosen])
                 if waited_for:
                     pages.append((chosen, page))
                 else:
@@ -225,9 +230,9 @@ class Drainer:
         """Which of these its server may have now."""
         if publisher in source.pending:
             return []
-        if publisher.drains:
+        if publisher.accepts_pages:
             return numbers
-        return numbers[:PROBE_ROWS] if publisher.may_probe() else []
+        return numbers[:PROBE_ROWS] if publisher.try_probe() else []
 
     def _judge(self, source: _Source, rows: list[Row], codes: list[str]) -> bool:
         """Decide by the codes what to delete, and where to go on; False where nothing can be done for now."""
@@ -239,7 +244,7 @@ class Drainer:
         retry_s = RETRY_REFUSED_S if refused - MOVED else RETRY_AWAY_S
         for row, code in zip(rows, codes, strict=True):
             if code:
-                source.held_up.add(row.route % self._partitions)
+                source.held_up.add(row.partition_hash % self._partitions)
                 source.passed += 1
                 source.retry_at = max(source.retry_at, monotonic() + retry_s)
         source.after = rows[-1].id

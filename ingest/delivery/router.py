@@ -31,53 +31,60 @@ class DeliveryRouter:
     """Has every callback kept somewhere."""
 
     def __init__(
-        self, settings: Settings, load: InFlight, pool: PublisherPool, spool: Spool, pace: RateLimiter
+        self,
+        settings: Settings,
+        in_flight: InFlight,
+        pool: PublisherPool,
+        spool: Spool,
+        rate_limiter: RateLimiter,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting_max = settings.in_flight_max
-        self._load = load
+        self._in_flight = in_flight
         self._pool = pool
         self._spool = spool
-        self._pace = pace
-        pool.refuse_to(spool.put_all)
+        self._rate_limiter = rate_limiter
+        pool.set_fallback(spool.write_all)
         spool.on_failed = self._not_spooled
 
-    def keep(self, route: int, value: bytes) -> asyncio.Future[None]:
+    def store(self, partition_hash: int, value: bytes) -> asyncio.Future[None]:
         """Keep a callback; the future is done once it is safe.
 
         Raises NotKeptError, at once or by the future, where nothing took it.
         """
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self.keep_for(waiter, route, value)
-        return waiter
+        completion: asyncio.Future[None] = self._loop.create_future()
+        self.store_for(completion, partition_hash, value)
+        return completion
 
-    def keep_for(self, waiter: Completion, route: int, value: bytes) -> None:
+    def store_for(self, completion: Completion, partition_hash: int, value: bytes) -> None:
         """The same for somebody who waits already; the waiter is not told before this returns."""
-        load = self._load
-        if load.callbacks >= self._waiting_max or load.size_bytes > WAITING_MAX_BYTES:
+        in_flight = self._in_flight
+        if in_flight.callbacks >= self._waiting_max or in_flight.size_bytes > WAITING_MAX_BYTES:
             raise NotStoredError(BUSY)
-        publisher, spool = self._pool.of(route), self._spool
+        publisher, spool = self._pool.of(partition_hash), self._spool
         if publisher.ready:
-            if spool.trouble is not None or not spool.holds(route):
-                publisher.publish_for(waiter, route, value)
+            if spool.error is not None or not spool.holds(partition_hash):
+                publisher.publish_for(completion, partition_hash, value)
                 return
             # It adds to what is to be drained, and nothing to what reaches Redis: so the drain gets faster by it.
-            self._pace.grant(1)
-            spool.put_for(waiter, BEHIND, route, value)
-        elif (spool.trouble is not None and publisher.drains) or (
-            (spool.trouble is not None or not spool.callbacks) and publisher.may_probe()
+            self._rate_limiter.grant(1)
+            spool.write_for(completion, BEHIND, partition_hash, value)
+        elif (spool.error is not None and publisher.accepts_pages) or (
+            (spool.error is not None or not spool.callbacks) and publisher.try_probe()
         ):
-            publisher.publish_for(waiter, route, value)
+            publisher.publish_for(completion, partition_hash, value)
         else:
-            spool.put_for(waiter, publisher.breaker.reason or AWAY, route, value)
+            spool.write_for(completion, publisher.breaker.reason or AWAY, partition_hash, value)
 
-    def _not_spooled(self, puts: WriteRequest, code: str) -> None:
+    def _not_spooled(self, request: WriteRequest, code: str) -> None:
         """The spool failed: only what merely queued behind others has another chance."""
-        for waiter, route, value in zip(puts.waiters, puts.routes, puts.values, strict=True):
-            if waiter.done():
+        for completion, partition_hash, value in zip(
+            request.completions, request.partition_hashes, request.values, strict=True
+        ):
+            if completion.done():
                 continue
-            publisher = self._pool.of(route)
-            if puts.reason == BEHIND and publisher.ready:
-                publisher.publish_for(waiter, route, value)
+            publisher = self._pool.of(partition_hash)
+            if request.reason == BEHIND and publisher.ready:
+                publisher.publish_for(completion, partition_hash, value)
             else:
-                waiter.set_exception(NotStoredError(code))
+                completion.set_exception(NotStoredError(code))

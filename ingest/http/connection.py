@@ -292,7 +292,7 @@ class HttpConnection(asyncio.Protocol):
             self._end_waiting()
         exchange = self._exchange = PendingRequest(self, data, closes)
         try:
-            self._desk.router.keep_for(exchange, *accepted)
+            self._desk.router.store_for(exchange, *accepted)
         except NotStoredError as error:
             exchange.set_exception(error)
 

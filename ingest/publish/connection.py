@@ -60,11 +60,11 @@ class PublisherConnection:
         self.publisher = publisher
         publisher.on_moved = on_trouble
         publisher.on_slow = self._say_slow
-        self.link: PipelinedConnection | None = None
+        self.redis: PipelinedConnection | None = None
         """None while there is none."""
-        self.trouble = "not connected yet"
+        self.error = "not connected yet"
         """Why there is no connection, empty while there is."""
-        self.doubt = ""
+        self.durability_doubt = ""
         """What keeps the server from the durability asked for, or may; empty where nothing does."""
         self._honest: set[tuple[bytes, bytes]] = set()
         self.misconfigured = False
@@ -77,11 +77,11 @@ class PublisherConnection:
     @property
     def connected_to(self) -> str:
         """Which of the name's addresses the connection leads to, as ip:port; empty while there is none."""
-        return "" if self.link is None or self.link.route is None else self.link.route.address
+        return "" if self.redis is None or self.redis.route is None else self.redis.route.address
 
     @property
     def up(self) -> bool:
-        return self.publisher.attached
+        return self.publisher.connected
 
     def start(self) -> None:
         """Connect, and stay connected, in the background."""
@@ -99,35 +99,35 @@ class PublisherConnection:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._tried.wait()
         except TimeoutError:
-            self._away(f"no answer within {START_TIMEOUT_S:g} s")
+            self._on_unavailable(f"no answer within {START_TIMEOUT_S:g} s")
         if self.misconfigured:
-            raise ConfigError(self.trouble)
+            raise ConfigError(self.error)
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self.link is not None:
-            self.link.close()
+        if self.redis is not None:
+            self.redis.close()
             self.publisher.detach()
 
     async def _connect(self) -> None:
-        if self.link is not None:  # after a fault of ours
-            self.link.close()
+        if self.redis is not None:  # after a fault of ours
+            self.redis.close()
         self._lost.clear()
-        link = await self._store.connect(self._name, self._lost.set, server=self._server)
+        redis = await self._store.connect(self._name, self._lost.set, server=self._server)
         try:
-            await self._gate.pass_(link, self._server)
-            await self._inspection.demand(link, self.address)
-            await self._check_durability(link)
-            self.publisher.attach(link)
+            await self._gate.pass_(redis, self._server)
+            await self._inspection.demand(redis, self.address)
+            await self._check_durability(redis)
+            self.publisher.attach(redis)
         except BaseException:
-            link.close()
+            redis.close()
             raise
         if self._lost.is_set():
             raise RedisUnavailableError("the connection to Redis was lost at once")
-        self.link = link
-        self.trouble = ""
+        self.redis = redis
+        self.error = ""
         self.misconfigured = False
         self._metrics.connects += 1
         # After a timeout a connection alone proves nothing: the next page of the spool does.
@@ -140,16 +140,16 @@ class PublisherConnection:
             try:
                 await self._connect()
             except (RedisUnavailableError, ConfigError) as error:
-                self._away(str(error), error)
+                self._on_unavailable(str(error), error)
             except Exception as error:
-                self._away(f"a fault in maskline: {type(error).__name__}")
+                self._on_unavailable(f"a fault in maskline: {type(error).__name__}")
                 raise
             finally:
                 self._tried.set()
-            if self.publisher.attached:
+            if self.publisher.connected:
                 attempt = 0
                 await self._until_lost()
-                self._away((self.link and self.link.loss) or "the connection to Redis was lost")
+                self._on_unavailable((self.redis and self.redis.loss) or "the connection to Redis was lost")
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
 
@@ -159,22 +159,22 @@ class PublisherConnection:
                 async with asyncio.timeout(RECHECK_S):
                     await self._lost.wait()
                 return
-            if self.link is not None:
+            if self.redis is not None:
                 try:
-                    await self._check_durability(self.link)
+                    await self._check_durability(self.redis)
                 except RedisRefusesError:
-                    self.link.close()  # the next connection says why it is not used
+                    self.redis.close()  # the next connection says why it is not used
                 except RedisUnavailableError:
                     continue
 
-    async def _check_durability(self, link: PipelinedConnection) -> None:
-        doubt = await check_durability(link, self._settings, self._honest)
-        if doubt and doubt != self.doubt:
+    async def _check_durability(self, redis: PipelinedConnection) -> None:
+        durability_doubt = await check_durability(redis, self._settings, self._honest)
+        if durability_doubt and durability_doubt != self.durability_doubt:
             _log.warning(
                 "Redis may not do what MASKLINE_DURABILITY asks", redis=self.address,
-                durability=self._settings.durability, reason=doubt,
+                durability=self._settings.durability, reason=durability_doubt,
             )  # fmt: skip
-        self.doubt = doubt
+        self.durability_doubt = durability_doubt
 
     @property
     def slowness(self) -> str:
@@ -193,15 +193,15 @@ class PublisherConnection:
         elif self.publisher.ready:
             _log.info("Redis answers in time again", redis=self.address)
 
-    def _away(self, trouble: str, error: Exception | None = None) -> None:
-        self.link = None
+    def _on_unavailable(self, reason: str, cause: Exception | None = None) -> None:
+        self.redis = None
         self.publisher.detach()
-        self.misconfigured = isinstance(error, ConfigError)
+        self.misconfigured = isinstance(cause, ConfigError)
         now = monotonic()
-        if trouble != self.trouble or now >= self._say_again_at:  # once per reason, not once per try
-            operator = isinstance(error, (ConfigError, RedisRefusesError))
+        if reason != self.error or now >= self._say_again_at:  # once per reason, not once per try
+            operator = isinstance(cause, (ConfigError, RedisRefusesError))
             log = _log.error if operator else _log.warning
-            log("callbacks cannot go to Redis and are spooled", redis=self.address, reason=trouble)
+            log("callbacks cannot go to Redis and are spooled", redis=self.address, reason=reason)
             self._say_again_at = now + SAY_AGAIN_S
-        self.trouble = trouble
+        self.error = reason
         self._on_trouble()

@@ -77,7 +77,7 @@ class Durability:
 
 
 async def check_durability(
-    link: PipelinedConnection, settings: Settings, honest: set[tuple[bytes, bytes]]
+    redis: PipelinedConnection, settings: Settings, honest: set[tuple[bytes, bytes]]
 ) -> str:
     """Make sure that the server does what MASKLINE_DURABILITY asks.
 
@@ -87,16 +87,16 @@ async def check_durability(
     """
     durability = Durability(settings.durability, settings.publish_timeout_ms)
     if durability.replicas:
-        return await _check_replicas(link, durability.replicas)
+        return await _check_replicas(redis, durability.replicas)
     if durability.command:
-        policy = await _check_waitaof(link)
-        return await _check_policy(link, settings, policy, honest)
+        policy = await _check_waitaof(redis)
+        return await _check_policy(redis, settings, policy, honest)
     return ""
 
 
-async def _check_waitaof(link: PipelinedConnection) -> bytes:
+async def _check_waitaof(redis: PipelinedConnection) -> bytes:
     """Try it: no other command tells as surely, and needs as few rights. Returns `appendfsync`, b"" if not told."""
-    reply, policy = await link.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
+    reply, policy = await redis.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
     if isinstance(reply, hiredis.ReplyError):
         text = str(reply)
         if "unknown command" in text:
@@ -114,7 +114,7 @@ async def _check_waitaof(link: PipelinedConnection) -> bytes:
 
 
 async def _check_policy(
-    link: PipelinedConnection, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
+    redis: PipelinedConnection, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
 ) -> str:
     if policy == b"always":
         return ""
@@ -122,12 +122,12 @@ async def _check_policy(
         raise RedisRefusesError(
             f"{_CANNOT} never fsyncs its append-only file (appendfsync no): set appendfsync always"
         )
-    (reply,) = await link.send(pack("INFO", "server"), 1)
+    (reply,) = await redis.send(pack("INFO", "server"), 1)
     info = parse_info(reply.decode()) if isinstance(reply, bytes) else {}
     server = info.get("run_id", "").encode(), policy
     early: bool | None = False
     if server not in honest:
-        early = await _confirms_early(link, settings.namespace)
+        early = await _confirms_early(redis, settings.namespace)
         if early is False and server[0]:
             honest.clear()  # of the server as it is: what others were like is no matter
             honest.add(server)
@@ -150,7 +150,7 @@ async def _check_policy(
     return ""
 
 
-async def _confirms_early(link: PipelinedConnection, namespace: str) -> bool | None:
+async def _confirms_early(redis: PipelinedConnection, namespace: str) -> bool | None:
     """Whether two writes, one after the other, are confirmed within less than the second that lies between two fsyncs.
 
     The second write is made when the first is confirmed, so it needs an fsync of its own. With `appendfsync always` it
@@ -161,7 +161,7 @@ async def _confirms_early(link: PipelinedConnection, namespace: str) -> bool | N
         left_ms = int((end - monotonic()) * 1000)
         if left_ms <= 0:
             return False
-        confirmation = await _write_and_wait(link, namespace, left_ms)
+        confirmation = await _write_and_wait(redis, namespace, left_ms)
         if confirmation is None:
             return None
         if not confirmation:
@@ -169,11 +169,11 @@ async def _confirms_early(link: PipelinedConnection, namespace: str) -> bool | N
     return monotonic() < end
 
 
-async def _write_and_wait(link: PipelinedConnection, namespace: str, wait_ms: int) -> bool | None:
+async def _write_and_wait(redis: PipelinedConnection, namespace: str, wait_ms: int) -> bool | None:
     """Whether a write was confirmed in time. None where none can be made."""
     for number in range(PROBE_KEYS_MAX):
         write = pack("XADD", probe_stream(namespace, number), "MAXLEN", 0, "*", "c", "")
-        written, confirmation = await link.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
+        written, confirmation = await redis.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
         if isinstance(written, bytes):
             return isinstance(confirmation, list) and confirmation[0] >= 1
         if not str(written).startswith("MOVED"):  # a slot of another server: there is one of this one's
@@ -192,8 +192,8 @@ def known_early(info: Mapping[str, str]) -> bool:
     return redis.startswith("7.4.")
 
 
-async def _check_replicas(link: PipelinedConnection, needed: int) -> str:
-    (reply,) = await link.send(pack("INFO", "replication"), 1)
+async def _check_replicas(redis: PipelinedConnection, needed: int) -> str:
+    (reply,) = await redis.send(pack("INFO", "replication"), 1)
     # Where INFO is not permitted the first WAIT will tell.
     there = parse_info(reply.decode()).get("connected_slaves") if isinstance(reply, bytes) else None
     if there is not None and int(there) < needed:

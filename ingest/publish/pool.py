@@ -22,11 +22,11 @@ class PublisherPool:
     """Publishers, and their connections from `start` to `stop`. `name`: of the connections, in CLIENT LIST."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, load: InFlight, tasks: BackgroundTasks, *, name: str
+        self, settings: Settings, metrics: Metrics, in_flight: InFlight, tasks: BackgroundTasks, *, name: str
     ) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._load = load
+        self._in_flight = in_flight
         self._tasks = tasks
         self._name = name
         self._partitions = settings.partitions
@@ -35,9 +35,9 @@ class PublisherPool:
         self._gate = NamespaceCheck(settings, self._keeper_of)
         self._inspection = ServerMonitor(tasks)
         # Of a partition whose server is not known it is the same as of one whose server is away.
-        self._nowhere = Publisher(settings, metrics, load)
+        self._nowhere = Publisher(settings, metrics, in_flight)
         self._cluster: Cluster[PublisherConnection] = Cluster(
-            self._store, Keys(settings.namespace), settings.partitions, tasks, self._connector
+            self._store, Keys(settings.namespace), settings.partitions, tasks, self._new_connection
         )
 
     async def start(self) -> None:
@@ -52,23 +52,23 @@ class PublisherPool:
         await self._inspection.stop()
         await self._cluster.stop()
 
-    def refuse_to(self, on_refused: OnRefused) -> None:
+    def set_fallback(self, on_refused: OnRefused) -> None:
         """Hand on what a publisher was given and Redis did not take."""
         self._on_refused = on_refused
         for publisher in self.publishers:
             publisher.on_refused = on_refused
 
-    def of(self, route: int) -> Publisher:
+    def of(self, partition_hash: int) -> Publisher:
         """The publisher that has the partition of this route."""
-        connector = self._cluster.of_partition(route % self._partitions)
-        return self._nowhere if connector is None else connector.publisher
+        connection = self._cluster.of_partition(partition_hash % self._partitions)
+        return self._nowhere if connection is None else connection.publisher
 
     @property
     def publishers(self) -> list[Publisher]:
-        return [connector.publisher for connector in self._cluster]
+        return [connection.publisher for connection in self._cluster]
 
     @property
-    def connectors(self) -> list[PublisherConnection]:
+    def connections(self) -> list[PublisherConnection]:
         return list(self._cluster)
 
     @property
@@ -77,9 +77,9 @@ class PublisherPool:
         return any(publisher.ready for publisher in self.publishers)
 
     @property
-    def drains(self) -> bool:
+    def accepts_pages(self) -> bool:
         """Whether any of them takes pages of the spool, in whatever time."""
-        return any(publisher.drains for publisher in self.publishers)
+        return any(publisher.accepts_pages for publisher in self.publishers)
 
     @property
     def all_ready(self) -> bool:
@@ -87,44 +87,46 @@ class PublisherPool:
         return not self._cluster.trouble and all(publisher.ready for publisher in self.publishers)
 
     @property
-    def worth_a_try(self) -> bool:
+    def can_drain(self) -> bool:
         """Whether any of them takes pages of the spool, or may be probed."""
-        return any(publisher.drains or publisher.probe_due for publisher in self.publishers)
+        return any(publisher.accepts_pages or publisher.probe_due for publisher in self.publishers)
 
     @property
     def connected(self) -> bool:
         """To every server there is."""
-        return not self._cluster.trouble and all(connector.up for connector in self._cluster)
+        return not self._cluster.trouble and all(connection.up for connection in self._cluster)
 
     @property
     def misconfigured(self) -> bool:
         """The settings are known to contradict the layout in Redis."""
-        return any(connector.misconfigured for connector in self._cluster)
+        return any(connection.misconfigured for connection in self._cluster)
 
     def details(self) -> dict[str, Any]:
         """For /readyz."""
         details: dict[str, Any] = {
             "address": self._store.address,
-            "connected_to": [connector.connected_to for connector in self._cluster if connector.up],
+            "connected_to": [connection.connected_to for connection in self._cluster if connection.up],
             "connected": self.connected,
             "takes": self.all_ready,
             "slow": any(publisher.slow for publisher in self.publishers),
         }
         reasons = [self._cluster.trouble]
-        for connector in self._cluster:
-            reason = connector.trouble or connector.slowness or connector.publisher.breaker.reason
+        for connection in self._cluster:
+            reason = connection.error or connection.slowness or connection.publisher.breaker.reason
             if reason:
-                reasons.append(f"{connector.address}: {reason}" if self._store.is_cluster else reason)
+                reasons.append(f"{connection.address}: {reason}" if self._store.is_cluster else reason)
         if reason := "; ".join(filter(None, reasons)):
             details["reason"] = reason
-        if doubts := sorted({connector.doubt for connector in self._cluster if connector.doubt}):
+        if doubts := sorted(
+            {connection.durability_doubt for connection in self._cluster if connection.durability_doubt}
+        ):
             details["durability_doubts"] = doubts
         return details | {"servers": self._inspection.details()}
 
     # Inside
 
-    def _connector(self, server: Server | None) -> PublisherConnection:
-        publisher = Publisher(self._settings, self._metrics, self._load)
+    def _new_connection(self, server: Server | None) -> PublisherConnection:
+        publisher = Publisher(self._settings, self._metrics, self._in_flight)
         if self._on_refused is not None:
             publisher.on_refused = self._on_refused
         return PublisherConnection(
@@ -139,4 +141,4 @@ class PublisherPool:
         self._cluster.stale()
 
     def _links(self) -> Iterator[tuple[str, PipelinedConnection | None]]:
-        return ((connector.address, connector.link) for connector in self._cluster)
+        return ((connection.address, connection.redis) for connection in self._cluster)

@@ -67,14 +67,25 @@ class _Batch:
     """Callbacks that go out together, and who waits for them."""
 
     __slots__ = (
-        "first_at", "given_up", "known", "look_at", "looks", "page", "replies", "routes", "sent_at", "size_bytes",
-        "timer", "values", "waiters",
+        "completions",
+        "first_at",
+        "given_up",
+        "known",
+        "look_at",
+        "looks",
+        "page",
+        "partition_hashes",
+        "replies",
+        "sent_at",
+        "size_bytes",
+        "timer",
+        "values",
     )  # fmt: skip
 
     def __init__(self, first_at: float) -> None:
-        self.routes: list[int] = []
+        self.partition_hashes: list[int] = []
         self.values: list[bytes] = []
-        self.waiters: Completions = []
+        self.completions: Completions = []
         self.page: asyncio.Future[list[str]] | None = None
         """Who waits instead for the whole batch."""
         self.known: list[bool] = []
@@ -93,7 +104,7 @@ class _Batch:
 class Publisher:
     """Appends callbacks to their streams on one server, over whatever link it was given last."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: InFlight | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, in_flight: InFlight | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._timeout_s = settings.publish_timeout_ms / 1000
@@ -101,7 +112,7 @@ class Publisher:
         keys = Keys(settings.namespace)
         self._partitions = settings.partitions
         self._prefixes = [_xadd_prefix(keys.callbacks(number)) for number in range(settings.partitions)]
-        self._link: PipelinedConnection | None = None
+        self._redis: PipelinedConnection | None = None
         self._patience = 0
         """Which of PATIENCE_S."""
         self._sent: list[_Batch] = []
@@ -115,13 +126,13 @@ class Publisher:
         self.on_moved: Callable[[], None] = lambda: None
         """Called when the server says that a partition is on another one."""
         self.breaker = CircuitBreaker()
-        self.load = InFlight() if load is None else load
+        self.in_flight = InFlight() if in_flight is None else in_flight
         # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
         # meanwhile waits for one more, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
         self.ready = False
         """Connected, and the breaker closed: the next callback may be published."""
-        self.drains = False
+        self.accepts_pages = False
         """Connected, and not known to refuse: pages of the spool may be published, though it may take long."""
         self._was_slow = False
         self.reply_s = 0.0
@@ -130,8 +141,8 @@ class Publisher:
         """Called when the server turns out to be slow, and when that is over."""
 
     @property
-    def attached(self) -> bool:
-        return self._link is not None
+    def connected(self) -> bool:
+        return self._redis is not None
 
     @property
     def batches_under_way(self) -> int:
@@ -146,42 +157,42 @@ class Publisher:
     def in_time_s(self) -> float:
         return self._durability.in_time_s
 
-    def attach(self, link: PipelinedConnection) -> None:
+    def attach(self, redis: PipelinedConnection) -> None:
         """Publish over this link from now on."""
-        self._link = link
+        self._redis = redis
         self._appended.clear()
         self.breaker.connected()
-        self._look()
+        self._refresh()
 
     def detach(self) -> None:
         """Publish nothing until the next link. What is under way fails by the old, what gathers here."""
-        link, self._link = self._link, None
-        if link is not None and link.timed_out:
+        redis, self._redis = self._redis, None
+        if redis is not None and redis.timed_out:
             self._patience = min(self._patience + 1, len(PATIENCE_S) - 1)
-        self._trip(_loss(link))
+        self._on_failure(_loss(redis))
 
     @property
     def probe_due(self) -> bool:
         """Whether `may_probe` would say yes."""
         # What is given up and may still be answered is a probe already.
-        return self._link is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
+        return self._redis is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
 
-    def may_probe(self) -> bool:
+    def try_probe(self) -> bool:
         """Whether, though not ready, the next batch may try: then it has to."""
         return self.probe_due and self.breaker.try_probe(self._loop.time())
 
-    def publish(self, route: int, value: bytes) -> asyncio.Future[None]:
+    def publish(self, partition_hash: int, value: bytes) -> asyncio.Future[None]:
         """Append the value to the stream of the route's partition; the future is done once it is taken.
 
         Raises NotKeptError without a link. What is not taken later goes to `on_refused`.
         """
-        if self._link is None:
+        if self._redis is None:
             raise NotStoredError(AWAY)
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self.publish_for(waiter, route, value)
-        return waiter
+        completion: asyncio.Future[None] = self._loop.create_future()
+        self.publish_for(completion, partition_hash, value)
+        return completion
 
-    def publish_for(self, waiter: Completion, route: int, value: bytes) -> None:
+    def publish_for(self, completion: Completion, partition_hash: int, value: bytes) -> None:
         """The same for somebody who waits already; there must be a link."""
         batch = self._gathering
         if batch is None:
@@ -190,30 +201,30 @@ class Publisher:
                 self._sending_soon = True
                 self._loop.call_soon(self._send_gathered)
         size = len(value)
-        batch.routes.append(route)
+        batch.partition_hashes.append(partition_hash)
         batch.values.append(value)
         batch.size_bytes += size
-        self.load.callbacks += 1
-        self.load.size_bytes += size
-        batch.waiters.append(waiter)
+        self.in_flight.callbacks += 1
+        self.in_flight.size_bytes += size
+        batch.completions.append(completion)
 
-    def append(self, rows: Sequence[tuple[int, bytes]]) -> asyncio.Future[list[str]]:
+    def publish_page(self, rows: Sequence[tuple[int, bytes]]) -> asyncio.Future[list[str]]:
         """Append these (route, value) as a batch of their own, in their order, however long the server takes.
 
         The future holds a code for each, empty where it was taken, and never fails. What this connection has appended
         before, and was not durable yet, is not appended again: it is only confirmed.
         """
         page: asyncio.Future[list[str]] = self._loop.create_future()
-        if self._link is None:
+        if self._redis is None:
             page.set_result([AWAY] * len(rows))
             return page
         batch = _Batch(self._loop.time())
         batch.page = page
         batch.known = [row in self._appended for row in rows]
         fresh = [row for row, known in zip(rows, batch.known, strict=True) if not known]
-        batch.routes = [route for route, _ in fresh]
+        batch.partition_hashes = [partition_hash for partition_hash, _ in fresh]
         batch.values = [value for _, value in fresh]
-        self._send(batch, self._link)
+        self._send(batch, self._redis)
         return page
 
     def _begin(self) -> _Batch:
@@ -225,41 +236,43 @@ class Publisher:
 
     def _send_gathered(self) -> None:
         self._sending_soon = False
-        batch, link = self._gathering, self._link
-        if batch is None or link is None:
+        batch, redis = self._gathering, self._redis
+        if batch is None or redis is None:
             return
         self._gathering = None
         self._metrics.batch_size.observe(len(batch.values))
-        self._send(batch, link)
+        self._send(batch, redis)
 
-    def _send(self, batch: _Batch, link: PipelinedConnection) -> None:
+    def _send(self, batch: _Batch, redis: PipelinedConnection) -> None:
         batch.sent_at = self._loop.time()
         self._sent.append(batch)
         prefixes, partitions, confirm = self._prefixes, self._partitions, self._durability.command
         if confirm and not self.ready:
             confirm = self._durability.patient
         commands = [
-            b"%b$%d\r\n%b\r\n" % (prefixes[route % partitions], len(value), value)
-            for route, value in zip(batch.routes, batch.values, strict=True)
+            b"%b$%d\r\n%b\r\n" % (prefixes[partition_hash % partitions], len(value), value)
+            for partition_hash, value in zip(batch.partition_hashes, batch.values, strict=True)
         ]
         count = len(commands)
         if confirm:
             commands.append(confirm)
             count += 1
         patience_s = max(PATIENCE_S[self._patience], 2 * self._timeout_s)
-        batch.replies = link.send(b"".join(commands), count, timeout_s=patience_s, at_once=True)
-        batch.replies.add_done_callback(partial(self._settle, batch, link))
+        batch.replies = redis.send(b"".join(commands), count, timeout_s=patience_s, at_once=True)
+        batch.replies.add_done_callback(partial(self._on_replies, batch, redis))
 
-    def _settle(self, batch: _Batch, link: PipelinedConnection, future: asyncio.Future[list[Any]]) -> None:
+    def _on_replies(
+        self, batch: _Batch, redis: PipelinedConnection, future: asyncio.Future[list[Any]]
+    ) -> None:
         """The outcome of a batch that was sent."""
         self._sent.remove(batch)
         self._given_up -= batch.given_up
         self._release(batch)
         if future.exception() is not None:
-            loss = _loss(link)
+            loss = _loss(redis)
             self._refuse(batch, [loss] * len(batch.values), loss)
             self._metrics.batch_failures[loss] += 1
-            self._trip(loss)
+            self._on_failure(loss)
         else:
             self._metrics.publish_s.observe(self._loop.time() - batch.first_at)
             self._read(batch, future.result())
@@ -273,7 +286,7 @@ class Publisher:
             self._taken(batch)
             if self.breaker.state != "closed":
                 self.breaker.succeeded(self._share(batch))
-                self._look()
+                self._refresh()
             return
         otherwise = "" if durable else NOT_DURABLE
         codes = [otherwise if reply.__class__ is bytes else refusal(reply) for reply in replies]
@@ -284,13 +297,13 @@ class Publisher:
         for code in sorted(
             refusals, key=OF_THE_SERVER.__contains__
         ):  # what opens the breaker has the last word
-            self._trip(code, self._share(batch))
+            self._on_failure(code, self._share(batch))
         if not refusals.isdisjoint(MOVED):
             self.on_moved()
         # An append-only file that was switched off is an error; the checks of the next connection tell which.
         switched_off = isinstance(confirmation, hiredis.ReplyError)
-        if self._link is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
-            self._link.close()
+        if self._redis is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
+            self._redis.close()
 
     def _share(self, batch: _Batch) -> float:
         """How long the replies took, as a share of what a request waits for them."""
@@ -308,8 +321,10 @@ class Publisher:
             return
         if len(self._appended) > APPENDED_MAX:
             self._appended.clear()
-        rows = zip(batch.routes, batch.values, codes, strict=True)
-        self._appended.update((route, value) for route, value, code in rows if code == NOT_DURABLE)
+        rows = zip(batch.partition_hashes, batch.values, codes, strict=True)
+        self._appended.update(
+            (partition_hash, value) for partition_hash, value, code in rows if code == NOT_DURABLE
+        )
 
     def _taken(self, batch: _Batch) -> None:
         if batch.page is not None:
@@ -318,9 +333,9 @@ class Publisher:
             if not batch.page.done():
                 batch.page.set_result([""] * len(batch.known))
             return
-        for waiter in batch.waiters:
-            if not waiter.done():  # whoever waited was cancelled
-                waiter.set_result(None)
+        for completion in batch.completions:
+            if not completion.done():  # whoever waited was cancelled
+                completion.set_result(None)
 
     def _refuse(self, batch: _Batch, codes: list[str], otherwise: str) -> None:
         """Tell what was taken of a batch, and hand on what was not; `otherwise`: for what it did not append again."""
@@ -332,32 +347,34 @@ class Publisher:
                 batch.page.set_result([otherwise if known else next(fresh) for known in batch.known])
             return
         refused: dict[str, tuple[Completions, list[int], list[bytes]]] = {}
-        for waiter, route, value, code in zip(batch.waiters, batch.routes, batch.values, codes, strict=True):
-            if waiter.done():
+        for completion, partition_hash, value, code in zip(
+            batch.completions, batch.partition_hashes, batch.values, codes, strict=True
+        ):
+            if completion.done():
                 continue
             if not code:
-                waiter.set_result(None)
+                completion.set_result(None)
                 continue
-            waiters, routes, values = refused.setdefault(code, ([], [], []))
-            waiters.append(waiter)
-            routes.append(route)
+            completions, partition_hashes, values = refused.setdefault(code, ([], [], []))
+            completions.append(completion)
+            partition_hashes.append(partition_hash)
             values.append(value)
-        for code, (waiters, routes, values) in refused.items():
-            self.on_refused(code, waiters, routes, values)
+        for code, (completions, partition_hashes, values) in refused.items():
+            self.on_refused(code, completions, partition_hashes, values)
 
-    def _trip(self, code: str, share: float = 0.0) -> None:
+    def _on_failure(self, code: str, share: float = 0.0) -> None:
         """Tell the breaker of a failure; once it is open, what gathers has nothing to wait for."""
         self.breaker.failed(code, self._loop.time(), share)
-        self._look()
-        if not self.drains and (batch := self._gathering) is not None:
+        self._refresh()
+        if not self.accepts_pages and (batch := self._gathering) is not None:
             self._gathering = None
             self._release(batch)
             self._refuse(batch, [self.breaker.reason or AWAY] * len(batch.values), "")
 
-    def _look(self) -> None:
-        state, linked = self.breaker.state, self._link is not None
+    def _refresh(self) -> None:
+        state, linked = self.breaker.state, self._redis is not None
         self.ready = linked and state == "closed"
-        self.drains = linked and state in {"closed", "slow"}
+        self.accepts_pages = linked and state in {"closed", "slow"}
         if self._was_slow != (state == "slow"):
             self._was_slow = state == "slow"
             self.on_slow()
@@ -366,8 +383,8 @@ class Publisher:
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
-        self.load.callbacks -= len(batch.waiters)
-        self.load.size_bytes -= batch.size_bytes
+        self.in_flight.callbacks -= len(batch.completions)
+        self.in_flight.size_bytes -= batch.size_bytes
 
     def _overdue(self, batch: _Batch) -> None:
         """A batch has no replies in time, as it seems."""
@@ -384,7 +401,7 @@ class Publisher:
         self._metrics.batch_failures[TIMEOUT] += 1
         for under_way in list(self._sent):
             self._give_up(under_way)
-        self._trip(TIMEOUT)
+        self._on_failure(TIMEOUT)
 
     def _give_up(self, batch: _Batch) -> None:
         """Hand on a request's batch that the server has not answered. In order of arrival: all before what gathers."""
@@ -395,18 +412,18 @@ class Publisher:
         self._refuse(batch, [TIMEOUT] * len(batch.values), "")
         batch.given_up = True
         self._given_up += 1
-        batch.waiters, batch.routes, batch.values, batch.size_bytes = [], [], [], 0
+        batch.completions, batch.partition_hashes, batch.values, batch.size_bytes = [], [], [], 0
 
 
-def _loss(link: PipelinedConnection | None) -> str:
+def _loss(redis: PipelinedConnection | None) -> str:
     """What the loss of a link is called."""
-    return TIMEOUT if link is not None and link.timed_out else AWAY
+    return TIMEOUT if redis is not None and redis.timed_out else AWAY
 
 
-def _tell_waiters(code: str, waiters: Completions, _routes: list[int], _values: list[bytes]) -> None:
-    for waiter in waiters:
+def _tell_waiters(code: str, completions: Completions, _routes: list[int], _values: list[bytes]) -> None:
+    for completion in completions:
         # Each its own: a shared exception would gather the tracebacks of all who await it.
-        waiter.set_exception(NotStoredError(code))
+        completion.set_exception(NotStoredError(code))
 
 
 def _xadd_prefix(stream: str) -> bytes:

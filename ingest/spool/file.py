@@ -74,7 +74,7 @@ _read_page: Final = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 
 class Row(NamedTuple):
     id: int
-    route: int
+    partition_hash: int
     value: bytes
 
 
@@ -202,7 +202,10 @@ class SpoolFile:
             start = after
             while True:
                 (text,) = self._ask(_PAGE, (start, rows_max, bytes_max))
-                found = [Row(id_, route, bytes.fromhex(value)) for id_, route, value in _read_page(text)]
+                found = [
+                    Row(id_, partition_hash, bytes.fromhex(value))
+                    for id_, partition_hash, value in _read_page(text)
+                ]
                 rows = [row for row in found if row.id not in self._gone] if self._gone else found
                 if rows or not found:
                     break

@@ -37,7 +37,7 @@ CARRY_ROWS_MAX: Final = 512
 CARRY_BYTES_MAX: Final = 1 << 20
 
 
-class Taken:
+class SlotFile:
     """A journal of the directory that this process now uses."""
 
     __slots__ = ("adopted", "file", "missing_since", "seen_in_place", "slot")
@@ -53,7 +53,7 @@ class Taken:
         """What the directory was like when all of it was found in its place."""
 
 
-class Told(Protocol):
+class FileEvents(Protocol):
     """Who is told of what happens to files; called in the thread."""
 
     def opened(self, held: "array[int]", besides: bool) -> None:
@@ -65,7 +65,7 @@ class Told(Protocol):
     def strayed(self, name: str, callbacks: int) -> None:
         """The file of this name is not where it should be; with so many callbacks in it."""
 
-    def carried(self, routes: Sequence[int]) -> None:
+    def carried(self, partition_hashes: Sequence[int]) -> None:
         """Callbacks of dead processes are in the own file now."""
 
     def ended(self, name: str, lost: int) -> None:
@@ -75,21 +75,21 @@ class Told(Protocol):
 class SpoolFiles:
     """All journals of a process. `slot`: for its own."""
 
-    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, told: Told) -> None:
+    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: FileEvents) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._told = told
+        self._events = events
         self._look_at = 0.0
         self._retry_at = 0.0
         self._open_error: SpoolError | None = None
-        self.own: Taken | None = Taken(slot)
-        self.adopted: tuple[Taken, ...] = ()
-        self.strays: tuple[Taken, ...] = ()
+        self.own: SlotFile | None = SlotFile(slot)
+        self.adopted: tuple[SlotFile, ...] = ()
+        self.strays: tuple[SlotFile, ...] = ()
         self.stuck = False
         """Strays cannot be carried for now."""
 
     @property
-    def all(self) -> list[Taken]:
+    def all(self) -> list[SlotFile]:
         own = self.own
         return [*([] if own is None else [own]), *self.strays, *self.adopted]
 
@@ -116,25 +116,25 @@ class SpoolFiles:
         with contextlib.suppress(SpoolError):  # then they come twice
             own.file.delete(ids)
 
-    def page(self, taken: Taken, after: int, rows_max: int, bytes_max: int) -> list[Row]:
+    def page(self, slot_file: SlotFile, after: int, rows_max: int, bytes_max: int) -> list[Row]:
         """The next rows of a journal; none where it has been carried meanwhile. Raises SpoolError."""
-        return taken.file.page(after, rows_max, bytes_max) if taken in self.all else []
+        return slot_file.file.page(after, rows_max, bytes_max) if slot_file in self.all else []
 
-    def delete(self, taken: Taken, ids: Sequence[int]) -> bool:
+    def delete(self, slot_file: SlotFile, ids: Sequence[int]) -> bool:
         """Delete rows; False where the journal has been carried meanwhile. Raises SpoolError.
 
         Its end comes with its last callback: what was adopted is removed, the own one gives its space back.
         """
-        if taken not in self.all:
+        if slot_file not in self.all:
             return False
-        taken.file.delete(ids)
-        if taken.file.state.callbacks:
+        slot_file.file.delete(ids)
+        if slot_file.file.state.callbacks:
             return True
-        if taken is self.own:
-            taken.file.shrink()
-        elif taken.adopted and taken not in self.strays:
-            self.adopted = tuple(it for it in self.adopted if it is not taken)
-            self.let_go(taken)
+        if slot_file is self.own:
+            slot_file.file.shrink()
+        elif slot_file.adopted and slot_file not in self.strays:
+            self.adopted = tuple(it for it in self.adopted if it is not slot_file)
+            self.let_go(slot_file)
         return True
 
     def try_room(self) -> None:
@@ -145,7 +145,7 @@ class SpoolFiles:
             self._lose(own)
             self.open_own().file.try_room()
 
-    def open_own(self) -> Taken:
+    def open_own(self) -> SlotFile:
         """The own journal, open. A damaged file is set aside first, one that is gone replaced. Raises SpoolError."""
         own = self.own
         now = time.monotonic()
@@ -168,11 +168,11 @@ class SpoolFiles:
             self._open_error = error
             raise
         self._open_error = None
-        self._told.opened(own.file.held, bool(self.strays))
+        self._events.opened(own.file.held, bool(self.strays))
         self._limit(own)
         return own
 
-    def renew_own(self) -> Taken:
+    def renew_own(self) -> SlotFile:
         """Set the damaged own file aside and begin a new one. Raises SpoolError."""
         own = self.own
         if own is not None:
@@ -184,45 +184,45 @@ class SpoolFiles:
         """Take over what dead processes left; journals without callbacks are removed on the way. Raises SpoolError."""
         try:
             for slot in self._directory.leftovers(self._identities()):
-                taken = Taken(slot, adopted=True)
+                slot_file = SlotFile(slot, adopted=True)
                 try:
-                    taken.file.open(self._max_bytes)
+                    slot_file.file.open(self._max_bytes)
                 except DamagedError:
-                    self.drop_damaged(taken)
+                    self.drop_damaged(slot_file)
                 except SpoolError:  # the disk may be full, or the journal of a newer release: another time
                     slot.release()
                 else:
-                    if taken.file.state.callbacks:
-                        self.adopted += (taken,)
+                    if slot_file.file.state.callbacks:
+                        self.adopted += (slot_file,)
                     else:
-                        self.let_go(taken)
+                        self.let_go(slot_file)
         except OSError as error:
             raise of_the_system(error) from None
 
-    def drop_damaged(self, taken: Taken) -> None:
+    def drop_damaged(self, slot_file: SlotFile) -> None:
         """Set a journal aside, and be done with it. Raises SpoolError."""
-        self.adopted = tuple(it for it in self.adopted if it is not taken)
-        taken.file.close()
+        self.adopted = tuple(it for it in self.adopted if it is not slot_file)
+        slot_file.file.close()
         try:
-            self._set_aside(taken)
+            self._set_aside(slot_file)
         finally:
-            taken.slot.release()
+            slot_file.slot.release()
 
-    def let_go(self, taken: Taken) -> None:
+    def let_go(self, slot_file: SlotFile) -> None:
         """Close a journal for good, and remove it if nothing lies in it."""
-        removed = taken.file.remove()
+        removed = slot_file.file.remove()
         with contextlib.suppress(OSError):
-            taken.slot.release(remove=removed)
+            slot_file.slot.release(remove=removed)
 
     def look(self) -> None:
         """See whether the files are still where they should be. Raises SpoolError where that cannot be told."""
-        for taken in self.all:
-            if taken in self.strays or not taken.file.is_open:
+        for slot_file in self.all:
+            if slot_file in self.strays or not slot_file.file.is_open:
                 continue
-            if self._in_place(taken):
-                taken.missing_since = None
-            elif self._is_given_up(taken):
-                self._lose(taken)
+            if self._in_place(slot_file):
+                slot_file.missing_since = None
+            elif self._is_given_up(slot_file):
+                self._lose(slot_file)
 
     def carry(self) -> None:
         """Move a page of what strays hold into the own file; close them when nothing lies in them. Never raises."""
@@ -230,9 +230,9 @@ class SpoolFiles:
         try:
             rows = stray.file.page(0, CARRY_ROWS_MAX, CARRY_BYTES_MAX)
             if rows:
-                self.insert([(row.route, row.value) for row in rows], stray.file.state.oldest_at_ms)
+                self.insert([(row.partition_hash, row.value) for row in rows], stray.file.state.oldest_at_ms)
                 if stray.adopted:
-                    self._told.carried([row.route for row in rows])
+                    self._events.carried([row.partition_hash for row in rows])
                 stray.file.delete([row.id for row in rows])
             else:
                 self._end(stray)
@@ -245,21 +245,21 @@ class SpoolFiles:
 
     def close(self) -> None:
         """Carry what would end with this process, close all, and remove what is empty."""
-        for taken in self.all:
+        for slot_file in self.all:
             with contextlib.suppress(SpoolError):
-                if taken not in self.strays and taken.file.is_open and not self._in_place(taken):
-                    self._lose(taken)
+                if slot_file not in self.strays and slot_file.file.is_open and not self._in_place(slot_file):
+                    self._lose(slot_file)
         self.stuck = False
         while self.strays and not self.stuck:
             self.carry()
         for stray in self.strays:
             self._end(stray)
-        for taken in self.all:
-            self.let_go(taken)
+        for slot_file in self.all:
+            self.let_go(slot_file)
 
     # Inside
 
-    def _place(self) -> Taken:
+    def _place(self) -> SlotFile:
         """The own place in the directory, another one where it is gone."""
         own = self.own
         try:
@@ -268,7 +268,7 @@ class SpoolFiles:
                 own.slot.release()
                 own = None
             if own is None:
-                own = self.own = Taken(self._directory.take_slot(self._identities()))
+                own = self.own = SlotFile(self._directory.take_slot(self._identities()))
         except OSError as error:
             raise of_the_system(error) from None
         except ConfigError as error:
@@ -277,10 +277,10 @@ class SpoolFiles:
 
     def _identities(self) -> set[Identity]:
         """Of the files that are open: none may be opened twice, since closing one drops the locks of both."""
-        identities = (taken.file.which.identity for taken in self.all if taken.file.is_open)
+        identities = (slot_file.file.which.identity for slot_file in self.all if slot_file.file.is_open)
         return {identity for identity in identities if identity is not None}
 
-    def _in_place(self, taken: Taken) -> bool:
+    def _in_place(self, slot_file: SlotFile) -> bool:
         """Whether the paths of the file, its log and its lock lead to what is open.
 
         Asked at every commit, beside a busy event loop, where each question may cost a turn of the interpreter's lock.
@@ -288,57 +288,59 @@ class SpoolFiles:
         """
         try:
             stamp = stamp_of(self._directory.path)
-            if stamp is not None and stamp == taken.seen_in_place:
+            if stamp is not None and stamp == slot_file.seen_in_place:
                 return True
-            in_place = taken.file.which.in_place() and taken.slot.hold()
-            settled = in_place and stamp is not None and stamp.is_settled() and not taken.file.which.is_link
-            taken.seen_in_place = stamp if settled else None
+            in_place = slot_file.file.which.in_place() and slot_file.slot.hold()
+            settled = (
+                in_place and stamp is not None and stamp.is_settled() and not slot_file.file.which.is_link
+            )
+            slot_file.seen_in_place = stamp if settled else None
         except OSError as error:
             raise of_the_system(error) from None
         return in_place
 
-    def _is_given_up(self, taken: Taken) -> bool:
+    def _is_given_up(self, slot_file: SlotFile) -> bool:
         """Whether to act on a file that is not in its place though nothing is to be written."""
         now = time.monotonic()
-        if taken.missing_since is None:
-            taken.missing_since = now
+        if slot_file.missing_since is None:
+            slot_file.missing_since = now
         try:
             return (
-                not taken.file.state.callbacks
-                or taken.file.which.is_lost()
+                not slot_file.file.state.callbacks
+                or slot_file.file.which.is_lost()
                 or self._directory.path.exists()
-                or now - taken.missing_since >= MOVED_GRACE_S
+                or now - slot_file.missing_since >= MOVED_GRACE_S
             )
         except OSError as error:
             raise of_the_system(error) from None
 
-    def _lose(self, taken: Taken) -> None:
+    def _lose(self, slot_file: SlotFile) -> None:
         """What was own or adopted is a stray from now on."""
-        if taken is self.own:
+        if slot_file is self.own:
             self.own = None
             self._open_error = None
-        self.adopted = tuple(it for it in self.adopted if it is not taken)
-        self.strays += (taken,)
-        self._told.strayed(taken.file.path.name, taken.file.state.callbacks)
+        self.adopted = tuple(it for it in self.adopted if it is not slot_file)
+        self.strays += (slot_file,)
+        self._events.strayed(slot_file.file.path.name, slot_file.file.state.callbacks)
 
-    def _end(self, stray: Taken) -> None:
+    def _end(self, stray: SlotFile) -> None:
         """Be done with a stray; what lies in it is lost where no path leads to it."""
         lost = 0
         with contextlib.suppress(OSError):
             lost = stray.file.state.callbacks if stray.file.which.is_lost() else 0
         self.strays = tuple(it for it in self.strays if it is not stray)
         self.let_go(stray)
-        self._told.ended(stray.file.path.name, lost)
+        self._events.ended(stray.file.path.name, lost)
 
-    def _limit(self, own: Taken) -> None:
+    def _limit(self, own: SlotFile) -> None:
         others = self._directory.other_bytes(own.slot.path)
         if others is not None:
             own.file.limit(self._max_bytes - others)
 
-    def _set_aside(self, taken: Taken) -> None:
+    def _set_aside(self, slot_file: SlotFile) -> None:
         """Raises SpoolError."""
         try:
-            if taken.file.which.is_own():
-                self._told.damaged(taken.slot.set_aside())
+            if slot_file.file.which.is_own():
+                self._events.damaged(slot_file.slot.set_aside())
         except OSError as error:
             raise of_the_system(error) from None

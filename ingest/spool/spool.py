@@ -26,7 +26,7 @@ from maskline.ingest.outcome import (
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
 from maskline.ingest.spool.file import HELD_BUCKETS, Row
-from maskline.ingest.spool.files import Taken
+from maskline.ingest.spool.files import SlotFile
 from maskline.ingest.spool.log import SpoolLog
 from maskline.ingest.spool.writer import Committed, SpoolWriter, WriteRequest
 from maskline.runtime.tasks import BackgroundTasks
@@ -46,13 +46,15 @@ _BUCKET: Final = HELD_BUCKETS - 1
 class Spool:
     """The journals of this process."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: InFlight, tasks: BackgroundTasks) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, in_flight: InFlight, tasks: BackgroundTasks
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
-        self._load = load
+        self._in_flight = in_flight
         self._tasks = tasks
         self._directory = SpoolDirectory(settings.spool_dir, settings.namespace)
-        self._journal: SpoolWriter | None = None
+        self._writer: SpoolWriter | None = None
         self._gathering: dict[str, WriteRequest] = {}
         self._held = array("I", bytes(4 * HELD_BUCKETS))
         self._test: asyncio.Task[None] | None = None
@@ -60,7 +62,7 @@ class Spool:
         """Tells those who wait that nothing was written, and why."""
         self.max_bytes = settings.spool_max_bytes
         self.log = SpoolLog()
-        self.trouble: SpoolError | None = None
+        self.error: SpoolError | None = None
         """Why it does not take callbacks; None while it does."""
         self.damaged: list[str] = []
         """Journals set aside, by name."""
@@ -76,102 +78,106 @@ class Spool:
         tried again later.
         """
         slot = self._directory.take_slot()
-        journal = self._journal = SpoolWriter(self._directory, slot, self.max_bytes, self)
+        writer = self._writer = SpoolWriter(self._directory, slot, self.max_bytes, self)
         self.damaged = self._directory.damaged()
         try:
-            await journal.call(journal.files.open_own)
+            await writer.call(writer.files.open_own)
             await self.adopt()
         except SpoolError as error:
-            self.not_well(error)
+            self.on_unhealthy(error)
         if self.callbacks:
             self.log.found(self.callbacks, len(self.adopted))
 
     async def stop(self) -> None:
         """Close the files; those in which nothing lies are removed."""
-        journal = self._journal
-        if journal is None:
+        writer = self._writer
+        if writer is None:
             return
         self.log.stopped(self.callbacks)
-        self._journal = None
+        self._writer = None
         if self._test is not None:
             self._test.cancel()
-        journal.call(journal.files.close).add_done_callback(_look_away)
-        if not await journal.close():
+        writer.call(writer.files.close).add_done_callback(_look_away)
+        if not await writer.close():
             self.log.hangs()
 
     # For the keeper
 
-    def put(self, reason: str, route: int, value: bytes) -> asyncio.Future[None]:
+    def write(self, reason: str, partition_hash: int, value: bytes) -> asyncio.Future[None]:
         """Write a callback; the future is done once it is fsynced, or fails with NotKeptError."""
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self.put_for(waiter, reason, route, value)
-        return waiter
+        completion: asyncio.Future[None] = self._loop.create_future()
+        self.write_for(completion, reason, partition_hash, value)
+        return completion
 
-    def put_for(self, waiter: Completion, reason: str, route: int, value: bytes) -> None:
+    def write_for(self, completion: Completion, reason: str, partition_hash: int, value: bytes) -> None:
         """The same for somebody who waits already."""
-        puts = self._gathering.get(reason) or self._gather(reason)
+        request = self._gathering.get(reason) or self._gather(reason)
         size = len(value)
-        puts.waiters.append(waiter)
-        puts.routes.append(route)
-        puts.values.append(value)
-        puts.size_bytes += size
+        request.completions.append(completion)
+        request.partition_hashes.append(partition_hash)
+        request.values.append(value)
+        request.size_bytes += size
         self.waiting += 1
-        self._load.callbacks += 1
-        self._load.size_bytes += size
-        self._held[route & _BUCKET] += 1
+        self._in_flight.callbacks += 1
+        self._in_flight.size_bytes += size
+        self._held[partition_hash & _BUCKET] += 1
 
-    def put_all(self, reason: str, waiters: Completions, routes: list[int], values: list[bytes]) -> None:
+    def write_all(
+        self, reason: str, completions: Completions, partition_hashes: list[int], values: list[bytes]
+    ) -> None:
         """The same for several that somebody waits for already."""
-        puts = self._gathering.get(reason) or self._gather(reason)
-        puts.waiters += waiters
-        puts.routes += routes
-        puts.values += values
+        request = self._gathering.get(reason) or self._gather(reason)
+        request.completions += completions
+        request.partition_hashes += partition_hashes
+        request.values += values
         size = sum(map(len, values))
-        puts.size_bytes += size
+        request.size_bytes += size
         self.waiting += len(values)
-        self._load.callbacks += len(values)
-        self._load.size_bytes += size
+        self._in_flight.callbacks += len(values)
+        self._in_flight.size_bytes += size
         held = self._held
-        for route in routes:
-            held[route & _BUCKET] += 1
+        for partition_hash in partition_hashes:
+            held[partition_hash & _BUCKET] += 1
 
-    def holds(self, route: int) -> bool:
+    def holds(self, partition_hash: int) -> bool:
         """Whether earlier callbacks of the session may lie here."""
-        return self._held[route & _BUCKET] > 0
+        return self._held[partition_hash & _BUCKET] > 0
 
     # For the drain
 
-    def files(self) -> list[Taken]:
+    def files(self) -> list[SlotFile]:
         """All journals that are to be drained: not those that are being carried into the own one."""
-        if self._journal is None:
+        if self._writer is None:
             return []
-        files = self._journal.files
-        return [taken for taken in files.all if files.stuck or taken not in files.strays]
+        files = self._writer.files
+        return [slot_file for slot_file in files.all if files.stuck or slot_file not in files.strays]
 
     @property
-    def adopted(self) -> tuple[Taken, ...]:
+    def adopted(self) -> tuple[SlotFile, ...]:
         """What dead processes left, until it is drained."""
-        return () if self._journal is None else self._journal.files.adopted
+        return () if self._writer is None else self._writer.files.adopted
 
     async def adopt(self) -> None:
         """Take over what dead processes have left since. Raises SpoolError where the directory cannot be read."""
-        if self._journal is not None:
-            await self._journal.call(self._journal.files.open_leftovers)
+        if self._writer is not None:
+            await self._writer.call(self._writer.files.open_leftovers)
 
-    async def page(self, taken: Taken, after: int, rows_max: int) -> list[Row]:
+    async def page(self, slot_file: SlotFile, after: int, rows_max: int) -> list[Row]:
         """The next callbacks of a journal. Raises SpoolError."""
-        journal = self._open_journal()
-        return list(await self._call(taken, journal.files.page, taken, after, rows_max, PAGE_BYTES_MAX))
+        writer = self._open_writer()
+        return list(
+            await self._call(slot_file, writer.files.page, slot_file, after, rows_max, PAGE_BYTES_MAX)
+        )
 
-    async def delete(self, taken: Taken, rows: list[Row]) -> None:
+    async def delete(self, slot_file: SlotFile, rows: list[Row]) -> None:
         """Delete what Redis has confirmed. Raises SpoolError, and then it has to be tried again."""
-        journal = self._open_journal()
-        if not await self._call(taken, journal.files.delete, taken, [row.id for row in rows]):
+        writer = self._open_writer()
+        if not await self._call(slot_file, writer.files.delete, slot_file, [row.id for row in rows]):
             return
         self._metrics.drained += len(rows)
-        if not taken.adopted:
+        if not slot_file.adopted:
             for row in rows:
-                self._let_go_of(row.route)
+                self._let_go_of(row.partition_hash)
         left = self.callbacks + self.waiting
         if not left:
             self._held = array("I", bytes(4 * HELD_BUCKETS))  # however it was counted on the way
@@ -181,71 +187,71 @@ class Spool:
 
     @property
     def callbacks(self) -> int:
-        return sum(taken.file.state.callbacks for taken in self._all())
+        return sum(slot_file.file.state.callbacks for slot_file in self._all())
 
     @property
     def size_bytes(self) -> int:
         """On the disk."""
-        return sum(taken.file.state.size_bytes for taken in self._all())
+        return sum(slot_file.file.state.size_bytes for slot_file in self._all())
 
     @property
     def oldest_at_ms(self) -> int | None:
         """When the callback that has lain here longest was written, by the wall clock."""
-        times = [taken.file.state.oldest_at_ms for taken in self._all()]
+        times = [slot_file.file.state.oldest_at_ms for slot_file in self._all()]
         return min((at_ms for at_ms in times if at_ms is not None), default=None)
 
     # Inside
 
-    def _all(self) -> list[Taken]:
-        return [] if self._journal is None else self._journal.files.all
+    def _all(self) -> list[SlotFile]:
+        return [] if self._writer is None else self._writer.files.all
 
-    def _open_journal(self) -> SpoolWriter:
-        if self._journal is None:
+    def _open_writer(self) -> SpoolWriter:
+        if self._writer is None:
             raise SpoolError(SPOOL_FAILED, "it is closed")
-        return self._journal
+        return self._writer
 
-    async def _call(self, taken: Taken, function: Any, *arguments: Any) -> Any:
-        journal = self._open_journal()
+    async def _call(self, slot_file: SlotFile, function: Any, *arguments: Any) -> Any:
+        writer = self._open_writer()
         try:
-            return await journal.call(function, *arguments)
+            return await writer.call(function, *arguments)
         except DamagedError:
-            if taken in journal.files.adopted:
-                await journal.call(journal.files.drop_damaged, taken)
-            elif taken is journal.files.own:
-                await journal.call(journal.files.renew_own)
+            if slot_file in writer.files.adopted:
+                await writer.call(writer.files.drop_damaged, slot_file)
+            elif slot_file is writer.files.own:
+                await writer.call(writer.files.renew_own)
             raise
 
     def _gather(self, reason: str) -> WriteRequest:
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
-        puts = self._gathering[reason] = WriteRequest(reason)
-        return puts
+        request = self._gathering[reason] = WriteRequest(reason)
+        return request
 
     def _hand_over(self) -> None:
         gathered, self._gathering = self._gathering, {}
-        for puts in gathered.values():
-            if self._journal is None:
-                self._end(puts, SpoolError(SPOOL_FAILED, "it is closed"))
+        for request in gathered.values():
+            if self._writer is None:
+                self._end(request, SpoolError(SPOOL_FAILED, "it is closed"))
                 continue
-            self.log.spooling(puts.reason)
-            puts.timer = self._loop.call_later(PUT_TIMEOUT_S, self._look_again, puts)
-            self._journal.put(puts)
+            self.log.spooling(request.reason)
+            request.timer = self._loop.call_later(PUT_TIMEOUT_S, self._look_again, request)
+            self._writer.write(request)
 
     # What the journal tells
 
     def committed(self, committed: Committed) -> None:
         self._metrics.commit_s.observe(committed.seconds)
         written = False
-        for puts in committed.puts:
+        for request in committed.requests:
             try:
-                self._end(puts, committed.error)
+                self._end(request, committed.error)
             except Exception as error:  # noqa: BLE001 - of one who waits: the others are told all the same
                 self._tasks.failed("spool answers", error)
-            written = written or puts.written
+            written = written or request.written
         if committed.error is not None:
-            self.not_well(committed.error)
+            self.on_unhealthy(committed.error)
         elif written:
-            self._well()
+            self._on_healthy()
             self.changed.set()
 
     def opened(self, held: "array[int]", besides: bool) -> None:
@@ -262,19 +268,19 @@ class Spool:
         self._metrics.spool_files_gone += 1
         self.log.strayed(name, callbacks)
 
-    def carried(self, routes: Sequence[int]) -> None:
-        for route in routes:
-            self._held[route & _BUCKET] += 1
+    def carried(self, partition_hashes: Sequence[int]) -> None:
+        for partition_hash in partition_hashes:
+            self._held[partition_hash & _BUCKET] += 1
 
     def ended(self, name: str, lost: int) -> None:
         self.log.ended(name, lost)
         self.changed.set()
 
-    def not_well(self, error: SpoolError) -> None:
-        if self.trouble is None or self.trouble.code != error.code:
+    def on_unhealthy(self, error: SpoolError) -> None:
+        if self.error is None or self.error.code != error.code:
             self.log.unwell(error)
-        self.trouble = error
-        if self._test is None and self._journal is not None:
+        self.error = error
+        if self._test is None and self._writer is not None:
             self._test = self._tasks.start("spool test", self._try_until_well)
 
     def thread_failed(self, error: BaseException) -> None:
@@ -282,60 +288,62 @@ class Spool:
 
     # Inside
 
-    def _end(self, puts: WriteRequest, error: SpoolError | None) -> None:
-        if puts.timer is not None:
-            puts.timer.cancel()
-        count = len(puts.values)
+    def _end(self, request: WriteRequest, error: SpoolError | None) -> None:
+        if request.timer is not None:
+            request.timer.cancel()
+        count = len(request.values)
         self.waiting -= count
-        self._load.callbacks -= count
-        self._load.size_bytes -= puts.size_bytes
-        if error is None and puts.written:
-            self._metrics.spooled[puts.reason] += count
-            for waiter in puts.waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        self._in_flight.callbacks -= count
+        self._in_flight.size_bytes -= request.size_bytes
+        if error is None and request.written:
+            self._metrics.spooled[request.reason] += count
+            for completion in request.completions:
+                if not completion.done():
+                    completion.set_result(None)
             return
-        for route in puts.routes:
-            self._let_go_of(route)
+        for partition_hash in request.partition_hashes:
+            self._let_go_of(partition_hash)
         if error is not None:
             self._metrics.spool_failures[error.code] += count
-            self.on_failed(puts, error.code)
+            self.on_failed(request, error.code)
 
-    def _look_again(self, puts: WriteRequest) -> None:
-        puts.timer = self._loop.call_later(LOOK_AGAIN_S, self._give_up, puts)
+    def _look_again(self, request: WriteRequest) -> None:
+        request.timer = self._loop.call_later(LOOK_AGAIN_S, self._give_up, request)
 
-    def _give_up(self, puts: WriteRequest) -> None:
-        puts.given_up = True
-        self._metrics.spool_failures[SPOOL_SLOW] += len(puts.values)
-        self.on_failed(puts, SPOOL_SLOW)
-        self.not_well(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {PUT_TIMEOUT_S:g} s"))
+    def _give_up(self, request: WriteRequest) -> None:
+        request.given_up = True
+        self._metrics.spool_failures[SPOOL_SLOW] += len(request.values)
+        self.on_failed(request, SPOOL_SLOW)
+        self.on_unhealthy(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {PUT_TIMEOUT_S:g} s"))
 
-    def _let_go_of(self, route: int) -> None:
-        if self._held[route & _BUCKET]:  # counted anew meanwhile, where the file had to be opened again
-            self._held[route & _BUCKET] -= 1
+    def _let_go_of(self, partition_hash: int) -> None:
+        if self._held[
+            partition_hash & _BUCKET
+        ]:  # counted anew meanwhile, where the file had to be opened again
+            self._held[partition_hash & _BUCKET] -= 1
 
-    def _well(self) -> None:
-        if self.trouble is not None:
-            self.trouble = None
+    def _on_healthy(self) -> None:
+        if self.error is not None:
+            self.error = None
             self.log.well()
 
     async def _try_until_well(self) -> None:
         """Write now and then, so that it gets well without a callback."""
-        while self.trouble is not None and self._journal is not None:
+        while self.error is not None and self._writer is not None:
             await asyncio.sleep(TRY_INTERVAL_S)
             try:
-                await self._journal.call(self._journal.files.try_room)
+                await self._writer.call(self._writer.files.try_room)
             except SpoolError as error:
-                self.not_well(error)
+                self.on_unhealthy(error)
             else:
-                self._well()
+                self._on_healthy()
         self._test = None
 
 
-def _tell(puts: WriteRequest, code: str) -> None:
-    for waiter in puts.waiters:
-        if not waiter.done():
-            waiter.set_exception(NotStoredError(code))
+def _tell(request: WriteRequest, code: str) -> None:
+    for completion in request.completions:
+        if not completion.done():
+            completion.set_exception(NotStoredError(code))
 
 
 def _look_away(future: asyncio.Future[Any]) -> None:

@@ -36,13 +36,22 @@ CLOSE_TIMEOUT_S: Final = 5.0
 class WriteRequest:
     """Callbacks of one loop tick on their way to the disk."""
 
-    __slots__ = ("given_up", "reason", "routes", "size_bytes", "timer", "values", "waiters", "written")
+    __slots__ = (
+        "completions",
+        "given_up",
+        "partition_hashes",
+        "reason",
+        "size_bytes",
+        "timer",
+        "values",
+        "written",
+    )
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
         """Why they are spooled."""
-        self.waiters: Completions = []
-        self.routes: list[int] = []
+        self.completions: Completions = []
+        self.partition_hashes: list[int] = []
         self.values: list[bytes] = []
         self.size_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
@@ -55,7 +64,7 @@ class WriteRequest:
 class Committed(NamedTuple):
     """What became of some Puts."""
 
-    puts: list[WriteRequest]
+    requests: list[WriteRequest]
     error: SpoolError | None
     seconds: float
     """How long the commit took."""
@@ -67,7 +76,7 @@ class _Call(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class Owner(Protocol):
+class WriterEvents(Protocol):
     """Whom the journal tells, on the loop."""
 
     def committed(self, committed: Committed) -> None: ...
@@ -78,11 +87,11 @@ class Owner(Protocol):
 
     def strayed(self, name: str, callbacks: int) -> None: ...
 
-    def carried(self, routes: Sequence[int]) -> None: ...
+    def carried(self, partition_hashes: Sequence[int]) -> None: ...
 
     def ended(self, name: str, lost: int) -> None: ...
 
-    def not_well(self, error: SpoolError) -> None:
+    def on_unhealthy(self, error: SpoolError) -> None:
         """The files cannot be looked at."""
 
     def thread_failed(self, error: BaseException) -> None:
@@ -92,23 +101,23 @@ class Owner(Protocol):
 class SpoolWriter:
     """The thread. What is public is the loop's; `files` may be read there, and called by way of `call`."""
 
-    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, owner: Owner) -> None:
+    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: WriterEvents) -> None:
         self._loop = asyncio.get_running_loop()
         self._commit_bytes_max = wal_max_bytes(max_bytes) // 2
-        self._owner = owner
+        self._events = events
         self._ended = asyncio.Event()
         self.files = SpoolFiles(directory, slot, max_bytes, self)
         self._queue: SimpleQueue[WriteRequest | _Call | None] = SimpleQueue()
-        self._puts: deque[WriteRequest] = deque()
+        self._requests: deque[WriteRequest] = deque()
         self._calls: deque[_Call] = deque()
         self._closing = False
         self._look_at = 0.0
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
-    def put(self, puts: WriteRequest) -> None:
+    def write(self, request: WriteRequest) -> None:
         """Have them written; the owner is told `committed`."""
-        self._queue.put(puts)
+        self._queue.put(request)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
         """Run this in the thread, when its turn comes; the future has what it returns or raises."""
@@ -127,39 +136,39 @@ class SpoolWriter:
     # What happens to files, told in the thread
 
     def opened(self, held: "array[int]", besides: bool) -> None:
-        self._tell(self._owner.opened, held, besides)
+        self._tell(self._events.opened, held, besides)
 
     def damaged(self, name: str) -> None:
-        self._tell(self._owner.damaged_file, name)
+        self._tell(self._events.damaged_file, name)
 
     def strayed(self, name: str, callbacks: int) -> None:
-        self._tell(self._owner.strayed, name, callbacks)
+        self._tell(self._events.strayed, name, callbacks)
 
-    def carried(self, routes: Sequence[int]) -> None:
-        self._tell(self._owner.carried, routes)
+    def carried(self, partition_hashes: Sequence[int]) -> None:
+        self._tell(self._events.carried, partition_hashes)
 
     def ended(self, name: str, lost: int) -> None:
-        self._tell(self._owner.ended, name, lost)
+        self._tell(self._events.ended, name, lost)
 
     # In the thread
 
     def _run(self) -> None:
-        while not (self._closing and not self._puts and not self._calls):
+        while not (self._closing and not self._requests and not self._calls):
             try:
                 self._turn()
             except BaseException as error:  # noqa: BLE001 - whatever it was, others wait for this thread
-                self._tell(self._owner.thread_failed, error)
+                self._tell(self._events.thread_failed, error)
                 time.sleep(RESTART_S)
         self._tell(self._ended.set)
 
     def _turn(self) -> None:
         """Take what has come; where nothing has, work on what waits."""
-        idle = not self._puts and not self._calls and not self.files.carries
+        idle = not self._requests and not self._calls and not self.files.carries
         try:
             item = self._queue.get(block=idle, timeout=LOOK_INTERVAL_S)
         except Empty:
-            self._look()
-            self._commit(self._puts)
+            self._check_files()
+            self._commit(self._requests)
             self._answer(self._calls)
             if self.files.carries:
                 self.files.carry()
@@ -167,18 +176,18 @@ class SpoolWriter:
         if item is None:
             self._closing = True
         elif isinstance(item, WriteRequest):
-            self._puts.append(item)
+            self._requests.append(item)
         else:
             self._calls.append(item)
 
-    def _look(self) -> None:
+    def _check_files(self) -> None:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + LOOK_INTERVAL_S
             try:
                 self.files.look()
             except SpoolError as error:
-                self._tell(self._owner.not_well, error)
+                self._tell(self._events.on_unhealthy, error)
 
     def _commit(self, waiting: deque[WriteRequest]) -> None:
         """One commit of what waits, as much as fits into one."""
@@ -193,28 +202,28 @@ class SpoolWriter:
                 and size_bytes + waiting[0].size_bytes <= self._commit_bytes_max
             )
         ):
-            puts = waiting.popleft()
-            batch.append(puts)
-            if not puts.given_up:
-                count += len(puts.values)
-                size_bytes += puts.size_bytes
+            request = waiting.popleft()
+            batch.append(request)
+            if not request.given_up:
+                count += len(request.values)
+                size_bytes += request.size_bytes
         started = time.perf_counter()
         error = self._insert(batch)
-        self._tell(self._owner.committed, Committed(batch, error, time.perf_counter() - started))
+        self._tell(self._events.committed, Committed(batch, error, time.perf_counter() - started))
 
     def _insert(self, batch: list[WriteRequest]) -> SpoolError | None:
         try:
             rows: list[tuple[int, bytes]] = []
-            for puts in batch:
-                if not puts.given_up:
-                    puts.written = True
-                    rows += zip(puts.routes, puts.values, strict=True)
+            for request in batch:
+                if not request.given_up:
+                    request.written = True
+                    rows += zip(request.partition_hashes, request.values, strict=True)
             if rows:
                 self.files.insert(rows)
         except SpoolError as error:
             return error
         except Exception as error:  # noqa: BLE001 - no memory, say: whatever it was, these are not kept
-            self._tell(self._owner.thread_failed, error)
+            self._tell(self._events.thread_failed, error)
             return SpoolError(SPOOL_FAILED, type(error).__name__)
         return None
 
@@ -225,21 +234,21 @@ class SpoolWriter:
         try:
             result = call.function(*call.arguments)
         except OSError as error:
-            self._tell(_settle, call.future, None, of_the_system(error))
+            self._tell(_resolve, call.future, None, of_the_system(error))
         except Exception as error:  # noqa: BLE001 - it is the caller's
-            self._tell(_settle, call.future, None, error)
+            self._tell(_resolve, call.future, None, error)
         except BaseException as error:
-            self._tell(_settle, call.future, None, SpoolError(SPOOL_FAILED, type(error).__name__))
+            self._tell(_resolve, call.future, None, SpoolError(SPOOL_FAILED, type(error).__name__))
             raise
         else:
-            self._tell(_settle, call.future, result, None)
+            self._tell(_resolve, call.future, result, None)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before its spool
             self._loop.call_soon_threadsafe(function, *arguments)
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
     if future.done():
         return
     if error is None:

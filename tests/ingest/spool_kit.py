@@ -26,33 +26,33 @@ class Inside:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.load = InFlight()
+        self.in_flight = InFlight()
         self.tasks = BackgroundTasks()
-        self.pool = PublisherPool(settings, self.metrics, self.load, self.tasks, name="test")
-        self.spool = Spool(settings, self.metrics, self.load, self.tasks)
-        self.pace = RateLimiter(settings.spool_drain_per_s)
-        self.drain = Drainer(settings, self.spool, self.pool, self.tasks, self.pace)
-        self.router = DeliveryRouter(settings, self.load, self.pool, self.spool, self.pace)
+        self.pool = PublisherPool(settings, self.metrics, self.in_flight, self.tasks, name="test")
+        self.spool = Spool(settings, self.metrics, self.in_flight, self.tasks)
+        self.rate_limiter = RateLimiter(settings.spool_drain_per_s)
+        self.drain = Drainer(settings, self.spool, self.pool, self.tasks, self.rate_limiter)
+        self.router = DeliveryRouter(settings, self.in_flight, self.pool, self.spool, self.rate_limiter)
 
     @property
-    def connector(self) -> PublisherConnection:
-        (connector,) = self.pool.connectors
-        return connector
+    def connection(self) -> PublisherConnection:
+        (connection,) = self.pool.connections
+        return connection
 
     @property
     def publisher(self) -> Publisher:
-        return self.connector.publisher
+        return self.connection.publisher
 
-    async def keep(self, session: str, value: bytes) -> str:
+    async def store(self, session: str, value: bytes) -> str:
         """The code of the failure, empty where it was kept."""
         try:
-            await self.router.keep(crc32(session.encode()), value)
+            await self.router.store(crc32(session.encode()), value)
         except NotStoredError as error:
             return error.code
         return ""
 
-    async def keep_all(self, session: str, values: list[bytes]) -> set[str]:
-        return set(await asyncio.gather(*(self.keep(session, value) for value in values)))
+    async def store_all(self, session: str, values: list[bytes]) -> set[str]:
+        return set(await asyncio.gather(*(self.store(session, value) for value in values)))
 
 
 @contextlib.asynccontextmanager

@@ -19,36 +19,36 @@ VALUES = [b"%04d" % n for n in range(1000)]
     st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 300), st.integers(0, 300)), max_size=40),
 )
 def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
-    pace, now, moved, granted = RateLimiter(per_s), 1000.0, 0, 0
-    pace.wait_s(now)
+    rate_limiter, now, moved, granted = RateLimiter(per_s), 1000.0, 0, 0
+    rate_limiter.wait_s(now)
     for passes, count, grant in steps:
         now += passes
-        pace.grant(grant)
+        rate_limiter.grant(grant)
         granted += grant
-        if pace.wait_s(now) == 0:
-            rows = min(count, pace.page_rows)
-            pace.take(rows)
+        if rate_limiter.wait_s(now) == 0:
+            rows = min(count, rate_limiter.page_rows)
+            rate_limiter.take(rows)
             moved += rows
         # Two pages beyond the rate: one that was saved up, and one begun with nothing left.
         assert moved <= granted + (now - 1000.0) * per_s + 2 * min(PAGE_ROWS_MAX, max(1, per_s // 10)) + 1
-    wait_s = pace.wait_s(now)
-    assert pace.wait_s(now + wait_s + 0.001) == 0.0
-    assert 1 <= pace.page_rows <= PAGE_ROWS_MAX
+    wait_s = rate_limiter.wait_s(now)
+    assert rate_limiter.wait_s(now + wait_s + 0.001) == 0.0
+    assert 1 <= rate_limiter.page_rows <= PAGE_ROWS_MAX
 
 
 @given(st.integers(1, 10_000), st.floats(0.06, 5.0))
 def test_the_pace_is_kept_with_pages_that_take_long(per_s, took_s):
-    pace, now, moved = RateLimiter(per_s), 1000.0, 0
-    pace.wait_s(now)
+    rate_limiter, now, moved = RateLimiter(per_s), 1000.0, 0
+    rate_limiter.wait_s(now)
     largest = 0
     for _ in range(20):
         now += took_s
-        pace.page_took(took_s)
-        now += pace.wait_s(now)
-        assert pace.wait_s(now + 0.001) == 0.0
-        rows = pace.page_rows
+        rate_limiter.page_took(took_s)
+        now += rate_limiter.wait_s(now)
+        assert rate_limiter.wait_s(now + 0.001) == 0.0
+        rows = rate_limiter.page_rows
         assert rows <= SLOW_PAGE_ROWS_MAX
-        pace.take(rows)
+        rate_limiter.take(rows)
         moved, largest = moved + rows, max(largest, rows)
         assert moved <= (now + 0.001 - 1000.0) * per_s + 2 * largest
     # As much as the rate allows, or as the largest pages.
@@ -58,8 +58,8 @@ def test_the_pace_is_kept_with_pages_that_take_long(per_s, took_s):
 async def fill(it, own_redis, values, session="s"):
     """Have the spool hold these while Redis is away, and bring Redis back."""
     own_redis.kill()
-    await until(lambda: not it.publisher.attached)
-    assert await it.keep_all(session, values) == {""}
+    await until(lambda: not it.publisher.connected)
+    assert await it.store_all(session, values) == {""}
     await asyncio.to_thread(own_redis.start)
 
 
@@ -93,7 +93,7 @@ async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, names
         deadline = time.monotonic() + 20
         # Of a session that never pauses the last few are always on their way.
         while it.spool.callbacks > 60 and time.monotonic() < deadline:
-            assert await it.keep_all("s", [b"more"] * 20) == {""}
+            assert await it.store_all("s", [b"more"] * 20) == {""}
             sent += 20
         assert it.spool.callbacks <= 60
         await until(lambda: not it.spool.callbacks)
@@ -108,16 +108,16 @@ async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace,
     async with inside(settings) as it:
         with own_redis.client() as client:
             own_redis.pause()
-            waiting = [asyncio.create_task(it.keep(f"s{n % 7}", b"%d" % n)) for n in range(700)]
+            waiting = [asyncio.create_task(it.store(f"s{n % 7}", b"%d" % n)) for n in range(700)]
             assert set(await asyncio.gather(*waiting)) == {""}
             own_redis.resume()
             client.set(f"{{{namespace}:1}}:callbacks", "not a stream")
             await until(lambda: it.spool.callbacks and it.metrics.drained)
             await until(lambda: stream(client, settings, 0) and it.spool.callbacks < 500)
             drained = it.metrics.drained
-            assert await it.keep("s0", b"more") == ""
-            assert await it.keep("s1", b"more") == ""
-            assert await it.keep("s2", b"more") == ""
+            assert await it.store("s0", b"more") == ""
+            assert await it.store("s1", b"more") == ""
+            assert await it.store("s2", b"more") == ""
             client.delete(f"{{{namespace}:1}}:callbacks")
             await until(lambda: not it.spool.callbacks)
             assert it.metrics.drained > drained
@@ -147,7 +147,7 @@ async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, names
     async with inside(settings) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-            assert await it.keep_all("s", VALUES[:100]) == {""}
+            assert await it.store_all("s", VALUES[:100]) == {""}
             client.config_resetstat()
             await until(lambda: it.metrics.batch_failures["redis_oom"] >= 3)
             asked = client.info("commandstats").get("cmdstat_xadd", {})
@@ -176,8 +176,8 @@ async def test_the_stop_waits_for_no_redis_that_is_away(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with inside(settings) as it:
         own_redis.kill()
-        await until(lambda: not it.publisher.attached)
-        assert await it.keep("s", b"v") == ""
+        await until(lambda: not it.publisher.connected)
+        assert await it.store("s", b"v") == ""
         await asyncio.wait_for(it.drain.finish(60), 5)
         assert it.spool.callbacks == 1
 
@@ -186,8 +186,8 @@ async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spoo
     settings = node_settings(own_redis.url, namespace, partitions=1)
     own_redis.kill()
     async with inside(settings) as first, inside(settings) as second:
-        assert await first.keep_all("s", VALUES[:500]) == {""}
-        assert await second.keep_all("t", VALUES[500:]) == {""}
+        assert await first.store_all("s", VALUES[:500]) == {""}
+        assert await second.store_all("t", VALUES[500:]) == {""}
     async with inside(settings) as it:
         assert it.spool.callbacks == 1000
         await asyncio.to_thread(own_redis.start)
@@ -208,17 +208,17 @@ async def test_a_redis_that_answers_too_late_leaves_few_duplicates(
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
     async with inside(settings) as it:
         own_redis.pause()
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         for _ in range(3):
             failed = it.metrics.batch_failures["redis_timeout"]
             own_redis.resume()
-            await until(lambda: it.publisher.attached)
+            await until(lambda: it.publisher.connected)
             own_redis.pause()
             await until(
                 lambda failed=failed: (
                     it.metrics.batch_failures["redis_timeout"] > failed
                     or it.metrics.drained
-                    or not it.publisher.attached  # lost before it was paused: no answer of it comes too late
+                    or not it.publisher.connected  # lost before it was paused: no answer of it comes too late
                 )
             )
         own_redis.resume()

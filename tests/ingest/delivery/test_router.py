@@ -11,7 +11,7 @@ VALUES = [b"%03d" % n for n in range(100)]
 async def test_with_redis_well_nothing_is_spooled(redis_server, namespace):
     settings = node_settings(redis_server.url, namespace)
     async with inside(settings) as it:
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         assert not it.metrics.spooled
         assert sum(it.metrics.commit_s.counts) == 0
         with redis_server.client() as client:
@@ -23,7 +23,7 @@ async def test_what_redis_refuses_lies_in_the_spool(own_redis, namespace):
     async with inside(settings) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-            assert await it.keep_all("s", VALUES) == {""}
+            assert await it.store_all("s", VALUES) == {""}
             assert it.metrics.spooled == {"redis_oom": 100}
             assert streams(client, settings) == []
             assert it.metrics.batch_failures["redis_oom"] == 1  # the breaker is open: the others do not ask
@@ -37,11 +37,11 @@ async def test_one_broken_stream_does_not_open_the_breaker(redis_server, namespa
     with redis_server.client() as client:
         client.set(f"{{{namespace}:0}}:callbacks", "not a stream")
         async with inside(settings) as it:
-            assert await it.keep("s", b"a") == ""
+            assert await it.store("s", b"a") == ""
             assert it.metrics.spooled == {"redis_wrongtype": 1}
             assert it.publisher.ready
             client.delete(f"{{{namespace}:0}}:callbacks")
-            assert await it.keep("s", b"b") == ""
+            assert await it.store("s", b"b") == ""
             await until(lambda: it.metrics.drained == 2, within_s=15)
             assert streams(client, settings) == [b"a", b"b"]  # the second waited behind the first
 
@@ -50,16 +50,16 @@ async def test_callbacks_of_a_session_queue_behind_those_in_the_spool(own_redis,
     settings = node_settings(own_redis.url, namespace, partitions=1)
     async with inside(settings, draining=False) as it:
         own_redis.kill()
-        await until(lambda: not it.publisher.attached)
-        assert await it.keep_all("s", VALUES[:50]) == {""}
+        await until(lambda: not it.publisher.connected)
+        assert await it.store_all("s", VALUES[:50]) == {""}
         await asyncio.to_thread(own_redis.start)
         await until(lambda: it.publisher.ready)
-        assert await it.keep("another", b"past") == ""
-        assert await it.keep_all("s", VALUES[50:]) == {""}
+        assert await it.store("another", b"past") == ""
+        assert await it.store_all("s", VALUES[50:]) == {""}
         assert it.metrics.spooled == {"redis_away": 50, "behind": 50}
         it.drain.start()
         await until(lambda: not it.spool.callbacks)
-        assert await it.keep("s", b"straight") == ""
+        assert await it.store("s", b"straight") == ""
         assert it.metrics.spooled["behind"] == 50
         with own_redis.client() as client:
             assert stream(client, settings, 0) == [b"past", *VALUES, b"straight"]
@@ -69,14 +69,14 @@ async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_r
     settings = node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)
     async with inside(settings, draining=False) as it:
         own_redis.kill()
-        await until(lambda: not it.publisher.attached)
-        while await it.keep("s", bytes(50_000)) == "":
+        await until(lambda: not it.publisher.connected)
+        while await it.store("s", bytes(50_000)) == "":
             pass
         await asyncio.to_thread(own_redis.start)
         await until(lambda: it.publisher.ready)
-        it.spool.trouble = None  # as if it were not known yet
-        assert await it.keep("s", bytes(50_000)) == ""
-        assert await it.keep("s", bytes(50_000)) == ""
+        it.spool.error = None  # as if it were not known yet
+        assert await it.store("s", bytes(50_000)) == ""
+        assert await it.store("s", bytes(50_000)) == ""
         assert "behind" not in it.metrics.spooled
         with own_redis.client() as client:
             assert streams(client, settings) == [bytes(50_000)] * 2
@@ -85,7 +85,7 @@ async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_r
 async def test_with_both_away_it_is_said_why(own_redis, namespace):
     own_redis.kill()
     async with inside(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as it:
-        codes = [await it.keep("s", bytes(50_000)) for _ in range(20)]
+        codes = [await it.store("s", bytes(50_000)) for _ in range(20)]
         assert codes[0] == ""
         assert codes[-1] == "spool_full"
 
@@ -97,34 +97,34 @@ async def test_a_spool_that_fails_does_not_keep_redis_from_being_found_again(
     async with inside(node_settings(own_redis.url, namespace), draining=False) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
-            assert await it.keep("s", b"a") == ""
+            assert await it.store("s", b"a") == ""
             (own,) = it.spool.files()
             await it.spool.delete(own, await it.spool.page(own, 0, 10))
             client.config_set("maxmemory", "0")
         await until(lambda: it.publisher.probe_due)
-        assert await it.keep("s", b"b") == ""
+        assert await it.store("s", b"b") == ""
         assert it.publisher.ready
         assert it.metrics.spooled == {"redis_oom": 1}
 
 
 async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
     async with inside(node_settings(own_redis.url, namespace, in_flight_max=10)) as it:
-        outcomes = await asyncio.gather(*(it.keep("s", b"v") for _ in range(11)))
+        outcomes = await asyncio.gather(*(it.store("s", b"v") for _ in range(11)))
         assert outcomes == [""] * 10 + ["busy"]
         own_redis.kill()
-        await until(lambda: not it.publisher.attached)
-        outcomes = await asyncio.gather(*(it.keep("s", b"v") for _ in range(11)))
+        await until(lambda: not it.publisher.connected)
+        outcomes = await asyncio.gather(*(it.store("s", b"v") for _ in range(11)))
         assert outcomes == [""] * 10 + ["busy"]
-        assert await it.keep("s", b"v") == ""
-        await until(lambda: (it.load.callbacks, it.load.size_bytes) == (0, 0))
+        assert await it.store("s", b"v") == ""
+        await until(lambda: (it.in_flight.callbacks, it.in_flight.size_bytes) == (0, 0))
 
 
 async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.delivery.router.WAITING_MAX_BYTES", 100)
     async with inside(node_settings(redis_server.url, namespace)) as it:
-        outcomes = await asyncio.gather(it.keep("s", bytes(101)), it.keep("s", b"v"))
+        outcomes = await asyncio.gather(it.store("s", bytes(101)), it.store("s", b"v"))
         assert outcomes == ["", "busy"]
-        assert await it.keep("s", b"v") == ""
+        assert await it.store("s", b"v") == ""
 
 
 async def test_a_silent_redis_hands_over_what_is_under_way_and_what_gathers(own_redis, namespace):
@@ -133,7 +133,7 @@ async def test_a_silent_redis_hands_over_what_is_under_way_and_what_gathers(own_
         own_redis.pause()
         waiting = []
         for number in range(50):
-            waiting.append(asyncio.create_task(it.keep(f"s{number}", b"%d" % number)))
+            waiting.append(asyncio.create_task(it.store(f"s{number}", b"%d" % number)))
             await asyncio.sleep(0)
         assert set(await asyncio.wait_for(asyncio.gather(*waiting), 5)) == {""}
         assert it.metrics.spooled == {"redis_timeout": 50}

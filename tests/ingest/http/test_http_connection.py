@@ -369,7 +369,7 @@ async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypa
     async with await Client.connect(node.port) as client:
         for keep, code in ((at_once, "busy"), (later, "spool_full")):
             with monkeypatch.context() as patch:
-                patch.setattr(router, "keep_for", keep)
+                patch.setattr(router, "store_for", keep)
                 client.send(GOOD.encode() * 3)
                 for _ in range(3):
                     response = await client.response()
@@ -386,7 +386,7 @@ async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypa
 
 async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, monkeypatch):
     kept: list[PendingRequest] = []
-    monkeypatch.setattr(node._http._desk.router, "keep_for", lambda waiter, *_: kept.append(waiter))
+    monkeypatch.setattr(node._http._desk.router, "store_for", lambda waiter, *_: kept.append(waiter))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode() * 2)
         await until(lambda: len(kept) == 1)
@@ -404,7 +404,7 @@ async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, mon
 
 async def test_a_client_that_goes_away_while_its_request_is_kept(node, monkeypatch):
     kept: list[PendingRequest] = []
-    monkeypatch.setattr(node._http._desk.router, "keep_for", lambda waiter, *_: kept.append(waiter))
+    monkeypatch.setattr(node._http._desk.router, "store_for", lambda waiter, *_: kept.append(waiter))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode())
         await until(lambda: kept)

@@ -41,11 +41,11 @@ def follow(replica, server):
         origin.execute_command("WAIT", "1", "5000")
 
 
-async def spools(it, trouble):
+async def spools(it, error):
     """Started all the same, it keeps what it is given, says why, and sends nothing."""
-    assert re.search(trouble, it.connector.trouble)
+    assert re.search(error, it.connection.error)
     assert not it.pool.misconfigured
-    assert await it.keep("s", b"kept") == ""
+    assert await it.store("s", b"kept") == ""
     assert it.metrics.spooled == {"redis_away": 1}
 
 
@@ -79,7 +79,7 @@ async def test_fsync_one_confirmation_a_batch(always, namespace):
     async with inside(settings) as it:
         with always.client() as client:
             client.config_resetstat()
-            assert await it.keep_all("s", VALUES) == {""}
+            assert await it.store_all("s", VALUES) == {""}
             assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
             assert streams(client, settings) == VALUES
         assert not it.metrics.spooled
@@ -108,7 +108,7 @@ async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec,
     server = everysec("valkey")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
     async with inside(settings) as it:
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         assert it.spool.callbacks == len(VALUES)
         assert "confirms before the fsync" in it.pool.details()["reason"]
         with server.client() as client:
@@ -124,14 +124,14 @@ async def test_a_policy_that_is_changed_later_is_found(own_redis, namespace, mon
     with own_redis.client() as client:
         client.config_set("appendfsync", "always")
         async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
-            assert await it.keep("s", b"a") == ""
+            assert await it.store("s", b"a") == ""
             assert not it.metrics.spooled
             client.config_set("appendfsync", "everysec")
-            await until(lambda: "confirms before the fsync" in it.connector.trouble)
-            assert await it.keep("s", b"b") == ""
+            await until(lambda: "confirms before the fsync" in it.connection.error)
+            assert await it.store("s", b"b") == ""
             assert it.spool.callbacks == 1
             client.config_set("appendfsync", "no")
-            await until(lambda: "never fsyncs" in it.connector.trouble)
+            await until(lambda: "never fsyncs" in it.connection.error)
 
 
 @only_here
@@ -140,16 +140,16 @@ async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, 
     server = everysec("redis")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
     async with inside(settings) as it:
-        assert it.connector.doubt == ""
+        assert it.connection.durability_doubt == ""
         waited = []
 
-        async def keep(number):
+        async def store(number):
             await asyncio.sleep(number * 0.01)  # they come evenly, through two seconds
             started = time.monotonic()
-            assert await it.keep(f"s{number}", b"%d" % number) == ""
+            assert await it.store(f"s{number}", b"%d" % number) == ""
             waited.append(time.monotonic() - started)
 
-        await asyncio.gather(*(keep(number) for number in range(200)))
+        await asyncio.gather(*(store(number) for number in range(200)))
         assert not it.metrics.spooled
         assert median(waited) < 2.2
         with server.client() as client:
@@ -161,11 +161,11 @@ async def test_fsync_with_a_lazy_append_only_file_is_still_kept(everysec, namesp
     settings = node_settings(everysec("redis").url, namespace, durability="fsync", publish_timeout_ms=200)
     async with inside(settings) as it:
         for number in range(10):
-            assert await it.keep(f"s{number}", b"%d" % number) == ""
+            assert await it.store(f"s{number}", b"%d" % number) == ""
         assert it.metrics.spooled["not_durable"] >= 1
         assert "redis_timeout" not in it.metrics.batch_failures
-        (doubt,) = it.pool.details()["durability_doubts"]
-        assert "MASKLINE_PUBLISH_TIMEOUT_MS" in doubt
+        (durability_doubt,) = it.pool.details()["durability_doubts"]
+        assert "MASKLINE_PUBLISH_TIMEOUT_MS" in durability_doubt
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ async def test_fsync_without_append_only_file_is_spooled(own_redis, namespace):
 async def test_an_append_only_file_switched_off_later_is_found(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
     async with inside(settings) as it:
-        assert await it.keep("s", b"a") == ""
+        assert await it.store("s", b"a") == ""
         with always.client() as client:
             client.config_set("appendonly", "no")
-            assert await it.keep("s", b"b") == ""
+            assert await it.store("s", b"b") == ""
             assert it.metrics.spooled == {"not_durable": 1}
-            await until(lambda: "appendonly" in it.connector.trouble)
-            assert not it.connector.misconfigured
+            await until(lambda: "appendonly" in it.connection.error)
+            assert not it.connection.misconfigured
             client.config_set("appendonly", "yes")
             await until(lambda: it.metrics.drained == 1)
             assert set(streams(client, settings)) == {b"a", b"b"}
@@ -219,7 +219,7 @@ async def test_fsync_not_permitted_is_spooled_and_config_is_not_needed(always, n
         )
     settings = node_settings(always.url.replace("//", "//plain:x@"), namespace, durability="fsync")
     async with inside(settings) as it:
-        assert await it.keep("s", b"a") == ""
+        assert await it.store("s", b"a") == ""
         assert not it.metrics.spooled
     less = node_settings(always.url.replace("//", "//less:x@"), namespace, durability="fsync")
     async with inside(less) as it:
@@ -234,14 +234,14 @@ async def test_a_server_before_7_2_is_given_nothing(own_redis, namespace):
     async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
         await spools(it, r"MASKLINE_DURABILITY=fsync.*7\.2")
     async with inside(node_settings(own_redis.url, namespace)) as it:
-        assert await it.keep("s", b"a") == ""
+        assert await it.store("s", b"a") == ""
 
 
 async def test_replicas_confirm(own_redis, replica, namespace):
     follow(replica, own_redis)
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
     async with inside(settings) as it:
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         assert not it.metrics.spooled
         with replica.client() as client:
             assert streams(client, settings) == VALUES  # at once: that is what was waited for
@@ -250,12 +250,12 @@ async def test_replicas_confirm(own_redis, replica, namespace):
 async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace):
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
     async with inside(settings) as it:
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         assert it.metrics.spooled == {"not_durable": 100}
         assert it.metrics.connects == 1  # the connection is good
         await asyncio.to_thread(follow, replica, own_redis)
         await until(lambda: it.metrics.drained == 100)
-        assert await it.keep("s", b"straight") == ""
+        assert await it.store("s", b"straight") == ""
         assert it.metrics.spooled == {"not_durable": 100}
         with replica.client() as client:
             assert set(streams(client, settings)) == {*VALUES, b"straight"}
@@ -267,7 +267,7 @@ async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
     async with inside(settings) as it:
         replica.pause()
         for number in range(5):
-            assert await it.keep(f"s{number}", b"%d" % number) == ""
+            assert await it.store(f"s{number}", b"%d" % number) == ""
         assert it.metrics.batch_failures["not_durable"] >= 1
         assert "redis_timeout" not in it.metrics.batch_failures
         replica.resume()
@@ -275,9 +275,9 @@ async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
 
 
 async def test_memory_asks_for_nothing(own_redis, namespace):
-    link = await RedisEndpoint(node_settings(own_redis.url, namespace)).connect("test")
+    redis = await RedisEndpoint(node_settings(own_redis.url, namespace)).connect("test")
     with own_redis.client() as client:
         client.config_resetstat()
-        assert await check_durability(link, node_settings(own_redis.url, namespace), set()) == ""
+        assert await check_durability(redis, node_settings(own_redis.url, namespace), set()) == ""
         assert not {"cmdstat_wait", "cmdstat_waitaof"} & client.info("commandstats").keys()
-    link.close()
+    redis.close()

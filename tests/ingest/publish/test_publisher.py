@@ -38,7 +38,11 @@ async def test_concurrent_callbacks_share_batches(redis_server, namespace):
             await asyncio.gather(*(publisher.publish(n % 4, b"value %d" % n) for n in range(500)))
         assert metrics.batch_size.total == 1000
         assert sum(metrics.batch_size.counts) == 2  # each gather is one loop tick
-        assert (publisher.load.callbacks, publisher.load.size_bytes, publisher.batches_under_way) == (0, 0, 0)
+        assert (
+            publisher.in_flight.callbacks,
+            publisher.in_flight.size_bytes,
+            publisher.batches_under_way,
+        ) == (0, 0, 0)
     with redis_server.client() as client:
         keys = Keys(namespace)
         for partition in range(4):
@@ -50,14 +54,14 @@ async def test_what_comes_while_batches_are_under_way_gathers(own_redis, namespa
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=10_000)
     async with publishing(settings) as (publisher, metrics):
         under_way: list[int] = []
-        waiters: list[asyncio.Future[None]] = []
+        completions: list[asyncio.Future[None]] = []
         own_redis.pause()  # else it may answer every batch within the tick that sends it
         for _ in range(200):
-            waiters.append(publisher.publish(0, b"v"))
+            completions.append(publisher.publish(0, b"v"))
             await asyncio.sleep(0)
             under_way.append(publisher.batches_under_way)
         own_redis.resume()
-        await asyncio.gather(*waiters)
+        await asyncio.gather(*completions)
         assert max(under_way) == BATCHES_MAX
         assert sum(metrics.batch_size.counts) == BATCHES_MAX + 1
         assert metrics.batch_size.total == 200
@@ -94,11 +98,11 @@ async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace
             client.replicaof("127.0.0.1", "1")
             with pytest.raises(NotStoredError, match="redis_readonly"):
                 await publisher.publish(0, b"v")
-            await until(lambda: not publisher.attached)
+            await until(lambda: not publisher.connected)
             with pytest.raises(NotStoredError):
                 publisher.publish(0, b"v")
             client.replicaof("NO", "ONE")
-        await until(lambda: publisher.attached)
+        await until(lambda: publisher.connected)
         await publisher.publish(0, b"v")
         assert metrics.connects == 2
 
@@ -107,19 +111,19 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=100)
     async with publishing(settings) as (publisher, metrics):
         own_redis.pause()
-        waiters = []
+        completions = []
         for _ in range(BATCHES_MAX + 2):  # the last ones find all batches under way
-            waiters.append(publisher.publish(0, b"v"))
+            completions.append(publisher.publish(0, b"v"))
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert publisher.batches_under_way == BATCHES_MAX
-        outcomes = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 5)
+        outcomes = await asyncio.wait_for(asyncio.gather(*completions, return_exceptions=True), 5)
         assert all(isinstance(outcome, NotStoredError) for outcome in outcomes), outcomes
         assert metrics.batch_failures["redis_timeout"] >= 1
-        assert (publisher.load.callbacks, publisher.load.size_bytes) == (0, 0)
+        assert (publisher.in_flight.callbacks, publisher.in_flight.size_bytes) == (0, 0)
         assert publisher.batches_under_way == BATCHES_MAX  # nobody waits, but their replies will tell
         own_redis.resume()
-        await until(lambda: publisher.drains and not publisher.batches_under_way)
+        await until(lambda: publisher.accepts_pages and not publisher.batches_under_way)
         assert metrics.connects == 1
         await publisher.publish(0, b"v")
 
@@ -129,9 +133,9 @@ async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_r
         own_redis.kill()
         with pytest.raises(NotStoredError):
             await publisher.publish(0, b"v")
-        await until(lambda: not publisher.attached)
+        await until(lambda: not publisher.connected)
         own_redis.start()
-        await until(lambda: publisher.attached)
+        await until(lambda: publisher.connected)
         await publisher.publish(0, b"v")
 
 
@@ -149,14 +153,14 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
     metrics = Metrics()
     settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
     pool = PublisherPool(settings, metrics, InFlight(), BackgroundTasks(), name="test")
-    (connector,) = pool.connectors
-    publisher = connector.publisher
+    (connection,) = pool.connections
+    publisher = connection.publisher
     try:
         await pool.start()
-        await until(lambda: "no Redis answers" in connector.trouble)
-        assert not publisher.attached
-        monkeypatch.setattr(connector, "_store", RedisEndpoint(node_settings(redis_server.url, namespace)))
-        await until(lambda: publisher.attached)
+        await until(lambda: "no Redis answers" in connection.error)
+        assert not publisher.connected
+        monkeypatch.setattr(connection, "_store", RedisEndpoint(node_settings(redis_server.url, namespace)))
+        await until(lambda: publisher.connected)
     finally:
         await pool.stop()
         server.close()
@@ -164,10 +168,10 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
 
 async def test_a_waiter_that_gave_up_harms_nobody(redis_server, namespace):
     async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
-        waiters = [publisher.publish(0, b"v") for _ in range(3)]
-        waiters[1].cancel()
-        await asyncio.gather(waiters[0], waiters[2])
-        assert publisher.load.callbacks == 0
+        completions = [publisher.publish(0, b"v") for _ in range(3)]
+        completions[1].cancel()
+        await asyncio.gather(completions[0], completions[2])
+        assert publisher.in_flight.callbacks == 0
 
 
 async def test_metrics_are_valid_text(redis_server, namespace):

@@ -125,9 +125,9 @@ async def test_health_names_the_address_in_use(redis_server, namespace, monkeypa
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     url = f"redis://redis.example.com:{redis_server.port}/0"
     async with started(node_settings(url, namespace)) as node:
-        told = (await ready(node))[1]["redis"]
-        assert told["address"] == f"redis.example.com:{redis_server.port}"
-        assert told["connected_to"] == [f"127.0.0.1:{redis_server.port}"]
+        events = (await ready(node))[1]["redis"]
+        assert events["address"] == f"redis.example.com:{redis_server.port}"
+        assert events["connected_to"] == [f"127.0.0.1:{redis_server.port}"]
 
 
 async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(

@@ -30,7 +30,7 @@ async def behind_proxy(server, namespace, **changes):
     try:
         settings = node_settings(f"redis://127.0.0.1:{proxy.port}/0", namespace, **changes)
         async with inside(settings) as it:
-            await until(lambda: it.publisher.attached)
+            await until(lambda: it.publisher.connected)
             yield it, proxy
     finally:
         await proxy.stop()
@@ -41,7 +41,7 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=100) as (it, proxy):
         proxy.delay(delay_s)
         for begin in range(0, 300, 50):
-            assert await it.keep_all("s", VALUES[begin : begin + 50]) == {""}
+            assert await it.store_all("s", VALUES[begin : begin + 50]) == {""}
         await until(lambda: not it.spool.callbacks)
         with redis_server.client() as client:
             copies = Counter(streams(client, it.settings))
@@ -53,12 +53,12 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         assert details["reason"].startswith("Redis is slow")
         assert it.metrics.batch_failures == {"redis_timeout": 1}
         await proxy.heal()
-        assert await it.keep("s", b"the drain finds out that it is quick again") == ""
+        assert await it.store("s", b"the drain finds out that it is quick again") == ""
         await until(lambda: it.publisher.ready)
         assert not it.pool.details()["slow"]
         await until(lambda: not it.spool.holds(crc32(b"s")))
         spooled = sum(it.metrics.spooled.values())
-        assert await it.keep("s", b"straight") == ""
+        assert await it.store("s", b"straight") == ""
         assert sum(it.metrics.spooled.values()) == spooled
 
 
@@ -66,8 +66,8 @@ async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, 
     values = [b"%05d" % number for number in range(4 * PAGE_ROWS_MAX)]
     async with behind_proxy(redis_server, namespace) as (it, proxy):
         await proxy.cut()
-        await until(lambda: not it.publisher.attached)
-        assert await it.keep_all("s", values) == {""}
+        await until(lambda: not it.publisher.connected)
+        assert await it.store_all("s", values) == {""}
         pages = []
         append = it.publisher.append
         monkeypatch.setattr(it.publisher, "append", lambda rows: pages.append(len(rows)) or append(rows))
@@ -84,7 +84,7 @@ async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, nam
     monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.3, 0.6, 1.2, 2.4, 4.8))
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.35)
-        assert await it.keep_all("s", VALUES) == {""}
+        assert await it.store_all("s", VALUES) == {""}
         await until(lambda: not it.spool.callbacks, within_s=30)
         with redis_server.client() as client:
             copies = Counter(streams(client, it.settings))
@@ -96,9 +96,9 @@ async def test_who_cut_a_mute_connection_is_said(redis_server, namespace, monkey
     monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.3,))
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         troubles = []
-        monkeypatch.setattr(it.connector, "_on_trouble", lambda: troubles.append(it.connector.trouble))
+        monkeypatch.setattr(it.connection, "_on_trouble", lambda: troubles.append(it.connection.error))
         proxy.half_open()
-        assert await it.keep("s", b"a") == ""
+        assert await it.store("s", b"a") == ""
         await until(lambda: troubles)
         assert "this process has closed the connection" in troubles[0]
         await proxy.heal()
@@ -112,7 +112,7 @@ async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
     monkeypatch.setattr("maskline.ingest.publish.circuit_breaker.BACKOFF_MAX_S", 0.1)
     settings = node_settings(redis_server.url, namespace, durability="replicas:1")
     async with inside(settings) as it:
-        assert await it.keep_all("s", VALUES[:3]) == {""}
+        assert await it.store_all("s", VALUES[:3]) == {""}
         await until(lambda: it.metrics.batch_failures["not_durable"] >= 8)
         with redis_server.client() as client:
             copies = Counter(streams(client, settings))
@@ -123,10 +123,10 @@ async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
 async def test_where_the_spool_is_unwell_a_slow_redis_is_waited_for(redis_server, namespace):
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.1)
-        assert await it.keep("s", b"a") == ""
+        assert await it.store("s", b"a") == ""
         await until(lambda: it.publisher.slow and not it.spool.callbacks)
-        it.spool.trouble = SpoolError("spool_failed", "as if the disk had failed")
-        assert await it.keep("s", b"b") == ""
+        it.spool.error = SpoolError("spool_failed", "as if the disk had failed")
+        assert await it.store("s", b"b") == ""
         with redis_server.client() as client:
             assert streams(client, it.settings).count(b"b") == 1
 
@@ -137,7 +137,7 @@ def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
         settings = node_settings(redis_server.url, namespace, publish_timeout_ms=100)
         async with inside(settings) as it:
             for _ in range(2):
-                keeping = asyncio.gather(*(it.keep("s", value) for value in VALUES))
+                keeping = asyncio.gather(*(it.store("s", value) for value in VALUES))
                 await asyncio.sleep(0)
                 while stall != "before it is sent" and not it.publisher.batches_under_way:
                     await asyncio.sleep(0)
@@ -160,12 +160,12 @@ def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, names
 
     async def run():
         async with inside(node_settings(redis_server.url, namespace), draining=False) as it:
-            waiter = it.spool.put("x", 1, b"a")
+            completion = it.spool.write("x", 1, b"a")
             while it.spool._gathering:
                 await asyncio.sleep(0)
             time.sleep(0.4)  # noqa: ASYNC251 - that is the fault
-            await waiter
-            assert it.spool.trouble is None
+            await completion
+            assert it.spool.error is None
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

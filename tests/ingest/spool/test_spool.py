@@ -17,16 +17,16 @@ from maskline.runtime.tasks import BackgroundTasks
 @contextlib.asynccontextmanager
 async def spooling(**changes):
     settings = node_settings("", "ns", **changes)
-    metrics, load = Metrics(), InFlight()
+    metrics, in_flight = Metrics(), InFlight()
     tasks = BackgroundTasks()
-    spool = Spool(settings, metrics, load, tasks)
+    spool = Spool(settings, metrics, in_flight, tasks)
     await spool.start()
     try:
         yield spool, metrics
     finally:
         await spool.stop()
         await tasks.stop()
-        assert spool.waiting == load.callbacks == load.size_bytes == 0
+        assert spool.waiting == in_flight.callbacks == in_flight.size_bytes == 0
 
 
 async def everything(spool):
@@ -47,7 +47,7 @@ def file_size_limit(limit_bytes):
 async def test_concurrent_callbacks_share_commits_and_keep_their_order():
     async with spooling() as (spool, metrics):
         values = [b"%d" % n for n in range(2000)]
-        await asyncio.gather(*(spool.put("redis_oom", n, value) for n, value in enumerate(values)))
+        await asyncio.gather(*(spool.write("redis_oom", n, value) for n, value in enumerate(values)))
         assert sum(metrics.commit_s.counts) < 5
         assert metrics.spooled == {"redis_oom": 2000}
         assert await everything(spool) == values
@@ -56,7 +56,7 @@ async def test_concurrent_callbacks_share_commits_and_keep_their_order():
 
 async def test_a_session_is_held_until_its_last_callback_is_deleted():
     async with spooling() as (spool, _):
-        await asyncio.gather(spool.put("x", 7, b"a"), spool.put("x", 7, b"b"), spool.put("x", 8, b"c"))
+        await asyncio.gather(spool.write("x", 7, b"a"), spool.write("x", 7, b"b"), spool.write("x", 8, b"c"))
         assert spool.holds(7)
         assert spool.holds(7 + (5 << 16))  # the same bucket
         assert not spool.holds(9)
@@ -71,7 +71,7 @@ async def test_a_session_is_held_until_its_last_callback_is_deleted():
 
 async def test_the_next_start_finds_what_was_left_and_removes_what_is_empty(spool_of_its_own):
     async with spooling() as (spool, _):
-        await spool.put("x", 7, b"a")
+        await spool.write("x", 7, b"a")
     async with spooling() as (spool, _):
         assert await everything(spool) == [b"a"]
         assert spool.holds(7)
@@ -86,7 +86,7 @@ async def test_spools_of_several_processes_and_what_the_dead_among_them_left(spo
     async with spooling() as (first, _):
         async with spooling() as (second, _), spooling() as (third, _):
             for number, spool in enumerate((first, second, third)):
-                await spool.put("x", number, b"%d" % number)
+                await spool.write("x", number, b"%d" % number)
             assert [await everything(spool) for spool in (first, second, third)] == [[b"0"], [b"1"], [b"2"]]
         async with spooling() as (fourth, _):  # takes the second's place, and in the third's
             assert await everything(fourth) == [b"1", b"2"]
@@ -104,18 +104,18 @@ async def test_spools_of_several_processes_and_what_the_dead_among_them_left(spo
 
 async def test_a_full_disk_fails_only_what_it_cannot_take_and_passes():
     async with spooling() as (spool, metrics):
-        await spool.put("x", 1, b"before")
+        await spool.write("x", 1, b"before")
         with file_size_limit(200_000):
             outcomes = await asyncio.gather(
-                *(spool.put("x", 2, bytes(50_000)) for _ in range(20)), return_exceptions=True
+                *(spool.write("x", 2, bytes(50_000)) for _ in range(20)), return_exceptions=True
             )
             assert {type(outcome) for outcome in outcomes} == {NotStoredError}
             assert {outcome.code for outcome in outcomes} <= {"spool_full", "spool_failed"}
-            assert spool.trouble is not None
+            assert spool.error is not None
             assert sum(metrics.spool_failures.values()) == 20
             assert not spool.holds(2)
-        await until(lambda: spool.trouble is None)  # without a callback that would try it
-        await spool.put("x", 3, b"after")
+        await until(lambda: spool.error is None)  # without a callback that would try it
+        await spool.write("x", 3, b"after")
         assert await everything(spool) == [b"before", b"after"]
 
 
@@ -123,15 +123,15 @@ async def test_a_full_disk_fails_only_what_it_cannot_take_and_passes():
 async def test_a_disk_that_is_full_at_the_start(before):
     async with spooling() as (spool, _):
         for value in before:
-            await spool.put("x", 1, value)
+            await spool.write("x", 1, value)
     with file_size_limit(4096):
         async with spooling() as (spool, _):
             with pytest.raises(NotStoredError, match="spool_f"):
-                await spool.put("x", 2, b"lost")
-            assert spool.trouble is not None
+                await spool.write("x", 2, b"lost")
+            assert spool.error is not None
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            await until(lambda: spool.trouble is None)
-            await spool.put("x", 3, b"after")
+            await until(lambda: spool.error is None)
+            await spool.write("x", 3, b"after")
             assert await everything(spool) == [*before, b"after"]
 
 
@@ -140,18 +140,18 @@ async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("maskline.ingest.spool.spool.LOOK_AGAIN_S", 0.01)
     async with spooling() as (spool, metrics):
         hangs, free = threading.Event(), threading.Event()
-        hanging = spool._journal.call(lambda: (hangs.set(), free.wait()))
+        hanging = spool._writer.call(lambda: (hangs.set(), free.wait()))
         await until(hangs.is_set)
-        waiter = spool.put("x", 1, b"a")
+        completion = spool.write("x", 1, b"a")
         with pytest.raises(NotStoredError, match="spool_slow"):
-            await waiter
-        assert spool.trouble.code == "spool_slow"
+            await completion
+        assert spool.error.code == "spool_slow"
         assert spool.waiting == 1  # it is still in memory, and counts there
         free.set()
         await hanging
         await until(lambda: not spool.waiting)
-        await until(lambda: spool.trouble is None)
-        await spool.put("x", 2, b"b")
+        await until(lambda: spool.error is None)
+        await spool.write("x", 2, b"b")
         assert await everything(spool) == [b"b"]  # nobody was told that the first was kept
         assert not spool.holds(1)
         assert metrics.spool_failures == {"spool_slow": 1}
@@ -162,7 +162,7 @@ async def test_the_drain_gets_its_turn_however_much_comes():
 
         async def pour():
             while True:
-                await spool.put("x", 1, bytes(100))
+                await spool.write("x", 1, bytes(100))
 
         pouring = [asyncio.create_task(pour()) for _ in range(20)]
         (own,) = spool.files()
@@ -180,9 +180,9 @@ async def test_a_damaged_file_is_set_aside_at_the_start(spool_of_its_own):
     (spool_of_its_own / "spool-ns-5.db").write_bytes(b"no database either" * 1000)
     async with spooling() as (spool, _):
         await until(lambda: len(spool.damaged) == 2)
-        await spool.put("x", 1, b"a")
+        await spool.write("x", 1, b"a")
         assert await everything(spool) == [b"a"]
-        assert spool.trouble is None
+        assert spool.error is None
     async with spooling() as (spool, _):  # named until somebody looks at it
         assert [name.partition(".db.")[0] for name in spool.damaged] == ["spool-ns-0", "spool-ns-5"]
         aside = spool_of_its_own / spool.damaged[0]
@@ -192,25 +192,25 @@ async def test_a_damaged_file_is_set_aside_at_the_start(spool_of_its_own):
 async def test_a_file_that_gets_damaged_is_set_aside_and_nothing_refused(spool_of_its_own):
     async with spooling() as (spool, _):
         for _ in range(3):
-            await asyncio.gather(*(spool.put("x", 1, bytes(3000)) for _ in range(300)))
+            await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(300)))
         (own,) = spool.files()
-        await spool._journal.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
-        await spool._journal.call(own.file._ask, "PRAGMA cache_size = 1")
+        await spool._writer.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await spool._writer.call(own.file._ask, "PRAGMA cache_size = 1")
         with own.file.path.open("r+b") as raw:
             size = raw.seek(0, 2)
             raw.seek(4096)
             raw.write(b"\xff" * (size - 4096))
-        await spool.put("x", 2, b"still kept")
+        await spool.write("x", 2, b"still kept")
         assert len(spool.damaged) == 1
         assert await everything(spool) == [b"still kept"]
 
 
 async def test_what_is_damaged_is_found_by_reading_too(spool_of_its_own):
     async with spooling() as (spool, _):
-        await asyncio.gather(*(spool.put("x", 1, bytes(3000)) for _ in range(600)))
+        await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(600)))
         (own,) = spool.files()
-        await spool._journal.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
-        await spool._journal.call(own.file._ask, "PRAGMA cache_size = 1")
+        await spool._writer.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await spool._writer.call(own.file._ask, "PRAGMA cache_size = 1")
         with own.file.path.open("r+b") as raw:
             size = raw.seek(0, 2)
             raw.seek(4096)
@@ -220,5 +220,5 @@ async def test_what_is_damaged_is_found_by_reading_too(spool_of_its_own):
         assert len(spool.damaged) == 1
         assert spool.callbacks == 0
         assert not spool.holds(1)
-        await spool.put("x", 2, b"a")
+        await spool.write("x", 2, b"a")
         assert await everything(spool) == [b"a"]

@@ -111,9 +111,9 @@ def test_a_file_system_that_cannot_be_written_wants_a_volume():
 
 def test_a_directory_of_another_user_names_the_user_and_the_command():
     base = Path(tempfile.mkdtemp()).resolve()
-    directory, link = base / "spool", base / "link"
+    directory, redis = base / "spool", base / "link"
     directory.mkdir()
-    link.symlink_to(directory)
+    redis.symlink_to(directory)
     base.chmod(0o755)
     root = os.geteuid() == 0
     try:
@@ -124,9 +124,9 @@ def test_a_directory_of_another_user_names_the_user_and_the_command():
             directory.chmod(0o500)
             mend = f"chmod u+rwx {directory}"
         with pytest.raises(ConfigError) as caught:
-            SpoolDirectory(link, "ns").take_slot()
+            SpoolDirectory(redis, "ns").take_slot()
         assert str(caught.value) == (
-            f"MASKLINE_SPOOL_DIR: {link} cannot be used: Permission denied: "
+            f"MASKLINE_SPOOL_DIR: {redis} cannot be used: Permission denied: "
             f"this process is uid {os.geteuid()}; as root: {mend}"
         )
     finally:

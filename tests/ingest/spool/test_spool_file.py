@@ -24,7 +24,7 @@ def journal_file(directory, max_bytes=64 * MIB):
 
 
 def values(rows):
-    return [(row.route, row.value) for row in rows]
+    return [(row.partition_hash, row.value) for row in rows]
 
 
 def everything(file, rows_max=100, bytes_max=MIB):
@@ -46,8 +46,8 @@ def test_what_is_written_is_read_in_order_also_after_opening_it_again(tmp_path, 
         assert file.state.callbacks == count
         assert file.state.size_bytes > sum(len(value) for _, value in written)
         assert sum(file.held) == count
-        for route, _ in written:
-            assert file.held[route % HELD_BUCKETS] >= 1
+        for partition_hash, _ in written:
+            assert file.held[partition_hash % HELD_BUCKETS] >= 1
 
 
 def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_path):

@@ -24,8 +24,8 @@ FILE = "spool-ns-0.db"
 
 @contextlib.asynccontextmanager
 async def spooling():
-    tasks, load = BackgroundTasks(), InFlight()
-    spool = Spool(node_settings("", "ns"), Metrics(), load, tasks)
+    tasks, in_flight = BackgroundTasks(), InFlight()
+    spool = Spool(node_settings("", "ns"), Metrics(), in_flight, tasks)
     spool.tasks = tasks
     await spool.start()
     try:
@@ -33,7 +33,7 @@ async def spooling():
     finally:
         await spool.stop()
         await tasks.stop()
-        assert load.callbacks == 0
+        assert in_flight.callbacks == 0
 
 
 def found(directory, copy):
@@ -43,8 +43,8 @@ def found(directory, copy):
         shutil.copytree(directory, copy, symlinks=True)
     if not copy.exists():
         return []
-    for link in [path for path in copy.iterdir() if path.is_symlink()]:
-        link.unlink()  # it leads to what is open here
+    for redis in [path for path in copy.iterdir() if path.is_symlink()]:
+        redis.unlink()  # it leads to what is open here
     values = []
     for slot in SpoolDirectory(copy, "ns").leftovers():
         file = SpoolFile(slot.path)
@@ -123,10 +123,10 @@ async def test_what_is_answered_after_it_is_found_by_the_next_start(spool_of_its
     async with spooling() as spool:
         way(spool_of_its_own)
         for number in range(3):
-            await spool.put("x", 1, b"%d" % number)
+            await spool.write("x", 1, b"%d" % number)
             wanted = [b"%d" % it for it in range(number + 1)]
             assert found(spool_of_its_own, tmp_path / "copy") == wanted
-        assert spool.trouble is None
+        assert spool.error is None
         assert spool.callbacks == 3
 
 
@@ -137,20 +137,20 @@ async def test_what_was_answered_before_it_is_carried_without_another_callback(
     monkeypatch.setattr("maskline.ingest.spool.files.MOVED_GRACE_S", 0.5)
     values = [b"%04d" % number for number in range(2000)]
     async with spooling() as spool:
-        await asyncio.gather(*(spool.put("x", 1, value) for value in values))
+        await asyncio.gather(*(spool.write("x", 1, value) for value in values))
         way(spool_of_its_own)
         await until(lambda: set(found(spool_of_its_own, tmp_path / "copy")) == set(values))
-        await until(lambda: not spool._journal.files.strays)
+        await until(lambda: not spool._writer.files.strays)
         assert spool.callbacks in {2000, 4000}  # twice, where somebody made a copy of the file
         assert spool.holds(1)
-        await spool.put("x", 1, b"after")
+        await spool.write("x", 1, b"after")
         assert b"after" in found(spool_of_its_own, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_stop_at_once_leaves_the_next_start_everything(spool_of_its_own, way):
     async with spooling() as spool:
-        await spool.put("x", 1, b"a")
+        await spool.write("x", 1, b"a")
         way(spool_of_its_own)
     async with spooling() as spool:
         rows = [row.value for taken in spool.files() for row in await spool.page(taken, 0, 100)]
@@ -175,37 +175,37 @@ async def test_a_stop_unlinks_nothing_of_the_process_that_came_after(spool_of_it
 
 async def test_a_log_of_somebody_else_is_not_unlinked(spool_of_its_own):
     async with spooling() as spool:
-        await spool.put("x", 1, b"a")
+        await spool.write("x", 1, b"a")
         put_another_log(spool_of_its_own)
-        await spool.put("x", 1, b"b")
+        await spool.write("x", 1, b"b")
     assert wal_of(spool_of_its_own / FILE).read_bytes() == b"somebody's"
 
 
 async def test_a_directory_that_is_moved_away_and_back_is_the_same(spool_of_its_own, tmp_path):
     async with spooling() as spool:
-        await spool.put("x", 1, b"a")
+        await spool.write("x", 1, b"a")
         own = spool.files()[0]
         spool_of_its_own.rename(tmp_path / "moved")
         await until(lambda: own.missing_since is not None)
         assert not spool_of_its_own.exists()
         (tmp_path / "moved").rename(spool_of_its_own)
         await until(lambda: own.missing_since is None)
-        await spool.put("x", 1, b"b")
+        await spool.write("x", 1, b"b")
         assert spool.files() == [own]
         assert found(spool_of_its_own, tmp_path / "copy") == [b"a", b"b"]
 
 
 async def test_where_nothing_new_can_be_made_it_is_refused_and_then_taken_again(spool_of_its_own, tmp_path):
     async with spooling() as spool:
-        await spool.put("x", 1, b"a")
+        await spool.write("x", 1, b"a")
         remove_everything(spool_of_its_own)
         spool_of_its_own.write_text("a file where the directory was")
         with pytest.raises(Exception, match="spool_failed"):
-            await spool.put("x", 1, b"b")
-        assert spool.trouble is not None
+            await spool.write("x", 1, b"b")
+        assert spool.error is not None
         spool_of_its_own.unlink()
-        await until(lambda: spool.trouble is None)
-        await spool.put("x", 1, b"c")
+        await until(lambda: spool.error is None)
+        await spool.write("x", 1, b"c")
         await until(lambda: set(found(spool_of_its_own, tmp_path / "copy")) >= {b"a", b"c"})
 
 
@@ -213,10 +213,10 @@ async def test_what_cannot_be_carried_is_drained(own_redis, namespace, spool_of_
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     async with inside(settings) as it:
-        assert await it.keep_all("s", [b"a", b"b"]) == {""}
+        assert await it.store_all("s", [b"a", b"b"]) == {""}
         remove_everything(spool_of_its_own)
         spool_of_its_own.write_text("a file where the directory was")
-        await until(lambda: it.spool.trouble is not None or it.metrics.spool_files_gone)
+        await until(lambda: it.spool.error is not None or it.metrics.spool_files_gone)
         await asyncio.to_thread(own_redis.start)
         with own_redis.client() as client:
             await until(lambda: streams(client, settings) == [b"a", b"b"])
@@ -225,7 +225,7 @@ async def test_what_cannot_be_carried_is_drained(own_redis, namespace, spool_of_
 
 async def test_a_count_that_drifted_unlinks_nothing(spool_of_its_own):
     async with spooling() as spool:
-        await asyncio.gather(*(spool.put("x", 1, b"%d" % number) for number in range(10)))
+        await asyncio.gather(*(spool.write("x", 1, b"%d" % number) for number in range(10)))
         spool.files()[0].file.state = FileState()
     async with spooling() as spool:
         own = spool.files()[0]
@@ -242,7 +242,7 @@ async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
     monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     own_redis.kill()
     async with inside(node_settings(own_redis.url, namespace)) as it:
-        assert await it.keep_all("s", [b"a", b"b"]) == {""}
+        assert await it.store_all("s", [b"a", b"b"]) == {""}
         it.drain._adopt_at = 0.0
         spool_of_its_own.rename(tmp_path / "moved")
         await until(lambda: it.tasks.failures["spool adoption"] > 1)
@@ -257,13 +257,13 @@ async def test_the_drain_outlives_a_moment_without_descriptors(own_redis, namesp
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     async with inside(settings) as it:
-        assert await it.keep_all("s", [b"a", b"b"]) == {""}
+        assert await it.store_all("s", [b"a", b"b"]) == {""}
         it.drain._adopt_at = 0.0
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
             await until(lambda: it.tasks.failures["spool adoption"] > 1)
-            assert await it.keep_all("s", [b"c"]) == {""}  # what is open is enough
+            assert await it.store_all("s", [b"c"]) == {""}  # what is open is enough
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await asyncio.to_thread(own_redis.start)
@@ -277,14 +277,14 @@ async def test_a_fault_in_the_thread_ends_neither_it_nor_the_test_for_room():
             raise SystemExit
 
         with pytest.raises(Exception, match="SystemExit"):
-            await spool._journal.call(end)
+            await spool._writer.call(end)
         await until(lambda: spool.tasks.failures["spool writer"] == 1)
-        await spool.put("x", 1, b"a")
-        spool._journal.files.try_room = None  # no function: an error that nobody foresaw
+        await spool.write("x", 1, b"a")
+        spool._writer.files.try_room = None  # no function: an error that nobody foresaw
         spool._give_up(spool._gather("x"))
         await until(lambda: spool.tasks.failures["spool test"])
-        del spool._journal.files.try_room
-        await until(lambda: spool.trouble is None)
+        del spool._writer.files.try_room
+        await until(lambda: spool.error is None)
 
 
 async def test_one_who_cannot_be_told_keeps_nobody_else_from_it():
@@ -293,8 +293,8 @@ async def test_one_who_cannot_be_told_keeps_nobody_else_from_it():
             raise OSError("as if its connection were in a state that nobody foresaw")
 
     async with spooling() as spool:
-        spool.put_for(Broken(), "one reason", 1, b"a")
-        await spool.put("another", 1, b"b")
+        spool.write_for(Broken(), "one reason", 1, b"a")
+        await spool.write("another", 1, b"b")
         assert spool.tasks.failures == {"spool answers": 1}
         assert not spool.waiting
 
