@@ -42,6 +42,11 @@ BOUNDS: Final = (
         "cpu_us", 1.6,
     ),
     Bound(
+        "ingest: CPU of a request, 1 % GETs, 404s and wrong signatures ÷ callbacks alone",
+        partial(ingest.mixed, ingest.MASKLINE, OPTIONS), partial(ingest.closed, ingest.MASKLINE, OPTIONS),
+        "cpu_us", 1.25,
+    ),
+    Bound(
         "ingest: p99 at half load ÷ empty aiohttp web.Server",
         partial(ingest.half_load, ingest.MASKLINE, OPTIONS), partial(ingest.half_load, ingest.EMPTY, OPTIONS),
         "p99_us", 6.0,

@@ -141,15 +141,51 @@ def request(body: bytes, nonce: str, signature: str | None = None) -> bytes:
     return head.encode() + body
 
 
-def write_requests(path: Path, events: Iterable[Numbered]) -> Path:
-    """Requests for the load generator: each after its length in four bytes. Kept if the file is there already."""
+def signed_get(body: bytes, nonce: str) -> bytes:
+    """The same callback as Plivo sends it by GET, validly signed: its parameters in the query."""
+    pairs = sorted(parse_qsl(body.decode(), keep_blank_values=True))
+    text = f"{URL}?{'&'.join(map('='.join, pairs))}.{nonce}"
+    signature = b64encode(hmac.digest(AUTH_TOKEN.encode(), text.encode(), hashlib.sha256)).decode()
+    head = (
+        f"GET /callbacks?{body.decode()} HTTP/1.1\r\n"
+        f"Host: {HOST}\r\n"
+        "User-Agent: Plivo\r\n"
+        f"X-Plivo-Signature-V3: {signature}\r\n"
+        f"X-Plivo-Signature-V3-Nonce: {nonce}\r\n"
+        "\r\n"
+    )
+    return head.encode()
+
+
+def odd_request(number: int, body: bytes, nonce: str) -> bytes:
+    """A request off ingest's fast path: in turn a GET (200), an unknown path (404) and a wrong signature (403)."""
+    match number % 3:
+        case 0:
+            return signed_get(body, nonce)
+        case 1:
+            return request(body, nonce).replace(b"POST /callbacks ", b"POST /favicon ", 1)
+        case _:
+            return request(body, nonce, sign_v3(body, nonce[::-1]))
+
+
+def write_requests(path: Path, events: Iterable[Numbered], *, odd_every: int = 0) -> Path:
+    """Requests for the load generator: each after its length in four bytes. Kept if the file is there already.
+
+    `odd_every`: every so many, one is an `odd_request`; 0: none.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         rng = random.Random(SEED)
         part = path.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as file:
-            for event in events:
-                whole = request(event.body, f"{rng.getrandbits(64):020d}")
+            for number, event in enumerate(events, 1):
+                nonce = f"{rng.getrandbits(64):020d}"
+                is_odd = odd_every and number % odd_every == 0
+                whole = (
+                    odd_request(number // odd_every, event.body, nonce)
+                    if is_odd
+                    else request(event.body, nonce)
+                )
                 file.write(struct.pack("<I", len(whole)) + whole)
         part.rename(path)
     return path

@@ -190,7 +190,7 @@ static void take_answer(Client *client, uint64_t at_ns) {
     if (counts_at_ns >= counted_from_ns && counts_at_ns < counted_to_ns) {
         answered++;
         if (status == 200) good++;
-        else if (status == 403) refused++;
+        else if (status >= 400 && status < 500) refused++;
         else failed++;
         note_latency(client->due_ns, at_ns);
     }

@@ -40,10 +40,12 @@ def run_load(
     slice_s: float = 2.0,
     rate: float = 0.0,
     pids: Sequence[int] = (),
+    may_refuse: bool = False,
 ) -> Load:
     """Send requests from so many keep-alive clients: as fast as they are answered, or `rate` a second.
 
-    Raises BenchError where anything but 200 comes back, or the server does not answer at all.
+    Raises BenchError where anything but 200 comes back, or the server does not answer at all. With `may_refuse` 4xx may
+    come back too, but the server must keep the connections open.
     """
     argv = [
         *([] if core is None else ["taskset", "--cpu-list", str(core)]), str(BINARY),
@@ -58,6 +60,8 @@ def run_load(
     if done.returncode:
         raise BenchError(done.stderr.strip())
     load = msgspec.json.decode(done.stdout, type=Load)
-    if load.refused or load.failed or not load.good:
+    if load.failed or not load.good or (load.refused and not may_refuse):
         raise BenchError(f"not all requests were answered 200: {load}")
+    if may_refuse and (load.reconnects or not load.refused):
+        raise BenchError(f"refusals must be answered, and close no connection: {load}")
     return load

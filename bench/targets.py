@@ -45,6 +45,10 @@ TARGETS: Final = (
         Key("64 clients", "maskline"), (Key("64 clients", "fastify + ioredis"),), "per_s", 1.5, 2.0,
     ),
     Target(
+        "ingest, 1 % GETs, 404s and wrong signatures, ÷ callbacks alone", "ingest",
+        Key("64 clients, 1 % odd requests", "maskline"), (Key("64 clients", "maskline"),), "per_s", 0.9, 0.95,
+    ),
+    Target(
         "ingest p99 at 50 % load, ÷ the empty server's", "ingest",
         Key("half load", "maskline"), (Key("half load", "empty aiohttp"),), "p99_us", 2.0, 1.5, at_most=True,
     ),

@@ -30,6 +30,10 @@ from bench.prepare import NODE_HOME, PEERS_PYTHON
 CAPACITY_S: Final = 1.0
 """How long a server is driven to its limit to know what half of it is."""
 PARTITIONS: Final = 64
+ODD_EVERY: Final = 100
+"""In the mixed case: what a proxy's pooled connections carry besides callbacks."""
+
+MIXED_CASE: Final = "64 clients, 1 % odd requests"
 
 
 class Server(NamedTuple):
@@ -66,9 +70,17 @@ MASKLINE_TWO: Final = Server(
 
 def requests_file() -> Path:
     """The 4,096 distinct requests: events of as many sessions as it takes."""
+    return data.write_requests(HOME / "data" / "requests.bin", _events())
+
+
+def mixed_requests_file() -> Path:
+    """The same requests, but 1 % of them GETs, unknown paths and wrong signatures."""
+    return data.write_requests(HOME / "data" / "requests-mixed.bin", _events(), odd_every=ODD_EVERY)
+
+
+def _events() -> list[data.Numbered]:
     sessions = -(-data.REQUESTS // data.SESSION_EVENTS)
-    events = list(data.session_events(sessions))[: data.REQUESTS]
-    return data.write_requests(HOME / "data" / "requests.bin", events)
+    return list(data.session_events(sessions))[: data.REQUESTS]
 
 
 def plan(options: Options) -> Plan:
@@ -92,10 +104,12 @@ def plan(options: Options) -> Plan:
         Slice(Key("half load", server.name), partial(half_load, server, options))
         for server in (EMPTY, MASKLINE)
     ]
+    slices.append(Slice(Key(MIXED_CASE, MASKLINE.name), partial(mixed, MASKLINE, options)))
     cases = {one.key.case for one in slices}
     bases = {case: Key(case, EMPTY.name) for case in cases}
     # The empty server does not write: its slice beside them serves all settings of the AOF.
     bases |= {case: Key("64 clients", EMPTY.name) for case in cases if case.startswith("AOF")}
+    bases[MIXED_CASE] = Key("64 clients", MASKLINE.name)
     columns = [RATIO, CPU_RATIO, RATE, CPU, Column("p50_us", "p50 µs"), Column("p99_us", "p99 µs")]
     title = "Ingest. Base: an empty aiohttp web.Server, beside it in the same round. AOF everysec if not said otherwise"
     return Plan("ingest", title, slices, bases, columns)
@@ -115,6 +129,17 @@ def closed(
     return figures(load)
 
 
+def mixed(server: Server, options: Options) -> dict[str, float]:
+    """As `closed`, but 1 % of the requests are off the fast path. Figures are of all answers, refusals too."""
+    with running(server) as (port, started, store):
+        load = run_load(
+            port, mixed_requests_file(), core=_load_core(server),
+            warm_s=options.warm_s, slice_s=options.slice_s, pids=started.pids(), may_refuse=True,
+        )  # fmt: skip
+        check_stored(store, load)
+    return figures(load)
+
+
 def half_load(server: Server, options: Options) -> dict[str, float]:
     """Latencies at half of what the server can take, at a constant rate."""
     with running(server) as (port, started, _):
@@ -128,9 +153,10 @@ def half_load(server: Server, options: Options) -> dict[str, float]:
 
 
 def figures(load: Load) -> dict[str, float]:
+    answered = load.good + load.refused
     return {
-        "per_s": load.good / load.seconds,
-        "cpu_us": load.cpu_s / load.good * 1e6,
+        "per_s": answered / load.seconds,
+        "cpu_us": load.cpu_s / answered * 1e6,
         "p50_us": load.p50_us,
         "p99_us": load.p99_us,
         "p999_us": load.p999_us,

@@ -3,6 +3,7 @@
 import struct
 from collections import Counter, defaultdict
 from itertools import islice
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from plivo.utils.signature_v3 import validate_v3_signature
@@ -50,23 +51,41 @@ def test_many_layouts_occur():
     assert len(layouts) > 20
 
 
-def test_requests_are_signed_as_plivo_signs(tmp_path):
-    path = data.write_requests(tmp_path / "requests.bin", data.session_events(20))
-    stored = path.read_bytes()
-    count = 0
+def requests_in(path: Path) -> list[bytes]:
+    stored, requests = path.read_bytes(), []
     while stored:
         (length,) = struct.unpack_from("<I", stored)
-        head, _, body = stored[4 : 4 + length].partition(b"\r\n\r\n")
+        requests.append(stored[4 : 4 + length])
         stored = stored[4 + length :]
-        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-        parameters = dict(parse_qsl(body.decode(), keep_blank_values=True))
-        assert int(headers["Content-Length"]) == len(body)
-        assert validate_v3_signature(
-            "POST", data.URL, headers["X-Plivo-Signature-V3-Nonce"], data.AUTH_TOKEN,
-            headers["X-Plivo-Signature-V3"], parameters,
-        )  # fmt: skip
-        count += 1
-    assert count == 100
+    return requests
+
+
+def is_signed(request: bytes) -> bool:
+    """Whether Plivo's SDK finds the request's V3 signature valid."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    request_line, *lines = head.decode().split("\r\n")
+    method, target, _ = request_line.split(" ")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert int(headers.get("Content-Length", "0")) == len(body)
+    return validate_v3_signature(
+        method, data.URL + target.removeprefix("/callbacks"), headers["X-Plivo-Signature-V3-Nonce"], data.AUTH_TOKEN,
+        headers["X-Plivo-Signature-V3"], dict(parse_qsl(body.decode(), keep_blank_values=True)),
+    )  # fmt: skip
+
+
+def test_requests_are_signed_as_plivo_signs(tmp_path):
+    requests = requests_in(data.write_requests(tmp_path / "requests.bin", data.session_events(20)))
+    assert len(requests) == 100
+    assert all(is_signed(request) for request in requests)
+
+
+def test_every_hundredth_request_of_the_mix_is_odd_in_one_of_three_ways(tmp_path):
+    path = data.write_requests(tmp_path / "mixed.bin", data.session_events(120), odd_every=100)
+    requests = requests_in(path)
+    targets = Counter(request.partition(b" HTTP/1.1")[0].partition(b"?")[0] for request in requests)
+    assert targets == {b"POST /callbacks": 596, b"GET /callbacks": 2, b"POST /favicon": 2}
+    callbacks = [request for request in requests if not request.startswith(b"POST /favicon")]
+    assert Counter(map(is_signed, callbacks)) == {True: 596, False: 2}
 
 
 def test_light_rounds_have_so_many_of_every_partition_and_go_on_in_order():

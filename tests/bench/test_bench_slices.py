@@ -29,6 +29,19 @@ def test_ingest_slice(server):
     assert 0 < values["p50_us"] <= values["p99_us"]
 
 
+def test_mixed_slice_has_refusals_and_keeps_its_connections():
+    values = ingest.mixed(ingest.MASKLINE, OPTIONS)
+    assert values["per_s"] > 0
+
+
+def test_a_mix_without_refusals_is_not_measured():
+    with (
+        ingest.running(ingest.MASKLINE) as (port, _, _),
+        pytest.raises(machine.BenchError, match="refusals must be answered"),
+    ):
+        ingest.run_load(port, ingest.requests_file(), core=None, warm_s=0.1, slice_s=0.2, may_refuse=True)
+
+
 def test_a_constant_rate_is_kept():
     with ingest.running(ingest.EMPTY) as (port, _, _):
         load = ingest.run_load(port, ingest.requests_file(), core=None, warm_s=0.1, slice_s=0.5, rate=200)

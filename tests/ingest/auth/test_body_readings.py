@@ -245,12 +245,3 @@ def test_a_get_keeps_its_type_and_has_no_body():
         assert isinstance(decision, AcceptedCallback)
         callback = decode_callback(decision.value)
         assert (callback.content_type, callback.body) == ("application/json", b"")
-
-
-def test_requests_under_a_joined_type_go_the_quick_way():
-    from test_quick import by_intake, by_quick, taught
-
-    for content_type in (f"{FORM}, {FORM}", "text/plain", "*/*"):
-        request = Request(headers={"Content-Type": content_type}).encode()
-        way = taught(request)
-        assert by_quick(request, way) == by_intake(request) != None  # noqa: E711 - all three
