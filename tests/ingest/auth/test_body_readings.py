@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from in_c_kit import BUILT
-from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, Request, node_settings
+from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
