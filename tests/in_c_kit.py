@@ -30,11 +30,11 @@ runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let partitions go this way."""
     if way == "python":
-        monkeypatch.setattr(partition, "arrive_plainly", None)
-        monkeypatch.setattr(partition, "evict_plainly", None)
+        monkeypatch.setattr(partition, "arrive_ordinary", None)
+        monkeypatch.setattr(partition, "evict_idle", None)
         monkeypatch.setattr(decode, "IN_C", False)
         monkeypatch.setattr(partition, "entry_decoder", decode.EntryDecoder)
     else:
-        assert partition.arrive_plainly is not None
-        assert partition.evict_plainly is not None
+        assert partition.arrive_ordinary is not None
+        assert partition.evict_idle is not None
         assert decode.IN_C

@@ -34,7 +34,7 @@ from maskline.worker.metrics import WorkerCollector
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.dead_letter_counts import DeadLetters
 from maskline.worker.partitions.history_check import HistoryVerifier
-from maskline.worker.partitions.partition import Partition, arrive_plainly
+from maskline.worker.partitions.partition import Partition, arrive_ordinary
 from maskline.worker.partitions.retention import Retention
 from maskline.worker.poison.sandbox import Sandbox
 from maskline.worker.streams.pipeline import Reader
@@ -145,7 +145,7 @@ class WorkerNode:
         _log.info(
             "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
             handlers=[spec.name for spec in self._handlers.specs], redis=self._connections.address,
-            admin=self.admin_url, in_c=arrive_plainly is not None and IN_C,
+            admin=self.admin_url, in_c=arrive_ordinary is not None and IN_C,
         )  # fmt: skip
 
     async def stop(self) -> None:

@@ -167,7 +167,7 @@ class Harness:
         return RawCallback("POST", b"", FORM_TYPE, urlencode(given).encode(), self._now_ms, "")
 
     def _progressed(self, partition: Partition) -> None:
-        partition.announced = False
+        partition.commit_requested = False
         self._done.set()
 
     async def _settle(self) -> None:

@@ -54,7 +54,7 @@ class Dispatch:
         self.entries = 0
 
     def _progressed(self, partition: Partition) -> None:
-        partition.announced = False
+        partition.commit_requested = False
         self.progress.set()
 
     def arrive(self, *events: tuple[str, int], name: str = "SessionFirstPartyRinging", **parameters: str):

@@ -18,7 +18,7 @@ from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.dispatch import dispatcher
 from maskline.worker.entries.dead_letter import decode_dead_letter
-from maskline.worker.ordering.reorder import Session
+from maskline.worker.ordering.reorder import SessionOrder
 from maskline.worker.partitions import partition
 from maskline.worker.partitions.session import LiveSession
 
@@ -63,7 +63,7 @@ def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monk
     (letter,) = letters(it)
     assert (letter.code, letter.entry_id, letter.callback) == ("internal_error", "5-0", odd[1])
     assert type(error).__name__ in letter.reason
-    assert [doing for doing, _ in it.faults] == ["decoding"]
+    assert [doing for doing, _ in it.internal_errors] == ["decoding"]
     assert it.open_entries == 3
 
 
@@ -97,11 +97,11 @@ STEPS = ["arrive", "_release", "_settle", "_is_duplicate", "_hold"]
 @pytest.mark.parametrize("turn", range(1, 7))
 def test_a_fault_in_ordering_loses_no_entry(step, turn, monkeypatch):
     """It strikes in the turn-th call of a step: every entry is released, or a duplicate, or a letter, and is done."""
-    monkeypatch.setattr(partition, "arrive_plainly", None)  # it has steps of its own
+    monkeypatch.setattr(partition, "arrive_ordinary", None)  # it has steps of its own
     turns = itertools.count(1)
-    real = getattr(Session, step)
+    real = getattr(SessionOrder, step)
     failing = raising_for(real, RecursionError("odd"), lambda *_: next(turns) == turn)
-    monkeypatch.setattr(Session, step, failing)
+    monkeypatch.setattr(SessionOrder, step, failing)
     it = make()
     numbers = [1, 3, 4, 2, 2, 7, 5]
     batch = [entry(at, SequenceNumber=str(number)) for at, number in enumerate(numbers)]
@@ -140,7 +140,7 @@ def test_what_c_fails_on_is_decided_in_python_and_loses_nothing():
 def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
     monkeypatch.setattr(
         LiveSession, "expire",
-        raising_for(Session.expire, ValueError("odd"), lambda session, *_: session.uuid == "odd"), raising=False,
+        raising_for(SessionOrder.expire, ValueError("odd"), lambda session, *_: session.uuid == "odd"), raising=False,
     )  # fmt: skip
     it = make()
     take_in(it, [entry(1, SessionUUID=name, SequenceNumber="2") for name in ("odd", "even")])

@@ -47,7 +47,7 @@ async def load_scripts(link: PipelinedConnection) -> None:
             raise RedisUnavailableError(f"Redis refuses to load a script: {reply}")
 
 
-class Acquired(NamedTuple):
+class AcquiredLease(NamedTuple):
     """A lease just taken, and where its group stands."""
 
     token: int
@@ -78,14 +78,14 @@ def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over:
     )  # fmt: skip
 
 
-def read_acquired(reply: Any) -> Acquired | None:
+def read_acquired(reply: Any) -> AcquiredLease | None:
     """None if somebody else holds the lease. Raises RedisUnavailableError for an error reply."""
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"a lease could not be taken: {reply}")
     if reply == 0:
         return None
     token, cursor, entries_read, pending, clean, last_id, reset, marks = reply
-    return Acquired(
+    return AcquiredLease(
         int(token), cursor.decode(), int(entries_read), int(pending), clean == 1, last_id.decode(), reset == 1,
         marks,
     )  # fmt: skip
@@ -141,14 +141,14 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: boo
     )  # fmt: skip
 
 
-def ask_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
+def get_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
     """No script: the states of sessions, each None where there is none."""
     return packed_command(
         1 + len(sessions), pack_arguments("MGET"), pack_keys(keys.of(partition).session, sessions)
     )
 
 
-def ask_history(keys: Keys, partition: int, entry_id: str) -> bytes:
+def get_history(keys: Keys, partition: int, entry_id: str) -> bytes:
     """No script, two commands: token, owner and commit of the fence, and the entry under an ID."""
     return pack("HMGET", keys.fence(partition), "token", "owner", "commit") + pack(
         "XRANGE", keys.callbacks(partition), entry_id, entry_id
@@ -164,7 +164,7 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
     )  # fmt: skip
 
 
-class Held(NamedTuple):
+class RetainingGroup(NamedTuple):
     """A group that keeps callbacks which retention would take."""
 
     group: str
@@ -174,22 +174,24 @@ class Held(NamedTuple):
     """For how long the oldest of what it keeps should have been gone."""
 
 
-class Trimmed(NamedTuple):
+class TrimReply(NamedTuple):
     trimmed: int
     left: int
     oldest_ms: int
     """The time of the oldest entry left; -1 if there is none."""
-    held: tuple[Held, ...]
+    held: tuple[RetainingGroup, ...]
 
 
 def trim(keys: Keys, partition: int, *, retention_ms: int, keep: int, at_most: int) -> bytes:
     return pack("EVALSHA", _SHA["trim"], 1, keys.callbacks(partition), retention_ms, keep, at_most)
 
 
-def read_trimmed(reply: Any) -> Trimmed:
+def read_trimmed(reply: Any) -> TrimReply:
     """Raises RedisUnavailableError for an error reply."""
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"a stream could not be trimmed: {reply}")
     trimmed, left, oldest_ms, *held = reply
-    groups = (Held(name.decode("utf-8", "replace"), int(waiting), int(ms)) for name, waiting, ms in held)
-    return Trimmed(int(trimmed), int(left), int(oldest_ms), tuple(groups))
+    groups = (
+        RetainingGroup(name.decode("utf-8", "replace"), int(waiting), int(ms)) for name, waiting, ms in held
+    )
+    return TrimReply(int(trimmed), int(left), int(oldest_ms), tuple(groups))

@@ -316,8 +316,8 @@ class Dispatcher:
             self._faults.pop(session.queue[0].arrival.payload.entry_id, None)
         partition = session.partition
         partition.finish(session, session.queue[0])
-        if not partition.announced:
-            partition.announced = True
+        if not partition.commit_requested:
+            partition.commit_requested = True
             self._on_progress(partition)
 
     def _put_off(self, session: LiveSession, retry_ms: float) -> None:

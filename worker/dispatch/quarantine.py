@@ -80,7 +80,7 @@ class Quarantine:
         self._on_fenced = on_fenced
         self._waiting_lines = LogRateLimit()
 
-    def taken_over(self, partition: Partition, acquired: scripts.Acquired) -> None:
+    def taken_over(self, partition: Partition, acquired: scripts.AcquiredLease) -> None:
         """See whom to suspect in a partition just taken, and write back to Redis what strikes that makes."""
         partition.suspects = suspicion(
             clean=acquired.clean, cursor=acquired.cursor, pending=acquired.pending, last_id=acquired.last_id,

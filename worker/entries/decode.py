@@ -38,18 +38,18 @@ _RECORDING: Final = frozenset(kind for name, kind in EVENT_TYPES.items() if name
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-Entries = Sequence[tuple[bytes, Sequence[bytes]]]
+StreamEntries = Sequence[tuple[bytes, Sequence[bytes]]]
 """IDs and fields, as XREAD answers."""
 
-Refused = tuple[str, Sequence[bytes], UndecodableEntryError]
+RefusedEntry = tuple[str, Sequence[bytes], UndecodableEntryError]
 """ID and fields of an entry that is no callback, and why."""
 
-DecodedEntries = tuple[list[str], list[Arrival], list[str], list[Refused]]
+DecodeResult = tuple[list[str], list[Arrival], list[str], list[RefusedEntry]]
 """The IDs of all, the arrivals, their sessions that are not known, and the refused."""
 
 ArrivalOf = Callable[[str, Sequence[bytes], bool], Arrival]
 
-DecodeEntries = Callable[[Entries, bool, Mapping[str, Any]], DecodedEntries]
+DecodeEntries = Callable[[StreamEntries, bool, Mapping[str, Any]], DecodeResult]
 
 DECODERS_MAX: Final = 8
 """A process has one; tests have a few."""
@@ -66,17 +66,22 @@ class EntryDecoder:
         """As `decode_in_python`; in C where that could be built when maskline was installed."""
         if IN_C:
             self.decode = entries.EntryReader(
-                self.shapes.readers, self.arrival_of, _timestamps_us, _RECORDING, _is_recording, unforeseen
+                self.shapes.readers,
+                self.arrival_of,
+                _timestamps_us,
+                _RECORDING,
+                _is_recording,
+                internal_refusal,
             ).decode_entries
 
     def decode_in_python(
-        self, entries: Entries, recording_shared: bool, known: Mapping[str, Any]
-    ) -> DecodedEntries:
+        self, entries: StreamEntries, recording_shared: bool, known: Mapping[str, Any]
+    ) -> DecodeResult:
         """Decode stream entries; `known` are the sessions that need not be named."""
         ids = [entry_id.decode() for entry_id, _ in entries]
         arrivals: list[Arrival] = []
         unknown: dict[str, None] = {}
-        refused: list[Refused] = []
+        refused: list[RefusedEntry] = []
         for entry_id, (_, fields) in zip(ids, entries, strict=True):
             try:
                 arrival = self.arrival_of(entry_id, fields, recording_shared)
@@ -86,7 +91,7 @@ class EntryDecoder:
             except UndecodableEntryError as error:
                 refused.append((entry_id, fields, error))
             except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
-                refused.append((entry_id, fields, unforeseen(error)))
+                refused.append((entry_id, fields, internal_refusal(error)))
             else:
                 arrivals.append(arrival)
         return ids, arrivals, list(unknown), refused
@@ -118,7 +123,7 @@ def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
     return EntryDecoder(ignored)
 
 
-def unforeseen(error: Exception) -> UndecodableEntryError:
+def internal_refusal(error: Exception) -> UndecodableEntryError:
     """A fault of ours in decoding, as what refuses the entry."""
     refusal = UndecodableEntryError(INTERNAL_ERROR, internal_error_reason(error, "decoding"))
     refusal.__cause__ = error

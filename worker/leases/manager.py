@@ -329,7 +329,7 @@ class PartitionManager:
                 self.fenced(partition)
                 return
             for entry_id in deleted:
-                partition.lost_while_pending(entry_id.decode(), time_ns() // 1_000_000)
+                partition.take_in_deleted(entry_id.decode(), time_ns() // 1_000_000)
             if entries:
                 batch = Batch(partition, entries, entry_ms(entries[-1][0].decode()))
                 await self.reader.feed([batch], pending=True)

@@ -4,7 +4,7 @@ from datetime import datetime
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import Event
 from maskline.schemas.fastdecode.templates import Readers
-from maskline.worker.entries.decode import ArrivalOf, DecodedEntries, Entries
+from maskline.worker.entries.decode import ArrivalOf, DecodeResult, StreamEntries
 
 class EntryReader:
     def __init__(
@@ -14,8 +14,8 @@ class EntryReader:
         timestamps_us: dict[datetime, int],
         recordings: frozenset[type[Event]],
         is_recording: Callable[[Event], bool],
-        unforeseen: Callable[[Exception], UndecodableEntryError],
+        internal_refusal: Callable[[Exception], UndecodableEntryError],
     ) -> None: ...
     def decode_entries(
-        self, entries: Entries, recording_shared: bool, known: Mapping[str, object]
-    ) -> DecodedEntries: ...
+        self, entries: StreamEntries, recording_shared: bool, known: Mapping[str, object]
+    ) -> DecodeResult: ...

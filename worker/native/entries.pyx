@@ -37,17 +37,17 @@ cdef frozenset OPENS_RECORDING = MAY_OPEN_RECORDING
 cdef class EntryReader:
     """`readers`: of shapes. `arrival_of`: the one in Python. `timestamps_us`: by the moment, microseconds since the
     epoch. `recordings`: the types of events that count in the recordings' lane; `is_recording(event)` tells it of those
-    that have no type of their own. `unforeseen(error)`: what refuses an entry that `arrival_of` has failed on."""
+    that have no type of their own. `internal_refusal(error)`: what refuses an entry that `arrival_of` has failed on."""
 
     cdef Readers readers
-    cdef object arrival_of, timestamps_us, is_recording, unforeseen
+    cdef object arrival_of, timestamps_us, is_recording, internal_refusal
     cdef frozenset recordings
 
     def __init__(
-        self, Readers readers not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording, unforeseen
+        self, Readers readers not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording, internal_refusal
     ) -> None:
         self.readers, self.arrival_of, self.timestamps_us = readers, arrival_of, timestamps_us
-        self.recordings, self.is_recording, self.unforeseen = recordings, is_recording, unforeseen
+        self.recordings, self.is_recording, self.internal_refusal = recordings, is_recording, internal_refusal
 
     def decode_entries(self, entries, bint recording_shared, dict known):
         cdef list ids = [], arrivals = [], refused = []
@@ -69,7 +69,7 @@ cdef class EntryReader:
                     refused.append((entry_id, fields, error))
                     continue
                 except Exception as error:  # one entry is not to lose the others
-                    refused.append((entry_id, fields, self.unforeseen(error)))
+                    refused.append((entry_id, fields, self.internal_refusal(error)))
                     continue
             arrivals.append(arrival)
             uuid = at_slot(at_slot(at_slot(arrival, PAYLOAD), EVENT), SESSION_UUID)

@@ -1,11 +1,11 @@
 from collections.abc import Collection, Mapping
 
-from maskline.worker.ordering.reorder import Arrival, Policy, Release, Session
+from maskline.worker.ordering.reorder import Arrival, Policy, Release, SessionOrder
 from maskline.worker.ordering.state import SessionState
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 
-def arrive_plainly(
+def arrive_ordinary(
     arrivals: list[Arrival],
     at: int,
     sessions: dict[str, LiveSession],
@@ -14,8 +14,8 @@ def arrive_plainly(
     ready: list[LiveSession],
     owner: Partition,
 ) -> int: ...
-def plain_outcomes(session: Session, arrival: Arrival, policy: Policy) -> list[Release] | None: ...
-def evict_plainly(
+def ordinary_outcomes(session: SessionOrder, arrival: Arrival, policy: Policy) -> list[Release] | None: ...
+def evict_idle(
     sessions: dict[str, LiveSession],
     surplus: int,
     changed: Mapping[str, SessionState],

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The ordinary cases of `worker.ordering.reorder.Session.arrive` in C: an arrival that is due, and one that waits for its turn.
+"""The ordinary cases of `worker.ordering.reorder.SessionOrder.arrive` in C: an arrival that is due, and one that waits for its turn.
 Also how sessions come into memory and leave it (`worker.partitions.partition`).
 
 It decides nothing that `worker.ordering.reorder` would not: what is not plain is left alone, for Python to look at
@@ -27,11 +27,11 @@ from maskline.worker.native.wire cimport (
     TOP_US,
     UNSEQUENCED,
     VERSION,
-    plain_state,
+    decode_ordinary_state,
 )
 
 from maskline.schemas.events import Event
-from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Release, Session
+from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Release, SessionOrder
 from maskline.worker.entries.entry import Entry
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 from maskline.worker.ordering.state import NEW_SESSION, RELEASED_BYTES, RELEASED_REMEMBERED, LaneState, SessionState
@@ -76,8 +76,8 @@ cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
 cdef Py_ssize_t EVENT = slot_of(Entry, "event")
 cdef Py_ssize_t SESSION_UUID = slot_of(Event, "session_uuid")
 
-cdef Py_ssize_t STATE = slot_of(Session, "state")
-cdef Py_ssize_t WAITING = slot_of(Session, "waiting")
+cdef Py_ssize_t STATE = slot_of(SessionOrder, "state")
+cdef Py_ssize_t WAITING = slot_of(SessionOrder, "waiting")
 cdef Py_ssize_t QUEUE = slot_of(LiveSession, "queue")
 cdef Py_ssize_t SCHEDULED = slot_of(LiveSession, "scheduled")
 cdef Py_ssize_t TOUCHED_MS = slot_of(LiveSession, "touched_ms")
@@ -85,13 +85,13 @@ cdef Py_ssize_t UUID = slot_of(LiveSession, "uuid")
 cdef Py_ssize_t PARTITION = slot_of(LiveSession, "partition")
 cdef Py_ssize_t PROGRESS = slot_of(LiveSession, "progress")
 cdef Py_ssize_t GAP_ENDS_MS = slot_of(LiveSession, "gap_ends_ms")
-if sorted(Session.__slots__ + LiveSession.__slots__) != sorted(
+if sorted(SessionOrder.__slots__ + LiveSession.__slots__) != sorted(
     "state waiting uuid partition queue progress scheduled gap_ends_ms touched_ms".split()
 ):
     raise ImportError("LiveSession has other attributes")
 
 
-def arrive_plainly(list arrivals not None, size_t at, dict sessions not None, states, policy, list ready, owner):
+def arrive_ordinary(list arrivals not None, size_t at, dict sessions not None, states, policy, list ready, owner):
     """Take arrivals, from `at` on, as long as each is plain; return where that ended.
 
     On one that raises nothing was done, as on one that is not plain: Python looks at it, and says what is wrong.
@@ -106,7 +106,7 @@ def arrive_plainly(list arrivals not None, size_t at, dict sessions not None, st
     except Exception:
         pass
     if count:
-        owner.released_in_order(count)
+        owner.count_released_in_order(count)
     return at
 
 
@@ -123,7 +123,7 @@ cdef bint arrive_one(arrival, dict sessions, states, policy, list ready, owner, 
     uuid = at_slot(event, SESSION_UUID)
     found = PyDict_GetItemWithError(sessions, uuid)
     if found == NULL:
-        session = sessions[uuid] = admitted(uuid, states.get(uuid), owner)
+        session = sessions[uuid] = loaded_session(uuid, states.get(uuid), owner)
     else:
         session = <object>found
         PyDict_DelItem(sessions, uuid)
@@ -131,7 +131,7 @@ cdef bint arrive_one(arrival, dict sessions, states, policy, list ready, owner, 
     if type(session) is not LiveSession:
         return False
     before = len(at_slot(session, WAITING))
-    outcomes = plain_outcomes(session, arrival, policy)
+    outcomes = ordinary_outcomes(session, arrival, policy)
     if outcomes is None:
         return False
     set_slot(session, TOUCHED_MS, at_slot(arrival, ARRIVED_MS))
@@ -146,17 +146,17 @@ cdef bint arrive_one(arrival, dict sessions, states, policy, list ready, owner, 
             set_slot(session, SCHEDULED, True)
             ready.append(session)
     if before or not outcomes:
-        owner.hold(session, before)
+        owner.count_waiting(session, before)
     return True
 
 
-cdef object admitted(uuid, encoded, owner):
-    """As `Partition.admit`: where sessions come and go, one is made for each event."""
+cdef object loaded_session(uuid, encoded, owner):
+    """As `Partition.load_session`: where sessions come and go, one is made for each event."""
     cdef object session, state = NEW_SESSION
     if encoded is not None:
-        state = plain_state(encoded)
+        state = decode_ordinary_state(encoded)
         if state is None:
-            return owner.admit(uuid, encoded)
+            return owner.load_session(uuid, encoded)
     session = PyType_GenericAlloc(<PyTypeObject *>LiveSession, 0)
     fill_slot(session, STATE, state)
     fill_slot(session, WAITING, NONE_WAITING)
@@ -170,7 +170,7 @@ cdef object admitted(uuid, encoded, owner):
     return session
 
 
-def evict_plainly(dict sessions not None, Py_ssize_t surplus, dict changed not None, being_written not None):
+def evict_idle(dict sessions not None, Py_ssize_t surplus, dict changed not None, being_written not None):
     """As `Partition._evict` does it, drop sessions that are over the bound, as long as each is plain; return how many.
 
     `changed`, `being_written`: those with states that Redis has not confirmed.
@@ -240,12 +240,12 @@ cdef bint is_empty(some) except -1:
     return (type(some) is tuple and not len(<tuple>some)) or (type(some) is list and not len(<list>some))
 
 
-cpdef plain_outcomes(session, arrival, policy):
-    """As `worker.ordering.reorder.Session.arrive`; None, and nothing done, where it is not plain."""
+cpdef ordinary_outcomes(session, arrival, policy):
+    """As `worker.ordering.reorder.SessionOrder.arrive`; None, and nothing done, where it is not plain."""
     cdef object number, lane, following, waiting, state, first_sequence
     cdef bint recording, due
     cdef list outcomes
-    if type(arrival) is not Arrival or not isinstance(session, Session):
+    if type(arrival) is not Arrival or not isinstance(session, SessionOrder):
         return None
     number, waiting, state = at_slot(arrival, NUMBER), at_slot(session, WAITING), at_slot(session, STATE)
     if number is None or at_slot(arrival, ENDS_SESSION) is True or type(state) is not SessionState:
@@ -321,7 +321,7 @@ cdef bint wait_plainly(list waiting, arrival, number, bint recording, following,
 
 
 cdef object released(session, arrival, lane, number, bint recording):
-    """As `Session._release`, in order."""
+    """As `SessionOrder._release`, in order."""
     cdef object release, state = at_slot(session, STATE), at_us = at_slot(arrival, TIMESTAMP_US), top_us = at_slot(lane, TOP_US)
     cdef object run = at_slot(lane, RUN), opening = at_slot(lane, OPENING)
     cdef bytes ring = remembered(at_slot(lane, RELEASED), number, at_slot(arrival, FINGERPRINT))

@@ -2,4 +2,4 @@
 cdef Py_ssize_t VERSION, STATUS, RECORDING, UNSEQUENCED, CLOSED
 cdef Py_ssize_t NEXT, RUN, OPENING, RELEASED, TOP_US, FLOOR_US, ENDING_US
 
-cpdef plain_state(bytes encoded)
+cpdef decode_ordinary_state(bytes encoded)

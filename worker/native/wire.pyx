@@ -199,7 +199,7 @@ cdef bint put(char **place, number) except -1:
 # In
 
 
-cpdef plain_state(bytes encoded):
+cpdef decode_ordinary_state(bytes encoded):
     """As `worker.ordering.state.decode_state`, for states that `plain_bulk` writes; None for others, and for what is no state."""
     cdef const unsigned char *at
     cdef const unsigned char *end

@@ -1,6 +1,6 @@
 """Puts one session's arrivals in order: the pure core, without I/O and clocks.
 
-Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `Session` carries it out.
+Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `SessionOrder` carries it out.
 Strategy: what cannot be released yet waits in the order of the stream, whatever it waits for: for the numbers before
 it (held), or for an opening that shows that numbering started again (undecided). After every release, all that
 waits is decided anew, in that order, as though it arrived just now. So what follows a release depends on the
@@ -151,7 +151,7 @@ NONE_WAITING: Final = cast("list[Arrival]", ())
 """What waits in a session where nothing ever did: in most nothing ever does, and a list is a hundred bytes."""
 
 
-class Session:
+class SessionOrder:
     """The order of one session: its state, and what waits."""
 
     __slots__ = ("state", "waiting")

@@ -117,7 +117,7 @@ class HistoryVerifier:
     ) -> list[tuple[Any, Any]]:
         """The fence of each, and what lies under the ID of the last entry read; nothing if the connection is lost."""
         packed = [
-            scripts.ask_history(self._keys, partition.number, one.read_id)
+            scripts.get_history(self._keys, partition.number, one.read_id)
             for partition, one in zip(partitions, seen, strict=True)
         ]
         try:

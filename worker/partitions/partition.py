@@ -28,7 +28,7 @@ from maskline.worker.entries.dead_letter import (
     encode_dead_letter,
     internal_error,
 )
-from maskline.worker.entries.decode import Entries, dead_letter_of_undecodable, entry_decoder
+from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecodable, entry_decoder
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
 from maskline.worker.partitions.history import Seen, StreamEntry
@@ -63,7 +63,7 @@ class PartitionSettings(NamedTuple):
     """They do not count where two callbacks are compared."""
 
 
-class Decoded(msgspec.Struct, frozen=True, eq=False, gc=False):
+class DecodedBatch(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A batch of entries, decoded, before it is put in order."""
 
     arrivals: list[Arrival]
@@ -117,7 +117,7 @@ class Partition:
         self.suspects: Suspicion | None = None
         """Entries that may have brought the last owner down; None once there are none."""
         self._unmarked: list[str] = []
-        self.faults: list[tuple[str, BaseException]] = []
+        self.internal_errors: list[tuple[str, BaseException]] = []
         """What we met on single entries and did not foresee, and while doing what: to be told and taken away."""
         self._settings, self._counters = settings, counters
         self._decoder = entry_decoder(settings.ignored_parameters)
@@ -130,14 +130,14 @@ class Partition:
         # Sessions whose states the commit under way writes: Redis may still answer with the old ones.
         self._being_written: Collection[str] = ()
         self._uncommitted = False
-        self.announced = False
+        self.commit_requested = False
         """Whoever commits was told that something is done, and has not taken the next commit yet."""
         # Number and cursor of the last commit that Redis has confirmed.
         self._confirmed = 0, cursor
 
     # Entries in
 
-    def decode(self, entries: Entries, *, pending: bool, now_ms: int) -> Decoded:
+    def decode(self, entries: StreamEntries, *, pending: bool, now_ms: int) -> DecodedBatch:
         """Decode stream entries; those that cannot be are dead letters from here on.
 
         `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms` dates the
@@ -156,7 +156,7 @@ class Partition:
             unreadable.clear()
         for entry_id, fields, error in refused:
             self._bury_undecoded(entry_id, fields, error, now_ms)
-        return Decoded(arrivals, unknown)
+        return DecodedBatch(arrivals, unknown)
 
     def _take_in(self, ids: Sequence[str], pending: bool) -> None:
         if pending:
@@ -172,7 +172,7 @@ class Partition:
                 self._suspect(entry_id, pending=pending)
 
     def arrive(
-        self, decoded: Decoded, states: Mapping[str, bytes | None], watermark_ms: int
+        self, decoded: DecodedBatch, states: Mapping[str, bytes | None], watermark_ms: int
     ) -> list[LiveSession]:
         """Put a decoded batch in order and move the watermark on; return the sessions that now have work.
 
@@ -183,8 +183,8 @@ class Partition:
         arrivals, sessions, policy = self._dated(decoded.arrivals), self._sessions, self._settings.policy
         at = 0
         while at < len(arrivals):
-            if arrive_plainly is not None:
-                at = arrive_plainly(arrivals, at, sessions, states, policy, ready, self)
+            if arrive_ordinary is not None:
+                at = arrive_ordinary(arrivals, at, sessions, states, policy, ready, self)
                 if at == len(arrivals):
                     break
             self._arrive(arrivals[at], states, ready)
@@ -200,7 +200,7 @@ class Partition:
 
     def _arrive(self, arrival: Arrival, states: Mapping[str, bytes | None], ready: list[LiveSession]) -> None:
         sessions, uuid = self._sessions, arrival.payload.event.session_uuid
-        session = sessions.pop(uuid, None) or self.admit(uuid, states.get(uuid))
+        session = sessions.pop(uuid, None) or self.load_session(uuid, states.get(uuid))
         sessions[uuid] = session  # the dict's order is the order of use
         session.touched_ms = arrival.arrived_ms
         before = [*session.waiting]
@@ -214,7 +214,7 @@ class Partition:
         except Exception as error:  # noqa: BLE001 - one entry is not to lose the others
             self._lose(session, [*before, arrival], error)
         if before or session.waiting:
-            self.hold(session, len(before))
+            self.count_waiting(session, len(before))
 
     def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
         if not self._ahead_ms:
@@ -232,7 +232,7 @@ class Partition:
         self._ahead_ms = max(self._ahead_ms, self.watermark_ms - now_ms)
         return now_ms + self._ahead_ms
 
-    def lost_while_pending(self, entry_id: str, now_ms: int) -> None:
+    def take_in_deleted(self, entry_id: str, now_ms: int) -> None:
         """An entry of the pending list whose body somebody has deleted from the stream."""
         self._pending.add(entry_id)
         self._suspect(entry_id, pending=True)
@@ -314,7 +314,7 @@ class Partition:
         self._unmarked = []
         self._being_written = changed
         self._changed = {}
-        self._uncommitted = self.announced = False
+        self._uncommitted = self.commit_requested = False
         self._ahead_at_commit = self.run_ahead
         self.commit_in_flight = commit
         return commit
@@ -348,7 +348,7 @@ class Partition:
 
     # What arrivals come to, told by `_arrive` or in C
 
-    def admit(self, uuid: str, encoded: bytes | None) -> LiveSession:
+    def load_session(self, uuid: str, encoded: bytes | None) -> LiveSession:
         state = NEW_SESSION
         if encoded is not None:
             try:
@@ -358,11 +358,11 @@ class Partition:
                 self._counters.unreadable_states += 1
         return LiveSession(uuid, state, self)
 
-    def released_in_order(self, count: int) -> None:
+    def count_released_in_order(self, count: int) -> None:
         self.unfinished += count
         self._counters.released["in_order"] += count
 
-    def hold(self, session: LiveSession, before: int) -> None:
+    def count_waiting(self, session: LiveSession, before: int) -> None:
         self.held += session.held - before
         deadline = session.deadline_ms(self._settings.policy)
         if deadline != session.gap_ends_ms:
@@ -401,7 +401,7 @@ class Partition:
         except Exception as error:  # noqa: BLE001 - one session is not to hold up the others
             session.waiting = NONE_WAITING  # or the same would happen again
             self._lose(session, before, error)
-        self.hold(session, len(before))
+        self.count_waiting(session, len(before))
 
     def _drop_stale_deadlines(self) -> None:
         """Forget the deadlines of gaps that have closed since: they would be met in their time, hours from now."""
@@ -427,8 +427,8 @@ class Partition:
         self._fault("ordering", error)
 
     def _fault(self, doing: str, error: BaseException) -> None:
-        if len(self.faults) < FAULTS_KEPT_MAX:
-            self.faults.append((doing, error))
+        if len(self.internal_errors) < FAULTS_KEPT_MAX:
+            self.internal_errors.append((doing, error))
 
     def _finish_entry(self, entry_id: str) -> None:
         if entry_id in self._fresh:
@@ -465,8 +465,8 @@ class Partition:
         forgotten_ms = self.watermark_ms - ttl_ms
         surplus = len(self._sessions) - self.session_cache
         changed, being_written = self._changed, self._being_written
-        if surplus > 0 and evict_plainly is not None:
-            surplus -= evict_plainly(self._sessions, surplus, changed, being_written)
+        if surplus > 0 and evict_idle is not None:
+            surplus -= evict_idle(self._sessions, surplus, changed, being_written)
         busy: list[LiveSession] = []
         for uuid, session in [*islice(self._sessions.items(), max(surplus, EVICTION_LOOK_MAX))]:
             if surplus <= 0 and session.touched_ms > forgotten_ms:
@@ -493,9 +493,9 @@ def _in_c() -> tuple[Callable[..., int], Callable[..., int]] | tuple[None, None]
         from maskline.worker.native import order  # noqa: PLC0415 - where there was no compiler, we are told so here
     except ImportError:
         return None, None
-    return order.arrive_plainly, order.evict_plainly
+    return order.arrive_ordinary, order.evict_idle
 
 
-arrive_plainly, evict_plainly = _in_c()
+arrive_ordinary, evict_idle = _in_c()
 """Take in arrivals, from one on, and drop sessions that are over the bound, as long as each is plain, which nearly all
 are; return how far that went. Their types stand in `worker/native/order.pyi`. None where there was no compiler."""

@@ -61,7 +61,7 @@ class Retention:
         self._keep = settings.retention_max_entries // settings.partitions
         self._counters = counters
         self._next = 0
-        self._seen: dict[int, scripts.Trimmed] = {}
+        self._seen: dict[int, scripts.TrimReply] = {}
         """What each partition was like when it was looked at last."""
         self._warned: dict[str, float] = {}
         self._refusal_lines = LogRateLimit()

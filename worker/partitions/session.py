@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from maskline.worker.ordering.reorder import NONE_WAITING, Release, Session
+from maskline.worker.ordering.reorder import NONE_WAITING, Release, SessionOrder
 from maskline.worker.ordering.state import SessionState
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ NO_RELEASES: Final = cast("list[Release]", ())
 """The queue of a session that has none: nearly all have none nearly all the time, and a list is a hundred bytes."""
 
 
-class LiveSession(Session):
+class LiveSession(SessionOrder):
     """A session in memory: its ordering, and what was released and waits for its handlers, in order."""
 
     __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")

@@ -23,12 +23,12 @@ from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
-from maskline.worker.commands.scripts import ask_states
+from maskline.worker.commands.scripts import get_states
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
-from maskline.worker.entries.decode import Entries, entry_ms
-from maskline.worker.partitions.partition import RUN_AHEAD_MAX, Decoded, Partition
+from maskline.worker.entries.decode import StreamEntries, entry_ms
+from maskline.worker.partitions.partition import RUN_AHEAD_MAX, DecodedBatch, Partition
 from maskline.worker.partitions.session import LiveSession
 
 YIELD_EVERY: Final = 256
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     """What one read brought of one partition."""
 
     partition: Partition
-    entries: Entries
+    entries: StreamEntries
     watermark_ms: int
 
 
@@ -60,7 +60,7 @@ class _Asked(NamedTuple):
 class Portion(NamedTuple):
     """Batches that were decoded, on their way to be put in order."""
 
-    decoded: list[tuple[Batch, Decoded]]
+    decoded: list[tuple[Batch, DecodedBatch]]
     asked: list[_Asked]
     size: int
     """Entries, those that could not be decoded included."""
@@ -112,7 +112,9 @@ class Reader:
         unfinished = sum(partition.unfinished for partition in self._partitions())
         return self.outstanding_max - self.in_hand - unfinished
 
-    def taken_in(self, streams: Sequence[tuple[Partition, Entries]], count: int, now_ms: int) -> list[Batch]:
+    def taken_in(
+        self, streams: Sequence[tuple[Partition, StreamEntries]], count: int, now_ms: int
+    ) -> list[Batch]:
         """What a read of `count` entries a partition brought; also partitions that have gaps to give up.
 
         `now_ms`: Redis's time before the read.
@@ -160,7 +162,7 @@ class Reader:
         decoded, asked = portion.decoded, portion.asked
         while decoded:
             states = await self._answers(asked) if asked else {}
-            unanswered: list[tuple[Batch, Decoded]] = []
+            unanswered: list[tuple[Batch, DecodedBatch]] = []
             ready: list[LiveSession] = []
             for batch, one in decoded:
                 partition = batch.partition
@@ -171,7 +173,7 @@ class Reader:
                     continue
                 # Also where it is closed: it may be opened again, and what was read is not read twice.
                 ready += partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
-                if partition.faults:
+                if partition.internal_errors:
                     self._tell(partition)
                 if partition.wants_commit:
                     self._on_progress(partition)
@@ -200,7 +202,7 @@ class Reader:
 
     # Inside
 
-    def _ask(self, decoded: Iterable[tuple[Batch, Decoded]]) -> list[_Asked]:
+    def _ask(self, decoded: Iterable[tuple[Batch, DecodedBatch]]) -> list[_Asked]:
         """Ask for the states of sessions that are not in memory, in one trip to each server."""
         by_link: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
         for batch, one in decoded:
@@ -211,7 +213,7 @@ class Reader:
                 wanted,
                 link.send(
                     b"".join(
-                        ask_states(self._keys, partition.number, unknown) for partition, unknown in wanted
+                        get_states(self._keys, partition.number, unknown) for partition, unknown in wanted
                     ),
                     len(wanted),
                     at_once=True,
@@ -233,7 +235,7 @@ class Reader:
         return found
 
     def _tell(self, partition: Partition) -> None:
-        faults, partition.faults = partition.faults, []
+        faults, partition.internal_errors = partition.internal_errors, []
         for doing, error in faults:
             self._on_fault(doing, error)
 

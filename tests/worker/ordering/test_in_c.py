@@ -17,7 +17,7 @@ from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.commands import packing
 from maskline.worker.entries.decode import EntryDecoder
 from maskline.worker.native import order, wire
-from maskline.worker.ordering.reorder import NONE_WAITING, Session
+from maskline.worker.ordering.reorder import NONE_WAITING, SessionOrder
 from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_BYTES,
@@ -37,13 +37,13 @@ def shown(outcome):
 
 def agree(history):
     """Two sessions take every arrival of a history, one of them with what is in C, and stay alike."""
-    ours, theirs = Session(), Session()
+    ours, theirs = SessionOrder(), SessionOrder()
     for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
         for watermark_ms in watermarks:
             ours.expire(watermark_ms, history.policy)
             theirs.expire(watermark_ms, history.policy)
         before = (ours.state, [*ours.waiting])
-        outcomes = order.plain_outcomes(ours, arrival, history.policy)
+        outcomes = order.ordinary_outcomes(ours, arrival, history.policy)
         if outcomes is None:
             assert (ours.state, [*ours.waiting]) == before, "looked at, and left alone"
             outcomes = ours.arrive(arrival, history.policy)
@@ -72,9 +72,9 @@ def arrivals(*numbers, recording=False):
 
 @pytest.mark.parametrize("recording", [False, True])
 def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
-    session = Session()
+    session = SessionOrder()
     some = arrivals(1, 2, 4, 5, 3, 7, 6, 8, recording=recording)
-    outcomes = [order.plain_outcomes(session, arrival, PLAIN) for arrival in some]
+    outcomes = [order.ordinary_outcomes(session, arrival, PLAIN) for arrival in some]
     numbers = [[release.arrival.number for release in some] for some in outcomes]
     assert numbers == [[1], [2], [], [], [3, 4, 5], [], [6, 7], [8]]
 
@@ -91,30 +91,30 @@ def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
 )
 def test_what_needs_a_second_look_is_not(state):
     (arrival,) = arrivals(2)
-    session = Session(state)
-    assert order.plain_outcomes(session, arrival, PLAIN) is None
+    session = SessionOrder(state)
+    assert order.ordinary_outcomes(session, arrival, PLAIN) is None
     assert session.state is state
 
 
 def test_what_is_undecided_is_left_to_python():
-    session, python = Session(), Session()
+    session, python = SessionOrder(), SessionOrder()
     again, due = stamp(
         [(1, b"altered!", 9, False, False, False), (3, b"00000003", 10, False, False, False)], [9, 1]
     )
     for arrival in arrivals(1, 2):
-        order.plain_outcomes(session, arrival, PLAIN)
+        order.ordinary_outcomes(session, arrival, PLAIN)
         python.arrive(arrival, PLAIN)
-    assert order.plain_outcomes(session, again, PLAIN) is None
+    assert order.ordinary_outcomes(session, again, PLAIN) is None
     assert session.arrive(again, PLAIN) == () == python.arrive(again, PLAIN)
-    assert order.plain_outcomes(session, due, PLAIN) is None, "the one that is undecided is late with it"
+    assert order.ordinary_outcomes(session, due, PLAIN) is None, "the one that is undecided is late with it"
     assert [release.order for release in session.arrive(due, PLAIN)] == ["in_order", "late"]
 
 
 def test_only_what_it_knows_is_looked_into():
     (arrival,) = arrivals(1)
-    assert order.plain_outcomes(Session(), object(), PLAIN) is None
-    assert order.plain_outcomes(object(), arrival, PLAIN) is None
-    assert order.plain_outcomes(Session(object()), arrival, PLAIN) is None
+    assert order.ordinary_outcomes(SessionOrder(), object(), PLAIN) is None
+    assert order.ordinary_outcomes(object(), arrival, PLAIN) is None
+    assert order.ordinary_outcomes(SessionOrder(object()), arrival, PLAIN) is None
 
 
 KINDS = st.sampled_from(
@@ -268,7 +268,7 @@ def test_numbers_of_every_size_are_written_and_read(number, of):
     plain = LaneState(1, 0, 1, b"", 0)
     state = SessionState(status=structs.replace(plain, **{of: number}))
     assert packing.pack_states([state]) == packing.pack_states_in_python([state])
-    assert wire.plain_state(encode_state(state)) == state
+    assert wire.decode_ordinary_state(encode_state(state)) == state
 
 
 LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
@@ -293,8 +293,8 @@ def test_what_is_odd_about_a_state_is_left_to_python(odd):
     plain = SessionState(status=LANE)
     states = [plain, state, plain]
     assert packing.pack_states(states) == packing.pack_states_in_python(states)
-    assert wire.plain_state(encode_state(plain)) == plain
-    assert wire.plain_state(encode_state(state)) is None
+    assert wire.decode_ordinary_state(encode_state(plain)) == plain
+    assert wire.decode_ordinary_state(encode_state(state)) is None
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
@@ -302,11 +302,11 @@ def test_a_ring_that_is_full_or_longer_is_written_and_read(more):
     released = bytes(RELEASED_BYTES * (RELEASED_REMEMBERED + more))
     state = SessionState(status=structs.replace(LANE, released=released))
     assert packing.pack_states([state]) == packing.pack_states_in_python([state])
-    assert wire.plain_state(encode_state(state)) == state
+    assert wire.decode_ordinary_state(encode_state(state)) == state
 
 
 def test_what_is_no_bytes_is_not_looked_into():
-    assert wire.plain_state(None) is None
+    assert wire.decode_ordinary_state(None) is None
     for odd in ({"unsequenced": None}, {"status": structs.replace(LANE, released=None)}, {"version": True}):
         states = [structs.replace(SessionState(status=LANE), **odd)]
         assert packing.pack_states(states) == packing.pack_states_in_python(states)
@@ -316,12 +316,12 @@ def test_what_is_no_bytes_is_not_looked_into():
 def test_what_is_no_state_is_left_to_python(damage):
     damaged = encode_state(SessionState(status=structs.replace(LANE, **damage)))
     assert read(decode_state, damaged) is None
-    assert wire.plain_state(damaged) is None
+    assert wire.decode_ordinary_state(damaged) is None
 
 
 @given(PLAIN_STATES)
 def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
-    found = wire.plain_state(encode_state(state))
+    found = wire.decode_ordinary_state(encode_state(state))
     assert found == state
     assert found.recording is NEW_SESSION.recording
 
@@ -329,7 +329,7 @@ def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
 @settings(max_examples=500)
 @given(STATES)
 def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
-    assert wire.plain_state(encode_state(state)) in (None, state)
+    assert wire.decode_ordinary_state(encode_state(state)) in (None, state)
 
 
 @settings(max_examples=1_000)
@@ -339,12 +339,12 @@ def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
 def test_damage_is_read_as_python_reads_it_or_left_alone(encoded, at, instead, cut):
     at %= len(encoded)
     damaged = encoded[:at] + instead + (b"" if cut else encoded[at + len(instead) :])
-    assert wire.plain_state(damaged) in (None, read(decode_state, damaged))
+    assert wire.decode_ordinary_state(damaged) in (None, read(decode_state, damaged))
 
 
 @given(st.binary(max_size=64))
 def test_garbage_is_left_alone(garbage):
-    assert wire.plain_state(garbage) in (None, read(decode_state, garbage))
+    assert wire.decode_ordinary_state(garbage) in (None, read(decode_state, garbage))
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=40), max_size=5))
@@ -358,10 +358,10 @@ def test_a_session_is_made_as_python_makes_it(encoded):
     partition, some = make(), [entry(0, SequenceNumber=9)]
     take_in(partition, some, states={"s": encoded})
     (found,) = partition._sessions.values()
-    expected = partition.admit("s", encoded)
+    expected = partition.load_session("s", encoded)
     expected.arrive(found.waiting[0], PLAIN)
     expected.touched_ms = found.touched_ms
     expected.gap_ends_ms = found.gap_ends_ms
-    for name in (*Session.__slots__, *LiveSession.__slots__):
+    for name in (*SessionOrder.__slots__, *LiveSession.__slots__):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.scheduled is expected.scheduled is False

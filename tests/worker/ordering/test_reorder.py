@@ -12,7 +12,7 @@ from maskline.worker.ordering.reorder import (
     Duplicate,
     Policy,
     Release,
-    Session,
+    SessionOrder,
 )
 from maskline.worker.ordering.state import (
     NEW_SESSION,
@@ -56,8 +56,8 @@ def shown(outcome: Release | Duplicate) -> str:
     return " ".join(words)
 
 
-def play(*arrivals: Arrival, policy: Policy = POLICY, session: Session | None = None) -> list[str]:
-    session = Session() if session is None else session
+def play(*arrivals: Arrival, policy: Policy = POLICY, session: SessionOrder | None = None) -> list[str]:
+    session = SessionOrder() if session is None else session
     return [shown(outcome) for arrival in arrivals for outcome in session.arrive(arrival, policy)]
 
 
@@ -69,7 +69,7 @@ def test_in_order() -> None:
 
 
 def test_a_number_that_comes_early_waits_for_those_before_it() -> None:
-    session = Session()
+    session = SessionOrder()
     assert play(event(1), event(3), session=session) == ["1 in_order"]
     assert (session.held, session.deadline_ms(POLICY)) == (1, 5_000)
     assert play(event(2), session=session) == ["2 in_order", "3 in_order"]
@@ -98,7 +98,7 @@ def test_a_second_zero_later_in_time_starts_again_even_where_one_opened() -> Non
 
 def test_another_first_number() -> None:
     policy = Policy(5_000, first_sequence=5, held_max=256)
-    session = Session()
+    session = SessionOrder()
     assert play(event(6), event(3), event(5), policy=policy, session=session) == [
         "3 late",
         "5 in_order",
@@ -125,7 +125,7 @@ def test_one_number_in_both_lanes_is_two_callbacks() -> None:
 
 
 def test_what_is_no_longer_remembered_is_late() -> None:
-    session = Session()
+    session = SessionOrder()
     play(*(event(number) for number in range(1, RELEASED_REMEMBERED + 2)), session=session)
     assert play(event(2), event(1), session=session) == ["2 duplicate", "1 late"]
 
@@ -146,7 +146,7 @@ def test_another_callback_of_a_released_number_is_late_unless_later_in_time() ->
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("at", [31, 10**9])
 def test_a_callback_again_that_was_stamped_anew_is_late_and_the_run_goes_on(number: int, at: int) -> None:
-    session = Session()
+    session = SessionOrder()
     again = event(number, at, name="altered")
     arrivals = [event(1, 10), event(2, 20), event(3, 30), again, again, event(5, 25), event(4, 22, ms=4_999)]
     assert play(*arrivals, session=session) == [
@@ -172,7 +172,7 @@ def test_two_undecided_of_one_number() -> None:
 
 @pytest.mark.parametrize("may_open", [False, True])
 def test_only_an_event_that_may_open_a_call_starts_a_run(may_open: bool) -> None:
-    session = Session()
+    session = SessionOrder()
     arrivals = [event(1, 10), event(2, 20), event(2, 101), event(1, 100, may_open=may_open)]
     expected = ["1 in_order run 1", "2 in_order run 1"] if may_open else []
     assert play(*arrivals, session=session)[2:] == expected
@@ -215,7 +215,7 @@ def test_and_starts_again_itself_if_none_comes() -> None:
 
 
 def test_zero_starts_again_where_the_first_numbers_were_lost() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(2, 20), session=session)
     session.expire(5_000, POLICY)
     assert play(event(0, 100, ms=6_000), event(1, 110, ms=6_000), session=session) == [
@@ -234,7 +234,7 @@ def test_numbers_far_ahead_go_late_with_the_run_that_ends() -> None:
 def test_while_a_run_is_ending_only_an_opening_begins_the_next() -> None:
     """Another first number bears the same time as the opening."""
     other, opening = event(1, 100, name="other", may_open=False), event(1, 100)
-    session = Session()
+    session = SessionOrder()
     assert play(event(1, 10), event(3, 30), other, session=session) == ["1 in_order"]
     held, first, second = session.arrive(opening, POLICY)
     assert [shown(one) for one in (held, first, second)] == [
@@ -266,7 +266,7 @@ def test_a_new_run_first_releases_what_the_old_one_held() -> None:
 @pytest.mark.parametrize("early", [4, 5])
 def test_what_is_stamped_after_the_restart_belongs_to_the_new_run(early: int) -> None:
     """Next to the old run's numbers or not, it waits for the new run's."""
-    session = Session()
+    session = SessionOrder()
     arrivals = [event(1, 10), event(3, 30), event(early, 140), event(1, 110)]
     assert play(*arrivals, session=session) == ["1 in_order", "3 after_gap (2,)", "1 in_order run 1"]
     assert session.held == 1
@@ -276,12 +276,12 @@ def test_what_is_stamped_after_the_restart_belongs_to_the_new_run(early: int) ->
 def test_a_crash_while_a_run_is_ending_changes_nothing() -> None:
     """The old run's last is stamped like the restart, and the new run's 4 would be next in the old one."""
     arrivals = [event(1, 10), event(3, 110), event(4, 140), event(1, 110, name="other")]
-    session = Session()
+    session = SessionOrder()
     outcomes = [outcome for arrival in arrivals for outcome in session.arrive(arrival, POLICY)]
     assert [shown(outcome) for outcome in outcomes] == ["1 in_order", "3 after_gap (2,)", "1 in_order run 1"]
     halfway = outcomes[1]
     assert isinstance(halfway, Release)
-    successor = Session(decode_state(encode_state(halfway.state)))
+    successor = SessionOrder(decode_state(encode_state(halfway.state)))
     assert play(arrivals[2], arrivals[3], session=successor) == ["1 in_order run 1"]
     assert successor.state == session.state
 
@@ -296,11 +296,11 @@ def test_a_run_ends_however_much_it_still_held() -> None:
 
 def test_a_run_that_cannot_end_goes_on() -> None:
     """As above, but what should end the run was deleted from the stream: the next wait as for a gap."""
-    halfway = Session()
+    halfway = SessionOrder()
     for arrival in (event(1, 10), event(3, 30), event(1, 100)):
         outcomes = halfway.arrive(arrival, POLICY)
     assert isinstance(outcomes[0], Release)
-    successor = Session(outcomes[0].state)
+    successor = SessionOrder(outcomes[0].state)
     assert play(event(4, 140), event(5, 150, ms=1), session=successor) == []
     assert [shown(one) for one in successor.expire(5_001, POLICY)] == ["4 in_order", "5 in_order"]
     assert play(event(6, 160), session=successor) == ["6 in_order"]
@@ -308,10 +308,10 @@ def test_a_run_that_cannot_end_goes_on() -> None:
 
 def test_a_run_that_an_earlier_release_left_halfway_goes_on() -> None:
     """It began runs with any number that was passed, and ended them before the new one's first event came."""
-    ending = Session(SessionState(status=LaneState(4, 0, 1, b"", top_us=30, ending_us=100)))
+    ending = SessionOrder(SessionState(status=LaneState(4, 0, 1, b"", top_us=30, ending_us=100)))
     assert play(event(5, 140), event(2, 100, ms=1), session=ending) == []
     assert [shown(one) for one in ending.expire(5_001, POLICY)] == ["5 after_gap (4,)", "2 late"]
-    empty = Session(SessionState(status=LaneState(None, 1, None, b"", top_us=30, floor_us=30)))
+    empty = SessionOrder(SessionState(status=LaneState(None, 1, None, b"", top_us=30, floor_us=30)))
     assert play(event(2, 50), event(3, 20), event(1, 40, may_open=False), session=empty) == [
         *("3 late run 1", "1 in_order run 1", "2 in_order run 1"),
     ]
@@ -336,7 +336,7 @@ def test_what_comes_from_the_ended_run_is_late_whatever_its_number() -> None:
 
 
 def test_a_gap_is_given_up_when_the_watermark_passes_its_time() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(1), event(4, ms=100), event(5, ms=4_000), event(7, ms=4_500), session=session)
     assert session.expire(5_099, POLICY) == ()
     assert session.deadline_ms(POLICY) == 5_100
@@ -347,7 +347,7 @@ def test_a_gap_is_given_up_when_the_watermark_passes_its_time() -> None:
 
 
 def test_everything_up_to_the_number_that_waited_too_long_goes() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(1), event(9, ms=0), event(3, ms=4_000), event(11, ms=4_000), session=session)
     assert [shown(one) for one in session.expire(5_000, POLICY)] == [
         "3 after_gap (2,)",
@@ -361,7 +361,7 @@ def test_an_arrival_expires_what_its_own_time_has_passed() -> None:
 
 
 def test_a_session_whose_first_events_are_lost() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(4), session=session)
     assert [shown(one) for one in session.expire(5_000, POLICY)] == ["4 after_gap (1, 2, 3)"]
 
@@ -370,7 +370,7 @@ def test_a_session_whose_first_events_are_lost() -> None:
 def test_a_number_far_ahead_is_late_by_itself_and_moves_nothing(session: list[Arrival]) -> None:
     due = 1 + len(session)
     for number, order in ((due + AHEAD_MAX, "after_gap"), (due + AHEAD_MAX + 1, "late"), (2**53 - 1, "late")):
-        lane = Session()
+        lane = SessionOrder()
         assert len(play(*session, event(number), event(number, name="altered"), session=lane)) == len(session)
         first, second = lane.expire(5_000, POLICY)
         assert (first.order, second.order) == (order, "late")
@@ -380,7 +380,7 @@ def test_a_number_far_ahead_is_late_by_itself_and_moves_nothing(session: list[Ar
 
 
 def test_a_number_far_ahead_disturbs_nothing_that_waits_for_another() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(1), event(9_000), event(4, ms=3_000), session=session)
     assert [shown(one) for one in session.expire(5_000, POLICY)] == ["9000 late"]
     assert play(event(2, ms=6_000), event(3, ms=6_000), session=session) == [
@@ -391,7 +391,7 @@ def test_a_number_far_ahead_disturbs_nothing_that_waits_for_another() -> None:
 
 
 def test_numbers_far_ahead_beside_each_other_are_gone_on_with() -> None:
-    session = Session()
+    session = SessionOrder()
     play(event(1), event(9_001), event(9_000), event(9_500), event(2, ms=10), session=session)
     assert [release.arrival.number for release in session.expire(5_000, POLICY)] == [9_000, 9_001, 9_500]
     assert session.state.status.next == 9_501
@@ -399,7 +399,7 @@ def test_numbers_far_ahead_beside_each_other_are_gone_on_with() -> None:
 
 def test_a_number_far_ahead_is_gone_on_with_where_another_was_before() -> None:
     """As when ingest came up in the middle of a long session."""
-    session = Session()
+    session = SessionOrder()
     play(event(5_000), session=session)
     assert [shown(one) for one in session.expire(5_000, POLICY)] == ["5000 late"]
     assert play(event(5_001, ms=8_000), session=session) == []
@@ -434,7 +434,7 @@ EVERY_OTHER = [2 * index for index in range(1, 129)]
 @pytest.mark.parametrize("held_max", [128, 64])
 def test_what_waits_is_given_up_at_a_cost_of_its_square(numbers: list[int], held_max: int) -> None:
     """A session of nonsense must not keep the event loop for seconds. Counted are calls of functions."""
-    session, policy, calls = Session(), Policy(5_000, 1, held_max), 0
+    session, policy, calls = SessionOrder(), Policy(5_000, 1, held_max), 0
 
     def count(_frame: object, what: str, _argument: object) -> None:
         nonlocal calls
@@ -461,7 +461,7 @@ def test_an_event_without_a_number_does_not_wait() -> None:
 
 
 def test_a_timeout_first_releases_all_that_is_held() -> None:
-    session = Session()
+    session = SessionOrder()
     arrivals = [event(1), event(4), event(3), event(2, recording=True), event(None, ends_session=True)]
     assert play(*arrivals, session=session) == [
         "1 in_order",
@@ -492,7 +492,7 @@ def test_a_timeout_with_a_number() -> None:
 
 
 def test_a_release_bears_the_state_right_after_it() -> None:
-    session = Session()
+    session = SessionOrder()
     session.arrive(event(1, 10), POLICY)
     session.arrive(event(3, 30), POLICY)
     second, third = session.arrive(event(2, 20), POLICY)

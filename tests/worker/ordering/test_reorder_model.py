@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reorder_model import Model
 
-from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, Session
+from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, SessionOrder
 from maskline.worker.ordering.state import SessionState, decode_state, encode_state
 
 GAP_MS = 5_000
@@ -165,7 +165,7 @@ def seen(release: Release) -> Seen:
     return (release.arrival.payload, release.order, release.missing, release.run)
 
 
-def again(session: Session) -> None:
+def again(session: SessionOrder) -> None:
     """Put the state through its encoding, as at a takeover; what is held stays."""
     encoded = encode_state(session.state)
     session.state = decode_state(encoded)
@@ -173,7 +173,7 @@ def again(session: Session) -> None:
 
 
 def play(history: History, *, reencode: bool = False) -> list[Release | Duplicate]:
-    session, outcomes = Session(), []
+    session, outcomes = SessionOrder(), []
     for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
         for watermark_ms in watermarks:
             outcomes += session.expire(watermark_ms, history.policy)
@@ -250,7 +250,7 @@ def crash_and_go_on(
     history: History, state: SessionState, handled: set[object], acknowledged: set[object]
 ) -> list[tuple[Seen, bytes]]:
     """A new owner: the committed state, and the stream again without what was handled or acknowledged."""
-    session, outcomes = Session(decode_state(encode_state(state))), []
+    session, outcomes = SessionOrder(decode_state(encode_state(state))), []
     for arrival in history.arrivals:
         if arrival.payload not in handled and arrival.payload not in acknowledged:
             outcomes += session.arrive(arrival, history.policy)
@@ -277,7 +277,7 @@ def test_a_crash_after_any_release_changes_nothing(history: History) -> None:
 
 def true_releases(arrivals: tuple[Arrival, ...], true: set[object]) -> list[tuple[int, Seen]]:
     """What is released of those that are meant, and when."""
-    session, got = Session(), []
+    session, got = SessionOrder(), []
     for arrival in arrivals:
         got += [(arrival.arrived_ms, one) for one in released([*session.arrive(arrival, PLAIN)])]
     for late_ms in range(1, GAP_MS + 2_000):

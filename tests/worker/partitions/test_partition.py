@@ -160,7 +160,7 @@ def test_no_number_in_the_reason_of_what_cannot_be_decoded():
 
 def test_an_entry_deleted_while_it_was_pending():
     partition = make()
-    partition.lost_while_pending("5-1", START_MS)
+    partition.take_in_deleted("5-1", START_MS)
     commit = partition.take_commit()
     (letter,) = map(decode_dead_letter, commit.dead)
     assert (letter.code, letter.entry_id, letter.callback) == ("entry_gone", "5-1", b"")
@@ -347,7 +347,7 @@ def test_a_held_event_keeps_its_session_in_memory():
 def test_a_bury_wants_a_commit():
     partition = make()
     assert not partition.wants_commit
-    partition.lost_while_pending("1-1", 0)
+    partition.take_in_deleted("1-1", 0)
     assert partition.wants_commit
     assert partition.group == "workers"
 

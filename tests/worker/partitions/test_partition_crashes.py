@@ -89,7 +89,7 @@ class History:
                 if (body := redis.stream.get(entry_id.encode())) is None:
                     redis.pending.discard(entry_id)  # as XAUTOCLAIM does
                     redis.gone |= {entry_id}
-                    self.owner.lost_while_pending(entry_id, START_MS)
+                    self.owner.take_in_deleted(entry_id, START_MS)
                 else:
                     page.append((entry_id.encode(), body))
             self.feed(page, pending=True)
