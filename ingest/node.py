@@ -133,11 +133,11 @@ class IngestNode:
             stack.push_async_callback(self._stop_http)
             self._closing = stack.pop_all()
         if self._settings.verify == "off":
-            _log.warning("signatures are not verified (MASKLINE_VERIFY=off): anybody can send callbacks")
+            _log.warning("signature verification off")
         most = for_clients(descriptors_max())
         if most < CONNECTIONS_MAX:
-            _log.warning("few file descriptors: raise the hard limit (ulimit -Hn)", connections_max=most)
-        _log.info("ingest takes callbacks", url=self.url, admin=self.admin_url)
+            _log.warning("few file descriptors", connections_max=most)
+        _log.info("ingest started", url=self.url, admin=self.admin_url)
 
     async def stop(self) -> None:
         """Say that it stops, and go on taking callbacks for MASKLINE_STOP_DELAY_MS, until all who send them know.
@@ -147,7 +147,7 @@ class IngestNode:
         self._stopping = True
         self._http.announce_stop()
         if delay_ms := self._settings.stop_delay_ms:
-            _log.info("ingest is about to stop and still takes callbacks", delay_ms=delay_ms)
+            _log.info("ingest stopping", delay_ms=delay_ms)
             await asyncio.sleep(delay_ms / 1000)
         self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
@@ -171,7 +171,7 @@ class IngestNode:
     async def _stop_http(self) -> None:
         await self._listener.close()
         await self._http.drain(self._settings.stop_timeout_ms / 1000)
-        _log.info("ingest has stopped", taken=self.metrics.taken)
+        _log.info("ingest stopped", taken=self.metrics.taken)
 
     async def _finish_drain(self) -> None:
         await self._drain.finish(self._stop_by - asyncio.get_running_loop().time())

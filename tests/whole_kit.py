@@ -37,7 +37,7 @@ def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
 
     def listens() -> Any:
         assert process.poll() is None, log.read_text()
-        return re.search(r'takes callbacks.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
+        return re.search(r'ingest started.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
 
     try:
         yield wait_until(listens, within_s=PATIENCE_S, what="ingest to listen")[1]

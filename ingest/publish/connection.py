@@ -171,7 +171,7 @@ class PublisherConnection:
         durability_doubt = await check_durability(redis, self._settings, self._honest)
         if durability_doubt and durability_doubt != self.durability_doubt:
             _log.warning(
-                "Redis may not do what MASKLINE_DURABILITY asks", redis=self.address,
+                "redis durability doubtful", redis=self.address,
                 durability=self._settings.durability, reason=durability_doubt,
             )  # fmt: skip
         self.durability_doubt = durability_doubt
@@ -189,9 +189,9 @@ class PublisherConnection:
 
     def _say_slow(self) -> None:
         if self.publisher.slow:
-            _log.warning("Redis is slow", redis=self.address, reason=self.slowness)
+            _log.warning("redis slow", redis=self.address, reason=self.slowness)
         elif self.publisher.ready:
-            _log.info("Redis answers in time again", redis=self.address)
+            _log.info("redis latency recovered", redis=self.address)
 
     def _on_unavailable(self, reason: str, cause: Exception | None = None) -> None:
         self.redis = None
@@ -199,9 +199,10 @@ class PublisherConnection:
         self.misconfigured = isinstance(cause, ConfigError)
         now = monotonic()
         if reason != self.error or now >= self._say_again_at:  # once per reason, not once per try
-            operator = isinstance(cause, (ConfigError, RedisRefusesError))
-            log = _log.error if operator else _log.warning
-            log("callbacks cannot go to Redis and are spooled", redis=self.address, reason=reason)
+            if isinstance(cause, (ConfigError, RedisRefusesError)):
+                _log.error("redis unavailable", redis=self.address, reason=reason)
+            else:
+                _log.warning("redis unavailable", redis=self.address, reason=reason)
             self._say_again_at = now + SAY_AGAIN_S
         self.error = reason
         self._on_trouble()

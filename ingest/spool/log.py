@@ -24,57 +24,55 @@ class SpoolLog:
     def found(self, callbacks: int, adopted: int) -> None:
         """At the start."""
         self._begin()
-        _log.info("the spool holds callbacks from before", callbacks=callbacks, left_by_others=adopted)
+        _log.info("spooled callbacks found", callbacks=callbacks, left_by_others=adopted)
 
     def at_risk(self, directory: Path, why: str) -> None:
         """At the start."""
-        _log.warning(
-            "the spool does not outlive a crash: put it on a volume", directory=str(directory), reason=why
-        )
+        _log.warning("spool not durable", directory=str(directory), reason=why)
 
     def spooling(self, reason: str) -> None:
         if self._since is None:
             self._begin()
-            _log.warning("callbacks go to the spool", reason=reason)
+            _log.warning("spooling started", reason=reason)
 
     def drained(self, callbacks: int, left: int) -> None:
         now = monotonic()
         self._drained += callbacks
         if not left:
             lasted_s = round(now - (now if self._since is None else self._since), 1)
-            _log.info("the spool is drained", callbacks=self._drained, lasted_s=lasted_s)
+            _log.info("spool drained", callbacks=self._drained, lasted_s=lasted_s)
             self._since = None
         elif now >= self._progress_at:
             self._progress_at = now + PROGRESS_INTERVAL_S
-            _log.info("the spool is being drained", callbacks=self._drained, left=left)
+            _log.info("spool draining", callbacks=self._drained, left=left)
 
     def refused(self, code: str, callbacks: int) -> None:
-        _log.warning("Redis refuses spooled callbacks, they are kept", reason=code, callbacks=callbacks)
+        _log.warning("spooled callbacks refused", reason=code, callbacks=callbacks)
 
     def unwell(self, error: SpoolError) -> None:
-        _log.error("the spool cannot take callbacks", code=error.code, reason=error.detail)
+        _log.error("spool failed", code=error.code, reason=error.detail)
 
     def well(self) -> None:
-        _log.info("the spool can take callbacks again")
+        _log.info("spool recovered")
 
     def damaged(self, name: str) -> None:
-        _log.error("a damaged spool file was set aside: recover it with SQLite's tools", file=name)
+        _log.error("spool file damaged", file=name)
 
     def strayed(self, name: str, callbacks: int) -> None:
-        _log.error("the spool's file is gone from its path", file=name, callbacks=callbacks)
+        _log.error("spool file displaced", file=name, callbacks=callbacks)
 
     def ended(self, name: str, lost: int) -> None:
         if lost:
-            _log.error("callbacks were lost with a spool file that was removed", file=name, callbacks=lost)
+            _log.error("spooled callbacks lost", file=name, callbacks=lost)
         else:
-            _log.info("a spool file that was gone from its path is done with", file=name)
+            _log.info("displaced spool file closed", file=name)
 
     def stopped(self, callbacks: int) -> None:
         if callbacks:
-            _log.warning("callbacks stay in the spool, the next start takes them up", callbacks=callbacks)
+            _log.warning("callbacks left in spool", callbacks=callbacks)
 
     def hangs(self) -> None:
-        _log.error("the spool was not closed, the disk does not answer")
+        _log.error("spool not closed")
 
     def _begin(self) -> None:
         self._since = monotonic()

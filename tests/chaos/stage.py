@@ -45,7 +45,7 @@ RETENTION_S = 20
 """Short, so that there is something to trim while entries are open."""
 
 _JOURNAL = re.compile(rf"spool-{NAMESPACE}-(\d+)\.db(-wal|-shm|)$")
-_STARTED = {"ingest": '"event":"ingest takes callbacks"', "worker": '"event":"worker started"'}
+_STARTED = {"ingest": '"event":"ingest started"', "worker": '"event":"worker started"'}
 
 
 class Node:

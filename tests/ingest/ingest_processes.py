@@ -41,7 +41,7 @@ class Process:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log += line
-            if found := re.search(r'takes callbacks.*"url":"http://[^/"]+:(\d+)/', line):
+            if found := re.search(r'ingest started.*"url":"http://[^/"]+:(\d+)/', line):
                 return int(found[1])
         raise AssertionError("it ended before it took callbacks")
 

@@ -128,7 +128,7 @@ def test_ingest_and_dev_start_beside_the_users_modules(redis_server, namespace, 
             if "dev" in command:
                 assert process.wait(60) == 0, log.read_text()
             else:
-                wait_until(lambda: "takes callbacks" in log.read_text(), within_s=20, what="ingest to start")
+                wait_until(lambda: "ingest started" in log.read_text(), within_s=20, what="ingest to start")
                 process.terminate()
                 assert process.wait(20) == 0, log.read_text()
     assert executed(project) == []

@@ -50,7 +50,7 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         assert it.metrics.connects == 1  # nobody has cut it
         details = it.pool.details()
         assert (details["takes"], details["slow"]) == (False, True)
-        assert details["reason"].startswith("Redis is slow")
+        assert details["reason"].startswith("redis slow")
         assert it.metrics.batch_failures == {"redis_timeout": 1}
         await proxy.heal()
         assert await it.store("s", b"the drain finds out that it is quick again") == ""

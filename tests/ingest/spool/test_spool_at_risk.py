@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from maskline.ingest.node import IngestNode
 from maskline.runtime import mounts
 
-WARNING = "the spool does not outlive a crash: put it on a volume"
+WARNING = "spool not durable"
 
 
 @pytest.fixture
