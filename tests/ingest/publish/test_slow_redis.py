@@ -50,7 +50,7 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         assert it.metrics.connects == 1  # nobody has cut it
         details = it.pool.details()
         assert (details["takes"], details["slow"]) == (False, True)
-        assert details["reason"].startswith("redis slow")
+        assert details["reason"].startswith("Redis is slow")
         assert it.metrics.batch_failures == {"redis_timeout": 1}
         await proxy.heal()
         assert await it.store("s", b"the drain finds out that it is quick again") == ""
@@ -69,8 +69,10 @@ async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, 
         await until(lambda: not it.publisher.connected)
         assert await it.store_all("s", values) == {""}
         pages = []
-        append = it.publisher.append
-        monkeypatch.setattr(it.publisher, "append", lambda rows: pages.append(len(rows)) or append(rows))
+        publish_page = it.publisher.publish_page
+        monkeypatch.setattr(
+            it.publisher, "publish_page", lambda rows: pages.append(len(rows)) or publish_page(rows)
+        )
         await proxy.heal()
         proxy.delay(0.1)  # each way, and a request waits 500 ms
         await until(lambda: not it.spool.callbacks)
