@@ -23,8 +23,8 @@ READ_BLOCK_MS: Final = 1_000
 class Arrivals:
     """The place of each callback among its session's, since `start`."""
 
-    def __init__(self, link: PipelinedConnection, keys: Keys, partitions: int) -> None:
-        self._link = link
+    def __init__(self, connection: PipelinedConnection, keys: Keys, partitions: int) -> None:
+        self._connection = connection
         self._streams = [keys.callbacks(partition) for partition in range(partitions)]
         self._cursors: dict[str, str] = {}
         self._counts: OrderedDict[str, int] = OrderedDict()
@@ -36,7 +36,7 @@ class Arrivals:
     async def start(self) -> None:
         """Note where the streams end: everything after that is an arrival."""
         packed = b"".join(pack("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in self._streams)
-        replies = await self._link.send(packed, len(self._streams))
+        replies = await self._connection.send(packed, len(self._streams))
         for stream, reply in zip(self._streams, replies, strict=True):
             self._cursors[stream] = reply[0][0].decode() if reply else "0-0"
 
@@ -44,7 +44,7 @@ class Arrivals:
         """Read along until the connection is lost or the task cancelled."""
         while True:
             try:
-                reply = await self._link.execute(
+                reply = await self._connection.execute(
                     "XREAD",
                     "COUNT",
                     READ_COUNT,

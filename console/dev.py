@@ -181,15 +181,15 @@ class Dev:
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
         """A view that writes until everything else has stopped."""
-        store = RedisEndpoint(settings)
-        if store.is_cluster:
+        endpoint = RedisEndpoint(settings)
+        if endpoint.is_cluster:
             raise ConfigError("MASKLINE_REDIS_URL: maskline dev works with one server, not with a cluster")
         try:
-            link = await store.connect("maskline-dev")
+            connection = await endpoint.connect("maskline-dev")
         except RedisUnavailableError as error:
             raise ConfigError(f"MASKLINE_REDIS_URL: {error}") from None
-        stack.callback(link.close)
-        arrivals = Arrivals(link, Keys(settings.namespace, settings.group), settings.partitions)
+        stack.callback(connection.close)
+        arrivals = Arrivals(connection, Keys(settings.namespace, settings.group), settings.partitions)
         await arrivals.start()
         view = View(self._console, arrivals, lambda: _counts(arrivals, self._worker))
         tasks = [asyncio.create_task(arrivals.run()), asyncio.create_task(view.run())]

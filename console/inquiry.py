@@ -43,39 +43,41 @@ def about(key: str, *arguments: Argument) -> Question:
 class Servers:
     """Connections to every server that has partitions: one, or a cluster's primaries."""
 
-    def __init__(self, links: Mapping[Server | None, PipelinedConnection], slots: SlotMap | None) -> None:
-        self._links = links
+    def __init__(
+        self, connections: Mapping[Server | None, PipelinedConnection], slots: SlotMap | None
+    ) -> None:
+        self._connections = connections
         self._slots = slots
 
-    def link(self, key: str | None) -> PipelinedConnection:
+    def of_key(self, key: str | None) -> PipelinedConnection:
         """Raises RedisUnavailableError where the cluster has nobody for the key."""
         if self._slots is None or key is None:
-            return next(iter(self._links.values()))
+            return next(iter(self._connections.values()))
         server = self._slots.server_of(key)
         if server is None:
             raise RedisUnavailableError("the cluster has slots that no node serves")
-        return self._links[server]
+        return self._connections[server]
 
     @property
     def addresses(self) -> list[str]:
         """The addresses that the names of the servers have led to, as ip:port."""
-        return [link.route.address for link in self._links.values() if link.route is not None]
+        return [connection.address for connection in self._connections.values()]
 
     def close(self) -> None:
-        for link in self._links.values():
-            link.close()
+        for connection in self._connections.values():
+            connection.close()
 
 
-async def connect(store: RedisEndpoint, name: str) -> Servers:
-    slots = await store.find()
-    links: dict[Server | None, PipelinedConnection] = {}
+async def connect(endpoint: RedisEndpoint, name: str) -> Servers:
+    slots = await endpoint.find_slots()
+    connections: dict[Server | None, PipelinedConnection] = {}
     try:
         for server in (None,) if slots is None else slots.primaries:
-            links[server] = await store.connect(name, server=server)
+            connections[server] = await endpoint.connect(name, server=server)
     except BaseException:
-        Servers(links, slots).close()
+        Servers(connections, slots).close()
         raise
-    return Servers(links, slots)
+    return Servers(connections, slots)
 
 
 class Inquiry:
@@ -94,14 +96,14 @@ class Inquiry:
         """The replies in order, an error reply as hiredis.ReplyError in its place."""
         replies: list[Any] = []
         for start in range(0, len(questions), COMMANDS_MAX):
-            by_link: dict[PipelinedConnection, list[int]] = {}
+            by_connection: dict[PipelinedConnection, list[int]] = {}
             part = questions[start : start + COMMANDS_MAX]
             for place, question in enumerate(part):
-                by_link.setdefault(self._servers.link(question.key), []).append(place)
+                by_connection.setdefault(self._servers.of_key(question.key), []).append(place)
             answers: list[Any] = [None] * len(part)
-            for link, places in by_link.items():
+            for connection, places in by_connection.items():
                 packed = b"".join(part[place].packed for place in places)
-                for place, reply in zip(places, await link.send(packed, len(places)), strict=True):
+                for place, reply in zip(places, await connection.send(packed, len(places)), strict=True):
                     answers[place] = reply
             replies += answers
         return replies
@@ -112,14 +114,14 @@ def ask(question: Callable[[Inquiry], Awaitable[int]]) -> int:
     settings = with_server(load_settings())
 
     async def body(_stop: asyncio.Event) -> int:
-        store = RedisEndpoint(settings)
+        endpoint = RedisEndpoint(settings)
         try:
-            servers = await connect(store, "maskline-console")
+            servers = await connect(endpoint, "maskline-console")
         except RedisRefusesError as error:
             raise ConfigError(str(error)) from None  # for a command, which does not wait, a setting is wrong
         try:
             partitions = await _read_layout(servers, settings)
-            return await question(Inquiry(servers, settings, partitions, store.address))
+            return await question(Inquiry(servers, settings, partitions, endpoint.address))
         finally:
             servers.close()
 
@@ -139,7 +141,7 @@ def with_server(settings: Settings) -> Settings:
 async def _read_layout(servers: Servers, settings: Settings) -> int:
     """The partitions; the key of the number tokens is taken over, so that they equal those in the logs."""
     key = Keys(settings.namespace).layout
-    (reply,) = await servers.link(key).send(pack("HMGET", key, "partitions", "token_key"), 1)
+    (reply,) = await servers.of_key(key).send(pack("HMGET", key, "partitions", "token_key"), 1)
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"Redis does not say how it is laid out: {reply}")
     partitions, token_key = reply

@@ -98,7 +98,7 @@ class ServerConnections:
     @property
     def connected_to(self) -> str:
         """Which of the name's addresses the connections lead to, as ip:port; empty while there are none."""
-        return "" if self.commands is None or self.commands.route is None else self.commands.route.address
+        return "" if self.commands is None else self.commands.address
 
     @property
     def up(self) -> bool:
@@ -110,7 +110,7 @@ class ServerConnections:
         if self._task is None:
             self._task = self._tasks.start("connection to Redis", self._keep_connected)
 
-    async def tried(self) -> None:
+    async def wait_first_attempt(self) -> None:
         """Wait for the first try, CONNECT_TIMEOUT_S at most.
 
         Raises ConfigError where the settings contradict what Redis holds. Even then it goes on trying until `stop`.
@@ -174,8 +174,8 @@ class ServerConnections:
         try:
             self.commands = await self._endpoint.connect(self._name, self._lost.set, server=self._server)
             reads = await self._open_others(self.commands)
-            await self._namespace_check.pass_(self.commands, self._server)
-            await self._monitor.accept(self.commands, self.address)
+            await self._namespace_check.check(self.commands, self._server)
+            await self._monitor.require_supported(self.commands, self.address)
             await load_scripts(self.commands)
             self.reads_client_id = int(await reads.execute("CLIENT", "ID"))
         except BaseException:
@@ -333,7 +333,7 @@ class WorkerConnections:
     @property
     def error(self) -> str:
         """What is wrong, in a line; empty if nothing is."""
-        errors = [self._cluster.trouble]
+        errors = [self._cluster.error]
         errors += [f"{c.address}: {c.error}" if self.is_cluster else c.error for c in self._cluster]
         return "; ".join(filter(None, errors))
 
@@ -345,13 +345,13 @@ class WorkerConnections:
     @property
     def up(self) -> bool:
         """Every server can be used."""
-        return not self._cluster.trouble and all(server.up for server in self._cluster)
+        return not self._cluster.error and all(server.up for server in self._cluster)
 
     def _connected(self) -> Iterator[tuple[str, PipelinedConnection | None]]:
         return ((server.address, server.commands if server.up else None) for server in self._cluster)
 
     def _refresh_map(self) -> None:
-        self._cluster.stale()
+        self._cluster.request_refresh()
 
     def _server_of_key(self, key: str) -> Server | None:
         return self._cluster.server_of(key)

@@ -40,15 +40,24 @@ class PublisherConnection:
     """
 
     def __init__(
-        self, settings: Settings, store: RedisEndpoint, server: Server | None, gate: NamespaceCheck, inspection:
-        ServerMonitor, publisher: Publisher, metrics: Metrics, tasks: BackgroundTasks, *, name: str, on_trouble:
-        Callable[[], None],
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        endpoint: RedisEndpoint,
+        server: Server | None,
+        namespace_check: NamespaceCheck,
+        monitor: ServerMonitor,
+        publisher: Publisher,
+        metrics: Metrics,
+        tasks: BackgroundTasks,
+        *,
+        name: str,
+        on_trouble: Callable[[], None],
+    ) -> None:
         self._settings = settings
-        self._store = store
+        self._endpoint = endpoint
         self._server = server
-        self._gate = gate
-        self._inspection = inspection
+        self._namespace_check = namespace_check
+        self._monitor = monitor
         self._metrics = metrics
         self._tasks = tasks
         self._name = name
@@ -72,12 +81,12 @@ class PublisherConnection:
 
     @property
     def address(self) -> str:
-        return str(self._server) if self._server is not None else self._store.address
+        return str(self._server) if self._server is not None else self._endpoint.address
 
     @property
     def connected_to(self) -> str:
         """Which of the name's addresses the connection leads to, as ip:port; empty while there is none."""
-        return "" if self.redis is None or self.redis.route is None else self.redis.route.address
+        return "" if self.redis is None else self.redis.address
 
     @property
     def up(self) -> bool:
@@ -88,7 +97,7 @@ class PublisherConnection:
         if self._task is None:
             self._task = self._tasks.start("connection to Redis", self._keep_connected)
 
-    async def tried(self) -> None:
+    async def wait_first_attempt(self) -> None:
         """Wait for the first try, START_TIMEOUT_S at most.
 
         Raises ConfigError where the settings contradict the layout in Redis; even then it goes on trying until `stop`.
@@ -115,10 +124,10 @@ class PublisherConnection:
         if self.redis is not None:  # after a fault of ours
             self.redis.close()
         self._lost.clear()
-        redis = await self._store.connect(self._name, self._lost.set, server=self._server)
+        redis = await self._endpoint.connect(self._name, self._lost.set, server=self._server)
         try:
-            await self._gate.pass_(redis, self._server)
-            await self._inspection.demand(redis, self.address)
+            await self._namespace_check.check(redis, self._server)
+            await self._monitor.require_safe(redis, self.address)
             await self._check_durability(redis)
             self.publisher.attach(redis)
         except BaseException:

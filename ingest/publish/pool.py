@@ -31,13 +31,13 @@ class PublisherPool:
         self._name = name
         self._partitions = settings.partitions
         self._on_refused: OnRefused | None = None
-        self._store = RedisEndpoint(settings)
-        self._gate = NamespaceCheck(settings, self._keeper_of)
-        self._inspection = ServerMonitor(tasks)
+        self._endpoint = RedisEndpoint(settings)
+        self._namespace_check = NamespaceCheck(settings, self._server_of)
+        self._monitor = ServerMonitor(tasks)
         # Of a partition whose server is not known it is the same as of one whose server is away.
         self._nowhere = Publisher(settings, metrics, in_flight)
         self._cluster: Cluster[PublisherConnection] = Cluster(
-            self._store, Keys(settings.namespace), settings.partitions, tasks, self._new_connection
+            self._endpoint, Keys(settings.namespace), settings.partitions, tasks, self._new_connection
         )
 
     async def start(self) -> None:
@@ -45,11 +45,11 @@ class PublisherPool:
 
         Raises ConfigError where the settings contradict the layout in Redis.
         """
-        self._inspection.start(self._links, PipelinedConnection.close)
+        self._monitor.start(self._links, PipelinedConnection.close)
         await self._cluster.start()
 
     async def stop(self) -> None:
-        await self._inspection.stop()
+        await self._monitor.stop()
         await self._cluster.stop()
 
     def set_fallback(self, on_refused: OnRefused) -> None:
@@ -84,7 +84,7 @@ class PublisherPool:
     @property
     def all_ready(self) -> bool:
         """Whether every partition's callbacks are taken."""
-        return not self._cluster.trouble and all(publisher.ready for publisher in self.publishers)
+        return not self._cluster.error and all(publisher.ready for publisher in self.publishers)
 
     @property
     def can_drain(self) -> bool:
@@ -94,7 +94,7 @@ class PublisherPool:
     @property
     def connected(self) -> bool:
         """To every server there is."""
-        return not self._cluster.trouble and all(connection.up for connection in self._cluster)
+        return not self._cluster.error and all(connection.up for connection in self._cluster)
 
     @property
     def misconfigured(self) -> bool:
@@ -104,24 +104,24 @@ class PublisherPool:
     def details(self) -> dict[str, Any]:
         """For /readyz."""
         details: dict[str, Any] = {
-            "address": self._store.address,
+            "address": self._endpoint.address,
             "connected_to": [connection.connected_to for connection in self._cluster if connection.up],
             "connected": self.connected,
             "takes": self.all_ready,
             "slow": any(publisher.slow for publisher in self.publishers),
         }
-        reasons = [self._cluster.trouble]
+        reasons = [self._cluster.error]
         for connection in self._cluster:
             reason = connection.error or connection.slowness or connection.publisher.breaker.reason
             if reason:
-                reasons.append(f"{connection.address}: {reason}" if self._store.is_cluster else reason)
+                reasons.append(f"{connection.address}: {reason}" if self._endpoint.is_cluster else reason)
         if reason := "; ".join(filter(None, reasons)):
             details["reason"] = reason
         if doubts := sorted(
             {connection.durability_doubt for connection in self._cluster if connection.durability_doubt}
         ):
             details["durability_doubts"] = doubts
-        return details | {"servers": self._inspection.details()}
+        return details | {"servers": self._monitor.details()}
 
     # Inside
 
@@ -130,15 +130,15 @@ class PublisherPool:
         if self._on_refused is not None:
             publisher.on_refused = self._on_refused
         return PublisherConnection(
-            self._settings, self._store, server, self._gate, self._inspection, publisher, self._metrics,
-            self._tasks, name=self._name, on_trouble=self._stale,
+            self._settings, self._endpoint, server, self._namespace_check, self._monitor, publisher, self._metrics,
+            self._tasks, name=self._name, on_trouble=self._request_refresh,
         )  # fmt: skip
 
-    def _keeper_of(self, key: str) -> Server | None:
+    def _server_of(self, key: str) -> Server | None:
         return self._cluster.server_of(key)
 
-    def _stale(self) -> None:
-        self._cluster.stale()
+    def _request_refresh(self) -> None:
+        self._cluster.request_refresh()
 
     def _links(self) -> Iterator[tuple[str, PipelinedConnection | None]]:
         return ((connection.address, connection.redis) for connection in self._cluster)

@@ -23,21 +23,21 @@ FAILED_MAX: Final = 1024
 """Addresses remembered as failed: more than any installation has, while names lead to ever new ones."""
 
 
-class Route(NamedTuple):
-    """One way to a server."""
+class ServerAddress(NamedTuple):
+    """One address that a server's name leads to."""
 
     server: Server
     info: AddrInfoType | None
     """What the resolver says; None for a socket in the file system."""
 
     @property
-    def address(self) -> str:
+    def text(self) -> str:
         """As `10.0.0.7:6379`; the path of a socket in the file system."""
         return str(self.server) if self.info is None else str(Server(*self.info[4][:2]))
 
     def __str__(self) -> str:
         """For logs: as it is named, and the address where that is another."""
-        named, address = str(self.server), self.address
+        named, address = str(self.server), self.text
         return named if named == address else f"{named} ({address})"
 
 
@@ -49,21 +49,21 @@ class Addresses:
         """By socket address: when it failed last, as a place in the order of failures."""
         self._count = itertools.count(1)
 
-    async def of(self, server: Server) -> list[Route]:
+    async def of(self, server: Server) -> list[ServerAddress]:
         """The routes to a server, best first; at least one. Raises OSError or UnicodeError for a name without any."""
         if not server.port:
-            return [Route(server, None)]
+            return [ServerAddress(server, None)]
         infos = _numeric(server) or await asyncio.get_running_loop().getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM
         )
         infos = sorted(dict.fromkeys(infos), key=lambda info: self._failed.get(info[4], 0))
-        return [Route(server, info) for info in infos[:ADDRESSES_MAX]]
+        return [ServerAddress(server, info) for info in infos[:ADDRESSES_MAX]]
 
-    async def open(self, routes: Sequence[Route]) -> tuple[socket.socket | None, Route]:
+    async def open(self, addresses: Sequence[ServerAddress]) -> tuple[socket.socket | None, ServerAddress]:
         """A connected socket to the first that answers; None for one in the file system. Raises OSError."""
-        infos = [route.info for route in routes if route.info is not None]
+        infos = [server_address.info for server_address in addresses if server_address.info is not None]
         if not infos:
-            return None, routes[0]
+            return None, addresses[0]
         try:
             sock = await start_connection(infos, happy_eyeballs_delay=ADDRESS_DELAY_S, interleave=0)
         except RuntimeError as error:  # as uvloop has it
@@ -74,17 +74,17 @@ class Addresses:
             sock.close()
             raise
         place = next((place for place, info in enumerate(infos) if info[4][:2] == peer), 0)
-        for passed in routes[:place]:
+        for passed in addresses[:place]:
             self.failed(passed)
-        return sock, routes[place]
+        return sock, addresses[place]
 
-    def failed(self, route: Route) -> None:
+    def failed(self, server_address: ServerAddress) -> None:
         """Try the others first."""
-        if route.info is None:
+        if server_address.info is None:
             return
         if len(self._failed) >= FAILED_MAX:
             self._failed.clear()
-        self._failed[route.info[4]] = next(self._count)
+        self._failed[server_address.info[4]] = next(self._count)
 
 
 def _numeric(server: Server) -> Sequence[AddrInfoType]:

@@ -41,39 +41,44 @@ class ClusterPrimary(Protocol):
     def start(self) -> None:
         """Connect, and go on trying in the background until `stop`; nothing where it was started before."""
 
-    async def tried(self) -> None:
+    async def wait_first_attempt(self) -> None:
         """Wait, bounded, for the end of the first try. Raises ConfigError where waiting cannot help."""
 
     async def stop(self) -> None: ...
 
 
-S = TypeVar("S", bound=ClusterPrimary)
+PrimaryT = TypeVar("PrimaryT", bound=ClusterPrimary)
 
 
-class Cluster(Generic[S]):
-    """`make(server)` makes what is kept for a server, None being the only one there is.
+class Cluster(Generic[PrimaryT]):
+    """`make_primary(server)` makes what is kept for a server, None being the only one there is.
 
     `tasks`: keep the map. `on_change`: the map has changed.
     """
 
     def __init__(
-        self, store: RedisEndpoint, keys: Keys, partitions: int, tasks: BackgroundTasks, make: Callable[[Server |
-        None], S], on_change: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
-        self._store = store
+        self,
+        endpoint: RedisEndpoint,
+        keys: Keys,
+        partitions: int,
+        tasks: BackgroundTasks,
+        make_primary: Callable[[Server | None], PrimaryT],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._endpoint = endpoint
         self._keys = keys
         self._partitions = partitions
         self._tasks = tasks
-        self._make = make
+        self._make_primary = make_primary
         self._on_change = on_change
-        self._by_server: dict[Server, S] = {}
-        self._only: S | None = None if store.is_cluster else make(None)
+        self._by_server: dict[Server, PrimaryT] = {}
+        self._only: PrimaryT | None = None if endpoint.is_cluster else make_primary(None)
         self._slots: SlotMap | None = None
-        self._of_partition: list[S | None] = [self._only] * partitions
-        self._stale = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._of_partition: list[PrimaryT | None] = [self._only] * partitions
+        self._refresh_due = asyncio.Event()
+        self._refresh_task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self.trouble = "" if self._only is not None else "the cluster was not found yet"
+        self.error = "" if self._only is not None else "the cluster was not found yet"
         """Why the map is not known; empty where it is."""
 
     async def start(self) -> None:
@@ -83,34 +88,34 @@ class Cluster(Generic[S]):
         """
         if self._only is not None:
             self._only.start()
-            await self._only.tried()
+            await self._only.wait_first_attempt()
             return
         try:
             async with asyncio.timeout(FIND_TIMEOUT_S):
-                slots = await self._store.find()
-            self._take(slots)
+                slots = await self._endpoint.find_slots()
+            self._apply(slots)
         except (RedisUnavailableError, TimeoutError) as error:
-            self.trouble = str(error) or f"no node has answered within {FIND_TIMEOUT_S:g} s"
-            _log.warning("cluster lookup failed", reason=self.trouble)
+            self.error = str(error) or f"no node has answered within {FIND_TIMEOUT_S:g} s"
+            _log.warning("cluster lookup failed", reason=self.error)
         finally:
-            self._keeper = self._tasks.start("cluster map", self._keep)
-        await asyncio.gather(*(shard.tried() for shard in self))
+            self._refresh_task = self._tasks.start("cluster map", self._refresh_loop)
+        await asyncio.gather(*(primary.wait_first_attempt() for primary in self))
 
     async def stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        await asyncio.gather(*(shard.stop() for shard in self), *self._leaving)
+        if self._refresh_task is not None:
+            self._refresh_task.cancel()
+            await asyncio.gather(self._refresh_task, return_exceptions=True)
+        await asyncio.gather(*(primary.stop() for primary in self), *self._leaving)
 
-    def __iter__(self) -> Iterator[S]:
+    def __iter__(self) -> Iterator[PrimaryT]:
         """All servers', those that have no partition any more among them until they are stopped."""
         return iter((self._only,) if self._only is not None else tuple(self._by_server.values()))
 
-    def of_partition(self, partition: int) -> S | None:
+    def of_partition(self, partition: int) -> PrimaryT | None:
         """None while nobody is known to have it."""
         return self._of_partition[partition]
 
-    def of_key(self, key: str) -> S | None:
+    def of_key(self, key: str) -> PrimaryT | None:
         """Of a key that belongs to no partition."""
         if self._only is not None:
             return self._only
@@ -121,52 +126,52 @@ class Cluster(Generic[S]):
         """The cluster's node that has a key; None while nobody knows, and where there is no cluster."""
         return None if self._slots is None else self._slots.server_of(key)
 
-    def stale(self) -> None:
+    def request_refresh(self) -> None:
         """A server says that a key is not there, or cannot be reached: ask for the map again."""
-        self._stale.set()
+        self._refresh_due.set()
 
     # Inside
 
-    async def _keep(self) -> None:
+    async def _refresh_loop(self) -> None:
         while True:
-            well = not self.trouble and all(shard.up for shard in self)
+            well = not self.error and all(primary.up for primary in self)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S if well else 2 * REFRESH_MIN_S):
-                    await self._stale.wait()
-            self._stale.clear()
+                    await self._refresh_due.wait()
+            self._refresh_due.clear()
             try:
-                self._take(await self._store.find())
+                self._apply(await self._endpoint.find_slots())
             except RedisUnavailableError as error:
-                if str(error) != self.trouble:
+                if str(error) != self.error:
                     _log.warning("cluster slots refresh failed", reason=str(error))
-                self.trouble = str(error)
+                self.error = str(error)
             except Exception:
-                self._stale.set()  # whoever goes on with this asks at once
+                self._refresh_due.set()  # whoever goes on with this asks at once
                 raise
             await asyncio.sleep(REFRESH_MIN_S)
 
-    def _take(self, slots: SlotMap | None) -> None:
+    def _apply(self, slots: SlotMap | None) -> None:
         if slots is None:
             return
         self._slots = slots
         for server in slots.primaries:
             if server not in self._by_server:
-                self._by_server[server] = self._make(server)
+                self._by_server[server] = self._make_primary(server)
         gone = [server for server in self._by_server if server not in slots.primaries]
         leaving = [self._by_server.pop(server) for server in gone]
         owners = [slots.server_of(self._keys.callbacks(number)) for number in range(self._partitions)]
         before = self._of_partition
         self._of_partition = [None if owner is None else self._by_server[owner] for owner in owners]
-        self.trouble = "" if slots.complete else "the cluster has slots that no node serves"
+        self.error = "" if slots.complete else "the cluster has slots that no node serves"
         if before != self._of_partition:
             _log.info("cluster slots loaded", primaries=[str(server) for server in slots.primaries])
             self._on_change()
-        for shard in leaving:
-            task = self._tasks.start("server that left", shard.stop)
+        for primary in leaving:
+            task = self._tasks.start("server that left", primary.stop)
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
-        for shard in self._by_server.values():
+        for primary in self._by_server.values():
             try:
-                shard.start()
+                primary.start()
             except Exception as error:  # noqa: BLE001 - the others start all the same, and it again with the next map
                 self._tasks.failed("cluster map", error)

@@ -11,8 +11,8 @@ from typing import Final, Literal
 import hiredis
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.addresses import Route
-from maskline.runtime.redis.dial import Dialer, Entry, refused
+from maskline.runtime.redis.addresses import ServerAddress
+from maskline.runtime.redis.dial import ConnectionOptions, Dialer, refused
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.sentinels import SENTINELS_TIMEOUT_S, find_primary
 from maskline.runtime.redis.slots import SlotMap, read_slots
@@ -59,7 +59,7 @@ class RedisEndpoint:
     def is_cluster(self) -> bool:
         return self._url.kind == "cluster"
 
-    async def find(self) -> SlotMap | None:
+    async def find_slots(self) -> SlotMap | None:
         """The cluster's servers by their slots; None where there is no cluster, and one server has everything.
 
         Raises RedisUnavailableError where no node answers.
@@ -89,9 +89,14 @@ class RedisEndpoint:
         raise type(why or RedisUnavailableError())(f"no node of the cluster answers: {why}")
 
     async def connect(
-        self, name: str, on_lost: Callable[[], None] | None = None, *, server: Server | None = None,
-        timeout_s: float = CONNECT_TIMEOUT_S, beside: PipelinedConnection | None = None,
-    ) -> PipelinedConnection:  # fmt: skip
+        self,
+        name: str,
+        on_lost: Callable[[], None] | None = None,
+        *,
+        server: Server | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+        beside: PipelinedConnection | None = None,
+    ) -> PipelinedConnection:
         """Open a connection, logged in, on the right database, named `name` in CLIENT LIST.
 
         `server`: the cluster's node to connect to. `beside`: a connection whose server this one must lead to as well,
@@ -101,9 +106,13 @@ class RedisEndpoint:
         Raises RedisUnavailableError where Redis cannot be reached, RedisRefusesError where it refuses the log-in or the
         database: not before MASKLINE_REDIS_URL_FILE was read again, as a password may have changed.
         """
-        if beside is not None and beside.route is not None:
+        if beside is not None and beside.server_address is not None:
             return await self._dial(
-                beside.route.server, name, on_lost, timeout_s=timeout_s, route=beside.route
+                beside.server_address.server,
+                name,
+                on_lost,
+                timeout_s=timeout_s,
+                server_address=beside.server_address,
             )
         used = self._url
         try:
@@ -152,27 +161,27 @@ class RedisEndpoint:
         url = self._url
 
         async def connect(sentinel: Server) -> PipelinedConnection:
-            entry = Entry(url.tls, url.sentinel_login)
-            return await self._dialer.dial(sentinel, entry, timeout_s=SENTINELS_TIMEOUT_S)
+            options = ConnectionOptions(url.tls, url.sentinel_login)
+            return await self._dialer.dial(sentinel, options, timeout_s=SENTINELS_TIMEOUT_S)
 
         primary, agreed = await find_primary(url.servers, url.service, connect)
         if not agreed:
             _log.warning("sentinel majority unreachable", primary=str(primary))
-        link = await self._dial(primary, name, on_lost)
-        if await _is_primary(link, with_replica=not agreed):
-            return link
-        link.close()
+        connection = await self._dial(primary, name, on_lost)
+        if await _is_primary(connection, with_replica=not agreed):
+            return connection
+        connection.close()
         raise RedisUnavailableError(
             f"the primary of {url.service} cannot be found: {primary} is no primary (yet)"
             + ("" if agreed else ", or has no replica, and only a minority of the Sentinels can be reached")
         )
 
     async def _ask_slots(self, server: Server) -> SlotMap:
-        link = await self._dial(server, "", timeout_s=ASK_TIMEOUT_S)
+        connection = await self._dial(server, "", timeout_s=ASK_TIMEOUT_S)
         try:
-            (reply,) = await link.send(pack("CLUSTER", "SLOTS"), 1, timeout_s=ASK_TIMEOUT_S)
+            (reply,) = await connection.send(pack("CLUSTER", "SLOTS"), 1, timeout_s=ASK_TIMEOUT_S)
         finally:
-            link.close()
+            connection.close()
         if isinstance(reply, hiredis.ReplyError):
             raise refused(f"the node at {server}", str(reply))
         try:
@@ -184,11 +193,18 @@ class RedisEndpoint:
         return slots
 
     async def _dial(
-        self, server: Server, name: str, on_lost: Callable[[], None] | None = None, *,
-        timeout_s: float = CONNECT_TIMEOUT_S, route: Route | None = None,
-    ) -> PipelinedConnection:  # fmt: skip
-        entry = Entry(self._url.tls, self._url.login, self._url.database, name)
-        return await self._dialer.dial(server, entry, on_lost, timeout_s=timeout_s, route=route)
+        self,
+        server: Server,
+        name: str,
+        on_lost: Callable[[], None] | None = None,
+        *,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+        server_address: ServerAddress | None = None,
+    ) -> PipelinedConnection:
+        options = ConnectionOptions(self._url.tls, self._url.login, self._url.database, name)
+        return await self._dialer.dial(
+            server, options, on_lost, timeout_s=timeout_s, server_address=server_address
+        )
 
 
 def reconnect_delay_s(attempt: int, chance: float) -> float:
@@ -198,17 +214,17 @@ def reconnect_delay_s(attempt: int, chance: float) -> float:
     return ceiling * (0.5 + 0.5 * chance)
 
 
-async def _is_primary(link: PipelinedConnection, *, with_replica: bool) -> bool:
+async def _is_primary(connection: PipelinedConnection, *, with_replica: bool) -> bool:
     """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet.
 
     `with_replica`: only one that has a replica will do.
     """
     try:
-        (role,) = await link.send(
+        (role,) = await connection.send(
             pack("ROLE"), 1, timeout_s=CONNECT_TIMEOUT_S
         )  # as for the rest: it may be slow
     except BaseException as error:
-        link.close()
+        connection.close()
         if isinstance(error, RedisUnavailableError):
             return False
         raise

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import hiredis
 
-from maskline.runtime.redis.addresses import Addresses, Route
+from maskline.runtime.redis.addresses import Addresses, ServerAddress
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.runtime.redis.url import Login, Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
@@ -30,7 +30,7 @@ _LOGIN_REFUSED: Final = (
 )
 
 
-class Entry(NamedTuple):
+class ConnectionOptions(NamedTuple):
     """How to enter a server."""
 
     tls: ssl.SSLContext | None
@@ -47,10 +47,17 @@ class Dialer:
         self._addresses = Addresses()
 
     async def dial(
-        self, server: Server, entry: Entry, on_lost: Callable[[], None] | None = None, *, timeout_s: float,
-        route: Route | None = None,
-    ) -> PipelinedConnection:  # fmt: skip
-        """A connection that has entered. `route`: the only way to try. `on_lost`: called once, when it has ended.
+        self,
+        server: Server,
+        options: ConnectionOptions,
+        on_lost: Callable[[], None] | None = None,
+        *,
+        timeout_s: float,
+        server_address: ServerAddress | None = None,
+    ) -> PipelinedConnection:
+        """Connect to `server` within `timeout_s` and log in.
+
+        `server_address`: the only address to try. `on_lost`: called once, when the connection ends after its log-in.
 
         Raises RedisUnavailableError where no address answers in time, RedisRefusesError where one refuses.
         """
@@ -59,51 +66,57 @@ class Dialer:
         deadline = loop.time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline):
-                routes = await self._addresses.of(server) if route is None else [route]
-                while routes:
-                    sock, tried = await self._addresses.open(routes)
-                    share_s = max((deadline - loop.time()) / len(routes), SHARE_MIN_S)
+                addresses = await self._addresses.of(server) if server_address is None else [server_address]
+                while addresses:
+                    sock, tried = await self._addresses.open(addresses)
+                    share_s = max((deadline - loop.time()) / len(addresses), SHARE_MIN_S)
                     try:
-                        async with asyncio.timeout(share_s if len(routes) > 1 else None):
-                            return await self._enter(sock, tried, entry, on_lost)
+                        async with asyncio.timeout(share_s if len(addresses) > 1 else None):
+                            return await self._enter(sock, tried, options, on_lost)
                     except (OSError, TimeoutError, RedisUnavailableError) as error:
                         failures.add(tried, error, share_s)
                     self._addresses.failed(tried)
-                    routes.remove(tried)
+                    addresses.remove(tried)
         except (OSError, TimeoutError, UnicodeError) as error:  # UnicodeError: of a host that is no name
             failures.add(None, error, timeout_s)
         raise failures.sum()
 
     async def _enter(
-        self, sock: socket.socket | None, route: Route, entry: Entry, on_lost: Callable[[], None] | None
+        self,
+        sock: socket.socket | None,
+        server_address: ServerAddress,
+        options: ConnectionOptions,
+        on_lost: Callable[[], None] | None,
     ) -> PipelinedConnection:
         entered = False
 
         def lost() -> None:
-            self._addresses.failed(route)
+            self._addresses.failed(server_address)
             if entered and on_lost is not None:
                 on_lost()
 
         loop = asyncio.get_running_loop()
         if sock is None:
-            _, link = await loop.create_unix_connection(lambda: PipelinedConnection(lost), route.server.host)
+            _, connection = await loop.create_unix_connection(
+                lambda: PipelinedConnection(lost), server_address.server.host
+            )
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            named = route.server.host if entry.tls is not None else None
-            _, link = await loop.create_connection(
-                lambda: PipelinedConnection(lost), sock=sock, ssl=entry.tls, server_hostname=named
+            named = server_address.server.host if options.tls is not None else None
+            _, connection = await loop.create_connection(
+                lambda: PipelinedConnection(lost), sock=sock, ssl=options.tls, server_hostname=named
             )
-        link.route = route
+        connection.server_address = server_address
         try:
-            await _log_in(link, route, entry)
+            await _log_in(connection, server_address, options)
         except BaseException:
-            link.close()
+            connection.close()
             raise
-        if not link.connected:
-            raise RedisUnavailableError(f"Redis at {route} closed the connection at once")
+        if not connection.connected:
+            raise RedisUnavailableError(f"Redis at {server_address} closed the connection at once")
         entered = True
-        return link
+        return connection
 
 
 def refused(who: str, reply: str) -> RedisUnavailableError:
@@ -117,20 +130,22 @@ def refused(who: str, reply: str) -> RedisUnavailableError:
     return RedisUnavailableError(f"{who} refuses: {reply}")
 
 
-async def _log_in(link: PipelinedConnection, route: Route, entry: Entry) -> None:
+async def _log_in(
+    connection: PipelinedConnection, server_address: ServerAddress, options: ConnectionOptions
+) -> None:
     commands: list[bytes] = []
-    username, password = entry.login
+    username, password = options.login
     if username or password:  # a user without a password is one with `nopass`
         commands.append(pack("AUTH", *filter(None, (username,)), password))
-    if entry.database:
-        commands.append(pack("SELECT", entry.database))
-    if entry.name:
-        commands.append(pack("CLIENT", "SETNAME", entry.name))
+    if options.database:
+        commands.append(pack("SELECT", options.database))
+    if options.name:
+        commands.append(pack("CLIENT", "SETNAME", options.name))
     if not commands:
         return
-    for reply in await link.send(b"".join(commands), len(commands)):
+    for reply in await connection.send(b"".join(commands), len(commands)):
         if isinstance(reply, hiredis.ReplyError):
-            raise refused(f"Redis at {route}", str(reply))
+            raise refused(f"Redis at {server_address}", str(reply))
 
 
 class _Failures:
@@ -141,8 +156,8 @@ class _Failures:
         self._errors: list[RedisUnavailableError] = []
         self._reasons: list[str] = []
 
-    def add(self, route: Route | None, error: Exception, timeout_s: float) -> None:
-        where = "" if route is None else f"{route.address}: "
+    def add(self, server_address: ServerAddress | None, error: Exception, timeout_s: float) -> None:
+        where = "" if server_address is None else f"{server_address.text}: "
         if isinstance(error, RedisUnavailableError):
             self._errors.append(error)
             self._reasons.append(where + str(error))

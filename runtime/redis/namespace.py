@@ -21,7 +21,7 @@ AGREE_TIMEOUT_S: Final = 1.0
 them are opened at once."""
 
 
-async def check_namespace(link: PipelinedConnection, settings: Settings) -> None:
+async def check_namespace(connection: PipelinedConnection, settings: Settings) -> None:
     """Agree with every other node on the layout, which the first node ever started writes down.
 
     Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
@@ -29,7 +29,7 @@ async def check_namespace(link: PipelinedConnection, settings: Settings) -> None
     RedisUnavailableError where Redis refuses, or answers what is no layout.
     """
     key = Keys(settings.namespace).layout
-    replies = await link.send(
+    replies = await connection.send(
         pack("HSETNX", key, "partitions", settings.partitions)
         + pack("HSETNX", key, "version", LAYOUT_VERSION)
         + pack("HSETNX", key, "token_key", secrets.token_bytes(TOKEN_KEY_BYTES))
@@ -65,22 +65,22 @@ async def check_namespace(link: PipelinedConnection, settings: Settings) -> None
 class NamespaceCheck:
     """Nothing is sent to any server before the layout was agreed on, once; and again whenever its server comes back.
 
-    `keeper_of(key)`: the cluster's node that has a key, None while nobody knows.
+    `server_of(key)`: the cluster's node that has a key, None while nobody knows.
     """
 
-    def __init__(self, settings: Settings, keeper_of: Callable[[str], Server | None] | None = None) -> None:
+    def __init__(self, settings: Settings, server_of: Callable[[str], Server | None] | None = None) -> None:
         self._settings = settings
         self._key = Keys(settings.namespace).layout
-        self._keeper_of = keeper_of
+        self._server_of = server_of
         self._agreed = asyncio.Event()
 
-    async def pass_(self, link: PipelinedConnection, server: Server | None) -> None:
+    async def check(self, connection: PipelinedConnection, server: Server | None) -> None:
         """Called with every new connection.
 
         Raises ConfigError where the layout contradicts the settings, RedisUnavailableError where it cannot be read yet.
         """
-        if server is None or self._keeper_of is None or self._keeper_of(self._key) == server:
-            await check_namespace(link, self._settings)
+        if server is None or self._server_of is None or self._server_of(self._key) == server:
+            await check_namespace(connection, self._settings)
             self._agreed.set()
             return
         try:

@@ -1,14 +1,14 @@
 """One pipelined connection to Redis: bytes out in one write a loop tick, replies back in order.
 
 redis-py sends a command, or a pipeline, and waits for its reply; intake and dispatch instead have many batches under
-way on one connection. A Link takes commands that are already packed, writes whatever gathered during a loop tick with
-one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2, since none of the replies
-read here gains by RESP3.
+way on one connection. This connection takes commands that are already packed, writes what gathered during a loop tick
+with one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2: none of the replies read
+here gains by RESP3.
 
 A deadline counts silence, not the time to the last byte of a reply: through a thin pipe a big one may take a minute,
 and cutting it would only have it sent again. What counts as progress stands at PROGRESS_MIN_BYTES.
 
-A Link never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
+It never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
 (`runtime.redis.connect`). Which commands were carried out before the loss is unknown, so what is sent must bear a
 repeat.
 """
@@ -26,7 +26,7 @@ from typing import Any, Final, cast
 import hiredis
 from redis.exceptions import ResponseError
 
-from maskline.runtime.redis.addresses import Route
+from maskline.runtime.redis.addresses import ServerAddress
 from maskline.schemas.errors import RedisUnavailableError
 
 Argument = bytes | str | int
@@ -81,8 +81,8 @@ class PipelinedConnection(asyncio.Protocol):
         self._on_lost = on_lost
         self._context = contextvars.copy_context()
         """Of what follows, whoever sends: a user's code may have bound log values in its own."""
-        self.route: Route | None = None
-        """Where it leads."""
+        self.server_address: ServerAddress | None = None
+        """Where it leads; None before it is connected."""
         self.timed_out = False
         """It ended because the server did not answer in time."""
         self.received_bytes = 0
@@ -97,7 +97,13 @@ class PipelinedConnection(asyncio.Protocol):
         self._moved_at = 0.0
 
     @property
+    def address(self) -> str:
+        """Where it leads, as `10.0.0.7:6379` or the path of a socket; empty before it is connected."""
+        return "" if self.server_address is None else self.server_address.text
+
+    @property
     def connected(self) -> bool:
+        """Whether commands can be sent."""
         return self._transport is not None and self._lost is None
 
     # What callers use
@@ -224,7 +230,7 @@ class PipelinedConnection(asyncio.Protocol):
             self._transport.abort()
         waiting, self._waiting = self._waiting, deque()
         self._out.clear()
-        # Half of a huge reply may lie there, for as long as somebody holds on to this link.
+        # Half of a huge reply may lie there, for as long as somebody holds on to this connection.
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         for batch in waiting:
             batch.replies = []

@@ -41,7 +41,7 @@ NAMES_TIMEOUT_S: Final = 0.5
 NO_EPOCH: Final = -1
 
 
-class Answer(NamedTuple):
+class SentinelReply(NamedTuple):
     """What a Sentinel says."""
 
     sentinel: Server
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
     """Of its configuration, greater with every failover; NO_EPOCH where it does not tell."""
 
 
-class Primary(NamedTuple):
+class FoundPrimary(NamedTuple):
     server: Server
     agreed: bool
     """A majority of the Sentinels names it."""
@@ -62,7 +62,7 @@ class _UselessError(RedisUnavailableError):
 
 async def find_primary(
     sentinels: Sequence[Server], service: str, connect: Callable[[Server], Awaitable[PipelinedConnection]]
-) -> Primary:
+) -> FoundPrimary:
     """Ask all of them.
 
     Raises RedisUnavailableError where they name none, RedisRefusesError where some refuse to tell.
@@ -70,7 +70,7 @@ async def find_primary(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SENTINELS_TIMEOUT_S
     tasks = {asyncio.ensure_future(_ask(one, service, connect)): one for one in sentinels}
-    pending, answers, failures = set(tasks), list[Answer](), list[RedisUnavailableError]()
+    pending, answers, failures = set(tasks), list[SentinelReply](), list[RedisUnavailableError]()
     try:
         while pending and (left_s := deadline - loop.time()) > 0:
             done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -87,15 +87,15 @@ async def find_primary(
         await asyncio.gather(*pending, return_exceptions=True)
     answers = await _in_one_form(answers)
     if (agreed := by_majority(answers, len(sentinels))) is not None:
-        return Primary(agreed, agreed=True)
+        return FoundPrimary(agreed, agreed=True)
     if not any(isinstance(error, (_UselessError, RedisRefusesError)) for error in failures):
         named = {answer.primary for answer in answers}
         if len(named) == 1 and len(answers) <= len(sentinels) // 2:
-            return Primary(named.pop(), agreed=False)
+            return FoundPrimary(named.pop(), agreed=False)
     raise _nobody(service, answers, failures, [tasks[task] for task in pending])
 
 
-def by_majority(answers: Sequence[Answer], configured: int) -> Server | None:
+def by_majority(answers: Sequence[SentinelReply], configured: int) -> Server | None:
     """The server that more than half of those configured name, if nobody knows better."""
     votes = Counter(answer.primary for answer in answers)
     for server, count in votes.items():
@@ -106,7 +106,7 @@ def by_majority(answers: Sequence[Answer], configured: int) -> Server | None:
     return None
 
 
-async def _in_one_form(answers: Sequence[Answer]) -> list[Answer]:
+async def _in_one_form(answers: Sequence[SentinelReply]) -> list[SentinelReply]:
     """The same answers, each server in the form in which most, or the first of them, name it."""
     named = [server for server, _ in Counter(answer.primary for answer in answers).most_common()]
     if len(named) < 2:
@@ -131,14 +131,14 @@ async def _addresses(server: Server) -> set[tuple[str, int]]:
 
 async def _ask(
     sentinel: Server, service: str, connect: Callable[[Server], Awaitable[PipelinedConnection]]
-) -> Answer:
-    link = await connect(sentinel)
+) -> SentinelReply:
+    connection = await connect(sentinel)
     try:
         # Two requests that go out together: whoever does not answer the second has answered the first.
-        address = link.send(
+        address = connection.send(
             pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service), 1, timeout_s=SENTINELS_TIMEOUT_S
         )
-        state = link.send(pack("SENTINEL", "MASTER", service), 1, timeout_s=SENTINELS_TIMEOUT_S)
+        state = connection.send(pack("SENTINEL", "MASTER", service), 1, timeout_s=SENTINELS_TIMEOUT_S)
         (reply,) = await address
         if isinstance(reply, hiredis.ReplyError):
             error = refused(f"the Sentinel at {sentinel}", str(reply))
@@ -149,9 +149,9 @@ async def _ask(
             primary = Server(reply[0].decode(), int(reply[1]))
         except (ValueError, TypeError, LookupError, AttributeError):
             raise _UselessError(f"the Sentinel at {sentinel} answers no address") from None
-        return Answer(sentinel, primary, await _epoch(state))
+        return SentinelReply(sentinel, primary, await _epoch(state))
     finally:
-        link.close()
+        connection.close()
 
 
 async def _epoch(state: asyncio.Future[list[Any]]) -> int:
@@ -165,7 +165,7 @@ async def _epoch(state: asyncio.Future[list[Any]]) -> int:
 
 def _nobody(
     service: str,
-    answers: Sequence[Answer],
+    answers: Sequence[SentinelReply],
     failures: Sequence[RedisUnavailableError],
     silent: Sequence[Server],
 ) -> RedisUnavailableError:

@@ -5,9 +5,9 @@
 - Every finding is one line that names what was found, what it costs and what to do.
 - What a server does not tell (an ACL, a managed service) is not guessed: it is left out, and a warning names it.
 
-For callers: `report = await inspect_server(link)` once for every connection (one round trip), log `report.errors` and
-`report.warnings` by `code` and `text`, and put `report.details()` into the JSON of /readyz. With several servers, as
-in a cluster, each has its own report; no text says which server it is about. `judge` is the pure part.
+For callers: `report = await inspect_server(connection)` once for every connection (one round trip), log
+`report.errors` and `report.warnings` by `code` and `text`, and put `report.details()` into the JSON of /readyz. With
+several servers, as in a cluster, each has its own report; no text says which server it is about. `judge` is pure.
 """
 
 import dataclasses
@@ -74,13 +74,13 @@ class ServerReport:
         }
 
 
-async def inspect_server(link: PipelinedConnection) -> ServerReport:
+async def inspect_server(connection: PipelinedConnection) -> ServerReport:
     """Ask a server about itself, in one round trip.
 
     Raises RedisUnavailableError where the connection is lost meanwhile; a server that refuses to tell is no failure.
     """
     asked = [pack("INFO", section) for section in SECTIONS] + [pack("CONFIG", "GET", "save")]
-    *sections, configured = await link.send(b"".join(asked), len(asked))
+    *sections, configured = await connection.send(b"".join(asked), len(asked))
     info: dict[str, str] = {}
     for section in sections:
         if isinstance(section, bytes):

@@ -29,9 +29,9 @@ class ServerMonitor:
         self._task: asyncio.Task[None] | None = None
         self._reports: dict[str, ServerReport] = {}
 
-    async def inspect(self, link: PipelinedConnection, address: str) -> ServerReport:
+    async def inspect(self, connection: PipelinedConnection, address: str) -> ServerReport:
         """Ask a server about itself and log what is new. Raises RedisUnavailableError if the connection is lost."""
-        report = await inspect_server(link)
+        report = await inspect_server(connection)
         before = self._reports.get(address)
         self._reports[address] = report
         known = {finding.code for finding in before.findings} if before is not None else set()
@@ -46,28 +46,28 @@ class ServerMonitor:
             _log.info("redis check recovered", redis=address, codes=sorted(gone))
         return report
 
-    async def accept(self, link: PipelinedConnection, address: str) -> None:
+    async def require_supported(self, connection: PipelinedConnection, address: str) -> None:
         """Inspect, and raise RedisUnavailableError for a server that cannot be worked with at all."""
-        report = await self.inspect(link, address)
+        report = await self.inspect(connection, address)
         if report.too_old is not None:
             raise RedisUnavailableError(f"Redis at {address}: {report.too_old.text}")
 
-    async def demand(self, link: PipelinedConnection, address: str) -> None:
+    async def require_safe(self, connection: PipelinedConnection, address: str) -> None:
         """Inspect, and raise RedisUnavailableError for what endangers callbacks: none may go there."""
-        report = await self.inspect(link, address)
+        report = await self.inspect(connection, address)
         if report.errors:
             raise RedisUnavailableError(f"Redis at {address}: {report.errors[0].text}")
 
     def start(
         self,
-        links: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
+        connections: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
         on_error: Callable[[PipelinedConnection], None] | None = None,
     ) -> None:
         """Inspect the servers there are, by address and connection, if there is one, until `stop`.
 
         `on_error`: called for the connection to a server that endangers callbacks.
         """
-        self._task = self._tasks.start("inspection", partial(self._run, links, on_error))
+        self._task = self._tasks.start("inspection", partial(self._run, connections, on_error))
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -76,25 +76,32 @@ class ServerMonitor:
 
     async def _run(
         self,
-        links: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
+        connections: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
         on_error: Callable[[PipelinedConnection], None] | None,
     ) -> None:
         while True:
             await asyncio.sleep(INSPECT_INTERVAL_S)
-            present = dict(links())
+            present = dict(connections())
             self._reports = {
                 address: report for address, report in self._reports.items() if address in present
             }
-            there = [(link, address) for address, link in present.items() if link is not None]
-            await asyncio.gather(*(self._look(link, address, on_error) for link, address in there))
+            there = [
+                (connection, address) for address, connection in present.items() if connection is not None
+            ]
+            await asyncio.gather(
+                *(self._look(connection, address, on_error) for connection, address in there)
+            )
 
     async def _look(
-        self, link: PipelinedConnection, address: str, on_error: Callable[[PipelinedConnection], None] | None
+        self,
+        connection: PipelinedConnection,
+        address: str,
+        on_error: Callable[[PipelinedConnection], None] | None,
     ) -> None:
         try:
-            report = await self.inspect(link, address)
+            report = await self.inspect(connection, address)
             if report.errors and on_error is not None:
-                on_error(link)
+                on_error(connection)
         except RedisUnavailableError:
             return
         except Exception as error:  # noqa: BLE001 - what one server says keeps no other from being looked at

@@ -22,14 +22,14 @@ from maskline.worker.node import WorkerNode
 
 
 async def status_of(settings):
-    store = RedisEndpoint(settings)
-    link = await store.connect("test")
+    endpoint = RedisEndpoint(settings)
+    connection = await endpoint.connect("test")
     try:
         return await read_status(
-            Inquiry(Servers({None: link}, None), settings, settings.partitions, store.address)
+            Inquiry(Servers({None: connection}, None), settings, settings.partitions, endpoint.address)
         )
     finally:
-        link.close()
+        connection.close()
 
 
 async def until(settings, condition):

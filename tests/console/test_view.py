@@ -98,8 +98,8 @@ async def test_arrivals_are_numbered_per_session(redis_server, namespace):
             return client.xadd(keys.callbacks(partition), {CALLBACK_FIELD: value}).decode()
 
     before = add("a", 0)
-    link = await RedisEndpoint(settings).connect("test")
-    arrivals = Arrivals(link, keys, 2)
+    connection = await RedisEndpoint(settings).connect("test")
+    arrivals = Arrivals(connection, keys, 2)
     await arrivals.start()
     task = asyncio.create_task(arrivals.run())
     first, other, second = add("a", 0), add("b", 1), add("a", 0)
@@ -112,7 +112,7 @@ async def test_arrivals_are_numbered_per_session(redis_server, namespace):
     assert await arrivals.place("b", other, timeout_s=5) == 1
     assert await arrivals.place("a", before, timeout_s=0.01) is None
     assert arrivals.total == 5
-    link.close()
+    connection.close()
     await task
     # Nobody waits for what can no longer come.
     async with asyncio.timeout(1):

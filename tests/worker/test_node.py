@@ -60,9 +60,9 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
         crew.put_all(first)
         await asyncio.wait_for(reached.wait(), 10)
 
-        gone, heir = cluster._only, cluster._make(None)
+        gone, heir = cluster._only, cluster._make_primary(None)
         heir.start()
-        await heir.tried()
+        await heir.wait_first_attempt()
         cluster._of_partition = [heir] * 2
         if stays:
             monkeypatch.setattr(cluster, "of_key", lambda _: heir)

@@ -12,7 +12,7 @@ def pack_arguments(*arguments: Argument) -> bytes:
 
 
 def packed_command(count: int, *packed: bytes) -> bytes:
-    """A command for a Link, made of `count` packed arguments; its name is the first."""
+    """A command for a PipelinedConnection, made of `count` packed arguments; its name is the first."""
     return b"*%d\r\n%b" % (count, b"".join(packed))
 
 

@@ -1,6 +1,6 @@
 """The Lua scripts of `lua/`, one typed function each: what they are given and what they answer stands in their heads.
 
-Commands are packed for a Link; several of them travel in one round trip.
+Commands are packed for a PipelinedConnection; several of them travel in one round trip.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ _SHA: Final = {
 }
 
 
-async def load_scripts(link: PipelinedConnection) -> None:
+async def load_scripts(connection: PipelinedConnection) -> None:
     """Make the scripts known to the server; once for every connection, since a restarted server forgets them."""
-    replies = await link.send(
+    replies = await connection.send(
         b"".join(pack("SCRIPT", "LOAD", source) for source in _SOURCES.values()), len(_SOURCES)
     )
     for reply in replies:

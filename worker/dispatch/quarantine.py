@@ -136,18 +136,18 @@ class Quarantine:
 
     def note(self, partition: Partition, marks: Sequence[tuple[str, Mark]]) -> None:
         """Write marks and do not wait for it. What gets lost costs an event a closer look, no more."""
-        link = self._connections.commands(partition.number)
-        if link is not None and not partition.lost:
-            link.send(scripts.mark(self._keys, partition.number, partition.lease_value, marks), 1)
+        connection = self._connections.commands(partition.number)
+        if connection is not None and not partition.lost:
+            connection.send(scripts.mark(self._keys, partition.number, partition.lease_value, marks), 1)
 
     async def _mark(self, partition: Partition, field: str, mark: Mark) -> None:
         """Write a mark and wait until Redis has it, and the lease is surely held; cancelled where that is over."""
         packed = scripts.mark(self._keys, partition.number, partition.lease_value, [(field, mark)])
         while True:
-            link = await self._connections.commands_ready(partition.number)
+            connection = await self._connections.commands_ready(partition.number)
             reason = "the lease is in doubt"
             try:
-                (reply,) = await link.send(packed, 1)
+                (reply,) = await connection.send(packed, 1)
             except RedisUnavailableError as error:
                 reply, reason = None, str(error)
             if reply == 1 and lease_clock() < partition.lease_until:

@@ -237,8 +237,8 @@ class PartitionManager:
         del self._acquiring[connection]
 
     async def _acquire_at(self, connection: ServerConnections, numbers: Sequence[int]) -> None:
-        link, incarnation = connection.leases, connection.incarnation
-        if link is None or not link.connected:
+        lease_connection, incarnation = connection.leases, connection.incarnation
+        if lease_connection is None or not lease_connection.connected:
             return
         sent_at = lease_clock()
         packed = [
@@ -249,7 +249,7 @@ class PartitionManager:
             for number in numbers
         ]  # fmt: skip
         try:
-            replies = await link.send(b"".join(packed), len(packed), timeout_s=self._life_s)
+            replies = await lease_connection.send(b"".join(packed), len(packed), timeout_s=self._life_s)
         except RedisUnavailableError:
             return  # what was taken by it lapses, or is found to be ours no more than anybody's
         for number, reply in zip(numbers, replies, strict=True):

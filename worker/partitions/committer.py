@@ -83,15 +83,15 @@ class Committer:
 
     def _send(self, partitions: Iterable[Partition]) -> None:
         """Send the commits under way of these partitions, those of one server together."""
-        by_link: dict[PipelinedConnection, list[Partition]] = {}
+        by_connection: dict[PipelinedConnection, list[Partition]] = {}
         packed: dict[PipelinedConnection, list[bytes]] = {}
         now = self._loop.time()
         for partition in partitions:
             commit = partition.commit_in_flight
             if commit is None or partition.lost:
                 continue
-            link = self._connections.verified_commands(partition.number, partition.verified_at)
-            if link is None:
+            connection = self._connections.verified_commands(partition.number, partition.verified_at)
+            if connection is None:
                 self._repeat(partition)
                 continue
             look_up = now >= partition.look_up_at
@@ -105,10 +105,10 @@ class Committer:
                 self._on_fault("commits", error)
                 self._on_fenced(partition)
                 continue
-            by_link.setdefault(link, []).append(partition)
-            packed.setdefault(link, []).append(one)
-        for link, those in by_link.items():
-            replies = link.send(b"".join(packed[link]), len(those), at_once=True)
+            by_connection.setdefault(connection, []).append(partition)
+            packed.setdefault(connection, []).append(one)
+        for connection, those in by_connection.items():
+            replies = connection.send(b"".join(packed[connection]), len(those), at_once=True)
             replies.add_done_callback(partial(self._answered, those))
 
     def _repeat(self, partition: Partition) -> None:

@@ -53,23 +53,23 @@ class DeadLetters:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        by_link: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
+        by_connection: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
         owned = [partition.number for partition in self._partitions()]
         self._seen = {number: seen for number, seen in self._seen.items() if number in set(owned)}
         for number in owned:
-            if (link := self._connections.commands(number)) is not None:
-                by_link[link].append(number)
-        for link, numbers in by_link.items():
+            if (connection := self._connections.commands(number)) is not None:
+                by_connection[connection].append(number)
+        for connection, numbers in by_connection.items():
             for first in range(0, len(numbers), TRIP_PARTITIONS_MAX):
-                await self._look_at(link, numbers[first : first + TRIP_PARTITIONS_MAX])
+                await self._look_at(connection, numbers[first : first + TRIP_PARTITIONS_MAX])
 
-    async def _look_at(self, link: PipelinedConnection, numbers: Sequence[int]) -> None:
+    async def _look_at(self, connection: PipelinedConnection, numbers: Sequence[int]) -> None:
         asked = b"".join(
             pack("XLEN", key) + pack("MEMORY", "USAGE", key, "SAMPLES", 1)
             for key in map(self._keys.dead, numbers)
         )
         try:
-            replies = await link.send(asked, 2 * len(numbers))
+            replies = await connection.send(asked, 2 * len(numbers))
         except RedisUnavailableError:
             return
         for number, count, size in zip(numbers, replies[::2], replies[1::2], strict=True):

@@ -75,13 +75,13 @@ class HistoryVerifier:
             yield connection, partition
 
     async def _verify(self, connection: ServerConnections, partitions: list[Partition]) -> None:
-        link, incarnation = connection.commands, connection.incarnation
-        if link is None or not connection.up:
+        commands, incarnation = connection.commands, connection.incarnation
+        if commands is None or not connection.up:
             return
         for first in range(0, len(partitions), ASKED_MAX):
             some = partitions[first : first + ASKED_MAX]
             seen = [self._begin(partition) for partition in some]
-            replies = await self._ask(connection, link, some, seen)
+            replies = await self._ask(connection, commands, some, seen)
             diverged: list[Partition] = []
             for partition, one, (fence, found) in zip(some, seen, replies, strict=False):
                 if partition.lost or isinstance(fence, hiredis.ReplyError):
@@ -111,7 +111,7 @@ class HistoryVerifier:
     async def _ask(
         self,
         connection: ServerConnections,
-        link: PipelinedConnection,
+        commands: PipelinedConnection,
         partitions: list[Partition],
         seen: list[Seen],
     ) -> list[tuple[Any, Any]]:
@@ -121,7 +121,7 @@ class HistoryVerifier:
             for partition, one in zip(partitions, seen, strict=True)
         ]
         try:
-            replies = await link.send(b"".join(packed), 2 * len(packed))
+            replies = await commands.send(b"".join(packed), 2 * len(packed))
         except RedisUnavailableError:
             return []
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")

@@ -86,11 +86,13 @@ class Retention:
         while True:
             await asyncio.sleep(ROUND_S / STEPS)
             due = self._due(sorted(self._partitions(), key=lambda partition: partition.number))
-            by_link: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
+            by_connection: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
             for number in due:
-                if (link := self._connections.commands(number)) is not None:
-                    by_link[link].append(number)
-            await asyncio.gather(*(self._trim(link, numbers) for link, numbers in by_link.items()))
+                if (connection := self._connections.commands(number)) is not None:
+                    by_connection[connection].append(number)
+            await asyncio.gather(
+                *(self._trim(connection, numbers) for connection, numbers in by_connection.items())
+            )
             self._warn()
 
     def _due(self, owned: Sequence[Partition]) -> list[int]:
@@ -104,7 +106,7 @@ class Retention:
         self._next += count
         return [partition.number for partition in owned[first : first + count]]
 
-    async def _trim(self, link: PipelinedConnection, numbers: Sequence[int]) -> None:
+    async def _trim(self, connection: PipelinedConnection, numbers: Sequence[int]) -> None:
         packed = [
             scripts.trim(
                 self._keys, number, retention_ms=self._retention_ms, keep=self._keep, at_most=TRIM_MAX
@@ -112,7 +114,7 @@ class Retention:
             for number in numbers
         ]
         try:
-            replies = await link.send(b"".join(packed), len(packed))
+            replies = await connection.send(b"".join(packed), len(packed))
         except RedisUnavailableError:
             return
         for number, reply in zip(numbers, replies, strict=True):

@@ -204,14 +204,17 @@ class Reader:
 
     def _ask(self, decoded: Iterable[tuple[Batch, DecodedBatch]]) -> list[_Asked]:
         """Ask for the states of sessions that are not in memory, in one trip to each server."""
-        by_link: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
+        by_connection: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
         for batch, one in decoded:
-            if one.unknown and (link := self._connections.commands(batch.partition.number)) is not None:
-                by_link.setdefault(link, []).append((batch.partition, one.unknown))
+            if (
+                one.unknown
+                and (lease_connection := self._connections.commands(batch.partition.number)) is not None
+            ):
+                by_connection.setdefault(lease_connection, []).append((batch.partition, one.unknown))
         return [
             _Asked(
                 wanted,
-                link.send(
+                lease_connection.send(
                     b"".join(
                         get_states(self._keys, partition.number, unknown) for partition, unknown in wanted
                     ),
@@ -219,7 +222,7 @@ class Reader:
                     at_once=True,
                 ),
             )
-            for link, wanted in by_link.items()
+            for lease_connection, wanted in by_connection.items()
         ]
 
     async def _answers(self, asked: Iterable[_Asked]) -> dict[Partition, Mapping[str, bytes | None]]:

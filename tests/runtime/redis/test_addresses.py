@@ -12,7 +12,13 @@ import pytest
 from servers import binary_of
 from tls_kit import Certificates, TlsServer
 
-from maskline.runtime.redis.addresses import ADDRESS_DELAY_S, ADDRESSES_MAX, FAILED_MAX, Addresses, Route
+from maskline.runtime.redis.addresses import (
+    ADDRESS_DELAY_S,
+    ADDRESSES_MAX,
+    FAILED_MAX,
+    Addresses,
+    ServerAddress,
+)
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.runtime.redis.url import Server
@@ -72,55 +78,55 @@ async def silent(address: str, port: int) -> AsyncIterator[None]:
             writer.transport.abort()
 
 
-def store(port: int, scheme: str = "redis", login: str = "", query: str = "") -> RedisEndpoint:
+def endpoint(port: int, scheme: str = "redis", login: str = "", query: str = "") -> RedisEndpoint:
     return RedisEndpoint(Settings(redis_url=f"{scheme}://{login}{NAME}:{port}/0{query}"))
 
 
 async def timed(found: RedisEndpoint, **more: Any) -> tuple[PipelinedConnection, float]:
     began = time.monotonic()
-    link = await found.connect("test", **more)
-    return link, time.monotonic() - began
+    connection = await found.connect("test", **more)
+    return connection, time.monotonic() - began
 
 
-def led_to(link: PipelinedConnection) -> str:
-    assert link.route is not None
-    return link.route.address
+def led_to(connection: PipelinedConnection) -> str:
+    assert connection.server_address is not None
+    return connection.server_address.text
 
 
 async def test_a_dead_first_address_costs_a_fraction_of_a_second_once(redis_server, resolve):
     resolve(DEAD, THIRD, ALIVE)  # nobody listens on the third at all
-    found = store(redis_server.port)
+    found = endpoint(redis_server.port)
     with dead(DEAD, redis_server.port):
         first, took_s = await timed(found)
         assert ADDRESS_DELAY_S * 0.9 < took_s < 2
         second, again_s = await timed(found)
         assert again_s < ADDRESS_DELAY_S
-    for link in (first, second):
-        assert await link.execute("PING") == b"PONG"
-        assert led_to(link) == f"{ALIVE}:{redis_server.port}"
-        assert str(link.route) == f"{NAME}:{redis_server.port} ({ALIVE}:{redis_server.port})"
-        link.close()
+    for connection in (first, second):
+        assert await connection.execute("PING") == b"PONG"
+        assert led_to(connection) == f"{ALIVE}:{redis_server.port}"
+        assert str(connection.server_address) == f"{NAME}:{redis_server.port} ({ALIVE}:{redis_server.port})"
+        connection.close()
 
 
 async def test_an_address_that_says_nothing_leaves_time_for_the_next_and_comes_last_then(
     redis_server, resolve
 ):
     resolve(DEAD, ALIVE)
-    found = store(redis_server.port)
+    found = endpoint(redis_server.port)
     async with silent(DEAD, redis_server.port):
-        link, took_s = await timed(found, timeout_s=2.2)
+        connection, took_s = await timed(found, timeout_s=2.2)
         assert 1 < took_s < 2.2
-        assert led_to(link).startswith(ALIVE)
+        assert led_to(connection).startswith(ALIVE)
         again, again_s = await timed(found)
         assert again_s < 1
         beside, _ = await timed(found, beside=again)
         assert led_to(beside) == led_to(again)
-        for one in (link, again, beside):
+        for one in (connection, again, beside):
             one.close()
 
 
 async def test_an_address_that_lost_its_connection_comes_last(redis_server, resolve):
-    found = store(redis_server.port)
+    found = endpoint(redis_server.port)
     resolve(ALIVE, DEAD)
     async with relay(DEAD, redis_server.port):
         first, _ = await timed(found)
@@ -168,11 +174,11 @@ async def test_an_address_that_refuses_the_log_in_is_left_for_the_next(own_redis
                 writer.transport.abort()
 
         async with await asyncio.start_server(refuse, DEAD, own_redis.port):
-            link, _ = await timed(store(own_redis.port, login=":sesame@"))
-            assert led_to(link).startswith(ALIVE)
-            link.close()
+            connection, _ = await timed(endpoint(own_redis.port, login=":sesame@"))
+            assert led_to(connection).startswith(ALIVE)
+            connection.close()
             with pytest.raises(RedisRefusesError) as caught:
-                await store(own_redis.port, login=":wrong@").connect("test")
+                await endpoint(own_redis.port, login=":wrong@").connect("test")
             assert f"{DEAD}:{own_redis.port}: " in str(caught.value)
             assert f"{ALIVE}:{own_redis.port}: " in str(caught.value)
 
@@ -180,7 +186,7 @@ async def test_an_address_that_refuses_the_log_in_is_left_for_the_next(own_redis
 async def test_nobody_at_any_address(redis_server, resolve):
     resolve(DEAD, THIRD)
     with pytest.raises(RedisUnavailableError) as caught:
-        await store(redis_server.port).connect("test")
+        await endpoint(redis_server.port).connect("test")
     text = str(caught.value)
     assert text.startswith(f"Redis at {NAME}:{redis_server.port} cannot be reached: ")
     assert DEAD in text
@@ -195,11 +201,11 @@ async def test_the_certificate_is_that_of_the_name_and_a_silent_address_is_no_en
     try:
         resolve(DEAD, ALIVE)
         async with silent(DEAD, server.port):
-            found = store(server.port, "rediss", query=certificates.trusting())
-            link, took_s = await timed(found, timeout_s=2.2)
+            found = endpoint(server.port, "rediss", query=certificates.trusting())
+            connection, took_s = await timed(found, timeout_s=2.2)
             assert took_s < 2.2
-            assert await link.execute("PING") == b"PONG"
-            link.close()
+            assert await connection.execute("PING") == b"PONG"
+            connection.close()
     finally:
         server.stop()
 
@@ -207,18 +213,18 @@ async def test_the_certificate_is_that_of_the_name_and_a_silent_address_is_no_en
 async def test_what_is_remembered_and_tried_is_bounded(resolve):
     resolve(*(f"127.0.1.{number}" for number in range(1, 40)))
     known = Addresses()
-    routes = await known.of(Server(NAME, 1))
-    assert len(routes) == ADDRESSES_MAX
-    for route in routes:
-        known.failed(route)
-    assert not set(routes) & set(await known.of(Server(NAME, 1)))
+    addresses = await known.of(Server(NAME, 1))
+    assert len(addresses) == ADDRESSES_MAX
+    for server_address in addresses:
+        known.failed(server_address)
+    assert not set(addresses) & set(await known.of(Server(NAME, 1)))
     for number in range(2 * FAILED_MAX):
-        known.failed(Route(routes[0].server, (*routes[0].info[:4], ("127.0.0.1", number))))
+        known.failed(ServerAddress(addresses[0].server, (*addresses[0].info[:4], ("127.0.0.1", number))))
     assert len(known._failed) <= FAILED_MAX
 
 
 async def test_an_address_needs_no_resolver(redis_server, resolve):
     resolve()
-    link = await RedisEndpoint(Settings(redis_url=redis_server.url)).connect("test")
-    assert str(link.route) == led_to(link) == f"{ALIVE}:{redis_server.port}"
-    link.close()
+    connection = await RedisEndpoint(Settings(redis_url=redis_server.url)).connect("test")
+    assert str(connection.server_address) == led_to(connection) == f"{ALIVE}:{redis_server.port}"
+    connection.close()

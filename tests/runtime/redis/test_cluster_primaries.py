@@ -26,7 +26,7 @@ class Nodes:
     def __init__(self, *servers: Server) -> None:
         self.servers = servers
 
-    async def find(self) -> SlotMap:
+    async def find_slots(self) -> SlotMap:
         return SlotMap({slot: self.servers[slot % len(self.servers)] for slot in range(SLOTS)})
 
 
@@ -43,7 +43,7 @@ class Kept:
             raise self.fault
         self.started += 1
 
-    async def tried(self) -> None:
+    async def wait_first_attempt(self) -> None:
         if self.wrong is not None:
             raise self.wrong
 
@@ -95,14 +95,14 @@ async def test_a_server_that_cannot_be_started_keeps_no_other_from_it(fault):
         stage.faults[C] = fault
         nodes.servers = (C, A, D)
         before = stage.changes
-        stage.cluster.stale()
+        stage.cluster.request_refresh()
         await until(lambda: stage.owners() == {A, C, D})
         assert stage.changes == before + 1
         assert stage.kept[D].started
-        assert not stage.cluster.trouble
+        assert not stage.cluster.error
         await until(lambda: stage.kept[B].stopped)
         stage.kept[C].fault = None
-        stage.cluster.stale()
+        stage.cluster.request_refresh()
         await until(lambda: stage.kept[C].started)
         assert bool(stage.tasks.failures) == (not isinstance(fault, ConfigError))
     finally:
@@ -124,16 +124,16 @@ async def test_a_map_that_cannot_be_read_is_asked_for_again():
     nodes = Nodes(A)
     stage = Stage(nodes)
     await stage.cluster.start()
-    find, asked = nodes.find, asyncio.Event()
+    find, asked = nodes.find_slots, asyncio.Event()
 
     async def fault() -> SlotMap:
         asked.set()
         raise KeyError("foreseen by nobody")
 
-    nodes.find = fault  # type: ignore[method-assign]
-    stage.cluster.stale()
+    nodes.find_slots = fault  # type: ignore[method-assign]
+    stage.cluster.request_refresh()
     await asked.wait()
-    nodes.find, nodes.servers = find, (B,)  # type: ignore[method-assign]
+    nodes.find_slots, nodes.servers = find, (B,)  # type: ignore[method-assign]
     await until(lambda: stage.owners() == {B})
     assert stage.tasks.failures == {"cluster map": 1}
     await stage.cluster.stop()

@@ -32,16 +32,16 @@ def locked(tmp_path):
     server.stop()
 
 
-def store(url):
+def endpoint(url):
     return RedisEndpoint(Settings(redis_url=url))
 
 
 async def ping(url):
-    link = await store(url).connect("test-store")
+    connection = await endpoint(url).connect("test-store")
     try:
-        return await link.execute("PING")
+        return await connection.execute("PING")
     finally:
-        link.close()
+        connection.close()
 
 
 def one_line(error, *, without=()):
@@ -63,7 +63,7 @@ def one_line(error, *, without=()):
 )  # fmt: skip
 def test_urls_that_cannot_be_read(url):
     with pytest.raises(ConfigError) as caught:
-        store(url)
+        endpoint(url)
     assert "MASKLINE_REDIS_URL" in one_line(caught.value, without=["secret"])
 
 
@@ -80,12 +80,12 @@ def test_urls_that_cannot_be_read(url):
     ],
 )
 def test_the_address_shows_no_credentials(url, address):
-    assert store(url).address == address
+    assert endpoint(url).address == address
 
 
 def test_tls_that_cannot_be_set_up():
     with pytest.raises(ConfigError) as caught:
-        store("rediss://h:1/0?ssl_ca_certs=/no/such/file")
+        endpoint("rediss://h:1/0?ssl_ca_certs=/no/such/file")
     assert "ssl_ca_certs cannot be read: '/no/such/file'" in one_line(caught.value)
 
 
@@ -93,14 +93,14 @@ def test_tls_that_cannot_be_set_up():
 
 
 async def test_name_database_and_socket_options(redis_server, namespace):
-    link = await store(redis_server.url.removesuffix("0") + "3").connect("maskline-test-name")
-    info = (await link.execute("CLIENT", "INFO")).decode()
+    connection = await endpoint(redis_server.url.removesuffix("0") + "3").connect("maskline-test-name")
+    info = (await connection.execute("CLIENT", "INFO")).decode()
     assert " name=maskline-test-name " in info
     assert " db=3 " in info
-    sock = link._transport.get_extra_info("socket")
+    sock = connection._transport.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    link.close()
+    connection.close()
 
 
 async def test_a_password_a_user_and_a_unix_socket(locked):
@@ -126,7 +126,7 @@ async def test_wrong_credentials_are_refused(locked, credentials):
         before = len(client.client_list())
         lost = []
         with pytest.raises(RedisRefusesError) as caught:
-            await store(f"redis://{credentials}127.0.0.1:{locked.port}/0").connect(
+            await endpoint(f"redis://{credentials}127.0.0.1:{locked.port}/0").connect(
                 "test", lambda: lost.append(1)
             )
         text = one_line(caught.value, without=["wrong"] if "wrong" in credentials else [])
@@ -162,10 +162,10 @@ async def test_a_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, 
     with pytest.raises(RedisRefusesError, match="WRONGPASS"):
         await found.connect("test")
     file.write_text(locked_url(locked, QUOTED))
-    links = await asyncio.gather(found.connect("test"), found.connect("test"))
-    for link in links:
-        assert await link.execute("PING") == b"PONG"
-        link.close()
+    connections = await asyncio.gather(found.connect("test"), found.connect("test"))
+    for connection in connections:
+        assert await connection.execute("PING") == b"PONG"
+        connection.close()
 
 
 async def test_a_database_that_is_not_there(redis_server):
@@ -192,12 +192,12 @@ async def test_nobody_there(url):
 async def test_a_server_that_does_not_answer(own_redis):
     own_redis.pause()
     with pytest.raises(RedisUnavailableError) as caught:
-        await store(own_redis.url).connect("test-store", timeout_s=0.1)
+        await endpoint(own_redis.url).connect("test-store", timeout_s=0.1)
     assert "no answer within 0.1 s" in str(caught.value)
 
 
 async def test_tls_where_there_is_none(redis_server):
-    found = store(f"rediss://:secret@127.0.0.1:{redis_server.port}/0")
+    found = endpoint(f"rediss://:secret@127.0.0.1:{redis_server.port}/0")
     with pytest.raises(RedisUnavailableError) as caught:
         await found.connect("test", timeout_s=0.3)  # the server waits for the rest of a command
     one_line(caught.value, without=["secret"])
@@ -219,6 +219,6 @@ def test_the_wait_before_reconnecting_grows_to_its_bound(chance):
 
 
 async def test_commands_after_the_log_in_are_not_mixed_up_with_it(locked):
-    link = await store(f"redis://:{QUOTED}@127.0.0.1:{locked.port}/2").connect("x")
-    assert await link.send(pack("ECHO", "1") + pack("ECHO", "2"), 2) == [b"1", b"2"]
-    link.close()
+    connection = await endpoint(f"redis://:{QUOTED}@127.0.0.1:{locked.port}/2").connect("x")
+    assert await connection.send(pack("ECHO", "1") + pack("ECHO", "2"), 2) == [b"1", b"2"]
+    connection.close()

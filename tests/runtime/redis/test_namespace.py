@@ -22,11 +22,11 @@ def token_key(monkeypatch):
 
 async def agree(server, namespace, **settings):
     made = load_settings({}, redis_url=server.url, namespace=namespace, **settings)
-    link = await RedisEndpoint(made).connect("test-layout")
+    connection = await RedisEndpoint(made).connect("test-layout")
     try:
-        await check_namespace(link, made)
+        await check_namespace(connection, made)
     finally:
-        link.close()
+        connection.close()
     return privacy._token_key
 
 
@@ -99,16 +99,16 @@ async def test_nothing_passes_the_gate_before_the_layout_is_agreed_on(redis_serv
     settings = load_settings({}, redis_url=redis_server.url, namespace=namespace, partitions=8)
     keeper, other = Server("keeper", 1), Server("other", 2)
     gate = NamespaceCheck(settings, {Keys(namespace).layout: keeper}.get)
-    link = await RedisEndpoint(settings).connect("test-gate")
+    connection = await RedisEndpoint(settings).connect("test-gate")
     try:
         with pytest.raises(RedisUnavailableError, match="has not answered yet"):
-            await gate.pass_(link, other)
-        await gate.pass_(link, keeper)
-        await gate.pass_(link, other)
+            await gate.check(connection, other)
+        await gate.check(connection, keeper)
+        await gate.check(connection, other)
         with redis_server.client() as client:
             client.hset(Keys(namespace).layout, "partitions", 9)
-        await gate.pass_(link, other)
+        await gate.check(connection, other)
         with pytest.raises(ConfigError):
-            await gate.pass_(link, keeper)
+            await gate.check(connection, keeper)
     finally:
-        link.close()
+        connection.close()

@@ -28,17 +28,17 @@ async def connect(server, on_lost=None):
 
 
 @pytest.fixture
-async def link(redis_server):
-    link = await connect(redis_server)
-    yield link
-    link.close()
+async def connection(redis_server):
+    connection = await connect(redis_server)
+    yield connection
+    connection.close()
 
 
 @pytest.fixture
 async def own_link(own_redis):
-    link = await connect(own_redis)
-    yield link
-    link.close()
+    connection = await connect(own_redis)
+    yield connection
+    connection.close()
 
 
 class Peer(asyncio.Protocol):
@@ -61,12 +61,12 @@ async def peer():
     """(a link to the peer, the peer)"""
     loop, peer = asyncio.get_running_loop(), Peer()
     server = await loop.create_server(lambda: peer, "127.0.0.1", 0)
-    _, link = await loop.create_connection(
+    _, connection = await loop.create_connection(
         PipelinedConnection, "127.0.0.1", server.sockets[0].getsockname()[1]
     )
     await peer.connected.wait()
-    yield link, peer
-    link.close()
+    yield connection, peer
+    connection.close()
     peer.transport.abort()
     server.close()
     await server.wait_closed()
@@ -99,70 +99,74 @@ def test_what_is_packed_reads_back_as_redis_reads_it(arguments):
 # Replies
 
 
-async def test_replies_come_back_to_whom_they_belong(link):
+async def test_replies_come_back_to_whom_they_belong(connection):
     batches = [
-        link.send(b"".join(pack("ECHO", f"{n}.{i}") for i in range(n % 4 + 1)), n % 4 + 1) for n in range(500)
+        connection.send(b"".join(pack("ECHO", f"{n}.{i}") for i in range(n % 4 + 1)), n % 4 + 1)
+        for n in range(500)
     ]
     async with asyncio.timeout(PATIENCE_S):
         replies = await asyncio.gather(*batches)
     assert replies == [[f"{n}.{i}".encode() for i in range(n % 4 + 1)] for n in range(500)]
 
 
-async def test_batches_are_answered_in_the_order_they_were_sent(link):
+async def test_batches_are_answered_in_the_order_they_were_sent(connection):
     order = []
-    futures = [link.send(pack("PING"), 1) for _ in range(50)]
+    futures = [connection.send(pack("PING"), 1) for _ in range(50)]
     for number, future in enumerate(futures):
         future.add_done_callback(lambda _, number=number: order.append(number))
     await futures[-1]
     assert order == list(range(50))
 
 
-async def test_what_is_sent_at_once_keeps_its_place(link, namespace):
+async def test_what_is_sent_at_once_keeps_its_place(connection, namespace):
     """Before what is sent later, behind what gathers already."""
     kinds = [True, False, True, False, True]
     sent = [
-        link.send(pack("GETSET", namespace, number), 1, at_once=kind) for number, kind in enumerate(kinds, 1)
+        connection.send(pack("GETSET", namespace, number), 1, at_once=kind)
+        for number, kind in enumerate(kinds, 1)
     ]
     assert [reply for future in sent for reply in await future] == [None, b"1", b"2", b"3", b"4"]
 
 
-async def test_error_replies_stand_in_the_list_and_stop_nothing(link, namespace):
+async def test_error_replies_stand_in_the_list_and_stop_nothing(connection, namespace):
     key = f"{namespace}:k"
-    replies = await link.send(
+    replies = await connection.send(
         pack("SET", key, "text") + pack("INCR", key) + pack("NOSUCH") + pack("GET", key) + pack("LPOP", key),
         5,
     )
     assert [isinstance(reply, hiredis.ReplyError) for reply in replies] == [False, True, True, False, True]
     assert replies[0::3] == [b"OK", b"text"]
     assert str(replies[4]).startswith("WRONGTYPE")
-    assert await link.execute("GET", key) == b"text"
+    assert await connection.execute("GET", key) == b"text"
 
 
-async def test_execute_raises_error_replies(link):
+async def test_execute_raises_error_replies(connection):
     with pytest.raises(ResponseError, match="unknown command"):
-        await link.execute("NOSUCH")
-    assert await link.execute("PING") == b"PONG"
+        await connection.execute("NOSUCH")
+    assert await connection.execute("PING") == b"PONG"
 
 
-async def test_kinds_of_replies(link, namespace):
+async def test_kinds_of_replies(connection, namespace):
     key = f"{namespace}:h"
     missing = pack("XREAD", "STREAMS", f"{key}:s", "0")
-    replies = await link.send(
+    replies = await connection.send(
         pack("HSET", key, "a", 1) + pack("HGETALL", key) + pack("GET", f"{key}:none") + missing, 4
     )
     assert replies == [1, [b"a", b"1"], None, None]
 
 
-async def test_huge_values(link, namespace):
+async def test_huge_values(connection, namespace):
     value = b"\r\n$-*+" * 2_000_000  # 12 MB
     async with asyncio.timeout(PATIENCE_S):
-        replies = await link.send(pack("SET", f"{namespace}:k", value) + pack("GET", f"{namespace}:k"), 2)
+        replies = await connection.send(
+            pack("SET", f"{namespace}:k", value) + pack("GET", f"{namespace}:k"), 2
+        )
     assert replies == [b"OK", value]
 
 
 async def test_a_reply_in_pieces(peer):
-    link, server = peer
-    future = link.send(pack("A") + pack("B"), 2)
+    connection, server = peer
+    future = connection.send(pack("A") + pack("B"), 2)
     for byte in b"$3\r\nab\xff\r\n:7\r\n":
         server.transport.write(bytes([byte]))
         await asyncio.sleep(0)
@@ -170,38 +174,38 @@ async def test_a_reply_in_pieces(peer):
 
 
 async def test_latency_counts_for_nothing_in_how_long_a_reply_took_to_come(peer, monkeypatch):
-    link, server = peer
+    connection, server = peer
     times = iter([100.0, 107.0])
-    future = link.send(pack("TIME") + pack("GET", "k"), 2)
-    monkeypatch.setattr(link, "_loop", SimpleNamespace(time=lambda: next(times)))
+    future = connection.send(pack("TIME") + pack("GET", "k"), 2)
+    monkeypatch.setattr(connection, "_loop", SimpleNamespace(time=lambda: next(times)))
     server.transport.write(b"+first\r\n$3\r\na")
     async with asyncio.timeout(PATIENCE_S):
-        while not link._waiting[0].begun_at:
+        while not connection._waiting[0].begun_at:
             await asyncio.sleep(0.001)
     server.transport.write(b"bc\r\n")
     assert await future == [b"first", b"abc"]
-    assert link.transfer_s == 7.0
+    assert connection.transfer_s == 7.0
 
 
 async def test_reply_that_comes_in_one_piece_took_no_time(peer):
-    link, server = peer
-    future = link.send(pack("TIME") + pack("GET", "k"), 2)
+    connection, server = peer
+    future = connection.send(pack("TIME") + pack("GET", "k"), 2)
     server.transport.write(b"+first\r\n$3\r\nabc\r\n")
     assert await future == [b"first", b"abc"]
-    assert link.transfer_s == 0.0
+    assert connection.transfer_s == 0.0
 
 
-async def test_who_went_away_disturbs_nobody(link):
-    first, second, third = (link.send(pack("ECHO", n), 1) for n in range(3))
+async def test_who_went_away_disturbs_nobody(connection):
+    first, second, third = (connection.send(pack("ECHO", n), 1) for n in range(3))
     second.cancel()
     assert await third == [b"2"]
     assert await first == [b"0"]
 
 
 async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
-    link, server = peer
+    connection, server = peer
     writes = []
-    transport = link._transport
+    transport = connection._transport
 
     class Counting:
         def write(self, data):
@@ -211,8 +215,8 @@ async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
         def abort(self):
             transport.abort()
 
-    link._transport = Counting()
-    futures = [link.send(pack("PING"), 1) for _ in range(100)]
+    connection._transport = Counting()
+    futures = [connection.send(pack("PING"), 1) for _ in range(100)]
     await asyncio.sleep(0)
     assert writes == [pack("PING") * 100]
     server.transport.write(b"+PONG\r\n" * 100)
@@ -224,26 +228,26 @@ async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
 
 async def test_a_lost_connection_fails_all_that_is_under_way_and_all_that_comes(own_redis):
     losses = []
-    link = await connect(own_redis, lambda: losses.append(link.connected))
+    connection = await connect(own_redis, lambda: losses.append(connection.connected))
     own_redis.pause()
-    futures = [link.send(pack("PING"), 1) for _ in range(10)]
-    cancelled = link.send(pack("PING"), 1)
+    futures = [connection.send(pack("PING"), 1) for _ in range(10)]
+    cancelled = connection.send(pack("PING"), 1)
     cancelled.cancel()
     await asyncio.sleep(0)
     own_redis.process.kill()
     for future in futures:
         assert "lost" in await lost(future)
-    assert not link.connected
+    assert not connection.connected
     assert losses == [False], "told once, when it was over"
-    assert "lost" in await lost(link.send(pack("PING"), 1))
-    assert "lost" in await lost(link.execute("PING"))
-    link.close()
+    assert "lost" in await lost(connection.send(pack("PING"), 1))
+    assert "lost" in await lost(connection.execute("PING"))
+    connection.close()
     assert losses == [False]
 
 
 async def test_replies_that_came_before_the_loss_count(peer):
-    link, server = peer
-    first, second = link.send(pack("A"), 1), link.send(pack("B") + pack("C"), 2)
+    connection, server = peer
+    first, second = connection.send(pack("A"), 1), connection.send(pack("B") + pack("C"), 2)
     server.transport.write(b"+one\r\n+half of the second\r\n")
     server.transport.close()
     assert await first == [b"one"]
@@ -259,20 +263,20 @@ async def test_closing_while_somebody_waits(own_link, own_redis):
     own_link.close()
 
 
-async def test_closing_before_the_write(link):
-    future = link.send(pack("PING"), 1)
-    link.close()
+async def test_closing_before_the_write(connection):
+    future = connection.send(pack("PING"), 1)
+    connection.close()
     await lost(future)
 
 
 async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
     monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
     losses = []
-    link = await connect(own_redis, lambda: losses.append(1))
-    assert await link.send(pack("PING"), 1, timeout_s=0.1) == [b"PONG"]
+    connection = await connect(own_redis, lambda: losses.append(1))
+    assert await connection.send(pack("PING"), 1, timeout_s=0.1) == [b"PONG"]
     own_redis.pause()
-    first = link.send(pack("PING"), 1, timeout_s=0.1)
-    second = link.send(pack("PING"), 1, timeout_s=60)
+    first = connection.send(pack("PING"), 1, timeout_s=0.1)
+    second = connection.send(pack("PING"), 1, timeout_s=60)
     assert "in time" in await lost(first)
     assert "in time" in await lost(second)
     assert losses == [1]
@@ -281,53 +285,53 @@ async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
 async def test_a_process_that_stood_still_itself_blames_nobody(own_link, monkeypatch):
     """The reply lies in the socket while the loop is blocked past the time limit: it is read, not given up."""
     loop = asyncio.get_running_loop()
-    link = own_link
-    future = link.send(pack("PING"), 1, timeout_s=0.05)
+    connection = own_link
+    future = connection.send(pack("PING"), 1, timeout_s=0.05)
     await asyncio.sleep(0)  # it is written
-    wait_until(lambda: loop.time() > link._waiting[0].deadline)
+    wait_until(lambda: loop.time() > connection._waiting[0].deadline)
     # As uvloop does: timers first, then what can be read.
-    link._watch.cancel()
-    link._check_deadline()
+    connection._watch.cancel()
+    connection._check_deadline()
     assert await future == [b"PONG"]
-    assert link.connected
+    assert connection.connected
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"\x00\x00"])
 async def test_what_is_no_redis_is_cut(peer, garbage):
-    link, server = peer
-    future = link.send(pack("PING"), 1)
+    connection, server = peer
+    future = connection.send(pack("PING"), 1)
     server.transport.write(garbage)
     assert "not its protocol" in await lost(future)
-    assert not link.connected
+    assert not connection.connected
 
 
 async def test_a_link_that_was_never_connected():
-    link = PipelinedConnection()
-    assert not link.connected
-    assert "not connected" in await lost(link.send(pack("PING"), 1))
-    link.close()
+    connection = PipelinedConnection()
+    assert not connection.connected
+    assert "not connected" in await lost(connection.send(pack("PING"), 1))
+    connection.close()
 
 
 async def test_failures_nobody_looks_at_are_no_noise(own_redis):
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-    link = await connect(own_redis)
+    connection = await connect(own_redis)
     own_redis.pause()
-    link.send(pack("PING"), 1)
-    link.close()
-    link.send(pack("PING"), 1)
-    del link
+    connection.send(pack("PING"), 1)
+    connection.close()
+    connection.send(pack("PING"), 1)
+    del connection
     gc.collect()
     await asyncio.sleep(0)
     assert complaints == []
 
 
 async def test_each_failure_is_an_exception_of_its_own(peer):
-    link, _ = peer
-    futures = [link.send(pack("PING"), 1) for _ in range(2)]
-    link.close()
-    futures.append(link.send(pack("PING"), 1))
-    futures.append(link.send(pack("PING"), 1))
+    connection, _ = peer
+    futures = [connection.send(pack("PING"), 1) for _ in range(2)]
+    connection.close()
+    futures.append(connection.send(pack("PING"), 1))
+    futures.append(connection.send(pack("PING"), 1))
     assert len({id(future.exception()) for future in futures}) == 4
 
 
@@ -343,10 +347,10 @@ async def dribble(peer, data, piece, every_s):
 async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
     """It takes many times its timeout; those behind it wait as well."""
     monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
-    link, server = peer
+    connection, server = peer
     value = b"x" * 40_000
-    big = link.send(pack("A"), 1, timeout_s=0.25)
-    behind = link.send(pack("B"), 1, timeout_s=0.25)
+    big = connection.send(pack("A"), 1, timeout_s=0.25)
+    behind = connection.send(pack("B"), 1, timeout_s=0.25)
     started = time.monotonic()
     await dribble(server, b"$40000\r\n" + value + b"\r\n", 2_000, 0.05)
     assert time.monotonic() - started > 3 * 0.25
@@ -357,16 +361,16 @@ async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
 
 async def test_many_small_replies_that_keep_coming_are_waited_for(peer, monkeypatch):
     monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
-    link, server = peer
-    futures = [link.send(pack("A"), 1, timeout_s=0.25) for _ in range(15)]
+    connection, server = peer
+    futures = [connection.send(pack("A"), 1, timeout_s=0.25) for _ in range(15)]
     await dribble(server, b":1\r\n" * 15, 4, 0.05)
     assert await asyncio.gather(*futures) == [[1]] * 15
 
 
 async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
     monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
-    link, server = peer
-    future = link.send(pack("A"), 1, timeout_s=0.25)
+    connection, server = peer
+    future = connection.send(pack("A"), 1, timeout_s=0.25)
     trickle = asyncio.create_task(dribble(server, b"$40000\r\n" + b"x" * 40_000, 1, 0.01))
     assert "in time" in await lost(future)
     trickle.cancel()
@@ -378,7 +382,7 @@ async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch)
     value, answered = b"x" * 3_000_000, []
 
     def serve(listener):
-        sock, _ = listener.accept()
+        sock, _ = listener.require_supported()
         got, expected = 0, len(pack("SET", "k", value))
         while got < expected:
             got += len(sock.recv(100_000))
@@ -389,30 +393,30 @@ async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         serving = asyncio.create_task(asyncio.to_thread(serve, listener))
-        _, link = await asyncio.get_running_loop().create_connection(
+        _, connection = await asyncio.get_running_loop().create_connection(
             PipelinedConnection, *listener.getsockname()
         )
         started = time.monotonic()
-        assert await link.send(pack("SET", "k", value), 1, timeout_s=0.2) == [b"OK"]
+        assert await connection.send(pack("SET", "k", value), 1, timeout_s=0.2) == [b"OK"]
         assert time.monotonic() - started > 3 * 0.2
         await serving
-        link.close()
+        connection.close()
         answered.pop().close()
 
 
 async def test_a_lost_link_keeps_nothing_of_replies_that_were_cut(peer):
-    link, server = peer
+    connection, server = peer
     tracemalloc.start()
     try:
-        future = link.send(pack("A") + pack("B"), 2)
+        future = connection.send(pack("A") + pack("B"), 2)
         server.transport.write(b"$1000000\r\n" + b"x" * 1_000_000 + b"\r\n$9000000\r\n" + b"x" * 3_000_000)
         async with asyncio.timeout(PATIENCE_S):
-            while link.received_bytes < 4_000_000:
+            while connection.received_bytes < 4_000_000:
                 await asyncio.sleep(0.005)
-        link.close()
+        connection.close()
         await lost(future)
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] < 500_000
-        assert not link._reader.has_data()
+        assert not connection._reader.has_data()
     finally:
         tracemalloc.stop()

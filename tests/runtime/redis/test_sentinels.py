@@ -13,7 +13,7 @@ from servers import SETTLE_S, RedisServer, valkey_binary, wait_until
 
 from maskline.runtime.redis import sentinels
 from maskline.runtime.redis.connect import RedisEndpoint
-from maskline.runtime.redis.sentinels import NO_EPOCH, Answer, by_majority
+from maskline.runtime.redis.sentinels import NO_EPOCH, SentinelReply, by_majority
 from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 from maskline.schemas.settings import Settings
@@ -44,7 +44,8 @@ SERVICE = "rides"
 )
 def test_a_majority_names_the_primary_unless_one_of_them_knows_better(said, configured, primary):
     answers = [
-        Answer(Server("s", number), server, epoch) for number, (server, epoch) in enumerate(said, start=1)
+        SentinelReply(Server("s", number), server, epoch)
+        for number, (server, epoch) in enumerate(said, start=1)
     ]
     for order in itertools.permutations(answers):
         assert by_majority(order, configured) == primary
@@ -98,11 +99,11 @@ async def asking(*standing: StandIn) -> AsyncIterator[RedisEndpoint]:
         yield RedisEndpoint(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
 
 
-async def led_to(store: RedisEndpoint) -> int:
-    link = await store.connect("test")
-    assert link.route is not None
-    link.close()
-    return link.route.server.port
+async def led_to(endpoint: RedisEndpoint) -> int:
+    connection = await endpoint.connect("test")
+    assert connection.server_address is not None
+    connection.close()
+    return connection.server_address.server.port
 
 
 @pytest.fixture
@@ -117,19 +118,19 @@ async def test_one_sentinel_that_names_the_old_primary_is_not_believed(redis_ser
     for order in itertools.permutations(
         (StandIn(other, 1), StandIn(redis_server, 2), StandIn(redis_server, 2))
     ):
-        async with asking(*order) as store:
-            assert await led_to(store) == redis_server.port
+        async with asking(*order) as endpoint:
+            assert await led_to(endpoint) == redis_server.port
 
 
 @pytest.mark.parametrize(
     "forms", [("localhost", "127.0.0.1"), ("::ffff:127.0.0.1", "localhost", "127.0.0.1")]
 )
 async def test_a_name_and_an_address_may_mean_one_server(redis_server, other, forms):
-    async with asking(*(StandIn(redis_server, host=host) for host in forms)) as store:
-        assert await led_to(store) == redis_server.port
-    async with asking(StandIn(other, host="localhost"), StandIn(redis_server)) as store:
+    async with asking(*(StandIn(redis_server, host=host) for host in forms)) as endpoint:
+        assert await led_to(endpoint) == redis_server.port
+    async with asking(StandIn(other, host="localhost"), StandIn(redis_server)) as endpoint:
         with pytest.raises(RedisUnavailableError, match="do not agree"):
-            await store.connect("test")
+            await endpoint.connect("test")
 
 
 async def test_a_primary_that_is_slow_is_one_all_the_same(redis_server):
@@ -137,8 +138,8 @@ async def test_a_primary_that_is_slow_is_one_all_the_same(redis_server):
     await proxy.start()
     proxy.delay(0.7)  # each way
     try:
-        async with asking(StandIn(proxy)) as store:
-            assert await led_to(store) == proxy.port
+        async with asking(StandIn(proxy)) as endpoint:
+            assert await led_to(endpoint) == proxy.port
     finally:
         await proxy.stop()
 
@@ -153,17 +154,17 @@ async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, m
         (StandIn(other, 1), silent, StandIn(redis_server, 2)),
         (StandIn(other, 1), StandIn(None), StandIn(None)),
     ):
-        async with asking(*standing) as store:
+        async with asking(*standing) as endpoint:
             with pytest.raises(RedisUnavailableError, match="do not agree.*names"):
-                await store.connect("test")
+                await endpoint.connect("test")
 
 
 async def test_a_silent_sentinel_is_waited_for_no_longer_than_it_matters(redis_server):
     silent = StandIn(redis_server)
     silent.silent = True
-    async with asking(silent, StandIn(redis_server), StandIn(redis_server)) as store:
+    async with asking(silent, StandIn(redis_server), StandIn(redis_server)) as endpoint:
         async with asyncio.timeout(sentinels.SENTINELS_TIMEOUT_S / 2):
-            assert await led_to(store) == redis_server.port
+            assert await led_to(endpoint) == redis_server.port
 
 
 async def test_the_last_sentinel_is_believed_about_a_primary_that_has_a_replica(
@@ -172,23 +173,23 @@ async def test_the_last_sentinel_is_believed_about_a_primary_that_has_a_replica(
     monkeypatch.setattr(sentinels, "SENTINELS_TIMEOUT_S", 0.5)
     silent = StandIn(own_redis)
     silent.silent = True
-    async with asking(StandIn(own_redis), silent, silent) as store:
+    async with asking(StandIn(own_redis), silent, silent) as endpoint:
         with pytest.raises(RedisUnavailableError, match="has no replica, and only a minority"):
-            await store.connect("test")
+            await endpoint.connect("test")
         with other.client() as client, own_redis.client() as primary:
             client.replicaof("127.0.0.1", own_redis.port)
             await asyncio.to_thread(
                 wait_until, lambda: primary.role()[2], within_s=SETTLE_S, what="the replica to be there"
             )
-        assert await led_to(store) == own_redis.port
+        assert await led_to(endpoint) == own_redis.port
 
 
 async def test_sentinels_that_refuse_the_log_in_are_the_operator_s_fault(redis_server):
     refusing = StandIn(redis_server)
     refusing.refusal = b"-NOAUTH Authentication required.\r\n"
-    async with asking(refusing, StandIn(None)) as store:
+    async with asking(refusing, StandIn(None)) as endpoint:
         with pytest.raises(RedisRefusesError, match="NOAUTH"):
-            await store.connect("test")
+            await endpoint.connect("test")
 
 
 async def test_who_may_not_see_epochs_follows_the_majority(redis_server, other):
@@ -197,8 +198,8 @@ async def test_who_may_not_see_epochs_follows_the_majority(redis_server, other):
         one.reply = lambda word, one=one: (  # type: ignore[method-assign,misc]
             b"-NOPERM\r\n" if word == b"MASTER" else StandIn.reply(one, word)
         )
-    async with asking(*standing) as store:
-        assert await led_to(store) == redis_server.port
+    async with asking(*standing) as endpoint:
+        assert await led_to(endpoint) == redis_server.port
 
 
 # The real ones
@@ -210,11 +211,11 @@ async def test_a_sentinel_of_its_own_that_slept_through_the_failover(tmp_path, o
     try:
         await asyncio.to_thread(stale.start)
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in (stale, *servers.sentinels))
-        store = RedisEndpoint(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
-        assert await led_to(store) == servers.primary().port
+        endpoint = RedisEndpoint(Settings(redis_url=f"redis+sentinel://{hosts}/{SERVICE}/0"))
+        assert await led_to(endpoint) == servers.primary().port
         servers.kill_primary()
         heir = await asyncio.to_thread(servers.until_failed_over)
-        assert await led_to(store) == heir.port
+        assert await led_to(endpoint) == heir.port
     finally:
         stale.kill()
         servers.stop()

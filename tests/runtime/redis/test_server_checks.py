@@ -108,11 +108,11 @@ def server(request, tmp_path):
 
 
 async def inspect(url):
-    link = await RedisEndpoint(Settings(redis_url=url)).connect("test")
+    connection = await RedisEndpoint(Settings(redis_url=url)).connect("test")
     try:
-        return await inspect_server(link)
+        return await inspect_server(connection)
     finally:
-        link.close()
+        connection.close()
 
 
 async def test_a_server_as_it_should_be_and_what_becomes_of_it(server):
@@ -179,7 +179,7 @@ async def test_without_config_the_save_points_are_not_guessed(server):
 
 
 async def test_a_connection_lost_meanwhile(server):
-    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     server.kill()
     with pytest.raises(RedisUnavailableError):
-        await inspect_server(link)
+        await inspect_server(connection)

@@ -38,11 +38,11 @@ def strict_server(server_kind, tmp_path, certificates):
 
 
 async def ping(url):
-    link = await RedisEndpoint(Settings(redis_url=url)).connect("test")
+    connection = await RedisEndpoint(Settings(redis_url=url)).connect("test")
     try:
-        return await link.execute("PING")
+        return await connection.execute("PING")
     finally:
-        link.close()
+        connection.close()
 
 
 async def refusal(url):
@@ -59,12 +59,12 @@ async def test_a_server_whose_authority_is_trusted(server, certificates, host):
 
 
 async def test_much_data_and_many_batches_go_through(server, certificates):
-    link = await RedisEndpoint(Settings(redis_url=server.url(certificates.trusting()))).connect("test")
+    connection = await RedisEndpoint(Settings(redis_url=server.url(certificates.trusting()))).connect("test")
     big = bytes(range(256)) * 8_000
-    batches = [link.send(pack("ECHO", big) + pack("ECHO", number), 2) for number in range(8)]
+    batches = [connection.send(pack("ECHO", big) + pack("ECHO", number), 2) for number in range(8)]
     for number, batch in enumerate(batches):
         assert await batch == [big, b"%d" % number]
-    link.close()
+    connection.close()
 
 
 async def test_an_authority_that_is_not_trusted(server, tmp_path):

@@ -36,15 +36,15 @@ def server(request, tmp_path_factory):
 class PartitionStore:
     """One partition on a server: scripts as the worker sends them, and what they left behind."""
 
-    def __init__(self, link, client, group="workers"):
-        self.link = link
+    def __init__(self, connection, client, group="workers"):
+        self.connection = connection
         self.client = client
         self.namespace = f"test-{uuid.uuid4().hex[:12]}"
         self.keys = Keys(self.namespace, group)
         self.stream = self.keys.callbacks(3)
 
     async def run(self, packed):
-        (reply,) = await self.link.send(packed, 1)
+        (reply,) = await self.connection.send(packed, 1)
         return reply
 
     async def acquire(self, worker="a", *, keys=None, ttl_ms=TTL_MS, token_over=0):
@@ -90,11 +90,11 @@ def assert_kept(store, session, state):
 
 @pytest.fixture
 async def store(server):
-    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
-    await scripts.load_scripts(link)
+    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(connection)
     with server.client() as client:
-        yield PartitionStore(link, client)
-    link.close()
+        yield PartitionStore(connection, client)
+    connection.close()
 
 
 # acquire, renew, release
@@ -484,10 +484,10 @@ async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
     """Only what is committed can be trimmed."""
     server = RedisServer(tmp_path / "server", binary=binary_of(kind)).start()
     try:
-        link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
-        await scripts.load_scripts(link)
+        connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+        await scripts.load_scripts(connection)
         with server.client() as client:
-            store = PartitionStore(link, client)
+            store = PartitionStore(connection, client)
             ids = store.add(3)
             mine = await store.acquire()
             what = {
@@ -505,7 +505,7 @@ async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
             assert store.group() == ("3-0", 3, 0, [ids[1]])
             assert await store.run(scripts.release(store.keys, 3, value)) == 1
             assert await store.acquire("b") is not None
-        link.close()
+        connection.close()
     finally:
         server.stop()
 
@@ -514,7 +514,7 @@ async def test_scripts_are_gone_after_a_flush_and_loaded_again(store):
     store.client.script_flush()
     reply = await store.run(scripts.heartbeat(store.keys, "a", TTL_MS))
     assert str(reply).startswith("NOSCRIPT")
-    await scripts.load_scripts(store.link)
+    await scripts.load_scripts(store.connection)
     assert (await store.run(scripts.heartbeat(store.keys, "a", TTL_MS)))[0] == [b"a"]
 
 
@@ -522,9 +522,9 @@ async def test_a_server_that_refuses_scripts_is_unavailable(store):
     user = f"u{uuid.uuid4().hex[:8]}"
     store.client.execute_command("ACL", "SETUSER", user, "on", ">secret", "~*", "+@all", "-script")
     try:
-        assert await store.link.execute("AUTH", user, "secret") == b"OK"
+        assert await store.connection.execute("AUTH", user, "secret") == b"OK"
         with pytest.raises(RedisUnavailableError, match="NOPERM"):
-            await scripts.load_scripts(store.link)
+            await scripts.load_scripts(store.connection)
     finally:
         store.client.acl_deluser(user)
 
@@ -533,7 +533,7 @@ async def test_many_partitions_travel_in_one_trip(store):
     partitions = range(50)
     packed = [scripts.acquire(store.keys, number, "a", TTL_MS) for number in partitions]
     async with asyncio.timeout(20):
-        replies = await store.link.send(b"".join(packed) + pack("PING"), len(packed) + 1)
+        replies = await store.connection.send(b"".join(packed) + pack("PING"), len(packed) + 1)
     assert replies.pop() == b"PONG"
     assert all(scripts.read_acquired(reply) is not None for reply in replies)
     assert store.client.get(store.keys.lease(49)).endswith(b" a")

@@ -26,13 +26,13 @@ pytestmark = pytest.mark.server
 class Crowded:
     """A partition, its owner, and what was under way when the memory ran out."""
 
-    def __init__(self, link, client):
-        self.link, self.client = link, client
+    def __init__(self, connection, client):
+        self.connection, self.client = connection, client
         self.keys = Keys(f"test-{uuid.uuid4().hex[:12]}", "workers")
         self.value = ""
 
     async def reply(self, packed):
-        (reply,) = await self.link.send(packed, 1)
+        (reply,) = await self.connection.send(packed, 1)
         return reply
 
     async def own(self):
@@ -107,17 +107,17 @@ def server(request, tmp_path_factory):
 
 @pytest.fixture
 async def crowded(server):
-    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
-    await scripts.load_scripts(link)
+    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(connection)
     with server.client() as client:
-        it = Crowded(link, client)
+        it = Crowded(connection, client)
         await it.own()
         client.config_set("maxmemory", 1)
         with pytest.raises(redis.OutOfMemoryError):
             client.set("anything", "more")
         yield it
         client.config_set("maxmemory", 0)
-    link.close()
+    connection.close()
 
 
 @pytest.mark.parametrize("script", [file.stem for file in FILES])

@@ -38,8 +38,8 @@ class Group(NamedTuple):
 class Stream:
     """A stream with an entry a minute, the last one half a minute old, and groups that stand where a test says."""
 
-    def __init__(self, link, client):
-        self.link = link
+    def __init__(self, connection, client):
+        self.connection = connection
         self.client = client
         self.keys = Keys(f"test-{uuid.uuid4().hex[:12]}")
         self.name = self.keys.callbacks(3)
@@ -67,7 +67,7 @@ class Stream:
     async def trim(self, *, minutes=None, keep=MANY, at_most=10_000):
         """`minutes`: how many of the newest entries are young enough to stay."""
         retention_ms = FOR_EVER_MS if minutes is None else minutes * MINUTE_MS
-        (reply,) = await self.link.send(
+        (reply,) = await self.connection.send(
             scripts.trim(self.keys, 3, retention_ms=retention_ms, keep=keep, at_most=at_most), 1
         )
         return scripts.read_trimmed(reply)
@@ -90,12 +90,12 @@ def key(entry_id):
 
 @pytest.fixture
 async def stream(server):
-    link = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
-    await scripts.load_scripts(link)
+    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(connection)
     with server.client() as client:
         client.config_set("stream-node-max-entries", 100)
-        yield Stream(link, client)
-    link.close()
+        yield Stream(connection, client)
+    connection.close()
 
 
 @pytest.mark.parametrize("seed", range(25))

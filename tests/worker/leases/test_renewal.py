@@ -21,10 +21,10 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
     real, hanging = PartitionManager._acquire_at, asyncio.Event()
 
-    async def acquire_at(self, link, numbers):
+    async def acquire_at(self, connection, numbers):
         """As two servers, of which one takes what it is sent and says nothing."""
         if here := [number for number in numbers if number != 1]:
-            await real(self, link, here)
+            await real(self, connection, here)
         if 1 in numbers:
             hanging.set()
             await asyncio.Event().wait()
