@@ -8,7 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "logs.md"
@@ -45,20 +45,52 @@ def logged_events() -> list[Logged]:
 
 
 def events_of(source: str, path: Path) -> Iterator[Logged]:
-    """The log calls of one module. A method of a logger that is passed on, not called, counts as one without a text."""
+    """The log calls of one module.
+
+    `log = _log.error if … else _log.warning` counts as both; any other method that is passed on as one without a text.
+    """
     module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     tree = ast.parse(source)
-    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    nodes = list(ast.walk(tree))
     constants = dict(_constants(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr in LEVELS and _is_logger(node.value):
-            call = calls.get(id(node))
-            event = _text(call.args[0], constants) if call is not None and call.args else None
-            yield Logged(path.parts[0], event, LEVELS[node.attr], module, node.lineno)
-        elif isinstance(node, ast.Dict) and module.startswith("runtime.logs"):  # a line about the log itself
+    chosen = dict(_chosen_methods(nodes))
+    done = {id(method) for methods in chosen.values() for method in methods}
+
+    def logged(method: ast.Attribute, text: ast.expr | None) -> Logged:
+        event = None if text is None else _text(text, constants)
+        return Logged(path.parts[0], event, LEVELS[method.attr], module, method.lineno)
+
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            methods = [node.func] if _is_log_method(node.func) else []
+            if isinstance(node.func, ast.Name):
+                methods = chosen.get(node.func.id, [])
+            for method in methods:
+                done.add(id(method))
+                yield logged(method, node.args[0] if node.args else None)
+    yield from (logged(node, None) for node in nodes if _is_log_method(node) and id(node) not in done)
+    if module.startswith("runtime.logs"):
+        for text in _events_of_dicts(nodes):  # lines about the log itself
+            yield Logged(path.parts[0], text, "warning", module, 0)
+
+
+def _chosen_methods(nodes: list[ast.AST]) -> Iterator[tuple[str, list[ast.Attribute]]]:
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp):
+            methods = [side for side in (node.value.body, node.value.orelse) if _is_log_method(side)]
+            yield from ((name.id, methods) for name in node.targets if isinstance(name, ast.Name) and methods)
+
+
+def _events_of_dicts(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                if key is not None and _text(key, {}) == "event" and isinstance(value, ast.Constant):
-                    yield Logged(path.parts[0], str(value.value), "warning", module, node.lineno)
+                if key is not None and _text(key, {}) == "event" and (text := _text(value, {})) is not None:
+                    yield text
+
+
+def _is_log_method(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and node.attr in LEVELS and _is_logger(node.value)
 
 
 def _is_logger(node: ast.expr) -> bool:

@@ -33,11 +33,9 @@ NOT_YET_RENAMED = frozenset(
         "reads from Redis are slow, asking for less at a time",
         "redis has lost entries or a commit, reading again",
         "redis has lost entries or commits since the last connection, reading again",
-        "runtime.admin.server: not constant",
         "session states cannot be read, trying again",
         "the consumer group is gone, starting it again from the beginning",
         "the event loop is blocked: a handler works without awaiting; make it a plain def",
-        "worker.connection: not constant",
         "worker.leases.manager: not constant",
     }
 )
@@ -79,6 +77,12 @@ def test_log_calls_are_found_in_every_form(source: str, event: str | None):
     assert [(logged.event, logged.level) for logged in events_of(source, Path("worker/a.py"))] == [
         (event, "info")
     ]
+
+
+def test_choice_between_two_levels_is_an_event_of_each():
+    source = 'log = _log.error if final else _log.warning\nlog("lease lost")'
+    found = [(logged.event, logged.level) for logged in events_of(source, Path("worker/a.py"))]
+    assert found == [("lease lost", "error"), ("lease lost", "warning")]
 
 
 def test_methods_of_the_same_name_are_no_log_calls():

@@ -220,7 +220,7 @@ class ServerConnections:
         now = monotonic()
         if message != self.error or now >= self._log_again_at:
             log = _log.error if isinstance(error, (ConfigError, RedisRefusesError)) else _log.warning
-            log("redis connection failed, retrying", redis=self.address, reason=message)
+            log("redis connection failed", redis=self.address, reason=message)
             self._log_again_at = now + LOG_AGAIN_S
         self.error = message
         self._on_error()

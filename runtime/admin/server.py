@@ -135,7 +135,7 @@ class AdminServer:
         except OSError as error:
             # It then asks where the settings say, which is right unless the port came out otherwise.
             log = _log.info if self.port == self._ports[0] else _log.warning
-            log("no note can be left for `maskline health`: it needs a /tmp to write to", reason=str(error))
+            log("port note not written", reason=str(error))
 
     async def stop(self) -> None:
         if self._left is not None:

@@ -27,7 +27,7 @@ def test_a_killed_redis_is_waited_for(own_crew: Fleet):
     own_crew.put_all(events)
     own_crew.until_calls(100)
     own_crew.server.kill()
-    wait_until(lambda: worker.logged("redis connection failed, retrying"), what="the worker to notice")
+    wait_until(lambda: worker.logged("redis connection failed"), what="the worker to notice")
     own_crew.server.start()
     own_crew.until_drained()
     calls = own_crew.calls()
