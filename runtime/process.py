@@ -10,10 +10,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, NoReturn, TypeVarTuple
+from typing import Any, Final, NoReturn
 
 from maskline.runtime import supervised
 from maskline.runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
+from maskline.runtime.event_loop import loop_factory
 from maskline.runtime.logs import get_logger, say
 from maskline.runtime.net.descriptors import raise_limit
 from maskline.runtime.signals import Signals
@@ -29,7 +30,6 @@ PULSE_INTERVAL_S: Final = 0.5
 """Between two looks at whether the signals are still ours, and two beats for the supervisor. Also bounds how late a
 signal is seen on an idle loop that was deprived of its wake-up descriptor."""
 
-Given = TypeVarTuple("Given")
 
 _log = get_logger("maskline.process")
 
@@ -59,7 +59,7 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
     code = EXIT_PROBLEM
     with Signals(on_signal) as signals:
         work = _code_of(main(stop))
-        runner = asyncio.Runner(loop_factory=_loop_factory(signals))
+        runner = asyncio.Runner(loop_factory=loop_factory(signals.look))
         try:
             loop = runner.get_loop()
             pulse = _Pulse(loop, signals)
@@ -121,27 +121,6 @@ class _Pulse:
         self._timer = self._loop.call_later(PULSE_INTERVAL_S, self._turn)
         supervised.beat()
         self._signals.look()
-
-
-def _loop_factory(signals: Signals) -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        return asyncio.new_event_loop
-
-    class Loop(uvloop.Loop):
-        """uvloop has its own way to `signal.signal`."""
-
-        def add_signal_handler(self, sig: int, callback: Callable[[*Given], object], *args: *Given) -> None:
-            super().add_signal_handler(sig, callback, *args)
-            signals.look()
-
-        def remove_signal_handler(self, sig: int) -> bool:
-            removed = super().remove_signal_handler(sig)
-            signals.look()
-            return removed
-
-    return Loop
 
 
 def cli(main: Callable[[list[str]], int]) -> NoReturn:

@@ -5,11 +5,11 @@ The supervisor gives each child the writing end of a pipe, by an environment var
 """
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 from typing import Final
+
+from maskline.runtime.die_with_parent import die_with_parent
 
 VARIABLE: Final = "_MASKLINE_SUPERVISED"
 """`<descriptor of the pipe>:<process id of the supervisor>`"""
@@ -18,8 +18,6 @@ UP: Final = "up"
 FAILED: Final = "failed "
 REASON_MAX_BYTES: Final = 4_000
 """With the rest of its line it fits into PIPE_BUF, and so into the pipe in one piece."""
-
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
 class _Supervised:
@@ -52,7 +50,7 @@ def take_over() -> None:
     descriptor, _, supervisor = os.environ.pop(VARIABLE, "").partition(":")
     if not supervisor:
         return
-    _die_with(int(supervisor))
+    die_with_parent(int(supervisor), signal.SIGTERM)
     with contextlib.suppress(OSError):
         os.set_inheritable(int(descriptor), False)
         os.set_blocking(int(descriptor), False)
@@ -73,10 +71,3 @@ def failed(reason: str) -> bool:
     """Why this process cannot start; whether the supervisor says it."""
     text = reason.encode("utf-8", "backslashreplace")[:REASON_MAX_BYTES].decode("utf-8", "ignore")
     return _supervised.say(FAILED + " ".join(text.split()))
-
-
-def _die_with(supervisor: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != supervisor:  # it died before the kernel knew our wish
-        os._exit(1)

@@ -9,7 +9,7 @@ Redis Cluster, where the partitions then spread over the nodes.
 | `{ns:p}:dead` | stream | dead letters of partition p, of all groups |
 | `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
-| `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: strikes of a handler that may bring its worker down; expires |
+| `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: crashes of a handler that may bring its worker down; expires |
 | `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
 | `{ns:fsync-i}:callbacks` | stream | nothing: written to see whether the server fsyncs before it confirms |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |

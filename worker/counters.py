@@ -31,10 +31,10 @@ class Counters:
         """Leases that ended without being given back."""
         self.diverged = 0
         """Partitions begun again because their server had lost what was seen of them."""
-        self.strikes = 0
-        """Handlers found running for an event when their worker had gone down."""
-        self.trials: Counter[str] = Counter()
-        """Trials by what they came to: handled, failed, crashed, impossible."""
+        self.crashes = 0
+        """Handlers that were running for an event when their worker went down."""
+        self.sandbox_runs: Counter[str] = Counter()
+        """Runs of handlers in a sandbox, by outcome: handled, failed, crashed, impossible."""
         self.trimmed = 0
         """Entries that retention has taken."""
         self.unreadable_states = 0

@@ -44,7 +44,7 @@ class WorkerCollector(Collector):
             (
                 "handler_strikes",
                 "Handlers that had been running for an event when their worker went down.",
-                counters.strikes,
+                counters.crashes,
             ),
             ("entries_trimmed", "Stream entries that retention has taken.", counters.trimmed),
             ("gaps_forced", "Gaps given up early because the process held too much.", counters.forced_gaps),
@@ -71,7 +71,7 @@ class WorkerCollector(Collector):
                 "trials",
                 "Handlers run in a process of their own, by what came of it.",
                 "outcome",
-                counters.trials,
+                counters.sandbox_runs,
             ),
             ("handler_seconds", "Time in handlers, awaiting included.", "handler", counters.handler_seconds),
             (

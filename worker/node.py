@@ -96,11 +96,11 @@ class WorkerNode:
             await self._connections.start()
             await self.admin.start()
             undo.pop_all()
-        trials = Sandbox(settings, self._loadable, self.counters)
-        suspects = Quarantine(self._connections, self._keys, trials, self.counters, self._fenced)
+        sandbox = Sandbox(settings, self._loadable, self.counters)
+        quarantine = Quarantine(self._connections, self._keys, sandbox, self.counters, self._fenced)
         self._dispatcher = Dispatcher(
             table, concurrency=settings.concurrency, late_dead=settings.late == "dead", counters=self.counters,
-            on_progress=self._progressed, suspects=suspects, background=self.background,
+            on_progress=self._progressed, quarantine=quarantine, background=self.background,
             context=self._resources.context,
         )  # fmt: skip
         self._committer = Committer(
@@ -121,7 +121,7 @@ class WorkerNode:
             outstanding_max=settings.outstanding_max, counters=self.counters, on_progress=self._committer.mark,
             on_fault=self.background.failed,
         )  # fmt: skip
-        self._leases.suspects = suspects
+        self._leases.quarantine = quarantine
         self._pollers = self._leases.pollers = Pollers(self._connections, self._keys, self._reader)
         self._verifier = HistoryVerifier(
             self._connections, self._keys, lambda: self._leases.partitions,

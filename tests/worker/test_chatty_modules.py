@@ -11,7 +11,7 @@ from pathlib import Path
 from process_kit import callback, fleet
 from servers import wait_until
 
-from maskline.worker.poison.sandbox_main import Request, encode
+from maskline.worker.poison.sandbox_protocol import SandboxRequest, encode
 
 CHATTY = str(Path(__file__).with_name("chatty_handlers.py"))
 TOKEN = re.compile(r"num_[0-9a-f]{10}")
@@ -29,7 +29,7 @@ def assert_private(text):
     assert len(set(TOKEN.findall(text))) == 2
 
 
-def test_a_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, namespace, tmp_path):
+def test_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, namespace, tmp_path):
     file = tmp_path / "chatty.log"
     with fleet(redis_server, namespace, tmp_path, partitions=1) as it:
         worker = it.launch(
@@ -72,9 +72,9 @@ def test_a_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, 
         assert_none(f"{letter.reason} {letter.traceback}")
 
 
-def test_so_does_the_process_of_a_trial(tmp_path):
+def test_sandbox_keeps_the_numbers_whatever_its_modules_log_with(tmp_path):
     ours, theirs = socket.socketpair()
-    request = Request(
+    request = SandboxRequest(
         modules=(CHATTY,), path=sys.path, log_format="json", log_level="info", token_key=b"a key for this test only",
         handler="chatty_handlers.in_a_thread", entry_id="1700000000000-0", callback=callback("session", 1),
         order="in_order", missing=(), run=0, attempt=1, fencing_token=1, ignored_parameters=frozenset(),

@@ -32,7 +32,7 @@ def test_suspects_run_on_a_server_that_is_out_of_memory(own_crew: Fleet):
     second = own_crew.start()
     own_crew.until_calls(4)
     own_crew.until_drained()
-    assert not lines(second, "a handler waits to be marked before it may start, trying again")
+    assert not lines(second, "suspect mark not written")
     assert second.terminate() == 0
 
 
@@ -40,7 +40,7 @@ def test_a_mark_that_is_refused_is_said_and_not_ten_times_a_second(own_crew: Fle
     kill_amid_handlers(own_crew)
     own_crew.client.execute_command("ACL", "SETUSER", "default", "-expire")  # which the script needs
     second = own_crew.start()
-    event = "a handler waits to be marked before it may start, trying again"
+    event = "suspect mark not written"
     wait_until(lambda: lines(second, event), within_s=PATIENCE_S)
     refused = failed_scripts(own_crew)
     wait_until(lambda: failed_scripts(own_crew) > refused + REPEATS, within_s=PATIENCE_S)

@@ -39,16 +39,16 @@ class HandlerHungError(MasklineError):
 
 
 class HandlerCrashedError(MasklineError):
-    """The worker went down each time this handler ran for this event, so it is not run again.
+    """The worker went down each time this handler ran for this event, so the handler does not run again.
 
-    `strikes`: how often it was seen to. `how`: how a trial's process ended, if there was a trial.
+    `crashes`: how often that was seen. `how`: how the sandbox ended, if there was one.
     """
 
-    def __init__(self, strikes: int, how: str = "") -> None:
-        trial = f", and so did a process of its own ({how})" if how else ""
+    def __init__(self, crashes: int, how: str = "") -> None:
+        sandbox = f", and so did a process of its own ({how})" if how else ""
         # Once more than was seen: nothing was marked the first time.
-        times = strikes + 1 if how else strikes
-        super().__init__(f"its worker went down {times} times while this handler ran{trial}")
+        times = crashes + 1 if how else crashes
+        super().__init__(f"its worker went down {times} times while this handler ran{sandbox}")
 
 
 class Verdict(NamedTuple):
@@ -61,12 +61,15 @@ class Verdict(NamedTuple):
     """One line, without phone numbers."""
 
 
-class TrialFailedError(MasklineError):
-    """The handler failed in a trial, where the verdict was given as well. The text says where, there."""
+class FailedInSandboxError(MasklineError):
+    """The handler failed in a sandbox, where the verdict was given as well.
 
-    def __init__(self, verdict: Verdict, account: str) -> None:
-        super().__init__(account)
-        self.account = account
+    `verdict`: what follows. `traceback`: where the handler failed, as text.
+    """
+
+    def __init__(self, verdict: Verdict, traceback: str) -> None:
+        super().__init__(traceback)
+        self.traceback = traceback
         self.verdict = verdict
 
 
@@ -74,7 +77,7 @@ def traceback_of(failure: BaseException | None) -> str | None:
     """The traceback that a dead letter keeps of a failed attempt; None where no attempt was made."""
     if failure is None:
         return None
-    return failure.account if isinstance(failure, TrialFailedError) else short_traceback(failure)
+    return failure.traceback if isinstance(failure, FailedInSandboxError) else short_traceback(failure)
 
 
 def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
@@ -95,7 +98,7 @@ def judge(failure: BaseException, policy: RetryPolicy, attempt: int, *, jitter: 
 
     Retry and Reject count in an exception group as well, which is how they leave a TaskGroup.
     """
-    if isinstance(failure, TrialFailedError):
+    if isinstance(failure, FailedInSandboxError):
         return failure.verdict
     if isinstance(failure, HandlerCrashedError):
         return Verdict(None, "crashed_worker", str(failure))

@@ -97,7 +97,7 @@ class Resources:
             share_s = max(deadline - monotonic(), 0.0) / (len(self._lives) + 1)
             if (error := await life.close(share_s)) is not None:
                 _log.error(
-                    "a resource could not be closed", resource=life.name,
+                    "resource not closed", resource=life.name,
                     reason=f"{type(error).__name__}: {error}",
                 )  # fmt: skip
                 errors.append(error)

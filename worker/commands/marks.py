@@ -1,7 +1,7 @@
 """Marks: what Redis keeps of the handlers that may bring a worker down, one field of the partition's marks hash each.
 
 `worker.poison.tracker` decides what is written; lua/mark.lua writes it, lua/acquire.lua returns it to the next owner.
-The field is `<entry ID> <handler>`, the value `<strikes> <state>`: both stay as they are, since workers of two
+The field is `<entry ID> <handler>`, the value `<crashes> <state>`: both stay as they are, since workers of two
 releases may share a namespace.
 """
 
@@ -10,17 +10,18 @@ from typing import Final, Literal, NamedTuple, get_args
 MARKS_TTL_S: Final = 7 * 86_400
 """Marks that nobody clears (a group deleted at the wrong moment) are gone after a week without new ones."""
 
-State = Literal["idle", "running", "trial"]
+MarkState = Literal["idle", "running", "trial"]
+"""Whether the handler runs: not, in the worker, or in a sandbox, which Redis calls `trial`."""
 
-_STATES: Final[tuple[State, ...]] = get_args(State)
+_STATES: Final[tuple[MarkState, ...]] = get_args(MarkState)
 
 
 class Mark(NamedTuple):
     """What Redis knows of one handler's attempts at one entry."""
 
-    strikes: int
+    crashes: int
     """How often a worker went down while the handler ran: 0 … 9."""
-    state: State
+    state: MarkState
 
 
 def mark_field(entry_id: str, handler: str) -> str:
@@ -30,13 +31,13 @@ def mark_field(entry_id: str, handler: str) -> str:
 
 def encode_mark(mark: Mark) -> str:
     """The value of a mark."""
-    return f"{mark.strikes} {mark.state}"
+    return f"{mark.crashes} {mark.state}"
 
 
 def decode_mark(value: bytes) -> Mark | None:
     """Read what `encode_mark` wrote; None for what is no mark."""
-    strikes, _, state = value.partition(b" ")
+    crashes, _, state = value.partition(b" ")
     for known in _STATES:
-        if state == known.encode() and len(strikes) == 1 and strikes.isdigit():
-            return Mark(int(strikes), known)
+        if state == known.encode() and len(crashes) == 1 and crashes.isdigit():
+            return Mark(int(crashes), known)
     return None

@@ -62,7 +62,7 @@ class AcquiredLease(NamedTuple):
     reset: bool
     """The group's cursor stood beyond the stream's last entry, and was set back to the beginning."""
     marks: list[bytes]
-    """As `strikes.read_marks` takes them."""
+    """As `worker.poison.tracker.read_marks` takes them."""
 
 
 def lease_value(token: int, worker: str) -> str:

@@ -48,8 +48,20 @@ class Attempt:
     """
 
     __slots__ = (
-        "_as_it_was", "_cancelling", "_context", "_values", "abandoned", "alone", "deadline", "handler", "now",
-        "number", "seat", "session", "task", "why",
+        "_as_it_was",
+        "_cancelling",
+        "_context",
+        "_values",
+        "abandoned",
+        "deadline",
+        "handler",
+        "now",
+        "number",
+        "seat",
+        "session",
+        "solo",
+        "task",
+        "why",
     )  # fmt: skip
 
     def __init__(self, task: asyncio.Task[Any], context: contextvars.Context | None = None) -> None:
@@ -69,10 +81,10 @@ class Attempt:
         """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
         self.abandoned = False
         """The handler ignores its cancellation: nothing that it still does is looked at."""
-        self.alone = False
-        """It has passed the gate of suspects with strikes."""
+        self.solo = False
+        """It runs a suspect with crashes, and no other one does meanwhile."""
         self.seat: Seat | None = None
-        """Its thread: it runs this plain handler, and no other one unless it is alone."""
+        """Its thread: it runs this plain handler, and no other one unless it is solo."""
 
     def spent(self) -> bool:
         """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
@@ -92,7 +104,7 @@ class Attempt:
 
     def runs(self, handler: BoundHandler) -> bool:
         """Whether a handler may run in its task."""
-        if self.alone:
+        if self.solo:
             return True
         return not handler.in_thread if self.seat is None else handler.name == self.seat.handler
 
@@ -155,7 +167,7 @@ class Attempts:
         if ending:
             _, late = await asyncio.wait(ending, timeout=grace_s)
             if late:
-                _log.error("handlers ignore that they were cancelled", count=len(late))
+                _log.error("handlers ignore cancellation", count=len(late))
 
     def _sweep(self) -> None:
         now = lease_clock()

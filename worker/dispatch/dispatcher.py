@@ -24,8 +24,8 @@ from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import (
+    FailedInSandboxError,
     HandlerCrashedError,
-    TrialFailedError,
     Verdict,
     judge,
     overtime,
@@ -36,9 +36,8 @@ from maskline.worker.api.registry import BoundHandler, Table
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.deadlines import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
-from maskline.worker.dispatch.gate import Gate
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, Seat
-from maskline.worker.dispatch.quarantine import Case, Quarantine
+from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent
 from maskline.worker.dispatch.thread_shares import Use
 from maskline.worker.entries.dead_letter import Cause, dead_letter_of, internal_error
 from maskline.worker.ordering.reorder import Arrival, Release
@@ -51,16 +50,16 @@ TURNS_MAX: Final = 64
 WAKE_MAX: Final = 4
 """Runners woken at a time: few, since where handlers do not wait the first one does all the work."""
 
-ASIDE: Final = -1.0
+UNTIL_RESUMED: Final = -1.0
 """In place of a wait: the event is put aside until `resume`."""
 
 DISPATCHER: Final = "dispatcher"
 """Its name among the background tasks, where its faults are counted."""
 
-AT_GATE: Final = -2.0
-"""In place of a wait: the gate of suspects submits the session again."""
+UNTIL_SOLO: Final = -2.0
+"""In place of a wait: the queue of suspects with crashes starts the session in its turn."""
 
-IN_LINE: Final = -3.0
+UNTIL_THREAD: Final = -3.0
 """In place of a wait: a thread of a plain handler is waited for."""
 
 FAULTS_MAX: Final = 3
@@ -86,13 +85,13 @@ class Dispatcher:
 
     `table`: the handlers of each type of event. `on_progress(partition)`: called when an event of the partition is
     done, and none was since its last commit was taken, so that it gets committed. `late_dead`: late events go to the
-    dead letters. `suspects`: needed where partitions have any. `background`: where faults are counted.
+    dead letters. `quarantine`: runs suspects; needed where partitions have any. `background`: where faults are counted.
     `context`: what every attempt begins with a copy of; the present one by default.
     """
 
     def __init__(
         self, table: Table, *, concurrency: int, late_dead: bool, counters: Counters,
-        on_progress: Callable[[Partition], None], suspects: Quarantine | None = None,
+        on_progress: Callable[[Partition], None], quarantine: Quarantine | None = None,
         background: BackgroundTasks | None = None, context: contextvars.Context | None = None,
     ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
@@ -109,7 +108,7 @@ class Dispatcher:
         self._ready: deque[LiveSession] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._runners: set[asyncio.Task[None]] = set()
-        self._gate = Gate(self._start_alone)
+        self._solo_queue = SoloQueue(self._start_solo)
         self._attempts = Attempts(self._stuck, self._background)
         self._faults: dict[str, int] = {}
         """Faults of ours met on events that are not done, by entry."""
@@ -119,7 +118,7 @@ class Dispatcher:
         self._plain = PlainHandlers(plain, concurrency, self._start_plain)
         self._apart: set[asyncio.Task[None]] = set()
         """Tasks that are none of the runners: of plain handlers, one that runs a suspect alone, and those given up."""
-        self._suspects = suspects
+        self._quarantine = quarantine
 
     # What the worker calls
 
@@ -321,11 +320,11 @@ class Dispatcher:
             self._on_progress(partition)
 
     def _put_off(self, session: LiveSession, retry_ms: float) -> None:
-        if retry_ms == ASIDE:
+        if retry_ms == UNTIL_RESUMED:
             session.scheduled = False
-        elif retry_ms != AT_GATE:
+        elif retry_ms != UNTIL_SOLO:
             timer, progress = None, session.progress
-            if retry_ms != IN_LINE:
+            if retry_ms != UNTIL_THREAD:
                 timer = self._loop.call_later(retry_ms / 1000, self._again, session, context=self._context)
             if progress is not None and progress.places:
                 self._plain.here(progress, timer)
@@ -378,24 +377,30 @@ class Dispatcher:
         return await self._go_on(session, release, attempt, None, begun=begun)
 
     async def _handle_rarely(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
-        """As `_handle`, for an event that came late, that failed before, or that may be a suspect; or AT_GATE."""
-        case = None
-        if session.partition.suspects is not None and self._suspects is not None:
-            case = self._suspects.case(session)
-        if case is not None and case.apart and not self._gate.admit(session, attempt):
-            return AT_GATE
+        """As `_handle`, for an event that came late, that failed before, or that may be a suspect; or UNTIL_SOLO."""
+        suspect = None
+        if session.partition.suspects is not None and self._quarantine is not None:
+            suspect = self._quarantine.suspect_event(session)
+        if suspect is not None and suspect.solo and not self._solo_queue.admit(session, attempt):
+            return UNTIL_SOLO
         if self._late_dead and release.order == "late":
             verdict = Verdict(None, "late", "late: its place in the order had passed")
-            self._bury(session, release, verdict, None, 0, None)
+            self._dead_letter(session, release, verdict, None, 0, None)
             return None
-        return await self._go_on(session, release, attempt, case, begun=False)
+        return await self._go_on(session, release, attempt, suspect, begun=False)
 
     def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
         """Whether another handler of an event may start after one has ended."""
         return attempt.now < partition.lease_until and not attempt.spent()
 
     async def _go_on(
-        self, session: LiveSession, release: Release, attempt: Attempt, case: Case | None, *, begun: bool
+        self,
+        session: LiveSession,
+        release: Release,
+        attempt: Attempt,
+        suspect: SuspectEvent | None,
+        *,
+        begun: bool,
     ) -> float | None:
         """As `_handle`, for whatever is not ordinary. `begun`: a handler has just run."""
         event: Event = release.arrival.payload.event
@@ -417,10 +422,10 @@ class Dispatcher:
                 continue
             if begun and not self._may_go_on(session.partition, attempt):
                 session.progress = progress or self._progress_so_far(event, handler.name)
-                return 0.0 if attempt.spent() else ASIDE
+                return 0.0 if attempt.spent() else UNTIL_RESUMED
             begun = True
             ctx = Context(release, handler.name, number, session.partition.token)
-            failure = await self._try(handler, event, ctx, attempt, case)
+            failure = await self._try(handler, event, ctx, attempt, suspect)
             if attempt.why:
                 return None
             if failure is None:
@@ -428,16 +433,16 @@ class Dispatcher:
                 if progress is not None:
                     progress.done.add(handler.name)
                 continue
-            delay_ms = self._failed(session, release, handler, number, failure, case)
+            delay_ms = self._failed(session, release, handler, number, failure, suspect)
             if delay_ms is not None:
                 soonest = delay_ms if soonest is None else min(soonest, delay_ms)
         if elsewhere and attempt.seat is not None:
             return 0.0  # a runner goes on with it
-        return IN_LINE if elsewhere and soonest is None else soonest
+        return UNTIL_THREAD if elsewhere and soonest is None else soonest
 
     def _failed(
         self, session: LiveSession, release: Release, handler: BoundHandler, number: int, failure: BaseException,
-        case: Case | None,
+        suspect: SuspectEvent | None,
     ) -> float | None:  # fmt: skip
         """Attempt `number` of a handler has failed: in how many ms to try again, None where it has been given up."""
         self._counters.failed[handler.name] += 1
@@ -446,18 +451,23 @@ class Dispatcher:
         progress = session.progress
         verdict = judge(failure, handler.policy, number, jitter=random.random())  # noqa: S311  no secret
         if verdict.delay_ms is None:
-            attempts = number if case is None else number + case.strikes(handler)
-            self._bury(session, release, verdict, handler.name, attempts, failure)
+            attempts = number if suspect is None else number + suspect.crashes(handler)
+            self._dead_letter(session, release, verdict, handler.name, attempts, failure)
             progress.done.add(handler.name)
         else:
             progress.failed(handler.name, number, lease_clock() + verdict.delay_ms / 1000)
             Context(release, handler.name, number, session.partition.token).log.warning(
-                "handler failed, will try again", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
+                "handler attempt failed", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
             )
         return verdict.delay_ms
 
     async def _try(
-        self, handler: BoundHandler, event: Event, ctx: Context, attempt: Attempt, case: Case | None
+        self,
+        handler: BoundHandler,
+        event: Event,
+        ctx: Context,
+        attempt: Attempt,
+        suspect: SuspectEvent | None,
     ) -> BaseException | None:
         """Run one attempt and return what it failed with.
 
@@ -468,9 +478,9 @@ class Dispatcher:
         in_thread = handler.in_thread
         failure: BaseException | None = None
         try:
-            if in_thread and attempt.alone:
+            if in_thread and attempt.solo:
                 attempt.seat = await self._plain.seat(handler.name)
-            tried = case is not None and await case.begin(handler, ctx)
+            tried = suspect is not None and await suspect.before_attempt(handler, ctx)
             if in_thread and not tried and attempt.seat is not None:
                 attempt.deadline = lease_clock() + handler.timeout_s
                 result = await attempt.seat.run(handler.call, event, ctx, context=self._clean.copy())
@@ -484,13 +494,13 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001  as above
             failure = self._caught(error, attempt)
         finally:
-            if attempt.alone and attempt.seat is not None:
+            if attempt.solo and attempt.seat is not None:
                 attempt.seat.leave()
         attempt.deadline = 0.0
         attempt.now = lease_clock()
         self._counters.handler_seconds[handler.name] += attempt.now - started
-        if case is not None and not attempt.abandoned:
-            case.end(handler)
+        if suspect is not None and not attempt.abandoned:
+            suspect.after_attempt(handler)
         if attempt.why or attempt.abandoned:
             failure = self._cut_short(failure, attempt, in_thread=in_thread)
         return failure
@@ -528,12 +538,12 @@ class Dispatcher:
             progress.done.add(handler.name)
         return progress
 
-    def _bury(
+    def _dead_letter(
         self, session: LiveSession, release: Release, verdict: Verdict, handler: str | None, attempts: int,
         failure: BaseException | None,
     ) -> None:  # fmt: skip
         event = release.arrival.payload.event
-        if isinstance(failure, (HandlerCrashedError, TrialFailedError)):
+        if isinstance(failure, (HandlerCrashedError, FailedInSandboxError)):
             failure.with_traceback(None)  # ours, and of no use to anybody
         cause = Cause(verdict.code, verdict.reason, handler, attempts, traceback_of(failure))
         session.partition.add_dead_letter(
@@ -576,21 +586,21 @@ class Dispatcher:
 
     # Suspects of having brought a worker down
 
-    def _start_alone(self, session: LiveSession) -> None:
+    def _start_solo(self, session: LiveSession) -> None:
         if not self._stopping:
             context = self._clean.copy()
-            runner = self._loop.create_task(self._run_alone(session, context), context=context)
+            runner = self._loop.create_task(self._run_solo(session, context), context=context)
             self._apart.add(runner)
             runner.add_done_callback(self._ended, context=self._context)
 
-    async def _run_alone(self, session: LiveSession, context: contextvars.Context) -> None:
+    async def _run_solo(self, session: LiveSession, context: contextvars.Context) -> None:
         attempt = self._attempt(context)
-        attempt.alone = True
+        attempt.solo = True
         try:
             # One event, then it is anybody's turn.
             await self._work(deque((session,)), attempt, TURNS_MAX - 1)
         finally:
-            self._gate.leave(attempt)
+            self._solo_queue.leave(attempt)
 
     def _stuck(self, attempt: Attempt) -> None:
         """Go on without an attempt whose handler ignores that it was cancelled."""
@@ -598,12 +608,12 @@ class Dispatcher:
         assert session is not None  # noqa: S101  it is under way
         assert handler is not None  # noqa: S101
         session.partition.running -= 1
-        self._gate.leave(attempt)
+        self._solo_queue.leave(attempt)
         if attempt.seat is not None:
             self._plain.ended(attempt.seat)
         self._runners.discard(attempt.task)
         self._apart.add(attempt.task)
-        _log.error("a handler ignores that it was cancelled", handler=handler.name, session_uuid=session.uuid)
+        _log.error("handler ignores cancellation", handler=handler.name, session_uuid=session.uuid)
         if attempt.why != TIME_LIMIT:
             session.scheduled = False
             return
@@ -614,7 +624,7 @@ class Dispatcher:
         failure = unstoppable(handler)
         verdict = judge(failure, handler.policy, attempt.number, jitter=0)
         try:
-            self._bury(session, release, verdict, handler.name, attempt.number, failure)
+            self._dead_letter(session, release, verdict, handler.name, attempt.number, failure)
             session.progress.done.add(handler.name)
         finally:
             self.submit([session])

@@ -25,7 +25,7 @@ from maskline.worker.dispatch.threads import REPEAT_S, HandlerThreads
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession, Progress
 
-WAITS: Final = "a plain handler waits: its threads hang, and cannot be stopped"
+WAITS: Final = "plain handler waits for hung threads"
 
 _log = get_logger("maskline.worker")
 
@@ -177,7 +177,7 @@ class PlainHandlers:
             self._seats.hang(handler)
             if self._hang_lines.due(handler) and not self._stopped:
                 _log.warning(
-                    "a plain handler was given up, and its thread goes on", handler=handler,
+                    "handler thread hung", handler=handler,
                     hung=self._seats.use(handler).hung,
                 )  # fmt: skip
         else:

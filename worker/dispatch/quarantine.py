@@ -1,10 +1,14 @@
-"""Carries out what `strikes` decides: marks in Redis before a suspect's handler starts, and trials.
+"""Runs suspects as `worker.poison.tracker` decides: marks in Redis before a handler starts, solo runs, sandbox runs.
 
-A mark is written by a fenced script, so that an owner which was paused past its lease cannot mark. Whoever waits for
-one waits in a runner; the marks of a loop tick travel together.
+A mark is written by a fenced script, so that an owner which was paused past its lease cannot mark. A runner waits until
+its mark is written; the marks of one turn of the event loop travel together.
+
+Suspects with crashes run solo (`SoloQueue`): if two of them were under way when the worker goes down, both would count
+a crash. A suspect without a crash runs beside others, and gets its first crash at worst.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import hiredis
@@ -18,130 +22,152 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.commands import scripts
-from maskline.worker.commands.marks import Mark, State, mark_field
+from maskline.worker.commands.marks import Mark, MarkState, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
+from maskline.worker.dispatch.deadlines import Attempt
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
-from maskline.worker.poison.sandbox import Sandbox, TrialImpossibleError
-from maskline.worker.poison.tracker import Standing, Step, step, suspicion
+from maskline.worker.poison.sandbox import Sandbox, SandboxUnavailableError
+from maskline.worker.poison.tracker import (
+    RunMode,
+    Suspect,
+    run_mode,
+    suspects_after_takeover,
+)
 
 _log = get_logger("maskline.worker")
 
 
-class Case:
-    """One suspect event, while its handlers run."""
+class SuspectEvent:
+    """The first event of a session, which is a suspect, while its handlers run."""
 
-    __slots__ = ("_session", "_standing", "_suspects")
+    __slots__ = ("_quarantine", "_session", "_suspect")
 
-    def __init__(self, suspects: "Quarantine", session: LiveSession, standing: Standing) -> None:
-        self._suspects = suspects
+    def __init__(self, quarantine: "Quarantine", session: LiveSession, suspect: Suspect) -> None:
+        self._quarantine = quarantine
         self._session = session
-        self._standing = standing
+        self._suspect = suspect
 
     @property
-    def apart(self) -> bool:
-        """Whether a handler that has yet to handle the event must run alone."""
+    def solo(self) -> bool:
+        """Whether a handler that has yet to handle the event must run solo."""
         progress = self._session.progress
         done = progress.done if progress is not None else ()
         return any(
-            handler not in done and self._suspects.alone(self._standing, handler)
-            for handler in self._standing.marked
+            handler not in done and self._quarantine.run_mode(self._suspect, handler) is RunMode.SOLO
+            for handler in self._suspect.marked
         )
 
-    def strikes(self, handler: BoundHandler) -> int:
-        return self._standing.strikes(handler.name)
+    def crashes(self, handler: BoundHandler) -> int:
+        """How often the handler crashed on the event."""
+        return self._suspect.crashes(handler.name)
 
-    async def begin(self, handler: BoundHandler, ctx: Context) -> bool:
-        """Mark that the handler starts. True if it needs no start: it has handled the event in a trial.
+    async def before_attempt(self, handler: BoundHandler, ctx: Context) -> bool:
+        """Mark in Redis that the handler starts. True where it need not: it has handled the event in a sandbox.
 
-        Raises what the handler failed with there, HandlerCrashedError where it is not to start any more.
+        Raises what the handler failed with in the sandbox, HandlerCrashedError where it may not start again.
         """
-        return await self._suspects.begin(self._session, handler, ctx, self._standing)
+        return await self._quarantine.before_attempt(self._session, handler, ctx, self._suspect)
 
-    def end(self, handler: BoundHandler) -> None:
-        """The attempt has ended, however it did."""
+    def after_attempt(self, handler: BoundHandler) -> None:
+        """Mark in Redis that the attempt has ended, in whatever way."""
         entry_id = self._session.queue[0].arrival.payload.entry_id
-        mark = Mark(self._standing.strikes(handler.name), "idle")
-        self._suspects.note(self._session.partition, [(mark_field(entry_id, handler.name), mark)])
+        mark = Mark(self._suspect.crashes(handler.name), "idle")
+        self._quarantine.write_marks(self._session.partition, [(mark_field(entry_id, handler.name), mark)])
 
 
 class Quarantine:
-    """`on_fenced(partition)`: a mark was refused because the lease is not ours any more."""
+    """The suspects of a worker process.
+
+    `on_fenced(partition)`: called when a mark was refused because the lease is not ours any more.
+    """
 
     def __init__(
-        self, connections: WorkerConnections, keys: Keys, trials: Sandbox, counters: Counters,
+        self,
+        connections: WorkerConnections,
+        keys: Keys,
+        sandbox: Sandbox,
+        counters: Counters,
         on_fenced: Callable[[Partition], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._connections = connections
         self._keys = keys
-        self._trials = trials
+        self._sandbox = sandbox
         self._counters = counters
         self._on_fenced = on_fenced
-        self._waiting_lines = LogRateLimit()
+        self._waiting_log = LogRateLimit()
 
     def taken_over(self, partition: Partition, acquired: scripts.AcquiredLease) -> None:
-        """See whom to suspect in a partition just taken, and write back to Redis what strikes that makes."""
-        partition.suspects = suspicion(
-            clean=acquired.clean, cursor=acquired.cursor, pending=acquired.pending, last_id=acquired.last_id,
+        """Find the suspects of a partition just taken, and write the crashes that this adds back to Redis."""
+        partition.suspects = suspects_after_takeover(
+            clean=acquired.clean,
+            cursor=acquired.cursor,
+            pending=acquired.pending,
+            last_id=acquired.last_id,
             marks=acquired.marks,
-        )  # fmt: skip
+        )
         if partition.suspects is None:
             return
         found = partition.suspects.found
         for one in found:
-            if one.struck:
-                self._counters.strikes += 1
+            if one.crashed:
+                self._counters.crashes += 1
                 _log.warning(
-                    "a worker went down while this handler ran",
-                    handler=one.handler, entry_id=one.entry_id, partition=partition.number,
-                    strikes=one.mark.strikes,
-                )  # fmt: skip
-        unsettled = [(one.field, one.mark) for one in found if not one.settled]
-        for first in range(0, len(unsettled), scripts.MARKS_MAX):
-            self.note(partition, unsettled[first : first + scripts.MARKS_MAX])
+                    "worker crashed in handler",
+                    handler=one.handler,
+                    entry_id=one.entry_id,
+                    partition=partition.number,
+                    crashes=one.mark.crashes,
+                )
+        changed = [(one.field, one.mark) for one in found if not one.stored]
+        for first in range(0, len(changed), scripts.MARKS_MAX):
+            self.write_marks(partition, changed[first : first + scripts.MARKS_MAX])
 
-    def case(self, session: LiveSession) -> Case | None:
-        """The case of the session's first event; None if that is no suspect."""
+    def suspect_event(self, session: LiveSession) -> SuspectEvent | None:
+        """The session's first event, if it is a suspect."""
         suspects = session.partition.suspects
-        standing = suspects and suspects.of(session.queue[0].arrival.payload.entry_id)
-        return Case(self, session, standing) if standing else None
+        suspect = suspects and suspects.get(session.queue[0].arrival.payload.entry_id)
+        return SuspectEvent(self, session, suspect) if suspect else None
 
-    def alone(self, standing: Standing, handler: str) -> bool:
-        """Whether the handler must run alone."""
-        return step(standing.strikes(handler), triable=self._trials.can_try(handler)) is Step.ALONE
+    def run_mode(self, suspect: Suspect, handler: str) -> RunMode:
+        """How the handler of this name runs on the suspect."""
+        return run_mode(suspect.crashes(handler), sandbox_available=self._sandbox.available(handler))
 
-    async def begin(
-        self, session: LiveSession, handler: BoundHandler, ctx: Context, standing: Standing
+    async def before_attempt(
+        self, session: LiveSession, handler: BoundHandler, ctx: Context, suspect: Suspect
     ) -> bool:
-        """See Case.begin."""
-        release, strikes = session.queue[0], standing.strikes(handler.name)
-        standing.marked.add(handler.name)
+        """See `SuspectEvent.before_attempt`."""
+        release, crashes = session.queue[0], suspect.crashes(handler.name)
+        suspect.marked.add(handler.name)
 
-        async def mark(state: State) -> None:
-            await self._mark(session.partition, mark_field(ctx.entry_id, handler.name), Mark(strikes, state))
+        async def mark(state: MarkState) -> None:
+            await self._mark(session.partition, mark_field(ctx.entry_id, handler.name), Mark(crashes, state))
 
-        while (how := step(strikes, triable=self._trials.can_try(handler.name))) is Step.TRIAL:
+        while (mode := self.run_mode(suspect, handler.name)) is RunMode.SANDBOX:
             await mark("trial")
             try:
-                await self._trials.hold(handler, release, ctx, strikes)
-            except TrialImpossibleError as error:
-                _log.error("a handler could not be tried by itself", handler=handler.name, reason=str(error))
+                await self._sandbox.run(handler, release, ctx, crashes)
+            except SandboxUnavailableError as error:
+                _log.error("sandbox unavailable", handler=handler.name, reason=str(error))
             else:
                 return True
-        if how is Step.BURY:
-            raise HandlerCrashedError(strikes)
+        if mode is RunMode.DEAD_LETTER:
+            raise HandlerCrashedError(crashes)
         await mark("running")
         return False
 
-    def note(self, partition: Partition, marks: Sequence[tuple[str, Mark]]) -> None:
-        """Write marks and do not wait for it. What gets lost costs an event a closer look, no more."""
+    def write_marks(self, partition: Partition, marks: Sequence[tuple[str, Mark]]) -> None:
+        """Write marks, by field, without waiting for the reply: a lost one costs an event a closer look, no more."""
         connection = self._connections.commands(partition.number)
         if connection is not None and not partition.lost:
             connection.send(scripts.mark(self._keys, partition.number, partition.lease_value, marks), 1)
 
     async def _mark(self, partition: Partition, field: str, mark: Mark) -> None:
-        """Write a mark and wait until Redis has it, and the lease is surely held; cancelled where that is over."""
+        """Write a mark, and wait until Redis has it and the lease is surely held.
+
+        Where that never comes, the attempt is cancelled from outside.
+        """
         packed = scripts.mark(self._keys, partition.number, partition.lease_value, [(field, mark)])
         while True:
             connection = await self._connections.commands_ready(partition.number)
@@ -160,13 +186,49 @@ class Quarantine:
             if isinstance(reply, hiredis.ReplyError):
                 reason = str(reply)
                 self._connections.note_error_reply(partition.number, reason)
-            self._wait(partition, reason)
+            self._log_waiting(partition, reason)
             await asyncio.sleep(RETRY_DELAY_S)
 
-    def _wait(self, partition: Partition, reason: str) -> None:
+    def _log_waiting(self, partition: Partition, reason: str) -> None:
         # What follows the first word may name a script or a slot, and differ every time.
-        if self._waiting_lines.due(partition.number, reason.partition(" ")[0]):
+        if self._waiting_log.due(partition.number, reason.partition(" ")[0]):
             _log.error(
-                "a handler waits to be marked before it may start, trying again", partition=partition.number,
-                reason=reason, repeats_of_all=self._waiting_lines.take_silent(),
-            )  # fmt: skip
+                "suspect mark not written",
+                partition=partition.number,
+                reason=reason,
+                repeats_of_all=self._waiting_log.take_silent(),
+            )
+
+
+class SoloQueue:
+    """Suspects with crashes: they run one after the other, in their order. No I/O.
+
+    `start_solo(session)`: start the session in an attempt whose `solo` is set, and call `leave` when it has ended.
+
+    A session waits here, not in a runner, and once: at most all sessions with unfinished events do.
+    """
+
+    def __init__(self, start_solo: Callable[[LiveSession], None]) -> None:
+        self._start_solo = start_solo
+        self._taken = False
+        self._waiting: deque[LiveSession] = deque()
+
+    def admit(self, session: LiveSession, attempt: Attempt) -> bool:
+        """Whether the attempt may run the session now; if not, the session waits, and is started in its turn."""
+        if attempt.solo:
+            return True
+        self._waiting.append(session)
+        self._start_next()
+        return False
+
+    def leave(self, attempt: Attempt) -> None:
+        """The attempt has ended, or was given up: start the next session. Nothing happens for one that is not solo."""
+        if attempt.solo:
+            attempt.solo = False
+            self._taken = False
+            self._start_next()
+
+    def _start_next(self) -> None:
+        if self._waiting and not self._taken:
+            self._taken = True
+            self._start_solo(self._waiting.popleft())

@@ -72,7 +72,7 @@ class HandlerThreads:
         except (RuntimeError, MemoryError) as error:
             # No memory, or as many as this user, or the container, may have.
             if self._lines.due():
-                _log.warning("a plain handler waits for a thread, none can be started", reason=str(error))
+                _log.warning("handler thread not started", reason=str(error))
             return False
         self._started += 1
         return True

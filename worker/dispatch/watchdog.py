@@ -96,7 +96,7 @@ class Watchdog:
                 reported = self._beat
                 self._on_block()
                 _log.warning(
-                    "the event loop is blocked: a handler works without awaiting; make it a plain def",
+                    "event loop blocked",
                     handler=self._suspect() or None,
                     at=self._where(),
                 )

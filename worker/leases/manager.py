@@ -117,7 +117,7 @@ class PartitionManager:
         self._acquiring: dict[ServerConnections, asyncio.Task[None]] = {}
         """Leases reached for, by server, that it has not answered for."""
         self.reader: Reader
-        self.suspects: Quarantine
+        self.quarantine: Quarantine
         self.pollers: Pollers
 
     @property
@@ -278,7 +278,7 @@ class PartitionManager:
             )
             partition.verified_at = incarnation
             self._tokens[number] = acquired.token
-            self.suspects.taken_over(partition, acquired)
+            self.quarantine.taken_over(partition, acquired)
             self._tenancy.acquired(number, acquired.token, sent_at)
             partition.lease_until = self._tenancy.lease_until(number)
             self._owned[number] = partition

@@ -33,7 +33,7 @@ from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Rele
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
 from maskline.worker.partitions.history import Seen, StreamEntry
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
-from maskline.worker.poison.tracker import Suspicion
+from maskline.worker.poison.tracker import Suspects
 
 RUN_AHEAD_MAX: Final = 1_024
 """Entries taken in beyond the cursor that Redis knows. After a crash nobody can tell which of them were under way: it
@@ -114,7 +114,7 @@ class Partition:
         self.session_cache = 0
         """Sessions kept in memory; idle ones over it are dropped and read back when they are needed."""
         self.commit_in_flight: Commit | None = None
-        self.suspects: Suspicion | None = None
+        self.suspects: Suspects | None = None
         """Entries that may have brought the last owner down; None once there are none."""
         self._unmarked: list[str] = []
         self.internal_errors: list[tuple[str, BaseException]] = []
@@ -437,12 +437,12 @@ class Partition:
             self._pending.remove(entry_id)
             self._done.append(entry_id)
         if self.suspects is not None:
-            self._unmark(self.suspects.done(entry_id))
+            self._unmark(self.suspects.entry_done(entry_id))
         self._uncommitted = True
 
     def _suspect(self, entry_id: str, *, pending: bool) -> None:
         if self.suspects is not None:
-            self._unmark(self.suspects.take_in(entry_id, pending=pending))
+            self._unmark(self.suspects.entry_read(entry_id, pending=pending))
 
     def _unmark(self, fields: Iterable[str]) -> None:
         self._unmarked += fields

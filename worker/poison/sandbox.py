@@ -1,8 +1,11 @@
-"""Trials: a suspect's handler in a process of its own, which alone dies of what it does. The worker's side.
+"""Runs a suspect's handler in a process of its own, which dies alone of what the handler does. The worker's side.
 
-The other side is `worker.poison.sandbox_main`. Both talk over a socket pair: a Request in, Started and one outcome
-out. A process that ends without an outcome, once the handler has started, convicts the handler. Where SIGKILL has
-ended it that may have come from outside, so it takes several.
+The other side is `worker.poison.sandbox_main`; both talk over a socket pair (`worker.poison.sandbox_protocol`).
+
+- If the sandbox dies after HandlerStarted without another report, the handler is considered to crash its process.
+- Where SIGKILL has ended it, that may have come from outside, so it takes KILLED_MAX such ends in a row.
+- Where the handler could not be called nothing was tried; after IMPOSSIBLE_MAX such runs in a row this worker goes on
+  without a sandbox.
 """
 
 import asyncio
@@ -21,43 +24,43 @@ from maskline.schemas import privacy
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.settings import Settings
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import HandlerCrashedError, TrialFailedError, Verdict, overtime
+from maskline.worker.api.failures import FailedInSandboxError, HandlerCrashedError, Verdict, overtime
 from maskline.worker.api.registry import BoundHandler
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Release
-from maskline.worker.poison.sandbox_main import (
+from maskline.worker.poison.sandbox_protocol import (
     CLOSE_S,
     HEAD_BYTES,
     REPORT_MAX_BYTES,
-    Failed,
-    Impossible,
+    HandlerFailed,
+    HandlerNotStarted,
+    HandlerStarted,
     Report,
-    Request,
-    Started,
+    SandboxRequest,
     decode_report,
+    encode,
 )
-from maskline.worker.poison.sandbox_main import encode as encode_request
 
 START_S: Final = 60.0
 """Until the handler starts: its modules are imported and its resources opened first."""
 
-POLL_S: Final = 0.02
+POLL_INTERVAL_S: Final = 0.02
 """How soon the end of the process is noticed where its end of the socket lives on, in a child that it has left."""
 
 KILLED_MAX: Final = 3
-"""Trials that SIGKILL may end before that convicts: the kernel out of memory, or somebody outside, kills so too."""
+"""Runs that SIGKILL may end before that confirms a crash: the kernel out of memory, or anybody else, kills so too."""
 
 IMPOSSIBLE_MAX: Final = 3
-"""Trials in a row that could not begin; after that there are no more in this process."""
+"""Runs in a row that could not begin; after that there are no more in this process."""
 
 _log = get_logger("maskline.worker")
 
 
-class TrialImpossibleError(MasklineError):
+class SandboxUnavailableError(MasklineError):
     """The handler was not reached: no process, or one that could not load or open what the handler needs."""
 
 
-class _Ended(Exception):  # noqa: N818  not an error: what a trial may come to
+class _ProcessDied(Exception):  # noqa: N818  not an error: what a run may come to
     """The process has ended without an outcome, after the handler started."""
 
     def __init__(self, exit_code: int) -> None:
@@ -65,65 +68,81 @@ class _Ended(Exception):  # noqa: N818  not an error: what a trial may come to
 
 
 class Sandbox:
-    """`names`: the handlers that another process can load, by the names in MASKLINE_HANDLERS."""
+    """The sandbox of a worker process: one run at a time, each in a new process.
+
+    `names`: the handlers that another process can load, by the names in MASKLINE_HANDLERS. `counters`: counts the runs
+    by outcome: `handled`, `failed`, `crashed`, `impossible`.
+    """
 
     def __init__(self, settings: Settings, names: Collection[str], counters: Counters) -> None:
         self._settings = settings
         self._names = names
         self._counters = counters
         self._impossible = 0
-        self._court = asyncio.Lock()
-        """One trial at a time: each is a process."""
+        self._lock = asyncio.Lock()
+        """One run at a time: each is a process."""
 
-    def can_try(self, handler: str) -> bool:
+    def available(self, handler: str) -> bool:
+        """Whether the handler of this name can run in a sandbox."""
         return handler in self._names and self._impossible < IMPOSSIBLE_MAX
 
-    async def hold(self, handler: BoundHandler, release: Release, ctx: Context, strikes: int) -> None:
-        """Run one attempt. Returns if the handler handled the event, raises what it failed with otherwise.
+    async def run(self, handler: BoundHandler, release: Release, ctx: Context, crashes: int) -> None:
+        """Run one attempt. `crashes`: how often the handler crashed on the event so far.
 
-        That is TrialFailedError, one of the time limit's, or HandlerCrashedError where it has brought the process
-        down. Raises TrialImpossibleError where nothing was tried.
+        Returns if the handler handled the event, and clears it so. Raises what it failed with otherwise:
+        FailedInSandboxError, HandlerTimeoutError or HandlerHungError at its time limit, or HandlerCrashedError where it
+        has brought the process down. Raises SandboxUnavailableError where it was not called.
         """
         request = self._request(handler, release, ctx)
         _log.warning(
-            "trying a handler in a process of its own", handler=handler.name, session_uuid=ctx.session_uuid,
-            entry_id=ctx.entry_id, strikes=strikes,
-        )  # fmt: skip
+            "sandbox run started",
+            handler=handler.name,
+            session_uuid=ctx.session_uuid,
+            entry_id=ctx.entry_id,
+            crashes=crashes,
+        )
         for _ in range(KILLED_MAX):
             try:
-                async with self._court:
+                async with self._lock:
                     await self._once(handler, request)
-            except TrialImpossibleError:
+            except SandboxUnavailableError:
                 self._impossible += 1
-                self._counters.trials["impossible"] += 1
+                self._counters.sandbox_runs["impossible"] += 1
                 raise
-            except _Ended as ended:
+            except _ProcessDied as death:
                 self._impossible = 0
-                how = _how(ended.exit_code)
-                if ended.exit_code != -signal.SIGKILL:
+                how = _how(death.exit_code)
+                if death.exit_code != -signal.SIGKILL:
                     break
             except MasklineError:
-                self._counters.trials["failed"] += 1
+                self._counters.sandbox_runs["failed"] += 1
                 raise
             else:
                 self._impossible = 0
-                self._counters.trials["handled"] += 1
+                self._counters.sandbox_runs["handled"] += 1
                 return
-        self._counters.trials["crashed"] += 1
-        raise HandlerCrashedError(strikes, how)
+        self._counters.sandbox_runs["crashed"] += 1
+        raise HandlerCrashedError(crashes, how)
 
     def _request(self, handler: BoundHandler, release: Release, ctx: Context) -> bytes:
         settings = self._settings
-        return encode_request(
-            Request(
-                modules=settings.handlers, path=sys.path, log_format=settings.log_format,
-                log_level=settings.log_level, token_key=privacy._token_key,  # noqa: SLF001  logs must agree on tokens
-                handler=handler.name, entry_id=ctx.entry_id, callback=release.arrival.payload.encoded,
-                ignored_parameters=frozenset(settings.ignored_parameters),
-                order=release.order, missing=release.missing, run=release.run, attempt=ctx.attempt,
-                fencing_token=ctx.fencing_token,
-            )
-        )  # fmt: skip
+        request = SandboxRequest(
+            modules=settings.handlers,
+            path=sys.path,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+            token_key=privacy._token_key,  # noqa: SLF001  logs must agree on tokens
+            handler=handler.name,
+            entry_id=ctx.entry_id,
+            callback=release.arrival.payload.encoded,
+            order=release.order,
+            missing=release.missing,
+            run=release.run,
+            attempt=ctx.attempt,
+            fencing_token=ctx.fencing_token,
+            ignored_parameters=frozenset(settings.ignored_parameters),
+        )
+        return encode(request)
 
     async def _once(self, handler: BoundHandler, request: bytes) -> None:
         ours, theirs = socket.socketpair()
@@ -135,8 +154,8 @@ class Sandbox:
             reader, writer = await asyncio.open_connection(sock=ours)
             try:
                 writer.write(request)
-                await _outcome(handler, process, reader)
-                await _ended(process, monotonic() + CLOSE_S)
+                await _follow(handler, process, reader)
+                await _until_ended(process, monotonic() + CLOSE_S)
             finally:
                 writer.close()
         finally:
@@ -148,57 +167,61 @@ class Sandbox:
 
 
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    descriptor = theirs.fileno()
+    module = "maskline.worker.poison.sandbox_main"
     try:
         # In a process group of its own: a terminal's Ctrl-C is the worker's affair.
         return subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-P", "-m", "maskline.worker.poison.sandbox_main", str(theirs.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), process_group=0,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", module, str(descriptor), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+            process_group=0,
+        )
     except (OSError, ValueError) as error:
-        raise TrialImpossibleError(f"no process could be started: {type(error).__name__}") from None
+        raise SandboxUnavailableError(f"no process could be started: {type(error).__name__}") from None
 
 
-async def _outcome(
+async def _follow(
     handler: BoundHandler, process: subprocess.Popen[bytes], reader: asyncio.StreamReader
 ) -> None:
-    """Follow a trial to its outcome: return, or raise what it came to."""
-    report = await _next(process, reader, START_S)
-    if isinstance(report, Impossible):
-        raise TrialImpossibleError(report.reason)
-    if not isinstance(report, Started):
-        raise TrialImpossibleError("its process ended, or hung, before the handler started")
-    report = await _next(process, reader, handler.timeout_s)
-    if isinstance(report, Failed):
-        raise TrialFailedError(Verdict(report.delay_ms, report.code, report.reason), report.traceback)
+    """Follow a run to its outcome: return if the event is handled, else raise what the run came to."""
+    report = await _next_report(process, reader, START_S)
+    if isinstance(report, HandlerNotStarted):
+        raise SandboxUnavailableError(report.reason)
+    if not isinstance(report, HandlerStarted):
+        raise SandboxUnavailableError("its process ended, or hung, before the handler started")
+    report = await _next_report(process, reader, handler.timeout_s)
+    if isinstance(report, HandlerFailed):
+        raise FailedInSandboxError(Verdict(report.delay_ms, report.code, report.reason), report.traceback)
     if report is None:
         if (exit_code := process.poll()) is None:
             raise overtime(handler, in_thread=handler.in_thread)
-        raise _Ended(exit_code)
+        raise _ProcessDied(exit_code)
 
 
-async def _next(
+async def _next_report(
     process: subprocess.Popen[bytes], reader: asyncio.StreamReader, timeout_s: float
 ) -> Report | None:
     """The next report; None if the process has ended without one, or the time is over."""
-    reading = asyncio.ensure_future(_read(reader))
+    reading = asyncio.ensure_future(_read_report(reader))
     deadline = monotonic() + timeout_s
     try:
         while not reading.done():
             ended = process.poll() is not None or monotonic() >= deadline
-            await asyncio.wait({reading}, timeout=POLL_S)
+            await asyncio.wait({reading}, timeout=POLL_INTERVAL_S)
             if ended:
                 break
         if not reading.done():
             return None
         report = reading.result()
         if report is None:
-            await _ended(process, deadline)  # its end of the socket goes before it does
+            await _until_ended(process, deadline)  # its end of the socket goes before it does
         return report
     finally:
         reading.cancel()
 
 
-async def _read(reader: asyncio.StreamReader) -> Report | None:
+async def _read_report(reader: asyncio.StreamReader) -> Report | None:
     try:
         size = int.from_bytes(await reader.readexactly(HEAD_BYTES), "big")
         return decode_report(await reader.readexactly(size)) if size <= REPORT_MAX_BYTES else None
@@ -206,10 +229,10 @@ async def _read(reader: asyncio.StreamReader) -> Report | None:
         return None
 
 
-async def _ended(process: subprocess.Popen[bytes], deadline: float) -> None:
-    """Wait for the end of the process, at most until the deadline."""
+async def _until_ended(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait for the end of the process, at most until the deadline, by `monotonic()`."""
     while process.poll() is None and monotonic() < deadline:  # noqa: ASYNC110  it tells nobody
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
 
 
 def _how(exit_code: int) -> str:

@@ -1,15 +1,13 @@
 """`python -m maskline.worker.poison.sandbox_main`: one handler, one event, in a process that may die of it.
 
-The worker's side is `trials`.
+The worker's side is `worker.poison.sandbox`, what both say to each other `worker.poison.sandbox_protocol`.
 
-Arguments: the descriptor of a socket, and the worker's process id. In comes a Request; out go Started, right before the
-handler is called, and Handled or Failed; or Impossible, where it does not come to that. Each is a msgpack map after its
-length. Whenever the worker dies, this process dies with it: it holds no lease of its own.
+Arguments: the descriptor of a socket, and the worker's process id. Whenever the worker dies, this process dies with it:
+it holds no lease of its own.
 """
 
 import asyncio
 import contextlib
-import ctypes
 import inspect
 import os
 import resource
@@ -19,10 +17,10 @@ import sys
 import threading
 from pathlib import Path
 from random import random
-from typing import Any, Final, Literal
+from typing import Final
 
-import msgspec
-
+from maskline.runtime.die_with_parent import die_with_parent
+from maskline.runtime.event_loop import loop_factory
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.schemas.callback import CALLBACK_FIELD
@@ -38,142 +36,65 @@ from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.threads import HandlerThreads
 from maskline.worker.entries.decode import entry_decoder
 from maskline.worker.error_text import short_traceback, storable_text
-from maskline.worker.ordering.reorder import Order, Release
+from maskline.worker.ordering.reorder import Release
 from maskline.worker.ordering.state import NEW_SESSION
+from maskline.worker.poison.sandbox_protocol import (
+    CLOSE_S,
+    HEAD_BYTES,
+    HandlerDone,
+    HandlerFailed,
+    HandlerNotStarted,
+    HandlerStarted,
+    SandboxRequest,
+    decode_request,
+    encode,
+)
 
-HEAD_BYTES: Final = 4
-
-REPORT_MAX_BYTES: Final = 1 << 20
-"""Of one report: many times the longest traceback."""
-
-CLOSE_S: Final = 5.0
-"""For closing the resources, after the outcome."""
-
-PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+REASON_MAX_CHARS: Final = 1_000
+"""Of the reason why a handler could not be called."""
 
 OOM_SCORE: Final = 1_000
 """The kernel out of memory takes this process before any other."""
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What is to be tried."""
-
-    modules: tuple[str, ...]
-    """As MASKLINE_HANDLERS has them."""
-    path: list[str]
-    """Where the worker imports from."""
-    log_format: Literal["auto", "json", "console"]
-    log_level: Literal["debug", "info", "warning", "error"]
-    token_key: bytes
-    handler: str
-    entry_id: str
-    callback: bytes
-    """The entry's field, as it lies in the stream."""
-    order: Order
-    missing: tuple[int, ...]
-    run: int
-    attempt: int
-    fencing_token: int
-    ignored_parameters: frozenset[str] = frozenset()
-    """As MASKLINE_IGNORED_PARAMETERS has them: the idempotency key is to be the worker's."""
-
-
-class Started(msgspec.Struct, frozen=True, tag=True):
-    """The handler is called now."""
-
-
-class Handled(msgspec.Struct, frozen=True, tag=True):
-    """The handler came to its end."""
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The handler failed; what follows is decided here, where its exception is. As `outcome.Verdict`."""
-
-    delay_ms: float | None
-    code: str
-    reason: str
-    traceback: str
-
-
-class Impossible(msgspec.Struct, frozen=True, tag=True):
-    """The handler could not be called."""
-
-    reason: str
-
-
-Report = Started | Handled | Failed | Impossible
-
-_encoder = msgspec.msgpack.Encoder()
-_requests = msgspec.msgpack.Decoder(Request)
-_reports = msgspec.msgpack.Decoder(Report)
-
-
-def encode(message: Request | Report) -> bytes:
-    """A message with its length before it."""
-    encoded = _encoder.encode(message)
-    return len(encoded).to_bytes(HEAD_BYTES, "big") + encoded
-
-
-def decode_report(encoded: bytes) -> Report:
-    """Raises ValueError for anything that is none."""
-    report: Report = _reports.decode(encoded)
-    return report
-
-
-# The trial's process
-
-
 def main(descriptor: int, worker: int) -> None:
-    """Try what the worker asks for, and report."""
-    _die_with(worker)
+    """Run what the worker asks for, and report. `descriptor`: of the socket. `worker`: the worker's process id."""
+    die_with_parent(worker, signal.SIGKILL)
     link = socket.socket(fileno=descriptor)
     link.set_inheritable(False)
-    request = _requests.decode(_receive(link, int.from_bytes(_receive(link, HEAD_BYTES), "big")))
-    threading.Thread(target=_watch, args=(link,), name="maskline-worker-watch", daemon=True).start()
-    _expendable()
+    request = decode_request(_receive(link, int.from_bytes(_receive(link, HEAD_BYTES), "big")))
+    threading.Thread(
+        target=_exit_with_worker, args=(link,), name="maskline-worker-watch", daemon=True
+    ).start()
+    _make_expendable()
     sys.path[:] = request.path
     configure_logging(Settings(log_format=request.log_format, log_level=request.log_level))
     wait_for_no_reader()
     set_token_key(request.token_key)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_try(request, link))
-    except Exception as error:  # noqa: BLE001  whatever it is, the worker goes on without a trial
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(run_request(request, link))
+    except Exception as error:  # noqa: BLE001  whatever it is, the worker goes on without a sandbox
         # After the outcome nobody reads this.
         reason = KNOWN_NUMBERS.redact(" ".join(storable_text(f"{type(error).__name__}: {error}").split()))
-        link.sendall(encode(Impossible(reason[:1_000])))
+        link.sendall(encode(HandlerNotStarted(reason[:REASON_MAX_CHARS])))
 
 
-def _die_with(worker: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != worker:  # it died before the kernel knew our wish
-        os._exit(1)
-
-
-def _watch(link: socket.socket) -> None:
-    """The worker sends nothing more: what comes is its end, seen where the kernel does not tell of it."""
+def _exit_with_worker(link: socket.socket) -> None:
+    """The worker sends nothing after the request: what comes is its end, where the kernel sends no signal of it."""
     with contextlib.suppress(OSError):
         link.recv(1)
     os._exit(1)
 
 
-def _expendable() -> None:
-    """Nobody but the worker ends this process, and its end costs nobody anything."""
+def _make_expendable() -> None:
+    """Only the worker ends this process, and its end costs nobody anything."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         # Functions, as SIG_IGN would be passed on to programs that the handler runs.
         signal.signal(signum, lambda *_: None)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _receive(link: socket.socket, size: int) -> bytes:
@@ -185,7 +106,12 @@ def _receive(link: socket.socket, size: int) -> bytes:
     return received
 
 
-async def _try(request: Request, link: socket.socket) -> None:
+async def run_request(request: SandboxRequest, link: socket.socket) -> None:
+    """Load the handler, run its attempt, and report over the socket.
+
+    Raises ConfigError where the modules cannot be loaded or a resource cannot be opened, MasklineError where the
+    handler does not want the event: the caller reports HandlerNotStarted.
+    """
     handlers = only(load_handlers(request.modules), request.handler)
     decoder = entry_decoder(request.ignored_parameters)
     arrival = decoder.arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
@@ -199,10 +125,10 @@ async def _try(request: Request, link: socket.socket) -> None:
             raise MasklineError(f"no handler {request.handler} wants this event")
         (handler,) = bound
         ctx = Context(release, handler.name, request.attempt, request.fencing_token)
-        link.sendall(encode(Started()))
+        link.sendall(encode(HandlerStarted()))
         clean = CleanContext(resources.context)
         failure = await asyncio.create_task(_attempt(handler, event, ctx, clean), context=clean.copy())
-        link.sendall(encode(Handled() if failure is None else _failed(failure, handler, request.attempt)))
+        link.sendall(encode(HandlerDone() if failure is None else _failed(failure, handler, request.attempt)))
     finally:
         await resources.close(CLOSE_S)
 
@@ -210,7 +136,7 @@ async def _try(request: Request, link: socket.socket) -> None:
 async def _attempt(
     handler: BoundHandler, event: Event, ctx: Context, clean: CleanContext
 ) -> BaseException | None:
-    """What the handler failed with. The time limit is the worker's affair."""
+    """What the handler failed with; None if it handled the event. The worker keeps the time limit."""
     try:
         if handler.in_thread:
             result = await HandlerThreads().run(handler.call, event, ctx, context=clean.copy())
@@ -223,9 +149,9 @@ async def _attempt(
     return None
 
 
-def _failed(failure: BaseException, handler: BoundHandler, attempt: int) -> Failed:
+def _failed(failure: BaseException, handler: BoundHandler, attempt: int) -> HandlerFailed:
     verdict = judge(failure, handler.policy, attempt, jitter=random())  # noqa: S311  no secret
-    return Failed(verdict.delay_ms, verdict.code, verdict.reason, short_traceback(failure))
+    return HandlerFailed(verdict.delay_ms, verdict.code, verdict.reason, short_traceback(failure))
 
 
 if __name__ == "__main__":

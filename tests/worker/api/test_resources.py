@@ -67,7 +67,7 @@ def test_a_stop_closes_every_resource_and_is_clean_though_one_ends_badly(crew: F
     assert worker.terminate() == 0
     ends = [line["what"] for line in crew.lines() if line["what"].startswith("closed")]
     assert ends == ["closed last", "closed first"]
-    line = worker.logged("a resource could not be closed")
+    line = worker.logged("resource not closed")
     assert line is not None
     assert line["resource"] == "broken"
     assert line["level"] == "error"

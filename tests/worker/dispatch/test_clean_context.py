@@ -26,6 +26,7 @@ from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.node import WorkerNode
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.poison import sandbox_main
+from maskline.worker.poison.sandbox_protocol import SandboxRequest
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 basket = contextvars.ContextVar("basket", default=())
@@ -362,7 +363,7 @@ def test_settings_of_decimal_that_are_python_s_own_need_no_copy():
     assert (one.prec, other.prec) == (5, 5)
 
 
-async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch):
+async def test_sandbox_attempt_has_a_context_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     path = tmp_path / "tried_handlers.py"
     path.write_text(
@@ -401,7 +402,7 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
     encoded = encode_callback(RawCallback("POST", b"", FORM_TYPE, body, RECEIVED_MS, "MA1"))
     try:
         for handler in ("async", "plain"):
-            request = sandbox_main.Request(
+            request = SandboxRequest(
                 modules=(str(path),),
                 path=[],
                 log_format="json",
@@ -420,8 +421,8 @@ async def test_a_trial_s_attempt_has_a_context_of_its_own(tmp_path, monkeypatch)
             ours, theirs = socket.socketpair()
             with ours, theirs:
                 async with asyncio.timeout(PATIENCE_S):
-                    await sandbox_main._try(request, theirs)
-                assert b"Handled" in ours.recv(1_000)
+                    await sandbox_main.run_request(request, theirs)
+                assert b"HandlerDone" in ours.recv(1_000)
         module = sys.modules["tried_handlers"]
         assert module.seen == [("all", 50)] * 4
     finally:

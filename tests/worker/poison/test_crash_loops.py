@@ -9,12 +9,12 @@ from servers import wait_until
 DEADLY = str(Path(__file__).parents[1] / "deadly_handlers.py")
 LEASE_MS = 600
 DEATHS_MAX = 8
-"""Once unmarked, twice marked, then the trial: a few more where two of them bring one worker down in turn."""
+"""Once unmarked, twice marked, then the sandbox: a few more where two of them bring one worker down in turn."""
 KILLS = 8
 
 
 def deaths(crew: Fleet, **settings: object) -> int:
-    """Start a worker again whenever it has died, until everything is handled or buried; how often it did."""
+    """Start a worker again whenever it has died, until everything is handled or given up; how often it did."""
     count = 0
     settings |= {"lease_ttl_ms": LEASE_MS, "handlers": DEADLY, "PYTHONPATH": Path(DEADLY).parent}
     worker = crew.launch(**settings)
@@ -27,7 +27,7 @@ def deaths(crew: Fleet, **settings: object) -> int:
             worker = crew.launch(**settings)
         return crew.drained()
 
-    wait_until(quiet, within_s=4 * PATIENCE_S, what="everything to be handled or buried")
+    wait_until(quiet, within_s=4 * PATIENCE_S, what="everything to be handled or given up")
     assert worker.terminate() == 0
     return count
 
@@ -37,12 +37,12 @@ def deadly_calls(crew: Fleet) -> int:
 
 
 @pytest.mark.parametrize("way", ["exit", "kill", "fault", "plain"])
-def test_only_the_event_that_brings_workers_down_is_buried(crew: Fleet, way: str):
+def test_only_the_event_that_crashes_workers_is_a_dead_letter(crew: Fleet, way: str):
     beside = [(f"s{session}", number) for number in range(1, 6) for session in range(40)]
     crew.put_all([*beside[:100], (f"{way}1", 1), (f"{way}1", 2), (f"{way}1", 3), *beside[100:]])
-    # What is ignored is of the callback: the trial's key must be the worker's for all that.
+    # What is ignored is of the callback: the sandbox's key must be the worker's for all that.
     assert deaths(crew, ignored_parameters="EventTimestamp,From") == 3, (
-        "once unmarked, twice marked; the fourth time a trial's process dies in its place"
+        "once unmarked, twice marked; the fourth time a sandbox dies in its place"
     )
     (letter,) = crew.dead_letters()
     assert (letter.session_uuid, letter.sequence_number) == (f"{way}1", 2)
@@ -59,7 +59,7 @@ def test_only_the_event_that_brings_workers_down_is_buried(crew: Fleet, way: str
 
 
 @pytest.mark.parametrize("way", ["interrupt", "stop", "task"])
-def test_a_handler_that_ends_the_event_loop_ends_no_worker(crew: Fleet, way: str):
+def test_handler_that_ends_the_event_loop_ends_no_worker(crew: Fleet, way: str):
     events = [(f"s{session}", number) for number in range(1, 4) for session in range(10)]
     crew.put_all([*events, (f"{way}1", 1), (f"{way}1", 2), (f"{way}1", 3)])
     worker = crew.start(handlers=DEADLY, PYTHONPATH=Path(DEADLY).parent)
@@ -79,7 +79,7 @@ def test_a_handler_that_ends_the_event_loop_ends_no_worker(crew: Fleet, way: str
     assert worker.terminate() == 0
 
 
-def test_two_of_them_are_told_apart(crew: Fleet):
+def test_two_crashing_events_are_told_apart(crew: Fleet):
     beside = [(f"s{session}", number) for number in range(1, 4) for session in range(20)]
     crew.put_all([*beside, ("exit1", 1), ("exit1", 2), ("fault2", 1), ("fault2", 2), ("fault2", 3)])
     deaths(crew)
@@ -89,15 +89,15 @@ def test_two_of_them_are_told_apart(crew: Fleet):
     assert_complete_and_in_order([c for c in done if c.session.startswith("s")], beside)
 
 
-def test_one_that_kills_once_is_handled_after_that(crew: Fleet, tmp_path: Path):
+def test_event_that_crashes_its_worker_once_is_handled_after_that(crew: Fleet, tmp_path: Path):
     crew.put_all([("exit1", 1), ("exit1", 2), ("exit1", 3)])
     assert deaths(crew, DEADLY_ONCE=tmp_path / "once") == 1
     assert not crew.dead_letters()
     assert_complete_and_in_order(crew.calls(), [("exit1", number) for number in (1, 2, 3)])
 
 
-def test_no_number_of_kills_from_outside_buries_a_slow_event(crew: Fleet):
-    """Each kill finds the same handlers under way: only a trial can tell that they are innocent."""
+def test_kills_from_outside_never_make_a_slow_event_a_dead_letter(crew: Fleet):
+    """Each kill finds the same handlers under way: only a sandbox can clear them."""
     events = [(f"slow{session}", number) for number in (1, 2) for session in range(3)]
     crew.put_all(events)
     for kill in range(KILLS):
@@ -105,7 +105,7 @@ def test_no_number_of_kills_from_outside_buries_a_slow_event(crew: Fleet):
         before = len(crew.lines())
 
         def at_work(before: int = before) -> bool:
-            # A trial's process opens the recorder as well, and says so.
+            # A sandbox opens the recorder as well, and says so.
             return any(line["what"] == "opened" for line in crew.lines()[before:]) and (
                 worker.metric("handlers_running") > 0 or crew.drained()  # noqa: B023 - asked at once
             )
