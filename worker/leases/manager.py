@@ -39,6 +39,7 @@ from maskline.worker.leases.renewal import LeaseRenewer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.partition import Partition, PartitionSettings
+from maskline.worker.partitions.phase import Phase
 from maskline.worker.streams.pipeline import Batch, Reader
 from maskline.worker.streams.poller import Pollers
 from maskline.worker.streams.read_size import Pace
@@ -292,7 +293,7 @@ class PartitionManager:
 
     def _drop(self, partition: Partition, why: str) -> None:
         """Nothing more of it is started or committed. What was not committed comes again, to whoever owns it next."""
-        partition.lost = partition.closed = True
+        partition.move_to(Phase.LOST)
         self._committer.abandon(partition)
         self._dispatcher.cancel(partition, why)
         self._changed()
@@ -337,7 +338,7 @@ class PartitionManager:
                 self._committer.mark(partition)
             start = cursor.decode() if cursor != b"0-0" else None
         if not partition.closed:
-            partition.opened = True
+            partition.move_to(Phase.OPEN)
             self._changed()
 
     async def _claim(self, partition: Partition, start: str) -> list[Any]:
@@ -374,12 +375,13 @@ class PartitionManager:
         at every look until the stop timeout is over are the others held, and it is waited for.
         """
         deadline = monotonic() + self._stop_timeout_s
-        while partition.opened and not self._draining.is_set() and not partition.lost:
+        while partition.phase is Phase.OPEN and not self._draining.is_set():
             self._close(partition)
             await self._quiet(partition, YIELD_S)
-            if not partition.running or monotonic() >= deadline or self._draining.is_set():
+            quiet = not partition.running or partition.lost
+            if quiet or monotonic() >= deadline or self._draining.is_set():
                 break
-            partition.closed = False
+            partition.move_to(Phase.OPEN)
             self._changed()
             self._dispatcher.resume(partition)
             with contextlib.suppress(TimeoutError):
@@ -398,7 +400,7 @@ class PartitionManager:
         await self._committer.settle(partition)
         if not partition.lost:
             await self._release(partition)
-            partition.lost = True
+            partition.move_to(Phase.LOST)
 
     async def _release(self, partition: Partition) -> None:
         """Give the lease back, unless it is lost meanwhile."""
@@ -419,7 +421,7 @@ class PartitionManager:
 
     def _close(self, partition: Partition) -> None:
         if not partition.closed:
-            partition.closed = True
+            partition.move_to(Phase.PAUSED)
             self._changed()
 
     async def _quiet(self, partition: Partition, timeout_s: float) -> None:
@@ -430,7 +432,7 @@ class PartitionManager:
 
     def _changed(self) -> None:
         """The set of partitions to read has changed."""
-        self._opened = [p for p in self._owned.values() if p.opened and not p.closed]
+        self._opened = [p for p in self._owned.values() if p.phase is Phase.OPEN]
         for partition in self._opened:
             partition.session_cache = max(
                 self._settings.session_cache // len(self._opened), SESSION_CACHE_MIN

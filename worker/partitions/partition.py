@@ -32,6 +32,7 @@ from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecod
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.state import NEW_SESSION, SessionState, decode_state
 from maskline.worker.partitions.history import Seen, StreamEntry
+from maskline.worker.partitions.phase import Phase, next_phase
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 from maskline.worker.poison.tracker import Suspects
 
@@ -101,12 +102,10 @@ class Partition:
         self._now_ms = self._ahead_ms = 0
         self.lease_until = 0.0
         """Until when the lease is surely held, by `lease_clock()`."""
-        self.opened = False
-        """Caught up with the pending list: it may be read on from the cursor."""
+        self.phase = Phase.OPENING
+        """Changed by `move_to` alone."""
         self.closed = False
-        """Not mine any more, or about to be given back: nothing of it may start, unless it is opened again."""
-        self.lost = False
-        """Not mine any more: nothing of it may be committed."""
+        """Paused or lost: none of its handlers may start. Kept beside `phase`, since each event asks for it."""
         self.running = 0
         """Sessions with a handler under way."""
         self.unfinished = self.held = 0
@@ -134,6 +133,18 @@ class Partition:
         """Whoever commits was told that something is done, and has not taken the next commit yet."""
         # Number and cursor of the last commit that Redis has confirmed.
         self._confirmed = 0, cursor
+
+    # Its life
+
+    def move_to(self, phase: Phase) -> None:
+        """Enter a phase. Raises ValueError where `phase.TRANSITIONS` does not allow it; nothing changes then."""
+        self.phase = next_phase(self.phase, phase)
+        self.closed = phase is Phase.PAUSED or phase is Phase.LOST
+
+    @property
+    def lost(self) -> bool:
+        """Given back or taken away: nothing of it may be committed any more."""
+        return self.phase is Phase.LOST
 
     # Entries in
 

@@ -18,6 +18,7 @@ from dispatch_kit import (
 from maskline import Reject
 from maskline.runtime.clock import lease_clock
 from maskline.worker.dispatch import deadlines
+from maskline.worker.partitions.phase import Phase
 
 # Time limits
 
@@ -269,7 +270,7 @@ async def test_nothing_of_a_closed_partition_starts_not_even_a_retry():
     @every(retries=5, backoff_ms=1, backoff_max_ms=1)
     async def handle(event, ctx):
         seen.append(ctx.attempt)
-        d.partition.closed = True
+        d.partition.move_to(Phase.PAUSED)
         raise ValueError
 
     async with dispatching(handle) as d:
@@ -301,7 +302,7 @@ async def test_cancelling_a_partition_leaves_its_events_undone_and_others_alone(
         d.dispatcher.submit(other.arrive(("u", 1)))
         await begun.acquire()
         await begun.acquire()
-        d.partition.closed = d.partition.lost = True
+        d.partition.move_to(Phase.LOST)
         d.dispatcher.cancel(d.partition, "the lease was lost")
         d.dispatcher.cancel(d.partition, "twice")
         await until(lambda: not d.partition.running)

@@ -17,6 +17,7 @@ from maskline import Retry, on
 from maskline.runtime.clock import lease_clock
 from maskline.schemas.events import SessionPartiesHangup, SessionTimeout
 from maskline.worker.dispatch import plain_handlers, thread_shares, threads
+from maskline.worker.partitions.phase import Phase
 
 HANGUP = "SessionPartiesHangup"
 
@@ -219,16 +220,16 @@ async def test_who_waits_keeps_no_partition_and_no_stop_waiting():
             await until(lambda: len(begun) == 2)
             assert d.partition.running == 2
             # Closed for a while, as where it may go to another worker: who is called then waits for `resume`.
-            d.partition.closed = True
+            d.partition.move_to(Phase.PAUSED)
             gate.set()
             await until(lambda: not d.partition.running)
             assert len(begun) == 2
             assert d.partition.unfinished == 8
             gate.clear()
-            d.partition.closed = False
+            d.partition.move_to(Phase.OPEN)
             d.dispatcher.resume(d.partition)
             await until(lambda: len(begun) == 4)
-            d.partition.closed = True
+            d.partition.move_to(Phase.PAUSED)
             d.dispatcher.forget(d.partition)
             (use,) = d.dispatcher.threads().values()
             assert use.waiting == 0
@@ -428,10 +429,11 @@ async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(mon
                 d.feed(*((f"s{index}", number) for index in range(20)))
                 for _ in range(4):
                     short[0] = chance.random() < 0.3
-                    d.partition.closed = chance.random() < 0.5
+                    d.partition.move_to(Phase.PAUSED if chance.random() < 0.5 else Phase.OPEN)
                     d.partition.lease_until = lease_clock() + chance.choice([-1, 600])
                     await asyncio.sleep(chance.random() / 100)
-                    d.partition.closed, d.partition.lease_until = False, lease_clock() + 600
+                    d.partition.move_to(Phase.OPEN)
+                    d.partition.lease_until = lease_clock() + 600
                     d.dispatcher.resume(d.partition)
             short[0] = False
             await until(lambda: not d.partition.unfinished or d.dispatcher.threads()["hangs"].hung)
