@@ -49,14 +49,14 @@ from maskline.ingest.http import responses
 from maskline.ingest.http.context import ServerContext
 from maskline.ingest.http.responses import CONTINUE, TAKEN, TAKEN_AND_CLOSE, refusal
 from maskline.ingest.outcome import NotStoredError
-from maskline.ingest.parser.aiohttp_parser import END, HEAD_LINE_MAX_BYTES, NO_HEADERS
-from maskline.ingest.parser.request_body import BODY_BROKEN, Reading
+from maskline.ingest.parser.aiohttp_parser import HEAD_END, HEAD_LINE_MAX_BYTES, NO_HEADERS
+from maskline.ingest.parser.request_body import BODY_BROKEN, BodyReader
 from maskline.ingest.parser.request_head import (
     HEAD_MAX_BYTES,
     HEAD_TOO_LARGE,
     RequestHead,
-    listed,
-    look_at_beginning,
+    check_incomplete_head,
+    list_members,
     read_head,
     skip_blank_lines,
 )
@@ -94,7 +94,7 @@ class Incoming(NamedTuple):
     head: RequestHead
     taken: Head | Refusal
     """What the intake says of its head."""
-    body: Reading
+    body: BodyReader
 
 
 class HttpConnection(asyncio.Protocol):
@@ -222,8 +222,8 @@ class HttpConnection(asyncio.Protocol):
             self._waiting = b""
             return self._read_body(self._incoming, data)
         data = skip_blank_lines(data)
-        begin = data.find(END, max(0, self._looked - len(END))) + len(END)
-        if begin < len(END):
+        begin = data.find(HEAD_END, max(0, self._looked - len(HEAD_END))) + len(HEAD_END)
+        if begin < len(HEAD_END):
             self._await_head(data)
             return False
         desk = self._desk
@@ -236,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
             head.method, head.target, head.headers, peer=self._peer if desk.origin.asks_peer else ""
         )
         self._waiting = b""
-        incoming = Incoming(head, taken, Reading(head, desk.max_body_bytes))
+        incoming = Incoming(head, taken, BodyReader(head, desk.max_body_bytes))
         return self._read_body(incoming, data[begin:])
 
     def _read_body(self, incoming: Incoming, data: bytes) -> bool:
@@ -256,7 +256,7 @@ class HttpConnection(asyncio.Protocol):
                 decision = self._decide(head, taken, body.contents())
             else:
                 decision = rest or READ_TIMED_OUT
-            goes_on = isinstance(rest, bytes) and head.keeps
+            goes_on = isinstance(rest, bytes) and head.keep_alive
             if isinstance(rest, bytes) and goes_on:
                 self._waiting = rest
             if isinstance(decision, Refusal):
@@ -307,7 +307,7 @@ class HttpConnection(asyncio.Protocol):
             answer = TAKEN_AND_CLOSE if close else TAKEN
         else:
             refused = not_taken(error.code)
-            head = read_head(exchange.data[: exchange.data.find(END) + len(END)])
+            head = read_head(exchange.data[: exchange.data.find(HEAD_END) + len(HEAD_END)])
             self._note(refused, None if isinstance(head, Refusal) else head)  # it was none, when it came
             answer = refusal(refused, close=close)
         self._answer(answer.whole(), exchange.closes)
@@ -386,7 +386,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _await_head(self, data: bytes) -> None:
         self._waiting = data
-        looked = look_at_beginning(data, self._looked)
+        looked = check_incomplete_head(data, self._looked)
         if isinstance(looked, Refusal):
             self._end_waiting()
             self._refuse(looked, None, ends=True)
@@ -402,7 +402,7 @@ class HttpConnection(asyncio.Protocol):
         self._end_waiting()
         self._incoming = incoming
         head = incoming.head
-        if expected := set(listed(head.headers, "Expect")):
+        if expected := set(list_members(head.headers, "Expect")):
             if expected != {"100-continue"}:
                 self._end_waiting()
                 self._refuse(EXPECTATION_FAILED, head, ends=True)

@@ -1,11 +1,11 @@
-"""Reads the bodies of requests, as their bytes come in, and unpacks them. Pure.
+"""Reads the bodies of requests as their bytes come in, and decompresses them. Pure.
 
 | bound | on |
 | --- | --- |
-| `max_bytes` (MASKLINE_MAX_BODY_BYTES) | what a body holds, as sent and unpacked; no more than that is ever unpacked |
+| `max_bytes` (MASKLINE_MAX_BODY_BYTES) | a body, as sent and decompressed; no more than that is ever decompressed |
 | CHUNKS_MAX | chunks of one body: each costs as much as some hundred bytes |
-| CHUNK_LINE_MAX_BYTES, TRAILERS_MAX | what stands around chunks |
-| MEMBERS_MAX | parts of a gzip body |
+| CHUNK_LINE_MAX_BYTES, TRAILERS_MAX | the lines around chunks |
+| GZIP_MEMBERS_MAX | members of a gzip body |
 """
 
 import re
@@ -14,14 +14,14 @@ from typing import Any, Final, Protocol
 
 from multidict import CIMultiDictProxy
 
-from maskline.ingest.parser.request_head import RequestHead, listed
+from maskline.ingest.parser.request_head import RequestHead, list_members
 from maskline.ingest.refusal import Refusal
 
 CHUNKS_MAX: Final = 8_192
 CHUNK_LINE_MAX_BYTES: Final = 1_024
 TRAILERS_MAX: Final = 32
-MEMBERS_MAX: Final = 16
-"""Of a gzip body; one is usual."""
+GZIP_MEMBERS_MAX: Final = 16
+"""One is usual."""
 
 BODY_TOO_LARGE: Final = Refusal(413, "body_too_large", "the body is larger than MASKLINE_MAX_BODY_BYTES")
 BODY_BROKEN: Final = Refusal(400, "body_broken", "the body's transfer or content encoding is broken")
@@ -29,174 +29,185 @@ ENCODING_UNKNOWN: Final = Refusal(
     400, "content_encoding", "of content encodings, gzip and deflate are read, each alone"
 )
 
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?").fullmatch
-_SIZE_BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:;[\t -~\x80-\xff]*)?)?\r?").fullmatch
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t -~\x80-\xff]*)?").fullmatch
+_CHUNK_SIZE_BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]{1,16}(?:;[\t -~\x80-\xff]*)?)?\r?").fullmatch
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*").fullmatch
 
 
-class Body(Protocol):
-    """A body of which more may come."""
+class BodyFraming(Protocol):
+    """Finds a body's end in the bytes, in one of HTTP/1.1's two ways."""
 
     parts: list[bytes]
-    """What it holds, as far as it has come."""
+    """The body as far as it has come, without what frames it."""
 
     def feed(self, data: bytes) -> bytes | Refusal | None:
-        """Take more bytes in: None while the body is not complete, then what stands behind it."""
+        """Take more bytes: None while the body is incomplete, then the bytes after it; or why it cannot be read."""
         ...
 
 
-class Reading:
-    """A body as a head announces it: read, and unpacked beside."""
+class BodyReader:
+    """Reads one request's body as its head announces it, and decompresses it meanwhile."""
 
-    __slots__ = ("_body", "_unpacking")
+    __slots__ = ("_decompressor", "_framing")
 
     def __init__(self, head: RequestHead, max_bytes: int) -> None:
-        self._body: Body = ChunkedBody(max_bytes) if head.chunked else LengthBody(head.length, max_bytes)
+        self._framing: BodyFraming = (
+            ChunkedFraming(max_bytes) if head.chunked else LengthFraming(head.content_length, max_bytes)
+        )
         encodings = _content_encodings(head.headers)
-        self._unpacking = Unpacking(encodings, max_bytes) if encodings else None
+        self._decompressor = Decompressor(encodings, max_bytes) if encodings else None
 
     def feed(self, data: bytes) -> bytes | Refusal | None:
-        """As Body.feed; a body that unpacks into too much is refused before its end."""
-        if self._unpacking is None:
-            return self._body.feed(data)
-        before = len(self._body.parts)
-        rest = self._body.feed(data)
-        for part in self._body.parts[before:]:
-            self._unpacking.feed(part)
-        return BODY_TOO_LARGE if self._unpacking.refused is BODY_TOO_LARGE else rest
+        """As BodyFraming.feed; a body that decompresses into too much is refused before its end."""
+        if self._decompressor is None:
+            return self._framing.feed(data)
+        before = len(self._framing.parts)
+        rest = self._framing.feed(data)
+        for part in self._framing.parts[before:]:
+            self._decompressor.feed(part)
+        return BODY_TOO_LARGE if self._decompressor.refusal is BODY_TOO_LARGE else rest
 
     def contents(self) -> list[bytes | Refusal]:
-        """What the body holds, unpacked. Then as it came: a proxy may have unpacked it and left the header."""
-        content = b"".join(self._body.parts)
-        if self._unpacking is None:
+        """What a complete body may hold, the likeliest first: decompressed, or why it cannot be.
+
+        Then as it came: a proxy may have decompressed the body and left the header.
+        """
+        content = b"".join(self._framing.parts)
+        if self._decompressor is None:
             return [content]
-        return [self._unpacking.refused or b"".join(self._unpacking.parts), content]
+        return [self._decompressor.refusal or b"".join(self._decompressor.parts), content]
 
 
-class LengthBody:
-    """A body whose length is known."""
+class LengthFraming:
+    """A body whose length is announced (RFC 9112, 6.2)."""
 
-    __slots__ = ("_left", "_too_large", "parts")
+    __slots__ = ("_bytes_left", "_too_large", "parts")
 
-    def __init__(self, length: int, max_bytes: int) -> None:
-        self._left = length
-        self._too_large = length > max_bytes
+    def __init__(self, content_length: int, max_bytes: int) -> None:
+        self._bytes_left = content_length
+        self._too_large = content_length > max_bytes
         self.parts: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes | Refusal | None:
+        """See BodyFraming."""
         if self._too_large:
             return BODY_TOO_LARGE
-        self.parts.append(data[: self._left])
-        rest = data[self._left :]
-        self._left -= len(self.parts[-1])
-        return None if self._left else rest
+        self.parts.append(data[: self._bytes_left])
+        rest = data[self._bytes_left :]
+        self._bytes_left -= len(self.parts[-1])
+        return None if self._bytes_left else rest
 
 
-class ChunkedBody:
-    """A body in chunks (RFC 9112, 7.1). Extensions and trailers count for nothing."""
+class ChunkedFraming:
+    """A body in chunks (RFC 9112, 7.1). Extensions and trailers are checked and ignored."""
 
-    __slots__ = ("_chunks", "_left", "_max_bytes", "_rest", "_size", "_state", "_trailers", "parts")
+    __slots__ = ("_bytes_left", "_chunks", "_incomplete_line", "_max_bytes", "_next_line", "_size_bytes",
+                 "_trailers", "parts")  # fmt: skip
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.parts: list[bytes] = []
-        self._size = 0
-        self._left = 0
+        self._size_bytes = 0
+        """Of all chunks so far."""
+        self._bytes_left = 0
         """Of the present chunk."""
         self._chunks = 0
         self._trailers = 0
-        self._rest = b""
-        self._state = "size"
-        """What the next line is: `size`, `end` of a chunk, `trailer`."""
+        self._incomplete_line = b""
+        self._next_line = "size"
+        """What the next line must be: the `size` of a chunk, the `end` of one, a `trailer`."""
 
     def feed(self, data: bytes) -> bytes | Refusal | None:
-        if self._rest:
-            data, self._rest = self._rest + data, b""
+        """See BodyFraming."""
+        if self._incomplete_line:
+            data, self._incomplete_line = self._incomplete_line + data, b""
         at = 0
         while True:
-            if self._left:
-                part = data[at : at + self._left]
+            if self._bytes_left:
+                part = data[at : at + self._bytes_left]
                 self.parts.append(part)
                 at += len(part)
-                self._left -= len(part)
-                if self._left:
+                self._bytes_left -= len(part)
+                if self._bytes_left:
                     return None
             end = data.find(b"\r\n", at, at + CHUNK_LINE_MAX_BYTES + 2)
             if end < 0:
-                self._rest = data[at:]
-                return None if self._can_go_on() else BODY_BROKEN
+                self._incomplete_line = data[at:]
+                return None if self._may_become_valid() else BODY_BROKEN
             line = data[at:end]
             at = end + 2
-            if self._state == "trailer" and not line:
+            if self._next_line == "trailer" and not line:
                 return data[at:]
-            if refused := self._take(line):
-                return refused
+            if refusal := self._take_line(line):
+                return refusal
 
-    def _take(self, line: bytes) -> Refusal | None:
-        if self._state == "end":
-            self._state = "size"
+    def _take_line(self, line: bytes) -> Refusal | None:
+        if self._next_line == "end":
+            self._next_line = "size"
             return BODY_BROKEN if line else None
-        if self._state == "trailer":
+        if self._next_line == "trailer":
             self._trailers += 1
             return None if _TRAILER(line) and self._trailers <= TRAILERS_MAX else BODY_BROKEN
-        size = _SIZE(line)
+        size = _CHUNK_SIZE(line)
         self._chunks += 1
         if size is None or self._chunks > CHUNKS_MAX:
             return BODY_BROKEN
-        self._left = int(size[1], 16)
-        self._size += self._left
-        self._state = "end" if self._left else "trailer"
-        return BODY_TOO_LARGE if self._size > self._max_bytes else None
+        self._bytes_left = int(size[1], 16)
+        self._size_bytes += self._bytes_left
+        self._next_line = "end" if self._bytes_left else "trailer"
+        return BODY_TOO_LARGE if self._size_bytes > self._max_bytes else None
 
-    def _can_go_on(self) -> bool:
-        """Whether the line that has begun can become what is due."""
-        rest = self._rest
-        if len(rest) > CHUNK_LINE_MAX_BYTES + 1 or b"\n" in rest:
+    def _may_become_valid(self) -> bool:
+        """Whether the line that has begun can still become the one that is due."""
+        line = self._incomplete_line
+        if len(line) > CHUNK_LINE_MAX_BYTES + 1 or b"\n" in line:
             return False
-        if self._state == "size":
-            return _SIZE_BEGINNING(rest) is not None
-        return self._state == "trailer" or b"\r\n".startswith(rest)
+        if self._next_line == "size":
+            return _CHUNK_SIZE_BEGINNING(line) is not None
+        return self._next_line == "trailer" or b"\r\n".startswith(line)
 
 
-class Unpacking:
-    """Unpacks a body part by part, into no more than `max_bytes`. What it is cut short of is left away."""
+class Decompressor:
+    """Decompresses a body part by part, into no more than `max_bytes`. A body that breaks off yields what came."""
 
-    __slots__ = ("_encoding", "_left", "_members", "_unpack", "parts", "refused")
+    __slots__ = ("_bytes_left", "_decompress", "_encoding", "_members", "parts", "refusal")
 
     def __init__(self, encodings: list[str], max_bytes: int) -> None:
         self.parts: list[bytes] = []
-        self.refused: Refusal | None = None
-        self._left = max_bytes
+        self.refusal: Refusal | None = None
+        """Why the body cannot be decompressed, once that is known."""
+        self._bytes_left = max_bytes
         self._members = 0
         self._encoding = encodings[0]
-        self._unpack: Any = None  # zlib tells no name of its type
+        self._decompress: Any = None  # zlib does not name its type
         if len(encodings) != 1 or self._encoding not in ("gzip", "x-gzip", "deflate"):
-            self.refused = ENCODING_UNKNOWN
+            self.refusal = ENCODING_UNKNOWN
 
     def feed(self, data: bytes) -> None:
+        """Decompress more bytes into `parts`, or set `refusal`."""
         try:
-            while data and self.refused is None:
-                if self._unpack is None or self._unpack.eof:
-                    self._begin(data)
-                part = self._unpack.decompress(data, self._left + 1)
-                self._left -= len(part)
+            while data and self.refusal is None:
+                if self._decompress is None or self._decompress.eof:
+                    self._begin_member(data)
+                part = self._decompress.decompress(data, self._bytes_left + 1)
+                self._bytes_left -= len(part)
                 self.parts.append(part)
-                data = self._unpack.unused_data  # gzip: another member may follow
-                if self._left < 0:
-                    self.refused = BODY_TOO_LARGE
-                elif self._members > MEMBERS_MAX:
-                    self.refused = BODY_BROKEN
+                data = self._decompress.unused_data  # gzip: another member may follow
+                if self._bytes_left < 0:
+                    self.refusal = BODY_TOO_LARGE
+                elif self._members > GZIP_MEMBERS_MAX:
+                    self.refusal = BODY_BROKEN
         except zlib.error:
-            self.refused = BODY_BROKEN
+            self.refusal = BODY_BROKEN
 
-    def _begin(self, data: bytes) -> None:
+    def _begin_member(self, data: bytes) -> None:
         window_bits = zlib.MAX_WBITS | 16
         if self._encoding == "deflate":  # the zlib format, but some send the bare one (RFC 9110, 8.4.1.2)
             window_bits = zlib.MAX_WBITS if data[0] & 0xF == 8 else -zlib.MAX_WBITS
-        self._unpack = zlib.decompressobj(window_bits)
+        self._decompress = zlib.decompressobj(window_bits)
         self._members += 1
 
 
 def _content_encodings(headers: CIMultiDictProxy[str]) -> list[str]:
-    """What the body is said to be packed in; a header that a proxy doubled says it once."""
-    return [name for name in dict.fromkeys(listed(headers, "Content-Encoding")) if name != "identity"]
+    """The encodings that the body is said to have; a header that a proxy doubled says it once."""
+    return [name for name in dict.fromkeys(list_members(headers, "Content-Encoding")) if name != "identity"]

@@ -14,7 +14,7 @@ from maskline.ingest.fastpath import head_templates, verifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.head_templates import is_ordinary
 from maskline.ingest.fastpath.verifier import FastVerifier
-from maskline.ingest.parser.aiohttp_parser import END
+from maskline.ingest.parser.aiohttp_parser import HEAD_END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 from maskline.ingest.refusal import Refusal
 from maskline.schemas.parameters import Parameters
@@ -29,8 +29,8 @@ def by_intake(
     request: bytes, intake: CallbackVerifier = INTAKE, way: FastVerifier | None = None
 ) -> AcceptedCallback | Refusal:
     """The intake's decision; `way` learns from it as a connection has it learn."""
-    head, _, body = request.partition(END)
-    ordinary = read_head(head + END)
+    head, _, body = request.partition(HEAD_END)
+    ordinary = read_head(head + HEAD_END)
     assert isinstance(ordinary, RequestHead)
     assert is_ordinary(ordinary)
     read = intake.read_head("POST", ordinary.target, ordinary.headers)
@@ -104,8 +104,12 @@ def requests(draw):
     if signed is not pairs and body is None and draw(st.booleans()):
         # Signed for other pairs than those that are sent.
         sent = urlencode(pairs).encode()
-        head, _, was = whole.partition(END)
-        whole = head.replace(b"Content-Length: %d" % len(was), b"Content-Length: %d" % len(sent)) + END + sent
+        head, _, was = whole.partition(HEAD_END)
+        whole = (
+            head.replace(b"Content-Length: %d" % len(was), b"Content-Length: %d" % len(sent))
+            + HEAD_END
+            + sent
+        )
     return whole
 
 
@@ -150,8 +154,10 @@ def test_a_signature_is_not_good_for_another_form(body):
     request = REPLAYED.encode()
     way = taught(request)
     assert by_quick(request, way) is not None
-    head, _, was = request.partition(END)
-    other = head.replace(b"Content-Length: %d" % len(was), b"Content-Length: %d" % len(body)) + END + body
+    head, _, was = request.partition(HEAD_END)
+    other = (
+        head.replace(b"Content-Length: %d" % len(was), b"Content-Length: %d" % len(body)) + HEAD_END + body
+    )
     decision = by_quick(other, way)
     assert decision is None or decision == by_intake(other)
 

@@ -9,7 +9,7 @@ from ingest_kit import Request
 
 from maskline.ingest.fastpath import head_templates
 from maskline.ingest.fastpath.head_templates import GROUPS, HeadTemplate, HeadTemplates, is_ordinary
-from maskline.ingest.parser.aiohttp_parser import END
+from maskline.ingest.parser.aiohttp_parser import HEAD_END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
@@ -17,7 +17,7 @@ HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
 
 def ordinary_head(head: bytes) -> RequestHead | None:
     """A head, if it is an ordinary one."""
-    found = head.find(END) + len(END)
+    found = head.find(HEAD_END) + len(HEAD_END)
     if found != len(head):
         return None
     read = read_head(head)
@@ -42,7 +42,7 @@ def learned(*given_heads: bytes) -> HeadTemplates:
         HEAD.replace(b"Content-Length: 3", b"Content-Length: 3\r\nContent-Length: 3"),
         HEAD.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
         HEAD.replace(b"Content-Length: 3", b"Content-Length: 3\r\nTransfer-Encoding: chunked"),
-        *(HEAD[:-2] + line + END for line in (
+        *(HEAD[:-2] + line + HEAD_END for line in (
             b"Connection: close", b"Expect: 100-continue",
             b"Content-Encoding: gzip", b"Content-Encoding: x", b"no colon", b"X Y: z", b"X-Folded: a\r\n b", b"X: a\0b",
             b"X: a\nY: b", b"X: a\rY: b",
@@ -76,36 +76,36 @@ def test_what_is_learned_is_bounded(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     layouts = HeadTemplates()
     for number in range(3 * head_templates.KNOWN_MAX):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + HEAD_END))
         assert 0 < len(layouts.known) <= head_templates.KNOWN_MAX
-    assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + END) is layouts.known[0]
+    assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + HEAD_END) is layouts.known[0]
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
     for number in range(3 * head_templates.SEEN_MAX):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"Y-%d: 1" % number + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"Y-%d: 1" % number + HEAD_END))
         assert 0 < len(layouts._seen) <= head_templates.SEEN_MAX
 
 
 def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
     layouts = HeadTemplates()
-    layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + END))
+    layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + HEAD_END))
     layouts.learn(ordinary_head(HEAD.replace(b"Host: ", b"Host:")))
-    layouts.learn(ordinary_head(HEAD[:-2] + "X-Some: é".encode() + END))
+    layouts.learn(ordinary_head(HEAD[:-2] + "X-Some: é".encode() + HEAD_END))
     assert not layouts.known
 
 
 LEARNED = learned(
     HEAD,
-    HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + END,
-    HEAD[:-2] + b"Connection: keep-alive" + END,
+    HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + HEAD_END,
+    HEAD[:-2] + b"Connection: keep-alive" + HEAD_END,
 )
 bits = st.sampled_from(
     [b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b",", b"\0", b"\x80", b"\xc3\xa9", b"a", b"0", b"12", b"?a=b", b"#",
      b"Host: x\r\n", b"Connection: close\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n",
      b"Expect: 100-continue\r\n", b"X-Request-Id: 7\r\n", b"keep-alive", b"close", b"gzip", b"HTTP/1.0", b"GET "]
 )  # fmt: skip
-originals = st.sampled_from([HEAD, HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + END,
-                             HEAD[:-2] + b"Connection: keep-alive" + END])  # fmt: skip
+originals = st.sampled_from([HEAD, HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + HEAD_END,
+                             HEAD[:-2] + b"Connection: keep-alive" + HEAD_END])  # fmt: skip
 
 
 @st.composite
@@ -130,7 +130,7 @@ def test_a_head_that_fits_a_layout_is_read_the_same_by_the_parser(head):
     ordinary = ordinary_head(head[: match.end()])
     assert ordinary is not None
     target, length, signature, main_signature, nonce = (part.decode() for part in match.group(*layout.groups))
-    assert (target, int(length)) == (ordinary.target, ordinary.length)
+    assert (target, int(length)) == (ordinary.target, ordinary.content_length)
     assert ordinary.headers.getall("X-Plivo-Signature-V3", [""]) == [signature]
     assert ordinary.headers.getall("X-Plivo-Signature-Ma-V3", [""]) == [main_signature]
     assert ordinary.headers.getall("X-Plivo-Signature-V3-Nonce", ()) == [nonce]
@@ -140,7 +140,7 @@ def test_a_head_that_fits_a_layout_is_read_the_same_by_the_parser(head):
 
 @given(st.sampled_from(["Host", "Content-Type", "Connection", "X-Forwarded-Host"]))
 def test_what_decides_is_compared_byte_by_byte(name):
-    head = HEAD[:-2] + b"Connection: keep-alive\r\nX-Forwarded-Host: h" + END
+    head = HEAD[:-2] + b"Connection: keep-alive\r\nX-Forwarded-Host: h" + HEAD_END
     layouts = learned(head)
     changed = re.sub(rb"%b: [^\r]*" % name.encode(), b"%b: other" % name.encode(), head)
     assert changed != head
@@ -160,7 +160,7 @@ def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
     for _ in range(2):
         layouts.learn(ordinary_head(HEAD))
     for _ in range(50):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"X-Tab: a\tb" + END))
+        layouts.learn(ordinary_head(HEAD[:-2] + b"X-Tab: a\tb" + HEAD_END))
     assert len(layouts.known) == 1
     assert layouts.find(HEAD) is layouts.known[0]
 

@@ -171,10 +171,10 @@ async def test_a_body_may_come_in_any_number_of_packets(node):
         client.send(request[:-50])
         (connection,) = await connections(node, 1)
         await until(lambda: connection._incoming)
-        reading = connection._incoming.body._body
+        framing = connection._incoming.body._framing
         for place in range(-50, -1):
             client.send(request[place : place + 1])
-            await until(lambda place=place: reading._left == -place - 1)
+            await until(lambda place=place: framing._bytes_left == -place - 1)
         assert (await client.ask(request[-1:])).status == 200
 
 
