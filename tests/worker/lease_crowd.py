@@ -1,7 +1,7 @@
-"""A thousand tenancies over shared leases, in rounds: nothing is lost or late, only very much happens at once.
+"""A thousand lease planners over shared leases, in rounds: nothing is lost or late, only very much happens at once.
 
-In a round every worker makes one trip. In lockstep all of them see the same and then all of them act; staggered, each
-acts before the next one looks.
+In a round every worker sends one request. In lockstep all of them see the same and then all of them act; staggered,
+each acts before the next one sends its request.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ class Crowd:
         self.workers: dict[str, LeasePlanner] = {}
         self.rounds = 0
         self.moves = 0
-        self.looked = 0
+        self.probed = 0
         self.tokens = 0
 
     def join(self, count: int) -> None:
@@ -35,54 +35,52 @@ class Crowd:
             for number in self.workers.pop(name).owned:
                 del self.leases[number]
 
-    def settled(self) -> bool:
-        counts = [len(tenancy.owned) for tenancy in self.workers.values()]
+    def balanced(self) -> bool:
+        counts = [len(planner.owned) for planner in self.workers.values()]
         return sum(counts) == self.partitions == len(self.leases) and max(counts) - min(counts) <= 1
 
-    def settle(self, rounds_max: int) -> int:
+    def run_until_balanced(self, rounds_max: int) -> int:
         """Rounds until everything is owned and balanced."""
         for rounds in range(rounds_max):
-            if self.settled():
+            if self.balanced():
                 return rounds
             self.round()
-        assert self.settled(), f"not balanced after {rounds_max} rounds: {Counter(self.leases.values())}"
+        assert self.balanced(), f"not balanced after {rounds_max} rounds: {Counter(self.leases.values())}"
         return rounds_max
 
     def round(self) -> None:
         self.rounds += 1
         order = self.random.sample(sorted(self.workers), len(self.workers))
         if self.lockstep:
-            decisions = [(name, self._decide(name)) for name in order]
-            for name, decision in decisions:
-                self._act(name, decision)
+            plans = [(name, self._plan(name)) for name in order]
+            for name, plan in plans:
+                self._act(name, plan)
         else:
             for name in order:
-                self._act(name, self._decide(name))
+                self._act(name, self._plan(name))
 
-    def _decide(self, name: str) -> LeasePlan:
-        tenancy = self.workers[name]
-        trip = tenancy.trip(self.rounds)
-        self.looked += len(trip.look)
-        answers = RenewalReply(
+    def _plan(self, name: str) -> LeasePlan:
+        planner = self.workers[name]
+        request = planner.request(self.rounds)
+        self.probed += len(request.probe)
+        reply = RenewalReply(
             live=self.workers.keys(),
-            kept=dict.fromkeys(trip.renew, True),
-            taken={number: self.leases[number] for number in trip.look if number in self.leases},
-            free=[number for number in trip.look if number not in self.leases],
+            kept=dict.fromkeys(request.renew, True),
+            taken={number: self.leases[number] for number in request.probe if number in self.leases},
+            free=[number for number in request.probe if number not in self.leases],
         )
-        return tenancy.replied(
-            trip, answers, sent_at=self.rounds, now=self.rounds, chance=self.random.random()
-        )
+        return planner.plan(request, reply, sent_at=self.rounds, now=self.rounds, chance=self.random.random())
 
-    def _act(self, name: str, decision: LeasePlan) -> None:
-        tenancy = self.workers[name]
-        assert not decision.lost
-        for number in decision.release:
+    def _act(self, name: str, plan: LeasePlan) -> None:
+        planner = self.workers[name]
+        assert not plan.lost
+        for number in plan.release:
             assert self.leases.pop(number) == name
-            tenancy.gone(number)
+            planner.forget(number)
             self.moves += 1
-        for number in decision.acquire:
+        for number in plan.acquire:
             if number not in self.leases:
                 self.leases[number] = name
                 self.tokens += 1
-                tenancy.acquired(number, self.tokens, self.rounds)
+                planner.acquired(number, self.tokens, self.rounds)
                 self.moves += 1

@@ -1,4 +1,4 @@
-"""What Redis is to the lease protocol: the five scripts of `worker/lua`, on dictionaries and a clock that may err.
+"""Redis as the lease protocol sees it: the five scripts of `worker/commands/lua`, on dictionaries and a clock that may err.
 
 The server is its own judge: a commit that succeeds must go on exactly where the last one ended, under the newest token
 there is. `flaws` switches single checks off, to show that the simulation notices.
@@ -13,18 +13,18 @@ RATE_SKEW = 0.02
 """How far any clock's rate may be from the true one: two of them differ by 4 %, a lease is trusted for 95 %."""
 
 FLAWS = {
-    "acquire": "acquire does not look whether the lease is free",
+    "acquire": "acquire does not check that the lease is free",
     "renew": "renew does not compare the lease's value",
     "fence": "commit does not compare the lease's value",
-    "chain": "commit does not look at its number",
+    "chain": "commit does not check its number",
     "reply": "a lease counts from the reply",
     "trust": "a lease is trusted for its whole life",
-    "blind": "handlers start without a look at the lease",
-    "stuck": "nobody takes up what was put aside",
-    "idle": "nobody takes what is free before it was free for two lease times",
-    "hoard": "nobody gives back what is over its share",
+    "blind": "handlers start without a check of the lease",
+    "stuck": "no worker resumes what was set aside",
+    "idle": "no worker acquires a free partition before two lease times",
+    "hoard": "no worker releases what is over its share",
 }
-"""Besides, `lapse`: nobody is told when the next heartbeat lapses. That breaks nothing, it only takes longer."""
+"""Besides, `lapse`: no worker knows when the next heartbeat lapses. That breaks nothing, it only takes longer."""
 
 
 class ViolationError(AssertionError):
@@ -54,7 +54,7 @@ class Server:
         """Token, worker and the server's millisecond in which it expires, by partition."""
         self.fences: dict[int, tuple[int, int]] = {}
         """The newest token and the number of its last commit."""
-        self.tenants: dict[int, tuple[str, bool]] = {}
+        self.owners: dict[int, tuple[str, bool]] = {}
         """Whose the newest token is, and whether its lease was given back."""
         self.done: dict[int, tuple[int, int]] = {}
         """Under which token the last commit was made, and up to where in the stream."""
@@ -62,19 +62,19 @@ class Server:
         self._replica: tuple[dict, ...] = ({}, {}, {}, {}, {})
 
     def _written(self) -> tuple[dict, ...]:
-        return tuple(map(dict, (self.leases, self.fences, self.tenants, self.done, self.members)))
+        return tuple(map(dict, (self.leases, self.fences, self.owners, self.done, self.members)))
 
     def replicate(self) -> None:
         """The replica has caught up."""
         self._replica = self._written()
 
     def fail_over(self) -> None:
-        """The replica takes over; what it had not been told never happened.
+        """The replica takes over; what had not been replicated never happened.
 
         The one that was the primary is its replica now, and has not heard of it: it may come back as it is.
         """
         old = self._written()
-        self.leases, self.fences, self.tenants, self.done, self.members = self._replica
+        self.leases, self.fences, self.owners, self.done, self.members = self._replica
         self._replica = old
 
     def now_ms(self, now: float) -> int:
@@ -92,8 +92,8 @@ class Server:
         self.members[worker] = now_ms
         self.members = {who: at for who, at in self.members.items() if at >= now_ms - self.lease_ms}
         others = [at for who, at in self.members.items() if who != worker]
-        told = others and "lapse" not in self.flaws
-        return tuple(self.members), min(others) + self.lease_ms + 1 - now_ms if told else None
+        known = others and "lapse" not in self.flaws
+        return tuple(self.members), min(others) + self.lease_ms + 1 - now_ms if known else None
 
     def leave(self, worker: str) -> None:
         self.members.pop(worker, None)
@@ -110,13 +110,13 @@ class Server:
     def _lapsed(self, partition: int, token: int, worker: str) -> bool:
         """Nobody has taken the lease since it expired, and it was not given back."""
         newest, _ = self.fences.get(partition, (0, 0))
-        return newest == token and self.tenants.get(partition) == (worker, False)
+        return newest == token and self.owners.get(partition) == (worker, False)
 
     def release(self, now: float, partition: int, token: int, worker: str) -> bool:
         if self.held(partition, now) != (token, worker):
             return False
         del self.leases[partition]
-        self.tenants[partition] = (worker, True)
+        self.owners[partition] = (worker, True)
         return True
 
     def acquire(self, now: float, partition: int, worker: str, token_over: int = 0) -> tuple[int, int] | None:
@@ -126,7 +126,7 @@ class Server:
         now_ms = self.now_ms(now)
         token = max(self.fences.get(partition, (0, 0))[0] + 1, now_ms, token_over + 1)
         self.fences[partition] = (token, 0)
-        self.tenants[partition] = (worker, False)
+        self.owners[partition] = (worker, False)
         self.leases[partition] = (token, worker, now_ms + self.lease_ms)
         return token, self.done.get(partition, (0, 0))[1]
 

@@ -249,7 +249,7 @@ class Simulation:
         if (held := server.held(number, self.now)) != (token, node.name):
             raise ViolationError(f"{node.name} starts {number} under {token}, and {held} holds it")
 
-    def look_after(self) -> None:
+    def note_owned(self) -> None:
         if len(self.owned_after_s) == self.partitions or self.now < self.calm_from:
             return
         for node in self.live():
@@ -258,7 +258,7 @@ class Simulation:
                     self.owned_after_s.setdefault(number, self.now - self.calm_from)
 
     def counts(self) -> list[int]:
-        return [len(node.tenancy.owned) for node in self.live()]
+        return [len(node.planner.owned) for node in self.live()]
 
     def note(self, text: str, *args: Any) -> None:
         self.happened[text] += 1
@@ -275,7 +275,7 @@ class Simulation:
 
     def _run(self) -> None:
         self.run_until(self.calm_from + OWNED_WITHIN * LEASE_S)
-        self.look_after()
+        self.note_owned()
         if idle := {*range(self.partitions)}.difference(self.owned_after_s):
             raise ViolationError(f"nobody works on {idle} {OWNED_WITHIN} lease times after the last fault")
         self.run_until(self.calm_from + BALANCED_WITHIN * LEASE_S)

@@ -1,5 +1,5 @@
-"""A worker in the simulation: the real `LeasePlanner`, and around it what `leases.py` and `commits.py` do, at its
-smallest.
+"""A worker in the simulation: the real `LeasePlanner`, and around it the least of what `PartitionManager` and
+`Committer` do.
 
 It is single-threaded as the real one is: while it is paused, what arrives and what is due waits for it. When it goes on
 it acts on what it knew before it sees any of that.
@@ -27,50 +27,52 @@ class Holding:
 
 
 class Node:
-    """A worker process: carries out what its tenancy decides, and commits."""
+    """A worker process: carries out its planner's plans, and commits."""
 
     def __init__(self, sim: Any, name: str) -> None:
         self.sim = sim
         self.name = name
         self.clock = Clock(1 + sim.random.uniform(-RATE_SKEW, RATE_SKEW), sim.random.uniform(1, 1000))
-        self.tenancy = LeasePlanner(name, sim.partitions, LEASE_S)
+        self.planner = LeasePlanner(name, sim.partitions, LEASE_S)
         self.holdings: dict[int, Holding] = {}
         self.dead = self.paused = self.draining = False
         self.backlog: list[Callable[[], None]] = []
         self._round = 0
         self._tokens: dict[int, int] = {}
-        self.plan_trip(sim.random.uniform(0, 0.1))
-        self.plan_work()
+        self.schedule_request(sim.random.uniform(0, 0.1))
+        self.schedule_work()
 
     def now(self) -> float:
         return self.clock.read(self.sim.now)
 
     def may_start(self, number: int) -> bool:
-        return not self.dead and not self.paused and self.tenancy.may_start(number, self.now())
+        return not self.dead and not self.paused and self.planner.may_start(number, self.now())
 
-    # Trips
+    # Requests
 
-    def plan_trip(self, in_s: float) -> None:
+    def schedule_request(self, in_s: float) -> None:
         self._round += 1
-        self.sim.later(in_s / self.clock.rate, self.trip, self._round, node=self)
+        self.sim.later(in_s / self.clock.rate, self.send_request, self._round, node=self)
 
-    def trip(self, turn: int) -> None:
+    def send_request(self, turn: int) -> None:
         if turn != self._round:
             return
         sim, sent_at = self.sim, self.now()
-        asked = self.tenancy.trip(sent_at)
+        request = self.planner.request(sent_at)
         live, lapse_ms, kept, taken, free = None, None, {}, {}, []
         waiting = len(sim.servers)
 
         def carry_out(server: Server, index: int) -> tuple:
-            beat = server.heartbeat(sim.now, self.name) if index == 0 and asked.heartbeat else None
+            beat = server.heartbeat(sim.now, self.name) if index == 0 and request.heartbeat else None
             renewed = {
                 n: server.renew(sim.now, n, token, self.name)
-                for n, token in asked.renew.items()
+                for n, token in request.renew.items()
                 if sim.servers[n % len(sim.servers)] is server
             }
             seen = {
-                n: server.held(n, sim.now) for n in asked.look if sim.servers[n % len(sim.servers)] is server
+                n: server.held(n, sim.now)
+                for n in request.probe
+                if sim.servers[n % len(sim.servers)] is server
             }
             return beat, renewed, seen
 
@@ -84,29 +86,29 @@ class Node:
                 taken.update({n: held[1] for n, held in seen.items() if held is not None})
                 free.extend(n for n, held in seen.items() if held is None)
             if waiting == 0:
-                self._decide(asked, RenewalReply(live, lapse_ms, kept, taken, free), sent_at)
+                self._follow(request, RenewalReply(live, lapse_ms, kept, taken, free), sent_at)
 
         for index, server in enumerate(sim.servers):
             sim.send(self, server, lambda server=server, index=index: carry_out(server, index), answered)
 
-    def _decide(self, asked: RenewalRequest, answers: RenewalReply, sent_at: float) -> None:
+    def _follow(self, request: RenewalRequest, reply: RenewalReply, sent_at: float) -> None:
         sim, now = self.sim, self.now()
-        decision = self.tenancy.replied(
-            asked, answers, sent_at=self._counted_from(sent_at), now=now, chance=sim.random.random()
+        plan = self.planner.plan(
+            request, reply, sent_at=self._counted_from(sent_at), now=now, chance=sim.random.random()
         )
-        if any(decision[:4]):
-            sim.note("%s: %s", self.name, decision)
-        for number in decision.lost:
+        if any(plan[:4]):
+            sim.note("%s: %s", self.name, plan)
+        for number in plan.lost:
             self._forget(number)
-        for number in decision.resume:
+        for number in plan.resume:
             sim.note("%s: goes on with %s", self.name, number)
             self.holdings[number].aside = "stuck" in sim.flaws
-        for number in () if "hoard" in sim.flaws else decision.release:
+        for number in () if "hoard" in sim.flaws else plan.release:
             self._give_back(number)
-        if "idle" in sim.flaws and decision.acquire and sim.random.random() < 0.9:
-            decision = decision._replace(acquire=[], next_s=LEASE_S / 2)
-        self._acquire(decision.acquire, decision.next_s)
-        sim.look_after()
+        if "idle" in sim.flaws and plan.acquire and sim.random.random() < 0.9:
+            plan = plan._replace(acquire=[], next_s=LEASE_S / 2)
+        self._acquire(plan.acquire, plan.next_s)
+        sim.note_owned()
 
     def _counted_from(self, sent_at: float) -> float:
         if "reply" in self.sim.flaws:
@@ -115,7 +117,7 @@ class Node:
 
     def _acquire(self, numbers: list[int], next_s: float) -> None:
         if not numbers:
-            self.plan_trip(next_s)
+            self.schedule_request(next_s)
             return
         sim, sent_at, waiting = self.sim, self.now(), len(numbers)
 
@@ -123,7 +125,7 @@ class Node:
             nonlocal waiting
             waiting -= 1
             if reply is not None:
-                self.tenancy.acquired(number, reply[0], self._counted_from(sent_at))
+                self.planner.acquired(number, reply[0], self._counted_from(sent_at))
                 self._tokens[number] = reply[0]
                 self.holdings[number] = Holding(*reply)
                 sim.moves += 1
@@ -131,8 +133,8 @@ class Node:
                 if self.draining:
                     self._give_back(number)
             if waiting == 0:
-                self.plan_trip(next_s)
-                sim.look_after()
+                self.schedule_request(next_s)
+                sim.note_owned()
 
         for number in numbers:
             server = sim.server(number)
@@ -148,7 +150,7 @@ class Node:
 
     def stop(self) -> None:
         self.draining = True
-        self.tenancy.drain()
+        self.planner.drain()
         for number in list(self.holdings):
             self._give_back(number)
         first = self.sim.servers[0]
@@ -182,19 +184,19 @@ class Node:
                 sim.later(0.1, self._release, number, holding, node=self)
                 return
             self._forget(number)
-            self.plan_trip(self.tenancy.soon_s(sim.random.random()))
+            self.schedule_request(self.planner.early_delay_s(sim.random.random()))
 
         sim.send(self, server, lambda: server.release(sim.now, number, holding.token, self.name), answered)
 
     def _forget(self, number: int) -> None:
         del self.holdings[number]
-        self.tenancy.gone(number)
+        self.planner.forget(number)
         self.sim.moves += 1
         self.dead = self.draining and not self.holdings
 
     # Work
 
-    def plan_work(self) -> None:
+    def schedule_work(self) -> None:
         self.sim.later(self.sim.random.uniform(0.02, 0.15) * LEASE_S, self.work, True, node=self)
 
     def work(self, again: bool) -> None:
@@ -210,7 +212,7 @@ class Node:
             else:
                 holding.aside = True
         if again:
-            self.plan_work()
+            self.schedule_work()
 
     def _finish(self, number: int, holding: Holding) -> None:
         holding.busy = False
@@ -235,7 +237,7 @@ class Node:
             else:
                 sim.note("%s: fenced off %s under %s", self.name, number, holding.token)
                 self._forget(number)
-                self.plan_trip(self.tenancy.soon_s(sim.random.random()))
+                self.schedule_request(self.planner.early_delay_s(sim.random.random()))
 
         sim.send(
             self, server,

@@ -1,11 +1,12 @@
-"""Who should own how many partitions: the decision every worker takes by itself, from what all of them see.
+"""How many partitions each worker should own, and which ones it gives back or takes. Pure.
 
-All workers see the same live workers and so, once their views agree, the same shares: sorted by id, the first
-`partitions mod workers` get one more than the others. Counts then differ by one at most. A worker gives back what it
-has over its share, and takes free partitions up to it; nothing else moves.
+Every worker decides this by itself from what all of them see. Workers that see the same live workers compute the same
+shares: sorted by id, the first `partitions mod workers` get one more than the others. So counts differ by one at most.
+A worker gives back what it has over its share, and takes free partitions up to it; nothing else moves.
 
-Who sees all leases knows what every other worker still lacks, so each takes its own part of the free ones, and those
-who decide at the same moment do not reach for the same. Who sees only some of them begins anywhere among the free.
+A worker that sees all leases knows how many every other worker still lacks. It takes its own section of the free ones,
+so that workers that decide at the same moment do not try to take the same. A worker that sees only some leases starts
+anywhere among the free ones.
 """
 
 from bisect import bisect_left
@@ -14,53 +15,58 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 
-class Plan(NamedTuple):
+class Rebalance(NamedTuple):
+    """The partitions that a worker should give back, and those that it should try to take, in order of preference."""
+
     release: list[int]
     acquire: list[int]
 
 
-def share(worker: str, workers: Collection[str], partitions: int) -> int:
-    """How many partitions a worker should own. A worker that is missing from `workers` counts as live."""
+def fair_share(worker: str, workers: Collection[str], partitions: int) -> int:
+    """How many partitions `worker` should own. It counts as live even if it is missing from `workers`."""
     live = sorted({*workers, worker})
     each, rest = divmod(partitions, len(live))
     return each + (bisect_left(live, worker) < rest)
 
 
-def plan(
+def rebalance(
     worker: str,
     workers: Collection[str],
     owned: Collection[int],
     taken: Mapping[int, str],
     partitions: int,
     *,
-    looked: Sequence[int] | None = None,
+    probed: Sequence[int] | None = None,
     spread: float = 0.0,
-) -> Plan:
-    """What a worker should give back and what it should try to take, in that order of preference.
+) -> Rebalance:
+    """What a worker should give back and what it should try to take.
 
-    `owned` are its own partitions, `taken` the leases it sees, by partition, its own among them. `looked` are the
-    partitions it has looked at, in the order in which it would have them; without it, it has looked at all. `spread`
-    (0 ... 1, random) is where it begins among those it finds free, where it has not looked at all.
+    `owned`: its own partitions. `taken`: the worker that holds each lease it sees, by partition, its own included.
+    `partitions`: how many there are. `probed`: the partitions whose leases it has asked for, in the order in which it
+    prefers them; None if it has seen all leases. `spread`: a random number from 0 to 1 that says where it starts among
+    the free partitions if it has seen only some leases.
     """
     live = sorted({*workers, worker})
     rank = bisect_left(live, worker)
     each, rest = divmod(partitions, len(live))
     missing = each + (rank < rest) - len(owned)
     if missing < 0:
-        return Plan(sorted(owned)[missing:], [])
+        return Rebalance(sorted(owned)[missing:], [])
     if missing == 0:
-        return Plan([], [])
+        return Rebalance([], [])
     mine = set(owned)
-    seen = range(partitions) if looked is None else looked
+    seen = range(partitions) if probed is None else probed
     free = [partition for partition in seen if partition not in taken and partition not in mine]
     if not free:
-        return Plan([], [])
-    if looked is None:
+        return Rebalance([], [])
+    if probed is None:
         held = Counter(taken.values())
         first = sum(max(each + (at < rest) - held[live[at]], 0) for at in range(rank))
-    elif len(free) == len(looked):
-        first = 0  # nobody was here yet: its own place in the ring is as good as any, and nobody else's
+    elif len(free) == len(probed):
+        first = (
+            0  # nobody has taken any yet: a worker's own place in the ring differs from every other worker's
+        )
     else:
         first = int(spread * len(free))
     first %= len(free)
-    return Plan([], (free[first:] + free[:first])[:missing])
+    return Rebalance([], (free[first:] + free[:first])[:missing])

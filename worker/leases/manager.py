@@ -99,8 +99,14 @@ class PartitionManager:
             ignored_parameters=frozenset(settings.ignored_parameters),
         )
         self._life_s = settings.lease_ttl_ms / 1000
-        self._tenancy = LeasePlanner(worker_id, settings.partitions, self._life_s)
-        self._rounds = LeaseRenewer(connections, keys, worker_id, settings.lease_ttl_ms, self._late)
+        self._planner = LeasePlanner(worker_id, settings.partitions, self._life_s)
+        self._renewer = LeaseRenewer(
+            connections,
+            keys,
+            worker_id=worker_id,
+            lease_ttl_ms=settings.lease_ttl_ms,
+            on_late_reply=self._replied_late,
+        )
         self._owned: dict[int, Partition] = {}
         self._opened: list[Partition] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +130,7 @@ class PartitionManager:
     @property
     def workers(self) -> tuple[str, ...]:
         """The live workers of the group, as last seen."""
-        return self._tenancy.live
+        return self._planner.live
 
     @property
     def owned(self) -> int:
@@ -146,7 +152,7 @@ class PartitionManager:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._soon.wait()
-                await asyncio.sleep(self._tenancy.soon_s(_chance()))
+                await asyncio.sleep(self._planner.early_delay_s(_chance()))
             self._soon.clear()
             if self._failure is not None:
                 raise self._failure
@@ -155,7 +161,7 @@ class PartitionManager:
         """Give everything back: wait for handlers under way up to `timeout_s`, then cancel them."""
         self._stop_timeout_s = timeout_s
         self._draining.set()
-        self._tenancy.drain()
+        self._planner.drain()
         deadline = monotonic() + timeout_s
         for partition in list(self._owned.values()):
             self._close(partition)
@@ -195,29 +201,29 @@ class PartitionManager:
     async def _round(self) -> float:
         """Ask, and do what follows; return the seconds until the next round."""
         sent_at = lease_clock()
-        trip = self._tenancy.trip(sent_at)
-        answers = await self._rounds.ask(trip, self._life_s / RENEWALS_PER_LIFE)
-        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=lease_clock(), chance=_chance())
-        self._follow(trip, decision)
-        if decision.acquire and not self._draining.is_set():
-            await self._acquire(decision.acquire)
-        return decision.next_s
+        request = self._planner.request(sent_at)
+        reply = await self._renewer.renew(request, self._life_s / RENEWALS_PER_LIFE)
+        plan = self._planner.plan(request, reply, sent_at=sent_at, now=lease_clock(), chance=_chance())
+        self._follow(request, plan)
+        if plan.acquire and not self._draining.is_set():
+            await self._acquire(plan.acquire)
+        return plan.next_s
 
-    def _late(self, trip: RenewalRequest, answers: RenewalReply, sent_at: float) -> None:
-        decision = self._tenancy.replied(trip, answers, sent_at=sent_at, now=lease_clock(), chance=_chance())
-        self._follow(trip, decision)
+    def _replied_late(self, request: RenewalRequest, reply: RenewalReply, sent_at: float) -> None:
+        plan = self._planner.plan(request, reply, sent_at=sent_at, now=lease_clock(), chance=_chance())
+        self._follow(request, plan)
 
-    def _follow(self, trip: RenewalRequest, decision: LeasePlan) -> None:
-        for number in trip.renew:
+    def _follow(self, request: RenewalRequest, plan: LeasePlan) -> None:
+        for number in request.renew:
             if (partition := self._owned.get(number)) is not None:
-                partition.lease_until = self._tenancy.lease_until(number)
-        for number in decision.lost:
+                partition.lease_until = self._planner.lease_until(number)
+        for number in plan.lost:
             if (partition := self._owned.get(number)) is not None:
                 self.fenced(partition)
-        for number in decision.resume:
+        for number in plan.resume:
             if (partition := self._owned.get(number)) is not None:
                 self._dispatcher.resume(partition)
-        for number in decision.release:
+        for number in plan.release:
             if (partition := self._owned.get(number)) is not None:
                 self._start(self._hand_over, partition)
 
@@ -280,8 +286,8 @@ class PartitionManager:
             partition.verified_at = incarnation
             self._tokens[number] = acquired.token
             self.quarantine.taken_over(partition, acquired)
-            self._tenancy.acquired(number, acquired.token, sent_at)
-            partition.lease_until = self._tenancy.lease_until(number)
+            self._planner.acquired(number, acquired.token, sent_at)
+            partition.lease_until = self._planner.lease_until(number)
             self._owned[number] = partition
             self._counters.leases_gained += 1
             if self._draining.is_set():  # since it was asked for
@@ -303,7 +309,7 @@ class PartitionManager:
         if self._owned.get(partition.number) is partition:
             del self._owned[partition.number]
             self._leaving.discard(partition)
-            self._tenancy.gone(partition.number)
+            self._planner.forget(partition.number)
 
     async def _let_go(self, partition: Partition) -> None:
         """Give back a lease that is still ours, of a partition that was dropped; then take it anew."""
@@ -342,7 +348,7 @@ class PartitionManager:
             self._changed()
 
     async def _claim(self, partition: Partition, start: str) -> list[Any]:
-        """A page of the pending list, as XAUTOCLAIM answers: no more of it than comes quickly."""
+        """A page of the pending list, as XAUTOCLAIM reply: no more of it than comes quickly."""
         async with self._openings:
             commands = await self._connections.commands_ready(partition.number)
             pace, asked_at = self._opening_pace, monotonic()

@@ -1,25 +1,27 @@
-"""What a worker knows and decides about its leases: what the next trip asks, what follows from the replies, when to
-go again. Pure: it is given readings of one clock (`lease_clock`) and random numbers, and does nothing by itself.
+"""Plans a worker's leases: what the next request asks, what follows from its reply, when to send the next one. Pure.
+
+It is given readings of one clock (`lease_clock`) and random numbers. `worker.leases.renewal` sends the requests,
+`worker.leases.manager` carries out the plans.
 
 Rules:
 
-- One trip says that the worker lives and renews all it owns, so that both lapse together when it dies.
+- One request says that the worker lives and renews all it owns, so that both lapse together when it dies.
 - A lease counts from before its request was sent, and is trusted for a little less than its life (TRUSTED_PART).
-- Only a worker below its share looks for free partitions, and only once it knows who lives. It begins at its own
-  place in the ring and looks at more each time it finds too few, so that a thousand workers that start together do
-  not each read every lease.
-- A partition that is on its way back is still renewed; nothing new starts in it, and it counts as gone.
-- What nobody answered is not known: those leases lapse by the clock, and the live workers stay as last seen.
+- Only a worker below its share asks for other leases, and only once it knows who lives. It starts at its own place in
+  the ring and asks for more each time it finds too few, so that a thousand workers that start together do not each read
+  every lease.
+- A partition that is being released is still renewed; nothing new starts in it, and it does not count as owned.
+- What no server answered is not known: those leases lapse by the clock, and the live workers stay as last seen.
 
-When the next trip goes:
+When the next request goes:
 
-| what happened | the next trip |
+| what happened | the next request |
 | --- | --- |
 | a server did not answer | RETRY_PART of a lease |
-| below its share and not all leases seen, or just reached for some | soon: FLOOR_PART and up to SOON_SPREAD_PART more |
-| below its share, and somebody who is gone still holds a lease | soon |
-| the same HURRIES_MAX times running, and nothing gained | as if nothing had happened |
-| another's heartbeat lapses before the next renewal | right after it does, up to LAPSE_SPREAD_PART later |
+| below its share, not all leases seen or just tried to take some | early: DELAY_MIN_PART + up to EARLY_SPREAD_PART |
+| below its share, and a worker that is gone still holds a lease | early |
+| the same EARLY_REQUESTS_MAX times running, and nothing gained | as if nothing had happened |
+| another worker's heartbeat lapses before the next renewal | right after it does, up to LAPSE_SPREAD_PART later |
 | nothing | a third of a lease, up to a tenth less |
 """
 
@@ -29,20 +31,20 @@ from itertools import chain, islice
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from maskline.worker.leases.balance import plan, share
+from maskline.worker.leases.balance import fair_share, rebalance
 
 RENEWALS_PER_LIFE: Final = 3
-"""Two trips may be lost before a lease is."""
+"""Two requests may be lost before a lease is."""
 
 TRUSTED_PART: Final = 0.95
 """How much of a lease's life its owner counts on. So the clocks of worker and server may differ by a twentieth of a
 lease over its life (their rates by 5 %, or the server's clock may leap 250 ms of 5 s) before an owner could start a
 handler that another owner has started too. Their commits are fenced whatever the clocks do."""
 
-FLOOR_PART: Final = 0.01
-"""Never sooner than this after the last reply, in parts of a lease: 50 ms of 5 s, some round trips."""
+DELAY_MIN_PART: Final = 0.01
+"""The least wait after a reply, in parts of a lease: 50 ms of 5 s, some round trips."""
 
-SOON_SPREAD_PART: Final = 0.02
+EARLY_SPREAD_PART: Final = 0.02
 """Workers that lost a race for the same partitions come back apart."""
 
 LAPSE_SPREAD_PART: Final = 0.04
@@ -51,17 +53,17 @@ LAPSE_SPREAD_PART: Final = 0.04
 RETRY_PART: Final = 0.1
 """Three tries and more fit between a renewal that failed and the end of the lease."""
 
-HURRIES_MAX: Final = 10
-"""Trips ahead of time without a gain, one after the other. A lease may long be held by one who seems gone (cut off from
-the server that has the heartbeats only), and nobody may hammer at it meanwhile."""
+EARLY_REQUESTS_MAX: Final = 10
+"""Early requests without a gain, one after the other. A worker that seems gone (it is cut off from the server that has
+the heartbeats only) may hold a lease for long, and nobody may hammer at it meanwhile."""
 
-LOOK_FIRST: Final = 1024
-"""Leases looked at in the first try: all there are in most installations, and a millisecond of Redis's time."""
+PROBE_FIRST: Final = 1024
+"""Leases asked for in the first try: all there are in most installations, and a millisecond of Redis's time."""
 
-LOOK_GROWTH: Final = 4
+PROBE_GROWTH: Final = 4
 
 ACQUIRE_MAX: Final = 1024
-"""Leases reached for in one trip: opening partitions must not block the loop past the next renewal."""
+"""Leases that one plan tries to take: opening partitions must not block the loop past the next renewal."""
 
 _NONE: Final[Mapping[int, object]] = MappingProxyType({})
 
@@ -72,49 +74,51 @@ class RenewalRequest(NamedTuple):
     heartbeat: bool
     renew: Mapping[int, int]
     """Fencing tokens of the leases to renew, by partition."""
-    look: Sequence[int]
-    """Partitions of whose leases the holders are asked."""
+    probe: Sequence[int]
+    """Partitions whose lease holders are asked for."""
 
 
 class RenewalReply(NamedTuple):
-    """What came back of a trip. The leases lie on several servers, so it may be anything from all to nothing."""
+    """What came back of a request. The leases lie on several servers, so it may be anything from all to nothing."""
 
     live: Collection[str] | None = None
-    """Who lives; None if the server that knows did not answer, or was not asked."""
+    """The live workers; None if the server that knows did not answer, or was not asked."""
     next_lapse_ms: int | None = None
     """In how long the next heartbeat of another worker lapses; None if there is no other."""
     kept: Mapping[int, bool] = _NONE  # type: ignore[assignment]
-    """Of the leases to renew whose server answered: are they still ours."""
+    """Of the leases to renew whose server answered: whether they are still ours."""
     taken: Mapping[int, str] = _NONE  # type: ignore[assignment]
-    """Of the partitions looked at: the workers that hold them."""
+    """Of the partitions probed: the workers that hold them."""
     free: Collection[int] = ()
-    """Of the partitions looked at: those that nobody holds."""
+    """Of the partitions probed: those that nobody holds."""
 
 
 class LeasePlan(NamedTuple):
+    """What the worker does next about its leases. Partitions are given by number."""
+
     lost: list[int]
-    """Somebody else's now, or nobody's: forget them. The tenancy has."""
+    """Held by another worker now, or by none. The planner has forgotten them."""
     resume: list[int]
-    """Their leases had lapsed by the clock and are held again: what was put aside may start."""
+    """Their leases had lapsed by the clock and are held again: the sessions set aside may start."""
     release: list[int]
-    """Give back when what is under way has ended, then call `gone`."""
+    """Give them back when the handlers under way have ended, then call `forget`."""
     acquire: list[int]
-    """Try to take, then call `acquired` for those that were got."""
+    """Try to take them, then call `acquired` for those that were granted."""
     next_s: float
-    """From now to the next trip."""
+    """Seconds from now to the next request."""
 
 
 class _Lease:
-    __slots__ = ("leaving", "token", "until")
+    __slots__ = ("releasing", "token", "until")
 
-    def __init__(self, token: int, until: float, leaving: bool) -> None:
+    def __init__(self, token: int, until: float, releasing: bool) -> None:
         self.token = token
         self.until = until
-        self.leaving = leaving
+        self.releasing = releasing
 
 
 class LeasePlanner:
-    """The leases of one worker. All times are seconds of one monotonic clock; `chance` is 0 ... 1, random."""
+    """The leases of one worker. Times are seconds of one monotonic clock; `chance` is a random number from 0 to 1."""
 
     def __init__(self, worker_id: str, partitions: int, lease_s: float) -> None:
         self._worker_id = worker_id
@@ -123,19 +127,19 @@ class LeasePlanner:
         self._leases: dict[int, _Lease] = {}
         self._live: tuple[str, ...] = ()
         self._share = 0
-        self._look_from = 0.0
-        self._look_count = LOOK_FIRST
-        self._hurries = 0
+        self._probe_from = 0.0
+        self._probe_count = PROBE_FIRST
+        self._early_requests = 0
         self._draining = False
 
     @property
     def live(self) -> tuple[str, ...]:
-        """The live workers as last seen, sorted, this one among them; empty before the first answer."""
+        """The live workers as last seen, sorted, this one among them; empty before the first reply."""
         return self._live
 
     @property
     def owned(self) -> Collection[int]:
-        """The partitions whose leases are ours, those on their way back among them."""
+        """The partitions whose leases are ours, those being released among them."""
         return self._leases.keys()
 
     def lease_until(self, partition: int) -> float:
@@ -144,78 +148,80 @@ class LeasePlanner:
         return lease.until if lease else 0.0
 
     def may_start(self, partition: int, now: float) -> bool:
-        """May a handler start: the lease is surely held, and the partition is not on its way back."""
+        """Whether a handler may start: the lease is surely held, and the partition is not being released."""
         lease = self._leases.get(partition)
-        return lease is not None and not lease.leaving and now < lease.until
+        return lease is not None and not lease.releasing and now < lease.until
 
-    def soon_s(self, chance: float) -> float:
-        """How long to wait where something happened between two trips that calls for the next one (a lease lost)."""
-        return self._lease_s * (FLOOR_PART + SOON_SPREAD_PART * chance)
+    def early_delay_s(self, chance: float) -> float:
+        """The wait before an early request, as after a lease was lost between two requests."""
+        return self._lease_s * (DELAY_MIN_PART + EARLY_SPREAD_PART * chance)
 
     # What happens to leases
 
     def acquired(self, partition: int, token: int, sent_at: float) -> None:
-        """A lease was taken by a request sent at `sent_at`."""
+        """A lease was taken, with this fencing token, by a command sent at `sent_at`."""
         self._leases[partition] = _Lease(token, self._trusted_until(sent_at), self._draining)
-        self._hurries = 0
+        self._early_requests = 0
 
-    def gone(self, partition: int) -> None:
+    def forget(self, partition: int) -> None:
         """A lease was given back, or a commit was fenced off."""
         self._leases.pop(partition, None)
 
     def drain(self) -> None:
-        """The worker stops: no heartbeat from now on, nothing is taken, everything is on its way back."""
+        """The worker stops: it sends no heartbeat from now on, takes nothing, and releases everything."""
         self._draining = True
         for lease in self._leases.values():
-            lease.leaving = True
+            lease.releasing = True
 
-    # Trips
+    # Requests and plans
 
-    def trip(self, now: float) -> RenewalRequest:
+    def request(self, now: float) -> RenewalRequest:
+        """What to ask the servers now."""
         renew = {partition: lease.token for partition, lease in self._leases.items()}
-        looks = not self._draining and now >= self._look_from and self._missing() > 0
-        return RenewalRequest(not self._draining, renew, self._around() if looks else ())
+        probes = not self._draining and now >= self._probe_from and self._missing() > 0
+        return RenewalRequest(not self._draining, renew, self._next_probes() if probes else ())
 
-    def replied(
-        self, trip: RenewalRequest, answers: RenewalReply, *, sent_at: float, now: float, chance: float
+    def plan(
+        self, request: RenewalRequest, reply: RenewalReply, *, sent_at: float, now: float, chance: float
     ) -> LeasePlan:
-        """What follows from what a trip brought back, which is `RenewalReply()` if the connection was lost.
+        """What follows from the reply to a request; the reply is `RenewalReply()` if the connection was lost.
 
-        `sent_at` was read before the request was sent, `now` after the replies were there.
+        `sent_at` was read before the request was sent, `now` after the reply had come.
         """
-        lost, resume = self._renewed(trip, answers.kept, sent_at, now)
-        if trip.heartbeat and answers.live is not None:
-            everything_lost = bool(trip.renew) and len(lost) == len(trip.renew)
-            self._met(answers.live, everything_lost, now)
+        lost, resume = self._note_renewals(request, reply.kept, sent_at, now)
+        if request.heartbeat and reply.live is not None:
+            all_lost = bool(request.renew) and len(lost) == len(request.renew)
+            self._note_live(reply.live, all_lost, now)
         if self._draining or not self._live:
-            return LeasePlan(lost, resume, [], [], self._next_s(trip, answers, chance, hurry=False))
-        release, acquire, hurry = self._balanced(trip, answers, chance)
-        hurry = hurry and now >= self._look_from
-        return LeasePlan(lost, resume, release, acquire, self._next_s(trip, answers, chance, hurry=hurry))
+            return LeasePlan(lost, resume, [], [], self._next_s(request, reply, chance, early=False))
+        release, acquire, early = self._rebalance(request, reply, chance)
+        early = early and now >= self._probe_from
+        return LeasePlan(lost, resume, release, acquire, self._next_s(request, reply, chance, early=early))
 
     def _trusted_until(self, sent_at: float) -> float:
         return sent_at + self._lease_s * TRUSTED_PART
 
     def _staying(self) -> list[int]:
-        return [partition for partition, lease in self._leases.items() if not lease.leaving]
+        return [partition for partition, lease in self._leases.items() if not lease.releasing]
 
     def _missing(self) -> int:
         """How far below its share the worker is; negative if above. The share is 0 until it knows who lives."""
         return self._share - len(self._staying())
 
-    def _around(self) -> list[int]:
-        """The next partitions to look at, from the worker's own place in the ring on."""
+    def _next_probes(self) -> list[int]:
+        """The partitions to probe, from the worker's own place in the ring on."""
         each, rest = divmod(self._partitions, len(self._live))
         rank = bisect_left(self._live, self._worker_id)
         start = rank * each + min(rank, rest)
         ring = chain(range(start, self._partitions), range(start))
-        return list(islice((number for number in ring if number not in self._leases), self._look_count))
+        return list(islice((number for number in ring if number not in self._leases), self._probe_count))
 
-    def _renewed(
-        self, trip: RenewalRequest, kept: Mapping[int, bool], sent_at: float, now: float
+    def _note_renewals(
+        self, request: RenewalRequest, kept: Mapping[int, bool], sent_at: float, now: float
     ) -> tuple[list[int], list[int]]:
+        """Prolong or forget the leases that were asked for; return those lost, and those to resume."""
         lost, resume = [], []
-        for partition, token in trip.renew.items():
+        for partition, token in request.renew.items():
             lease = self._leases.get(partition)
             if lease is None or lease.token != token or partition not in kept:
                 continue
@@ -228,65 +234,67 @@ class LeasePlanner:
                 resume.append(partition)
         return lost, resume
 
-    def _met(self, live: Collection[str], everything_lost: bool, now: float) -> None:
-        met = {*live, self._worker_id}
-        if met == {*self._live}:
+    def _note_live(self, live: Collection[str], all_lost: bool, now: float) -> None:
+        seen = {*live, self._worker_id}
+        if seen == {*self._live}:
             return
-        before, self._live = self._live, tuple(sorted(met))
-        self._share = share(self._worker_id, self._live, self._partitions)
-        self._hurries = 0
-        if everything_lost and len(self._live) == 1 < len(before):
-            # Redis has lost its data, and this worker is the first one there: it would take everything, only to
+        before, self._live = self._live, tuple(sorted(seen))
+        self._share = fair_share(self._worker_id, self._live, self._partitions)
+        self._early_requests = 0
+        if all_lost and len(self._live) == 1 < len(before):
+            # Redis has lost its data, and this worker is the first one back: it would take everything, only to
             # give it back as the others come. They all do before a third of a lease is over.
-            self._look_from = now + self._lease_s / RENEWALS_PER_LIFE
+            self._probe_from = now + self._lease_s / RENEWALS_PER_LIFE
 
-    def _balanced(
-        self, trip: RenewalRequest, answers: RenewalReply, chance: float
+    def _rebalance(
+        self, request: RenewalRequest, reply: RenewalReply, chance: float
     ) -> tuple[list[int], list[int], bool]:
-        """What to give back, what to take, and whether the next trip is wanted soon."""
+        """What to give back, what to take, and whether the next request goes early."""
         missing = self._missing()
         if missing <= 0:
-            self._look_count, self._hurries = LOOK_FIRST, 0
+            self._probe_count, self._early_requests = PROBE_FIRST, 0
             if missing == 0:
                 return [], [], False
-        taken = {**answers.taken, **dict.fromkeys(self._leases, self._worker_id)}
-        free = set(answers.free).difference(self._leases)
+        taken = {**reply.taken, **dict.fromkeys(self._leases, self._worker_id)}
+        free = set(reply.free).difference(self._leases)
         all_seen = len(taken) + len(free) == self._partitions
-        looked = None if all_seen else [number for number in trip.look if number in free or number in taken]
-        release, acquire = plan(
+        probed = (
+            None if all_seen else [number for number in request.probe if number in free or number in taken]
+        )
+        release, acquire = rebalance(
             self._worker_id,
             self._live,
             self._staying(),
             taken,
             self._partitions,
-            looked=looked,
+            probed=probed,
             spread=chance,
         )
         for partition in release:
-            self._leases[partition].leaving = True
+            self._leases[partition].releasing = True
         if missing < 0:
             return release, [], False
-        if trip.look and not all_seen:
-            self._look_count = min(self._look_count * LOOK_GROWTH, self._partitions)
-        return [], acquire[:ACQUIRE_MAX], bool(acquire) or not all_seen or self._held_by_gone(answers.taken)
+        if request.probe and not all_seen:
+            self._probe_count = min(self._probe_count * PROBE_GROWTH, self._partitions)
+        return [], acquire[:ACQUIRE_MAX], bool(acquire) or not all_seen or self._held_by_dead(reply.taken)
 
-    def _held_by_gone(self, taken: Mapping[int, str]) -> bool:
-        """Does one who is not live hold a lease, or this worker one it knows nothing of (its reply was lost)?"""
+    def _held_by_dead(self, taken: Mapping[int, str]) -> bool:
+        """Whether a worker that is not live holds a lease, or this one holds a lease whose reply was lost."""
         return not {*taken.values()} <= {*self._live} - {self._worker_id}
 
-    def _next_s(self, trip: RenewalRequest, answers: RenewalReply, chance: float, *, hurry: bool) -> float:
-        silent = (
-            (trip.heartbeat and answers.live is None)
-            or len(answers.kept) < len(trip.renew)
-            or len(answers.taken) + len(answers.free) < len(trip.look)
+    def _next_s(self, request: RenewalRequest, reply: RenewalReply, chance: float, *, early: bool) -> float:
+        unanswered = (
+            (request.heartbeat and reply.live is None)
+            or len(reply.kept) < len(request.renew)
+            or len(reply.taken) + len(reply.free) < len(request.probe)
         )
-        if silent:
+        if unanswered:
             return self._lease_s * RETRY_PART * (0.75 + 0.5 * chance)
-        if hurry and self._hurries < HURRIES_MAX:
-            self._hurries += 1
-            return self.soon_s(chance)
+        if early and self._early_requests < EARLY_REQUESTS_MAX:
+            self._early_requests += 1
+            return self.early_delay_s(chance)
         next_s = self._lease_s / RENEWALS_PER_LIFE * (0.9 + 0.1 * chance)
-        if answers.next_lapse_ms is None:
+        if reply.next_lapse_ms is None:
             return next_s
-        spread_s = self._lease_s * (FLOOR_PART + LAPSE_SPREAD_PART * chance)
-        return min(next_s, answers.next_lapse_ms / 1000 + spread_s)
+        spread_s = self._lease_s * (DELAY_MIN_PART + LAPSE_SPREAD_PART * chance)
+        return min(next_s, reply.next_lapse_ms / 1000 + spread_s)

@@ -19,8 +19,8 @@ FLAW_HISTORIES_MAX = 400
 """The rarest flaw (clocks that differ by more than a lease is trusted for) shows after some ninety."""
 
 CROWD_ROUNDS_MAX = 5
-"""A joiner says that it lives in the first round, the others let go in the first or second; then it has looked at 1,024
-leases, 4,096, and all. Two to four rounds are what was seen."""
+"""A joining worker sends its heartbeat in the first round, the others release in the first or second; then it has
+probed 1,024 leases, 4,096, and all. Two to four rounds are what was seen."""
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -45,11 +45,11 @@ def first_violation(flaw: str) -> str:
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_a_flaw_in_the_protocol_is_found(flaw):
+def test_every_flaw_in_the_protocol_is_found(flaw):
     assert first_violation(flaw).startswith("seed ")
 
 
-def test_a_seed_is_the_whole_history_and_what_it_prints_says_what_happened():
+def test_seed_replays_its_history_and_a_violation_prints_what_happened():
     printed = first_violation("chain")
     assert first_violation("chain") == printed
     assert "Weather(" in printed
@@ -72,43 +72,43 @@ def killed(
 
 
 @pytest.mark.parametrize("servers", [1, 3])
-def test_a_killed_worker_is_replaced_when_its_leases_run_out(servers):
+def test_partitions_of_a_killed_worker_are_taken_over_when_its_leases_expire(servers):
     taken = [s for seed in range(150) for s in killed(seed, servers=servers, workers=4, partitions=16)]
-    # Killed anywhere between two trips, its leases live 0.67 to 1 times their life after that; 0.90 and 1.09 were seen.
+    # Killed anywhere between two requests, its leases live 0.67 to 1 times their life after that: 0.90, 1.09 were seen.
     assert 0.8 < median(taken) < 1.0
     assert max(taken) < 1.15
 
 
-def test_takeovers_are_later_where_nobody_tells_when_a_heartbeat_lapses():
-    told, untold = (
+def test_takeovers_are_later_where_workers_do_not_know_when_a_heartbeat_lapses():
+    known, unknown = (
         [s for seed in range(100) for s in killed(seed, servers=1, workers=2, partitions=8, flaws=flaws)]
         for flaws in ((), ("lapse",))
     )
-    assert median(untold) > median(told) + 0.05
-    assert max(untold) > 1.15
+    assert median(unknown) > median(known) + 0.05
+    assert max(unknown) > 1.15
 
 
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "staggered"])
 def test_a_thousand_workers_share_16384_partitions_within_a_few_rounds(lockstep):
     crowd = Crowd(16_384, Random(7), lockstep=lockstep)
     crowd.join(1000)
-    rounds = [crowd.settle(CROWD_ROUNDS_MAX)]
+    rounds = [crowd.run_until_balanced(CROWD_ROUNDS_MAX)]
     assert crowd.moves == 16_384, "a partition was taken twice on a cold start"
-    looked_at_most = 1000 * 16_384 / 8
-    assert crowd.looked < looked_at_most, "a cold start reads every lease a thousand times"
+    probed_max = 1000 * 16_384 / 8
+    assert crowd.probed < probed_max, "a cold start reads every lease a thousand times"
     crowd.kill(100)
-    rounds.append(crowd.settle(CROWD_ROUNDS_MAX))
+    rounds.append(crowd.run_until_balanced(CROWD_ROUNDS_MAX))
     crowd.join(100)
-    rounds.append(crowd.settle(CROWD_ROUNDS_MAX))
+    rounds.append(crowd.run_until_balanced(CROWD_ROUNDS_MAX))
     assert max(rounds) <= CROWD_ROUNDS_MAX
     moves = crowd.moves
     crowd.round()
-    assert crowd.moves == moves, "a settled crowd moved something"
+    assert crowd.moves == moves, "a balanced crowd moved something"
 
 
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("lockstep", [True, False], ids=["lockstep", "staggered"])
-def test_small_crowds_settle_whoever_comes_and_goes(lockstep, seed):
+def test_small_crowds_are_balanced_after_joins_and_kills(lockstep, seed):
     random = Random(seed)
     crowd = Crowd(random.randint(1, 300), random, lockstep=lockstep)
     for _ in range(6):
@@ -116,10 +116,10 @@ def test_small_crowds_settle_whoever_comes_and_goes(lockstep, seed):
         crowd.kill(leaving)
         crowd.join(random.randint(0 if crowd.workers else 1, 20))
         if random.random() < 0.7:
-            crowd.settle(CROWD_ROUNDS_MAX)
+            crowd.run_until_balanced(CROWD_ROUNDS_MAX)
         else:
             crowd.round()  # the next change comes before all is settled
-    crowd.settle(CROWD_ROUNDS_MAX)
+    crowd.run_until_balanced(CROWD_ROUNDS_MAX)
     moves = crowd.moves
     crowd.round()
     assert crowd.moves == moves
