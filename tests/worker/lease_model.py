@@ -1,4 +1,4 @@
-"""Redis as the lease protocol sees it: the five scripts of `worker/commands/lua`, on dictionaries and a clock that may err.
+"""Redis as the lease protocol sees it: the scripts of `worker/commands/lua`, on dictionaries and a clock that may err.
 
 The server is its own judge: a commit that succeeds must go on exactly where the last one ended, under the newest token
 there is. `flaws` switches single checks off, to show that the simulation notices.
