@@ -12,21 +12,7 @@ EVENT = re.compile(r"(?!(?:a|an|the) )[a-z0-9]+(?:[ _/-][a-z0-9_]+)*")
 
 NOT_YET_RENAMED = frozenset(
     {
-        "Redis refuses commits, trying again until it takes them",
         "a connection has failed, which is a fault in maskline",
-        "a consumer group holds retention back: start its workers, or remove it if nobody needs it (docs/operating.md)",
-        "a lease was lost",
-        "a part of the worker did not stop well",
-        "a part of the worker has failed, the process ends",
-        "a partition cannot be read, trying again",
-        "a stream cannot be trimmed, trying again",
-        "cursor of the consumer group was beyond the stream, starting it again from the beginning",
-        "reads from Redis are slow, asking for less at a time",
-        "redis has lost entries or a commit, reading again",
-        "redis has lost entries or commits since the last connection, reading again",
-        "session states cannot be read, trying again",
-        "the consumer group is gone, starting it again from the beginning",
-        "worker.leases.manager: not constant",
     }
 )
 """Events, or modules with an event that is no constant, that the rules are not applied to yet."""

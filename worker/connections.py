@@ -219,8 +219,10 @@ class ServerConnections:
     def _note_error(self, message: str, error: Exception | None = None) -> None:
         now = monotonic()
         if message != self.error or now >= self._log_again_at:
-            log = _log.error if isinstance(error, (ConfigError, RedisRefusesError)) else _log.warning
-            log("redis connection failed", redis=self.address, reason=message)
+            if isinstance(error, (ConfigError, RedisRefusesError)):
+                _log.error("redis unavailable", redis=self.address, reason=message)
+            else:
+                _log.warning("redis unavailable", redis=self.address, reason=message)
             self._log_again_at = now + LOG_AGAIN_S
         self.error = message
         self._on_error()

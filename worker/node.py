@@ -174,16 +174,14 @@ class WorkerNode:
         try:
             await step
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be closed as well
-            _log.error("a part of the worker did not stop well", part=name, exc_info=error)
+            _log.error("worker part stop failed", part=name, exc_info=error)
 
     async def failed(self) -> None:
         """Wait until a part of the worker has failed, which is a fault in maskline, and log it; return only then."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             error = None if task.cancelled() else task.exception()
-            _log.error(
-                "a part of the worker has failed, the process ends", part=task.get_name(), exc_info=error
-            )
+            _log.error("worker part failed", part=task.get_name(), exc_info=error)
 
     # For metrics and health
 

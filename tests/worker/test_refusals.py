@@ -57,7 +57,7 @@ def test_a_server_that_refuses_its_time_is_read_again_when_it_tells_it(own_crew:
     own_crew.put("s1", 1)
     own_crew.until_calls(1)
     own_crew.client.execute_command("ACL", "SETUSER", "default", "-time")
-    event = "a partition cannot be read, trying again"
+    event = "partition read failed"
     wait_until(lambda: lines(worker, event) or worker.process.poll(), within_s=PATIENCE_S)
     own_crew.put("s1", 2)
     own_crew.client.execute_command("ACL", "SETUSER", "default", "+@all")
@@ -75,7 +75,7 @@ def test_a_partition_that_cannot_be_taken_is_not_said_at_every_try(crew: Fleet):
     before = failed_scripts(crew)
     worker = crew.start()
     wait_until(lambda: failed_scripts(crew) > before + 3, within_s=PATIENCE_S)
-    (line,) = lines(worker, "a partition could not be taken")
+    (line,) = lines(worker, "partition acquire failed")
     assert line["partition"] == 3
     assert worker.terminate() == 0
 
@@ -85,7 +85,7 @@ def test_a_partition_that_cannot_commit_is_said_once_however_busy_the_others_are
     crew.client.set(crew.keys.dead(stuck), "foreign")
     worker = crew.start()
     crew.client.xadd(crew.stream("stuck"), {CALLBACK_FIELD: b"no callback"})
-    event = "Redis refuses commits, trying again until it takes them"
+    event = "commit refused"
     wait_until(lambda: lines(worker, event), within_s=PATIENCE_S)
     begun = worker.metric("commits_total")
     others = [name for name in (f"s{n}" for n in range(50)) if partition_of(name, crew.partitions) != stuck]

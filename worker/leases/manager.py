@@ -120,7 +120,7 @@ class PartitionManager:
         self._tokens: dict[int, int] = {}
         """The last fencing token of every partition that this worker has had."""
         self._soon = asyncio.Event()
-        self._refusal_lines = LogRateLimit()
+        self._failure_lines = LogRateLimit()
         self._acquiring: dict[ServerConnections, asyncio.Task[None]] = {}
         """Leases reached for, by server, that it has not answered for."""
         self.reader: Reader
@@ -186,7 +186,7 @@ class PartitionManager:
         if not partition.lost:
             self._drop(partition, "the lease was lost")
             self._counters.leases_lost += 1
-            _log.warning("a lease was lost", partition=partition.number, fencing_token=partition.token)
+            _log.warning("lease lost", partition=partition.number, fencing_token=partition.token)
             self._soon.set()
 
     def diverged(self, partition: Partition) -> None:
@@ -264,14 +264,20 @@ class PartitionManager:
                 acquired = scripts.read_acquired(reply)
             except RedisUnavailableError as error:
                 # This one alone: something else lies under its keys, perhaps.
-                self._refused("a partition could not be taken", number, str(error))
+                if self._failure_lines.due("acquire", number):
+                    _log.error(
+                        "partition acquire failed",
+                        partition=number,
+                        reason=str(error),
+                        repeats_of_all=self._failure_lines.take_silent(),
+                    )
                 connection.note_error_reply(str(reply))
                 continue
             if acquired is None:
                 continue
             if acquired.reset:
                 _log.error(
-                    "cursor of the consumer group was beyond the stream, starting it again from the beginning",
+                    "consumer group cursor reset",
                     partition=number,
                 )
             partition = Partition(
@@ -332,7 +338,13 @@ class PartitionManager:
                 continue
             except ResponseError as error:
                 self._connections.note_error_reply(partition.number, str(error))
-                self._refused("a partition could not be opened", partition.number, str(error))
+                if self._failure_lines.due("open", partition.number):
+                    _log.error(
+                        "partition open failed",
+                        partition=partition.number,
+                        reason=str(error),
+                        repeats_of_all=self._failure_lines.take_silent(),
+                    )
                 self.fenced(partition)
                 return
             for entry_id in deleted:
@@ -421,7 +433,13 @@ class PartitionManager:
                 self._forget(partition)
                 return
             if reply is not None:
-                self._refused("a partition could not be given back", partition.number, str(reply))
+                if self._failure_lines.due("release", partition.number):
+                    _log.error(
+                        "partition release failed",
+                        partition=partition.number,
+                        reason=str(reply),
+                        repeats_of_all=self._failure_lines.take_silent(),
+                    )
                 self._connections.note_error_reply(partition.number, str(reply))
             await asyncio.sleep(RETRY_DELAY_S)
 
@@ -444,12 +462,6 @@ class PartitionManager:
                 self._settings.session_cache // len(self._opened), SESSION_CACHE_MIN
             )
         self.pollers.wake()
-
-    def _refused(self, what: str, number: int, reason: str) -> None:
-        if self._refusal_lines.due(what, number):
-            _log.error(
-                what, partition=number, reason=reason, repeats_of_all=self._refusal_lines.take_silent()
-            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = self._loop.create_task(work)

@@ -133,13 +133,11 @@ class Committer:
             self._counters.fenced += 1
             self._on_fenced(partition)
         elif reply == DIVERGED:
-            _log.warning("redis has lost entries or a commit, reading again", partition=partition.number)
+            _log.warning("partition diverged", partition=partition.number)
             self._on_diverged(partition)
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
             # The data is gone, or the group was deleted: whoever takes the lease next makes it anew.
-            _log.error(
-                "the consumer group is gone, starting it again from the beginning", partition=partition.number
-            )
+            _log.error("consumer group missing", partition=partition.number)
             self._on_diverged(partition)
         else:
             if isinstance(reply, hiredis.ReplyError):
@@ -151,7 +149,7 @@ class Committer:
         kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
         if self._refusal_lines.due(partition.number, kind):
             _log.error(
-                "Redis refuses commits, trying again until it takes them", partition=partition.number,
+                "commit refused", partition=partition.number,
                 reply=reply, repeats_of_all=self._refusal_lines.take_silent(),
             )  # fmt: skip
 

@@ -95,7 +95,7 @@ class HistoryVerifier:
                     diverged.append(partition)
             if diverged:
                 _log.warning(
-                    "redis has lost entries or commits since the last connection, reading again",
+                    "partitions diverged",
                     redis=connection.address, partitions=[p.number for p in diverged][:LOGGED_MAX],
                     count=len(diverged),
                 )  # fmt: skip

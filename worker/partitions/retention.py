@@ -126,7 +126,7 @@ class Retention:
             self._seen.pop(number, None)
             if self._refusal_lines.due(number, str(reply).partition(" ")[0]):
                 _log.error(
-                    "a stream cannot be trimmed, trying again", partition=number, reply=str(reply),
+                    "trim failed", partition=number, reply=str(reply),
                     repeats_of_all=self._refusal_lines.take_silent(),
                 )  # fmt: skip
             return
@@ -144,7 +144,9 @@ class Retention:
                 held.waiting for seen in self._seen.values() for held in seen.held if held.group == group
             ]
             _log.warning(
-                "a consumer group holds retention back: start its workers, or remove it if nobody needs it "
-                "(docs/operating.md)",
-                group=group, outstayed_s=round(seconds), callbacks_not_handled=sum(max(w, 0) for w in waiting),
-            )  # fmt: skip
+                "retention held back",
+                group=group,
+                outstayed_s=round(seconds),
+                callbacks_not_handled=sum(max(count, 0) for count in waiting),
+                hint="start the group's workers, or remove the group if nobody needs it (docs/operating.md)",
+            )

@@ -246,7 +246,7 @@ class Reader:
         self._connections.note_error_reply(partition.number, reply)
         if self._refusal_lines.due(partition.number, reply.partition(" ")[0]):
             _log.error(
-                "session states cannot be read, trying again", partition=partition.number, reply=reply,
+                "session state read failed", partition=partition.number, reply=reply,
                 repeats_of_all=self._refusal_lines.take_silent(),
             )  # fmt: skip
 

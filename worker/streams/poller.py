@@ -241,7 +241,7 @@ class Poller:
         pace.brought(sum(counts), request.size_bytes, took_s, min(request.waited_s, took_s), full=full)
         if pace.slow and not was_slow:
             _log.warning(
-                "reads from Redis are slow, asking for less at a time", redis=self._connection.address,
+                "redis reads slow", redis=self._connection.address,
                 size_bytes=request.size_bytes, took_s=round(took_s, 1), next_bytes=pace.read_bytes,
             )  # fmt: skip
         self._full_in_round = self._full_in_round or full
@@ -295,7 +295,7 @@ class Poller:
         kind = reply.partition(" ")[0]
         if self._refused.get(partition.number) != kind:
             self._refused[partition.number] = kind
-            _log.error("a partition cannot be read, trying again", partition=partition.number, reply=reply)
+            _log.error("partition read failed", partition=partition.number, reply=reply)
 
 
 class Pollers:

@@ -154,7 +154,7 @@ def test_a_worker_that_was_stopped_past_its_lease_is_fenced_off(crew: Fleet, twi
     sleeper.signal(signal.SIGCONT)
     crew.until_drained()
     crew.until_balanced(2)
-    wait_until(lambda: crew.drained() and sleeper.logged("a lease was lost"), within_s=PATIENCE_S)
+    wait_until(lambda: crew.drained() and sleeper.logged("lease lost"), within_s=PATIENCE_S)
 
     calls = crew.calls()
     handlers = ["record", "again"] if twice else ["record"]
