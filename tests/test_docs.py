@@ -11,7 +11,7 @@ import pytest
 
 from maskline.console.commands import COMMANDS
 from maskline.schemas.settings import SETTINGS
-from maskline.worker.api.registry import load_handlers
+from maskline.worker.api.loading import load_handlers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -20,13 +20,14 @@ from maskline.runtime.redis.server_checks import ServerReport
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
-from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.binding import bind
+from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
-from maskline.worker.dispatch.thread_shares import Use
+from maskline.worker.dispatch.thread_shares import ThreadUse
 from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.entries.decode import IN_C
 from maskline.worker.leases.manager import PartitionManager
@@ -131,7 +132,7 @@ class WorkerNode:
             self._connections, self._keys, self._leases.opened, settings, self.counters
         )
         registry.register(WorkerCollector(self))
-        self._watchdog = Watchdog(self._dispatcher.handler_at_work, self._blocked, self.background)
+        self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._blocked, self.background)
         self.dead_letters = DeadLetters(self._connections, self._keys, self._leases.opened)
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
@@ -215,7 +216,7 @@ class WorkerNode:
         return self._dispatcher.busy
 
     @property
-    def threads(self) -> Mapping[str, Use]:
+    def threads(self) -> Mapping[str, ThreadUse]:
         """How the plain handlers stand, by name."""
         return self._dispatcher.threads()
 

@@ -26,8 +26,9 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
 from maskline.schemas.parameters import FORM_TYPE
+from maskline.worker.api.binding import BoundHandler, bind
 from maskline.worker.api.context import Context
-from maskline.worker.api.registry import BoundHandler, bind, load_handlers
+from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.api.retry import RetryPolicy
 from maskline.worker.counters import Counters

@@ -10,7 +10,8 @@ from maskline import on
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.binding import bind
+from maskline.worker.api.loading import load_handlers
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter

@@ -7,7 +7,8 @@ import pytest
 from maskline import on
 from maskline.events import SessionTimeout
 from maskline.schemas.errors import ConfigError
-from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.binding import bind
+from maskline.worker.api.loading import load_handlers
 
 
 def module(**names):

@@ -3,7 +3,7 @@
 from typing import NamedTuple, TypeVar
 
 from maskline.schemas.errors import MasklineError
-from maskline.worker.api.registry import BoundHandler
+from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.retry import RetryPolicy
 from maskline.worker.error_text import error_message, short_traceback
 

@@ -16,8 +16,8 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
-from maskline.worker.api.registry import BoundHandler
-from maskline.worker.dispatch.plain_handlers import Seat
+from maskline.worker.api.binding import BoundHandler
+from maskline.worker.dispatch.plain_handlers import ThreadSlot
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 
@@ -57,8 +57,8 @@ class Attempt:
         "handler",
         "now",
         "number",
-        "seat",
         "session",
+        "slot",
         "solo",
         "task",
         "why",
@@ -83,7 +83,7 @@ class Attempt:
         """The handler ignores its cancellation: nothing that it still does is looked at."""
         self.solo = False
         """It runs a suspect with crashes, and no other one does meanwhile."""
-        self.seat: Seat | None = None
+        self.slot: ThreadSlot | None = None
         """Its thread: it runs this plain handler, and no other one unless it is solo."""
 
     def spent(self) -> bool:
@@ -106,7 +106,7 @@ class Attempt:
         """Whether a handler may run in its task."""
         if self.solo:
             return True
-        return not handler.in_thread if self.seat is None else handler.name == self.seat.handler
+        return not handler.in_thread if self.slot is None else handler.name == self.slot.handler
 
 
 class Attempts:

@@ -22,6 +22,7 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.events import Event
+from maskline.worker.api.binding import BoundHandler, Table
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import (
     FailedInSandboxError,
@@ -32,13 +33,12 @@ from maskline.worker.api.failures import (
     traceback_of,
     unstoppable,
 )
-from maskline.worker.api.registry import BoundHandler, Table
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.deadlines import CANCEL_GRACE_S, TIME_LIMIT, Attempt, Attempts
-from maskline.worker.dispatch.plain_handlers import PlainHandlers, Seat
+from maskline.worker.dispatch.plain_handlers import PlainHandlers, ThreadSlot
 from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent
-from maskline.worker.dispatch.thread_shares import Use
+from maskline.worker.dispatch.thread_shares import ThreadUse
 from maskline.worker.entries.dead_letter import Cause, dead_letter_of, internal_error
 from maskline.worker.ordering.reorder import Arrival, Release
 from maskline.worker.partitions.partition import Partition
@@ -145,11 +145,11 @@ class Dispatcher:
     def waiting(self) -> int:
         return len(self._ready)
 
-    def threads(self) -> Mapping[str, Use]:
+    def threads(self) -> Mapping[str, ThreadUse]:
         """How the plain handlers stand, by name."""
         return self._plain.uses()
 
-    def handler_at_work(self) -> str:
+    def handler_on_loop(self) -> str:
         """The handler that has the event loop at this moment, if one has: for a thread that finds it blocked."""
         return self._attempts.handler_of(asyncio.current_task(self._loop))
 
@@ -326,14 +326,14 @@ class Dispatcher:
             timer, progress = None, session.progress
             if retry_ms != UNTIL_THREAD:
                 timer = self._loop.call_later(retry_ms / 1000, self._again, session, context=self._context)
-            if progress is not None and progress.places:
-                self._plain.here(progress, timer)
+            if progress is not None and progress.thread_requests:
+                self._plain.waiting(progress, timer)
             if session.partition.wants_commit:  # another handler's dead letter
                 self._on_progress(session.partition)
 
     def _again(self, session: LiveSession) -> None:
         if session.progress is not None:
-            session.progress.leave()
+            session.progress.stop_waiting()
         if session.partition.closed:
             session.scheduled = False  # `resume` takes it up, should the partition be opened again
         else:
@@ -436,7 +436,7 @@ class Dispatcher:
             delay_ms = self._failed(session, release, handler, number, failure, suspect)
             if delay_ms is not None:
                 soonest = delay_ms if soonest is None else min(soonest, delay_ms)
-        if elsewhere and attempt.seat is not None:
+        if elsewhere and attempt.slot is not None:
             return 0.0  # a runner goes on with it
         return UNTIL_THREAD if elsewhere and soonest is None else soonest
 
@@ -479,13 +479,13 @@ class Dispatcher:
         failure: BaseException | None = None
         try:
             if in_thread and attempt.solo:
-                attempt.seat = await self._plain.seat(handler.name)
+                attempt.slot = await self._plain.slot(handler.name)
             tried = suspect is not None and await suspect.before_attempt(handler, ctx)
-            if in_thread and not tried and attempt.seat is not None:
+            if in_thread and not tried and attempt.slot is not None:
                 attempt.deadline = lease_clock() + handler.timeout_s
-                result = await attempt.seat.run(handler.call, event, ctx, context=self._clean.copy())
+                result = await attempt.slot.run(handler.call, event, ctx, context=self._clean.copy())
                 if inspect.isawaitable(result):  # a plain function around an async one
-                    attempt.seat.leave()
+                    attempt.slot.leave()
                     in_thread = False
                     await result
             elif not tried:
@@ -494,8 +494,8 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001  as above
             failure = self._caught(error, attempt)
         finally:
-            if attempt.solo and attempt.seat is not None:
-                attempt.seat.leave()
+            if attempt.solo and attempt.slot is not None:
+                attempt.slot.leave()
         attempt.deadline = 0.0
         attempt.now = lease_clock()
         self._counters.handler_seconds[handler.name] += attempt.now - started
@@ -565,24 +565,24 @@ class Dispatcher:
                 session.progress = self._progress_so_far(event, handler.name)
             self._plain.line_up(session, session.progress, handler.name)
 
-    def _start_plain(self, session: LiveSession, seat: Seat) -> None:
+    def _start_plain(self, session: LiveSession, slot: ThreadSlot) -> None:
         context = self._clean.copy()
-        runner = self._loop.create_task(self._run_plain(session, seat, context), context=context)
+        runner = self._loop.create_task(self._run_plain(session, slot, context), context=context)
         self._apart.add(runner)
         runner.add_done_callback(self._ended, context=self._context)
 
-    async def _run_plain(self, session: LiveSession, seat: Seat, context: contextvars.Context) -> None:
+    async def _run_plain(self, session: LiveSession, slot: ThreadSlot, context: contextvars.Context) -> None:
         attempt = self._attempt(context)
-        following: tuple[LiveSession, Seat] | None = session, seat
+        following: tuple[LiveSession, ThreadSlot] | None = session, slot
         try:
             while following is not None:
-                session, attempt.seat = following
+                session, attempt.slot = following
                 # One event, then it is anybody's turn.
                 await self._work(deque((session,)), attempt, TURNS_MAX - 1)
-                following = None if attempt.spent() else self._plain.next(attempt.seat)
+                following = None if attempt.spent() else self._plain.next(attempt.slot)
         finally:
-            if attempt.seat is not None:
-                self._plain.ended(attempt.seat)
+            if attempt.slot is not None:
+                self._plain.ended(attempt.slot)
 
     # Suspects of having brought a worker down
 
@@ -609,8 +609,8 @@ class Dispatcher:
         assert handler is not None  # noqa: S101
         session.partition.running -= 1
         self._solo_queue.leave(attempt)
-        if attempt.seat is not None:
-            self._plain.ended(attempt.seat)
+        if attempt.slot is not None:
+            self._plain.ended(attempt.slot)
         self._runners.discard(attempt.task)
         self._apart.add(attempt.task)
         _log.error("handler ignores cancellation", handler=handler.name, session_uuid=session.uuid)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.worker.dispatch import threads
-from maskline.worker.dispatch.thread_shares import Seats, Use
+from maskline.worker.dispatch.thread_shares import ThreadShares, ThreadUse
 from maskline.worker.dispatch.threads import REPEAT_S, HandlerThreads
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession, Progress
@@ -30,7 +30,7 @@ WAITS: Final = "plain handler waits for hung threads"
 _log = get_logger("maskline.worker")
 
 
-class Seat:
+class ThreadSlot:
     """A thread for one attempt of a plain handler."""
 
     __slots__ = ("_plain", "handler", "left", "running", "used")
@@ -61,7 +61,7 @@ class Seat:
             self._plain.came_back(self.handler)
 
 
-class _Place:
+class _ThreadRequest:
     """In the line of one handler: a session, or an attempt that runs alone."""
 
     __slots__ = ("called", "future", "handler", "progress", "session")
@@ -71,7 +71,7 @@ class _Place:
         self.session = session
         self.progress = progress
         """The session's, for its present event."""
-        self.future: asyncio.Future[Seat] | None = None
+        self.future: asyncio.Future[ThreadSlot] | None = None
         self.called = False
         """It was, while a runner had the session."""
 
@@ -84,14 +84,14 @@ class PlainHandlers:
     """
 
     def __init__(
-        self, handlers: Iterable[str], attempts_max: int, start: Callable[[LiveSession, Seat], None]
+        self, handlers: Iterable[str], attempts_max: int, start: Callable[[LiveSession, ThreadSlot], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.threads = HandlerThreads()
-        self._seats: Seats[_Place] = Seats(handlers, threads.THREADS_MAX)
+        self._seats: ThreadShares[_ThreadRequest] = ThreadShares(handlers, threads.THREADS_MAX)
         self._attempts_max = attempts_max
         self._start = start
-        self._at_work: set[Seat] = set()
+        self._at_work: set[ThreadSlot] = set()
         self._again: asyncio.TimerHandle | None = None
         self._stopped = False
         self._context = contextvars.copy_context()
@@ -102,23 +102,23 @@ class PlainHandlers:
 
     def line_up(self, session: LiveSession, progress: Progress, handler: str) -> None:
         """The session's first event needs this handler, too, whose attempt is due."""
-        if handler not in progress.places:
-            place = progress.places[handler] = _Place(handler, session, progress)
+        if handler not in progress.thread_requests:
+            place = progress.thread_requests[handler] = _ThreadRequest(handler, session, progress)
             self._seats.wait(handler, place)
 
-    def here(self, progress: Progress, timer: asyncio.TimerHandle | None) -> None:
+    def waiting(self, progress: Progress, timer: asyncio.TimerHandle | None) -> None:
         """The session of these places is with no runner now; `timer` would bring it to one."""
-        progress.here, progress.timer = True, timer
-        for place in progress.places.values():
+        progress.wait(timer)
+        for place in progress.thread_requests.values():
             if place.called:
                 place.called = False
                 self._seats.wait(place.handler, place, first=True)
         self.turn()
 
-    async def seat(self, handler: str) -> Seat:
+    async def slot(self, handler: str) -> ThreadSlot:
         """Wait for a seat, for an attempt that has begun."""
-        place = _Place(handler, None, None)
-        future: asyncio.Future[Seat] = self._loop.create_future()
+        place = _ThreadRequest(handler, None, None)
+        future: asyncio.Future[ThreadSlot] = self._loop.create_future()
         place.future = future
         self._seats.wait(handler, place)
         self.turn()
@@ -129,21 +129,21 @@ class PlainHandlers:
                 future.result().leave()
             raise
 
-    def next(self, seat: Seat) -> tuple[LiveSession, Seat] | None:
+    def next(self, slot: ThreadSlot) -> tuple[LiveSession, ThreadSlot] | None:
         """What was started with a seat is over: what to go on with in the same task, if anything."""
-        self._at_work.discard(seat)
-        if not seat.left:
-            seat.left = True
-            self.left(seat.handler, used=seat.used, hangs=seat.running)
+        self._at_work.discard(slot)
+        if not slot.left:
+            slot.left = True
+            self.left(slot.handler, used=slot.used, hangs=slot.running)
         return self._called()
 
-    def ended(self, seat: Seat) -> None:
+    def ended(self, slot: ThreadSlot) -> None:
         """What was started with a seat is over, or is not waited for any more."""
-        self._at_work.discard(seat)
-        if seat.left:
+        self._at_work.discard(slot)
+        if slot.left:
             self.turn()
         else:
-            seat.leave()
+            slot.leave()
 
     def forget(self, partition: Partition | None) -> None:
         """Nothing of the partition, or of any, is to run here any more."""
@@ -154,7 +154,7 @@ class PlainHandlers:
         }
         for place in leavers:
             if place.progress is not None:
-                place.progress.places.pop(place.handler, None)
+                place.progress.thread_requests.pop(place.handler, None)
         self._seats.forget(leavers)
 
     def stop(self) -> None:
@@ -164,7 +164,7 @@ class PlainHandlers:
             self._again.cancel()
         self.threads.stop()
 
-    def uses(self) -> Mapping[str, Use]:
+    def uses(self) -> Mapping[str, ThreadUse]:
         """How every plain handler stands."""
         return self._seats.uses()
 
@@ -194,7 +194,7 @@ class PlainHandlers:
         while (called := self._called()) is not None:
             self._start(*called)
 
-    def _called(self) -> tuple[LiveSession, Seat] | None:
+    def _called(self) -> tuple[LiveSession, ThreadSlot] | None:
         """The next session that may start, and its seat. Attempts that run alone get theirs on the way."""
         if self._stopped or (self._again is not None and not self.threads.free):
             return None
@@ -208,8 +208,8 @@ class PlainHandlers:
                 if self._again is None:
                     self._again = self._loop.call_later(REPEAT_S, self._turn_again, context=self._context)
                 return None
-            elif (session := self._let_in(place, seat := Seat(self, handler))) is not None:
-                return session, seat
+            elif (session := self._let_in(place, slot := ThreadSlot(self, handler))) is not None:
+                return session, slot
         for handler, use in self._seats.stuck():
             if self._wait_lines.due(handler):
                 _log.warning(WAITS, handler=handler, hung=use.hung, waiting=use.waiting)
@@ -219,29 +219,29 @@ class PlainHandlers:
         self._again = None
         self.turn()
 
-    def _ready(self, place: _Place) -> bool:
+    def _ready(self, place: _ThreadRequest) -> bool:
         """Whether what has this place can start now; if not, the place is gone, or comes back by itself."""
         if place.future is not None:
             return not place.future.done()
         session, progress = place.session, place.progress
         if session is None or progress is None or session.progress is not progress:
             return False  # that event is done
-        if not progress.here:
+        if not progress.waiting:
             place.called = True
             return False
         if session.partition.closed:
-            progress.places.pop(place.handler)
-            progress.leave()
+            progress.thread_requests.pop(place.handler)
+            progress.stop_waiting()
             session.scheduled = False  # should it be opened again, `resume` takes it up
             return False
         return True
 
-    def _let_in(self, place: _Place, seat: Seat) -> LiveSession | None:
+    def _let_in(self, place: _ThreadRequest, slot: ThreadSlot) -> LiveSession | None:
         if place.future is not None:
-            place.future.set_result(seat)
+            place.future.set_result(slot)
             return None
         if place.progress is not None:
-            place.progress.places.pop(place.handler)
-            place.progress.leave()
-        self._at_work.add(seat)
+            place.progress.thread_requests.pop(place.handler)
+            place.progress.stop_waiting()
+        self._at_work.add(slot)
         return place.session

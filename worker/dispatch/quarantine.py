@@ -18,9 +18,9 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
+from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import HandlerCrashedError
-from maskline.worker.api.registry import BoundHandler
 from maskline.worker.commands import scripts
 from maskline.worker.commands.marks import Mark, MarkState, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections

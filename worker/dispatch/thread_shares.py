@@ -23,7 +23,7 @@ HANDLER_THREADS_MAX: Final = 32
 Who = TypeVar("Who")
 
 
-class Use(NamedTuple):
+class ThreadUse(NamedTuple):
     """How a handler stands."""
 
     under_way: int
@@ -31,11 +31,11 @@ class Use(NamedTuple):
     waiting: int
 
 
-class Seats(Generic[Who]):
+class ThreadShares(Generic[Who]):
     """`handlers`: the names of all plain handlers. `threads_max`: attempts under way. `Who`: what waits."""
 
     def __init__(self, handlers: Iterable[str], threads_max: int) -> None:
-        self._uses = {handler: _Use() for handler in handlers}
+        self._uses = {handler: _ThreadCounts() for handler in handlers}
         self._threads_max = threads_max
         self._under_way = self._hung = 0
         """Of all handlers."""
@@ -97,7 +97,7 @@ class Seats(Generic[Who]):
             return left > 0
         return mine < HANDLER_THREADS_MAX and left > min(self._without, self._threads_max // 2)
 
-    def stuck(self) -> list[tuple[str, Use]]:
+    def stuck(self) -> list[tuple[str, ThreadUse]]:
         """Those waited for that may have no more threads, and have some that hang."""
         if not self._hung:
             return []
@@ -107,12 +107,12 @@ class Seats(Generic[Who]):
             if self._uses[handler].hung and not self.may_start(handler)
         ]
 
-    def use(self, handler: str) -> Use:
+    def use(self, handler: str) -> ThreadUse:
         """How a handler stands."""
         use = self._uses[handler]
-        return Use(use.under_way, use.hung, len(self._lines.get(handler, ())))
+        return ThreadUse(use.under_way, use.hung, len(self._lines.get(handler, ())))
 
-    def uses(self) -> dict[str, Use]:
+    def uses(self) -> dict[str, ThreadUse]:
         """How every handler stands."""
         return {handler: self.use(handler) for handler in self._uses}
 
@@ -126,7 +126,7 @@ class Seats(Generic[Who]):
         self._hung += hung
 
 
-class _Use:
+class _ThreadCounts:
     __slots__ = ("hung", "under_way")
 
     def __init__(self) -> None:

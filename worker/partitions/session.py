@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Progress:
     """How far the handlers of a session's first event have come, once one of them has failed or waits for a thread."""
 
-    __slots__ = ("_due", "attempts", "done", "here", "places", "timer")
+    __slots__ = ("_due", "attempts", "done", "retry_timer", "thread_requests", "waiting")
 
     def __init__(self) -> None:
         self.attempts: dict[str, int] = {}
@@ -21,19 +21,23 @@ class Progress:
         self.done: set[str] = set()
         """Handlers that need not run again: they succeeded, or their dead letter is written."""
         self._due: dict[str, float] = {}
-        self.places: dict[str, Any] = {}
-        """By handler, where the session waits for a thread; see `worker.dispatch.plain_handlers`."""
-        self.here = False
-        """It is with no runner, and may be called to one of these places."""
-        self.timer: asyncio.TimerHandle | None = None
+        self.thread_requests: dict[str, Any] = {}
+        """By handler, what stands for the session where it waits for a thread; see `worker.dispatch.plain_handlers`."""
+        self.waiting = False
+        """The session is with no runner: the first of these threads that is free takes it."""
+        self.retry_timer: asyncio.TimerHandle | None = None
         """Brings it to a runner before that, for a retry."""
 
-    def leave(self) -> None:
+    def wait(self, retry_timer: asyncio.TimerHandle | None) -> None:
+        """The session has left its runner, and waits for a thread; `retry_timer` may end that sooner."""
+        self.waiting, self.retry_timer = True, retry_timer
+
+    def stop_waiting(self) -> None:
         """The session goes to a runner, or is put aside."""
-        self.here = False
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.waiting = False
+        if self.retry_timer is not None:
+            self.retry_timer.cancel()
+            self.retry_timer = None
 
     def failed(self, handler: str, attempt: int, due: float) -> None:
         """Attempt number `attempt` of a handler failed; the next is due at `due`, by `lease_clock()`."""

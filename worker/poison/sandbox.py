@@ -23,9 +23,9 @@ from maskline.runtime.logs import get_logger
 from maskline.schemas import privacy
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.settings import Settings
+from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import FailedInSandboxError, HandlerCrashedError, Verdict, overtime
-from maskline.worker.api.registry import BoundHandler
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.poison.sandbox_protocol import (

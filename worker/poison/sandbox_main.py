@@ -28,9 +28,10 @@ from maskline.schemas.errors import MasklineError
 from maskline.schemas.events import Event
 from maskline.schemas.privacy import set_token_key
 from maskline.schemas.settings import Settings
+from maskline.worker.api.binding import BoundHandler, bind, only
 from maskline.worker.api.context import Context
 from maskline.worker.api.failures import judge
-from maskline.worker.api.registry import BoundHandler, bind, load_handlers, only
+from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.threads import HandlerThreads

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.failures import (
     HandlerHungError,
     HandlerTimeoutError,
@@ -13,7 +14,6 @@ from maskline.worker.api.failures import (
     overtime,
     unstoppable,
 )
-from maskline.worker.api.registry import BoundHandler
 from maskline.worker.api.retry import RetryPolicy
 from maskline.worker.error_text import MESSAGE_MAX_CHARS, storable_text
 

@@ -18,7 +18,8 @@ from maskline.schemas.events import (
     StatusEvent,
     UnknownEvent,
 )
-from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.binding import bind
+from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.retry import RetryPolicy
 
 # Options

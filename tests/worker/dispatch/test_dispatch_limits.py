@@ -361,15 +361,15 @@ async def test_who_has_the_loop_is_known():
     @every(name="first")
     async def first(event, ctx):
         await asyncio.sleep(0)
-        here.append(d.dispatcher.handler_at_work())
+        here.append(d.dispatcher.handler_on_loop())
 
     @every(name="second")
     async def second(event, ctx):
-        here.append(d.dispatcher.handler_at_work())
+        here.append(d.dispatcher.handler_on_loop())
 
     async with dispatching(first, second) as d:
-        assert d.dispatcher.handler_at_work() == ""
+        assert d.dispatcher.handler_on_loop() == ""
         d.feed(("s", 1), ("t", 1))
         await d.settled()
-        assert d.dispatcher.handler_at_work() == ""
+        assert d.dispatcher.handler_on_loop() == ""
     assert sorted(here) == ["first"] * 2 + ["second"] * 2

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskline.worker.dispatch import thread_shares
-from maskline.worker.dispatch.thread_shares import Seats
+from maskline.worker.dispatch.thread_shares import ThreadShares
 
 NAMES = "abcd"
 STEPS = st.lists(
@@ -29,7 +29,7 @@ def called(it):
 @given(STEPS, st.sampled_from([1, 2, 8]), st.integers(1, 4))
 def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(steps, threads_max, handlers):
     names = NAMES[:handlers]
-    it = Seats[int](names, threads_max)
+    it = ThreadShares[int](names, threads_max)
     lines = {name: [] for name in names}
     under_way, hung = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for number, (step, name) in enumerate(steps):
@@ -64,7 +64,7 @@ def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(steps, th
 
 @given(STEPS, st.sampled_from([2, 8]))
 def test_one_call_for_each_seat_that_becomes_free_is_enough(steps, threads_max):
-    it = Seats[int](NAMES, threads_max)
+    it = ThreadShares[int](NAMES, threads_max)
     for number, (step, name) in enumerate(steps):
         use = it.use(name)
         if step == "wait":
@@ -77,7 +77,7 @@ def test_one_call_for_each_seat_that_becomes_free_is_enough(steps, threads_max):
 
 
 def test_handlers_take_turns_and_each_line_keeps_its_order():
-    it = Seats[str]("ab", 1)
+    it = ThreadShares[str]("ab", 1)
     for number in range(4):
         it.wait("a", f"a{number}")
     it.wait("b", "b0")
@@ -91,7 +91,7 @@ def test_handlers_take_turns_and_each_line_keeps_its_order():
 
 
 def test_one_that_hangs_altogether_leaves_the_others_their_threads():
-    it = Seats[int]("ab", 8)
+    it = ThreadShares[int]("ab", 8)
     for number in range(20):
         it.wait("a", number)
     while called(it):
@@ -107,7 +107,7 @@ def test_one_that_hangs_altogether_leaves_the_others_their_threads():
 
 
 def test_those_who_leave_wait_no_more():
-    it = Seats[int]("ab", 1)
+    it = ThreadShares[int]("ab", 1)
     for number in range(6):
         it.wait("ab"[number % 2], number)
     it.forget({0, 1, 3, 5})

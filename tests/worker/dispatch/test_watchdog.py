@@ -42,7 +42,7 @@ async def test_a_blocked_loop_is_reported_while_it_is_blocked_once_with_the_hand
 
     with capture_logs() as logs:
         async with dispatching(innocent, guilty) as d:
-            dog = Watchdog(d.dispatcher.handler_at_work, lambda: blocks.append("reported"), BackgroundTasks())
+            dog = Watchdog(d.dispatcher.handler_on_loop, lambda: blocks.append("reported"), BackgroundTasks())
             d.feed(("s", 1))
             await d.settled()
             dog.stop()

@@ -11,7 +11,8 @@ from registry_kit import A_HANDLER, handler, module, names_for, refused
 from maskline import Context, on, resource
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event, SessionTimeout
-from maskline.worker.api.registry import bind, load_handlers
+from maskline.worker.api.binding import bind
+from maskline.worker.api.loading import load_handlers
 
 
 @pytest.fixture
