@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from maskline.schemas.fastdecode.forms import cut_form, layout_of, separators, separators_between
+from maskline.schemas.fastdecode.forms import layout_of, separators, separators_between, split_form
 from maskline.schemas.values import is_null
 
 LAYOUTS_MAX: Final = 1_024
@@ -52,7 +52,7 @@ class FormTemplates:
 
     def read(self, body: bytes) -> Form | None:
         """Read a form whose layout is known and whose session is there."""
-        parts = cut_form(body)
+        parts = split_form(body)
         layout = self._layouts.get("&".join(parts[::2]))
         if layout is None or separators(body) != layout.separators:
             return None
@@ -63,7 +63,7 @@ class FormTemplates:
 
     def learn(self, body: bytes) -> None:
         """Remember the layout of a form whose signature was good, if it can be."""
-        names = layout_of(body, cut_form(body))
+        names = layout_of(body, split_form(body))
         if names is None or SESSION_UUID not in names:
             return
         if len(self._layouts) >= LAYOUTS_MAX:

@@ -3,7 +3,7 @@
 Plivo writes the callbacks of one event with the same names in the same order. Whoever knows what to do with one such
 form knows it for all: ingest where each value stands in the signed text, the worker which attribute it is.
 
-`cut_form` decodes a form as a whole, which is a third of decoding each value, and cuts it at every separator. What
+`split_form` decodes a form as a whole, which is a third of decoding each value, and cuts it at every separator. What
 that gives is right if each name is followed by `=` and each value by `&`, none of them escaped: `separators`, seen in
 the form as it came, tells. Anything else is read pair by pair (`schemas.parameters`), with the same result.
 
@@ -27,7 +27,7 @@ _ALL_BUT_SEPARATORS: Final = bytes(byte for byte in range(256) if byte not in b"
 _NOTHING: Final[list[str]] = []
 
 
-def tried_unquoter() -> Callable[[str], str] | None:
+def find_unquoter() -> Callable[[str], str] | None:
     """The unquoter of yarl, if it unquotes; of what is no UTF-8 or no escape it must leave the `%`."""
     try:
         from yarl._quoting import _Unquoter  # noqa: PLC0415 - where it is not there, we are told so here
@@ -39,11 +39,11 @@ def tried_unquoter() -> Callable[[str], str] | None:
     return unquoter if texts == ["a b++=é&:", "é ", *_NO_TEXT] else None
 
 
-unquote: Final = tried_unquoter() or unquote_plus
+unquote: Final = find_unquoter() or unquote_plus
 """Percent-decodes, `+` being a blank. What is no UTF-8 keeps its `%`, or raises UnicodeDecodeError."""
 
 
-def cut_form(encoded: bytes) -> list[str]:
+def split_form(encoded: bytes) -> list[str]:
     """Names and values in turn, decoded; nothing where they cannot be had so simply."""
     try:
         text = unquote(encoded.decode())
@@ -60,7 +60,7 @@ def separators(encoded: bytes) -> bytes:
 
 
 def separators_between(names: Sequence[str]) -> bytes:
-    """What must be left of a form with these names, for `cut_form` to be right."""
+    """What must be left of a form with these names, for `split_form` to be right."""
     return ("=&" * len(names))[:-1].encode()
 
 

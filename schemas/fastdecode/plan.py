@@ -1,14 +1,12 @@
-"""What a reader of a shape has to do, worked out once for the shape. Pure.
+"""The plan of a template: which parameter of a form becomes which attribute, worked out once for a layout. Pure.
 
-A shape is what the callbacks of one event have in common: its name, and the names of its parameters in their order.
-Both readers, the one in Python (`schemas.fastdecode.python_readers`) and the one in C (`schemas.fastdecode.native`),
-are made of a plan.
+A layout is what the callbacks of one event have in common: the event's name, and the names of the parameters in their
+order. A template (`schemas.fastdecode.native`) is made from the plan of its layout, and reads every form that has it.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
 from maskline.schemas.bounded_cache import BoundedCache
@@ -16,72 +14,67 @@ from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
 from maskline.schemas.events import Event, UnknownEvent
 from maskline.schemas.parameters import looks_like, named_reading
-from maskline.schemas.values import NULLS, is_null
+from maskline.schemas.values import is_null
 
-REMEMBERED: Final = 4_096
-"""Of each kind of value: sessions are under way side by side, and Plivo's times have whole seconds, so most of them
-were read a moment ago. Durations, charges and places in a sequence are few anyway."""
-REMEMBERED_CHARS_MAX: Final = 64
+CACHED_VALUES_MAX: Final = 4_096
+"""Of each kind of value. Sessions run side by side and Plivo's times have whole seconds, so most times were read a
+moment ago; durations, charges and sequence numbers take few different values anyway."""
+CACHED_VALUE_CHARS_MAX: Final = 64
+"""Longer texts are left to the reference, so that the cache has a bound in bytes too."""
 
 SESSION_UUID: Final = "SessionUUID"
 EVENT_NAME: Final = "EventName"
 
-NULL_TEXTS: Final = frozenset(
-    "".join(letters) for null in NULLS for letters in product(*((one, one.upper()) for one in null))
-)
-"""What `is_null` finds after stripping, in every case."""
 
-
-class Template(NamedTuple):
-    """What callbacks have in common that one reader reads."""
+class FormLayout(NamedTuple):
+    """What all forms that one template reads have in common."""
 
     event_name: str
     names: tuple[str, ...]
-    """All, in their order."""
-
-    @property
-    def event_name_at(self) -> int:
-        return self.names.index(EVENT_NAME)
+    """The names of all parameters, in the order in which they are sent."""
 
 
 EventAndFingerprint = tuple[Event, bytes]
 
-Decoded = tuple[Event, bytes, int, bool]
-"""A callback: its event and fingerprint, `received_at_ms` and `replayed`. A bare tuple: it lives for a moment."""
+DecodedValue = tuple[Event, bytes, int, bool]
+"""A decoded stream value: the event, its fingerprint, `received_at_ms` and `replayed`. A bare tuple: it is taken apart
+at once."""
 
-Way = Literal["session", "event_name", "text", "number", "looked_up"]
-"""`number` is looked up as well, by a reader that does not know better: most are short and of digits alone."""
+Conversion = Literal["session", "event_name", "text", "number", "cached"]
+"""How a value becomes an attribute. `number` is a whole number, read in C if it is short and of digits alone, and else
+looked up in the cache like `cached`."""
 
 
-class Taken(NamedTuple):
-    """One attribute of the event."""
+class PlannedAttribute(NamedTuple):
+    """One attribute of the event, and where its value comes from."""
 
     attribute: str
-    place: int
-    """Of its parameter, the first being 0."""
-    way: Way
-    remembered: BoundedCache[str, Any]
-    """For what is looked up: by the text, what it reads as; ValueError for what only the reference can read."""
+    """Its name in the event."""
+    position: int
+    """Position of its parameter in the form, counted from 0."""
+    conversion: Conversion
+    cache: BoundedCache[str, Any]
+    """For `number` and `cached`: from the text to the value; raises ValueError for what only the reference reads."""
 
 
 class Plan(NamedTuple):
-    """How an event and its fingerprint are made of a form's values."""
+    """How the values of a form become an event and its fingerprint."""
 
     event_type: type[Event]
-    taken: tuple[Taken, ...]
-    """In the order of the event's fields, where a constructor finds each at once."""
+    attributes: tuple[PlannedAttribute, ...]
+    """In the order of the event's fields, in which its constructor finds each at once."""
     extra: tuple[tuple[str, int], ...]
-    """The parameters that are no attribute, with their places."""
+    """The parameters that are no attribute: name and position."""
     names_hash: blake2b
-    """The half of the fingerprint that is the same for all."""
-    order: tuple[int, ...]
-    """The places of all parameters that count, in the order of their names: the fingerprint's."""
-    size: int
-    """Of the parameters, those that do not count included."""
+    """The part of the fingerprint that depends on the names alone (`schemas.decode.hash_of_names`)."""
+    fingerprint_order: tuple[int, ...]
+    """The positions of the parameters that count for the fingerprint, in the order of their names."""
+    parameters_count: int
+    """All parameters, ignored ones included."""
 
 
 def form_of(callback: RawCallback) -> bytes | None:
-    """The parameters, encoded, as one form; None for those that came otherwise."""
+    """The parameters of a callback as one encoded form; None where the body is no form."""
     body, query = callback.body, callback.query
     if callback.method != "GET" and body:
         if (named_reading(callback.content_type) or looks_like(body)) != "form":
@@ -90,48 +83,48 @@ def form_of(callback: RawCallback) -> bytes | None:
     return query
 
 
-def plan_of(shape: Template, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
-    """`ignored` parameters are no part of the fingerprint."""
-    known = known_of(shape.event_name)
-    places = {name: place for place, name in enumerate(shape.names)}
-    taken = {"session_uuid": Taken("session_uuid", places[SESSION_UUID], "session", _NOTHING)}
+def plan_of(layout: FormLayout, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
+    """Plan how to read a layout that has a SessionUUID; `ignored` parameters are no part of the fingerprint."""
+    known = known_of(layout.event_name)
+    indexes = {name: index for index, name in enumerate(layout.names)}
+    planned = {"session_uuid": PlannedAttribute("session_uuid", indexes[SESSION_UUID], "session", _NO_CACHE)}
     if known.event_type is UnknownEvent:
-        taken["event_name"] = Taken("event_name", places[EVENT_NAME], "event_name", _NOTHING)
+        planned["event_name"] = PlannedAttribute("event_name", indexes[EVENT_NAME], "event_name", _NO_CACHE)
     extra: list[tuple[str, int]] = []
-    for name, place in places.items():
+    for name, index in indexes.items():
         attribute = known.attributes.get(name)
         if attribute is not None:
-            taken[attribute.name] = _taken(attribute, place)
+            planned[attribute.name] = _planned(attribute, index)
         elif name not in (SESSION_UUID, EVENT_NAME):
-            extra.append((name, place))
-    ordered = sorted(places.keys() - ignored)
+            extra.append((name, index))
+    ordered = sorted(indexes.keys() - ignored)
     return Plan(
-        known.event_type,
-        tuple(taken[field] for field in known.event_type.__struct_fields__ if field in taken),
-        tuple(extra),
-        hash_of_names(ordered),
-        tuple(places[name] for name in ordered),
-        len(places),
+        event_type=known.event_type,
+        attributes=tuple(planned[field] for field in known.event_type.__struct_fields__ if field in planned),
+        extra=tuple(extra),
+        names_hash=hash_of_names(ordered),
+        fingerprint_order=tuple(indexes[name] for name in ordered),
+        parameters_count=len(indexes),
     )
 
 
-def _taken(attribute: Attribute, place: int) -> Taken:
+def _planned(attribute: Attribute, index: int) -> PlannedAttribute:
     if attribute.reader is None:
-        return Taken(attribute.name, place, "text", _NOTHING)
-    way: Way = "number" if attribute.type is int else "looked_up"
-    return Taken(attribute.name, place, way, _remembering(attribute.reader))
+        return PlannedAttribute(attribute.name, index, "text", _NO_CACHE)
+    conversion: Conversion = "number" if attribute.type is int else "cached"
+    return PlannedAttribute(attribute.name, index, conversion, _cache_of(attribute.reader))
 
 
-_NOTHING: Final[BoundedCache[str, Any]] = BoundedCache(str, 0)
+_NO_CACHE: Final[BoundedCache[str, Any]] = BoundedCache(str, 0)
 
 
 @lru_cache
-def _remembering(read: Callable[[str], Any]) -> BoundedCache[str, Any]:
-    """A reader of single values that knows nulls."""
+def _cache_of(read: Callable[[str], Any]) -> BoundedCache[str, Any]:
+    """A cache of values that are read by `read`, or null. One for each reader, so that all templates share it."""
 
-    def made(text: str) -> Any:
-        if len(text) > REMEMBERED_CHARS_MAX:
-            raise ValueError("too long to be remembered")
+    def read_or_null(text: str) -> Any:
+        if len(text) > CACHED_VALUE_CHARS_MAX:
+            raise ValueError("too long to be cached")
         return None if is_null(text) else read(text)
 
-    return BoundedCache(made, REMEMBERED)
+    return BoundedCache(read_or_null, CACHED_VALUES_MAX)

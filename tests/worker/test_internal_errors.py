@@ -13,7 +13,7 @@ from servers import wait_until
 from structlog.testing import capture_logs
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from maskline.schemas.fastdecode.templates import Templates
+from maskline.schemas.fastdecode.templates import TemplateDecoder
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.dispatch import dispatcher
@@ -49,8 +49,8 @@ def raising_for(real, error, chosen):
 @pytest.mark.usefixtures("both_ways")
 def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monkeypatch):
     odd = fields(SequenceNumber="2", From="+14155550123", Odd="yes")
-    decode = raising_for(Templates.decode, error, lambda _, value: b"Odd=yes" in value)
-    monkeypatch.setattr(Templates, "decode", decode)
+    decode = raising_for(TemplateDecoder.decode, error, lambda _, value: b"Odd=yes" in value)
+    monkeypatch.setattr(TemplateDecoder, "decode", decode)
     it = make()
     batch = [
         entry(1, SequenceNumber="1"),

@@ -17,8 +17,8 @@ from maskline.schemas.events import (
     SessionTimeout,
     UnknownEvent,
 )
-from maskline.schemas.fastdecode.plan import REMEMBERED
-from maskline.schemas.fastdecode.templates import Templates
+from maskline.schemas.fastdecode.plan import CACHED_VALUES_MAX
+from maskline.schemas.fastdecode.templates import TemplateDecoder
 from maskline.schemas.privacy import redact
 from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, internal_error_reason
 from maskline.worker.entries.entry import Entry
@@ -59,14 +59,14 @@ class EntryDecoder:
     """Decodes stream entries; `ignored` parameters do not count where callbacks are compared (Arrival.fingerprint)."""
 
     def __init__(self, ignored: frozenset[str]) -> None:
-        self.shapes = Templates(ignored)
-        self.unreadable = self.shapes.unreadable
+        self.callbacks = TemplateDecoder(ignored)
+        self.unreadable = self.callbacks.unreadable
         """What could not be read of entries, until somebody takes it away: attributes, how often."""
         self.decode: DecodeEntries = self.decode_in_python
         """As `decode_in_python`; in C where that could be built when maskline was installed."""
-        if IN_C:
+        if IN_C and self.callbacks.templates is not None:
             self.decode = entries.EntryReader(
-                self.shapes.readers,
+                self.callbacks.templates,
                 self.arrival_of,
                 _timestamps_us,
                 _RECORDING,
@@ -100,7 +100,7 @@ class EntryDecoder:
         """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
         if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
             raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
-        event, fingerprint, received_at_ms, replayed = self.shapes.decode(fields[1])
+        event, fingerprint, received_at_ms, replayed = self.callbacks.decode(fields[1])
         moment, kind = event.event_timestamp, event.__class__
         recording = not recording_shared and (
             kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
@@ -171,7 +171,7 @@ def _timestamp_us(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-_timestamps_us: Final = BoundedCache(_timestamp_us, REMEMBERED)
+_timestamps_us: Final = BoundedCache(_timestamp_us, CACHED_VALUES_MAX)
 """Remembered, as the moments themselves are."""
 
 

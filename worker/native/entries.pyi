@@ -3,13 +3,13 @@ from datetime import datetime
 
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import Event
-from maskline.schemas.fastdecode.templates import Readers
+from maskline.schemas.fastdecode.native import Templates
 from maskline.worker.entries.decode import ArrivalOf, DecodeResult, StreamEntries
 
 class EntryReader:
     def __init__(
         self,
-        readers: Readers,
+        templates: Templates,
         arrival_of: ArrivalOf,
         timestamps_us: dict[datetime, int],
         recordings: frozenset[type[Event]],

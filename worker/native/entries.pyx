@@ -9,7 +9,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeASCII
 
-from maskline.schemas.fastdecode.native cimport Readers
+from maskline.schemas.fastdecode.native cimport Templates
 from maskline.worker.native.slots cimport at_slot, check_fields, slot_of
 
 from maskline.schemas.callback import CALLBACK_FIELD
@@ -35,18 +35,18 @@ cdef frozenset OPENS_RECORDING = MAY_OPEN_RECORDING
 
 
 cdef class EntryReader:
-    """`readers`: of shapes. `arrival_of`: the one in Python. `timestamps_us`: by the moment, microseconds since the
+    """`templates`: of callbacks. `arrival_of`: the one in Python. `timestamps_us`: by the moment, microseconds since the
     epoch. `recordings`: the types of events that count in the recordings' lane; `is_recording(event)` tells it of those
     that have no type of their own. `internal_refusal(error)`: what refuses an entry that `arrival_of` has failed on."""
 
-    cdef Readers readers
+    cdef Templates templates
     cdef object arrival_of, timestamps_us, is_recording, internal_refusal
     cdef frozenset recordings
 
     def __init__(
-        self, Readers readers not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording, internal_refusal
+        self, Templates templates not None, arrival_of, timestamps_us, frozenset recordings not None, is_recording, internal_refusal
     ) -> None:
-        self.readers, self.arrival_of, self.timestamps_us = readers, arrival_of, timestamps_us
+        self.templates, self.arrival_of, self.timestamps_us = templates, arrival_of, timestamps_us
         self.recordings, self.is_recording, self.internal_refusal = recordings, is_recording, internal_refusal
 
     def decode_entries(self, entries, bint recording_shared, dict known):
@@ -89,7 +89,7 @@ cdef class EntryReader:
         encoded = (<list>fields)[1]
         if type(encoded) is not bytes:
             return None
-        decoded = self.readers.read_callback(<bytes>encoded)
+        decoded = self.templates.read_callback(<bytes>encoded)
         if decoded is None:
             return None
         event = decoded[0]

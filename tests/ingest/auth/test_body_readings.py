@@ -7,7 +7,6 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from in_c_kit import BUILT
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, node_settings
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -17,8 +16,7 @@ from maskline.ingest.refusal import Refusal
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event, event_from_pairs, parameter_pairs
 from maskline.schemas.errors import UndecodableEntryError
-from maskline.schemas.fastdecode import python_readers, templates
-from maskline.schemas.fastdecode.templates import LEARN_AFTER, Templates
+from maskline.schemas.fastdecode.templates import LEARN_AFTER, TemplateDecoder
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import Parameters
 
@@ -104,17 +102,14 @@ def event_of(decode: Any) -> Any:
 
 
 def assert_read_as_signed(decision: AcceptedCallback | Refusal, parameters: Parameters) -> None:
-    """By the reference and by both kinds of readers of shapes, before and after they know it."""
+    """By the reference, and by templates, before and after one is learned."""
     assert isinstance(decision, AcceptedCallback), decision
     callback = decode_callback(decision.value)
     expected = event_of(lambda: event_from_pairs(parameter_pairs(parameters)))
     assert event_of(lambda: decode_event(callback).event) == expected
-    for readers in [python_readers.Readers, *([templates.new_readers] if BUILT else [])]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(templates, "new_readers", readers)
-            known = Templates()
-        for _ in range(LEARN_AFTER + 1):
-            assert event_of(lambda known=known: known.decode(decision.value)[0]) == expected
+    decoder = TemplateDecoder()
+    for _ in range(LEARN_AFTER + 1):
+        assert event_of(lambda: decoder.decode(decision.value)[0]) == expected
     if not isinstance(expected, str):
         assert decision.partition_hash % 16 == partition_of(expected.session_uuid, 16)
 

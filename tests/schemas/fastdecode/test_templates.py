@@ -1,4 +1,4 @@
-"""Both kinds of readers say what the reference says, of everything; and they are what ordinary callbacks meet."""
+"""Templates decode everything as the reference does, and ordinary callbacks need no reference."""
 
 from string import ascii_letters, digits
 from urllib.parse import quote, quote_plus
@@ -13,11 +13,16 @@ from maskline.schemas.callback import RawCallback, decode_callback, encode_callb
 from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES
-from maskline.schemas.fastdecode import forms, python_readers, templates
+from maskline.schemas.fastdecode import templates
 from maskline.schemas.fastdecode.forms import NAMES_MAX
-from maskline.schemas.fastdecode.plan import REMEMBERED, REMEMBERED_CHARS_MAX, Template, plan_of
-from maskline.schemas.fastdecode.templates import EVENT_NAME_CHARS_MAX, LEARN_AFTER, SEEN_MAX, Templates
-from maskline.schemas.parameters import FORM_TYPE, unquote_plus
+from maskline.schemas.fastdecode.plan import CACHED_VALUE_CHARS_MAX, CACHED_VALUES_MAX, FormLayout, plan_of
+from maskline.schemas.fastdecode.templates import (
+    COUNTED_LAYOUTS_MAX,
+    EVENT_NAME_CHARS_MAX,
+    LEARN_AFTER,
+    TemplateDecoder,
+)
+from maskline.schemas.parameters import FORM_TYPE
 
 ORDINARY = {
     "EventName": "SessionRecordingCompleted",
@@ -37,27 +42,21 @@ ORDINARY = {
     "CallerName": "somebody",
 }
 
-SHAPE = Template(ORDINARY["EventName"], tuple(ORDINARY))
+LAYOUT = FormLayout(ORDINARY["EventName"], tuple(ORDINARY))
 
 
-@pytest.fixture(
-    params=[
-        "python_yarl",
-        "python_ours",
-        *(["c"] if BUILT else []),
-    ],  # without a compiler, there is no C part
-    autouse=True,
-)
-def _readers(request, monkeypatch):
-    if request.param != "c":
-        monkeypatch.setattr(templates, "new_readers", python_readers.Readers)
-        monkeypatch.setattr(
-            forms, "unquote", forms.unquote if request.param == "python_yarl" else unquote_plus
-        )
+WITH_TEMPLATES = pytest.param("templates", marks=pytest.mark.skipif(not BUILT, reason="templates are in C"))
+needs_templates = pytest.mark.parametrize("way", [WITH_TEMPLATES], indirect=True)
+
+
+@pytest.fixture(params=[WITH_TEMPLATES, "reference"], autouse=True)
+def way(request, monkeypatch):
+    """Where maskline was installed with a compiler, and where without."""
+    monkeypatch.setattr(templates, "HAS_TEMPLATES", request.param == "templates")
 
 
 def outcome(decode, callback):
-    """Of the reference, or of the `decode` of shapes."""
+    """What `decode` returns or raises: `decode_event`, or the `decode` of a TemplateDecoder."""
     try:
         if decode is decode_event:
             event, fingerprint = decode(callback)
@@ -78,19 +77,20 @@ def form(parameters):
 
 
 def refuse(*_):
-    raise AssertionError("the reference was asked")
+    raise AssertionError("decoded by the reference")
 
 
 def learned(*callbacks):
-    known = Templates()
+    decoder = TemplateDecoder()
     for callback in callbacks:
         for _ in range(LEARN_AFTER):
-            outcome(known.decode, callback)
-    return known
+            outcome(decoder.decode, callback)
+    return decoder
 
 
+@needs_templates
 @pytest.mark.parametrize("method", ["body", "query", "both"])
-def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method):
+def test_ordinary_callback_needs_no_reference(monkeypatch, method):
     encoded = form(ORDINARY)
     head, _, tail = encoded.rpartition(b"&")
     callback = {
@@ -99,18 +99,19 @@ def test_an_ordinary_callback_is_read_without_the_reference(monkeypatch, method)
         "both": post(head, tail),
     }[method]
     expected = outcome(decode_event, callback)
-    known = learned(callback)
+    decoder = learned(callback)
     monkeypatch.setattr(templates, "decode_event", refuse)
-    assert outcome(known.decode, callback) == expected
+    assert outcome(decoder.decode, callback) == expected
 
 
+@needs_templates
 @settings(max_examples=100)
 @given(
     st.frozensets(st.sampled_from([*ORDINARY, "Absent"])), st.lists(st.sampled_from([*ORDINARY]), max_size=3)
 )
-def test_what_is_ignored_is_no_part_of_the_fingerprint(ignored, changed):
+def test_ignored_parameters_are_no_part_of_the_fingerprint(ignored, changed):
     ignored -= {"EventName", "SessionUUID"}
-    known = Templates(ignored)
+    decoder = TemplateDecoder(ignored)
     others = ORDINARY | {name: "other" for name in changed if name != "EventName"}
     fingerprints = []
     for parameters in (ORDINARY, others):
@@ -118,14 +119,15 @@ def test_what_is_ignored_is_no_part_of_the_fingerprint(ignored, changed):
         event, fingerprint = decode_event(callback, ignored)
         expected = (type(event), event, fingerprint)
         for _ in range(LEARN_AFTER + 1):
-            assert outcome(known.decode, callback) == expected
+            assert outcome(decoder.decode, callback) == expected
         assert event == decode_event(callback).event, "it is only not compared"
         fingerprints.append(fingerprint)
     assert (fingerprints[0] == fingerprints[1]) == ignored.issuperset(set(changed) - {"EventName"})
-    assert len(known.readers) == 1
+    assert len(decoder.templates) == 1
 
 
-def test_other_values_of_the_same_kinds_fit_the_shape(monkeypatch):
+@needs_templates
+def test_other_values_of_the_same_kinds_need_no_reference(monkeypatch):
     others = ORDINARY | {
         "EventTimestamp": "2024-12-31T23:59:59.999Z",
         "SessionUUID": "another",
@@ -140,9 +142,9 @@ def test_other_values_of_the_same_kinds_fit_the_shape(monkeypatch):
         "CallerName": "none-at-all",
     }
     expected = outcome(decode_event, post(form(others)))
-    known = learned(post(form(ORDINARY)))
+    decoder = learned(post(form(ORDINARY)))
     monkeypatch.setattr(templates, "decode_event", refuse)
-    assert outcome(known.decode, post(form(others))) == expected
+    assert outcome(decoder.decode, post(form(others))) == expected
 
 
 ODD = """
@@ -182,16 +184,16 @@ ESCAPES = st.sampled_from(WRITERS)
 
 
 @pytest.mark.parametrize("name", ORDINARY)
-def test_one_odd_value_in_an_ordinary_callback(name):
+def test_one_odd_value_is_decoded_as_by_the_reference(name):
     """Each of them, however it is written."""
     for odd in (*ODD, "s" * 129):
         for write in WRITERS:
             encoded = form(ORDINARY).replace(
                 f"{name}={quote_plus(ORDINARY[name])}".encode(), f"{name}={write(odd)}".encode()
             )
-            known = learned(post(form(ORDINARY)))
+            decoder = learned(post(form(ORDINARY)))
             for _ in range(LEARN_AFTER + 1):
-                assert outcome(known.decode, post(encoded)) == outcome(decode_event, post(encoded))
+                assert outcome(decoder.decode, post(encoded)) == outcome(decode_event, post(encoded))
 
 
 @st.composite
@@ -216,18 +218,18 @@ def nearly_ordinary(draw):
 
 @given(nearly_ordinary())
 @settings(max_examples=300, deadline=None)
-def test_what_nearly_fits_is_read_as_the_reference_does(made):
-    known = learned(*made)
+def test_nearly_ordinary_callbacks_are_decoded_as_by_the_reference(made):
+    decoder = learned(*made)
     for callback in made:
-        assert outcome(known.decode, callback) == outcome(decode_event, callback)
-    known = learned(made[0])
+        assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
+    decoder = learned(made[0])
     for callback in made:
-        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+        assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
 
 
 @st.composite
 def callbacks(draw):
-    """Several of one template, each with some values changed: most fit its shape, or nearly do."""
+    """Several of one layout, each with some values changed: most fit its template, or nearly do."""
     names = draw(st.lists(NAMES, min_size=1, max_size=12))
     template = {name: draw(TEXTS) for name in names}
     template |= {
@@ -283,44 +285,45 @@ TAIL = len(encode_callback(USUAL)) - 2
         b"\x97" + encode_callback(USUAL)[1:-1],
     ],
 )
-def test_a_callback_that_is_nearly_as_usual_in_the_stream(encoded):
-    def by_the_reference(encoded):
+def test_nearly_usual_stream_values_are_decoded_as_by_the_reference(encoded):
+    def by_reference(encoded):
         callback = decode_callback(encoded)
         return *decode_event(callback), callback.received_at_ms, callback.replayed
 
-    def told(decode):
+    def result(decode):
         try:
             return decode(encoded)
         except UndecodableEntryError as error:
             return error.code, str(error)
 
-    assert told(learned(USUAL).decode) == told(by_the_reference)
+    assert result(learned(USUAL).decode) == result(by_reference)
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 31, 32, 255, 256, 257, 7_500, 9_000])
-def test_values_of_every_length(size):
-    known = learned(post(form(ORDINARY)))
+def test_values_of_every_length_are_decoded_as_by_the_reference(size):
+    decoder = learned(post(form(ORDINARY)))
     for name in ("CallerName", "From"):
         callback = post(form(ORDINARY | {name: "x" * size}))
-        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+        assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
 
 
+@needs_templates
 @pytest.mark.parametrize("count", range(12, 20))
-def test_any_number_of_parameters(monkeypatch, count):
+def test_ordinary_callbacks_of_any_size_need_no_reference(monkeypatch, count):
     more = {f"A{number}": str(number) for number in range(count - 3)}
     callback = post(form({"EventName": "SessionTimeout", "SessionUUID": "s", "SequenceNumber": "1"} | more))
     expected = outcome(decode_event, callback)
-    known = learned(callback)
+    decoder = learned(callback)
     monkeypatch.setattr(templates, "decode_event", refuse)
-    assert outcome(known.decode, callback) == expected
+    assert outcome(decoder.decode, callback) == expected
 
 
-def test_the_body_of_whatever_is_no_get_counts():
+def test_body_counts_for_every_method_but_get():
     callback = RawCallback(
         "PUT", b"EventName=SessionTimeout&SessionUUID=q", FORM_TYPE, form(ORDINARY), 1, "MA"
     )
-    known = learned(callback, RawCallback("GET", callback.query, "", b"", 1, "MA"))
-    assert outcome(known.decode, callback) == outcome(decode_event, callback)
+    decoder = learned(callback, RawCallback("GET", callback.query, "", b"", 1, "MA"))
+    assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
 
 
 @given(callbacks(), callbacks())
@@ -332,55 +335,70 @@ def test_the_body_of_whatever_is_no_get_counts():
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"=somebody", b"=\xc3%A9"))])
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"EventName", b"XEventName"))])
 @settings(max_examples=150, deadline=None)
-def test_whatever_was_learned_the_reference_is_agreed_with(first, second):
-    known = learned(*first)
+def test_decoding_agrees_with_the_reference_whatever_was_learned(first, second):
+    decoder = learned(*first)
     for callback in (*second, *first, *second):
-        assert outcome(known.decode, callback) == outcome(decode_event, callback)
+        assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(templates, "SHAPES_MAX", 20)
-    known = Templates()
-    for number in range(SEEN_MAX + 50):
+@needs_templates
+def test_templates_and_counted_layouts_are_bounded(monkeypatch):
+    monkeypatch.setattr(templates, "TEMPLATES_MAX", 20)
+    decoder = TemplateDecoder()
+    for number in range(COUNTED_LAYOUTS_MAX + 50):
         for _ in range(LEARN_AFTER if number < 50 else 1):
             callback = post(f"EventName=Event{number % 7}&SessionUUID=session&A{number}=1".encode())
-            assert outcome(known.decode, callback) == outcome(decode_event, callback)
-        assert len(known.readers) <= 20
-    assert len(known.readers) > 0
-    assert len(known._seen) <= SEEN_MAX
+            assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
+        assert len(decoder.templates) <= 20
+    assert len(decoder.templates) > 0
+    assert len(decoder._seen) <= COUNTED_LAYOUTS_MAX
 
 
-def test_shapes_that_come_and_go_are_learned_ever_more_rarely(monkeypatch):
-    monkeypatch.setattr(templates, "SHAPES_MAX", 8)
+@needs_templates
+def test_layouts_that_come_and_go_are_learned_ever_more_rarely(monkeypatch):
+    monkeypatch.setattr(templates, "TEMPLATES_MAX", 8)
     planned = []
     plan_of = templates.plan_of
-    monkeypatch.setattr(templates, "plan_of", lambda *shape: planned.append(shape) or plan_of(*shape))
-    known = Templates()
+    monkeypatch.setattr(templates, "plan_of", lambda *layout: planned.append(layout) or plan_of(*layout))
+    decoder = TemplateDecoder()
     for _ in range(256):
         for number in range(9):
-            outcome(known.decode, post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode()))
+            outcome(
+                decoder.decode, post(f"EventName=SessionTimeout&SessionUUID=session&A{number}=1".encode())
+            )
     assert len(planned) <= 9 * 8
 
 
+@needs_templates
 @pytest.mark.parametrize(
     "more",
     [{f"A{number}": "1" for number in range(NAMES_MAX)}, {"EventName": "E" * (EVENT_NAME_CHARS_MAX + 1)}],
     ids=["names", "event_name"],
 )
-def test_what_is_too_large_for_a_shape_is_the_references(more):
-    known = learned(callback := post(form(ORDINARY | more)))
-    assert not len(known.readers)
-    assert outcome(known.decode, callback) == outcome(decode_event, callback)
+def test_too_large_layouts_get_no_template(more):
+    decoder = learned(callback := post(form(ORDINARY | more)))
+    assert not len(decoder.templates)
+    assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
 
 
-def test_long_values_are_not_remembered():
-    known = learned(post(form(ORDINARY)))
+@needs_templates
+def test_long_values_are_not_cached():
+    decoder = learned(post(form(ORDINARY)))
     for name in ("Duration", "Amount", "EventTimestamp", "SequenceNumber"):
-        for text in (" " * REMEMBERED_CHARS_MAX + "7", "null" + " " * REMEMBERED_CHARS_MAX):
+        for text in (" " * CACHED_VALUE_CHARS_MAX + "7", "null" + " " * CACHED_VALUE_CHARS_MAX):
             callback = post(form(ORDINARY | {name: text}))
-            assert outcome(known.decode, callback) == outcome(decode_event, callback)
+            assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
     attributes = {"duration", "amount", "event_timestamp", "sequence_number"}
-    remembered = [taken.remembered for taken in plan_of(SHAPE).taken if taken.attribute in attributes]
-    assert len(remembered) == 4
-    assert all(0 < len(memo) <= REMEMBERED for memo in remembered)
-    assert all(len(text) <= REMEMBERED_CHARS_MAX for memo in remembered for text in memo)
+    caches = [planned.cache for planned in plan_of(LAYOUT).attributes if planned.attribute in attributes]
+    assert len(caches) == 4
+    assert all(0 < len(cache) <= CACHED_VALUES_MAX for cache in caches)
+    assert all(len(text) <= CACHED_VALUE_CHARS_MAX for cache in caches for text in cache)
+
+
+def test_decoder_without_templates_decodes_by_the_reference_and_counts_unreadable(monkeypatch):
+    monkeypatch.setattr(templates, "HAS_TEMPLATES", False)
+    decoder = learned(post(form(ORDINARY)))
+    callback = post(form(ORDINARY | {"Duration": "long"}))
+    assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
+    assert decoder.templates is None
+    assert decoder.unreadable == {"Duration": 1}

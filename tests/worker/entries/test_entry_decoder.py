@@ -23,7 +23,7 @@ NAMES = [*EVENT_TYPES, "SessionOfTomorrow", "SessionRecordingOfTomorrow"]
 @pytest.mark.parametrize("name", NAMES)
 def test_which_events_may_open_a_run(name, way, shared):
     decode = getattr(EntryDecoder(frozenset()), way)
-    for _ in range(6):  # as long as its shape is learned, and after
+    for _ in range(6):  # until its template is learned, and after
         _, (arrival,), _, _ = decode([entry(1, EventName=name, SequenceNumber=1)], shared, {})
         recording = name.startswith("SessionRecording")
         assert arrival.recording == (recording and not shared)

@@ -213,7 +213,7 @@ DECODERS = [EntryDecoder(frozenset(ignored)) for ignored in ((), ("Odd", "EventT
     st.sampled_from(DECODERS),
 )
 def test_entries_are_decoded_as_python_decodes_them(some, shared, known, decoder):
-    for _ in range(LEARN_AFTER + 1):  # as long as a shape is learned, and after
+    for _ in range(LEARN_AFTER + 1):  # until the template is learned, and after
         expected = told(decoder.decode_in_python(some, shared, known))
         assert told(decoder.decode(some, shared, known)) == expected
 
@@ -224,7 +224,7 @@ def test_an_ordinary_entry_is_decoded_without_python(monkeypatch, name):
     decoder = EntryDecoder(frozenset())
     for _ in range(LEARN_AFTER):
         decoder.decode(some, False, {})
-    monkeypatch.setattr(decoder.shapes, "decode", None)
+    monkeypatch.setattr(decoder.callbacks, "decode", None)
     ids, (arrival,), unknown, refused = decoder.decode(some, False, {})
     assert (ids, unknown, refused) == ([some[0][0].decode()], ["s"], [])
     assert arrival.payload.event.event_name == name

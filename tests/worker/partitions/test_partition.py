@@ -142,7 +142,7 @@ MOMENT_US = 1_706_768_895_000_000
     ],
 )  # fmt: skip
 def test_order_knows_the_moment_however_it_is_written(text):
-    """Of a callback whose shape is not known yet, and of one whose shape is."""
+    """Of a callback that has no template yet, and of one that has."""
     partition = make()
     for number in range(10):
         (arrival,) = partition.decode(
