@@ -384,8 +384,9 @@ def test_too_large_layouts_get_no_template(more):
 @needs_templates
 def test_long_values_are_not_cached():
     decoder = learned(post(form(ORDINARY)))
+    outcome(decoder.decode, post(form(ORDINARY)))
     for name in ("Duration", "Amount", "EventTimestamp", "SequenceNumber"):
-        for text in (" " * CACHED_VALUE_CHARS_MAX + "7", "null" + " " * CACHED_VALUE_CHARS_MAX):
+        for text in (" 7", " " * CACHED_VALUE_CHARS_MAX + "7", "null" + " " * CACHED_VALUE_CHARS_MAX):
             callback = post(form(ORDINARY | {name: text}))
             assert outcome(decoder.decode, callback) == outcome(decode_event, callback)
     attributes = {"duration", "amount", "event_timestamp", "sequence_number"}
