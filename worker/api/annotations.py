@@ -1,4 +1,4 @@
-"""Reads parameters and annotations of a user's functions, even where some names in them exist for type checkers only."""
+"""Reads parameters and annotations of functions, even where some names in them exist for type checkers only."""
 
 import contextlib
 import importlib
