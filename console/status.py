@@ -18,7 +18,7 @@ from maskline.console.inquiry import Inquiry, Question, about, ask
 from maskline.console.tables import plain_console, print_table
 from maskline.runtime.cli import Parser
 from maskline.runtime.redis.pipeline import pack
-from maskline.runtime.redis.server_checks import MEMORY_HIGH
+from maskline.runtime.redis.server_checks import MEMORY_HIGH, parse_info
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.worker.partitions.dead_letter_counts import size_of
 
@@ -138,7 +138,7 @@ async def read_status(inquiry: Inquiry) -> Status:
     owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
     # Whoever holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
     workers = {name: owned[name] for name in sorted({*live, *owned})}
-    redis = _redis_status(inquiry, _info(server) | _info(memory))
+    redis = _redis_status(inquiry, parse_info(server) | parse_info(memory))
     problems = [*find_problems(workers, partitions), *find_shortages(redis, partitions)]
     return Status(
         namespace=settings.namespace,
@@ -220,11 +220,6 @@ def _read_partition(number: int, group: str, replies: Sequence[Any]) -> Partitio
         dead_letters=dead,
         dead_bytes=size_of(dead_size),
     )
-
-
-def _info(reply: bytes) -> dict[str, str]:
-    pairs = (line.partition(":") for line in reply.decode(errors="replace").splitlines() if ":" in line)
-    return {name: value for name, _, value in pairs}
 
 
 def _redis_status(inquiry: Inquiry, info: dict[str, str]) -> RedisStatus:

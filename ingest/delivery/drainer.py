@@ -208,7 +208,7 @@ class Drainer:
         groups: dict[Publisher, list[int]] = {}
         for number, row in enumerate(rows):
             if row.partition_hash % self._partitions not in source.held_up:
-                groups.setdefault(self._pool.of(row.partition_hash), []).append(number)
+                groups.setdefault(self._pool.publisher_of(row.partition_hash), []).append(number)
         pages: list[tuple[list[int], asyncio.Future[list[str]]]] = []
         for publisher, numbers in groups.items():
             chosen = self._chosen(source, publisher, numbers)

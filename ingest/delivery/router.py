@@ -61,7 +61,7 @@ class DeliveryRouter:
         in_flight = self._in_flight
         if in_flight.callbacks >= self._waiting_max or in_flight.size_bytes > WAITING_MAX_BYTES:
             raise NotStoredError(BUSY)
-        publisher, spool = self._pool.of(partition_hash), self._spool
+        publisher, spool = self._pool.publisher_of(partition_hash), self._spool
         if publisher.ready:
             if spool.error is not None or not spool.holds(partition_hash):
                 publisher.publish_for(completion, partition_hash, value)
@@ -83,7 +83,7 @@ class DeliveryRouter:
         ):
             if completion.done():
                 continue
-            publisher = self._pool.of(partition_hash)
+            publisher = self._pool.publisher_of(partition_hash)
             if request.reason == BEHIND and publisher.ready:
                 publisher.publish_for(completion, partition_hash, value)
             else:

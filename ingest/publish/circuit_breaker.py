@@ -1,18 +1,21 @@
-"""Keeps requests from waiting for a Redis that does not take callbacks. Pure: the clock is passed in.
+"""The circuit breaker of one server: keeps requests from waiting for a Redis that does not take callbacks.
+
+Pure: the clock is passed in.
 
 | state | a failure of the whole server | a batch is taken in time | a batch is taken late | the back-off is over |
 | --- | --- | --- | --- | --- |
-| closed: all may try | open | | | |
-| open: nobody may | stays (it is the same failure) | | slow, where a timeout had opened it | one may try: half open |
+| closed: all may publish | open | | | |
+| open: nobody may | stays (it is the same failure) | | slow, where a timeout had opened it | one probe: half open |
 | half open: one probe is under way | open, back-off doubled | closed | slow | |
-| slow: the drain publishes, requests do not wait | open | clearly, or the IN_TIME_MIN-th running: closed | stays | |
+| slow: the drainer publishes, requests do not wait | open | clearly, or the IN_TIME_MIN-th running: closed | stays | |
 
-Late is what took longer than a request waits, clearly in time what took half as long at most. A server that is slow for
-good takes everything, by way of the spool.
+"Late" is a reply that took longer than a request waits; "clearly in time" is one that took CLEAR_SHARE of that at most.
+A server that is slow for good takes everything, by way of the spool.
 
-A probe that Redis refuses for itself alone (a stream that is none) ends well: the server works. A connection that
-was lost and is there again, layout agreed on, has been probed enough. One that is there again after a timeout has
-not: a server that connects and answers trifles may still not be able to write.
+- A probe that Redis refuses for itself alone (its key holds something else than a stream) closes the breaker: the
+  server works.
+- A connection that was lost and is there again, its namespace checked, needs no probe.
+- A connection after a timeout does: a server that connects and answers trifles may still not be able to write.
 """
 
 from typing import Final, Literal
@@ -21,20 +24,22 @@ from maskline.ingest.outcome import AWAY, OF_THE_SERVER, TIMEOUT
 
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 2.0
-"""Callbacks go to Redis again within two seconds of its return, and a dead one is bothered twice a second at most."""
+"""Callbacks go to Redis again within two seconds of its return, and a dead one is asked twice a second at most."""
 
 IN_TIME_MIN: Final = 3
-"""A server that is about as slow as a request is patient would else be closed and opened again by every other reply,
-and what is under way then goes to the stream twice."""
+"""Replies in time, one after the other, that close a slow breaker. With one, a server whose latency is about what a
+request waits would close and open it with every other reply, and each time what is under way goes to the stream twice.
+"""
 CLEAR_SHARE: Final = 0.5
-"""Of the time a request waits: a server that answers within it is not about as slow."""
+"""Of the time that a request waits: a reply within it is clearly in time, and closes a slow breaker at once."""
 
 State = Literal["closed", "open", "half_open", "slow"]
 STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open", "slow")
+"""All states, as the metric `breakers` counts them."""
 
 
 class CircuitBreaker:
-    """The breaker of one server."""
+    """The state of one server, derived from what became of its batches. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_backoff_s", "_in_time", "reason", "retry_at", "state")
 
@@ -43,12 +48,12 @@ class CircuitBreaker:
         self.reason = ""
         """The code of the failure that opened it, empty while closed."""
         self.retry_at = 0.0
-        """When it may half-open, by the caller's clock."""
+        """When a probe may be made, by the caller's clock."""
         self._backoff_s = BACKOFF_FIRST_S
         self._in_time = 0
 
     def failed(self, code: str, now: float, share: float = 0.0) -> None:
-        """A batch was not taken; `code` says why, `share` as in `succeeded`."""
+        """Note that a batch was not taken: `code` of `ingest.outcome` says why, `share` as in `succeeded`."""
         if code not in OF_THE_SERVER:
             self.succeeded(share)
         elif self.state == "slow":
@@ -63,10 +68,10 @@ class CircuitBreaker:
             self._open(code, now)
 
     def succeeded(self, share: float = 0.0) -> None:
-        """A batch was taken, after this share of the time that a request waits.
+        """Note that a batch was taken, after this share of the time that a request waits.
 
-        Batches from before it opened count for nothing: they may have met the last room. Only where it was opened by a
-        timeout they tell that the server works, and is slow.
+        Batches from before the breaker opened count for nothing: they may have found the last free memory. Only where a
+        timeout had opened it do they show that the server works, and is slow.
         """
         late = share > 1.0
         if self.state == "slow":
@@ -81,19 +86,19 @@ class CircuitBreaker:
             self._close()
 
     def connected(self) -> None:
-        """A new connection was opened and tried."""
+        """Note that a new connection was opened and checked."""
         if self.reason == AWAY:
             self._close()
 
     def try_probe(self, now: float) -> bool:
-        """Whether the caller may try: if so, it is the probe, and must report how it ended."""
+        """Grant a probe, if one is due. The caller then has to publish, and to report how that ended."""
         if not self.probe_due(now):
             return False
         self.state = "half_open"
         return True
 
     def probe_due(self, now: float) -> bool:
-        """Whether the next one who asks to try may."""
+        """Whether `try_probe` would grant a probe."""
         return self.state == "open" and now >= self.retry_at
 
     def _open(self, code: str, now: float) -> None:

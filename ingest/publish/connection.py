@@ -1,12 +1,15 @@
-"""Keeps a publisher connected to its server: opens the link, agrees on the layout, looks the server over.
+"""Keeps one publisher connected to its server: connects, checks the server, and connects again when that is lost.
 
-When the link is lost it opens the next one.
+Before a connection is used, the namespace in Redis must fit the settings, the server must not evict or be too old, and
+it must be able to do MASKLINE_DURABILITY. A server that fails a check counts as unavailable: callbacks are spooled
+until it passes.
 """
 
 import asyncio
 import contextlib
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
@@ -26,82 +29,91 @@ from maskline.schemas.settings import Settings
 START_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first connection before the node listens without it."""
 
-SAY_AGAIN_S: Final = 60.0
-"""Between log lines about one and the same reason: who looks into the log of an hour's outage finds it."""
+REPEAT_LOG_S: Final = 60.0
+"""Between log lines about the same reason: enough to be found in the log of an hour's outage."""
 
 _log = get_logger("maskline.ingest")
 
 
-class PublisherConnection:
-    """Owns a publisher and its link.
+@dataclass(frozen=True, slots=True)
+class ConnectionContext:
+    """What all connections of a publisher pool share."""
 
-    `server`: the cluster's node, None for the only server there is. `on_trouble`: called when the connection is lost or
-    cannot be opened, and when the server says that a key is somewhere else.
+    settings: Settings
+    endpoint: RedisEndpoint
+    namespace_check: NamespaceCheck
+    server_monitor: ServerMonitor
+    metrics: Metrics
+    tasks: BackgroundTasks
+    name: str
+    """Of the connections, in CLIENT LIST."""
+    on_stale: Callable[[], None]
+    """Called when a connection is lost or cannot be opened, and when a server says that a key is on another one."""
+
+
+class PublisherConnection:
+    """Owns a publisher and its connection, from `start` to `stop`.
+
+    `server`: the cluster's node; None for the only server there is.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        endpoint: RedisEndpoint,
-        server: Server | None,
-        namespace_check: NamespaceCheck,
-        monitor: ServerMonitor,
-        publisher: Publisher,
-        metrics: Metrics,
-        tasks: BackgroundTasks,
-        *,
-        name: str,
-        on_trouble: Callable[[], None],
-    ) -> None:
-        self._settings = settings
-        self._endpoint = endpoint
+    def __init__(self, context: ConnectionContext, server: Server | None, publisher: Publisher) -> None:
+        self._context = context
         self._server = server
-        self._namespace_check = namespace_check
-        self._monitor = monitor
-        self._metrics = metrics
-        self._tasks = tasks
-        self._name = name
-        self._on_trouble = on_trouble
         self._lost = asyncio.Event()
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._say_again_at = 0.0
+        self._log_again_at = 0.0
         self.publisher = publisher
-        publisher.on_moved = on_trouble
-        publisher.on_slow = self._say_slow
-        self.redis: PipelinedConnection | None = None
+        publisher.on_moved = context.on_stale
+        publisher.on_slow = self._log_latency
+        self.connection: PipelinedConnection | None = None
         """None while there is none."""
         self.error = "not connected yet"
-        """Why there is no connection, empty while there is."""
+        """Why there is no connection; empty while there is one."""
         self.durability_doubt = ""
         """What keeps the server from the durability asked for, or may; empty where nothing does."""
-        self._honest: set[tuple[bytes, bytes]] = set()
+        self._verified: set[tuple[bytes, bytes]] = set()
+        """Servers whose fsync was tried out, for `check_durability`."""
         self.misconfigured = False
-        """The settings contradict the layout in Redis: no waiting mends that."""
+        """The settings contradict the namespace in Redis: waiting does not help."""
 
     @property
     def address(self) -> str:
-        return str(self._server) if self._server is not None else self._endpoint.address
+        """The server's address as configured, host:port or path."""
+        return str(self._server) if self._server is not None else self._context.endpoint.address
 
     @property
     def connected_to(self) -> str:
         """Which of the name's addresses the connection leads to, as ip:port; empty while there is none."""
-        return "" if self.redis is None else self.redis.address
+        return "" if self.connection is None else self.connection.address
 
     @property
     def up(self) -> bool:
+        """Whether there is a connection that has passed its checks."""
         return self.publisher.connected
 
+    @property
+    def slowness(self) -> str:
+        """How slow the server is, for /readyz and the log; empty while it is not."""
+        publisher = self.publisher
+        if not publisher.slow:
+            return ""
+        return (
+            f"Redis is slow: it answers after {publisher.late_reply_s * 1000:.0f} ms, and requests wait "
+            f"{publisher.in_time_s * 1000:.0f} ms; callbacks reach it through the spool"
+        )
+
     def start(self) -> None:
-        """Connect, and stay connected, in the background."""
+        """Connect, and stay connected, in the background; nothing if it was started before."""
         if self._task is None:
-            self._task = self._tasks.start("connection to Redis", self._keep_connected)
+            self._task = self._context.tasks.start("connection to Redis", self._keep_connected)
 
     async def wait_first_attempt(self) -> None:
-        """Wait for the first try, START_TIMEOUT_S at most.
+        """Wait for the first try to connect, START_TIMEOUT_S at most.
 
-        Raises ConfigError where the settings contradict the layout in Redis; even then it goes on trying until `stop`.
-        Whatever else Redis says (that it refuses the log-in, would evict, cannot do the durability), callbacks are
+        Raises ConfigError where the settings contradict the namespace in Redis; even then it goes on trying until
+        `stop`. Whatever else Redis says (it refuses the log-in, would evict, cannot do the durability), callbacks are
         spooled until it says something else.
         """
         try:
@@ -113,32 +125,35 @@ class PublisherConnection:
             raise ConfigError(self.error)
 
     async def stop(self) -> None:
+        """Disconnect, and stay disconnected."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self.redis is not None:
-            self.redis.close()
+        if self.connection is not None:
+            self.connection.close()
             self.publisher.detach()
 
     async def _connect(self) -> None:
-        if self.redis is not None:  # after a fault of ours
-            self.redis.close()
+        """Connect and check the server. Raises ConfigError, RedisRefusesError or RedisUnavailableError."""
+        context = self._context
+        if self.connection is not None:  # after a fault of ours
+            self.connection.close()
         self._lost.clear()
-        redis = await self._endpoint.connect(self._name, self._lost.set, server=self._server)
+        connection = await context.endpoint.connect(context.name, self._lost.set, server=self._server)
         try:
-            await self._namespace_check.check(redis, self._server)
-            await self._monitor.require_safe(redis, self.address)
-            await self._check_durability(redis)
-            self.publisher.attach(redis)
+            await context.namespace_check.check(connection, self._server)
+            await context.server_monitor.require_safe(connection, self.address)
+            await self._check_durability(connection)
+            self.publisher.attach(connection)
         except BaseException:
-            redis.close()
+            connection.close()
             raise
         if self._lost.is_set():
             raise RedisUnavailableError("the connection to Redis was lost at once")
-        self.redis = redis
+        self.connection = connection
         self.error = ""
         self.misconfigured = False
-        self._metrics.connects += 1
+        context.metrics.connects += 1
         # After a timeout a connection alone proves nothing: the next page of the spool does.
         proven = {} if self.publisher.ready else {"not_proven_after": self.publisher.breaker.reason}
         _log.info("connected to redis", redis=self.address, address=self.connected_to, **proven)
@@ -158,60 +173,53 @@ class PublisherConnection:
             if self.publisher.connected:
                 attempt = 0
                 await self._until_lost()
-                self._on_unavailable((self.redis and self.redis.loss) or "the connection to Redis was lost")
+                self._on_unavailable(
+                    (self.connection and self.connection.loss) or "the connection to Redis was lost"
+                )
             await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
             attempt += 1
 
     async def _until_lost(self) -> None:
+        """Wait until the connection is lost, and check every RECHECK_S whether the server still does the durability."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):
                     await self._lost.wait()
                 return
-            if self.redis is not None:
+            if self.connection is not None:
                 try:
-                    await self._check_durability(self.redis)
+                    await self._check_durability(self.connection)
                 except RedisRefusesError:
-                    self.redis.close()  # the next connection says why it is not used
+                    self.connection.close()  # the next connection says why it is not used
                 except RedisUnavailableError:
                     continue
 
-    async def _check_durability(self, redis: PipelinedConnection) -> None:
-        durability_doubt = await check_durability(redis, self._settings, self._honest)
-        if durability_doubt and durability_doubt != self.durability_doubt:
+    async def _check_durability(self, connection: PipelinedConnection) -> None:
+        settings = self._context.settings
+        doubt = await check_durability(connection, settings, self._verified)
+        if doubt and doubt != self.durability_doubt:
             _log.warning(
-                "redis durability doubtful", redis=self.address,
-                durability=self._settings.durability, reason=durability_doubt,
-            )  # fmt: skip
-        self.durability_doubt = durability_doubt
+                "redis durability doubtful", redis=self.address, durability=settings.durability, reason=doubt
+            )
+        self.durability_doubt = doubt
 
-    @property
-    def slowness(self) -> str:
-        """How slow the server is; empty while it is not."""
-        publisher = self.publisher
-        if not publisher.slow:
-            return ""
-        return (
-            f"Redis is slow: it answers after {publisher.reply_s * 1000:.0f} ms, and requests wait "
-            f"{publisher.in_time_s * 1000:.0f} ms; callbacks reach it through the spool"
-        )
-
-    def _say_slow(self) -> None:
+    def _log_latency(self) -> None:
         if self.publisher.slow:
             _log.warning("redis slow", redis=self.address, reason=self.slowness)
         elif self.publisher.ready:
             _log.info("redis latency recovered", redis=self.address)
 
     def _on_unavailable(self, reason: str, cause: Exception | None = None) -> None:
-        self.redis = None
+        """Note why there is no connection. `cause`: what was raised, if that was the reason."""
+        self.connection = None
         self.publisher.detach()
         self.misconfigured = isinstance(cause, ConfigError)
         now = monotonic()
-        if reason != self.error or now >= self._say_again_at:  # once per reason, not once per try
-            if isinstance(cause, (ConfigError, RedisRefusesError)):
+        if reason != self.error or now >= self._log_again_at:  # once per reason, not once per try
+            if isinstance(cause, (ConfigError, RedisRefusesError)):  # the operator must act
                 _log.error("redis unavailable", redis=self.address, reason=reason)
             else:
                 _log.warning("redis unavailable", redis=self.address, reason=reason)
-            self._say_again_at = now + SAY_AGAIN_S
+            self._log_again_at = now + REPEAT_LOG_S
         self.error = reason
-        self._on_trouble()
+        self._context.on_stale()

@@ -1,10 +1,10 @@
-"""When a callback counts as taken: what MASKLINE_DURABILITY adds to a batch, and whether the server can do it.
+"""MASKLINE_DURABILITY: what confirms a batch as taken, and the check whether the server can do that.
 
 | level | last command of a batch | taken if |
 | --- | --- | --- |
 | `memory` | none | each entry's own reply says so |
-| `fsync` | `WAITAOF 1 0 timeout` | besides, the server has fsynced its append-only file |
-| `replicas:N` | `WAIT N timeout` | besides, N replicas have it |
+| `fsync` | `WAITAOF 1 0 timeout` | also, the server has fsynced its append-only file |
+| `replicas:N` | `WAIT N timeout` | also, N replicas have it |
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from maskline.schemas.keys import probe_stream
 from maskline.schemas.settings import Settings
 
 SHARE_OF_TIMEOUT: Final = 4
-"""A confirmation waits a quarter of MASKLINE_PUBLISH_TIMEOUT_MS at most. A connection confirms one batch after the
-other: a callback may wait for the batch before its own, and for a page of the spool, before its own is confirmed."""
+"""A confirmation may take a quarter of MASKLINE_PUBLISH_TIMEOUT_MS. A connection confirms one batch after the other: a
+callback may have to wait for the batch before its own, and for a page of the spool, before its own is confirmed."""
 
 FSYNC_TIMEOUT_MS: Final = 1500 * SHARE_OF_TIMEOUT
-"""With `appendfsync everysec` a confirmation takes a second and some."""
+"""The least MASKLINE_PUBLISH_TIMEOUT_MS for `appendfsync everysec`, whose confirmation takes a second and some."""
 
-PATIENT_MS: Final = 3000
-"""For a page of the spool: with `appendfsync everysec` a confirmation takes up to two seconds. Well within what a
-connection may be silent for."""
+PAGE_CONFIRM_MS: Final = 3000
+"""How long the confirmation of a spool's page may take: up to two seconds with `appendfsync everysec`. Well within what
+a connection may be silent for."""
 
 EARLY_MS: Final = 900
 """With `appendfsync everysec` a thousand milliseconds lie between two fsyncs; no honest server confirms two writes that
@@ -38,65 +38,70 @@ PROBE_KEYS_MAX: Final = 64
 """Keys tried until one lies on this server of a cluster: enough for one that has a tenth of the slots."""
 
 VALKEY_EARLY_SINCE: Final = 8
+"""The major version since which Valkey confirms before the fsync with `appendfsync everysec`."""
 
 RECHECK_S: Final = 15.0
-"""As often as servers are inspected: somebody's CONFIG SET appendfsync shows within that."""
+"""How often the check is repeated, as often as servers are inspected: a CONFIG SET appendfsync shows within that."""
 
 _CANNOT: Final = "MASKLINE_DURABILITY=fsync: Redis at this address"
 
 
 class Durability:
-    """One level, ready for use."""
+    """A level of MASKLINE_DURABILITY, with the commands that confirm a batch.
 
-    __slots__ = ("command", "in_time_s", "patient", "replicas")
+    `level`: `memory`, `fsync` or `replicas:N`. `publish_timeout_ms`: how long a request waits for Redis.
+    """
+
+    __slots__ = ("command", "in_time_s", "page_command", "replicas")
 
     def __init__(self, level: str, publish_timeout_ms: int) -> None:
         wait_ms = max(1, publish_timeout_ms // SHARE_OF_TIMEOUT)  # 0 would be for ever
         self.replicas = int(level.partition(":")[2] or 0)
-        """How many must have a callback."""
+        """How many replicas must have a callback."""
         self.command = b""
         """The packed command that ends a batch; empty where none does."""
-        self.patient = b""
-        """The same for whom no request waits."""
+        self.page_command = b""
+        """The same for a page of the spool, for which no request waits."""
         self.in_time_s = wait_ms / 1000 if level != "memory" else publish_timeout_ms / 1000
-        """A batch whose replies took longer would have been no use to a request."""
+        """How long replies may take to be of use to a request, in seconds."""
         if self.replicas:
-            self.command, self.patient = (
-                pack("WAIT", self.replicas, wait) for wait in (wait_ms, max(wait_ms, PATIENT_MS))
+            self.command, self.page_command = (
+                pack("WAIT", self.replicas, wait) for wait in (wait_ms, max(wait_ms, PAGE_CONFIRM_MS))
             )
         elif level == "fsync":
-            self.command, self.patient = (
-                pack("WAITAOF", 1, 0, wait) for wait in (wait_ms, max(wait_ms, PATIENT_MS))
+            self.command, self.page_command = (
+                pack("WAITAOF", 1, 0, wait) for wait in (wait_ms, max(wait_ms, PAGE_CONFIRM_MS))
             )
 
     def reached(self, reply: Any) -> bool:
-        """Whether the reply to `command` says that the batch is safe."""
+        """Whether this reply to `command` confirms the batch: an integer for WAIT, a list for WAITAOF."""
         if self.replicas:
             return reply.__class__ is int and reply >= self.replicas
         return reply.__class__ is list and reply[0] >= 1
 
 
 async def check_durability(
-    redis: PipelinedConnection, settings: Settings, honest: set[tuple[bytes, bytes]]
+    connection: PipelinedConnection, settings: Settings, verified: set[tuple[bytes, bytes]]
 ) -> str:
-    """Make sure that the server does what MASKLINE_DURABILITY asks.
+    """Check that the server does what MASKLINE_DURABILITY asks.
 
-    `honest`: servers, and how they were set, that earlier checks have tried out. Returns what is in doubt, or missing
-    for now, "" if nothing is. Raises RedisRefusesError where somebody must act (Redis before 7.2, no append-only file,
-    not permitted, a confirmation that comes before the fsync), RedisUnavailableError where it refuses for now.
+    `verified`: (run_id, appendfsync) of servers that earlier checks have tried out; this check adds to it. Returns what
+    is in doubt, or missing for now, "" if nothing is. Raises RedisRefusesError where the operator must act (Redis
+    before 7.2, no append-only file, no permission, a confirmation before the fsync), RedisUnavailableError where the
+    server refuses for now.
     """
     durability = Durability(settings.durability, settings.publish_timeout_ms)
     if durability.replicas:
-        return await _check_replicas(redis, durability.replicas)
+        return await _check_replicas(connection, durability.replicas)
     if durability.command:
-        policy = await _check_waitaof(redis)
-        return await _check_policy(redis, settings, policy, honest)
+        policy = await _check_waitaof(connection)
+        return await _check_policy(connection, settings, policy, verified)
     return ""
 
 
-async def _check_waitaof(redis: PipelinedConnection) -> bytes:
-    """Try it: no other command tells as surely, and needs as few rights. Returns `appendfsync`, b"" if not told."""
-    reply, policy = await redis.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
+async def _check_waitaof(connection: PipelinedConnection) -> bytes:
+    """Try WAITAOF: nothing else is as sure a test, or needs as few rights. Returns `appendfsync`, b"" if not known."""
+    reply, policy = await connection.send(pack("WAITAOF", 1, 0, 1) + pack("CONFIG", "GET", "appendfsync"), 2)
     if isinstance(reply, hiredis.ReplyError):
         text = str(reply)
         if "unknown command" in text:
@@ -114,7 +119,7 @@ async def _check_waitaof(redis: PipelinedConnection) -> bytes:
 
 
 async def _check_policy(
-    redis: PipelinedConnection, settings: Settings, policy: bytes, honest: set[tuple[bytes, bytes]]
+    connection: PipelinedConnection, settings: Settings, policy: bytes, verified: set[tuple[bytes, bytes]]
 ) -> str:
     if policy == b"always":
         return ""
@@ -122,15 +127,15 @@ async def _check_policy(
         raise RedisRefusesError(
             f"{_CANNOT} never fsyncs its append-only file (appendfsync no): set appendfsync always"
         )
-    (reply,) = await redis.send(pack("INFO", "server"), 1)
-    info = parse_info(reply.decode()) if isinstance(reply, bytes) else {}
+    (reply,) = await connection.send(pack("INFO", "server"), 1)
+    info = parse_info(reply)
     server = info.get("run_id", "").encode(), policy
     early: bool | None = False
-    if server not in honest:
-        early = await _confirms_early(redis, settings.namespace)
+    if server not in verified:
+        early = await _confirms_early(connection, settings.namespace)
         if early is False and server[0]:
-            honest.clear()  # of the server as it is: what others were like is no matter
-            honest.add(server)
+            verified.clear()  # only the server as it is now matters
+            verified.add(server)
     if policy:
         if early or (early is None and known_early(info)):
             raise RedisRefusesError(
@@ -150,18 +155,18 @@ async def _check_policy(
     return ""
 
 
-async def _confirms_early(redis: PipelinedConnection, namespace: str) -> bool | None:
-    """Whether two writes, one after the other, are confirmed within less than the second that lies between two fsyncs.
+async def _confirms_early(connection: PipelinedConnection, namespace: str) -> bool | None:
+    """Whether two writes, one after the other, are confirmed within less than the second between two fsyncs.
 
-    The second write is made when the first is confirmed, so it needs an fsync of its own. With `appendfsync always` it
-    has one. None where it cannot be tried.
+    The second write is made when the first is confirmed, so it needs an fsync of its own; with `appendfsync always` it
+    has one. None where that cannot be tried.
     """
     end = monotonic() + EARLY_MS / 1000
     for _ in range(2):
         left_ms = int((end - monotonic()) * 1000)
         if left_ms <= 0:
             return False
-        confirmation = await _write_and_wait(redis, namespace, left_ms)
+        confirmation = await _write_and_wait(connection, namespace, left_ms)
         if confirmation is None:
             return None
         if not confirmation:
@@ -169,22 +174,24 @@ async def _confirms_early(redis: PipelinedConnection, namespace: str) -> bool | 
     return monotonic() < end
 
 
-async def _write_and_wait(redis: PipelinedConnection, namespace: str, wait_ms: int) -> bool | None:
-    """Whether a write was confirmed in time. None where none can be made."""
+async def _write_and_wait(connection: PipelinedConnection, namespace: str, wait_ms: int) -> bool | None:
+    """Whether a write to this server was confirmed in time. None where none could be made."""
     for number in range(PROBE_KEYS_MAX):
         write = pack("XADD", probe_stream(namespace, number), "MAXLEN", 0, "*", "c", "")
-        written, confirmation = await redis.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
+        written, confirmation = await connection.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
         if isinstance(written, bytes):
             return isinstance(confirmation, list) and confirmation[0] >= 1
-        if not str(written).startswith("MOVED"):  # a slot of another server: there is one of this one's
+        if not str(written).startswith(
+            "MOVED"
+        ):  # moved: the key is another server's, the next may be this one's
             return None
     return None
 
 
 def known_early(info: Mapping[str, str]) -> bool:
-    """Whether a server of this version confirms before the fsync with `appendfsync everysec`.
+    """Whether a server with these fields of INFO confirms before the fsync with `appendfsync everysec`.
 
-    Redis 7.4 brought that in (redis/redis#12622), 8.0 mended it (#13793), and Valkey has had it since 8.0.
+    Redis 7.4 introduced that (redis/redis#12622), 8.0 fixed it (#13793), and Valkey has had it since 8.0.
     """
     valkey, redis = info.get("valkey_version", ""), info.get("redis_version", "")
     if valkey:
@@ -192,10 +199,12 @@ def known_early(info: Mapping[str, str]) -> bool:
     return redis.startswith("7.4.")
 
 
-async def _check_replicas(redis: PipelinedConnection, needed: int) -> str:
-    (reply,) = await redis.send(pack("INFO", "replication"), 1)
-    # Where INFO is not permitted the first WAIT will tell.
-    there = parse_info(reply.decode()).get("connected_slaves") if isinstance(reply, bytes) else None
-    if there is not None and int(there) < needed:
-        return f"{there} of {needed} replicas are connected: callbacks go to the spool until they are there"
+async def _check_replicas(connection: PipelinedConnection, needed: int) -> str:
+    (reply,) = await connection.send(pack("INFO", "replication"), 1)
+    # Where INFO is not permitted, the first WAIT will show it.
+    connected = parse_info(reply).get("connected_slaves")
+    if connected is not None and int(connected) < needed:
+        return (
+            f"{connected} of {needed} replicas are connected: callbacks go to the spool until they are there"
+        )
     return ""

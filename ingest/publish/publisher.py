@@ -1,19 +1,19 @@
-"""Group commit: callbacks onto their partition's stream, many in one round trip.
+"""Group commit: appends callbacks to their partition's stream, many in one round trip.
 
-- What gathers during a loop tick goes out together; while BATCHES_MAX are under way, more gathers: one write,
-  one read and one wake-up for many callbacks, and no timer that would add to the latency.
-- A callback counts as taken only by its own reply: one can be refused (OOM) while others are taken; where
-  MASKLINE_DURABILITY asks for more, only if the reply of the batch's last command says so too.
-- A request's batch without replies in time is given up: its callbacks go elsewhere. The connection stays, since the
-  replies may come late: then the server is slow, and what is spooled goes there all the same. A page of the spool
-  waits for PATIENCE_S, after which the connection counts as dead.
-- What the server did is unknown where it has not answered, so nobody hears "taken"; if it was, the repeat is a
-  duplicate to the worker. COPIES_MAX bounds how often one callback is repeated for it.
-- A loop that stood still has not read the replies that are there: no deadline is believed at the first look.
-- What was not taken is handed on with the futures that wait for it (`on_refused`), to whoever keeps it elsewhere.
-- A failure of the whole server opens the breaker, and what gathers then is handed on at once.
+- What gathers during a loop tick goes out together; while BATCHES_MAX are under way, more gathers. So many callbacks
+  cost one write, one read and one wake-up, and no timer adds to the latency.
+- A callback counts as taken only by its own reply: one can be refused (OOM) while others are taken. Where
+  MASKLINE_DURABILITY asks for more, the reply of the batch's last command must say so too.
+- A request's batch without replies in time is given up: its callbacks go elsewhere. The connection stays open, since
+  the replies may come late: then the server is slow, and spooled callbacks go there all the same. A page of the spool
+  waits for SILENCE_TIMEOUTS_S, after which the connection counts as dead.
+- A server that has not answered may or may not have stored a batch, so nobody is told "taken". If it has, the repeat is
+  a duplicate to the worker. COPIES_MAX bounds how often one callback is repeated for that reason.
+- A callback that was not taken is handed on with its completion (`on_refused`), for another place to keep it.
+- A failure of the whole server opens the circuit breaker, and what gathers then is handed on at once.
 
-`_settle` is the only place where the outcome of a batch that was sent is decided.
+`_on_replies` is the only place where the outcome of a batch that was sent is decided; `ingest.publish.batch` says when
+a deadline is believed.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ from maskline.ingest.outcome import (
     OnRefused,
     refusal,
 )
+from maskline.ingest.publish.batch import Batch
 from maskline.ingest.publish.circuit_breaker import CircuitBreaker
 from maskline.ingest.publish.durability import Durability
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
@@ -46,65 +47,27 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 
 BATCHES_MAX: Final = 4
-"""Under way at once. With two, what comes meanwhile waits for a trip to end before its own begins, a tenth more at p50
-under half load. More make batches smaller: four cost a fiftieth of what it takes at its most."""
+"""Under way at once. With two, what comes meanwhile waits for a round trip to end before its own begins, a tenth more
+at p50 under half load. More make batches smaller: four cost a fiftieth of the maximum throughput."""
 
-PATIENCE_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
-"""How long a connection may be silent with something under way. The first finds a dead connection soon; each next one
-holds after a connection that was cut for its silence, until the server answers in time: it may only be slow."""
-COPIES_MAX: Final = 1 + len(PATIENCE_S)
-"""Of one callback in the stream, from a server that answers within the last of PATIENCE_S: one by the request that did
-not wait for the reply, and one by each page whose connection was cut. (A connection that others cut costs one more.)"""
-LOOK_AGAIN_S: Final = 0.05
-"""Between looks at an overdue batch: time to read what has come while the loop stood still."""
-LOOKS_MAX: Final = 5
-"""A loop that is late at every look is overloaded for good; then the requests are not to wait any longer."""
-APPENDED_MAX: Final = 8192
-"""Rows remembered as appended and not confirmed: more than a page of each journal there usually is."""
-
-
-class _Batch:
-    """Callbacks that go out together, and who waits for them."""
-
-    __slots__ = (
-        "completions",
-        "first_at",
-        "given_up",
-        "known",
-        "look_at",
-        "looks",
-        "page",
-        "partition_hashes",
-        "replies",
-        "sent_at",
-        "size_bytes",
-        "timer",
-        "values",
-    )  # fmt: skip
-
-    def __init__(self, first_at: float) -> None:
-        self.partition_hashes: list[int] = []
-        self.values: list[bytes] = []
-        self.completions: Completions = []
-        self.page: asyncio.Future[list[str]] | None = None
-        """Who waits instead for the whole batch."""
-        self.known: list[bool] = []
-        """Of a page: which of its rows were appended before, and lack only the confirmation."""
-        self.size_bytes = 0
-        self.first_at = first_at
-        self.sent_at = first_at
-        self.timer: asyncio.TimerHandle | None = None
-        self.replies: asyncio.Future[list[Any]] | None = None
-        self.looks = 0
-        self.look_at = 0.0
-        self.given_up = False
-        """Its callbacks went elsewhere, and only whether the server answers is of interest."""
+SILENCE_TIMEOUTS_S: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""How long a connection may be silent with something under way. The first finds a dead connection soon. Each next one
+applies after a connection that was cut for its silence, until the server answers in time: it may only be slow."""
+COPIES_MAX: Final = 1 + len(SILENCE_TIMEOUTS_S)
+"""Of one callback in the stream, from a server that answers within the last of SILENCE_TIMEOUTS_S: one by the request
+that did not wait for the reply, and one by each page whose connection was cut. (A connection that others cut costs one
+more.)"""
+UNCONFIRMED_ROWS_MAX: Final = 8192
+"""Rows remembered as appended and not confirmed: more than a page of each spool file there usually is."""
 
 
 class Publisher:
-    """Appends callbacks to their streams on one server, over whatever link it was given last."""
+    """Appends callbacks to their streams on one server, over the connection it was given last.
 
-    def __init__(self, settings: Settings, metrics: Metrics, in_flight: InFlight | None = None) -> None:
+    `in_flight`: counts the process's callbacks that await an outcome, these among them.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, in_flight: InFlight) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._timeout_s = settings.publish_timeout_ms / 1000
@@ -112,21 +75,22 @@ class Publisher:
         keys = Keys(settings.namespace)
         self._partitions = settings.partitions
         self._prefixes = [_xadd_prefix(keys.callbacks(number)) for number in range(settings.partitions)]
-        self._redis: PipelinedConnection | None = None
-        self._patience = 0
-        """Which of PATIENCE_S."""
-        self._sent: list[_Batch] = []
+        self._connection: PipelinedConnection | None = None
+        self._silence_level = 0
+        """Which of SILENCE_TIMEOUTS_S applies."""
+        self._sent: list[Batch] = []
         self._given_up = 0
-        """Of these, how many are given up."""
-        self._appended: set[tuple[int, bytes]] = set()
-        """Rows of pages that this link has appended, and the server has not confirmed as durable."""
-        self._gathering: _Batch | None = None
+        """How many of these are given up."""
+        self._unconfirmed: set[tuple[int, bytes]] = set()
+        """Rows of pages that this connection has appended, and the server has not confirmed as durable."""
+        self._gathering: Batch | None = None
         self._sending_soon = False
-        self.on_refused: OnRefused = _tell_waiters
+        self.on_refused: OnRefused = _fail_all
+        """Takes over callbacks that were not taken."""
         self.on_moved: Callable[[], None] = lambda: None
         """Called when the server says that a partition is on another one."""
         self.breaker = CircuitBreaker()
-        self.in_flight = InFlight() if in_flight is None else in_flight
+        self.in_flight = in_flight
         # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
         # meanwhile waits for one more, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
@@ -135,65 +99,71 @@ class Publisher:
         self.accepts_pages = False
         """Connected, and not known to refuse: pages of the spool may be published, though it may take long."""
         self._was_slow = False
-        self.reply_s = 0.0
+        self.late_reply_s = 0.0
         """How long the last reply took that came late."""
         self.on_slow: Callable[[], None] = lambda: None
         """Called when the server turns out to be slow, and when that is over."""
 
     @property
     def connected(self) -> bool:
-        return self._redis is not None
+        """Whether there is a connection to publish over."""
+        return self._connection is not None
 
     @property
     def batches_under_way(self) -> int:
+        """Batches that were sent and not answered, those that were given up among them."""
         return len(self._sent)
 
     @property
     def slow(self) -> bool:
-        """It takes what it is given, but later than a request may wait."""
+        """Whether the server takes callbacks, but later than a request may wait."""
         return self.breaker.state == "slow"
 
     @property
     def in_time_s(self) -> float:
+        """How long replies may take to be of use to a request, in seconds."""
         return self._durability.in_time_s
 
-    def attach(self, redis: PipelinedConnection) -> None:
-        """Publish over this link from now on."""
-        self._redis = redis
-        self._appended.clear()
+    def attach(self, connection: PipelinedConnection) -> None:
+        """Publish over this connection from now on."""
+        self._connection = connection
+        self._unconfirmed.clear()
         self.breaker.connected()
         self._refresh()
 
     def detach(self) -> None:
-        """Publish nothing until the next link. What is under way fails by the old, what gathers here."""
-        redis, self._redis = self._redis, None
-        if redis is not None and redis.timed_out:
-            self._patience = min(self._patience + 1, len(PATIENCE_S) - 1)
-        self._on_failure(_loss(redis))
+        """Publish nothing until the next connection. What is under way fails by the old one, what gathers here."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.timed_out:
+            self._silence_level = min(self._silence_level + 1, len(SILENCE_TIMEOUTS_S) - 1)
+        self._on_failure(_loss_code(connection))
 
     @property
     def probe_due(self) -> bool:
-        """Whether `may_probe` would say yes."""
+        """Whether `try_probe` would grant a probe."""
         # What is given up and may still be answered is a probe already.
-        return self._redis is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
+        return (
+            self._connection is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
+        )
 
     def try_probe(self) -> bool:
-        """Whether, though not ready, the next batch may try: then it has to."""
+        """Whether, though not `ready`, the caller may publish one batch as a probe; granted, it has to."""
         return self.probe_due and self.breaker.try_probe(self._loop.time())
 
     def publish(self, partition_hash: int, value: bytes) -> asyncio.Future[None]:
-        """Append the value to the stream of the route's partition; the future is done once it is taken.
+        """Append a callback to the stream of its partition; the future is done once the server has taken it.
 
-        Raises NotKeptError without a link. What is not taken later goes to `on_refused`.
+        `partition_hash`: the CRC-32 of the SessionUUID. `value`: the msgpack of a RawCallback. Raises NotStoredError
+        without a connection; what is not taken later goes to `on_refused`.
         """
-        if self._redis is None:
+        if self._connection is None:
             raise NotStoredError(AWAY)
         completion: asyncio.Future[None] = self._loop.create_future()
         self.publish_for(completion, partition_hash, value)
         return completion
 
     def publish_for(self, completion: Completion, partition_hash: int, value: bytes) -> None:
-        """The same for somebody who waits already; there must be a link."""
+        """Like `publish`, but completes an existing completion. There must be a connection."""
         batch = self._gathering
         if batch is None:
             batch = self._gathering = self._begin()
@@ -209,46 +179,46 @@ class Publisher:
         batch.completions.append(completion)
 
     def publish_page(self, rows: Sequence[tuple[int, bytes]]) -> asyncio.Future[list[str]]:
-        """Append these (route, value) as a batch of their own, in their order, however long the server takes.
+        """Append these (partition_hash, value) rows as one batch, in their order, however long the server takes.
 
-        The future holds a code for each, empty where it was taken, and never fails. What this connection has appended
-        before, and was not durable yet, is not appended again: it is only confirmed.
+        The future never fails: it holds a code for each row, empty where it was taken. Rows that this connection has
+        appended before without a confirmation are not appended again: they are only confirmed.
         """
         page: asyncio.Future[list[str]] = self._loop.create_future()
-        if self._redis is None:
+        if self._connection is None:
             page.set_result([AWAY] * len(rows))
             return page
-        batch = _Batch(self._loop.time())
+        batch = Batch(self._loop.time())
         batch.page = page
-        batch.known = [row in self._appended for row in rows]
+        batch.known = [row in self._unconfirmed for row in rows]
         fresh = [row for row, known in zip(rows, batch.known, strict=True) if not known]
         batch.partition_hashes = [partition_hash for partition_hash, _ in fresh]
         batch.values = [value for _, value in fresh]
-        self._send(batch, self._redis)
+        self._send(batch, self._connection)
         return page
 
-    def _begin(self) -> _Batch:
-        batch = _Batch(self._loop.time())
-        # Of a slow server only those ask whom the spool cannot help: late is better than not at all.
-        timeout_s = max(self._timeout_s, PATIENCE_S[0]) if self.slow else self._timeout_s
-        batch.timer = self._loop.call_later(timeout_s, self._overdue, batch)
+    def _begin(self) -> Batch:
+        batch = Batch(self._loop.time())
+        # A slow server is asked only by requests that the spool cannot help: late is better than not at all.
+        timeout_s = max(self._timeout_s, SILENCE_TIMEOUTS_S[0]) if self.slow else self._timeout_s
+        batch.timer = self._loop.call_later(timeout_s, self._on_deadline, batch)
         return batch
 
     def _send_gathered(self) -> None:
         self._sending_soon = False
-        batch, redis = self._gathering, self._redis
-        if batch is None or redis is None:
+        batch, connection = self._gathering, self._connection
+        if batch is None or connection is None:
             return
         self._gathering = None
         self._metrics.batch_size.observe(len(batch.values))
-        self._send(batch, redis)
+        self._send(batch, connection)
 
-    def _send(self, batch: _Batch, redis: PipelinedConnection) -> None:
+    def _send(self, batch: Batch, connection: PipelinedConnection) -> None:
         batch.sent_at = self._loop.time()
         self._sent.append(batch)
         prefixes, partitions, confirm = self._prefixes, self._partitions, self._durability.command
         if confirm and not self.ready:
-            confirm = self._durability.patient
+            confirm = self._durability.page_command
         commands = [
             b"%b$%d\r\n%b\r\n" % (prefixes[partition_hash % partitions], len(value), value)
             for partition_hash, value in zip(batch.partition_hashes, batch.values, strict=True)
@@ -257,109 +227,94 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
-        patience_s = max(PATIENCE_S[self._patience], 2 * self._timeout_s)
-        batch.replies = redis.send(b"".join(commands), count, timeout_s=patience_s, at_once=True)
-        batch.replies.add_done_callback(partial(self._on_replies, batch, redis))
+        silence_s = max(SILENCE_TIMEOUTS_S[self._silence_level], 2 * self._timeout_s)
+        batch.replies = connection.send(b"".join(commands), count, timeout_s=silence_s, at_once=True)
+        batch.replies.add_done_callback(partial(self._on_replies, batch, connection))
 
     def _on_replies(
-        self, batch: _Batch, redis: PipelinedConnection, future: asyncio.Future[list[Any]]
+        self, batch: Batch, connection: PipelinedConnection, future: asyncio.Future[list[Any]]
     ) -> None:
-        """The outcome of a batch that was sent."""
+        """Decide the outcome of a batch that was sent."""
         self._sent.remove(batch)
         self._given_up -= batch.given_up
         self._release(batch)
         if future.exception() is not None:
-            loss = _loss(redis)
+            loss = _loss_code(connection)
             self._refuse(batch, [loss] * len(batch.values), loss)
             self._metrics.batch_failures[loss] += 1
             self._on_failure(loss)
         else:
             self._metrics.publish_s.observe(self._loop.time() - batch.first_at)
-            self._read(batch, future.result())
+            self._read_replies(batch, future.result())
         if self._gathering is not None and not self._sending_soon and len(self._sent) < self._batches_max:
             self._send_gathered()
 
-    def _read(self, batch: _Batch, replies: list[Any]) -> None:
+    def _read_replies(self, batch: Batch, replies: list[Any]) -> None:
         confirmation = replies.pop() if self._durability.command else None
         durable = confirmation is None or self._durability.reached(confirmation)
         if durable and all([reply.__class__ is bytes for reply in replies]):  # noqa: C419 - a list is the faster
-            self._taken(batch)
+            self._complete(batch)
             if self.breaker.state != "closed":
-                self.breaker.succeeded(self._share(batch))
+                self.breaker.succeeded(self._latency_share(batch))
                 self._refresh()
             return
         otherwise = "" if durable else NOT_DURABLE
         codes = [otherwise if reply.__class__ is bytes else refusal(reply) for reply in replies]
-        self._remember(batch, codes)
+        self._remember_unconfirmed(batch, codes)
         self._refuse(batch, codes, otherwise)
         refusals = {*codes, otherwise} - {""}
         self._metrics.batch_failures.update(refusals)
-        for code in sorted(
-            refusals, key=OF_THE_SERVER.__contains__
-        ):  # what opens the breaker has the last word
-            self._on_failure(code, self._share(batch))
+        # What opens the breaker has the last word.
+        for code in sorted(refusals, key=OF_THE_SERVER.__contains__):
+            self._on_failure(code, self._latency_share(batch))
         if not refusals.isdisjoint(MOVED):
             self.on_moved()
         # An append-only file that was switched off is an error; the checks of the next connection tell which.
         switched_off = isinstance(confirmation, hiredis.ReplyError)
-        if self._redis is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
-            self._redis.close()
+        if self._connection is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
+            self._connection.close()
 
-    def _share(self, batch: _Batch) -> float:
-        """How long the replies took, as a share of what a request waits for them."""
+    def _latency_share(self, batch: Batch) -> float:
+        """How long the replies took, as a share of the time that a request waits for them."""
         took_s = self._loop.time() - batch.sent_at
         share = took_s / self._durability.in_time_s
         if share > 1.0:
-            self.reply_s = took_s
+            self.late_reply_s = took_s
         else:
-            self._patience = 0
+            self._silence_level = 0
         return share
 
-    def _remember(self, batch: _Batch, codes: list[str]) -> None:
-        """Note what a page has appended, and what was not durable: it lies in the stream."""
+    def _remember_unconfirmed(self, batch: Batch, codes: list[str]) -> None:
+        """Note which rows of a page lie in the stream without being durable."""
         if batch.page is None:
             return
-        if len(self._appended) > APPENDED_MAX:
-            self._appended.clear()
+        if len(self._unconfirmed) > UNCONFIRMED_ROWS_MAX:
+            self._unconfirmed.clear()
         rows = zip(batch.partition_hashes, batch.values, codes, strict=True)
-        self._appended.update(
-            (partition_hash, value) for partition_hash, value, code in rows if code == NOT_DURABLE
-        )
+        self._unconfirmed.update((hash_, value) for hash_, value, code in rows if code == NOT_DURABLE)
 
-    def _taken(self, batch: _Batch) -> None:
+    def _complete(self, batch: Batch) -> None:
+        """Complete a batch that was taken as a whole."""
         if batch.page is not None:
-            if self._appended and any(batch.known):
-                self._appended.clear()
-            if not batch.page.done():
-                batch.page.set_result([""] * len(batch.known))
+            if self._unconfirmed and any(batch.known):
+                self._unconfirmed.clear()
+            batch.complete_page([""] * len(batch.values), "")
             return
         for completion in batch.completions:
-            if not completion.done():  # whoever waited was cancelled
+            if not completion.done():  # its request was cancelled
                 completion.set_result(None)
 
-    def _refuse(self, batch: _Batch, codes: list[str], otherwise: str) -> None:
-        """Tell what was taken of a batch, and hand on what was not; `otherwise`: for what it did not append again."""
+    def _refuse(self, batch: Batch, codes: list[str], otherwise: str) -> None:
+        """Complete what was taken of a batch, and hand on what was not.
+
+        `otherwise`: the code of rows of a page that were not appended again.
+        """
         if batch.given_up:
             return
         if batch.page is not None:
-            if not batch.page.done():
-                fresh = iter(codes)
-                batch.page.set_result([otherwise if known else next(fresh) for known in batch.known])
+            batch.complete_page(codes, otherwise)
             return
-        refused: dict[str, tuple[Completions, list[int], list[bytes]]] = {}
-        for completion, partition_hash, value, code in zip(
-            batch.completions, batch.partition_hashes, batch.values, codes, strict=True
-        ):
-            if completion.done():
-                continue
-            if not code:
-                completion.set_result(None)
-                continue
-            completions, partition_hashes, values = refused.setdefault(code, ([], [], []))
-            completions.append(completion)
-            partition_hashes.append(partition_hash)
-            values.append(value)
-        for code, (completions, partition_hashes, values) in refused.items():
+        for code, (completions, partition_hashes, values) in batch.complete(codes).items():
             self.on_refused(code, completions, partition_hashes, values)
 
     def _on_failure(self, code: str, share: float = 0.0) -> None:
@@ -372,55 +327,52 @@ class Publisher:
             self._refuse(batch, [self.breaker.reason or AWAY] * len(batch.values), "")
 
     def _refresh(self) -> None:
-        state, linked = self.breaker.state, self._redis is not None
-        self.ready = linked and state == "closed"
-        self.accepts_pages = linked and state in {"closed", "slow"}
+        """Derive `ready` and `accepts_pages` from the breaker and the connection."""
+        state, connected = self.breaker.state, self._connection is not None
+        self.ready = connected and state == "closed"
+        self.accepts_pages = connected and state in {"closed", "slow"}
         if self._was_slow != (state == "slow"):
             self._was_slow = state == "slow"
             self.on_slow()
 
-    def _release(self, batch: _Batch) -> None:
+    def _release(self, batch: Batch) -> None:
+        """Stop the batch's deadline, and take its callbacks off the count of those in flight."""
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
         self.in_flight.callbacks -= len(batch.completions)
         self.in_flight.size_bytes -= batch.size_bytes
 
-    def _overdue(self, batch: _Batch) -> None:
-        """A batch has no replies in time, as it seems."""
+    def _on_deadline(self, batch: Batch) -> None:
+        """A batch seems to have no replies in time: check again, or give up all that is under way."""
         batch.timer = None
-        if batch.replies is not None and batch.replies.done():
-            return  # `_settle` is about to run
-        now = self._loop.time()
-        # Once more where this was the first look, or the loop was late for it: replies that are there are read by then.
-        if batch.looks < LOOKS_MAX and (not batch.looks or now > batch.look_at + LOOK_AGAIN_S):
-            batch.looks += 1
-            batch.look_at = max(now + LOOK_AGAIN_S, batch.sent_at + self._timeout_s / 2)
-            batch.timer = self._loop.call_at(batch.look_at, self._overdue, batch)
+        if batch.answered:
+            return  # `_on_replies` is about to run
+        check_at = batch.next_check_at(self._loop.time(), self._timeout_s)
+        if check_at is not None:
+            batch.timer = self._loop.call_at(check_at, self._on_deadline, batch)
             return
         self._metrics.batch_failures[TIMEOUT] += 1
         for under_way in list(self._sent):
             self._give_up(under_way)
         self._on_failure(TIMEOUT)
 
-    def _give_up(self, batch: _Batch) -> None:
-        """Hand on a request's batch that the server has not answered. In order of arrival: all before what gathers."""
-        answered = batch.replies is not None and batch.replies.done()
-        if batch.page is not None or batch.given_up or answered:
+    def _give_up(self, batch: Batch) -> None:
+        """Hand on a request's batch that the server has not answered. In order of arrival: before what gathers."""
+        if batch.page is not None or batch.given_up or batch.answered:
             return
         self._release(batch)
         self._refuse(batch, [TIMEOUT] * len(batch.values), "")
-        batch.given_up = True
+        batch.give_up()
         self._given_up += 1
-        batch.completions, batch.partition_hashes, batch.values, batch.size_bytes = [], [], [], 0
 
 
-def _loss(redis: PipelinedConnection | None) -> str:
-    """What the loss of a link is called."""
-    return TIMEOUT if redis is not None and redis.timed_out else AWAY
+def _loss_code(connection: PipelinedConnection | None) -> str:
+    """The code for the loss of a connection."""
+    return TIMEOUT if connection is not None and connection.timed_out else AWAY
 
 
-def _tell_waiters(code: str, completions: Completions, _routes: list[int], _values: list[bytes]) -> None:
+def _fail_all(code: str, completions: Completions, _hashes: list[int], _values: list[bytes]) -> None:
     for completion in completions:
         # Each its own: a shared exception would gather the tracebacks of all who await it.
         completion.set_exception(NotStoredError(code))

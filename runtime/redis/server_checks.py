@@ -83,8 +83,7 @@ async def inspect_server(connection: PipelinedConnection) -> ServerReport:
     *sections, configured = await connection.send(b"".join(asked), len(asked))
     info: dict[str, str] = {}
     for section in sections:
-        if isinstance(section, bytes):
-            info |= parse_info(section.decode(errors="replace"))
+        info |= parse_info(section)
     save = None
     if (
         isinstance(configured, list) and len(configured) == 2 and isinstance(configured[1], bytes)
@@ -97,9 +96,12 @@ async def inspect_server(connection: PipelinedConnection) -> ServerReport:
 # The pure part
 
 
-def parse_info(text: str) -> dict[str, str]:
-    """The fields of INFO; lines that are none are passed over."""
-    pairs = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+def parse_info(reply: Any) -> dict[str, str]:
+    """The fields of a reply to INFO; none where the server refused it. Lines without a field are passed over."""
+    if not isinstance(reply, bytes):
+        return {}
+    lines = reply.decode(errors="replace").splitlines()
+    pairs = (line.partition(":") for line in lines if not line.startswith("#"))
     return {name: value.strip() for name, colon, value in pairs if colon}
 
 

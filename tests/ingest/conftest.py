@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,8 @@ from typing import Any
 import ingest_kit
 import pytest
 from ingest_processes import Process
+
+sys.path.append(str(Path(__file__).parents[1] / "chaos"))  # its proxy stands between a node and Redis
 
 
 @pytest.fixture(autouse=True)

@@ -204,7 +204,7 @@ async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spoo
 async def test_a_redis_that_answers_too_late_leaves_few_duplicates(
     own_redis, namespace, timeout_ms, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.publish.publisher.PATIENCE_S", (0.2, 0.4, 0.8))
+    monkeypatch.setattr("maskline.ingest.publish.publisher.SILENCE_TIMEOUTS_S", (0.2, 0.4, 0.8))
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
     async with inside(settings) as it:
         own_redis.pause()

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 from ingest_kit import node_settings, until
+from proxy import Proxy
 
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import InFlight, NotStoredError
 from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import BATCHES_MAX, Publisher
-from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
@@ -139,7 +139,7 @@ async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_r
         await publisher.publish(0, b"v")
 
 
-async def test_something_that_is_no_redis_is_survived(redis_server, namespace, monkeypatch):
+async def test_publisher_survives_a_server_that_is_no_redis(redis_server, namespace):
     """An echo is what a connection to oneself looks like, which the kernel makes of a port nobody listens on."""
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -149,20 +149,19 @@ async def test_something_that_is_no_redis_is_survived(redis_server, namespace, m
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    metrics = Metrics()
-    settings = node_settings(f"redis://127.0.0.1:{port}/0", namespace)
-    pool = PublisherPool(settings, metrics, InFlight(), BackgroundTasks(), name="test")
-    (connection,) = pool.connections
-    publisher = connection.publisher
+    proxy = Proxy(server.sockets[0].getsockname()[1])
+    await proxy.start()
+    settings = node_settings(f"redis://127.0.0.1:{proxy.port}/0", namespace)
+    pool = PublisherPool(settings, Metrics(), InFlight(), BackgroundTasks(), name="test")
     try:
         await pool.start()
-        await until(lambda: "no Redis answers" in connection.error)
-        assert not publisher.connected
-        monkeypatch.setattr(connection, "_store", RedisEndpoint(node_settings(redis_server.url, namespace)))
-        await until(lambda: publisher.connected)
+        await until(lambda: "no Redis answers" in pool.details().get("reason", ""))
+        assert not pool.connected
+        proxy.server_port = redis_server.port
+        await until(lambda: pool.connected)
     finally:
         await pool.stop()
+        await proxy.stop()
         server.close()
 
 

@@ -166,4 +166,4 @@ async def test_a_password_changed_in_the_file_is_taken_up_without_a_restart(
         settings = load_settings({}, namespace=namespace, partitions=4)
         await until(lambda: len(stored(client, settings)) == 6)
         assert await asyncio.to_thread(process.kill, 15) == 0
-        assert "has changed and is used from now on" in process.log
+        assert "redis url file reloaded" in process.log

@@ -93,7 +93,7 @@ def test_a_server_that_tells_nothing():
 
 def test_the_text_of_info_is_read_whatever_its_line_ends_and_oddities():
     text = "# Server\r\nredis_version:8.2.3\r\n\r\nconfig_file:/a:b\nno colon\r\nmaxmemory:\r\n"
-    assert parse_info(text) == {"redis_version": "8.2.3", "config_file": "/a:b", "maxmemory": ""}
+    assert parse_info(text.encode()) == {"redis_version": "8.2.3", "config_file": "/a:b", "maxmemory": ""}
     assert codes(judge(GOOD | {"maxmemory": "", "used_memory": "-1"}, "")) == ["warning not_inspected"]
 
 
@@ -117,7 +117,7 @@ async def inspect(url):
 
 async def test_a_server_as_it_should_be_and_what_becomes_of_it(server):
     report = await inspect(server.url)
-    said = parse_info(plain_reply(server.port, "INFO", "server").decode())
+    said = parse_info(plain_reply(server.port, "INFO", "server"))
     assert report.version in (f"Valkey {said.get('valkey_version')}", f"Redis {said['redis_version']}")
     assert report.version.startswith("Valkey") == ("valkey_version" in said)
     assert report.findings == ()

@@ -1,0 +1,103 @@
+"""One batch of callbacks on its way to Redis: what it holds, who awaits it, and when its deadline is believed.
+
+A batch is either what requests have gathered, each callback with its completion, or a page of the spool, with one
+future for the whole page.
+
+An event loop that stood still has not read the replies that are there. So no deadline is believed at the first check:
+the batch is checked again DEADLINE_RECHECK_S later, when replies that have come are read.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from maskline.ingest.outcome import Completions
+
+DEADLINE_RECHECK_S: Final = 0.05
+"""Between two checks of an overdue batch: time to read what has come while the loop stood still."""
+DEADLINE_CHECKS_MAX: Final = 5
+"""A loop that is late at every check is overloaded for good; then the requests are not to wait any longer."""
+
+Refused = tuple[Completions, list[int], list[bytes]]
+"""Callbacks that were refused for one reason: completions, partition hashes, values."""
+
+
+class Batch:
+    """Callbacks that go out together, and who awaits them. `first_at`: when it was begun, by the loop's clock."""
+
+    __slots__ = (
+        "check_at",
+        "checks",
+        "completions",
+        "first_at",
+        "given_up",
+        "known",
+        "page",
+        "partition_hashes",
+        "replies",
+        "sent_at",
+        "size_bytes",
+        "timer",
+        "values",
+    )
+
+    def __init__(self, first_at: float) -> None:
+        self.partition_hashes: list[int] = []
+        self.values: list[bytes] = []
+        self.completions: Completions = []
+        self.page: asyncio.Future[list[str]] | None = None
+        """Awaits the whole batch where it is a page of the spool."""
+        self.known: list[bool] = []
+        """For each row of a page: whether it was appended before, and lacks only the confirmation."""
+        self.size_bytes = 0
+        self.first_at = first_at
+        self.sent_at = first_at
+        self.timer: asyncio.TimerHandle | None = None
+        self.replies: asyncio.Future[list[Any]] | None = None
+        self.checks = 0
+        """How often its deadline was checked."""
+        self.check_at = 0.0
+        self.given_up = False
+        """Its callbacks went elsewhere; it only tells whether the server still answers."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether its replies are there, though perhaps not handled yet."""
+        return self.replies is not None and self.replies.done()
+
+    def next_check_at(self, now: float, timeout_s: float) -> float | None:
+        """Check the deadline: when to check again, by the loop's clock; None where the batch is overdue.
+
+        It is checked again where this was the first check, or where the loop was late for this one.
+        """
+        if self.checks >= DEADLINE_CHECKS_MAX or (self.checks and now <= self.check_at + DEADLINE_RECHECK_S):
+            return None
+        self.checks += 1
+        self.check_at = max(now + DEADLINE_RECHECK_S, self.sent_at + timeout_s / 2)
+        return self.check_at
+
+    def complete_page(self, codes: list[str], known_code: str) -> None:
+        """Complete a page: `codes` has one for each row that was appended, `known_code` is that of all others."""
+        if self.page is not None and not self.page.done():
+            fresh = iter(codes)
+            self.page.set_result([known_code if known else next(fresh) for known in self.known])
+
+    def complete(self, codes: list[str]) -> dict[str, Refused]:
+        """Complete the callbacks with an empty code. Returns the others by code, which still await an outcome."""
+        refused: dict[str, Refused] = {}
+        rows = zip(self.completions, self.partition_hashes, self.values, codes, strict=True)
+        for completion, partition_hash, value, code in rows:
+            if completion.done():
+                continue
+            if not code:
+                completion.set_result(None)
+                continue
+            completions, partition_hashes, values = refused.setdefault(code, ([], [], []))
+            completions.append(completion)
+            partition_hashes.append(partition_hash)
+            values.append(value)
+        return refused
+
+    def give_up(self) -> None:
+        """Drop the callbacks, which went elsewhere; the replies are still awaited."""
+        self.given_up = True
+        self.completions, self.partition_hashes, self.values, self.size_bytes = [], [], [], 0
