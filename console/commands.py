@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Final, NamedTuple
 
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 
 
 class Command(NamedTuple):
@@ -42,9 +42,9 @@ def dispatch(argv: list[str]) -> int:
     return code
 
 
-def _parser() -> Parser:
+def _parser() -> CommandParser:
     width = max(map(len, COMMANDS))
-    parser = Parser(
+    parser = CommandParser(
         prog="maskline",
         usage="maskline COMMAND [options]",
         description="Takes in Plivo Number Masking callbacks and hands them to your handlers, in order.",

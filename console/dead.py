@@ -19,7 +19,7 @@ from maskline.console.arguments import positive
 from maskline.console.inquiry import Inquiry, about, ask
 from maskline.console.letters import all_letters, decode_entry, latest_letters
 from maskline.console.tables import print_table
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, get_logger
 from maskline.schemas.callback import RawCallback, decode_callback
 from maskline.schemas.decode import parameter_pairs
@@ -61,8 +61,10 @@ def main(argv: list[str]) -> int:
     return command
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="maskline dead", description="The callbacks that could not be handled, and why.")
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="maskline dead", description="The callbacks that could not be handled, and why."
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     listing = commands.add_parser("list", help="all dead letters, oldest first")
     listing.add_argument("--json", action="store_true", help="an array of objects")

@@ -28,10 +28,10 @@ from maskline.console.simulate.command import DEFAULT_URL
 from maskline.console.simulate.player import Target
 from maskline.console.view import Counts, View
 from maskline.ingest.node import IngestNode
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.net.binding import is_free
-from maskline.runtime.process import run
+from maskline.runtime.process.run import run
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
@@ -46,7 +46,7 @@ READY_POLL_S: Final = 0.02
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(
+    parser = CommandParser(
         prog="maskline dev",
         description="Run everything in this terminal: an embedded Valkey (unless MASKLINE_REDIS_URL is set), "
         "ingest, a worker, and a view of what arrives and how it was put in order.",

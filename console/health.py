@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import msgspec
 
 from maskline.runtime.admin.port_notes import Note, read_notes
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, with_port
 from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
@@ -72,7 +72,7 @@ class Answer(NamedTuple):
 
 
 def end(argv: list[str]) -> NoReturn:
-    """Run the command as the process's own, without what `runtime.process.cli` needs, and exit as the contract says."""
+    """Run the command with `argv` and exit as `runtime.process.run.run_command` would, without its imports."""
     try:
         code = main(argv)
         sys.stdout.flush()
@@ -293,8 +293,8 @@ def _report(ok: bool, path: str, answers: Sequence[Answer]) -> dict[str, Any]:
     return {"ok": ok, "path": path, "processes": processes}
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="maskline health",
         description="Ask the processes of this machine, or container, that have the same settings how they are. "
         "Exit code 0 if all of them are well, 1 if one is not, or none is there.",

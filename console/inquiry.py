@@ -14,7 +14,7 @@ import msgspec
 
 from maskline.console.account import STATE_DIRECTORY
 from maskline.console.embedded import EmbeddedServer
-from maskline.runtime.process import run
+from maskline.runtime.process.run import run
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import Argument, PipelinedConnection, pack
 from maskline.runtime.redis.slots import SlotMap

@@ -3,7 +3,7 @@
 import sys
 from typing import Final
 
-from maskline.runtime.search_path import arrange
+from maskline.runtime.startup.search_path import arrange
 
 NODES: Final = ("dev", "ingest", "worker")
 """Commands that run until they are told to stop."""
@@ -15,17 +15,17 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         arrange()
         if sys.argv[1:2] and sys.argv[1] in NODES:
-            from maskline.runtime import first_signals  # noqa: PLC0415
+            from maskline.runtime.startup import early_signals  # noqa: PLC0415
 
-            first_signals.take()
+            early_signals.exit_on_signals()
         if sys.argv[1:2] == ["health"]:
             # A probe runs every few seconds: it does without what other commands load, most of which is the event loop.
             from maskline.console.health import end  # noqa: PLC0415
 
             end(sys.argv[2:])
     from maskline.console.commands import dispatch  # noqa: PLC0415
-    from maskline.runtime.process import cli  # noqa: PLC0415
+    from maskline.runtime.process.run import run_command  # noqa: PLC0415
 
     if argv is None:
-        cli(dispatch)
+        run_command(dispatch)
     return dispatch(argv)

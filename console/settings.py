@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
 
 _INTRODUCTION: Final = """\
@@ -33,7 +33,7 @@ that names it.
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(
+    parser = CommandParser(
         prog="maskline settings",
         description="Every setting with its present value, default, meaning and source; secrets are hidden.",
     )

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from maskline.console.inquiry import Inquiry, Question, about, ask
 from maskline.console.tables import plain_console, print_table
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.runtime.redis.pipeline import pack
 from maskline.runtime.redis.server_checks import MEMORY_HIGH, parse_info
 from maskline.schemas.errors import RedisUnavailableError
@@ -83,7 +83,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(
+    parser = CommandParser(
         prog="maskline status",
         description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives, "
         "callbacks wait in partitions that nobody owns, or Redis is nearly full.",

@@ -1,5 +1,5 @@
 """Ingest: HTTP in, Redis stream out."""
 
-from maskline.runtime.module_start import prepare
+from maskline.runtime.startup.module_start import prepare
 
 prepare("maskline.ingest")

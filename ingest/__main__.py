@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from typing import Final
 
 from maskline.ingest.node import IngestNode, cannot_listen
-from maskline.runtime import supervised
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.net.binding import ListenError, bind
-from maskline.runtime.process import cli, run
-from maskline.runtime.supervisor import supervise
+from maskline.runtime.process import supervisor_pipe
+from maskline.runtime.process.run import run, run_command
+from maskline.runtime.process.supervisor import supervise
 from maskline.schemas.settings import Settings, load_settings
 
 SILENT_KILL_S: Final = 15.0
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     async def serve(stop: asyncio.Event) -> int:
         node = IngestNode(settings, index=index, reuse_port=arguments.index is not None)
         await node.start()
-        supervised.came_up()
+        supervisor_pipe.report_up()
         try:
             await stop.wait()
         finally:
@@ -63,8 +63,8 @@ def _hold(hosts: str, port: int, held: ExitStack) -> int:
     return int(holders[0].getsockname()[1])
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="maskline ingest", description="Take Plivo's callbacks in.")
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="maskline ingest", description="Take Plivo's callbacks in.")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the port (default 1)")
     parser.add_argument("--host", help="addresses or names to listen on (MASKLINE_HOST)")
     parser.add_argument("--port", help="port to listen on (MASKLINE_PORT)")
@@ -73,4 +73,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_command(main)

@@ -1,7 +1,8 @@
 """Plivo Number Masking callbacks, none lost, each session's in order: what handler modules import.
 
 The events stand in `maskline.events`, the harness for tests in `maskline.testing`. The names here are imported when
-they are asked for: a process must import `maskline.runtime.search_path` first, and a health probe needs none of them.
+they are asked for: a process must import `maskline.runtime.startup.search_path` first, and a health probe needs none
+of them.
 """
 
 from typing import TYPE_CHECKING

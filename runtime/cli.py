@@ -6,7 +6,7 @@ from typing import NoReturn
 from maskline.schemas.errors import ConfigError
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """Wrong usage is a ConfigError, which the command line shows as one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:

@@ -1,5 +1,5 @@
 """The worker: a stream in, each session's events in order, handlers called."""
 
-from maskline.runtime.module_start import prepare
+from maskline.runtime.startup.module_start import prepare
 
 prepare("maskline.worker")

@@ -6,11 +6,11 @@ import gc
 from collections.abc import Awaitable
 from typing import Final
 
-from maskline.runtime import supervised
-from maskline.runtime.cli import Parser
+from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
-from maskline.runtime.process import EXIT_PROBLEM, cli, run
-from maskline.runtime.supervisor import SILENT_KILL_S, supervise
+from maskline.runtime.process import supervisor_pipe
+from maskline.runtime.process.run import EXIT_PROBLEM, run, run_command
+from maskline.runtime.process.supervisor import SILENT_KILL_S, supervise
 from maskline.schemas.settings import load_settings
 from maskline.worker.node import WorkerNode
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
     await node.start()
-    supervised.came_up()
+    supervisor_pipe.report_up()
     gc.set_threshold(GC_YOUNG_MAX)
     gc.freeze()  # what is there now stays
     failed = asyncio.create_task(node.failed())
@@ -57,8 +57,8 @@ async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
         await node.stop()
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="maskline worker", description="Put each session's events in order and run the handlers."
     )
     parser.add_argument("--processes", type=int, default=1, help="worker processes to run (default 1)")
@@ -67,4 +67,4 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    cli(main)
+    run_command(main)

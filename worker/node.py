@@ -43,7 +43,7 @@ from maskline.worker.streams.poller import Pollers
 
 STEP_MAX_S: Final = 0.5
 """For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a
-process has after its stop timeout (`runtime.process`)."""
+process has after its stop timeout (`runtime.process.run`)."""
 
 _log = get_logger("maskline.worker")
 

@@ -29,8 +29,8 @@ from maskline.console.simulate.plan import (
 from maskline.console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
 from maskline.console.simulate.report import Ledger, lines, report
 from maskline.console.simulate.sessions import SessionOptions
-from maskline.runtime.cli import Parser
-from maskline.runtime.process import run
+from maskline.runtime.cli import CommandParser
+from maskline.runtime.process.run import run
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import Settings, load_settings
 from maskline.schemas.settings.kinds import hide_secrets
@@ -95,8 +95,8 @@ async def _simulate(
     return 0 if tally.all_taken else 1
 
 
-def _parser() -> Parser:
-    parser = Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="maskline simulate",
         description="Play simulated masking sessions, signed as Plivo signs, against a URL. "
         "Exit code 0 if every callback was answered 200.",

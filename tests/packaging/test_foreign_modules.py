@@ -12,7 +12,7 @@ import pytest
 from process_kit import fleet
 from servers import free_port, wait_until
 
-from maskline.runtime import search_path
+from maskline.runtime.startup import search_path
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 RUN_AS_MODULE = [sys.executable, "-m"]

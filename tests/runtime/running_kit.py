@@ -60,7 +60,7 @@ PRELUDE = """
 import asyncio, os, signal, sys, threading, time
 if "no-uvloop" in sys.argv:
     sys.modules["uvloop"] = None
-from maskline.runtime import ending, process, signals, supervised, supervisor
+from maskline.runtime.process import run as process, signals, stop_deadline, supervisor, supervisor_pipe
 from maskline.runtime.logs import configure_logging
 from maskline.schemas.errors import *
 from maskline.schemas.settings import Settings

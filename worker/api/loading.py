@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
-from maskline.runtime import search_path
+from maskline.runtime.startup import search_path
 from maskline.schemas.errors import ConfigError
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.binding import HANDLED_TYPES, resources_by_parameter

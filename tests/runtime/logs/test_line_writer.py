@@ -231,11 +231,13 @@ def run(body):
 ENDS = {
     "an end": ("", 0),
     "an error": ("raise ValueError", 1),
-    "a complaint": (("from maskline.runtime.process import cli; from maskline.schemas.errors import ConfigError\n"
-                    "def main(argv): raise ConfigError('no')\ncli(main)"), 2),
+    "a complaint": (("from maskline.runtime.process.run import run_command\n"
+                    "from maskline.schemas.errors import ConfigError\n"
+                    "def main(argv): raise ConfigError('no')\nrun_command(main)"), 2),
     "what cannot be raised": ("class A:\n  def __del__(self): raise ValueError\nA()", 0),
     "a print": ("wait_for_no_reader()\nfor _ in range(10): print('x' * 10_000, file=sys.stderr)", 0),
-    "a hang at the stop": (("import asyncio\nfrom maskline.runtime import process\nprocess.GRACE_MS = 0\n"
+    "a hang at the stop": (("import asyncio\n"
+                            "from maskline.runtime.process import run as process\nprocess.GRACE_MS = 0\n"
                            "async def main(stop):\n  os.kill(os.getpid(), signal.SIGTERM)\n  time.sleep(60)\n"
                            "process.run(main, stop_timeout_ms=100)"), 1),
 }  # fmt: skip

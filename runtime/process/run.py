@@ -2,7 +2,7 @@
 
 SIGTERM and SIGINT ask `main` to stop; a second one ends the process at once with 130. What hangs at the stop (a
 blocked loop, a thread that never returns) is ended by a deadline, not by the patience of an operator. Several processes
-are `runtime.supervisor`'s.
+are `runtime.process.supervisor`'s.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn
 
-from maskline.runtime import supervised
-from maskline.runtime.ending import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from maskline.runtime.event_loop import loop_factory
 from maskline.runtime.logs import get_logger, say
 from maskline.runtime.net.descriptors import raise_limit
-from maskline.runtime.signals import Signals
+from maskline.runtime.process import supervisor_pipe
+from maskline.runtime.process.signals import Signals
+from maskline.runtime.process.stop_deadline import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from maskline.schemas.errors import ConfigError, MasklineError
 
 EXIT_PROBLEM: Final = 1
@@ -26,7 +26,7 @@ EXIT_KILLED: Final = 130
 """What shells give a command that Ctrl-C ended."""
 GRACE_MS: Final = 5000
 """On top of the stop timeout, for the closing of connections after the work has stopped."""
-PULSE_INTERVAL_S: Final = 0.5
+HEARTBEAT_INTERVAL_S: Final = 0.5
 """Between two looks at whether the signals are still ours, and two beats for the supervisor. Also bounds how late a
 signal is seen on an idle loop that was deprived of its wake-up descriptor."""
 
@@ -62,9 +62,9 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
         runner = asyncio.Runner(loop_factory=loop_factory(signals.look))
         try:
             loop = runner.get_loop()
-            pulse = _Pulse(loop, signals)
+            heartbeat = _Heartbeat(loop, signals)
             code = _run_to_its_end(loop, work, signals)
-            pulse.cancel()
+            heartbeat.cancel()
         finally:
             # Closing the loop joins the threads of its executor, and ends what tasks are left; one that hangs must keep
             # neither the process nor its exit code.
@@ -106,8 +106,8 @@ def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, i
                 _log.error("event loop interrupted", error=repr(error))
 
 
-class _Pulse:
-    """What the event loop does for the process every PULSE_INTERVAL_S."""
+class _Heartbeat:
+    """What the event loop does for the process every HEARTBEAT_INTERVAL_S."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, signals: Signals) -> None:
         self._loop = loop
@@ -118,14 +118,14 @@ class _Pulse:
         self._timer.cancel()
 
     def _turn(self) -> None:
-        self._timer = self._loop.call_later(PULSE_INTERVAL_S, self._turn)
-        supervised.beat()
+        self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._turn)
+        supervisor_pipe.report_beat()
         self._signals.look()
 
 
-def cli(main: Callable[[list[str]], int]) -> NoReturn:
+def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a command with the process's arguments and exit as the contract says."""
-    supervised.take_over()
+    supervisor_pipe.attach()
     try:
         code = main(sys.argv[1:])
         if sys.stdout is not None:  # closed from the start
@@ -148,5 +148,5 @@ def cli(main: Callable[[list[str]], int]) -> NoReturn:
 
 def _complain(error: MasklineError) -> None:
     text = " ".join(str(error).split())
-    if not supervised.failed(text):
+    if not supervisor_pipe.report_failure(text):
         say(f"maskline: {text}")

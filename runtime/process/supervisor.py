@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.process import EXIT_KILLED, EXIT_PROBLEM, EXIT_USAGE, GRACE_MS
-from maskline.runtime.signals import Signals
-from maskline.runtime.supervised import FAILED, REASON_MAX_BYTES, UP, VARIABLE
+from maskline.runtime.process.run import EXIT_KILLED, EXIT_PROBLEM, EXIT_USAGE, GRACE_MS
+from maskline.runtime.process.signals import Signals
+from maskline.runtime.process.supervisor_pipe import FAILED, REASON_MAX_BYTES, UP, VARIABLE
 from maskline.schemas.errors import ConfigError
 
 PROCESSES_MAX: Final = 256

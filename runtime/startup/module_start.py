@@ -15,10 +15,10 @@ def prepare(module: str) -> None:
     # While it looks for the module, sys.argv is "-m" and the module's own arguments.
     if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != module:
         return
-    from maskline.runtime.search_path import arrange  # noqa: PLC0415 - nobody else needs it
+    from maskline.runtime.startup.search_path import arrange  # noqa: PLC0415 - nobody else needs it
 
     arrange()
     # Only now, as its own imports must not be found in the working directory.
-    from maskline.runtime import first_signals  # noqa: PLC0415
+    from maskline.runtime.startup import early_signals  # noqa: PLC0415
 
-    first_signals.take()
+    early_signals.exit_on_signals()

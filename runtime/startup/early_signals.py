@@ -8,7 +8,7 @@ import os
 import signal
 
 
-def take() -> None:
-    """End this process by SIGTERM or SIGINT, until `runtime.signals` has them."""
+def exit_on_signals() -> None:
+    """End this process by SIGTERM or SIGINT, until `runtime.process.signals` has them."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: os._exit(0))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from maskline.runtime.supervisor import (
+from maskline.runtime.process.supervisor import (
     PROCESSES_MAX,
     RESTART_FIRST_S,
     RESTART_MAX_S,
@@ -24,16 +24,18 @@ from maskline.schemas.errors import ConfigError
 CHILD = """
 index = sys.argv[sys.argv.index("--index") + 1]
 async def main(stop):
-    supervised.came_up()
+    supervisor_pipe.report_up()
     say("ready", index, os.getpid())
     await stop.wait()
     say("stopped", index)
     return 0
-process.cli(lambda argv: process.run(main))
+process.run_command(lambda argv: process.run(main))
 """
-PARENT = (
-    "process.cli(lambda argv: supervisor.supervise(['child', *argv[1:]], int(argv[0]), stop_timeout_ms=100))"
-)
+PARENT = """
+def supervise(argv):
+    return supervisor.supervise(['child', *argv[1:]], int(argv[0]), stop_timeout_ms=100)
+process.run_command(supervise)
+"""
 
 
 def stopped(out):
@@ -84,7 +86,7 @@ def refusing(when):
     refusal = f"""
 if {when}:
     def refuse(argv): raise ConfigError("there\\n is no such thing")
-    process.cli(refuse)
+    process.run_command(refuse)
 async def main"""
     return CHILD.replace("\nasync def main", refusal)
 

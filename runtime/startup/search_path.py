@@ -28,7 +28,7 @@ LIBRARIES = frozenset(
 NEEDED = PACKAGES | LIBRARIES | sys.stdlib_module_names
 """Names that a module of the user's must not take."""
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 """The directory of the package `maskline`."""
 
 _EXIT_USAGE = 2

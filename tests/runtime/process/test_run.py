@@ -90,7 +90,7 @@ def test_what_hangs_at_the_stop_is_ended_and_shown(start):
 def test_a_thread_that_hangs_keeps_no_process(start, where):
     run = start(
         f"""
-        ending.THREADS_GRACE_S = 0.1
+        stop_deadline.THREADS_GRACE_S = 0.1
         def hang():
             say("ready")
             threading.Event().wait()
@@ -98,7 +98,7 @@ def test_a_thread_that_hangs_keeps_no_process(start, where):
             task = asyncio.ensure_future({where})
             await stop.wait()
             return 3
-        process.cli(lambda argv: process.run(main))
+        process.run_command(lambda argv: process.run(main))
         """
     )
     assert run.line() == ["ready"]
@@ -111,7 +111,7 @@ def test_an_error_in_main_comes_out(start):
         """
         async def main(stop):
             raise ConfigError("MASKLINE_PORT is\\n taken")
-        process.cli(lambda argv: process.run(main))
+        process.run_command(lambda argv: process.run(main))
         """
     )
     assert run.end() == (2, "", "maskline: MASKLINE_PORT is taken\n")
@@ -136,7 +136,7 @@ def test_how_a_command_ends(start):
         for body in {list(ENDS)!r}:
             if (pid := os.fork()) == 0:
                 exec(f"def main(argv): {{body}}")
-                process.cli(main)
+                process.run_command(main)
             say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         """,
         "--x",
@@ -148,7 +148,7 @@ def test_how_a_command_ends(start):
 
 
 def test_a_reader_that_goes_away_is_no_traceback(start):
-    run = start("process.cli(lambda argv: [print('x' * 80) for _ in range(10000)] and 0)")
+    run = start("process.run_command(lambda argv: [print('x' * 80) for _ in range(10000)] and 0)")
     run.process.stdout.close()
     with run.process.stderr as err:
         assert err.read() == ""

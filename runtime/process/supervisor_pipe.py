@@ -20,21 +20,21 @@ REASON_MAX_BYTES: Final = 4_000
 """With the rest of its line it fits into PIPE_BUF, and so into the pipe in one piece."""
 
 
-class _Supervised:
+class _Pipe:
     """The pipe to the supervisor, if there is one."""
 
     def __init__(self) -> None:
-        self.pipe: int | None = None
+        self.descriptor: int | None = None
 
-    def say(self, line: str) -> bool:
+    def send(self, line: str) -> bool:
         """Whether there is a supervisor, and it will read this."""
-        if self.pipe is None:
+        if self.descriptor is None:
             return False
         try:
-            os.write(self.pipe, f"{line}\n".encode())
+            os.write(self.descriptor, f"{line}\n".encode())
         except BrokenPipeError:
             # The supervisor is gone. The kernel tells so on Linux alone.
-            self.pipe = None
+            self.descriptor = None
             os.kill(os.getpid(), signal.SIGTERM)
             return False
         except OSError:  # full: the supervisor stands still
@@ -42,10 +42,10 @@ class _Supervised:
         return True
 
 
-_supervised: Final = _Supervised()
+_pipe: Final = _Pipe()
 
 
-def take_over() -> None:
+def attach() -> None:
     """Find out whether this process is a supervised one. To be called first; children of this process are none."""
     descriptor, _, supervisor = os.environ.pop(VARIABLE, "").partition(":")
     if not supervisor:
@@ -54,20 +54,20 @@ def take_over() -> None:
     with contextlib.suppress(OSError):
         os.set_inheritable(int(descriptor), False)
         os.set_blocking(int(descriptor), False)
-        _supervised.pipe = int(descriptor)
+        _pipe.descriptor = int(descriptor)
 
 
-def beat() -> None:
+def report_beat() -> None:
     """To be called on the event loop: it turns."""
-    _supervised.say(BEAT)
+    _pipe.send(BEAT)
 
 
-def came_up() -> None:
+def report_up() -> None:
     """The node has started: whatever ends it from here on, it is worth starting again."""
-    _supervised.say(UP)
+    _pipe.send(UP)
 
 
-def failed(reason: str) -> bool:
+def report_failure(reason: str) -> bool:
     """Why this process cannot start; whether the supervisor says it."""
     text = reason.encode("utf-8", "backslashreplace")[:REASON_MAX_BYTES].decode("utf-8", "ignore")
-    return _supervised.say(FAILED + " ".join(text.split()))
+    return _pipe.send(FAILED + " ".join(text.split()))
