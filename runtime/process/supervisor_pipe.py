@@ -9,7 +9,7 @@ import os
 import signal
 from typing import Final
 
-from maskline.runtime.die_with_parent import die_with_parent
+from maskline.runtime.process.die_with_parent import die_with_parent
 
 VARIABLE: Final = "_MASKLINE_SUPERVISED"
 """`<descriptor of the pipe>:<process id of the supervisor>`"""

@@ -19,10 +19,10 @@ from pathlib import Path
 from random import random
 from typing import Final
 
-from maskline.runtime.die_with_parent import die_with_parent
 from maskline.runtime.event_loop import loop_factory
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.runtime.process.die_with_parent import die_with_parent
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.events import Event
