@@ -35,6 +35,7 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.ordering.reorder import Order, Policy
+from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 
 START_MS: Final = 1_767_225_600_000
@@ -134,7 +135,7 @@ class Harness:
             table, concurrency=self._concurrency, late_dead=self._late_dead, counters=self._counters,
             on_progress=self._progressed, context=self._resources.context,
         )  # fmt: skip
-        self._partition = Partition(0, 1, "1 harness", "0-0", 0, self._settings, self._counters)
+        self._partition = Partition(Lease(0, 1, "1 harness"), GroupPosition(), self._settings, self._counters)
         self._partition.lease_until = math.inf
         self._partition.session_cache = 1_000_000
         return self

@@ -16,6 +16,7 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.ordering.reorder import Policy
+from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 from maskline.worker.partitions.session import LiveSession
 
@@ -34,7 +35,9 @@ def module_of(*functions) -> ModuleType:
 
 def partition_of_test(number: int = 3, *, token: int = 7, counters: Counters | None = None) -> Partition:
     settings = PartitionSettings("workers", Policy(5_000, 1, 256), False, 86_400)
-    partition = Partition(number, token, f"{token} me", "0-0", 0, settings, counters or Counters())
+    partition = Partition(
+        Lease(number, token, f"{token} me"), GroupPosition(), settings, counters or Counters()
+    )
     partition.lease_until = math.inf
     partition.session_cache = 1_000
     return partition

@@ -8,6 +8,7 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Policy
+from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 
 GAP_MS = 100
@@ -24,7 +25,9 @@ def entry(milliseconds, **parameters):
 
 
 def make(*, cursor="0-0", entries_read=0, cache=1_000, counters=None, settings=SETTINGS) -> Partition:
-    partition = Partition(3, 7, "7 me", cursor, entries_read, settings, counters or Counters())
+    partition = Partition(
+        Lease(3, 7, "7 me"), GroupPosition(cursor, entries_read), settings, counters or Counters()
+    )
     partition.session_cache = cache
     return partition
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from dispatch_kit import START_MS, dispatching, every
 from msgspec import structs
-from partition_kit import GAP_MS, SETTINGS, entry, fields, finish_all, make, take_in
+from partition_kit import GAP_MS, entry, fields, finish_all, make, take_in
 from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
 from structlog.testing import capture_logs
@@ -148,21 +148,6 @@ def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
     assert [session.uuid for session in ready] == ["even"]
     assert [letter.session_uuid for letter in letters(it)] == ["odd"]
     assert it.held == 0
-
-
-def test_deadlines_that_are_over_are_forgotten():
-    """Gaps that close at once and come again: a session's deadline changes a hundred thousand times in its hour."""
-    it = make(settings=SETTINGS._replace(policy=structs.replace(SETTINGS.policy, gap_timeout_ms=10**9)))
-    most = 0
-    for number in range(2, 20_001, 2):
-        batch = [entry(2 * number + at, SequenceNumber=str(number - at)) for at in (0, 1)]
-        take_in(it, batch)
-        finish_all(it)
-        it.take_commit()
-        it.committed()
-        most = max(most, len(it._deadlines))
-    assert it.held == 0
-    assert most <= 2 * partition.DEADLINES_SPARE
 
 
 # In the dispatcher

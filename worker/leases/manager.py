@@ -38,6 +38,7 @@ from maskline.worker.leases.planner import (
 from maskline.worker.leases.renewal import LeaseRenewer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
+from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 from maskline.worker.partitions.phase import Phase
 from maskline.worker.streams.pipeline import Batch, Reader
@@ -280,15 +281,10 @@ class PartitionManager:
                     "consumer group cursor reset",
                     partition=number,
                 )
-            partition = Partition(
-                number,
-                acquired.token,
-                scripts.lease_value(acquired.token, self._worker_id),
-                acquired.cursor,
-                acquired.entries_read,
-                self._partition_settings,
-                self._counters,
-            )
+            value = scripts.lease_value(acquired.token, self._worker_id)
+            lease = Lease(number, acquired.token, value)
+            position = GroupPosition(acquired.cursor, acquired.entries_read)
+            partition = Partition(lease, position, self._partition_settings, self._counters)
             partition.verified_at = incarnation
             self._tokens[number] = acquired.token
             self.quarantine.taken_over(partition, acquired)

@@ -28,7 +28,8 @@ from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, Worker
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import StreamEntries, entry_ms
-from maskline.worker.partitions.partition import RUN_AHEAD_MAX, DecodedBatch, Partition
+from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
+from maskline.worker.partitions.partition import DecodedBatch, Partition
 from maskline.worker.partitions.session import LiveSession
 
 YIELD_EVERY: Final = 256

@@ -8,7 +8,7 @@ from maskline.schemas.callback import CALLBACK_FIELD, CALLBACK_VERSION, RawCallb
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.state import encode_state
-from maskline.worker.partitions.partition import CLOSED_SESSION_TTL_S
+from maskline.worker.partitions.ledger import CLOSED_SESSION_TTL_S
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

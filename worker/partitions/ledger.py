@@ -1,0 +1,180 @@
+"""Which entries of an owned partition are open, and what the next commit writes. Pure: the base of `Partition`.
+
+An entry is *fresh* when it was taken in and no commit has put it into the group's pending list yet, *pending* when it
+is in that list, and done when neither. An entry that is done while it is fresh never enters the pending list at all.
+
+What is kept true, so that a crash at any point loses and doubles nothing:
+- every entry up to the cursor is done, or in the group's pending list, once a commit is through;
+- a session's committed state knows of the releases whose handlers are done, and of no later one;
+- both are written by the same commit.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from maskline.worker.commands.commit import Commit
+from maskline.worker.counters import Counters
+from maskline.worker.entries.dead_letter import DeadLetter, encode_dead_letter
+from maskline.worker.ordering.state import SessionState
+from maskline.worker.partitions.history import Seen, StreamEntry
+from maskline.worker.poison.tracker import Suspects
+
+RUN_AHEAD_MAX: Final = 1_024
+"""Entries taken in beyond the cursor that Redis knows. After a crash nobody can tell which of them were under way: it
+bounds how many are suspects then."""
+
+COMMIT_AHEAD: Final = 256
+"""So many of them are worth a commit, even if nothing is done: the pending list then says what waits."""
+
+CLOSED_SESSION_TTL_S: Final = 3_600
+"""A session whose SessionTimeout was handled is remembered for an hour, for stragglers."""
+
+
+class Lease(NamedTuple):
+    """The lease by which a worker owns a partition."""
+
+    partition: int
+    token: int
+    """The fencing token: greater with every change of owner."""
+    value: str
+    """`<fencing token> <worker>`, as it stands under the lease's key (`scripts.lease_value`)."""
+
+
+class GroupPosition(NamedTuple):
+    """Where the consumer group of a partition stands."""
+
+    cursor: str = "0-0"
+    """The ID of the last entry that it was given."""
+    entries_read: int = 0
+    """Entries of the stream up to the cursor; -1 where the server does not know."""
+
+
+class EntryLedger:
+    """The open entries of one tenure of a partition, and its commits, one at a time."""
+
+    def __init__(
+        self, lease: Lease, position: GroupPosition, *, session_ttl_s: int, counters: Counters
+    ) -> None:
+        self.number, self.token, self.lease_value = lease
+        self.cursor, self.entries_read = position
+        """The last entry taken in: all up to it are done or open; and how many those are."""
+        self.read_id = self.cursor
+        """The last entry read; those between are on their way through the pipeline."""
+        self.last_entry: StreamEntry | None = None
+        """The entry under `read_id` as it came; None before the first."""
+        self.run_ahead = 0
+        """Entries taken in beyond the cursor that Redis knows."""
+        self.commit_in_flight: Commit | None = None
+        self.commit_requested = False
+        """The committer was told that something is done, and has not taken the next commit yet."""
+        self.suspects: Suspects | None = None
+        """Entries that may have brought the last owner down; None once there are none."""
+        self._session_ttl_s = session_ttl_s
+        self._counters = counters
+        self._fresh: set[str] = set()
+        self._pending: set[str] = set()
+        self._done, self._dead, self._unmarked = list[str](), list[bytes](), list[str]()
+        self._changed: dict[str, SessionState] = {}
+        """States that no commit has taken yet, by SessionUUID."""
+        self._being_written: Collection[str] = ()
+        """Sessions whose states the commit in flight writes: Redis may still answer with the old ones."""
+        self._uncommitted = False
+        self._run_ahead_at_commit = 0
+        self._confirmed = 0, self.cursor
+        """Number and cursor of the last commit that Redis has confirmed."""
+
+    @property
+    def open_entries(self) -> int:
+        """Entries taken in that are not done."""
+        return len(self._fresh) + len(self._pending)
+
+    @property
+    def wants_commit(self) -> bool:
+        """Something is done that no commit has taken, and none is in flight."""
+        return self._uncommitted and self.commit_in_flight is None
+
+    @property
+    def uncommitted(self) -> bool:
+        """Something is done that Redis has not confirmed."""
+        return self._uncommitted or self.commit_in_flight is not None
+
+    def add_dead_letter(self, letter: DeadLetter) -> None:
+        """Write a dead letter with the next commit."""
+        self._dead.append(encode_dead_letter(letter))
+        self._uncommitted = True
+        self._counters.dead[letter.code] += 1
+
+    def take_commit(self) -> Commit:
+        """What was done since the last commit; it stays `commit_in_flight` until `committed` is called."""
+        number, cursor = self._confirmed
+        commit = Commit(
+            number=number + 1,
+            cursor=self.cursor,
+            entries_read=self.entries_read,
+            waiting=[*self._fresh],
+            done=self._done,
+            dead=self._dead,
+            states=self._changed,
+            life_s=self._session_ttl_s,
+            closed_life_s=min(CLOSED_SESSION_TTL_S, self._session_ttl_s),
+            unmarked=self._unmarked,
+            moved=self.cursor != cursor,
+        )
+        self._pending |= self._fresh
+        self._fresh.clear()
+        self._done, self._dead, self._unmarked = [], [], []
+        self._being_written, self._changed = self._changed, {}
+        self._uncommitted = self.commit_requested = False
+        self._run_ahead_at_commit = self.run_ahead
+        self.commit_in_flight = commit
+        return commit
+
+    def committed(self) -> None:
+        """Redis has confirmed the commit in flight."""
+        if (commit := self.commit_in_flight) is not None:
+            self._confirmed = commit.number, commit.cursor
+        self.run_ahead -= self._run_ahead_at_commit
+        self.commit_in_flight = None
+        self._being_written = ()
+
+    def seen(self) -> Seen:
+        """What a server must have, so that the partition can be gone on with there."""
+        commits = dict([self._confirmed])
+        if (commit := self.commit_in_flight) is not None:
+            commits[commit.number] = commit.cursor
+        return Seen(self.lease_value, commits, self.read_id, self.last_entry)
+
+    def _take_in(self, ids: Sequence[str], *, pending: bool) -> None:
+        """Entries were read: `pending` ones from the group's pending list, others from beyond the cursor, in order."""
+        if pending:
+            self._pending.update(ids)
+        else:
+            self._fresh.update(ids)
+            self.cursor = ids[-1]
+            self.run_ahead += len(ids)
+            if self.entries_read >= 0:
+                self.entries_read += len(ids)
+        if self.suspects is not None:
+            for entry_id in ids:
+                if self.suspects is not None:  # `_unmark` drops them when the last is done
+                    self._unmark(self.suspects.entry_read(entry_id, pending=pending))
+
+    def _finish_entry(self, entry_id: str) -> None:
+        """An open entry is done. Raises KeyError where it is not open."""
+        if entry_id in self._fresh:
+            self._fresh.remove(entry_id)
+        else:
+            self._pending.remove(entry_id)
+            self._done.append(entry_id)
+        if self.suspects is not None:
+            self._unmark(self.suspects.entry_done(entry_id))
+        self._uncommitted = True
+
+    def _is_open(self, entry_id: str) -> bool:
+        return entry_id in self._fresh or entry_id in self._pending
+
+    def _unmark(self, fields: Iterable[str]) -> None:
+        """Delete marks with the next commit; forget the suspects once there are none."""
+        self._unmarked += fields
+        if self.suspects is not None and self.suspects.over:
+            self.suspects = None
