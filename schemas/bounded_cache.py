@@ -1,6 +1,6 @@
-"""What was worked out of late, at the price of looking a key up. Pure.
+"""A bounded cache of computed values, for hot paths. Pure.
 
-A `functools.lru_cache` is called and keeps an order: it takes some 65 ns where this takes 45.
+A hit is a lookup in a dict, some 45 ns. `functools.lru_cache` is a call and keeps an order, which takes some 65.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(dict[Key, Value]):
-    """`memo[key]` is `make(key)`, made anew only if it is not there. What `make` raises is raised, and nothing kept.
+    """`cache[key]` is `make(key)`, computed if it is not there yet. Raises what `make` raises, and then keeps nothing.
 
-    With `entries_max` entries it is full, and begins again with none: those in use are soon back.
+    At `entries_max` entries the cache is emptied: those in use are soon back.
     """
 
     __slots__ = ("_entries_max", "_make")

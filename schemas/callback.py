@@ -1,8 +1,8 @@
-"""The raw callback as it lies in the stream.
+"""The raw callback as it is stored in the stream.
 
-Ingest stores what came, not what it made of it: a decoding bug can be mended and the callbacks replayed. One
-stream entry has one field, `c`, whose value is the msgpack array below. One field rather than six because
-every field costs the server, the wire and both parsers once per callback.
+Ingest stores what it received, not a decoded event, so that a decoding bug can be fixed and the callbacks replayed. A
+stream entry has one field, `c`, whose value is the msgpack of a RawCallback, an array. It is one field rather than six
+because each field costs the server, the wire and both parsers once per callback.
 """
 
 from typing import Any, Final
@@ -16,26 +16,26 @@ CALLBACK_VERSION: Final = 1
 
 
 class RawCallback(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One request of Plivo's, byte for byte, with when it came and whose signature it bore."""
+    """One request of Plivo's, byte for byte, with the time it was received and the account that signed it."""
 
     method: str
     """`POST` or `GET`."""
     query: bytes
-    """The query string as dialled, without `?`, still percent-encoded."""
+    """The query string as sent, without `?`, still percent-encoded."""
     content_type: str
-    """The Content-Type header, empty where absent."""
+    """The Content-Type header, empty if absent."""
     body: bytes
     """The body, empty for a GET."""
     received_at_ms: int
-    """When ingest had the whole request, milliseconds since the epoch by its clock."""
+    """When ingest had the whole request: milliseconds since the epoch, by its clock."""
     auth_id: str
-    """The account whose token fits the signature; empty where verification is off and the path names none."""
+    """The account whose token fits the signature; empty if verification is off and the path names none."""
     replayed: bool = False
-    """Put back into the stream by an operator."""
+    """Whether an operator put it back into the stream."""
     version: int = CALLBACK_VERSION
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """What `repr` and `rich` may show: never the parameters, which hold phone numbers."""
+        """Name and value of what `repr` and `rich` may show: never the parameters, which hold phone numbers."""
         return [
             ("method", self.method),
             ("query_bytes", len(self.query)),
@@ -54,13 +54,13 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RawCallback)
 
 encode_callback = _encoder.encode
-"""RawCallback to the value of the entry's field."""
+"""RawCallback to its msgpack, the value of the entry's field."""
 
 
 def decode_callback(value: bytes) -> RawCallback:
-    """Read the value of an entry's field.
+    """The RawCallback in the value of an entry's field.
 
-    Raises UndecodableEntryError (`foreign_entry`) where it is not one of ours.
+    Raises UndecodableEntryError (`foreign_entry`) for a value that maskline did not write.
     """
     try:
         callback = _decoder.decode(value)

@@ -1,9 +1,9 @@
-"""A raw callback to an event.
+"""Decodes a raw callback to an event: the reference for every faster way to the same result.
 
-Rules: nothing that was sent is lost. A parameter becomes the attribute it is known as; whatever has no
-attribute in that event, or cannot be read, is kept as text in `extra`, and `problems` names the unreadable.
-Only a callback without what every event needs (readable parameters, a session, an event's name) is refused,
-with a code for the dead letters.
+Rules: nothing that was sent is lost. A parameter becomes the attribute of its name. A parameter that is no attribute of
+the event, or cannot be read, is kept as text in `extra`, and `problems` names the unreadable ones. Only a callback that
+lacks what every event needs (readable parameters, a SessionUUID, an EventName) is refused, with a code for the dead
+letters.
 
 | parameter | becomes |
 | --- | --- |
@@ -15,8 +15,8 @@ with a code for the dead letters.
 | SessionUUID, EventName, repeated with differing values | the first; list in `extra`, name in `problems` |
 | unknown | text in `extra`, a list where it is repeated with differing texts |
 
-Strategy: everything is text first (`parameter_pairs`), whatever it came as; `event_from_pairs` alone decides
-what a list of pairs means, by tables made once at import.
+Strategy: form, query and JSON become a list of text pairs first (`parameter_pairs`); `event_from_pairs` alone decides
+what the pairs mean, by tables that are built once at import.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,26 +35,28 @@ from maskline.schemas.parameters import Pairs, Parameters, parse_parameters
 from maskline.schemas.values import NULL_CHARS_MAX, NULLS, is_null, read_decimal, read_int, read_time
 
 SESSION_UUID_CHARS_MAX: Final = 128
-"""Plivo's have 36. The session is part of a Redis key and stands in every log line."""
+"""Plivo's have 36. The bound is there because the SessionUUID is part of a Redis key and of every log line."""
 
 SEQUENCE_NUMBER_MAX: Final = 2**53 - 1
 """The largest that Lua and JSON readers count exactly."""
 
 FINGERPRINT_BYTES: Final = 8
-"""Compared only among callbacks of one session and number, where 64 bits are plenty."""
+"""Fingerprints are compared only among callbacks of one session and number, where 64 bits are plenty."""
 
 
 class DecodedCallback(NamedTuple):
+    """An event and the fingerprint by which repeats of its callback are recognised."""
+
     event: Event
     fingerprint: bytes
-    """Equal for equal parameters, whatever their order, and whether they came as form, query or JSON."""
+    """FINGERPRINT_BYTES bytes, equal for equal parameters, in whatever order and whether as form, query or JSON."""
 
 
 NONE_IGNORED: Final[frozenset[str]] = frozenset()
 
 
 def decode_event(callback: RawCallback, ignored: frozenset[str] = NONE_IGNORED) -> DecodedCallback:
-    """Read a callback; `ignored` parameters are no part of its fingerprint.
+    """Decode a callback; `ignored` parameters, by Plivo's names, are no part of its fingerprint.
 
     Raises UndecodableEntryError and nothing else, whatever the bytes.
     """
@@ -69,10 +71,10 @@ def decode_event(callback: RawCallback, ignored: frozenset[str] = NONE_IGNORED) 
 
 
 def parameter_pairs(parameters: Parameters) -> Pairs:
-    """All parameters as text, the body's before the query's.
+    """All parameters as pairs of name and text, the body's before the query's.
 
-    A JSON string stands as it is, null as `null`, a boolean as `true` or `false`, a number and anything
-    nested as compact JSON. Raises NotDecodableError where JSON is nested too deeply to be written.
+    A JSON string stays as it is; null becomes `null`, a boolean `true` or `false`, a number and anything nested compact
+    JSON. Raises NotDecodableError for JSON that is nested too deeply to be written.
     """
     if parameters.json is None:
         return parameters.body + parameters.query if parameters.query else parameters.body
@@ -96,11 +98,11 @@ def _json_text(value: Any) -> str:
 
 
 pack_texts: Final = msgspec.msgpack.Encoder().encode
-"""Texts with their lengths, so that no two lists share their bytes."""
+"""A list of texts to bytes. Their lengths are part of it, so that no two lists give the same bytes."""
 
 
 def fingerprint_of(pairs: Pairs) -> bytes:
-    """Eight bytes over all parameters: the names in order, then the texts in the order of the names."""
+    """FINGERPRINT_BYTES bytes over all parameters: the sorted names, then the texts in the order of the names."""
     ordered = sorted(pairs)
     hashed = hash_of_names([name for name, _ in ordered])
     hashed.update(pack_texts([text for _, text in ordered]))
@@ -108,7 +110,10 @@ def fingerprint_of(pairs: Pairs) -> bytes:
 
 
 def hash_of_names(names: Sequence[str]) -> blake2b:
-    """Half of a fingerprint, the same for all callbacks with these names: a salt, which costs no block of its own."""
+    """A fingerprint's hash before the texts are added, the same for all callbacks with these sorted names.
+
+    The names go in as the salt, which costs no block of its own.
+    """
     salt = blake2b(pack_texts(names), digest_size=blake2b.SALT_SIZE).digest()
     return blake2b(digest_size=FINGERPRINT_BYTES, salt=salt)
 
@@ -122,53 +127,56 @@ def _read_sequence_number(text: str) -> int:
 
 _Reader = Callable[[str], Any]
 
-# By what an attribute holds. A str is taken as it is, so it needs no reader.
+# By the type of the attribute. A str is taken as it is, so it needs no reader.
 _READERS: Final[dict[type, _Reader]] = {int: read_int, Decimal: read_decimal, datetime: read_time}
 
 
 class Attribute(NamedTuple):
+    """An attribute of an event, and how the text of its parameter is read."""
+
     name: str
-    """Ours."""
+    """Our name, in snake case."""
     type: type
     """`str`, `int`, `Decimal` or `datetime`."""
     reader: _Reader | None
-    """Raises ValueError; None where the text is the value."""
+    """From text to value, raises ValueError; None where the text is the value."""
 
 
-def _attribute(name: str, annotation: Any) -> Attribute:
+def _attribute_of(name: str, annotation: Any) -> Attribute:
     (kind,) = (option for option in get_args(annotation) if option is not NoneType)
     return Attribute(name, kind, _read_sequence_number if name == "sequence_number" else _READERS.get(kind))
 
 
-class Known(NamedTuple):
-    """What one type of event knows: its attributes by Plivo's names, all but session and event's name."""
+class EventSchema(NamedTuple):
+    """A type of event and its attributes by Plivo's names, all but SessionUUID and EventName."""
 
     event_type: type[Event]
     attributes: dict[str, Attribute]
 
 
-def _known(event_type: type[Event]) -> Known:
+def _schema(event_type: type[Event]) -> EventSchema:
     hints = get_type_hints(event_type)
-    return Known(
+    return EventSchema(
         event_type,
         {
-            plivo_name: _attribute(attribute, hints[attribute])
+            plivo_name: _attribute_of(attribute, hints[attribute])
             for attribute, plivo_name in ATTRIBUTES.items()
             if attribute in hints and attribute != "session_uuid"
         },
     )
 
 
-_KNOWN: Final = {name: _known(event_type) for name, event_type in EVENT_TYPES.items()}
-_KNOWN_OF_UNKNOWN: Final = _known(UnknownEvent)
+_SCHEMAS: Final = {name: _schema(event_type) for name, event_type in EVENT_TYPES.items()}
+_SCHEMA_OF_UNKNOWN: Final = _schema(UnknownEvent)
 
 
-def known_of(event_name: str) -> Known:
-    return _KNOWN.get(event_name, _KNOWN_OF_UNKNOWN)
+def schema_of(event_name: str) -> EventSchema:
+    """The schema of an event by its EventName; that of UnknownEvent for a name that is not documented."""
+    return _SCHEMAS.get(event_name, _SCHEMA_OF_UNKNOWN)
 
 
 def event_from_pairs(pairs: Pairs) -> Event:
-    """The event that a list of pairs means: the reference for any faster way to the same.
+    """The event that a list of parameters means. The list stays as it is.
 
     Raises UndecodableEntryError with the code `no_session_uuid`, `session_uuid_too_long` or `no_event_name`.
     """
@@ -176,21 +184,21 @@ def event_from_pairs(pairs: Pairs) -> Event:
     extra: dict[str, str | list[str]] = {}
     problems: list[str] = []
     if len(texts) != len(pairs):
-        _settle_repeated(pairs, texts, extra, problems)
-    session_uuid, event_name = _identity(texts)
-    event_type, attributes = known_of(event_name)
+        _resolve_repeated(pairs, texts, extra, problems)
+    session_uuid, event_name = _pop_identity(texts)
+    event_type, attributes = schema_of(event_name)
     values: dict[str, Any] = {"session_uuid": session_uuid, "extra": extra}
     if event_type is UnknownEvent:
         values["event_name"] = event_name
     for name, text in texts.items():
-        known = attributes.get(name)
-        if known is None:
+        known_attribute = attributes.get(name)
+        if known_attribute is None:
             extra[name] = text
             continue
-        stripped = text.strip()  # is_null, without the price of a call for each value
+        stripped = text.strip()  # is_null, inlined: a call for each value would cost more
         if len(stripped) <= NULL_CHARS_MAX and stripped.lower() in NULLS:
             continue
-        attribute, _, reader = known
+        attribute, _, reader = known_attribute
         if reader is None:
             values[attribute] = text
             continue
@@ -204,8 +212,8 @@ def event_from_pairs(pairs: Pairs) -> Event:
     return event_type(**values)
 
 
-def _identity(texts: dict[str, str]) -> tuple[str, str]:
-    """Take the session and the event's name out of the texts."""
+def _pop_identity(texts: dict[str, str]) -> tuple[str, str]:
+    """Take SessionUUID and EventName out of `texts`, and return them."""
     session_uuid = texts.pop("SessionUUID", "")
     if is_null(session_uuid):
         raise UndecodableEntryError("no_session_uuid", "the callback names no SessionUUID")
@@ -220,10 +228,10 @@ def _identity(texts: dict[str, str]) -> tuple[str, str]:
     return session_uuid, event_name
 
 
-def _settle_repeated(
+def _resolve_repeated(
     pairs: Pairs, texts: dict[str, str], extra: dict[str, str | list[str]], problems: list[str]
 ) -> None:
-    """Leave in `texts` one text of each repeated name, or none where it went to `extra` as a list."""
+    """Leave in `texts` one text of each repeated name, or none if its texts went to `extra` as a list."""
     distinct: dict[str, list[str]] = {}
     for name, text in pairs:
         candidates = distinct.setdefault(name, [])
@@ -240,7 +248,7 @@ def _settle_repeated(
             extra[name] = candidates
             problems.append(name)
 
-    attributes = known_of(texts.get("EventName", "")).attributes
+    attributes = schema_of(texts.get("EventName", "")).attributes
     for name, candidates in differing.items():
         values = [text for text in candidates if not is_null(text)]
         if name in attributes and len(values) == 1:

@@ -17,12 +17,13 @@ class NotDecodableError(MasklineError):
 
 
 class UndecodableEntryError(MasklineError):
-    """A stream entry that is no callback of ours, or one without what every event needs."""
+    """A stream entry that maskline did not write, or a callback that lacks what every event needs."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code
-        """A stable word for metrics and `reason`: `foreign_entry`, `not_decodable`, `no_session_uuid`, …"""
+        """A stable word for metrics and for the `reason` of a dead letter: `foreign_entry`, `not_decodable`,
+        `no_session_uuid`, …"""
         self.detail = detail
 
 
@@ -31,7 +32,7 @@ class RedisUnavailableError(MasklineError):
 
 
 class RedisRefusesError(RedisUnavailableError):
-    """Redis was reached, and refuses what the settings ask for: the log-in, the database, WAITAOF, to be a cluster.
+    """Redis answers, but refuses what the settings ask for: the log-in, the database, WAITAOF, to be a cluster.
 
-    Somebody must act, there or here. It is mended without a restart, so whoever runs waits for that.
+    Someone must change Redis or the settings. The process goes on trying, as no restart is needed once that is done.
     """

@@ -1,9 +1,9 @@
-"""The 21 events of Plivo's Number Masking, and the one for those not known yet.
+"""The 21 events of Plivo's Number Masking, and UnknownEvent for those that are not documented yet.
 
-One frozen struct an event, all in one union tagged by `EventName`. Plivo says that every event posts the same
-attributes, so they stand in the base, and in another base those that only recording events have. Attributes
-are Plivo's names in snake case (ATTRIBUTES has both). `repr` never shows a real phone number: it ends up in
-logs and tracebacks.
+Each event is a frozen struct, and all are one union that is tagged by `EventName`. Plivo says that every event posts
+the same attributes, so a base class has them, and another base those of recording events alone. Attributes are Plivo's
+names in snake case (ATTRIBUTES has both). `repr` never shows a real phone number, because it ends up in logs and
+tracebacks.
 """
 
 from datetime import datetime
@@ -31,7 +31,7 @@ STATUS_ATTRIBUTES: Final = {
     "plivo_hangup_cause": "PlivoHangupCause",
     "plivo_hangup_cause_code": "PlivoHangupCauseCode",
 }
-"""Our name to Plivo's, of what every event has."""
+"""Attributes of every event: our name to Plivo's."""
 
 RECORDING_ATTRIBUTES: Final = {
     "recording_uuid": "RecordingUUID",
@@ -42,7 +42,7 @@ RECORDING_ATTRIBUTES: Final = {
     "recording_end_time": "RecordingEndTime",
     "recording_format": "RecordingFormat",
 }
-"""Our name to Plivo's, of what recording events have besides."""
+"""Attributes that only recording events have: our name to Plivo's."""
 
 ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 
@@ -50,7 +50,7 @@ ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 class Event(
     msgspec.Struct, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
 ):  # fmt: skip
-    """What every event has. `None` where Plivo sent nothing, a null, or a text that cannot be read."""
+    """What every event has. An attribute is None if Plivo sent nothing, a null, or a text that cannot be read."""
 
     session_uuid: str
     event_timestamp: datetime | None = None
@@ -74,7 +74,7 @@ class Event(
     plivo_hangup_cause: str | None = None
     plivo_hangup_cause_code: int | None = None
     extra: dict[str, str | list[str]] = {}
-    """What has no attribute here or could not be read, under Plivo's names; a list where it came twice."""
+    """Texts of parameters that are no attribute or could not be read, by Plivo's names; a list if sent repeatedly."""
     problems: tuple[str, ...] = ()
     """Plivo's names of the attributes that could not be read; their texts are in `extra`."""
 
@@ -84,7 +84,7 @@ class Event(
         return str(type(self).__struct_config__.tag)
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """What is set, as `repr` and `rich` may show it: numbers as tokens, and whatever looks like one."""
+        """Name and value of what is set, for `repr` and `rich`: phone numbers, and what looks like one, as tokens."""
         shown: list[tuple[str, Any]] = []
         if isinstance(self, UnknownEvent):
             shown.append(("event_name", redact(self.event_name)))
@@ -115,7 +115,7 @@ def _shown(name: str, value: str | list[str]) -> str | list[str]:
 
 
 class StatusEvent(Event, frozen=True, kw_only=True):
-    """What happened to a session or its calls."""
+    """Reports what happened to a session or its calls."""
 
 
 class _WithRecording(Event, frozen=True, kw_only=True):
@@ -133,14 +133,14 @@ class _WithRecording(Event, frozen=True, kw_only=True):
 
 
 class RecordingEvent(_WithRecording, frozen=True, kw_only=True):
-    """What happened to the recording of a call."""
+    """Reports what happened to the recording of a call."""
 
 
 class UnknownEvent(_WithRecording, frozen=True, kw_only=True):
-    """An event that is not documented (yet), with everything it brought."""
+    """An event that Plivo does not document (yet), with all its parameters."""
 
     event_name: str
-    """Plivo's name of the event, as given."""
+    """Plivo's name of the event, as sent."""
 
 
 class SessionFirstPartyInitiated(StatusEvent, frozen=True):
@@ -251,7 +251,7 @@ AnyEvent = (
     | SessionRecordingFailed
     | UnknownEvent
 )
-"""Every concrete event: for `match`, and for msgspec to tell them by their tag."""
+"""Every concrete event, for `match` and for msgspec, which tells them apart by their tag."""
 
 MAY_OPEN_CALL: Final[frozenset[type[Event]]] = frozenset(
     (
@@ -263,15 +263,15 @@ MAY_OPEN_CALL: Final[frozenset[type[Event]]] = frozenset(
         UnknownEvent,
     )
 )
-"""Status events that may be the first of a call: those that report that a leg begins. Plivo's pages differ in which do:
-the older ones know no `…Initiated`, and a call that comes in lands on the virtual number or shows by the party that is
-dialled. All others report what becomes of a leg, of a call or of the session, and so come after another. A new name may
-be a new first event, as `…Initiated` was once."""
+"""Status events that may be the first of a call, because they report the beginning of a leg. Plivo's pages differ: the
+older ones have no `…Initiated`, and there an incoming call lands on the virtual number or shows by the party that is
+dialled. All others report what becomes of a leg, a call or the session, so they follow another event. A name that is
+not documented may be a new first event, as `…Initiated` once was."""
 
 MAY_OPEN_RECORDING: Final[frozenset[type[Event]]] = frozenset(
     (SessionRecordingInitiated, SessionRecordingFailed, UnknownEvent)
 )
-"""The same of recording events that count apart: a recording begins, or could not begin."""
+"""Recording events that may be the first where they are numbered apart: a recording begins, or could not begin."""
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {
     event_type.__name__: event_type for event_type in get_args(AnyEvent) if event_type is not UnknownEvent

@@ -1,4 +1,4 @@
-"""Hosts to listen on, as MASKLINE_HOST and MASKLINE_ADMIN_HOST name them, and hosts in URLs. Pure.
+"""Reads and writes hosts: those to listen on (MASKLINE_HOST, MASKLINE_ADMIN_HOST), and those in URLs. Pure.
 
 A host is an IPv4 address, an IPv6 address with or without brackets and a zone, or a name. `::` means all addresses of
 this machine, of both families; `0.0.0.0` those of IPv4 alone.
@@ -9,20 +9,20 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 HOSTS_MAX: Final = 64
-"""In one list: each is a socket at least, and nobody has as many addresses on one machine."""
+"""Hosts in one list. Each takes at least one socket, and no machine has as many addresses."""
 
-ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - compared, and what `::` means besides
+ANY_IPV4: Final = "0.0.0.0"  # noqa: S104 - only compared; `::` includes it
 ANY_IPV6: Final = "::"
 LOOPBACKS: Final = {ANY_IPV4: "127.0.0.1", ANY_IPV6: "::1"}
-"""Where to dial what listens on all addresses."""
+"""By the host that means all addresses of a family: the address to dial on the same machine."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}\Z")
 
 
 def read_hosts(text: str) -> tuple[str, ...]:
-    """The hosts of a list, by commas or one a line, each in its plain form, once.
+    """The hosts of a list that has them separated by commas or line breaks: each in its canonical form, once, in order.
 
-    Raises ValueError, whose text says what is wrong where that is not plain to see.
+    Raises ValueError. Its text says what is wrong unless that is plain to see.
     """
     hosts = tuple(
         dict.fromkeys(_read_host(item) for part in re.split(r"[,\n]", text) if (item := part.strip()))
@@ -35,7 +35,9 @@ def read_hosts(text: str) -> tuple[str, ...]:
 
 
 def read_address(text: str) -> IPv4Address | IPv6Address:
-    """An address, with or without brackets; one of IPv4 that is mapped into IPv6 is one of IPv4. Raises ValueError."""
+    """Read an address, with or without brackets. An IPv4 address mapped into IPv6 is read as IPv4. Raises
+    ValueError.
+    """
     if text.startswith("[") and text.endswith("]"):
         address: IPv4Address | IPv6Address = IPv6Address(text[1:-1])
     else:
@@ -44,7 +46,7 @@ def read_address(text: str) -> IPv4Address | IPv6Address:
 
 
 def read_peer(text: str) -> IPv4Address | IPv6Address:
-    """The same with a port behind it or not, as proxies write the addresses of clients. Raises ValueError."""
+    """Read an address with or without a port, as proxies write the addresses of clients. Raises ValueError."""
     try:
         return read_address(text)
     except ValueError:
@@ -56,19 +58,19 @@ def read_peer(text: str) -> IPv4Address | IPv6Address:
 
 
 def in_url(host: str) -> str:
-    """A host as URLs have it: an IPv6 address in brackets, `%` before its zone as %25 (RFC 6874)."""
+    """A host as it is written in URLs: an IPv6 address in brackets, `%` before its zone as %25 (RFC 6874)."""
     return f"[{host.replace('%', '%25')}]" if ":" in host else host
 
 
 def with_port(host: str, port: int) -> str:
-    """`10.0.0.7:80`, `[::1]:80`: for logs and error texts."""
+    """Host and port for logs and error texts: `10.0.0.7:80`, `[::1]:80`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def authority(hosts: str, port: int, bound: str = "") -> str:
-    """`host:port` of a URL that leads to whoever listens on these hosts, from this machine.
+    """`host:port` of a URL that reaches a listener on `hosts`, a list as `read_hosts` takes it, from this machine.
 
-    `bound`: the first address that is listened on, where it is known: `::` may have come to mean IPv4 alone.
+    `bound`: the first address that it listens on, if known: `::` may have come to mean IPv4 alone.
     """
     first = read_hosts(hosts)[0]
     if first in LOOPBACKS:

@@ -1,7 +1,7 @@
-"""Every Redis key, in one place.
+"""Every Redis key is made here.
 
-All keys of a partition share the hash tag `{namespace:partition}`, so that one Lua call may touch them on
-Redis Cluster, where the partitions then spread over the nodes.
+All keys of a partition share the hash tag `{namespace:partition}`, so that one Lua script may touch all of them on
+Redis Cluster, and the partitions spread over its nodes.
 
 | key | type | holds |
 | --- | --- | --- |
@@ -21,14 +21,17 @@ from zlib import crc32
 
 
 def partition_of(session_uuid: str, partitions: int) -> int:
-    """The partition of a session, 0 … partitions - 1: the same on every node and every release."""
+    """The partition of a session, 0 … partitions - 1: the CRC-32 of the SessionUUID modulo `partitions`.
+
+    It is the same on every node and in every release.
+    """
     return crc32(session_uuid.encode()) % partitions
 
 
 def probe_stream(namespace: str, number: int) -> str:
-    """A stream for trying out what a server does; with another number it lies on another one of a cluster.
+    """The key of a stream to try out what a server does; another `number` may put it on another node of a cluster.
 
-    Whoever may write callbacks may write it.
+    An ACL that permits to write callbacks permits to write it.
     """
     return f"{{{namespace}:fsync-{number}}}:callbacks"
 
@@ -42,11 +45,11 @@ class PartitionKeys(NamedTuple):
     fence: str
     marks: str
     session: str
-    """Followed by the session's UUID."""
+    """Prefix of a session's key; the SessionUUID follows."""
 
 
 class Keys:
-    """The keys of one namespace and, for what is kept per group, one consumer group."""
+    """The keys of one namespace, and of one consumer group where there is a key for each group."""
 
     __slots__ = ("_partitions", "group", "layout", "namespace", "workers")
 
@@ -58,7 +61,7 @@ class Keys:
         self._partitions: dict[int, PartitionKeys] = {}
 
     def of(self, partition: int) -> PartitionKeys:
-        """The keys of a partition, made once."""
+        """All keys of a partition, built once."""
         keys = self._partitions.get(partition)
         if keys is None:
             tag, group = f"{{{self.namespace}:{partition}}}", self.group
@@ -69,19 +72,25 @@ class Keys:
         return keys
 
     def callbacks(self, partition: int) -> str:
+        """The stream of a partition's callbacks."""
         return self.of(partition).callbacks
 
     def dead(self, partition: int) -> str:
+        """The stream of a partition's dead letters."""
         return self.of(partition).dead
 
     def lease(self, partition: int) -> str:
+        """The lease of a partition."""
         return self.of(partition).lease
 
     def fence(self, partition: int) -> str:
+        """The last fencing token of a partition."""
         return self.of(partition).fence
 
     def marks(self, partition: int) -> str:
+        """The crash marks of a partition."""
         return self.of(partition).marks
 
     def session(self, partition: int, session_uuid: str) -> str:
+        """The ordering state of a session."""
         return self.of(partition).session + session_uuid

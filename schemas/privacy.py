@@ -1,11 +1,11 @@
-"""Phone numbers out of logs, metrics, error texts and `repr`: each becomes a keyed token.
+"""Replaces phone numbers in logs, metrics, error texts and `repr` by keyed tokens. Pure, but for the key.
 
-The same number has the same token wherever it stands and however it is grouped, so that it can be followed
-through the logs without being known. The key is random until `set_token_key` gives the one that all nodes
-share.
+A number has the same token wherever it stands and however its digits are grouped, so that logs can be searched for it
+without revealing it. The key is random until `set_token_key` sets the one that all nodes share.
 
-`redact` works on any text and errs on the side of hiding: what could be a dialable number of 8 to 15 digits
-goes. What is sure to be something else stays: the table is _KEPT.
+`redact` takes any text and errs on the side of hiding: it replaces whatever could be a dialable number of 8 to 15
+digits, and keeps what is sure to be something else (the table _KEPT). `schemas.phone_numbers` finds known numbers, in
+any spelling.
 """
 
 import hmac
@@ -18,19 +18,22 @@ NUMBER_ATTRIBUTES: Final = frozenset({"From", "To", "FirstParty", "SecondParty"}
 
 DIGITS_MIN: Final = 8
 DIGITS_MAX: Final = 15
-"""E.164 ends at 15 digits; below 8 a number cannot be told from any count."""
+"""E.164 ends at 15 digits; fewer than 8 cannot be told from any other count."""
 
 TOKEN_HEX_CHARS: Final = 10
 """40 bits: among a million numbers two may share a token, and a log line stays readable."""
 
 KEY_BYTES_MIN: Final = 16
-"""Half of what HMAC-SHA256 can use: a key that is shorter was not made by a generator."""
+"""Half of what HMAC-SHA256 can use. No generator makes a shorter key, so a shorter one is a mistake."""
 
 _token_key = os.urandom(32)
 
 
 def set_token_key(key: bytes) -> None:
-    """Make all tokens of this process with this key, which the nodes of an installation share."""
+    """Set the key of all tokens that this process makes; the nodes of an installation share it.
+
+    Raises ValueError for fewer than KEY_BYTES_MIN bytes.
+    """
     global _token_key  # noqa: PLW0603 - one key a process, set once at start
     if len(key) < KEY_BYTES_MIN:
         raise ValueError(f"the key of number tokens needs {KEY_BYTES_MIN} bytes or more")
@@ -38,10 +41,10 @@ def set_token_key(key: bytes) -> None:
 
 
 def number_token(text: str) -> str:
-    """The token of a number: `num_` and ten hexadecimal digits.
+    """The token of a phone number: `num_` and ten hexadecimal digits.
 
-    Numbers are compared by their digits, so `+1 415-555-0123` and `14155550123` are one; what has fewer
-    digits than a number (`anonymous`, a short code) is compared as it stands.
+    Only the digits count, so `+1 415-555-0123` and `14155550123` have one token. A text with fewer than DIGITS_MIN
+    digits (`anonymous`, a short code) counts as it stands.
     """
     digits = "".join(_DIGIT.findall(text))
     identity = digits if len(digits) >= DIGITS_MIN else text.strip()
@@ -50,7 +53,7 @@ def number_token(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with everything that looks like a dialable number replaced by its token."""
+    """The text with the token in place of everything that looks like a dialable number."""
     if _CANDIDATE.search(text) is None:
         return text
     return _PARTS.sub(_replace, text)
@@ -62,7 +65,7 @@ _DIGIT: Final = re.compile(r"\d")
 # brackets, as they are or percent-encoded, and a form's `+` for a blank. Line breaks are not among them.
 _SEPARATOR: Final = r"(?:[ \t\u00a0\u2009\u202f.()\-\u2010-\u2015\u2212]|%(?:20|28|29|2[DdEe])|\+)"
 _CANDIDATE: Final = re.compile(rf"\d(?:{_SEPARATOR}{{0,3}}\d){{{DIGITS_MIN - 1},}}")
-"""A text without a match has nothing to hide; most end here."""
+"""A text without a match has nothing to hide, which is true of most."""
 
 # No further group of digits: otherwise it may be part of a number.
 _ENDS: Final = rf"(?!{_SEPARATOR}{{0,3}}\d)"
@@ -74,12 +77,12 @@ _DATE: Final = r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?!\d)"
 _MOMENT: Final = rf"{_DATE}(?:(?:T|\ ){_CLOCK}(?:{_OFFSET})?)?"
 _ENTRY_ID: Final = r"1\d{12}-\d{1,10}(?!\d)"
 NO_NUMBER: Final = re.compile(rf"(?<![0-9A-Za-z+])(?:{_UUID}|{_MOMENT}|1\d{{12}}-\d{{1,5}}(?!\d))")
-"""Is none even where it has the digits of a known number across its hyphens and colons: among a hundred thousand lines
-some do, by chance. Between these, digits may be a number: behind a comma, or as the end of an identifier made of it."""
+"""No phone number, even if it has the digits of a known one across its hyphens and colons: by chance a few lines among
+a hundred thousand do. Digits between two of these may be a number: behind a comma, or at the end of an identifier."""
 NO_NUMBER_MAX_CHARS: Final = 64
-"""A UUID has 36; a moment as many at most."""
+"""A UUID has 36, and a date with its time as many at most."""
 
-# Sure to be no number, where neither a letter, a digit nor a plus stands before it.
+# What is sure to be no phone number, if neither a letter, a digit nor a plus stands before it.
 _KEPT: Final = {
     "UUID": _UUID,
     "long hexadecimal identifier": r"(?=[0-9]*[A-Fa-f])[0-9A-Fa-f]{16,}(?![0-9A-Za-z])",

@@ -1,8 +1,8 @@
-"""Times as they may be written: every way that leaves no doubt which moment is meant. Pure.
+"""Reads times in every notation that leaves no doubt which moment is meant. Pure.
 
 | text | from |
 | --- | --- |
-| `2024-02-01 06:28:15 +0000 UTC`, `… -0300 -03`, `… UTC m=+0.1` | Go; the monotonic clock behind `m=` is left away |
+| `2024-02-01 06:28:15 +0000 UTC`, `… -0300 -03`, `… UTC m=+0.1` | Go; the monotonic clock after `m=` is ignored |
 | `2024-02-01T06:28:15Z` and its like | ISO 8601, as `datetime.fromisoformat` reads it |
 | `2024-02-01T07:28:15+01:00[Europe/Berlin]` | RFC 9557, as Java's ZonedDateTime and JavaScript's Temporal |
 | `Thu, 01 Feb 2024 06:28:15 GMT`, `1 Feb 2024 06:28 +0000 (UTC)` | RFC 1123 and 2822 |
@@ -11,14 +11,14 @@
 | `Thu Feb 01 2024 06:28:15 GMT+0000 (Coordinated Universal Time)` | JavaScript's Date |
 | `1706768895`, `1706768895.5`, `1706768895123` | since the epoch |
 
-Since the epoch, 10 digits are seconds, 13 milliseconds, 16 microseconds, 19 nanoseconds, each from 2001 to 2286; other
-numbers might be dates without hyphens.
+Since the epoch, 10 digits are seconds, 13 milliseconds, 16 microseconds, 19 nanoseconds: all for times from 2001 to
+2286. Other numbers might be dates without hyphens and are refused.
 
-In a form a plus that was not escaped is a blank, so an offset may have lost its plus: `06:28:15  0000 UTC`,
-`T06:28:15 00:00`. A minus stays one, so that leaves no doubt either.
+In a form an unescaped plus is a blank, so an offset may have lost its plus: `06:28:15  0000 UTC`, `T06:28:15 00:00`. A
+minus survives, so there is no doubt here either.
 
-What could be two moments is none: `01/02/2024`, a year of two digits without the weekday that fits this century, the
-weekday of another day, `IST` without an offset.
+A text that could be two moments is refused: `01/02/2024`, a year of two digits without the weekday that fits this
+century, the weekday of another day, `IST` without an offset.
 """
 
 import re
@@ -28,7 +28,7 @@ from typing import Final
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SINCE_EPOCH: Final = re.compile(r"([0-9]{10}|[0-9]{13}|[0-9]{16}|[0-9]{19})(?:\.([0-9]*))?")
 _UNITS_US: Final = {10: 1_000_000, 13: 1_000, 16: 1}
-"""Microseconds of a unit, by how many digits a time in it has."""
+"""Microseconds of the unit, by the number of digits."""
 
 _MONOTONIC: Final = re.compile(r"\sM=\s?[+-]?[0-9]+\.[0-9]+\s*\Z")
 _CLOCK: Final = r"(?P<clock>[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?)"
@@ -53,14 +53,14 @@ _DATE_CHARS: Final = len("2024-02-01")
 _HAS_CLOCK: Final = re.compile(r".*T[0-9]{2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?")
 _OFFSET: Final = re.compile(r"[+-][0-9]{2}(?::?[0-9]{2})?")
 _OFFSET_WITHOUT_PLUS: Final = re.compile(r"(?:0[0-9]|1[0-4]):?[0-5][0-9]")
-"""As far as there are offsets."""
+"""Up to 14:59, the largest that occur."""
 _REGION: Final = re.compile(r"(.*T.*(?:Z|[+-][0-9]{2}:?[0-9]{2}))\[[A-Z0-9/_+-]+\]")
-"""Behind an offset only: alone it would take a table of zones to read."""
+"""Only after an offset: alone it would need a table of zones."""
 _ZONE_NAME: Final = re.compile(r"[A-Z]{2,5}|\([A-Z]{2,5}\)")
 
 
 def read_any_time(text: str) -> datetime:
-    """The moment that a text names; without a zone where it names none. Raises ValueError."""
+    """The moment that a text names, without a zone if the text has none. Raises ValueError."""
     upper = text.upper()
     parts = _without_monotonic(upper) if "M=" in upper else upper.split()
     if not parts:
@@ -78,7 +78,7 @@ def read_any_time(text: str) -> datetime:
 
 
 def _without_monotonic(upper: str) -> list[str]:
-    """The parts of a time, without what Go writes behind it."""
+    """The parts of a time without the monotonic clock that Go appends."""
     written = _MONOTONIC.search(upper)
     parts = upper[: written.start()].split() if written is not None else []
     if len(parts) < len(("date", "clock", "zone")):
@@ -95,7 +95,7 @@ def _after_epoch(whole: str, fraction: str) -> datetime:
 
 
 def _iso_of_words(words: str) -> str:
-    """A time that names its month, as ISO 8601 writes it."""
+    """A time that names its month, in ISO 8601."""
     match = _MAIL.fullmatch(words) or _ASCTIME.fullmatch(words) or _JAVASCRIPT.fullmatch(words)
     if match is None or match["month"] not in _MONTHS:
         raise ValueError("not a time")
@@ -112,7 +112,7 @@ def _iso_of_words(words: str) -> str:
 
 
 def _iso(parts: list[str]) -> str:
-    """The parts of a time (date, clock, offset, zone's name) as ISO 8601 writes them."""
+    """The parts of a time (date, clock, offset, zone's name) in ISO 8601."""
     iso = parts.pop(0)
     if parts and parts[0][0].isdigit() and "T" not in iso:
         iso = f"{iso}T{parts.pop(0)}"
@@ -123,7 +123,7 @@ def _iso(parts: list[str]) -> str:
 
 
 def _with_zone(iso: str, zone: list[str]) -> str:
-    """ISO 8601 with the offset of a zone: its offset, its name, or the one behind the other."""
+    """Append to `iso` the offset of `zone`: an offset, a name, or an offset and a name."""
     if "T" not in iso:
         raise ValueError("a zone without a time")
     match zone:
@@ -138,7 +138,7 @@ def _with_zone(iso: str, zone: list[str]) -> str:
 
 
 def _names(name: str, offset: str) -> bool:
-    """Whether a zone with this offset may have that name; Go names a zone without one by its offset, as `+0545`."""
+    """Whether a zone with this offset may have this name. Go calls a zone without a name by its offset, as `+0545`."""
     if name[0].isdigit():
-        name = f"+{name}"  # its plus went the way of the offset's
+        name = f"+{name}"  # its plus was lost like the offset's
     return _ZONE_NAME.fullmatch(name) is not None or name in (offset, offset.removesuffix("00"))

@@ -1,8 +1,8 @@
-"""Readers of single values: the text that Plivo sends, to a number, an amount, a time.
+"""Reads single values: from the text that Plivo sends to a number, an amount or a time. Pure.
 
-Plivo writes every value as text and is not consistent about it, so the readers take what a person would read
-without doubt and nothing else. Each raises ValueError for a text it cannot read; none raises anything else,
-whatever the text. Digits are ASCII digits: `int()` and `Decimal()` alone would take `1_000` and `١٢` as well.
+Plivo writes every value as text and is not consistent about it, so a reader accepts what a person would read without
+doubt, and nothing else. For any other text each reader raises ValueError, and never anything else. Digits are ASCII
+digits: `int()` and `Decimal()` alone would also take `1_000` and `١٢`.
 """
 
 import re
@@ -13,23 +13,23 @@ from typing import Final
 from maskline.schemas.times import read_any_time
 
 NULLS: Final = frozenset({"", "null", "none"})
-"""What stands for an absent value, in lower case and without the white space around it."""
+"""Texts that stand for an absent value: in lower case, without the white space around them."""
 
 NULL_CHARS_MAX: Final = 4
-"""Length of the longest of them: a longer text needs no second look."""
+"""Length of the longest of them: a longer text is not compared."""
 
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
-"""What msgpack, JSON readers and databases hold without loss. No documented value comes near."""
+"""The range that msgpack, JSON readers and databases hold without loss. No documented value comes near it."""
 
 NUMBER_CHARS_MAX: Final = 64
-"""A longer number is none: it keeps a body of digits from costing quadratic time."""
+"""A longer text is no number. The bound keeps a body of digits from taking quadratic time."""
 
 TIME_CHARS_MAX: Final = 128
 """Twice the longest format in use, JavaScript's, which spells out the name of the zone."""
 
 _SHORT_DIGITS: Final = 18
-"""So many digits always fit the range."""
+"""Numbers of so many digits always fit the range."""
 
 _INTEGER: Final = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -44,7 +44,7 @@ def is_null(text: str) -> bool:
 
 
 def read_int(text: str) -> int:
-    """A whole number of 64 bits. `60`, ` 60 `, `+60`, `60.0` read as 60; `60.5`, `6e1`, `1_000` do not."""
+    """Read a whole number of 64 bits. `60`, ` 60 `, `+60`, `60.0` read as 60; `60.5`, `6e1`, `1_000` do not."""
     if len(text) <= _SHORT_DIGITS and text.isascii() and text.isdigit():
         return int(text)
     if len(text) > NUMBER_CHARS_MAX:
@@ -59,7 +59,7 @@ def read_int(text: str) -> int:
 
 
 def read_decimal(text: str) -> Decimal:
-    """A finite decimal, exactly as written. No thousands separators, no currency."""
+    """Read a finite decimal, exactly as written. No thousands separators, no currency."""
     if len(text) > NUMBER_CHARS_MAX:
         raise ValueError("too long for a decimal")
     stripped = text.strip()
@@ -69,7 +69,7 @@ def read_decimal(text: str) -> Decimal:
 
 
 def read_time(text: str) -> datetime:
-    """A time in UTC; one without an offset is UTC already, as Plivo's are.
+    """Read a time, as a datetime in UTC. A time without an offset is in UTC already, as Plivo's are.
 
     | text | from |
     | --- | --- |
@@ -78,15 +78,14 @@ def read_time(text: str) -> datetime:
     | `2024-02-01 06:28:15.123456` | Python's way |
     | `Thu, 01 Feb 2024 06:28:15 GMT`, seconds since the epoch, … | see `schemas.times` |
 
-    Digits after the microseconds are cut off, a date alone is its midnight. A zone's name counts only where
-    it is UTC's or follows an offset.
+    Digits after the microseconds are cut off; a date alone is its midnight. A zone's name counts only if it is UTC's or
+    follows an offset.
     """
     if len(text) > TIME_CHARS_MAX:
         raise ValueError("too long for a time")
     if text.endswith(_REST_ZONE) and len(text) >= _REST_CHARS_MIN and text[10] == " ":
-        moment = datetime.fromisoformat(
-            text[: -len(_REST_ZONE)] + "+00:00"
-        )  # the usual one; the other way is slower
+        # The usual notation; the general reader is slower.
+        moment = datetime.fromisoformat(text[: -len(_REST_ZONE)] + "+00:00")
     else:
         moment = read_any_time(text)
     if moment.tzinfo is UTC:

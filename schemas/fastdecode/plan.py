@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from maskline.schemas.bounded_cache import BoundedCache
 from maskline.schemas.callback import RawCallback
-from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, known_of
+from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, schema_of
 from maskline.schemas.events import Event, UnknownEvent
 from maskline.schemas.parameters import looks_like, named_reading
 from maskline.schemas.values import is_null
@@ -85,22 +85,22 @@ def form_of(callback: RawCallback) -> bytes | None:
 
 def plan_of(layout: FormLayout, ignored: frozenset[str] = NONE_IGNORED) -> Plan:
     """Plan how to read a layout that has a SessionUUID; `ignored` parameters are no part of the fingerprint."""
-    known = known_of(layout.event_name)
+    schema = schema_of(layout.event_name)
     indexes = {name: index for index, name in enumerate(layout.names)}
     planned = {"session_uuid": PlannedAttribute("session_uuid", indexes[SESSION_UUID], "session", _NO_CACHE)}
-    if known.event_type is UnknownEvent:
+    if schema.event_type is UnknownEvent:
         planned["event_name"] = PlannedAttribute("event_name", indexes[EVENT_NAME], "event_name", _NO_CACHE)
     extra: list[tuple[str, int]] = []
     for name, index in indexes.items():
-        attribute = known.attributes.get(name)
+        attribute = schema.attributes.get(name)
         if attribute is not None:
             planned[attribute.name] = _planned(attribute, index)
         elif name not in (SESSION_UUID, EVENT_NAME):
             extra.append((name, index))
     ordered = sorted(indexes.keys() - ignored)
     return Plan(
-        event_type=known.event_type,
-        attributes=tuple(planned[field] for field in known.event_type.__struct_fields__ if field in planned),
+        event_type=schema.event_type,
+        attributes=tuple(planned[field] for field in schema.event_type.__struct_fields__ if field in planned),
         extra=tuple(extra),
         names_hash=hash_of_names(ordered),
         fingerprint_order=tuple(indexes[name] for name in ordered),
