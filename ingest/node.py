@@ -67,7 +67,7 @@ class IngestNode:
         )
         self._spool = Spool(settings, self.metrics, self._in_flight, self._tasks)
         rate_limiter = RateLimiter(settings.spool_drain_per_s)
-        self._drain = Drainer(settings, self._spool, self._pool, self._tasks, rate_limiter)
+        self._drainer = Drainer(settings, self._spool, self._pool, self._tasks, rate_limiter)
         router = DeliveryRouter(settings, self._in_flight, self._pool, self._spool, rate_limiter)
         self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
         self._spool_may_vanish = spool_may_vanish
@@ -127,8 +127,8 @@ class IngestNode:
             await self._pool.start()
             await self._admin.start()
             stack.push_async_callback(self._admin.stop)
-            self._drain.start()
-            stack.push_async_callback(self._finish_drain)
+            self._drainer.start()
+            stack.push_async_callback(self._finish_drainer)
             self._listen()
             stack.push_async_callback(self._stop_http)
             self._closing = stack.pop_all()
@@ -173,8 +173,8 @@ class IngestNode:
         await self._http.drain(self._settings.stop_timeout_ms / 1000)
         _log.info("ingest stopped", taken=self.metrics.taken)
 
-    async def _finish_drain(self) -> None:
-        await self._drain.finish(self._stop_by - asyncio.get_running_loop().time())
+    async def _finish_drainer(self) -> None:
+        await self._drainer.finish(self._stop_by - asyncio.get_running_loop().time())
 
     def _gauges(self) -> Gauges:
         return Gauges(

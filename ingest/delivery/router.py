@@ -1,15 +1,15 @@
-"""Where a callback goes: to Redis, else to the spool, else back to the sender.
+"""Decides where a callback goes: to Redis, else to the spool, else back to the sender.
 
 | Redis | of the same session in the spool | callback goes to |
 | --- | --- | --- |
 | takes callbacks | nothing | Redis; if that fails, the spool |
 | takes callbacks | something | the spool, behind it; if that fails, Redis |
 | does not (`ingest.publish.circuit_breaker`), or is slow | | the spool |
-| is slow, and the spool is unwell | | Redis, and waits for it |
-| may be probed, and nothing in the spool is there to do it (it is empty, or unwell) | | Redis, as the probe |
+| is slow, and the spool is unhealthy | | Redis, and waits for it |
+| may be probed, and the drainer has nothing to probe with (the spool is empty, or unhealthy) | | Redis, as the probe |
 
-What neither takes is answered 503, with the code of the last failure. With more than MASKLINE_IN_FLIGHT_MAX or
-WAITING_MAX_BYTES waiting for either, the next is refused at once: a bound on memory, and an answer while Plivo
+What neither takes is answered 503, with the code of the last failure. With MASKLINE_IN_FLIGHT_MAX callbacks or more
+than IN_FLIGHT_MAX_BYTES awaiting either, the next one is refused at once: a bound on memory, and an answer while Plivo
 still listens.
 """
 
@@ -23,12 +23,12 @@ from maskline.ingest.spool.spool import Spool
 from maskline.ingest.spool.writer import WriteRequest
 from maskline.schemas.settings import Settings
 
-WAITING_MAX_BYTES: Final = 64 << 20
-"""All that waits. An ordinary callback has 1 kB: only a flood of huge bodies meets this bound."""
+IN_FLIGHT_MAX_BYTES: Final = 64 << 20
+"""Of all callbacks in flight. An ordinary one has 1 kB: only a flood of huge bodies meets this bound."""
 
 
 class DeliveryRouter:
-    """Has every callback kept somewhere."""
+    """Has every callback stored somewhere, or says why not."""
 
     def __init__(
         self,
@@ -39,34 +39,38 @@ class DeliveryRouter:
         rate_limiter: RateLimiter,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting_max = settings.in_flight_max
+        self._in_flight_max = settings.in_flight_max
         self._in_flight = in_flight
         self._pool = pool
         self._spool = spool
         self._rate_limiter = rate_limiter
         pool.set_fallback(spool.write_all)
-        spool.on_failed = self._not_spooled
+        spool.on_failed = self._on_spool_failed
 
     def store(self, partition_hash: int, value: bytes) -> asyncio.Future[None]:
-        """Keep a callback; the future is done once it is safe.
+        """Store a callback; the future is done once it is safe.
 
-        Raises NotKeptError, at once or by the future, where nothing took it.
+        `partition_hash`: the CRC-32 of the SessionUUID. `value`: the msgpack of a RawCallback. Raises NotStoredError:
+        at once at the in-flight limit, by the future where neither Redis nor the spool took it.
         """
         completion: asyncio.Future[None] = self._loop.create_future()
         self.store_for(completion, partition_hash, value)
         return completion
 
     def store_for(self, completion: Completion, partition_hash: int, value: bytes) -> None:
-        """The same for somebody who waits already; the waiter is not told before this returns."""
+        """Like `store`, but completes an existing completion, never synchronously.
+
+        Raises NotStoredError at the in-flight limit.
+        """
         in_flight = self._in_flight
-        if in_flight.callbacks >= self._waiting_max or in_flight.size_bytes > WAITING_MAX_BYTES:
+        if in_flight.callbacks >= self._in_flight_max or in_flight.size_bytes > IN_FLIGHT_MAX_BYTES:
             raise NotStoredError(BUSY)
         publisher, spool = self._pool.publisher_of(partition_hash), self._spool
         if publisher.ready:
             if spool.error is not None or not spool.holds(partition_hash):
                 publisher.publish_for(completion, partition_hash, value)
                 return
-            # It adds to what is to be drained, and nothing to what reaches Redis: so the drain gets faster by it.
+            # It adds to what is to be drained, and nothing to what reaches Redis: so the drain rate grows by it.
             self._rate_limiter.grant(1)
             spool.write_for(completion, BEHIND, partition_hash, value)
         elif (spool.error is not None and publisher.accepts_pages) or (
@@ -76,11 +80,10 @@ class DeliveryRouter:
         else:
             spool.write_for(completion, publisher.breaker.reason or AWAY, partition_hash, value)
 
-    def _not_spooled(self, request: WriteRequest, code: str) -> None:
-        """The spool failed: only what merely queued behind others has another chance."""
-        for completion, partition_hash, value in zip(
-            request.completions, request.partition_hashes, request.values, strict=True
-        ):
+    def _on_spool_failed(self, request: WriteRequest, code: str) -> None:
+        """Send what only queued behind others to Redis after all, and refuse everything else."""
+        rows = zip(request.completions, request.partition_hashes, request.values, strict=True)
+        for completion, partition_hash, value in rows:
             if completion.done():
                 continue
             publisher = self._pool.publisher_of(partition_hash)

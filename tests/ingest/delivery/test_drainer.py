@@ -4,10 +4,10 @@ import asyncio
 import time
 
 import pytest
+from delivery_kit import delivering, stream, streams
 from hypothesis import given
 from hypothesis import strategies as st
 from ingest_kit import node_settings, until
-from spool_kit import inside, stream, streams
 
 from maskline.ingest.delivery.rate_limiter import PAGE_ROWS_MAX, SLOW_PAGE_ROWS_MAX, RateLimiter
 
@@ -65,7 +65,7 @@ async def fill(it, own_redis, values, session="s"):
 
 async def test_everything_arrives_in_order_and_once(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=100_000)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
         await until(lambda: not it.spool.callbacks)
         assert it.metrics.drained == 1000
@@ -75,7 +75,7 @@ async def test_everything_arrives_in_order_and_once(own_redis, namespace):
 
 async def test_the_rate_is_bounded(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_drain_per_s=500)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES[:600])
         await until(lambda: it.metrics.drained)
         began = time.monotonic()
@@ -86,7 +86,7 @@ async def test_the_rate_is_bounded(own_redis, namespace):
 async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, namespace):
     """More comes for sessions in the spool than the rate allows to drain."""
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=300)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES[:300])
         await until(lambda: it.publisher.ready)
         sent = 0
@@ -105,7 +105,7 @@ async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, names
 async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.delivery.drainer.RETRY_REFUSED_S", 0.2)
     settings = node_settings(own_redis.url, namespace, partitions=2)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         with own_redis.client() as client:
             own_redis.pause()
             waiting = [asyncio.create_task(it.store(f"s{n % 7}", b"%d" % n)) for n in range(700)]
@@ -129,7 +129,7 @@ async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace,
 
 async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=700)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
         for _ in range(3):
             before = it.metrics.drained
@@ -144,7 +144,7 @@ async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
 
 async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
             assert await it.store_all("s", VALUES[:100]) == {""}
@@ -158,37 +158,37 @@ async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, names
 
 async def test_the_stop_drains_on_within_its_time(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_drain_per_s=1000)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
         await until(lambda: it.publisher.ready)
-        await it.drain.finish(10)
+        await it.drainer.finish(10)
         assert it.spool.callbacks == 0
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
         await until(lambda: it.publisher.ready)
         began = time.monotonic()
-        await it.drain.finish(0.2)
+        await it.drainer.finish(0.2)
         assert time.monotonic() - began < 1.0
         assert it.spool.callbacks > 100
 
 
 async def test_the_stop_waits_for_no_redis_that_is_away(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         own_redis.kill()
         await until(lambda: not it.publisher.connected)
         assert await it.store("s", b"v") == ""
-        await asyncio.wait_for(it.drain.finish(60), 5)
+        await asyncio.wait_for(it.drainer.finish(60), 5)
         assert it.spool.callbacks == 1
 
 
 async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spool_of_its_own):
     settings = node_settings(own_redis.url, namespace, partitions=1)
     own_redis.kill()
-    async with inside(settings) as first, inside(settings) as second:
+    async with delivering(settings) as first, delivering(settings) as second:
         assert await first.store_all("s", VALUES[:500]) == {""}
         assert await second.store_all("t", VALUES[500:]) == {""}
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert it.spool.callbacks == 1000
         await asyncio.to_thread(own_redis.start)
         await until(lambda: not it.spool.callbacks)
@@ -206,7 +206,7 @@ async def test_a_redis_that_answers_too_late_leaves_few_duplicates(
 ):
     monkeypatch.setattr("maskline.ingest.publish.publisher.SILENCE_TIMEOUTS_S", (0.2, 0.4, 0.8))
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         own_redis.pause()
         assert await it.store_all("s", VALUES) == {""}
         for _ in range(3):

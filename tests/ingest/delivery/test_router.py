@@ -2,15 +2,15 @@
 
 import asyncio
 
+from delivery_kit import delivering, stream, streams
 from ingest_kit import node_settings, until
-from spool_kit import inside, stream, streams
 
 VALUES = [b"%03d" % n for n in range(100)]
 
 
 async def test_with_redis_well_nothing_is_spooled(redis_server, namespace):
     settings = node_settings(redis_server.url, namespace)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
         assert not it.metrics.spooled
         assert sum(it.metrics.commit_s.counts) == 0
@@ -20,7 +20,7 @@ async def test_with_redis_well_nothing_is_spooled(redis_server, namespace):
 
 async def test_what_redis_refuses_lies_in_the_spool(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
             assert await it.store_all("s", VALUES) == {""}
@@ -36,7 +36,7 @@ async def test_one_broken_stream_does_not_open_the_breaker(redis_server, namespa
     settings = node_settings(redis_server.url, namespace, partitions=1)
     with redis_server.client() as client:
         client.set(f"{{{namespace}:0}}:callbacks", "not a stream")
-        async with inside(settings) as it:
+        async with delivering(settings) as it:
             assert await it.store("s", b"a") == ""
             assert it.metrics.spooled == {"redis_wrongtype": 1}
             assert it.publisher.ready
@@ -48,7 +48,7 @@ async def test_one_broken_stream_does_not_open_the_breaker(redis_server, namespa
 
 async def test_callbacks_of_a_session_queue_behind_those_in_the_spool(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1)
-    async with inside(settings, draining=False) as it:
+    async with delivering(settings, draining=False) as it:
         own_redis.kill()
         await until(lambda: not it.publisher.connected)
         assert await it.store_all("s", VALUES[:50]) == {""}
@@ -57,7 +57,7 @@ async def test_callbacks_of_a_session_queue_behind_those_in_the_spool(own_redis,
         assert await it.store("another", b"past") == ""
         assert await it.store_all("s", VALUES[50:]) == {""}
         assert it.metrics.spooled == {"redis_away": 50, "behind": 50}
-        it.drain.start()
+        it.drainer.start()
         await until(lambda: not it.spool.callbacks)
         assert await it.store("s", b"straight") == ""
         assert it.metrics.spooled["behind"] == 50
@@ -67,7 +67,7 @@ async def test_callbacks_of_a_session_queue_behind_those_in_the_spool(own_redis,
 
 async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)
-    async with inside(settings, draining=False) as it:
+    async with delivering(settings, draining=False) as it:
         own_redis.kill()
         await until(lambda: not it.publisher.connected)
         while await it.store("s", bytes(50_000)) == "":
@@ -84,7 +84,7 @@ async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_r
 
 async def test_with_both_away_it_is_said_why(own_redis, namespace):
     own_redis.kill()
-    async with inside(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as it:
+    async with delivering(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as it:
         codes = [await it.store("s", bytes(50_000)) for _ in range(20)]
         assert codes[0] == ""
         assert codes[-1] == "spool_full"
@@ -94,7 +94,7 @@ async def test_a_spool_that_fails_does_not_keep_redis_from_being_found_again(
     own_redis, namespace, monkeypatch
 ):
     """The drain is the usual probe; here it has nothing to probe with."""
-    async with inside(node_settings(own_redis.url, namespace), draining=False) as it:
+    async with delivering(node_settings(own_redis.url, namespace), draining=False) as it:
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
             assert await it.store("s", b"a") == ""
@@ -108,7 +108,7 @@ async def test_a_spool_that_fails_does_not_keep_redis_from_being_found_again(
 
 
 async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
-    async with inside(node_settings(own_redis.url, namespace, in_flight_max=10)) as it:
+    async with delivering(node_settings(own_redis.url, namespace, in_flight_max=10)) as it:
         outcomes = await asyncio.gather(*(it.store("s", b"v") for _ in range(11)))
         assert outcomes == [""] * 10 + ["busy"]
         own_redis.kill()
@@ -120,8 +120,8 @@ async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
 
 
 async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.delivery.router.WAITING_MAX_BYTES", 100)
-    async with inside(node_settings(redis_server.url, namespace)) as it:
+    monkeypatch.setattr("maskline.ingest.delivery.router.IN_FLIGHT_MAX_BYTES", 100)
+    async with delivering(node_settings(redis_server.url, namespace)) as it:
         outcomes = await asyncio.gather(it.store("s", bytes(101)), it.store("s", b"v"))
         assert outcomes == ["", "busy"]
         assert await it.store("s", b"v") == ""
@@ -129,7 +129,7 @@ async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namesp
 
 async def test_a_silent_redis_hands_over_what_is_under_way_and_what_gathers(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=100)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         own_redis.pause()
         waiting = []
         for number in range(50):

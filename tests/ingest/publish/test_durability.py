@@ -7,9 +7,9 @@ import time
 from statistics import median
 
 import pytest
+from delivery_kit import delivering, streams
 from ingest_kit import node_settings, until
 from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, wait_until
-from spool_kit import inside, streams
 
 from maskline.ingest.publish import connection as connector_module
 from maskline.ingest.publish.durability import Durability, check_durability, known_early
@@ -76,7 +76,7 @@ def test_a_short_timeout_is_never_for_ever():
 @pytest.mark.waitaof
 async def test_fsync_one_confirmation_a_batch(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         with always.client() as client:
             client.config_resetstat()
             assert await it.store_all("s", VALUES) == {""}
@@ -107,7 +107,7 @@ async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec,
     """Valkey does so with everysec. It is used as soon as that is mended."""
     server = everysec("valkey")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
         assert it.spool.callbacks == len(VALUES)
         assert "confirms before the fsync" in it.pool.details()["reason"]
@@ -123,7 +123,7 @@ async def test_a_policy_that_is_changed_later_is_found(own_redis, namespace, mon
     monkeypatch.setattr(connector_module, "RECHECK_S", 0.05)
     with own_redis.client() as client:
         client.config_set("appendfsync", "always")
-        async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
+        async with delivering(node_settings(own_redis.url, namespace, durability="fsync")) as it:
             assert await it.store("s", b"a") == ""
             assert not it.metrics.spooled
             client.config_set("appendfsync", "everysec")
@@ -139,7 +139,7 @@ async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, 
     """And many are confirmed at once: nobody waits for more than two fsyncs."""
     server = everysec("redis")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert it.connection.durability_doubt == ""
         waited = []
 
@@ -159,7 +159,7 @@ async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, 
 @only_here
 async def test_fsync_with_a_lazy_append_only_file_is_still_kept(everysec, namespace):
     settings = node_settings(everysec("redis").url, namespace, durability="fsync", publish_timeout_ms=200)
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         for number in range(10):
             assert await it.store(f"s{number}", b"%d" % number) == ""
         assert it.metrics.spooled["not_durable"] >= 1
@@ -188,14 +188,14 @@ def test_versions_known_to_confirm_before_the_fsync(info, early):
 async def test_fsync_without_append_only_file_is_spooled(own_redis, namespace):
     with own_redis.client() as client:
         client.config_set("appendonly", "no")
-    async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
+    async with delivering(node_settings(own_redis.url, namespace, durability="fsync")) as it:
         await spools(it, "MASKLINE_DURABILITY=fsync: .*appendonly")
 
 
 @pytest.mark.waitaof
 async def test_an_append_only_file_switched_off_later_is_found(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store("s", b"a") == ""
         with always.client() as client:
             client.config_set("appendonly", "no")
@@ -218,11 +218,11 @@ async def test_fsync_not_permitted_is_spooled_and_config_is_not_needed(always, n
             "less", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-waitaof"]
         )
     settings = node_settings(always.url.replace("//", "//plain:x@"), namespace, durability="fsync")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store("s", b"a") == ""
         assert not it.metrics.spooled
     less = node_settings(always.url.replace("//", "//less:x@"), namespace, durability="fsync")
-    async with inside(less) as it:
+    async with delivering(less) as it:
         await spools(it, "MASKLINE_DURABILITY=fsync.*permit")
 
 
@@ -231,16 +231,16 @@ async def test_a_server_before_7_2_is_given_nothing(own_redis, namespace):
     if has_waitaof(own_redis.binary):
         own_redis.options += ("--rename-command", "WAITAOF", "")
         own_redis.restart()
-    async with inside(node_settings(own_redis.url, namespace, durability="fsync")) as it:
+    async with delivering(node_settings(own_redis.url, namespace, durability="fsync")) as it:
         await spools(it, r"MASKLINE_DURABILITY=fsync.*7\.2")
-    async with inside(node_settings(own_redis.url, namespace)) as it:
+    async with delivering(node_settings(own_redis.url, namespace)) as it:
         assert await it.store("s", b"a") == ""
 
 
 async def test_replicas_confirm(own_redis, replica, namespace):
     follow(replica, own_redis)
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
         assert not it.metrics.spooled
         with replica.client() as client:
@@ -249,7 +249,7 @@ async def test_replicas_confirm(own_redis, replica, namespace):
 
 async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace):
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
         assert it.metrics.spooled == {"not_durable": 100}
         assert it.metrics.connects == 1  # the connection is good
@@ -264,7 +264,7 @@ async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace)
 async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
     follow(replica, own_redis)
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         replica.pause()
         for number in range(5):
             assert await it.store(f"s{number}", b"%d" % number) == ""

@@ -8,9 +8,9 @@ from zlib import crc32
 
 import pytest
 import uvloop
+from delivery_kit import delivering, streams
 from ingest_kit import node_settings, until
 from proxy import Proxy
-from spool_kit import inside, streams
 
 from maskline.ingest.delivery.rate_limiter import PAGE_ROWS_MAX
 from maskline.ingest.publish.publisher import COPIES_MAX
@@ -25,7 +25,7 @@ async def behind_proxy(server, namespace, **changes):
     await proxy.start()
     try:
         settings = node_settings(f"redis://127.0.0.1:{proxy.port}/0", namespace, **changes)
-        async with inside(settings) as it:
+        async with delivering(settings) as it:
             await until(lambda: it.publisher.connected)
             yield it, proxy
     finally:
@@ -106,7 +106,7 @@ async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
     monkeypatch.setattr("maskline.ingest.publish.durability.PAGE_CONFIRM_MS", 50)
     monkeypatch.setattr("maskline.ingest.publish.circuit_breaker.BACKOFF_MAX_S", 0.1)
     settings = node_settings(redis_server.url, namespace, durability="replicas:1")
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", VALUES[:3]) == {""}
         await until(lambda: it.metrics.batch_failures["not_durable"] >= 8)
         with redis_server.client() as client:
@@ -130,7 +130,7 @@ async def test_where_the_spool_is_unwell_a_slow_redis_is_waited_for(redis_server
 def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
     async def run():
         settings = node_settings(redis_server.url, namespace, publish_timeout_ms=100)
-        async with inside(settings) as it:
+        async with delivering(settings) as it:
             for _ in range(2):
                 keeping = asyncio.gather(*(it.store("s", value) for value in VALUES))
                 await asyncio.sleep(0)
@@ -154,7 +154,7 @@ def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, names
     monkeypatch.setattr("maskline.ingest.spool.spool.PUT_TIMEOUT_S", 0.1)
 
     async def run():
-        async with inside(node_settings(redis_server.url, namespace), draining=False) as it:
+        async with delivering(node_settings(redis_server.url, namespace), draining=False) as it:
             completion = it.spool.write("x", 1, b"a")
             while it.spool._gathering:
                 await asyncio.sleep(0)

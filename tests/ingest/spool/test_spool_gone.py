@@ -6,10 +6,10 @@ import resource
 import shutil
 
 import pytest
+from delivery_kit import delivering, streams
 from ingest_kit import Request, ask, node_settings, until
 from ingest_processes import marks
 from servers import wait_until
-from spool_kit import inside, streams
 
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import InFlight
@@ -212,7 +212,7 @@ async def test_where_nothing_new_can_be_made_it_is_refused_and_then_taken_again(
 async def test_what_cannot_be_carried_is_drained(own_redis, namespace, spool_of_its_own):
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", [b"a", b"b"]) == {""}
         remove_everything(spool_of_its_own)
         spool_of_its_own.write_text("a file where the directory was")
@@ -241,9 +241,9 @@ async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
 ):
     monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     own_redis.kill()
-    async with inside(node_settings(own_redis.url, namespace)) as it:
+    async with delivering(node_settings(own_redis.url, namespace)) as it:
         assert await it.store_all("s", [b"a", b"b"]) == {""}
-        it.drain._adopt_at = 0.0
+        it.drainer._adopt_at = 0.0
         spool_of_its_own.rename(tmp_path / "moved")
         await until(lambda: it.tasks.failures["spool adoption"] > 1)
         assert it.tasks.failing == {"spool adoption": "SpoolError"}
@@ -256,9 +256,9 @@ async def test_the_drain_outlives_a_moment_without_descriptors(own_redis, namesp
     monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
-    async with inside(settings) as it:
+    async with delivering(settings) as it:
         assert await it.store_all("s", [b"a", b"b"]) == {""}
-        it.drain._adopt_at = 0.0
+        it.drainer._adopt_at = 0.0
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:

@@ -1,4 +1,4 @@
-"""An ingest node's inside without HTTP: keeper, spool, drain and publisher against a real server."""
+"""The delivery side of an ingest node without HTTP: router, publishers, spool and drainer against a real server."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,9 @@ from maskline.schemas.settings import Settings
 FINISH_S = 5.0
 
 
-class Inside:
+class Delivery:
+    """Router, publishers, spool and drainer, wired as in a node."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics()
@@ -31,7 +33,7 @@ class Inside:
         self.pool = PublisherPool(settings, self.metrics, self.in_flight, self.tasks, name="test")
         self.spool = Spool(settings, self.metrics, self.in_flight, self.tasks)
         self.rate_limiter = RateLimiter(settings.spool_drain_per_s)
-        self.drain = Drainer(settings, self.spool, self.pool, self.tasks, self.rate_limiter)
+        self.drainer = Drainer(settings, self.spool, self.pool, self.tasks, self.rate_limiter)
         self.router = DeliveryRouter(settings, self.in_flight, self.pool, self.spool, self.rate_limiter)
 
     @property
@@ -44,7 +46,7 @@ class Inside:
         return self.connection.publisher
 
     async def store(self, session: str, value: bytes) -> str:
-        """The code of the failure, empty where it was kept."""
+        """Store a callback. Returns the code of the failure, empty where it was stored."""
         try:
             await self.router.store(crc32(session.encode()), value)
         except NotStoredError as error:
@@ -56,16 +58,16 @@ class Inside:
 
 
 @contextlib.asynccontextmanager
-async def inside(settings: Settings, *, draining: bool = True) -> AsyncIterator[Inside]:
-    it = Inside(settings)
+async def delivering(settings: Settings, *, draining: bool = True) -> AsyncIterator[Delivery]:
+    it = Delivery(settings)
     await it.spool.start()
     try:
         await it.pool.start()
         if draining:
-            it.drain.start()
+            it.drainer.start()
         yield it
     finally:
-        await it.drain.finish(FINISH_S)
+        await it.drainer.finish(FINISH_S)
         await it.pool.stop()
         await it.spool.stop()
         await it.tasks.stop()
