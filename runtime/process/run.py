@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn
 
-from maskline.runtime.event_loop import loop_factory
+from maskline.runtime.process.event_loop import loop_factory
 from maskline.runtime.logs import get_logger, say
 from maskline.runtime.net.descriptors import raise_limit
 from maskline.runtime.process import supervisor_pipe

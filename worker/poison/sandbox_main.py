@@ -19,7 +19,7 @@ from pathlib import Path
 from random import random
 from typing import Final
 
-from maskline.runtime.event_loop import loop_factory
+from maskline.runtime.process.event_loop import loop_factory
 from maskline.runtime.logs import configure_logging, wait_for_no_reader
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.process.die_with_parent import die_with_parent
