@@ -29,7 +29,7 @@ from maskline.console.simulate.player import Target
 from maskline.console.view import Counts, View
 from maskline.ingest.node import IngestNode
 from maskline.runtime.cli import CommandParser
-from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.logs import configure_logging, unblock_standard_streams
 from maskline.runtime.net.binding import is_free
 from maskline.runtime.process.run import run
 from maskline.runtime.redis.connect import RedisEndpoint
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     quiet = reading.sources["log_level"] == "default" and reading.sources["handlers"] == "default"
     log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
     configure_logging(log_settings if quiet else reading.settings)
-    wait_for_no_reader()
+    unblock_standard_streams()
     dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit)
     return run(dev.run, stop_timeout_ms=reading.settings.stop_delay_ms + reading.settings.stop_timeout_ms)
 

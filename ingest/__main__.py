@@ -7,7 +7,7 @@ from typing import Final
 
 from maskline.ingest.node import IngestNode, cannot_listen
 from maskline.runtime.cli import CommandParser
-from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.logs import configure_logging, unblock_standard_streams
 from maskline.runtime.net.binding import ListenError, bind
 from maskline.runtime.process import supervisor_pipe
 from maskline.runtime.process.run import run, run_command
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     settings = load_settings(host=arguments.host, port=arguments.port)
     configure_logging(settings)
-    wait_for_no_reader()
+    unblock_standard_streams()
     if arguments.index is None and arguments.processes != 1:
         return _several(settings, arguments.processes)
     index = arguments.index or 0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Final
 
 from maskline.runtime.cli import CommandParser
-from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.logs import configure_logging, unblock_standard_streams
 from maskline.runtime.process import supervisor_pipe
 from maskline.runtime.process.run import EXIT_PROBLEM, run, run_command
 from maskline.runtime.process.supervisor import SILENT_KILL_S, supervise
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     configure_logging(settings)
-    wait_for_no_reader()
+    unblock_standard_streams()
     if arguments.index is None and arguments.processes != 1:
         return supervise(
             ["maskline.worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,

@@ -33,7 +33,7 @@ ITEMS_MAX: Final = 1_000
 """Nesting and members of a value that a logger is given; what is beyond them is seen again as the text it becomes."""
 
 
-class UnderWay(Protocol):
+class RunningEvents(Protocol):
     """Knows the events whose handlers may still be running. Any thread may ask."""
 
     def events(self) -> Iterable[Event]: ...
@@ -44,16 +44,16 @@ class KnownNumbers:
 
     def __init__(self) -> None:
         self._seen: deque[Event] = deque(maxlen=EVENTS_MAX)
-        self.seen = self._seen.append
+        self.add_event = self._seen.append
         """Tell of an event, before its first handler is called."""
-        self._under_way: WeakSet[UnderWay] = WeakSet()
+        self._under_way: WeakSet[RunningEvents] = WeakSet()
         self._numbers = PhoneNumbers()
         self._added = dict[str, None]()
         """Numbers as events have them, since some were last forgotten: of a session's events, only the first costs more
         than a look."""
         self._lock = threading.RLock()
 
-    def watch(self, under_way: UnderWay) -> None:
+    def watch(self, under_way: RunningEvents) -> None:
         """Ask this one, as long as it exists, for the events under way."""
         self._under_way.add(under_way)
 
@@ -67,7 +67,7 @@ class KnownNumbers:
             return text
         if self._seen:
             with self._lock:
-                self._take_in()
+                self._learn_seen()
         if len(text) > LINE_MAX_CHARS:
             text = "\n".join(map(_cut, text.split("\n")))
         try:
@@ -125,24 +125,24 @@ class KnownNumbers:
             return value if same else kind(hidden_members)
         return value
 
-    def _take_in(self) -> None:
+    def _learn_seen(self) -> None:
         seen, numbers = self._seen, self._numbers
         if len(seen) == seen.maxlen:  # some of those under way may have dropped out
-            self._take_in_under_way()
+            self._learn_running()
         with contextlib.suppress(IndexError):  # empty
             while True:
-                self._add(seen.popleft())
+                self._learn(seen.popleft())
         if len(numbers) > NUMBERS_MAX + NUMBERS_SPARE:
             numbers.keep_latest(NUMBERS_MAX)
             self._added.clear()
-            self._take_in_under_way()
+            self._learn_running()
 
-    def _take_in_under_way(self) -> None:
+    def _learn_running(self) -> None:
         for under_way in list(self._under_way):
             for event in under_way.events():
-                self._add(event)
+                self._learn(event)
 
-    def _add(self, event: Event) -> None:
+    def _learn(self, event: Event) -> None:
         added = self._added
         for number in (event.from_number, event.to_number, event.first_party, event.second_party):
             if number is not None and number not in added:

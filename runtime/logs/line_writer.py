@@ -68,12 +68,12 @@ class LineWriter:
         self._refused = False
         """Whether the stream has refused the last line: the reader is gone, the disk is full."""
         self._report = report
-        self._outlet = _open(stream)
+        self._sink = _open(stream)
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._overflowed = False
         self._writing = False
-        self._helped = False
+        self._thread_runs = False
         self._lock = threading.RLock()  # a signal handler may log while its thread does
 
     @property
@@ -88,12 +88,12 @@ class LineWriter:
                 self._overflowed = True
                 self._drop()
             else:
-                self._put(line)
-            if self._helped:
+                self._enqueue(line)
+            if self._thread_runs:
                 return
             self._flush()
             if not self._writing and not self._is_done():
-                self._call_for_help()
+                self._start_thread()
 
     def finish(self) -> None:
         """Write what waits, as long as somebody reads, and at most FINISH_MAX_S."""
@@ -116,20 +116,20 @@ class LineWriter:
         self._lock = threading.RLock()
         self._queue.clear()
         self._queued_bytes = self._unreported = 0
-        self._overflowed = self._writing = self._helped = False
+        self._overflowed = self._writing = self._thread_runs = False
 
     def descriptor(self) -> int:
         """For what writes to the stream by itself at a crash: one that does not block, as far as there is one.
 
         Raises OSError where there is none, nor /dev/null.
         """
-        if self._outlet.descriptor >= 0 and (not self._outlet.blocks or self._wait(0)):
-            return self._outlet.descriptor
+        if self._sink.descriptor >= 0 and (not self._sink.blocks or self._wait(0)):
+            return self._sink.descriptor
         return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Give back what was opened. Nothing may be written any more."""
-        self._outlet.close()
+        self._sink.close()
 
     # Inside
 
@@ -137,7 +137,7 @@ class LineWriter:
         queue = self._queue
         return not queue or (len(queue) < QUEUE_MAX_LINES and self._queued_bytes + size <= QUEUE_MAX_BYTES)
 
-    def _put(self, line: bytes) -> None:
+    def _enqueue(self, line: bytes) -> None:
         self._queue.append(line)
         self._queued_bytes += len(line)
 
@@ -162,11 +162,11 @@ class LineWriter:
                 self._overflowed = False
                 if self._is_done():
                     break
-                self._put(self._report(self._unreported))
+                self._enqueue(self._report(self._unreported))
                 self._unreported = 0
             line = queue[0]
             try:
-                size = self._outlet.send(line)
+                size = self._sink.send(line)
                 self._refused = False
             except BlockingIOError:
                 break
@@ -187,13 +187,13 @@ class LineWriter:
         """Nothing waits, and nothing is to be reported to a stream that takes it."""
         return not self._queue and (self._refused or not self._unreported)
 
-    def _call_for_help(self) -> None:
+    def _start_thread(self) -> None:
         # Not threading.Thread, which waits for the thread's first step and takes locks that a signal handler may meet.
         with contextlib.suppress(RuntimeError):  # no thread to be had: the next line tries again
-            _thread.start_new_thread(self._help, ())
-            self._helped = True
+            _thread.start_new_thread(self._empty_queue, ())
+            self._thread_runs = True
 
-    def _help(self) -> None:
+    def _empty_queue(self) -> None:
         """Write the queue as the stream takes it, and end."""
         went = True
         while True:
@@ -201,7 +201,7 @@ class LineWriter:
             with self._lock:
                 went = self._flush()
                 if self._is_done():
-                    self._helped = False
+                    self._thread_runs = False
                     return
             if went:
                 time.sleep(YIELD_S)
@@ -212,14 +212,14 @@ class LineWriter:
 
     def _wait(self, within_s: float) -> bool:
         """Until the stream takes more, as far as it says; whether it does."""
-        if self._outlet.descriptor < 0:
+        if self._sink.descriptor < 0:
             return True
         poll = select.poll()  # and not select, which knows no descriptor beyond 1,023
-        poll.register(self._outlet.descriptor, select.POLLOUT)
+        poll.register(self._sink.descriptor, select.POLLOUT)
         return bool(poll.poll(within_s * 1000))
 
 
-def as_text(
+def nonblocking_text_stream(
     writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes] = lambda data: data
 ) -> io.TextIOWrapper:
     """A text stream in place of `stream`, which writes by `writer`: line by line, and without waiting.
@@ -227,7 +227,7 @@ def as_text(
     `hide`: makes what may be written of what is to be. Raises BrokenPipeError when the reader is found to be gone, as
     `stream` would, but once only.
     """
-    raw = io.BufferedWriter(_Raw(writer, stream, hide))
+    raw = io.BufferedWriter(_RawStream(writer, stream, hide))
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
@@ -236,7 +236,7 @@ OPEN_END_MAX_BYTES: Final = 512
 _OPEN_END: Final = re.compile(rb"[0-9%\\&\x80-\xff][^A-Za-z\r\n]*\Z")
 
 
-class _Raw(io.RawIOBase):
+class _RawStream(io.RawIOBase):
     """Takes the bytes in pieces: lines, but also parts of one that is long, or flushed in its midst.
 
     So what may be the beginning of a number stays until the next piece comes, or the process ends.
@@ -247,29 +247,29 @@ class _Raw(io.RawIOBase):
         self._writer = writer
         self._stream = stream
         self._hide = hide
-        self._kept = b""
-        self._told = False
-        writer.before_finish = self._write_kept
+        self._held_back = b""
+        self._has_raised = False
+        writer.before_finish = self._write_held_back
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
-        piece = self._kept + bytes(data)
-        self._kept = b""
+        piece = self._held_back + bytes(data)
+        self._held_back = b""
         if not piece.endswith(b"\n"):
             end = _OPEN_END.search(piece, max(0, len(piece) - OPEN_END_MAX_BYTES))
             if end is not None:
-                piece, self._kept = piece[: end.start()], end[0]
+                piece, self._held_back = piece[: end.start()], end[0]
         if piece:
             self._writer.write(self._hide(piece))
-        if self._writer.broken and not self._told:
-            self._told = True
+        if self._writer.broken and not self._has_raised:
+            self._has_raised = True
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return len(data)
 
-    def _write_kept(self) -> None:
-        kept, self._kept = self._kept, b""
+    def _write_held_back(self) -> None:
+        kept, self._held_back = self._held_back, b""
         if kept:
             self._writer.write(self._hide(kept))
 
@@ -280,7 +280,7 @@ class _Raw(io.RawIOBase):
         return self._stream.isatty()
 
 
-class _Outlet(NamedTuple):
+class _Sink(NamedTuple):
     send: Send
     descriptor: int = -1
     """To wait for; -1 where nobody need."""
@@ -289,27 +289,27 @@ class _Outlet(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
-def _open(stream: TextIO | None) -> _Outlet:
+def _open(stream: TextIO | None) -> _Sink:
     if stream is None:  # the process was started with stderr closed
-        return _Outlet(len)
+        return _Sink(len)
     try:
         descriptor = stream.fileno()
         kind = os.fstat(descriptor).st_mode
     except (OSError, AttributeError, ValueError):
-        return _Outlet(_to_memory(stream))
+        return _Sink(_to_memory(stream))
     if stat.S_ISSOCK(kind):
         sock = socket.socket(fileno=os.dup(descriptor))
-        return _Outlet(
+        return _Sink(
             lambda data: sock.send(data, socket.MSG_DONTWAIT), descriptor, blocks=True, close=sock.close
         )
     if not stat.S_ISFIFO(kind) and not os.isatty(descriptor):
-        return _Outlet(lambda data: os.write(descriptor, data), descriptor)
+        return _Sink(lambda data: os.write(descriptor, data), descriptor)
     try:
         # On Linux this is another open file; elsewhere /dev/fd is but the same one again.
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        return _Outlet(_Asking(descriptor), descriptor, blocks=True)
-    return _Outlet(lambda data: os.write(own, data), own, close=lambda: os.close(own))
+        return _Sink(_PolledWrite(descriptor), descriptor, blocks=True)
+    return _Sink(lambda data: os.write(own, data), own, close=lambda: os.close(own))
 
 
 def _to_memory(stream: TextIO) -> Send:
@@ -321,7 +321,7 @@ def _to_memory(stream: TextIO) -> Send:
     return send
 
 
-class _Asking:
+class _PolledWrite:
     """Writes to what is shared, by the means that leave its flags alone."""
 
     def __init__(self, descriptor: int) -> None:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NoReturn
 
-from maskline.runtime.process.event_loop import loop_factory
-from maskline.runtime.logs import get_logger, say
+from maskline.runtime.logs import get_logger, write_to_stderr
 from maskline.runtime.net.descriptors import raise_limit
 from maskline.runtime.process import supervisor_pipe
+from maskline.runtime.process.event_loop import loop_factory
 from maskline.runtime.process.signals import Signals
 from maskline.runtime.process.stop_deadline import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from maskline.schemas.errors import ConfigError, MasklineError
@@ -149,4 +149,4 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
 def _complain(error: MasklineError) -> None:
     text = " ".join(str(error).split())
     if not supervisor_pipe.report_failure(text):
-        say(f"maskline: {text}")
+        write_to_stderr(f"maskline: {text}")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from maskline.runtime.logs import dump_descriptor
+from maskline.runtime.logs import crash_dump_descriptor
 
 THREADS_GRACE_S: Final = 5.0
 """How long threads may keep a process from ending once its main has returned."""
@@ -29,7 +29,7 @@ def arm_deadline(timeout_s: float) -> None:
     with contextlib.suppress(
         RuntimeError, OSError, ValueError
     ):  # RuntimeError: no thread; the others: no stderr
-        faulthandler.dump_traceback_later(timeout_s, exit=True, file=dump_descriptor())
+        faulthandler.dump_traceback_later(timeout_s, exit=True, file=crash_dump_descriptor())
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, timeout_s + DUMP_S)

@@ -36,7 +36,7 @@ def many_others():
     """So many numbers that none is known from before, but for those under way; looked at now and then."""
     for last in range(2 * (known_numbers.NUMBERS_MAX + known_numbers.NUMBERS_SPARE)):
         number = f"+1{200 + last // 100}5550{100 + last % 100}"
-        KNOWN_NUMBERS.seen(SessionTimeout(session_uuid="s", from_number=number))
+        KNOWN_NUMBERS.add_event(SessionTimeout(session_uuid="s", from_number=number))
         if last % 700 == 0:
             KNOWN_NUMBERS.hide("a line of some length")
 

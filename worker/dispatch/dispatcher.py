@@ -100,7 +100,7 @@ class Dispatcher:
         """Of what follows an attempt: its own is the handler's."""
         self._clean = CleanContext(context or self._context)
         self._table = table
-        self._seen = KNOWN_NUMBERS.seen
+        self._seen = KNOWN_NUMBERS.add_event
         self._concurrency = concurrency
         self._late_dead = late_dead
         self._counters = counters

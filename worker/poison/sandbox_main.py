@@ -19,10 +19,10 @@ from pathlib import Path
 from random import random
 from typing import Final
 
-from maskline.runtime.process.event_loop import loop_factory
-from maskline.runtime.logs import configure_logging, wait_for_no_reader
+from maskline.runtime.logs import configure_logging, unblock_standard_streams
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.process.die_with_parent import die_with_parent
+from maskline.runtime.process.event_loop import loop_factory
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.events import Event
@@ -70,7 +70,7 @@ def main(descriptor: int, worker: int) -> None:
     _make_expendable()
     sys.path[:] = request.path
     configure_logging(Settings(log_format=request.log_format, log_level=request.log_level))
-    wait_for_no_reader()
+    unblock_standard_streams()
     set_token_key(request.token_key)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -118,7 +118,7 @@ async def run_request(request: SandboxRequest, link: socket.socket) -> None:
     arrival = decoder.arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
     release = Release(arrival, request.order, request.missing, request.run, NEW_SESSION)
     event: Event = arrival.payload.event
-    KNOWN_NUMBERS.seen(event)
+    KNOWN_NUMBERS.add_event(event)
     resources = Resources()
     try:
         bound = bind(handlers, await resources.open(handlers.resources))[type(event)]

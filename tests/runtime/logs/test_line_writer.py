@@ -59,7 +59,7 @@ class Stream:
 
     def close(self):
         os.close(self.reader)
-        wait_until(lambda: not self.writer._helped, what="the end of its thread")
+        wait_until(lambda: not self.writer._thread_runs, what="the end of its thread")
         self.writer.close()
         self.file.close()
 
@@ -235,7 +235,7 @@ ENDS = {
                     "from maskline.schemas.errors import ConfigError\n"
                     "def main(argv): raise ConfigError('no')\nrun_command(main)"), 2),
     "what cannot be raised": ("class A:\n  def __del__(self): raise ValueError\nA()", 0),
-    "a print": ("wait_for_no_reader()\nfor _ in range(10): print('x' * 10_000, file=sys.stderr)", 0),
+    "a print": ("unblock_standard_streams()\nfor _ in range(10): print('x' * 10_000, file=sys.stderr)", 0),
     "a hang at the stop": (("import asyncio\n"
                             "from maskline.runtime.process import run as process\nprocess.GRACE_MS = 0\n"
                            "async def main(stop):\n  os.kill(os.getpid(), signal.SIGTERM)\n  time.sleep(60)\n"
@@ -253,7 +253,7 @@ def test_nothing_on_the_way_to_the_exit_waits_for_stderr(end):
 
 def test_what_is_printed_comes_in_order_with_what_is_logged_and_without_an_end_of_line():
     body = """
-        wait_for_no_reader()
+        unblock_standard_streams()
         log.info("one")
         print("two", file=sys.stderr)
         log.info("three")

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from maskline.runtime.logs import ITEMS_MAX, TEXT_MAX_CHARS, configure_logging, get_logger
+from maskline.runtime.logs import configure_logging, get_logger
+from maskline.runtime.logs.redaction import ITEMS_MAX, TEXT_MAX_CHARS
 from maskline.schemas.privacy import number_token
 from maskline.schemas.settings import Settings
 

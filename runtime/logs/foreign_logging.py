@@ -1,9 +1,9 @@
-"""Logging that a handler module sets up itself: it keeps its form and its place, and loses the known numbers.
+"""Hides known numbers in logging that a handler module sets up itself, which keeps its form and its place.
 
-What can be configured, and configured anew at any time, cannot be trusted to hide anything. So this takes hold of what
-no configuration replaces:
+What can be configured, and configured anew at any time, cannot be trusted to hide anything. So this patches what no
+configuration replaces:
 
-| what | taken hold of at |
+| what | patched at |
 | --- | --- |
 | logging: the record, before handlers get it | `Logger.callHandlers` |
 | logging: the text that handlers make of it | `Handler.format`, `Formatter.formatException` |
@@ -28,8 +28,11 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
 """What every record has; the rest is the user's `extra`."""
 
 
-def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
-    """From here on, once; returns what lets go again. `ours(logger)`: structlog's lines to it hide numbers already."""
+def install(is_ours: Callable[[Any], bool]) -> Callable[[], None]:
+    """Hide known numbers in all logging of this process from here on; a second call changes nothing.
+
+    `is_ours(logger)`: whether structlog's lines to this logger hide numbers already. Returns what undoes it.
+    """
     if getattr(logging.Logger.callHandlers, "hides_numbers", False):
         return lambda: None
     call_handlers, to_text = logging.Logger.callHandlers, logging.Handler.format
@@ -50,7 +53,7 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
         self: BoundLoggerBase, method_name: str, event: str | None, event_kw: dict[str, Any]
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         arguments, named = process_event(self, method_name, event, event_kw)
-        if ours(self._logger):
+        if is_ours(self._logger):
             return arguments, named
         hide = KNOWN_NUMBERS.hide_value
         return tuple(hide(value) for value in arguments), {name: hide(value) for name, value in named.items()}
@@ -61,13 +64,13 @@ def take_hold(ours: Callable[[Any], bool]) -> Callable[[], None]:
             stream.write(f"{self.pformat(object)}\n")
 
     call_handlers_hidden.hides_numbers = True  # type: ignore[attr-defined]
-    _put(
+    _patch(
         call_handlers_hidden, to_text_hidden, exception_text_hidden, process_event_hidden, pretty_print_whole
     )
-    return lambda: _put(call_handlers, to_text, exception_text, process_event, pretty_print)
+    return lambda: _patch(call_handlers, to_text, exception_text, process_event, pretty_print)
 
 
-def _put(call_handlers: Any, to_text: Any, exception_text: Any, process_event: Any, pretty: Any) -> None:
+def _patch(call_handlers: Any, to_text: Any, exception_text: Any, process_event: Any, pretty: Any) -> None:
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
     logging.Handler.format = to_text  # type: ignore[method-assign]
     logging.Formatter.formatException = exception_text  # type: ignore[method-assign]
@@ -76,7 +79,7 @@ def _put(call_handlers: Any, to_text: Any, exception_text: Any, process_event: A
 
 
 def without_numbers(record: logging.LogRecord) -> logging.LogRecord:
-    """The record, or, where it has known numbers, another one without: its message is final, its arguments are gone."""
+    """The record itself, or a copy without its known numbers, whose message is final and whose arguments are gone."""
     hide = KNOWN_NUMBERS.hide_value
     changed: dict[str, Any] = {}
     if isinstance(record.msg, (dict, list, tuple)) and not record.args:  # for a formatter that wants it so

@@ -23,9 +23,9 @@ import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maskline.runtime.logs import known_numbers, own_logging
+from maskline.runtime.logs import foreign_logging, known_numbers
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS, KnownNumbers
-from maskline.runtime.logs.line_writer import LineWriter, as_text
+from maskline.runtime.logs.line_writer import LineWriter, nonblocking_text_stream
 from maskline.schemas.events import SessionFirstPartyAnswer, SessionTimeout
 from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import number_token
@@ -60,11 +60,13 @@ def held(tmp_path):
     root = logging.getLogger()
     before = root.handlers[:], root.level, dict(logging.root.manager.loggerDict)
     root.handlers[:] = []
-    let_go = own_logging.take_hold(lambda _: False)
-    stream = as_text(LineWriter(Fileless(out), lambda _: b""), Fileless(out), KNOWN_NUMBERS.hide_bytes)
+    let_go = foreign_logging.install(lambda _: False)
+    stream = nonblocking_text_stream(
+        LineWriter(Fileless(out), lambda _: b""), Fileless(out), KNOWN_NUMBERS.hide_bytes
+    )
     streams = sys.stdout, sys.stderr
     sys.stdout = sys.stderr = stream
-    KNOWN_NUMBERS.seen(event())
+    KNOWN_NUMBERS.add_event(event())
     try:
         yield out
     finally:
@@ -382,7 +384,7 @@ def test_no_known_number_gets_out(way, kind, tmp_path):
 def test_whatever_the_number(tmp_path, digits, plus, kind):
     number = f"{plus}3{digits}"
     with held(tmp_path) as out:
-        KNOWN_NUMBERS.seen(event(None, number))
+        KNOWN_NUMBERS.add_event(event(None, number))
         by_logging(logging.StreamHandler(), TYPES[kind](number))
         by_print(TYPES[kind](number), None)
     assert not leaks(out.getvalue(), number)
@@ -392,7 +394,7 @@ def test_what_bears_no_number_is_written_as_it_is(tmp_path):
     record = logging.makeLogRecord(
         {"msg": "%s %d", "args": ("x", 1_700_000_000), "extra": {"a": [1, 2.5, None]}}
     )
-    assert own_logging.without_numbers(record) is record
+    assert foreign_logging.without_numbers(record) is record
     with held(tmp_path) as out:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -425,8 +427,8 @@ def test_the_numbers_of_an_event():
         session_uuid="s", first_party=FROM, extra={"To": [TO, "anonymous"], "Caller": "x"}, problems=("To",)
     )
     known = KnownNumbers()
-    known.seen(twice)
-    known.seen(SessionTimeout(session_uuid="s", second_party="+33639980123"))
+    known.add_event(twice)
+    known.add_event(SessionTimeout(session_uuid="s", second_party="+33639980123"))
     hidden = known.hide(f"{FROM} {TO} anonymous +33639980123")
     assert hidden == " ".join(
         [number_token(FROM), number_token(TO), "anonymous", number_token("33639980123")]
@@ -448,36 +450,36 @@ def test_those_under_way_stay_known_however_many_come_after(monkeypatch):
     known = KnownNumbers()
     under_way = Attempts(event(TO, None))
     known.watch(under_way)
-    known.seen(under_way.events()[0])
+    known.add_event(under_way.events()[0])
     for other in many_events(known_numbers.EVENTS_MAX + 10):
-        known.seen(other)
+        known.add_event(other)
     assert not leaks(known.hide(TO), TO)
     for other in many_events(8_000):  # and looked at now and then
-        known.seen(other)
+        known.add_event(other)
         if other.from_number.endswith("00"):
             known.hide("a line of some length")
     assert not leaks(known.hide(TO), TO)
     assert len(known._numbers) <= known_numbers.NUMBERS_MAX + known_numbers.NUMBERS_SPARE + 100
     del under_way
     for other in many_events(8_000):
-        known.seen(other)
+        known.add_event(other)
         known.hide("a line of some length")
     assert known.hide(TO) == TO
 
 
 def test_a_number_is_known_for_a_while_after_its_event():
     known = KnownNumbers()
-    known.seen(event())
+    known.add_event(event())
     known.hide("a line of some length")
     for other in many_events(known_numbers.NUMBERS_MAX - 10):
-        known.seen(other)
+        known.add_event(other)
     assert not leaks(known.hide(f"{FROM} {TO}"))
 
 
 def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
     monkeypatch.setattr(known_numbers, "LINE_MAX_CHARS", 100)
     known = KnownNumbers()
-    known.seen(event())
+    known.add_event(event())
     fits, long = "x" * 88 + FROM, "x" * 95 + FROM
     hidden = known.hide_bytes(f"{fits}\n{long}\n{FROM}\n".encode()).decode()
     one = number_token(FROM)
@@ -486,14 +488,14 @@ def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
 
 def test_what_cannot_be_looked_through_is_not_written(monkeypatch):
     known = KnownNumbers()
-    known.seen(event())
+    known.add_event(event())
     monkeypatch.setattr(PhoneNumbers, "find", lambda *_: 1 / 0)
     assert known.hide(FROM) == "(a text that could not be looked through for numbers: ZeroDivisionError)\n"
 
 
 def test_a_value_of_any_kind_is_taken():
     known = KnownNumbers()
-    known.seen(event())
+    known.add_event(event())
     # No parameters: pytest would have to write the first of them.
     for value in (
         10**5000,
@@ -522,15 +524,15 @@ def test_a_child_of_a_fork_hides_them_too():
         from maskline.events import SessionTimeout
         from maskline.schemas.settings import Settings
         configure_logging(Settings(log_format="json"))
-        wait_for_no_reader()
-        KNOWN_NUMBERS.seen(SessionTimeout(session_uuid="s", from_number="+14155550123"))
+        unblock_standard_streams()
+        KNOWN_NUMBERS.add_event(SessionTimeout(session_uuid="s", from_number="+14155550123"))
         KNOWN_NUMBERS._lock.acquire()  # as another thread may have done
         if os.fork() == 0:
             print(14155550123, file=sys.__stdout__, flush=True)  # noqa: T201
             os._exit(0)
         os.wait()
         get_logger("a").info("call", to=14155550123, deep=[14155550123.0], text="415_555_0123")
-        say("415/555/0123")
+        write_to_stderr("415/555/0123")
         """
     done = run_alone(source)
     token = re.fullmatch(r"(num_[0-9a-f]{10})\n", done.stdout)[1]
@@ -544,9 +546,9 @@ def test_it_is_taken_hold_of_once_and_let_go_again():
         logging.Logger.callHandlers, logging.Handler.format, logging.Formatter.formatException,
         structlog.BoundLoggerBase._process_event, pprint.PrettyPrinter.pprint,
     )  # fmt: skip
-    own_logging.take_hold(lambda _: True)  # a test before this one may have
+    foreign_logging.install(lambda _: True)  # a test before this one may have
     held = places()
-    own_logging.take_hold(lambda _: True)()
+    foreign_logging.install(lambda _: True)()
     assert places() == held
     assert all("hidden" in place.__name__ or "whole" in place.__name__ for place in held)
 
@@ -560,7 +562,7 @@ def test_logging_that_is_configured_over_ours_is_held_too():
         from maskline.events import SessionTimeout
         from maskline.schemas.settings import Settings
         configure_logging(Settings(log_format="json"))
-        KNOWN_NUMBERS.seen(SessionTimeout(session_uuid="s", from_number="+14155550123"))
+        KNOWN_NUMBERS.add_event(SessionTimeout(session_uuid="s", from_number="+14155550123"))
         as_json = [structlog.processors.JSONRenderer()]
         structlog.configure(processors=as_json, logger_factory=structlog.PrintLoggerFactory())
         get_logger("a").info("call", From="+14155550123", to=14155550123.0)
