@@ -161,16 +161,16 @@ async def test_a_stop_at_once_leaves_the_next_start_everything(spool_of_its_own,
 async def test_a_stop_unlinks_nothing_of_the_process_that_came_after(spool_of_its_own, filled):
     async with spooling() as first:
         if filled:
-            await first.put("x", 1, b"first")
+            await first.write("x", 1, b"first")
         remove_everything(spool_of_its_own)
         async with spooling() as second:
-            await second.put("x", 1, b"second")
+            await second.write("x", 1, b"second")
             own = second.files()[0].slot
             paths = [own.path, wal_of(own.path), own.lock_path]
             before = [path.stat().st_ino for path in paths]
             await first.stop()
             assert [path.stat().st_ino for path in paths] == before
-            await second.put("x", 1, b"third")
+            await second.write("x", 1, b"third")
 
 
 async def test_a_log_of_somebody_else_is_not_unlinked(spool_of_its_own):
