@@ -36,7 +36,7 @@ from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import Parameters
-from maskline.schemas.settings import ADMIN_PORTS, Settings, SettingsReading, read_settings
+from maskline.schemas.settings import ADMIN_PORTS, Settings, SettingsWithSources, read_settings
 from maskline.worker.node import WorkerNode
 
 PORTS_TRIED: Final = 100
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 class Dev:
     """One run of everything."""
 
-    def __init__(self, reading: SettingsReading, *, demo: bool, exit_after: bool) -> None:
+    def __init__(self, reading: SettingsWithSources, *, demo: bool, exit_after: bool) -> None:
         self._reading = reading
         self._demo = demo
         self._exit_after = exit_after

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskline.runtime.cli import CommandParser
-from maskline.schemas.settings import SETTINGS, Setting, SettingsReading, read_settings
+from maskline.schemas.settings import SETTINGS, Setting, SettingsWithSources, read_settings
 
 _INTRODUCTION: Final = """\
 # Settings
@@ -63,7 +63,7 @@ def markdown() -> str:
     return _INTRODUCTION + "".join(lines)
 
 
-def _row(setting: Setting, reading: SettingsReading) -> dict[str, str | bool]:
+def _row(setting: Setting, reading: SettingsWithSources) -> dict[str, str | bool]:
     return {
         "name": setting.name,
         "value": setting.show(getattr(reading.settings, setting.field)),
@@ -75,7 +75,7 @@ def _row(setting: Setting, reading: SettingsReading) -> dict[str, str | bool]:
     }
 
 
-def _print_table(reading: SettingsReading) -> None:
+def _print_table(reading: SettingsWithSources) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("name", "value", "source", "default", "meaning"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("name", "source"))

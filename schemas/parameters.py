@@ -1,13 +1,12 @@
-"""A request's parameters: the query's pairs and the body's, decoded.
+"""Reads the parameters of a request from its query and its body.
 
-Ingest needs them to verify and to route, the worker to decode: both read them here, so that what was signed
-is what is handled. Form bodies and queries read as `urllib.parse.parse_qsl(keep_blank_values=True)` does (in
-a third of the time: both hot paths come through here), except that bytes that are no UTF-8 are refused rather
-than replaced.
+Ingest needs them to verify and to route, the worker to decode. Both read them here, so that what was signed is what is
+handled. Forms and queries are read as `urllib.parse.parse_qsl(keep_blank_values=True)` does, in a third of the time as
+both hot paths come through here, except that bytes that are not UTF-8 are refused rather than replaced.
 
-A body is read as a form or as JSON. Which of the two a request meant is ingest's to find out, by the signature
-(`ingest.auth.verifier`); it stores a Content-Type that names what it found (`type_naming`), and by that type the body
-is read ever after. A type that names neither, which ingest stores no more, leaves it to what the body looks like.
+A body is read as a form or as JSON. Ingest finds out by the signature which of the two was meant
+(`ingest.auth.verifier`), and stores a Content-Type that names it (`type_naming`): the body is read by that type from
+then on. A type that names neither, which earlier versions stored, leaves it to what the body looks like.
 """
 
 import json
@@ -26,7 +25,7 @@ FORM_TYPE: Final = "application/x-www-form-urlencoded"
 JSON_TYPE: Final = "application/json"
 
 Reading = Literal["form", "json"]
-"""As what a body is read."""
+"""How a body is read."""
 
 _TYPES: Final[dict[Reading, str]] = {"form": FORM_TYPE, "json": JSON_TYPE}
 
@@ -34,28 +33,30 @@ _PLAINLY: Final[dict[Reading, re.Pattern[str]]] = {
     "form": re.compile(f"(?:{FORM_TYPE})?"),
     "json": re.compile(r"application/(?:json|[^,]*\+json)"),
 }
-"""Types that every version of maskline has read so: what lies in a stream may be read by any."""
+"""Types that every version of maskline reads this way, since any version may read what is in a stream."""
 
 SENT_AS_MAX_CHARS: Final = 200
-"""How much is kept of a Content-Type that does not say what the body is."""
+"""How much is kept of a Content-Type that does not name the reading."""
 
 PAIRS_MAX: Final = 1_000
 """Parameters in one request. Plivo documents 23; the bound keeps a body of `&a&a…` from costing much."""
 
 
 class Parameters(NamedTuple):
+    """All parameters of a request, decoded."""
+
     query: Pairs
     body: Pairs
-    """A form body's pairs; empty for JSON."""
+    """The pairs of a form body; empty for JSON."""
     json: dict[str, Any] | None
-    """A JSON body's top-level members; None for a form."""
+    """The top-level members of a JSON body; None for a form."""
 
     def __repr__(self) -> str:
-        """Never the values: they hold phone numbers."""
+        """Counts alone: the values hold phone numbers."""
         return f"Parameters({len(self.query)} of the query, {len(self.json or self.body)} of the body)"
 
     def first(self, name: str) -> Any:
-        """The first value of a parameter, the body's before the query's; None where there is none."""
+        """The first value of a parameter, the body's before the query's; None if there is none."""
         if self.json is not None and name in self.json:
             return self.json[name]
         for pairs in (self.body, self.query):
@@ -68,8 +69,7 @@ class Parameters(NamedTuple):
 def parse_pairs(encoded: bytes) -> Pairs:
     """The pairs of a query or a form body, in order, blank values kept.
 
-    Raises NotDecodableError for bytes that are no UTF-8 after percent-decoding, and for more than PAIRS_MAX
-    pairs.
+    Raises NotDecodableError for bytes that are not UTF-8 after percent-decoding, and for more than PAIRS_MAX pairs.
     """
     if not encoded:
         return []
@@ -92,13 +92,13 @@ def parse_pairs(encoded: bytes) -> Pairs:
 _ASCII_ESCAPES: Final = {
     high + low: chr(int(high + low, 16)) for high in "01234567" for low in "0123456789abcdefABCDEF"
 }
-"""The two digits of an escape to its character, for those that are one whole character of UTF-8."""
+"""By the two digits of an escape: its character, if the byte is a whole character of UTF-8."""
 
 
 def unquote_plus(quoted: str) -> str:
     """Percent-decoding with `+` for a blank; an escape without two hexadecimal digits stands for itself.
 
-    Raises UnicodeDecodeError for what is no UTF-8.
+    Raises UnicodeDecodeError for bytes that are not UTF-8.
     """
     text = quoted.replace("+", " ")
     if "%" not in text:
@@ -115,8 +115,9 @@ _json_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """The top-level members of a JSON object, in UTF-8 or, as `json.loads` tells them apart, UTF-16 or UTF-32, each
-    with or without a byte order mark. Raises NotDecodableError for anything else.
+    """The top-level members of a JSON object, its decimals as Decimal. Raises NotDecodableError for anything else.
+
+    The text may be UTF-8, UTF-16 or UTF-32, told apart as `json.loads` does, with or without a byte order mark.
     """
     try:
         encoding = json.detect_encoding(body)
@@ -126,14 +127,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def media_type(content_type: str) -> str:
-    """The type alone, in lower case: `Application/JSON; charset=utf-8` is `application/json`."""
+    """A Content-Type without its parameters, in lower case: `Application/JSON; charset=utf-8` is `application/json`."""
     return content_type.partition(";")[0].strip().lower()
 
 
 def named_reading(content_type: str) -> Reading | None:
-    """What a Content-Type says the body is; None where it says neither, or both. No type at all says a form.
+    """The reading that a Content-Type names; None if it names neither or both. An empty type names a form.
 
-    It may be several, as a proxy joins doubled header lines: those count that say something.
+    It may be a list of types, as a proxy joins repeated header lines; types that name no reading do not count.
     """
     if content_type == FORM_TYPE or not media_type(content_type):
         return "form"
@@ -148,27 +149,27 @@ def _reading_of(kind: str) -> Reading | None:
 
 
 _BEFORE_JSON: Final = b"\xef\xbb\xbf\xfe\xff\0 \t\r\n"
-"""White space and byte order marks, of UTF-16 and UTF-32 too."""
+"""White space and byte order marks, those of UTF-16 and UTF-32 included."""
 _FORM_BEGINS: Final = re.compile(rb"&*[A-Za-z0-9_.~%+*\[\]-]{1,256}=")
-"""A name as forms write it: neither XML, nor a multipart body, nor a text begins so."""
+"""A parameter's name as forms write it: neither XML nor a multipart body nor plain text begins this way."""
 
 
 def looks_like(body: bytes) -> Reading | None:
-    """What a body looks like by its beginning; None where it looks like neither a form nor a JSON object."""
+    """The reading that the beginning of a body suggests; None if it is neither a form's nor a JSON object's."""
     if looks_like_json(body):
         return "json"
     return "form" if _FORM_BEGINS.match(body) else None
 
 
 def looks_like_json(body: bytes) -> bool:
-    """Whether it begins as a JSON object does, and no form: its writers escape a brace."""
+    """Whether a body begins as a JSON object does. No form does: a form's writers escape a brace."""
     return body[:64].lstrip(_BEFORE_JSON)[:1] == b"{"
 
 
 def type_naming(reading: Reading, content_type: str) -> str:
-    """A Content-Type that says how the body is read: the one it was sent with, if that does.
+    """A Content-Type that names `reading`: `content_type`, the one that was sent, if it does.
 
-    Otherwise that stands in a parameter of one that does.
+    Otherwise the one that was sent becomes the parameter `sent-as` of one that does.
     """
     if content_type == _TYPES[reading]:
         return content_type
@@ -180,22 +181,22 @@ def type_naming(reading: Reading, content_type: str) -> str:
 
 
 def in_ascii(content_type: str) -> str:
-    """A Content-Type as it can be stored."""
+    """A Content-Type with `?` in place of what is not ASCII, as it can be stored."""
     return content_type if content_type.isascii() else content_type.encode("ascii", "replace").decode()
 
 
 def parse_body(reading: Reading, query: Pairs, body: bytes) -> Parameters:
-    """The parameters of a request whose body is read so. Raises NotDecodableError."""
+    """The parameters of a request whose body is read as `reading` says. Raises NotDecodableError."""
     if reading == "json":
         return Parameters(query, [], parse_json(body))
     return Parameters(query, parse_pairs(body), None)
 
 
 def parse_parameters(method: str, query: bytes, content_type: str, body: bytes) -> Parameters:
-    """All parameters of a request; a GET's body is no part of them, as Plivo's signature does not cover it.
+    """All parameters of a request. A GET's body does not count, as Plivo's signature does not cover it.
 
-    Raises NotDecodableError for a body that neither its type nor its look makes a form or JSON, for broken JSON, for
-    what is no UTF-8, and for too many parameters.
+    Raises NotDecodableError for a body that is neither a form nor JSON by its type or by its beginning, for broken
+    JSON, for bytes that are not UTF-8, and for too many parameters.
     """
     pairs = parse_pairs(query)
     if method == "GET" or not body:

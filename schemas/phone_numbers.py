@@ -1,22 +1,22 @@
-r"""Certain phone numbers in any text, however they are spelled: found by their digits, replaced by their tokens.
+r"""Finds known phone numbers in any text, however they are spelled, and replaces them by their tokens. Pure.
 
-`privacy.redact` hides whatever looks like a number. This knows the numbers, so it also finds what does not look like
-one: `0171/1234567`, `415_555_0123`, `14155550123.0`, `1.4155550123e+10`, full-width digits, `%2B1415…`, colour codes
-between the digits. Linear in the length of the text.
+`privacy.redact` replaces whatever looks like a number. Here the numbers are known, so they are found by their digits
+even where they do not look like one: `0171/1234567`, `415_555_0123`, `14155550123.0`, `1.4155550123e+10`, full-width
+digits, `%2B1415…`, colour codes between the digits. Linear in the length of the text.
 
 | what | rule |
 | --- | --- |
 | digits | of any script, also percent-encoded, as `\u0031`, `\x31` or `&#49;`, and such escapes of escapes |
-| bytes in Python's notation | may go on in the next line, as `pprint` wraps them |
-| powers of ten | `1.415555012E+10` has the zeros that it stands for |
+| bytes in Python's notation | may continue in the next line, as `pprint` wraps them |
+| powers of ten | `1.415555012E+10` is read with all its zeros |
 | between two digits | up to SEPARATORS_MAX that are neither letters nor digits, escapes of them, terminal codes |
-| how many of them | the last SURE_DIGITS, wherever they stand; all of the national part, where it has fewer |
-| fewer than that | no digit may follow at once, and TRUNK_DIGITS_MAX at most stand right before them |
-| where not | within a UUID, an ISO date and time, the ID of a stream entry |
-| how far to the left | as the number's own digits go, then `+`, `(`, and what is dialled first: 0, 00, 011 |
+| digits that must match | the last SURE_DIGITS, anywhere; if the national part has fewer, all of it |
+| if it has fewer | no digit may follow immediately, and at most TRUNK_DIGITS_MAX may stand right before it |
+| not searched | a UUID, an ISO date and time, the ID of a stream entry |
+| replaced | all of the number's digits that are there, and before them `+`, `(` and a dialling prefix: 0, 00, 011 |
 
-SURE_DIGITS hold for every way to dial a number within its country, and meet by chance once in a billion. Shorter
-national parts (Denmark, Singapore) would be met in timestamps and identifiers, did they not have to stand alone.
+SURE_DIGITS are in every way to dial a number within its country, and match by chance once in a billion. Shorter
+national parts (Denmark, Singapore) would match in timestamps and identifiers, which is why they must stand alone.
 """
 
 import html
@@ -34,25 +34,25 @@ SURE_DIGITS: Final = 9
 SHORT_DIGITS: Final = 7
 TRUNK_DIGITS_MAX: Final = 2
 SEPARATORS_MAX: Final = 256
-"""Where a table or a box wraps a number (rich), the rest of the line is blanks, and the next begins with some."""
+"""Between two digits. If a table or a box (rich) wraps a number, blanks end the line and begin the next."""
 ESCAPED_TIMES_MAX: Final = 3
-"""JSON in JSON in a query: deeper was made on purpose."""
+"""As in JSON in JSON in a query; deeper nesting is made on purpose."""
 
 _COUNTRY_CODES_OF_TWO: Final = re.compile(r"2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]")
-"""ITU-T E.164: 1 and 7 stand alone, all others have three digits."""
+"""ITU-T E.164. Of the others, 1 and 7 have one digit, all the rest three."""
 
 _RUN_ANY: Final = re.compile(rf"\d(?:[\W_]{{0,{SEPARATORS_MAX}}}\d){{{SHORT_DIGITS - 1},}}")
 _RUN_ASCII: Final = re.compile(
     rf"[0-9](?:[^0-9A-Za-z]{{0,{SEPARATORS_MAX}}}[0-9]){{{SHORT_DIGITS - 1},}}", re.ASCII
 )
-"""The same in a text that is all ASCII, in half the time."""
+"""The same for texts of ASCII alone, in half the time."""
 _DIGIT: Final = re.compile(r"\d")
 _NO_DIGIT: Final = re.compile(r"\D+")
 _BEFORE: Final = re.compile(r"[+(]{0,2}(?:011|00|0)?\Z")
 _BEFORE_MAX_CHARS: Final = 5
 _AFTER: Final = re.compile(r"\.0+(?!\d)")
 _JSON_NUMBER_CHARS: Final = "0123456789.+-eE"
-"""What one in JSON is made of; it becomes a string as a whole."""
+"""The characters of a number in JSON, which becomes a string as a whole."""
 _QUOTES: Final = re.compile(r'\\.|"', re.DOTALL)
 
 _ESCAPE: Final = re.compile(
@@ -64,9 +64,9 @@ _ESCAPE: Final = re.compile(
     rf"|['\"][\s+]{{1,{SEPARATORS_MAX}}}b['\"]"
     r"|\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,256}(?:\x07|\x1b\\))"
 )
-"""At most 16 backslashes: a long row of them would be looked through again from each."""
+"""At most 16 backslashes: a long row of them would be searched again from each."""
 _MAY_ESCAPE: Final = ("%", "\\", "&", "\x1b", "e+", "E+", " b'", ' b"')
-"""One of these is in a text that has an escape, or all but."""
+"""Every text with an escape contains one of these."""
 _LETTERS_BLANK: Final = bytes(sign if sign in b"0123456789" else ord(" ") for sign in range(256))
 _SEPARATORS: Final = bytes(sign for sign in range(128) if not chr(sign).isalnum())
 _WINDOWS: Final = [slice(start, start + SHORT_DIGITS) for start in range(512)]
@@ -74,43 +74,45 @@ _HEX_BYTE: Final = re.compile(r"\\+x")
 
 
 class NumberSpan(NamedTuple):
-    """A number in a text."""
+    """Where a known number stands in a text."""
 
     start: int
     end: int
     digits: str
-    """All of the number's."""
+    """All digits of the known number."""
 
 
 class Unescaped(NamedTuple):
-    """A text with its escapes decoded once."""
+    """A text whose escapes are decoded, with the way back to the original."""
 
     text: str
-    at: list[int]
-    """Where pieces begin in the decoded text, ascending, …"""
+    starts: list[int]
+    """Where each piece begins in the decoded text, ascending."""
     spans: list[tuple[int, int, bool]]
-    """… what each is in the original: from, to, and whether it is an escape and stands or falls as a whole."""
+    """Of each piece, in the original: start, end, and whether it is an escape, which cannot be cut."""
 
 
 class PhoneNumber(NamedTuple):
+    """A known number."""
+
     digits: str
     needed: int
-    """How many of them, at the end, make it this number."""
+    """How many of its last digits must match."""
 
 
 class PhoneNumbers:
-    """A set of numbers, the last ones that were added. One thread may add while others look."""
+    """A set of phone numbers that are redacted. One thread may add while others search."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, PhoneNumber] = {}
-        """By their digits, in the order in which they were last added."""
+        """By their digits, in the order in which each was last added."""
         self._by_end: dict[str, list[PhoneNumber]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def add(self, number: str) -> None:
-        """Know this number from here on; what has too few digits for one, or too many, is left out."""
+        """Add a number as Plivo sends it. One with fewer than DIGITS_MIN digits or more than DIGITS_MAX is left out."""
         digits = digits_of(number)
         if not DIGITS_MIN <= len(digits) <= DIGITS_MAX:
             return
@@ -122,11 +124,11 @@ class PhoneNumbers:
         self._numbers[digits] = known
 
     def keep_latest(self, count: int) -> None:
-        """Forget all but the last ones."""
+        """Remove all but the `count` numbers that were added last."""
         for digits in list(islice(self._numbers, max(0, len(self._numbers) - count))):
             self._numbers.pop(digits, None)
             end = digits[-SHORT_DIGITS:]
-            # Another list, since somebody may be looking through the one that was there.
+            # A new list, since another thread may be reading the old one.
             rest = [known for known in self._by_end.get(end, ()) if known.digits != digits]
             if rest:
                 self._by_end[end] = rest
@@ -134,12 +136,12 @@ class PhoneNumbers:
                 self._by_end.pop(end, None)
 
     def redact(self, text: str) -> str:
-        """The text with these numbers replaced by their tokens; the same object where it has none."""
+        """The text with tokens in place of these numbers; the same object if it has none."""
         found = self.find(text)
         return _with_tokens(text, found) if found else text
 
     def find(self, text: str) -> list[NumberSpan]:
-        """Where these numbers are, ascending, without overlaps."""
+        """Where these numbers stand in a text, ascending, without overlaps."""
         if not self._by_end or len(text) < SHORT_DIGITS:
             return []
         found = list(self._find(text)) if self._may_contain(text) else []
@@ -154,7 +156,7 @@ class PhoneNumbers:
         return _merged(found) if len(found) > 1 else found
 
     def _may_contain(self, text: str) -> bool:
-        """Whether a number may be in a text: mostly none is, and this says so in a fifth of the time."""
+        """Whether a text may contain a number. Most contain none, and this decides so in a fifth of the time."""
         if not text.isascii():
             return True
         ends = self._by_end.keys()
@@ -188,7 +190,10 @@ class PhoneNumbers:
 def _longest(
     known: list[PhoneNumber], digits: str, places: list[int], floor: int, end: int
 ) -> tuple[str, int] | None:
-    """Which of these numbers ends here, and how many of its digits are there."""
+    """The one of `known` that matches most digits before `end`, and how many; None if none matches enough.
+
+    `digits` are a run's, `places` their positions in it; digits before `floor` belong to an earlier match.
+    """
     best = None
     for number, needed in known:
         length = SHORT_DIGITS
@@ -203,7 +208,10 @@ def _longest(
 
 
 def digits_of(number: str) -> str:
-    """The digits of a number as Plivo sends it, in ASCII: of `sip:+14155550123@10.0.0.1` those before the host."""
+    """The digits of a number as Plivo sends it, in ASCII, without leading zeros.
+
+    Of `sip:+14155550123@10.0.0.1` those before the host.
+    """
     plain = number.lstrip("+0")
     if plain.isdigit() and plain.isascii():
         return plain
@@ -211,7 +219,7 @@ def digits_of(number: str) -> str:
 
 
 def _with_ascii_digits(text: str) -> str:
-    """The text with ASCII digits in place of all others, raised and circled ones too; of the same length."""
+    """The text with ASCII digits in place of all others, raised and circled ones included. Its length stays."""
     if text.isascii():
         return text
     return text.translate({ord(sign): str(unicodedata.digit(sign)) for sign in set(text) if sign.isdigit()})
@@ -233,7 +241,7 @@ def _stands_alone(places: list[int], floor: int, start: int, end: int) -> bool:
 
 
 def _within_no_number(text: str, start: int, end: int) -> bool:
-    """Whether these digits are part of what is sure to be no number (NO_NUMBER)."""
+    """Whether these digits lie within what is sure to be no phone number (NO_NUMBER)."""
     hit = text[start:end]
     if "-" not in hit and ":" not in hit:
         return False
@@ -244,7 +252,7 @@ def _within_no_number(text: str, start: int, end: int) -> bool:
 def _with_prefix_and_suffix(text: str, start: int, end: int, number: str) -> NumberSpan:
     before = _BEFORE.search(text, max(0, start - _BEFORE_MAX_CHARS), start)
     if before is not None:
-        # A bracket is part of the number only where it closes within.
+        # A bracket belongs to the number only if it is closed within it.
         opened = 0 if ")" in text[start:end] else before[0].rfind("(") + 1
         start = before.start() + opened
     after = _AFTER.match(text, end)
@@ -252,23 +260,23 @@ def _with_prefix_and_suffix(text: str, start: int, end: int, number: str) -> Num
 
 
 def _unescape(decoded: Unescaped) -> Unescaped:
-    """Decode once more; the places stay those of the original."""
-    text, pieces, at, spans, length, last = decoded.text, list[str](), list[int](), [], 0, 0
+    """Decode the escapes once more; `spans` still lead to the original."""
+    text, pieces, starts, spans, length, last = decoded.text, list[str](), list[int](), [], 0, 0
 
     def append(piece: str, start: int, end: int, escape: bool) -> None:
         nonlocal length
         if piece:
-            at.append(length)
+            starts.append(length)
             spans.append((start, end, escape))
             pieces.append(piece)
             length += len(piece)
 
     def plain(start: int, end: int) -> None:
-        """What is no escape in this round may be one of an earlier one, piece by piece."""
-        index = bisect_right(decoded.at, start) - 1
+        """Copy text without an escape. Pieces of it may be escapes of an earlier round."""
+        index = bisect_right(decoded.starts, start) - 1
         while start < end:
-            began, (first, past, escape) = decoded.at[index], decoded.spans[index]
-            until = min(end, decoded.at[index + 1] if index + 1 < len(decoded.at) else len(text))
+            began, (first, past, escape) = decoded.starts[index], decoded.spans[index]
+            until = min(end, decoded.starts[index + 1] if index + 1 < len(decoded.starts) else len(text))
             if escape:
                 append(text[start:until], first, past, True)
             else:
@@ -285,7 +293,7 @@ def _unescape(decoded: Unescaped) -> Unescaped:
             True,
         )
     plain(last, len(text))
-    return Unescaped("".join(pieces), at, spans)
+    return Unescaped("".join(pieces), starts, spans)
 
 
 def _unescaped_text(match: re.Match[str]) -> str:
@@ -305,19 +313,19 @@ def _unescaped_text(match: re.Match[str]) -> str:
 
 
 def _without_exponent(mantissa: str, power: int) -> str:
-    """1.415555012E+10 as 14155550120: without its zeros a number would not be found."""
+    """1.415555012E+10 as 14155550120: without the zeros a number would not be found."""
     digits = mantissa.replace(".", "")
     whole = digits[: power + 1].ljust(min(power, DIGITS_MAX) + 1, "0")
     return f"{whole}.{rest}" if (rest := digits[power + 1 :]) else whole
 
 
 def _original_span(decoded: Unescaped, place: int) -> tuple[int, int]:
-    """What a character of the decoded text is in the original."""
-    index = bisect_right(decoded.at, place) - 1
+    """Start and end in the original of a character of the decoded text."""
+    index = bisect_right(decoded.starts, place) - 1
     start, end, escape = decoded.spans[index]
     if escape:
         return start, end
-    start += place - decoded.at[index]
+    start += place - decoded.starts[index]
     return start, start + 1
 
 
@@ -337,12 +345,15 @@ def _merged(found: Iterable[NumberSpan]) -> list[NumberSpan]:
 
 
 def _with_tokens(text: str, found: Collection[NumberSpan]) -> str:
-    """The text with tokens. A number of a JSON object, outside its strings, becomes a string: it must stay JSON."""
+    """The text with tokens in place of the numbers found.
+
+    A number in JSON that is outside its strings becomes a string, so that the text stays JSON.
+    """
     whole = text.strip()
     json, in_string = whole[:1] + whole[-1:] in ("{}", "[]"), False
     pieces, last = [], 0
     for start, end, digits in found:
-        if start < last:  # within a figure that the one before it has taken whole
+        if start < last:  # within a JSON number that the match before it replaced as a whole
             continue
         before, last = text[last:start], end
         token = number_token(digits)

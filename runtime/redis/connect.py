@@ -131,7 +131,7 @@ class RedisEndpoint:
         if not isinstance(self._text, FileText):
             return False
         try:
-            text = self._text.again()
+            text = self._text.read_again()
             url = read_redis_url(text)
         except ConfigError as error:
             return self._cannot_use_file(str(error))

@@ -1,15 +1,17 @@
-"""Forms cut into names and values at once: how both hot paths read them, by the layout that their names make. Pure.
+"""Splits whole forms into names and values, and recognises their layouts. Pure.
 
-Plivo writes the callbacks of one event with the same names in the same order. Whoever knows what to do with one such
-form knows it for all: ingest where each value stands in the signed text, the worker which attribute it is.
+Plivo writes the callbacks of one event with the same names in the same order, a layout. What was worked out for one
+form holds for all forms of its layout: for ingest, the place of each value in the signed text; for the worker, the
+attribute of each value.
 
-`split_form` decodes a form as a whole, which is a third of decoding each value, and cuts it at every separator. What
-that gives is right if each name is followed by `=` and each value by `&`, none of them escaped: `separators`, seen in
-the form as it came, tells. Anything else is read pair by pair (`schemas.parameters`), with the same result.
+`split_form` decodes a form as a whole, in a third of the time that decoding each value takes, and splits it at every
+separator. The result is right if each name is followed by `=` and each value by `&`, and none of these is escaped,
+which `separators` of the encoded form shows. Any other form is read pair by pair (`schemas.parameters`), with the same
+result.
 
-yarl's unquoter is borrowed without a promise of its makers: `yarl._quoting._Unquoter`, the C code behind `URL.query`,
-which makes a mapping besides. It is tried when the process starts, and replaced by `unquote_plus` where it is not there
-or does something else. A body of 270 bytes with four escapes takes it 0.5 µs instead of 2.0.
+The unquoter is private to yarl: `yarl._quoting._Unquoter`, the C code behind `URL.query`. It is tried out when the
+process starts, and `unquote_plus` takes its place if it is missing or behaves otherwise. It takes 0.5 µs for a body of
+270 bytes with four escapes, instead of 2.0.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,52 +22,55 @@ from maskline.schemas.parameters import parse_pairs, unquote_plus
 
 NAMES_MAX: Final = 64
 NAMES_MAX_CHARS: Final = 2_048
-"""Of one layout. Whoever remembers layouts bounds their number; these bound the memory of each."""
+"""Bounds of one layout, so of the memory it takes. Who keeps layouts bounds their number."""
 
-_NO_TEXT: Final = ("%ff", "%C3", "%C3a%A9", "%ED%A0%80", "%C0%AF", "%4", "%zz", "%")
+_NOT_UNQUOTED: Final = ("%ff", "%C3", "%C3a%A9", "%ED%A0%80", "%C0%AF", "%4", "%zz", "%")
 _ALL_BUT_SEPARATORS: Final = bytes(byte for byte in range(256) if byte not in b"&=")
-_NOTHING: Final[list[str]] = []
+_NOT_SPLIT: Final[list[str]] = []
 
 
 def find_unquoter() -> Callable[[str], str] | None:
-    """The unquoter of yarl, if it unquotes; of what is no UTF-8 or no escape it must leave the `%`."""
+    """The unquoter of yarl if it is there and unquotes, leaving the `%` of what is not UTF-8 or no escape; else
+    None.
+    """
     try:
-        from yarl._quoting import _Unquoter  # noqa: PLC0415 - where it is not there, we are told so here
+        from yarl._quoting import _Unquoter  # noqa: PLC0415 - it may be missing
 
         unquoter: Callable[[str], str] = _Unquoter(plus=True)
-        texts = [unquoter(text) for text in ("a+b%2B%2b=%C3%A9&%3a", "é+", *_NO_TEXT)]
-    except Exception:  # noqa: BLE001 - not there, or it wants something else
+        texts = [unquoter(text) for text in ("a+b%2B%2b=%C3%A9&%3a", "é+", *_NOT_UNQUOTED)]
+    except Exception:  # noqa: BLE001 - missing, or with another signature
         return None
-    return unquoter if texts == ["a b++=é&:", "é ", *_NO_TEXT] else None
+    return unquoter if texts == ["a b++=é&:", "é ", *_NOT_UNQUOTED] else None
 
 
 unquote: Final = find_unquoter() or unquote_plus
-"""Percent-decodes, `+` being a blank. What is no UTF-8 keeps its `%`, or raises UnicodeDecodeError."""
+"""Percent-decodes a form's text, `+` as a blank. Bytes that are not UTF-8 keep their `%` or raise
+UnicodeDecodeError."""
 
 
 def split_form(encoded: bytes) -> list[str]:
-    """Names and values in turn, decoded; nothing where they cannot be had so simply."""
+    """Names and values in turn, decoded; an empty list for a form that must be read pair by pair."""
     try:
         text = unquote(encoded.decode())
     except UnicodeDecodeError:
-        return _NOTHING
-    if "%" in text:  # no escape, no UTF-8, or a per cent sign: as it may be
-        return _NOTHING
+        return _NOT_SPLIT
+    if "%" in text:  # a wrong escape, bytes that are not UTF-8, or a real per cent sign
+        return _NOT_SPLIT
     return text.replace("=", "&").split("&")
 
 
 def separators(encoded: bytes) -> bytes:
-    """What is left of a form without everything else: `=&=&=`."""
+    """The separators of an encoded form, without everything between them: `=&=&=`."""
     return encoded.translate(None, _ALL_BUT_SEPARATORS)
 
 
 def separators_between(names: Sequence[str]) -> bytes:
-    """What must be left of a form with these names, for `split_form` to be right."""
+    """The `separators` of a form with these names for which `split_form` is right."""
     return ("=&" * len(names))[:-1].encode()
 
 
 def layout_of(encoded: bytes, parts: Sequence[str]) -> list[str] | None:
-    """The names of a form that was cut into `parts`; None where it is not to be read by its layout."""
+    """The names of a form that was split into `parts`; None if it must be read pair by pair."""
     names = [*parts[::2]]
     if len({*names}) < len(names) or len(names) > NAMES_MAX or sum(map(len, names)) > NAMES_MAX_CHARS:
         return None

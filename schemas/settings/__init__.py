@@ -1,7 +1,7 @@
-"""Every setting: its name, type, default, meaning and bounds, in one place.
+"""Defines every setting: name, type, default, meaning and bounds.
 
-The table of `maskline settings` and of the docs, and the reading of what the operator set (setting_sources),
-come from the definitions here.
+The table of `maskline settings`, that of `docs/settings.md`, and the reading of what the operator set
+(`schemas.settings.sources`) all come from the definitions here. A new setting is one more field of `Settings`.
 """
 
 import os
@@ -26,7 +26,6 @@ from maskline.schemas.settings.kinds import (
     Kind,
     Network,
     choice,
-    hide_password,
     size,
     whole,
 )
@@ -36,8 +35,7 @@ __all__ = [
     "SETTINGS",
     "Setting",
     "Settings",
-    "SettingsReading",
-    "hide_password",
+    "SettingsWithSources",
     "load_settings",
     "read_settings",
 ]
@@ -48,12 +46,14 @@ YEAR_S: Final = 31_536_000
 GIB: Final = 1 << 30
 PORT: Final = whole(0, 65_535)  # 0 takes any free port
 ADMIN_PORTS: Final = {"ingest": 9090, "worker": 9091}
-"""Where MASKLINE_ADMIN_PORT is not set."""
+"""By command: the admin port if MASKLINE_ADMIN_PORT is not set."""
 SEQUENCE_MAX: Final = 2**53 - 1  # what a JSON number holds exactly
 
 
-class About(NamedTuple):
-    """What stands beside a setting's type: kind, meaning and, if need be, the default in the docs' words."""
+class Description(NamedTuple):
+    """Describes a setting beside its type: the kind of its values, its meaning and, if need be, its default in
+    words.
+    """
 
     kind: Kind
     meaning: str
@@ -61,36 +61,40 @@ class About(NamedTuple):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings, checked. `Settings()` has every default, `load_settings()` what the operator set."""
+    """All settings, checked. `Settings()` has every default, `load_settings()` what the operator has set."""
 
-    config: Annotated[Path | None, About(PATH, "the TOML file with settings, under the same names")] = None
+    config: Annotated[Path | None, Description(PATH, "the TOML file with settings, under the same names")] = (
+        None
+    )
     redis_url: Annotated[
         str,
-        About(
+        Description(
             REDIS_URL,
             "where Redis or Valkey is: `redis://`, `rediss://`, `unix://`, "
             "`redis+cluster://host:port,host:port`, `redis+sentinel://host:port,host:port/service/db`",
             "(dev: embedded)",
         ),
     ] = ""
-    namespace: Annotated[str, About(LABEL, "prefix of every key")] = "maskline"
+    namespace: Annotated[str, Description(LABEL, "prefix of every key")] = "maskline"
     partitions: Annotated[
         int,
         # 16,384 slots are what Redis Cluster has; more streams than slots spread nothing further.
-        About(whole(1, 16_384), "streams; kept in Redis at first start, a different value later is refused"),
+        Description(
+            whole(1, 16_384), "streams; kept in Redis at first start, a different value later is refused"
+        ),
     ] = 64
     host: Annotated[
         str,
-        About(
+        Description(
             HOSTS,
             "where ingest listens: addresses or names; `0.0.0.0` is every IPv4 address of the machine, "
             "`::` every one of both families",
         ),
     ] = "0.0.0.0"  # noqa: S104 - Plivo calls from outside
-    port: Annotated[int, About(PORT, "port where ingest listens; 0 takes a free one")] = 8080
+    port: Annotated[int, Description(PORT, "port where ingest listens; 0 takes a free one")] = 8080
     admin_host: Annotated[
         str,
-        About(
+        Description(
             HOSTS,
             "where `/healthz`, `/readyz`, `/metrics` are (never on the public port), named as in MASKLINE_HOST; "
             "with the default nobody outside the machine, or the container, reaches them",
@@ -98,7 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "127.0.0.1"
     admin_port: Annotated[
         int | None,
-        About(
+        Description(
             PORT,
             "port of the same; with `--processes`, each takes the next one. Not set and taken: the next free port, "
             "logged; set and taken: exit 2",
@@ -108,7 +112,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: Annotated[
         # A day is longer than any proxy keeps a connection.
         int,
-        About(
+        Description(
             whole(1, 24 * 3_600),
             "how long an idle connection is kept: longer than the proxy before it keeps it",
         ),
@@ -116,7 +120,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stop_delay_ms: Annotated[
         # Longer than any load balancer takes to notice; a slip of the finger must not hold a roll-out for hours.
         int,
-        About(
+        Description(
             whole(0, 10 * MINUTE_MS),
             "after SIGTERM ingest answers `/readyz` with 503 and goes on taking callbacks for so long, "
             "until the load balancer knows",
@@ -124,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     public_url: Annotated[
         str,
-        About(
+        Description(
             PUBLIC_URL,
             "the URL that Plivo dials, up to and without the path, as `https://hooks.example.com`; "
             "if empty, the request's own scheme and `Host`",
@@ -132,7 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ""
     trusted_proxies: Annotated[
         tuple[Network, ...],
-        About(
+        Description(
             NETWORKS,
             "networks whose `X-Forwarded-Proto` / `-Host` / `-For` are believed "
             "(only where the public URL is empty, and for the client's address)",
@@ -140,41 +144,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     auth_tokens: Annotated[
         tuple[tuple[str, str], ...],
-        About(
+        Description(
             AUTH_TOKENS,
             "`auth_id:token`, comma-separated; an auth_id may stand twice (rotation); "
             "empty is refused while verification is on",
         ),
     ] = ()
-    verify: Annotated[Literal["on", "off"], About(choice("on", "off"), "`off` takes unsigned callbacks")] = (
-        "on"
-    )
-    accept_v2: Annotated[bool, About(FLAG, "also accept V2 signatures")] = False
+    verify: Annotated[
+        Literal["on", "off"], Description(choice("on", "off"), "`off` takes unsigned callbacks")
+    ] = "on"
+    accept_v2: Annotated[bool, Description(FLAG, "also accept V2 signatures")] = False
     durability: Annotated[
         str,
-        About(
+        Description(
             DURABILITY,
             "when a callback counts as taken: `memory` (Redis answered), `fsync` (WAITAOF), "
             "`replicas:N` (WAIT N)",
         ),
     ] = "memory"
     publish_timeout_ms: Annotated[
-        int, About(whole(1, MINUTE_MS), "how long ingest waits for Redis before it spools")
+        int, Description(whole(1, MINUTE_MS), "how long ingest waits for Redis before it spools")
     ] = 500
     in_flight_max: Annotated[
         int,
-        About(
+        Description(
             whole(1, 1_000_000),
             "requests of an ingest process that wait for Redis or the journal; more are answered 503",
         ),
     ] = 4096
-    spool_dir: Annotated[Path, About(PATH, "directory of the local journal", "./spool")] = Path("spool")
-    spool_max_bytes: Annotated[int, About(size(1 << 20, 1 << 50), "how large the local journal may grow")] = (
-        GIB
-    )
+    spool_dir: Annotated[Path, Description(PATH, "directory of the local journal", "./spool")] = Path("spool")
+    spool_max_bytes: Annotated[
+        int, Description(size(1 << 20, 1 << 50), "how large the local journal may grow")
+    ] = GIB
     spool_drain_per_s: Annotated[
         int,
-        About(
+        Description(
             whole(1, 1_000_000),
             "callbacks a second that an ingest process moves from the journal to a Redis that is back",
         ),
@@ -182,88 +186,94 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[
         # A body is held whole and parsed in one go: a larger bound would let one request stall a node.
         int,
-        About(size(1024, 16 << 20), "larger bodies are answered 413"),
+        Description(size(1024, 16 << 20), "larger bodies are answered 413"),
     ] = 65_536
-    group: Annotated[str, About(LABEL, "consumer group: each group gets every event")] = "workers"
+    group: Annotated[str, Description(LABEL, "consumer group: each group gets every event")] = "workers"
     handlers: Annotated[
-        tuple[str, ...], About(HANDLERS, "dotted modules and `.py` paths, comma-separated")
+        tuple[str, ...], Description(HANDLERS, "dotted modules and `.py` paths, comma-separated")
     ] = ("maskline.handlers.log",)
     gap_timeout_ms: Annotated[
-        int, About(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
+        int, Description(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
     ] = 5000
     held_max: Annotated[
         # The cost of an arrival grows with what is held: a thousand take half a second to drain.
         int,
-        About(
+        Description(
             whole(1, 1_000),
             "events of one session that wait for a missing number or the opening of a call; more give it up",
         ),
     ] = 256
     first_sequence: Annotated[
         int,
-        About(whole(0, SEQUENCE_MAX), "number that opens a session; 0 is always taken as an opening too"),
+        Description(
+            whole(0, SEQUENCE_MAX), "number that opens a session; 0 is always taken as an opening too"
+        ),
     ] = 1
     recording_sequence: Annotated[
         Literal["own", "shared"],
-        About(
+        Description(
             choice("own", "shared"), "do recording events count apart (`own`) or with the others (`shared`)"
         ),
     ] = "own"
     late: Annotated[
         Literal["deliver", "dead"],
-        About(choice("deliver", "dead"), "late events: `deliver` (flagged) or `dead` (to the dead letters)"),
+        Description(
+            choice("deliver", "dead"), "late events: `deliver` (flagged) or `dead` (to the dead letters)"
+        ),
     ] = "deliver"
     ignored_parameters: Annotated[
         tuple[str, ...],
-        About(
+        Description(
             PARAMETER_NAMES,
             "names that do not count when two callbacks are compared, as `Attempt`; spelled as they are sent",
         ),
     ] = ()
     session_ttl_s: Annotated[
         int,
-        About(
+        Description(
             whole(1, YEAR_S),
             "ordering state is forgotten after this silence (an hour once SessionTimeout was handled)",
         ),
     ] = 86_400
     session_cache: Annotated[
         int,
-        About(
+        Description(
             whole(1, 10_000_000), "session states a worker keeps in memory; others are read back from Redis"
         ),
     ] = 50_000
     lease_ttl_ms: Annotated[
         # Renewed at a third of its life: a third of less than 100 ms is no time for a round trip.
         int,
-        About(whole(100, 10 * MINUTE_MS), "a dead worker's partitions are taken over after this"),
+        Description(whole(100, 10 * MINUTE_MS), "a dead worker's partitions are taken over after this"),
     ] = 5000
-    concurrency: Annotated[int, About(whole(1, 65_536), "sessions a worker process handles at once")] = 256
+    concurrency: Annotated[
+        int, Description(whole(1, 65_536), "sessions a worker process handles at once")
+    ] = 256
     outstanding_max: Annotated[
         int,
-        About(
+        Description(
             whole(1, 1_000_000), "callbacks a worker process has read and not finished; reading stops there"
         ),
     ] = 20_000
     stop_timeout_ms: Annotated[
         int,
-        About(
+        Description(
             whole(0, 10 * MINUTE_MS), "how long running handlers and requests may take to finish at SIGTERM"
         ),
     ] = 10_000
     retention_s: Annotated[
-        int, About(whole(0, YEAR_S), "how long handled callbacks stay replayable in the streams")
+        int, Description(whole(0, YEAR_S), "how long handled callbacks stay replayable in the streams")
     ] = 3600
     retention_max_entries: Annotated[
-        int, About(whole(0, 10**12), "how many of them, over all partitions; whichever is less")
+        int, Description(whole(0, 10**12), "how many of them, over all partitions; whichever is less")
     ] = 1_000_000
     log_format: Annotated[
         Literal["auto", "json", "console"],
-        About(choice("auto", "json", "console"), "`json`, `console`, `auto` (console on a terminal)"),
+        Description(choice("auto", "json", "console"), "`json`, `console`, `auto` (console on a terminal)"),
     ] = "auto"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        About(choice("debug", "info", "warning", "error"), "the least severe level that is logged"),
+        Description(choice("debug", "info", "warning", "error"), "the least severe level that is logged"),
     ] = "info"
 
     def __repr__(self) -> str:
@@ -275,9 +285,11 @@ def _table() -> tuple[Setting, ...]:
     hints = get_type_hints(Settings, include_extras=True)
     rows = []
     for field in msgspec.structs.fields(Settings):
-        (about,) = (extra for extra in get_args(hints[field.name]) if isinstance(extra, About))
-        row = Setting(field.name, PREFIX + field.name.upper(), field.default, about.kind, about.meaning, "")
-        text = row.show(field.default) if about.default_text is None else about.default_text
+        (description,) = (extra for extra in get_args(hints[field.name]) if isinstance(extra, Description))
+        row = Setting(
+            field.name, PREFIX + field.name.upper(), field.default, description.kind, description.meaning, ""
+        )
+        text = row.show(field.default) if description.default_text is None else description.default_text
         rows.append(row._replace(default_text=text))
     return tuple(rows)
 
@@ -286,26 +298,29 @@ SETTINGS: Final = _table()
 """All settings, in the order of the docs."""
 
 
-class SettingsReading(NamedTuple):
+class SettingsWithSources(NamedTuple):
+    """The settings, and where each came from."""
+
     settings: Settings
     sources: dict[str, str]
-    """By field: `default`, `environment`, `file` (TOML), the `NAME_FILE` it was read from, or `argument`."""
+    """By field: `default`, `environment`, `file` (TOML), `argument`, or the name of the `NAME_FILE` it was read
+    from."""
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """The settings as the environment (os.environ) and its TOML file have them.
+    """The settings that `environ` (default: os.environ) and its TOML file hold.
 
-    `overrides` are settings by field name, as command line arguments give them: text or value, None where not
-    given. Raises ConfigError with one line that names the setting.
+    `overrides` come from command line arguments, by field name: text or value, None if not given. Raises ConfigError
+    with one line that names the setting.
     """
     return read_settings(environ, **overrides).settings
 
 
-def read_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> SettingsReading:
-    """The settings, and where each came from. See load_settings."""
+def read_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> SettingsWithSources:
+    """As `load_settings`, with the source of each setting."""
     found = gather(SETTINGS, os.environ if environ is None else environ, overrides)
     sources = {
         setting.field: found[setting.field].source if setting.field in found else "default"
         for setting in SETTINGS
     }
-    return SettingsReading(Settings(**{field: value for field, (value, _) in found.items()}), sources)
+    return SettingsWithSources(Settings(**{field: value for field, (value, _) in found.items()}), sources)

@@ -1,7 +1,7 @@
-"""Kinds of setting values: text in, checked value out, and back to text for the operator.
+"""Kinds of values that settings have: each checks and reads a text, and shows the value to the operator.
 
-A kind says in one phrase what is allowed; `read` raises ValueError, whose text (where there is any) adds what
-in particular is wrong. That text never repeats the value: the value may be a secret.
+A kind names in one phrase what is allowed. `read` raises ValueError; its text, if there is any, adds what in particular
+is wrong, and never repeats the value, which may be a secret.
 """
 
 import ipaddress
@@ -21,17 +21,17 @@ def _plain(value: Any) -> str:
 
 
 class Kind(NamedTuple):
-    """How one kind of value is read, shown and explained."""
+    """How one kind of value is explained, read and shown."""
 
     allowed: str
     """Ends the sentence "NAME must be …"."""
     read: Callable[[str], Any]
     native: type | None = None
-    """The TOML type that is taken besides text."""
+    """The TOML type that is accepted besides text."""
     show: Callable[[Any], str] = _plain
-    """For everything but secrets, `read(show(value)) == value`."""
+    """From value to text. For everything but secrets, `read(show(value)) == value`."""
     secret: bool = False
-    """Never shown and never part of an error line; `show` leaves out what nobody may see."""
+    """Whether values never stand in an error line; `show` leaves out what nobody may see."""
 
 
 _WHOLE: Final = re.compile(r"[0-9][0-9_]*\Z")
@@ -45,7 +45,7 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}\Z")
 _AUTH_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _AUTH_TOKEN: Final = re.compile(r"[!-+\--~]{1,256}\Z")  # printable ASCII without the comma
 REPLICAS_MAX: Final = 100
-"""WAIT for more replicas than anybody runs is a slip of the finger that would refuse every callback."""
+"""Nobody runs more: a larger number is a typing error, and WAIT for it would refuse every callback."""
 
 
 def _in_range(value: int, low: int, high: int) -> int:
@@ -58,13 +58,12 @@ def _read_whole(text: str) -> int:
     text = text.strip()
     if not _WHOLE.match(text):
         raise ValueError
-    return int(
-        text.replace("_", "")[:20]
-    )  # 20 digits lie outside every range, and int() of megabytes is slow
+    # 20 digits lie outside every range, and int() of megabytes is slow.
+    return int(text.replace("_", "")[:20])
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number from low to high."""
+    """A whole number from `low` to `high`."""
     return Kind(
         f"a whole number from {low} to {high}", lambda text: _in_range(_read_whole(text), low, high), int
     )
@@ -79,7 +78,7 @@ def _read_size(text: str) -> int:
 
 
 def show_size(value: int) -> str:
-    """`1 GiB` where it comes out even in mebibytes or more, else the plain number."""
+    """A number of bytes as `1 GiB` if it is whole in MiB or a larger unit, else the plain number."""
     for letter, power in (("T", 4), ("G", 3), ("M", 2)):
         if value and value % 1024**power == 0:
             return f"{value // 1024**power} {letter}iB"
@@ -87,7 +86,7 @@ def show_size(value: int) -> str:
 
 
 def size(low: int, high: int) -> Kind:
-    """A number of bytes, with or without a unit."""
+    """A number of bytes from `low` to `high`, written with or without a unit."""
     return Kind(
         f"a size from {show_size(low)} to {show_size(high)} (bytes, or with a unit: 512MiB, 1 GiB)",
         lambda text: _in_range(_read_size(text), low, high),
@@ -97,7 +96,7 @@ def size(low: int, high: int) -> Kind:
 
 
 def choice(*words: str) -> Kind:
-    """One of a few words, in any case."""
+    """One of `words`, in any case."""
 
     def read(text: str) -> str:
         word = text.strip().lower()
@@ -153,7 +152,7 @@ PATH: Final = Kind("a path", _read_path)
 
 
 def _items(text: str) -> list[str]:
-    """A list's items: by commas, or one a line, as files of secrets are written."""
+    """The items of a list: separated by commas, or one a line, as files of secrets are written."""
     return [item for part in re.split(r"[,\n]", text) if (item := part.strip())]
 
 
@@ -175,9 +174,9 @@ def _comma_list(
 
 
 def _read_network(text: str) -> Network:
-    text = re.sub(r"\A\[(.*)\]", r"\1", text)  # as URLs have IPv6 addresses
+    text = re.sub(r"\A\[(.*)\]", r"\1", text)  # as IPv6 addresses are written in URLs
     if "%" in text:
-        raise ValueError("leave the zone away")  # which a connection does not tell of its peer
+        raise ValueError("leave the zone away")  # which a connection does not know of its peer
     try:
         return ipaddress.ip_network(text)
     except ValueError:
@@ -224,7 +223,7 @@ HANDLERS: Final = _comma_list("dotted modules or .py paths, comma-separated", _r
 
 
 COUNTED_ALWAYS: Final = ("SessionUUID", "EventName", "SequenceNumber")
-"""What a callback is about: without these, different callbacks would pass for repeats of one."""
+"""Parameters that cannot be ignored: without them different callbacks would pass for repeats of one."""
 _PARAMETER_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,128}\Z")
 
 
@@ -273,7 +272,7 @@ def _read_public_url(text: str) -> str:
 
 
 def _split_url(text: str) -> SplitResult:
-    """Raises ValueError with words of ours: urllib's repeat what may be a password."""
+    """Split a URL. Raises ValueError with a text of our own: urllib's may repeat a password."""
     try:
         url = urlsplit(text)
         url.port  # noqa: B018 - raises ValueError for a port that is none
@@ -308,7 +307,7 @@ def _read_redis_url(text: str) -> str:
         if not rest.rpartition("@")[2].startswith("/"):
             raise ValueError("unix:// needs an absolute path")
         return text
-    # By hand: urllib takes one host, and some of its versions refuse a list with an IPv6 address in it.
+    # Not by urllib: it takes one host, and some versions refuse a list with an IPv6 address in it.
     netloc, _, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
     hosts = netloc.rpartition("@")[2]
     if not hosts:
@@ -329,7 +328,7 @@ def _read_redis_url(text: str) -> str:
 
 
 def hide_password(url: str) -> str:
-    """A Redis URL without its secrets; errs on the side of hiding, as a password may hold any character."""
+    """A Redis URL without its secrets. Errs on the side of hiding, as a password may hold any character."""
     scheme, separator, rest = url.partition("://")
     if "password" in rest.lower() or not separator:
         return f"{scheme}://***" if separator else "***"
@@ -337,15 +336,15 @@ def hide_password(url: str) -> str:
 
 
 _PORT_OF_WORDS: Final = re.compile(r":/{1,2}[^:/?#\[]*:(?![0-9]{0,5}(?:[/?#]|$))")
-"""A user and a password before an @ that is missing; of the two slashes a path keeps one."""
+"""A user and a password whose @ is missing. There is one slash where the URL was normalised as a path."""
 _TOKEN_PAIR: Final = re.compile(r"\b([MS]A[A-Z0-9]*):[^,\s]*")
 
 
 def hide_secrets(text: str) -> str:
-    """A wrong value or path for an error line: without what may be a secret that was put in the wrong place.
+    """A wrong value or path for an error line, without what may be a secret in the wrong place.
 
-    That is what stands before an @, the query of a URL, and tokens behind their auth_id. What else it holds is shown,
-    so that the operator sees the slip.
+    Hidden are what stands before an @, the query of a URL, and tokens behind their auth_id. The rest is shown, so that
+    the operator recognises the mistake.
     """
     scheme, separator, _ = text.partition("://")
     start = f"{scheme}://" if separator else ""

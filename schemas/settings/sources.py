@@ -1,8 +1,8 @@
-"""Where settings stand and how they are read: arguments, environment, TOML file, files of single values.
+"""Reads settings from their sources: arguments, environment, TOML file, files of single values.
 
-Arguments win over the environment, the environment over the TOML file of MASKLINE_CONFIG; in the last two,
-`NAME_FILE` names a file that holds the value. An empty value counts as not set. Whatever is unknown or wrong
-ends in a ConfigError of one line that names it: what is silently not applied costs more than a refused start.
+Arguments win over the environment, the environment over the TOML file of MASKLINE_CONFIG. In the last two, `NAME_FILE`
+names a file that holds the value. An empty value counts as not set. Anything unknown or wrong raises a ConfigError of
+one line that names it: a setting that is silently not applied costs more than a refused start.
 """
 
 import difflib
@@ -19,13 +19,13 @@ PREFIX: Final = "MASKLINE_"
 FILE_SUFFIX: Final = "_FILE"
 CONFIG_NAME: Final = "MASKLINE_CONFIG"
 FILE_MAX_BYTES: Final = 1 << 20
-"""A file of settings is a few lines; the bound keeps a wrong path (/dev/zero) from filling the memory."""
+"""A file of settings has a few lines. The bound keeps a wrong path (/dev/zero) from filling the memory."""
 SHOWN_MAX_CHARS: Final = 60
-"""How much of a wrong value an error line repeats."""
+"""How much an error line repeats of a wrong value."""
 PATH_SHOWN_MAX_CHARS: Final = 255
-"""How much of a path: its end says most, so it should be there."""
+"""How much it repeats of a path, whose end says most."""
 
-# What Kubernetes puts into containers for a Service called `maskline…` unless enableServiceLinks is false.
+# Variables that Kubernetes sets in containers for a Service called `maskline…`, unless enableServiceLinks is false.
 _SERVICE_LINK: Final = re.compile(
     r"_SERVICE_(HOST|PORT)(_\w+)?\Z|_PORT_[0-9]+_(TCP|UDP|SCTP)(_\w+)?\Z|_PORT\Z"
 )
@@ -33,7 +33,7 @@ _SERVICE_LINK_HINT: Final = "Kubernetes sets it for a Service of that name: set 
 
 
 class Setting(NamedTuple):
-    """One row of the table of settings."""
+    """One row of the table of settings: `field` in Settings, `name` in the environment."""
 
     field: str
     name: str
@@ -43,72 +43,76 @@ class Setting(NamedTuple):
     default_text: str
 
     def show(self, value: Any) -> str:
-        """The value as it would be written, secrets hidden; empty where it is not set."""
+        """The value as it would be written, secrets hidden; empty if it is not set."""
         return "" if value is None or value == "" else self.kind.show(value)
 
 
-class Found(NamedTuple):
+class SourcedValue(NamedTuple):
+    """The value of a setting, and where it came from."""
+
     value: Any
     source: str
-    """`argument`, `environment`, `file` (TOML), or the `NAME_FILE` that it was read from."""
+    """`argument`, `environment`, `file` (TOML), or the name of the `NAME_FILE` it was read from."""
 
 
 class FileText(str):
-    """Text that was read from the file of a `NAME_FILE`, where it may be read again."""
+    """The text of a setting that was read from the file of a `NAME_FILE`, and can be read again."""
 
     __slots__ = ("_file", "_setting")
     _setting: Setting
     _file: Path
 
     def __new__(cls, text: str, setting: Setting, file: Path) -> Self:
-        it = super().__new__(cls, text)
-        it._file, it._setting = file, setting
-        return it
+        """`text` was read from `file`, for `setting`."""
+        file_text = super().__new__(cls, text)
+        file_text._file, file_text._setting = file, setting
+        return file_text
 
-    def again(self) -> "FileText":
-        """What stands there now. Raises ConfigError as `gather` does."""
+    def read_again(self) -> "FileText":
+        """What the file holds now. Raises ConfigError as `gather` does."""
         value: FileText = _read_value_file(self._setting, self._file, "")
         return value
 
 
-class _Layer(NamedTuple):
-    """One place where settings stand."""
+class _Source(NamedTuple):
+    """A place that holds settings."""
 
-    source: str
+    kind: str
+    """As SourcedValue.source."""
     where: str
-    """Ends an error line, so that the operator looks in the right place."""
+    """Appended to error lines, so that the operator looks in the right place."""
     values: Mapping[str, Any]
 
 
 def gather(
     settings: Iterable[Setting], environ: Mapping[str, str], arguments: Mapping[str, Any]
-) -> dict[str, Found]:
-    """What is set, by field. `arguments` are by field too, None where not given."""
+) -> dict[str, SourcedValue]:
+    """The settings that are set, by field; `arguments` are by field too, None if not given. Raises ConfigError."""
     names = {setting.name: setting for setting in settings}
     given = {PREFIX + field.upper(): value for field, value in arguments.items() if value is not None}
     own = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value.strip()}
-    layers = [_Layer("argument", "", given), _Layer("environment", "", own)]
+    sources = [_Source("argument", "", given), _Source("environment", "", own)]
     if config := given.get(CONFIG_NAME) or own.get(CONFIG_NAME):
-        layers.append(_toml_layer(Path(config)))
-    found: dict[str, Found] = {}
-    for layer in layers:
-        for setting, entry in _read_layer(names, layer):
-            # Lower layers are read although they lose: what is wrong there is wrong all the same.
+        sources.append(_toml_source(Path(config)))
+    found: dict[str, SourcedValue] = {}
+    for source in sources:
+        for setting, entry in _read_source(names, source):
+            # Every source is read, even for settings that an earlier one has: a mistake there is still a mistake.
             found.setdefault(setting.field, entry)
     return found
 
 
-def _read_layer(names: Mapping[str, Setting], layer: _Layer) -> Iterator[tuple[Setting, Found]]:
-    for name, value in layer.values.items():
+def _read_source(names: Mapping[str, Setting], source: _Source) -> Iterator[tuple[Setting, SourcedValue]]:
+    for name, value in source.values.items():
         base = name.removesuffix(FILE_SUFFIX)
         if name in names:
-            yield names[name], Found(_checked(names[name], value, layer.where), layer.source)
-        elif base in names and base != CONFIG_NAME:  # MASKLINE_CONFIG is the name of a file already
-            if base in layer.values:
-                raise ConfigError(f"{base} and {name} are both set{layer.where}: leave one away")
-            yield names[base], Found(_read_value_file(names[base], value, layer.where), name)
+            yield names[name], SourcedValue(_checked(names[name], value, source.where), source.kind)
+        elif base in names and base != CONFIG_NAME:  # MASKLINE_CONFIG names a file itself
+            if base in source.values:
+                raise ConfigError(f"{base} and {name} are both set{source.where}: leave one away")
+            yield names[base], SourcedValue(_read_value_file(names[base], value, source.where), name)
         else:
-            raise ConfigError(f"{_unknown(name, names)}{layer.where}")
+            raise ConfigError(f"{_unknown(name, names)}{source.where}")
 
 
 def _read_value_file(setting: Setting, path: Any, where: str) -> Any:
@@ -121,7 +125,7 @@ def _read_value_file(setting: Setting, path: Any, where: str) -> Any:
 def _checked(setting: Setting, value: Any, where: str) -> Any:
     kind = setting.kind
     if isinstance(value, (Path, tuple)):
-        return value  # an argument that is what it should be
+        return value  # an argument that the command line parser has read
     try:
         return kind.read(_as_text(kind, value))
     except ValueError as error:
@@ -133,18 +137,18 @@ def _checked(setting: Setting, value: Any, where: str) -> Any:
 
 
 def _as_text(kind: Kind, value: Any) -> str:
-    """A TOML value as it would stand in the environment."""
+    """A TOML value as it would be written in the environment. Raises ValueError for a value of another type."""
     if isinstance(value, str):
         return value
     if kind.native is list and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ",".join(value)
-    # bool is an int to Python, but `MASKLINE_PORT = true` is none to anybody else.
+    # bool is an int in Python, but `MASKLINE_PORT = true` is a mistake.
     if type(value) is kind.native and kind.native is not list:
         return str(value)
     raise ValueError
 
 
-def _toml_layer(path: Path) -> _Layer:
+def _toml_source(path: Path) -> _Source:
     shown = _short(path, PATH_SHOWN_MAX_CHARS)
     try:
         values = tomllib.loads(_file_text(path))
@@ -156,13 +160,13 @@ def _toml_layer(path: Path) -> _Layer:
     if CONFIG_NAME in values:
         raise ConfigError(f"{CONFIG_NAME} cannot stand in the file that it names ({shown})")
     kept = {name: value for name, value in values.items() if not isinstance(value, str) or value.strip()}
-    return _Layer("file", f" (in {shown})", kept)
+    return _Source("file", f" (in {shown})", kept)
 
 
 def _value_file(name: str, path: Any, where: str, *, secret: bool) -> tuple[Path, str]:
     shown = _short(path, PATH_SHOWN_MAX_CHARS)
     if secret and not re.match(r"[~.]{0,2}/", str(path)):
-        shown = "what it names"  # which may be the secret itself, put under the wrong name
+        shown = "what it names"  # the path may be the secret itself, under the wrong name
     try:
         file = path if isinstance(path, Path) else Path(PATH.read(_as_text(PATH, path)))
         text = _file_text(file).rstrip("\r\n")
@@ -197,6 +201,6 @@ def _unknown(name: str, names: Mapping[str, Setting]) -> str:
 
 
 def _short(value: Any, chars_max: int = SHOWN_MAX_CHARS) -> str:
-    """A value or a path for an error line: one line, printable, not long, without passwords."""
+    """A value or a path for an error line: one line, printable, bounded, without passwords."""
     text = hide_secrets(str(value))
     return ascii(text if len(text) <= chars_max else text[:chars_max] + "...")
