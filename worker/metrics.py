@@ -1,28 +1,68 @@
 """The worker's counts as Prometheus metrics, made when they are asked for."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from maskline.runtime.admin.vitals import vital_metrics
+from maskline.runtime.redis.server_checks import ServerReport
+from maskline.worker.counters import Counters
+from maskline.worker.dispatch.thread_shares import ThreadUse
 
-if TYPE_CHECKING:
-    from maskline.worker.node import WorkerNode
+PREFIX: Final = "maskline_worker_"
 
-PREFIX = "maskline_worker_"
+
+class Gauges(NamedTuple):
+    """The worker's state at the scrape. Partitions, events and entries are those that this process owns."""
+
+    partitions_owned: int
+    live_workers: int
+    """Of the group, as last seen."""
+    redis_up: bool
+    events_unfinished: int
+    """Released to handlers and not done."""
+    events_held: int
+    """Waiting for a missing number or the opening of a call."""
+    sessions_cached: int
+    handlers_running: int
+    """Sessions with a handler under way."""
+    entries_retained: int
+    """Entries in the streams."""
+    held_back_s: Mapping[str, float]
+    """By group: for how many seconds the oldest entry that it keeps has outstayed retention."""
+    dead_letters: int
+    dead_letters_bytes: int | None
+    """None where Redis does not tell."""
+    threads: Mapping[str, ThreadUse]
+    """By plain handler."""
+    servers: Mapping[str, ServerReport]
+    """By address."""
+    background_failures: Mapping[str, int]
+    """By background task."""
 
 
 class WorkerCollector(Collector):
-    """Reads a node's counts. Names and meanings are listed in docs/operating.md."""
+    """Makes metrics of a worker's counters and gauges. Names and meanings are listed in docs/operating.md."""
 
-    def __init__(self, node: "WorkerNode") -> None:
-        self._node = node
+    def __init__(self, counters: Counters, gauges: Callable[[], Gauges]) -> None:
+        self._counters = counters
+        self._gauges = gauges
 
     def collect(self) -> Iterable[Metric]:
-        counters, node = self._node.counters, self._node
-        partitions = node.partitions
+        """All metrics, as they are now."""
+        gauges = self._gauges()
+        yield from self._totals()
+        yield from self._labelled_totals(gauges.background_failures)
+        yield from _simple_gauges(gauges)
+        yield from _threads(gauges.threads)
+        yield from _memory(gauges)
+        yield from _held_back(gauges.held_back_s)
+        yield from vital_metrics(PREFIX)
+
+    def _totals(self) -> Iterable[Metric]:
+        counters = self._counters
         totals: tuple[tuple[str, str, int], ...] = (
             ("callbacks_read", "Stream entries read.", counters.read),
             ("duplicates", "Callbacks dropped because they had come before.", counters.duplicates),
@@ -56,6 +96,9 @@ class WorkerCollector(Collector):
         )
         for name, text, value in totals:
             yield CounterMetricFamily(PREFIX + name, text, value)
+
+    def _labelled_totals(self, background_failures: Mapping[str, int]) -> Iterable[Metric]:
+        counters = self._counters
         labelled: tuple[tuple[str, str, str, Mapping[str, float]], ...] = (
             ("events_released", "Events handed to handlers, by order.", "order", counters.released),
             ("dead_letters", "Dead letters written, by code.", "code", counters.dead),
@@ -78,7 +121,7 @@ class WorkerCollector(Collector):
                 "background_failures",
                 "Failures of background tasks, by name.",
                 "task",
-                node.background.failures,
+                background_failures,
             ),
         )
         for name, text, label, counts in labelled:
@@ -86,66 +129,69 @@ class WorkerCollector(Collector):
             for key, count in list(counts.items()):
                 family.add_metric([key], count)
             yield family
-        gauges = (
-            ("partitions_owned", "Partitions owned.", node.owned),
-            ("live_workers", "Live workers of the group, as last seen.", node.live_workers),
-            ("redis_up", "1 while there is a connection to Redis.", int(node.connected)),
-            (
-                "events_unfinished",
-                "Events released to handlers and not done.",
-                sum(p.unfinished for p in partitions),
-            ),
-            (
-                "events_held",
-                "Events that wait for a missing number or the opening of a call.",
-                sum(p.held for p in partitions),
-            ),
-            ("sessions_cached", "Sessions in memory.", sum(p.live_sessions for p in partitions)),
-            ("handlers_running", "Sessions with a handler under way.", node.busy),
-            ("entries_retained", "Entries in the streams of owned partitions.", node.retention.retained),
-        )
-        for name, text, value in gauges:
-            yield GaugeMetricFamily(PREFIX + name, text, value)
-        threads = GaugeMetricFamily(
-            PREFIX + "handler_threads",
-            "Plain handlers in threads, hung in threads that cannot be stopped, and waiting for one.",
-            labels=["handler", "state"],
-        )
-        for name, use in node.threads.items():
-            for state, count in use._asdict().items():
-                threads.add_metric([name, state], count)
-        yield threads
-        yield from self._memory()
-        held_back = GaugeMetricFamily(
-            PREFIX + "retention_held_back_seconds",
-            "For how long the oldest callback that a group keeps has outstayed retention.",
-            labels=["group"],
-        )
-        for group, seconds in node.retention.held_back_s().items():
-            held_back.add_metric([group], seconds)
-        yield held_back
-        yield from vital_metrics(PREFIX)
 
-    def _memory(self) -> Iterable[Metric]:
-        """What fills the servers."""
-        letters = self._node.dead_letters
+
+def _simple_gauges(gauges: Gauges) -> Iterable[Metric]:
+    rows = (
+        ("partitions_owned", "Partitions owned.", gauges.partitions_owned),
+        ("live_workers", "Live workers of the group, as last seen.", gauges.live_workers),
+        ("redis_up", "1 while there is a connection to Redis.", int(gauges.redis_up)),
+        ("events_unfinished", "Events released to handlers and not done.", gauges.events_unfinished),
+        (
+            "events_held",
+            "Events that wait for a missing number or the opening of a call.",
+            gauges.events_held,
+        ),
+        ("sessions_cached", "Sessions in memory.", gauges.sessions_cached),
+        ("handlers_running", "Sessions with a handler under way.", gauges.handlers_running),
+        ("entries_retained", "Entries in the streams of owned partitions.", gauges.entries_retained),
+    )
+    for name, text, value in rows:
+        yield GaugeMetricFamily(PREFIX + name, text, value)
+
+
+def _threads(threads: Mapping[str, ThreadUse]) -> Iterable[Metric]:
+    family = GaugeMetricFamily(
+        PREFIX + "handler_threads",
+        "Plain handlers in threads, hung in threads that cannot be stopped, and waiting for one.",
+        labels=["handler", "state"],
+    )
+    for name, use in threads.items():
+        for state, count in use._asdict().items():
+            family.add_metric([name, state], count)
+    yield family
+
+
+def _memory(gauges: Gauges) -> Iterable[Metric]:
+    """What fills the servers."""
+    yield GaugeMetricFamily(
+        PREFIX + "dead_letters_stored", "Dead letters in Redis, of owned partitions.", gauges.dead_letters
+    )
+    if gauges.dead_letters_bytes is not None:
         yield GaugeMetricFamily(
-            PREFIX + "dead_letters_stored", "Dead letters in Redis, of owned partitions.", letters.count
+            PREFIX + "dead_letters_bytes", "Redis's memory that they take, about.", gauges.dead_letters_bytes
         )
-        if letters.size_bytes is not None:
-            yield GaugeMetricFamily(
-                PREFIX + "dead_letters_bytes", "Redis's memory that they take, about.", letters.size_bytes
-            )
-        used = GaugeMetricFamily(
-            PREFIX + "redis_memory_used_bytes", "Redis's memory in use, by server.", labels=["redis"]
-        )
-        limit = GaugeMetricFamily(
-            PREFIX + "redis_memory_max_bytes", "Redis's maxmemory, 0 for none.", labels=["redis"]
-        )
-        for address, report in self._node.servers.items():
-            if report.memory_used_bytes is not None:
-                used.add_metric([address], report.memory_used_bytes)
-            if report.memory_max_bytes is not None:
-                limit.add_metric([address], report.memory_max_bytes)
-        yield used
-        yield limit
+    used = GaugeMetricFamily(
+        PREFIX + "redis_memory_used_bytes", "Redis's memory in use, by server.", labels=["redis"]
+    )
+    limit = GaugeMetricFamily(
+        PREFIX + "redis_memory_max_bytes", "Redis's maxmemory, 0 for none.", labels=["redis"]
+    )
+    for address, report in gauges.servers.items():
+        if report.memory_used_bytes is not None:
+            used.add_metric([address], report.memory_used_bytes)
+        if report.memory_max_bytes is not None:
+            limit.add_metric([address], report.memory_max_bytes)
+    yield used
+    yield limit
+
+
+def _held_back(held_back_s: Mapping[str, float]) -> Iterable[Metric]:
+    family = GaugeMetricFamily(
+        PREFIX + "retention_held_back_seconds",
+        "For how long the oldest callback that a group keeps has outstayed retention.",
+        labels=["group"],
+    )
+    for group, seconds in held_back_s.items():
+        family.add_metric([group], seconds)
+    yield family

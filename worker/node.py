@@ -4,7 +4,7 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import ModuleType
@@ -16,34 +16,33 @@ from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
 from maskline.runtime.admin.vitals import vital_details
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.server_checks import ServerReport
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
-from maskline.worker.api.binding import bind
+from maskline.worker.api.binding import Table, bind
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
-from maskline.worker.dispatch.thread_shares import ThreadUse
 from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.entries.decode import IN_C
 from maskline.worker.leases.manager import PartitionManager
-from maskline.worker.metrics import WorkerCollector
+from maskline.worker.metrics import Gauges, WorkerCollector
 from maskline.worker.partitions.committer import Committer
-from maskline.worker.partitions.dead_letter_counts import DeadLetters
+from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts
 from maskline.worker.partitions.history_check import HistoryVerifier
+from maskline.worker.partitions.owned import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, arrive_ordinary
 from maskline.worker.partitions.retention import Retention
 from maskline.worker.poison.sandbox import Sandbox
-from maskline.worker.streams.pipeline import Reader
-from maskline.worker.streams.poller import Pollers
+from maskline.worker.streams.pipeline import StreamPipeline
+from maskline.worker.streams.poller_pool import PollerPool
 
 STEP_MAX_S: Final = 0.5
-"""For what was cancelled to end, at a stop: with the last commits and the resources it must fit into the grace that a
-process has after its stop timeout (`runtime.process.run`)."""
+"""How long cancelled tasks may take to end at a stop. Together with the last commits and the resources it must fit into
+the grace that a process has after its stop timeout (`runtime.process.run`)."""
 
 _log = get_logger("maskline.worker")
 
@@ -52,7 +51,7 @@ class WorkerNode:
     """A worker of one consumer group.
 
     `handler_modules`: modules besides those of MASKLINE_HANDLERS. `index`: which of several processes this is; it is
-    added to the admin port. `start` raises ConfigError where settings or handler modules are wrong; Redis may be away.
+    added to the admin port. Raises ConfigError if a handler module is wrong. Redis may be away.
     """
 
     def __init__(
@@ -67,10 +66,12 @@ class WorkerNode:
         self._loadable = frozenset(spec.name for spec in by_name.specs) if by_name else frozenset[str]()
         self._keys = Keys(settings.namespace, settings.group)
         self._index = index
+        self._owned = OwnedPartitions(settings.session_cache)
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
 
     async def start(self) -> None:
+        """Open resources, connect, and begin to work. Raises ConfigError; everything is closed again then."""
         settings = self.settings
         self.background = BackgroundTasks()
         self._resources = Resources()
@@ -80,15 +81,20 @@ class WorkerNode:
             self.background,
             name=f"maskline-worker-{self.worker_id}",
             on_change=self._servers_changed,
-            on_open=self._verify,
+            on_open=self._connections_opened,
         )
         port = ADMIN_PORTS["worker"] if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
-            settings.admin_host, port + self._index if port else 0,
-            live=self._live, ready=self._ready, registry=registry,
-            search=settings.admin_port is None, avoid=settings.port, note=Note.of("worker", settings),
-        )  # fmt: skip
+            settings.admin_host,
+            port + self._index if port else 0,
+            live=self._live,
+            ready=self._ready,
+            registry=registry,
+            search=settings.admin_port is None,
+            avoid=settings.port,
+            note=Note.of("worker", settings),
+        )
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)
             table = bind(self._handlers, await self._resources.open(self._handlers.resources))
@@ -97,69 +103,93 @@ class WorkerNode:
             await self._connections.start()
             await self.admin.start()
             undo.pop_all()
-        sandbox = Sandbox(settings, self._loadable, self.counters)
-        quarantine = Quarantine(self._connections, self._keys, sandbox, self.counters, self._fenced)
-        self._dispatcher = Dispatcher(
-            table, concurrency=settings.concurrency, late_dead=settings.late == "dead", counters=self.counters,
-            on_progress=self._progressed, quarantine=quarantine, background=self.background,
-            context=self._resources.context,
-        )  # fmt: skip
-        self._committer = Committer(
-            self._connections, self._keys, self.counters, on_fenced=self._fenced, on_diverged=self._diverged,
-            on_committed=self._committed, on_fault=self.background.failed,
-        )  # fmt: skip
-        self._leases = PartitionManager(
-            self._connections,
-            self._keys,
-            self._dispatcher,
-            self._committer,
-            settings,
-            self.worker_id,
-            self.counters,
-        )
-        self._reader = self._leases.reader = Reader(
-            self._connections, self._keys, self._dispatcher, self._leases.opened,
-            outstanding_max=settings.outstanding_max, counters=self.counters, on_progress=self._committer.mark,
-            on_fault=self.background.failed,
-        )  # fmt: skip
-        self._leases.quarantine = quarantine
-        self._pollers = self._leases.pollers = Pollers(self._connections, self._keys, self._reader)
-        self._verifier = HistoryVerifier(
-            self._connections, self._keys, lambda: self._leases.partitions,
-            on_same=self._verified, on_diverged=self._diverged,
-        )  # fmt: skip
-        self.retention = Retention(
-            self._connections, self._keys, self._leases.opened, settings, self.counters
-        )
-        registry.register(WorkerCollector(self))
-        self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._blocked, self.background)
-        self.dead_letters = DeadLetters(self._connections, self._keys, self._leases.opened)
+        self._assemble(table)
+        registry.register(WorkerCollector(self.counters, self._gauges))
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
-        # Without these nothing moves, and what they had under way is best begun anew: their end is the process's.
+        # If one of these ends, the process ends: nothing moves without it, and its work is best begun anew.
         self._tasks = [
-            asyncio.create_task(self._leases.run(), name="leases"),
+            asyncio.create_task(self._manager.run(), name="leases"),
             asyncio.create_task(self._pollers.run(), name="pollers"),
             asyncio.create_task(self._verifier.run(), name="verification of histories"),
         ]
         self._started = True
         _log.info(
-            "worker started", worker=self.worker_id, group=settings.group, partitions=settings.partitions,
-            handlers=[spec.name for spec in self._handlers.specs], redis=self._connections.address,
-            admin=self.admin_url, in_c=arrive_ordinary is not None and IN_C,
-        )  # fmt: skip
+            "worker started",
+            worker=self.worker_id,
+            group=settings.group,
+            partitions=settings.partitions,
+            handlers=[spec.name for spec in self._handlers.specs],
+            redis=self._connections.address,
+            admin=self.admin_url,
+            in_c=arrive_ordinary is not None and IN_C,
+        )
+
+    def _assemble(self, table: Table) -> None:
+        """Make the parts, each from those it needs: the way of an entry is pollers, pipeline, dispatcher, committer."""
+        settings, connections, keys, counters = self.settings, self._connections, self._keys, self.counters
+        sandbox = Sandbox(settings, self._loadable, counters)
+        quarantine = Quarantine(connections, keys, sandbox, counters, self._fenced)
+        self._dispatcher = Dispatcher(
+            table,
+            concurrency=settings.concurrency,
+            late_dead=settings.late == "dead",
+            counters=counters,
+            on_progress=self._progressed,
+            quarantine=quarantine,
+            background=self.background,
+            context=self._resources.context,
+        )
+        self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._loop_blocked, self.background)
+        self._committer = Committer(
+            connections,
+            keys,
+            counters,
+            on_fenced=self._fenced,
+            on_diverged=self._diverged,
+            on_committed=self._committed,
+            on_fault=self.background.failed,
+        )
+        pipeline = StreamPipeline(
+            connections,
+            keys,
+            self._owned,
+            self._dispatcher,
+            outstanding_max=settings.outstanding_max,
+            counters=counters,
+            on_progress=self._committer.mark,
+            on_fault=self.background.failed,
+        )
+        self._pollers = PollerPool(connections, keys, self._owned, pipeline)
+        self._manager = PartitionManager(
+            connections,
+            keys,
+            self._owned,
+            settings,
+            worker_id=self.worker_id,
+            counters=counters,
+            dispatcher=self._dispatcher,
+            committer=self._committer,
+            quarantine=quarantine,
+            pipeline=pipeline,
+        )
+        self._verifier = HistoryVerifier(
+            connections, keys, self._owned, on_verified=self._verified, on_diverged=self._diverged
+        )
+        self.retention = Retention(connections, keys, self._owned, settings, counters)
+        self.dead_letters = DeadLetterCounts(connections, keys, self._owned)
 
     async def stop(self) -> None:
-        """Finish what is under way, hand the rest back, give the leases back, close everything.
+        """Let handlers under way end, give the partitions back, close everything.
 
-        Whatever fails meanwhile is logged, and keeps nothing else from being closed.
+        If a step fails, that is logged, and everything else is closed all the same.
         """
         if not self._started:
             return
         self._started = False
         stop_timeout_s = self.settings.stop_timeout_ms / 1000
         deadline = monotonic() + stop_timeout_s
-        await self._step("leases", self._leases.drain(stop_timeout_s))
+        await self._step("leases", self._manager.drain(stop_timeout_s))
         self._watchdog.stop()
         for task in self._tasks:
             task.cancel()
@@ -174,7 +204,7 @@ class WorkerNode:
     async def _step(self, name: str, step: Awaitable[object]) -> None:
         try:
             await step
-        except Exception as error:  # noqa: BLE001 - whatever it is, the rest is to be closed as well
+        except Exception as error:  # noqa: BLE001 - the rest must be closed whatever it is
             _log.error("worker part stop failed", part=name, exc_info=error)
 
     async def failed(self) -> None:
@@ -188,37 +218,37 @@ class WorkerNode:
 
     @property
     def partitions(self) -> Sequence[Partition]:
-        return self._leases.opened()
+        """The partitions that are read."""
+        return self._owned.open
+
+    @property
+    def owned(self) -> OwnedPartitions:
+        """All partitions that this process owns."""
+        return self._owned
 
     @property
     def admin_url(self) -> str:
+        """The address of the admin port, as a URL."""
         return self.admin.url
 
-    @property
-    def owned(self) -> int:
-        return self._leases.owned
-
-    @property
-    def live_workers(self) -> int:
-        return len(self._leases.workers)
-
-    @property
-    def connected(self) -> bool:
-        return self._connections.up
-
-    @property
-    def servers(self) -> Mapping[str, ServerReport]:
-        """What the servers said of themselves, by address."""
-        return self._connections.monitor.reports
-
-    @property
-    def busy(self) -> int:
-        return self._dispatcher.busy
-
-    @property
-    def threads(self) -> Mapping[str, ThreadUse]:
-        """How the plain handlers stand, by name."""
-        return self._dispatcher.threads()
+    def _gauges(self) -> Gauges:
+        partitions = self._owned.open
+        return Gauges(
+            partitions_owned=len(self._owned),
+            live_workers=len(self._manager.live_workers),
+            redis_up=self._connections.up,
+            events_unfinished=sum(partition.unfinished for partition in partitions),
+            events_held=sum(partition.held for partition in partitions),
+            sessions_cached=sum(partition.live_sessions for partition in partitions),
+            handlers_running=self._dispatcher.busy,
+            entries_retained=self.retention.retained,
+            held_back_s=self.retention.held_back_s(),
+            dead_letters=self.dead_letters.count,
+            dead_letters_bytes=self.dead_letters.size_bytes,
+            threads=self._dispatcher.threads(),
+            servers=self._connections.monitor.reports,
+            background_failures=self.background.failures,
+        )
 
     def _live(self) -> Health:
         return Health(True, {"worker": self.worker_id})
@@ -234,14 +264,18 @@ class WorkerNode:
             **vital_details(),
         }
         if self._started:
-            details |= {"partitions_owned": self.owned, "live_workers": self.live_workers}
-            letters = self.dead_letters
-            details["dead_letters"] = {"count": letters.count, "bytes": letters.size_bytes}
-            details["reads"] = self._pollers.details()
-            details["threads"] = {name: use._asdict() for name, use in self.threads.items() if any(use)}
+            details |= {
+                "partitions_owned": len(self._owned),
+                "live_workers": len(self._manager.live_workers),
+                "dead_letters": {"count": self.dead_letters.count, "bytes": self.dead_letters.size_bytes},
+                "reads": self._pollers.details(),
+                "threads": {
+                    name: use._asdict() for name, use in self._dispatcher.threads().items() if any(use)
+                },
+            }
         return Health(self._started and self._connections.up and not monitor.errors, details)
 
-    # Inside
+    # What one part tells another
 
     def _progressed(self, partition: Partition) -> None:
         self._committer.mark(partition)
@@ -252,22 +286,22 @@ class WorkerNode:
 
     def _servers_changed(self) -> None:
         if self._started:
-            self._verifier.want()
-            self._pollers.change()
+            self._verifier.check_soon()
+            self._pollers.servers_changed()
 
-    def _verify(self) -> None:
+    def _connections_opened(self) -> None:
         if self._started:
-            self._verifier.want()
+            self._verifier.check_soon()
 
     def _verified(self, partition: Partition) -> None:
         self._committer.mark(partition)
         self._pollers.wake()
 
     def _diverged(self, partition: Partition) -> None:
-        self._leases.diverged(partition)
+        self._manager.diverged(partition)
 
     def _fenced(self, partition: Partition) -> None:
-        self._leases.fenced(partition)
+        self._manager.fenced(partition)
 
-    def _blocked(self) -> None:
+    def _loop_blocked(self) -> None:
         self.counters.loop_blocks += 1

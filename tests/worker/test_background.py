@@ -62,7 +62,10 @@ runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize(
     ("part", "patch"),
-    [("leases", "manager.PartitionManager._round = failing"), ("pollers", "poller.Poller.run = failing")],
+    [
+        ("leases", "manager.PartitionManager._renew_leases = failing"),
+        ("pollers", "poller.Poller.run = failing"),
+    ],
 )
 def test_a_part_without_which_nothing_moves_ends_the_process_and_is_named(crew: Fleet, part, patch):
     worker = crew.launch(program=PROGRAM.format(patch=patch))

@@ -7,6 +7,7 @@ from process_kit import assert_complete_and_in_order, fleet
 
 from maskline.schemas.settings import Settings
 from maskline.worker.node import WorkerNode
+from maskline.worker.streams.pipeline import StreamPipeline
 
 
 @pytest.mark.parametrize("ticks", range(6))
@@ -17,9 +18,9 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
     settings = Settings(redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
     await node.start()
-    while node.owned < 2:
+    while len(node.owned) < 2:
         await asyncio.sleep(0.01)
-    node._leases._soon.set()  # as a lost lease does
+    node._manager._early.set()  # as a lost lease does
     for _ in range(ticks):
         await asyncio.sleep(0)
     leases, *_ = node._tasks
@@ -31,31 +32,31 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["goes", "stays"])
-@pytest.mark.parametrize("step", ["order", "_answers"], ids=["decoded", "asked"])
+@pytest.mark.parametrize("step", ["_order", "_receive_states"], ids=["decoded", "asked"])
 async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
     own_redis, namespace, tmp_path, monkeypatch, step, stays
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
     monkeypatch.setattr(
-        "maskline.worker.streams.pipeline.YIELD_EVERY", 8
-    )  # a portion of its own for each partition
+        "maskline.worker.streams.pipeline.SLICE_ENTRIES", 8
+    )  # a slice of its own for each partition
     settings = Settings(redis_url=own_redis.url, namespace=namespace, partitions=2, admin_port=0)
     node = WorkerNode(settings, handler_modules=[recording_handlers])
     await node.start()
     with fleet(own_redis, namespace, tmp_path, partitions=2) as crew:
         crew.record_file = tmp_path / "calls"
         await until(lambda: len(node.partitions) == 2)
-        reader, cluster = node._reader, node._connections._cluster
+        cluster = node._connections._cluster
         reached, go_on = asyncio.Event(), asyncio.Event()
-        real = getattr(reader, step)
+        real = getattr(StreamPipeline, step)
 
-        async def held(*arguments, **named):
+        async def held(*arguments):
             reached.set()
             await go_on.wait()
-            return await real(*arguments, **named)
+            return await real(*arguments)
 
-        monkeypatch.setattr(reader, step, held)
+        monkeypatch.setattr(StreamPipeline, step, held)
         first = [(f"s{session}", number) for session in range(20) for number in (1, 2)]
         crew.put_all(first)
         await asyncio.wait_for(reached.wait(), 10)
@@ -70,7 +71,7 @@ async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
         else:
             cluster._only = heir
         node._servers_changed()
-        await until(lambda: set(node._pollers._pollers) == set(cluster))
+        await until(lambda: set(node._pollers.servers) == set(cluster))
         if not stays:
             await gone.stop()
         second = [(f"s{session}", number) for session in range(20) for number in (3, 4)]

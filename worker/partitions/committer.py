@@ -1,7 +1,8 @@
-"""Carries what partitions have done to Redis: one commit of a partition under way at a time, many partitions a trip.
+"""Commits what partitions have done to Redis: one commit of a partition under way at a time, many partitions a round
+trip.
 
-While a commit is under way, what is done gathers for the next one, so the batches grow with the load by themselves.
-A commit whose reply was lost is sent again as it was: the script knows it by its number.
+While a commit is under way, what is done gathers for the next one, so batches grow with the load by themselves. A
+commit whose reply was lost is sent again as it was: the script knows it by its number.
 """
 
 import asyncio
@@ -23,24 +24,32 @@ from maskline.worker.counters import Counters
 from maskline.worker.partitions.partition import Partition
 
 LOOK_UP_S: Final = 0.5
-"""How often the entry at a partition's cursor is looked up as it is committed. A new connection tells of a server's
-other history; this is for one that has changed behind a connection that lives, by a replication that takes longer."""
+"""How often a commit checks that the entry at the partition's cursor exists. A new connection has the history checked
+(`worker.partitions.history_check`); this is for a server whose data changes behind a connection that stays open."""
 
 _log = get_logger("maskline.worker")
 
 
 class Committer:
-    """`on_fenced(partition)`: a commit was refused because the lease is not ours any more.
+    """Sends the commits of all owned partitions.
 
-    `on_diverged(partition)`: because the server lacks what it stands on. `on_committed()`: some were answered.
-    `on_fault(doing, error)`: a commit could not be written; its partition counts as fenced, and is begun anew.
+    `on_fenced(partition)`: called when a commit was refused because the lease is not ours any more.
+    `on_diverged(partition)`: called when the server lacks what the commit builds on. `on_committed()`: called when some
+    commits were answered. `on_fault(doing, error)`: called when a commit could not be encoded, which is a fault in
+    maskline; its partition counts as fenced, and is acquired anew.
     """
 
     def __init__(
-        self, connections: WorkerConnections, keys: Keys, counters: Counters, *, on_fenced: Callable[[Partition], None],
-        on_diverged: Callable[[Partition], None], on_committed: Callable[[], None],
+        self,
+        connections: WorkerConnections,
+        keys: Keys,
+        counters: Counters,
+        *,
+        on_fenced: Callable[[Partition], None],
+        on_diverged: Callable[[Partition], None],
+        on_committed: Callable[[], None],
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connections = connections
         self._keys = keys
@@ -50,29 +59,29 @@ class Committer:
         self._on_committed = on_committed
         self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
-        self._settled: dict[Partition, asyncio.Future[None]] = {}
+        self._waiters: dict[Partition, asyncio.Future[None]] = {}
         self._context = contextvars.copy_context()
-        """Of what follows, whoever has something to commit: a handler may have bound log values in its own."""
-        self._refusal_lines = LogRateLimit()
+        """In which commits are sent, whoever marked them: a handler may have bound log values in its own context."""
+        self._failure_lines = LogRateLimit()
 
     def mark(self, partition: Partition) -> None:
-        """Something of the partition is done: commit it with the next trip, unless one is under way already."""
+        """Commit what the partition has done with the next round trip, unless a commit of it is under way."""
         if partition.commit_in_flight is None:
             if not self._dirty:
                 self._loop.call_soon(self._flush, context=self._context)
             self._dirty[partition] = None
 
-    async def settle(self, partition: Partition) -> None:
+    async def wait_committed(self, partition: Partition) -> None:
         """Wait until everything that was done is committed, or the partition is lost."""
         while partition.uncommitted and not partition.lost:
             self.mark(partition)
-            future = self._settled.setdefault(partition, self._loop.create_future())
+            future = self._waiters.setdefault(partition, self._loop.create_future())
             await future
 
     def abandon(self, partition: Partition) -> None:
-        """Stop caring: the partition is lost."""
+        """The partition is lost: commit nothing more of it."""
         self._dirty.pop(partition, None)
-        self._wake(partition)
+        self._wake_waiter(partition)
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, {}
@@ -92,7 +101,7 @@ class Committer:
                 continue
             connection = self._connections.verified_commands(partition.number, partition.verified_at)
             if connection is None:
-                self._repeat(partition)
+                self._retry(partition)
                 continue
             look_up = now >= partition.look_up_at
             if look_up:
@@ -101,7 +110,7 @@ class Committer:
                 one = pack_commit(
                     self._keys, partition.number, partition.lease_value, commit, look_up=look_up
                 )
-            except Exception as error:  # noqa: BLE001 - the others' commits are to go, and this one cannot wait for ever
+            except Exception as error:  # noqa: BLE001 - the other commits must go, and this one cannot wait for ever
                 self._on_fault("commits", error)
                 self._on_fenced(partition)
                 continue
@@ -111,7 +120,7 @@ class Committer:
             replies = connection.send(b"".join(packed[connection]), len(those), at_once=True)
             replies.add_done_callback(partial(self._answered, those))
 
-    def _repeat(self, partition: Partition) -> None:
+    def _retry(self, partition: Partition) -> None:
         self._loop.call_later(RETRY_DELAY_S, self._send, (partition,))
 
     def _answered(self, partitions: Sequence[Partition], future: asyncio.Future[list[Any]]) -> None:
@@ -128,7 +137,7 @@ class Committer:
             partition.committed()
             if partition.wants_commit:
                 self.mark(partition)
-            self._wake(partition)
+            self._wake_waiter(partition)
         elif reply == FENCED:
             self._counters.fenced += 1
             self._on_fenced(partition)
@@ -136,24 +145,26 @@ class Committer:
             _log.warning("partition diverged", partition=partition.number)
             self._on_diverged(partition)
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOGROUP"):
-            # The data is gone, or the group was deleted: whoever takes the lease next makes it anew.
+            # The data is gone, or the group was deleted: the next acquisition creates it again.
             _log.error("consumer group missing", partition=partition.number)
             self._on_diverged(partition)
         else:
             if isinstance(reply, hiredis.ReplyError):
-                self._refuse(partition, str(reply))
-            self._repeat(partition)
+                self._note_error_reply(partition, str(reply))
+            self._retry(partition)
 
-    def _refuse(self, partition: Partition, reply: str) -> None:
+    def _note_error_reply(self, partition: Partition, reply: str) -> None:
         self._connections.note_error_reply(partition.number, reply)
         kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
-        if self._refusal_lines.due(partition.number, kind):
+        if self._failure_lines.due(partition.number, kind):
             _log.error(
-                "commit refused", partition=partition.number,
-                reply=reply, repeats_of_all=self._refusal_lines.take_silent(),
-            )  # fmt: skip
+                "commit refused",
+                partition=partition.number,
+                reply=reply,
+                repeats_of_all=self._failure_lines.take_silent(),
+            )
 
-    def _wake(self, partition: Partition) -> None:
-        future = self._settled.pop(partition, None)
-        if future is not None and not future.done():  # whoever waited may have been cancelled
+    def _wake_waiter(self, partition: Partition) -> None:
+        future = self._waiters.pop(partition, None)
+        if future is not None and not future.done():  # the task that waited may have been cancelled
             future.set_result(None)

@@ -1,24 +1,25 @@
 """Whether a server has everything that the owner of a partition has seen of it. Pure.
 
 A server that comes back after a failover or a crash, or another one in its place, may lack the end of what was there:
-replication and append-only files lose the end, and nothing before it. So a server that has the last thing which the
-owner has seen has all of it. That is:
+replication and append-only files lose the end, and nothing before it. So a server has everything if it has the last
+things that the owner has seen:
 
 - the acquisition: the fence bears the owner's token and worker. A worker never has the same token twice, whatever the
-  servers remember (lua/acquire.lua): else two tenures on two servers could be taken for one;
+  servers remember (`commands/lua/acquire.lua`): otherwise two tenures on two servers could be taken for one;
 - the last commit that Redis confirmed, or the one under way: the fence bears its number;
 - the last entry read, unless the cursor of that commit stands at it: the entry is there, with the same content. By its
-  ID alone it could be another one: a server whose clock is behind gives IDs a second time.
+  ID alone it could be another entry: a server whose clock is behind assigns the same IDs again.
 
-Where any of these is missing the owner must let go of the partition, and begin again with what is there. What it holds
-may not exist any more, so that its copy would count as a duplicate; and its cursor may stand beyond the stream's end.
+If one of these is missing, the owner must give the partition up and begin again with what is there. An entry that it
+holds may not exist any more, so that its copy would count as a duplicate; and its cursor may stand beyond the stream's
+end.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 StreamEntry = Sequence[Any]
-"""ID and fields, as XREAD and XRANGE answer."""
+"""ID and fields, as XREAD and XRANGE reply."""
 
 
 class Seen(NamedTuple):
@@ -37,7 +38,8 @@ class Seen(NamedTuple):
 def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[StreamEntry]) -> bool:
     """Whether the server has all that was seen.
 
-    `fence`: token, owner and commit of the fence, as HMGET answers. `found`: what XRANGE finds under `read_id`.
+    `fence`: token, owner and commit of the fence, as HMGET replies. `found`: the entries that XRANGE finds under
+    `read_id`.
     """
     token, owner, number = fence
     if token is None or owner is None or b"%b %b" % (token, owner) != seen.lease_value.encode():
@@ -51,7 +53,7 @@ def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[StreamEnt
 
 
 def _number(text: bytes | None) -> int:
-    """An acquisition leaves the number empty until the first commit. What is no number is nobody's commit."""
+    """The commit's number: 0 if empty, as before the first commit; -1, which no commit has, if it is no number."""
     if not text:
         return 0
     return int(text) if text.isdigit() else -1

@@ -1,16 +1,16 @@
-"""Trims the streams of owned partitions: what every group has handled, after retention or beyond its count.
+"""Trims the streams of owned partitions: entries that every group has handled, after retention or beyond its count.
 
-The script decides and trims at once, so no lease is needed for safety, and the owner does it only because somebody
-must. Entries that the owner has read and not committed are beyond its group's cursor or in the pending list, as the
-cursor moves with the commit alone: the script never takes them.
+The script decides and trims at once, so no lease is needed for safety; the owner does it because one worker must.
+Entries that the owner has read and not committed are beyond its group's cursor or in the pending list, since only the
+commit moves the cursor: the script never takes them.
 
-A group that has stopped keeps everything it has not handled, for ever if need be: promise 5 comes before memory. A
-metric and a warning say so.
+A group that has stopped keeps everything it has not handled, for ever if need be: nothing unhandled is ever trimmed,
+whatever memory that takes. A metric and a warning say so.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -25,22 +25,23 @@ from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.counters import Counters
+from maskline.worker.partitions.owned import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 ROUND_S: Final = 1.0
-"""Each partition is looked at about so often."""
+"""How often each partition is trimmed, about."""
 
 STEPS: Final = 4
-"""Trips that a round is spread over."""
+"""Round trips that a round is spread over."""
 
 STEP_PARTITIONS_MAX: Final = 64
-"""Partitions looked at with one trip; a worker with very many takes longer rounds instead of longer trips."""
+"""Partitions trimmed in one round trip; a worker with very many takes longer rounds instead."""
 
 TRIM_MAX: Final = 10_000
 """Entries trimmed from a partition with one call: a few milliseconds of the server's time."""
 
 WARN_AFTER_S: Final = 30.0
-"""How long something may outstay retention before that is worth a line: bursts and retries take a while."""
+"""How long an entry may outstay retention before it is logged: bursts and retries take a while."""
 
 WARN_EVERY_S: Final = 300.0
 
@@ -48,36 +49,40 @@ _log = get_logger("maskline.worker")
 
 
 class Retention:
-    """`partitions()`: those to trim now."""
+    """Trims the streams of the open partitions, a few at a time."""
 
     def __init__(
-        self, connections: WorkerConnections, keys: Keys, partitions: Callable[[], Sequence[Partition]],
-        settings: Settings, counters: Counters,
-    ) -> None:  # fmt: skip
+        self,
+        connections: WorkerConnections,
+        keys: Keys,
+        owned: OwnedPartitions,
+        settings: Settings,
+        counters: Counters,
+    ) -> None:
         self._connections = connections
         self._keys = keys
-        self._partitions = partitions
+        self._owned = owned
         self._retention_ms = settings.retention_s * 1000
         self._keep = settings.retention_max_entries // settings.partitions
         self._counters = counters
         self._next = 0
-        self._seen: dict[int, scripts.TrimReply] = {}
-        """What each partition was like when it was looked at last."""
+        self._last_replies: dict[int, scripts.TrimReply] = {}
+        """The last reply to a trim, by partition."""
         self._warned: dict[str, float] = {}
-        self._refusal_lines = LogRateLimit()
+        self._failure_lines = LogRateLimit()
 
     @property
     def retained(self) -> int:
         """Entries in the streams of owned partitions, handled or not."""
-        owned = {partition.number for partition in self._partitions()}
-        return sum(seen.left for number, seen in self._seen.items() if number in owned)
+        owned = {partition.number for partition in self._owned.open}
+        return sum(reply.left for number, reply in self._last_replies.items() if number in owned)
 
     def held_back_s(self) -> dict[str, float]:
-        """By group: for how long the oldest of what it keeps has outstayed retention."""
-        owned = {partition.number for partition in self._partitions()}
+        """By group: for how many seconds the oldest entry that it keeps has outstayed retention."""
+        owned = {partition.number for partition in self._owned.open}
         greatest: dict[str, float] = {}
-        for number, seen in self._seen.items():
-            for held in seen.held if number in owned else ():
+        for number, reply in self._last_replies.items():
+            for held in reply.held if number in owned else ():
                 greatest[held.group] = max(greatest.get(held.group, 0.0), held.outstayed_ms / 1000)
         return greatest
 
@@ -85,7 +90,7 @@ class Retention:
         """Trim until cancelled."""
         while True:
             await asyncio.sleep(ROUND_S / STEPS)
-            due = self._due(sorted(self._partitions(), key=lambda partition: partition.number))
+            due = self._due(sorted(self._owned.open, key=lambda partition: partition.number))
             by_connection: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
             for number in due:
                 if (connection := self._connections.commands(number)) is not None:
@@ -96,12 +101,14 @@ class Retention:
             self._warn()
 
     def _due(self, owned: Sequence[Partition]) -> list[int]:
-        """The next few of the partitions, round and round."""
+        """The numbers of the next few partitions, round and round."""
         count = min(-(-len(owned) // STEPS), STEP_PARTITIONS_MAX)
         if self._next >= len(owned):
             self._next = 0
             present = {partition.number for partition in owned}
-            self._seen = {number: seen for number, seen in self._seen.items() if number in present}
+            self._last_replies = {
+                number: reply for number, reply in self._last_replies.items() if number in present
+            }
         first = self._next
         self._next += count
         return [partition.number for partition in owned[first : first + count]]
@@ -118,20 +125,22 @@ class Retention:
         except RedisUnavailableError:
             return
         for number, reply in zip(numbers, replies, strict=True):
-            self._take(number, reply)
+            self._replied(number, reply)
 
-    def _take(self, number: int, reply: Any) -> None:
+    def _replied(self, number: int, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self._connections.note_error_reply(number, str(reply))
-            self._seen.pop(number, None)
-            if self._refusal_lines.due(number, str(reply).partition(" ")[0]):
+            self._last_replies.pop(number, None)
+            if self._failure_lines.due(number, str(reply).partition(" ")[0]):
                 _log.error(
-                    "trim failed", partition=number, reply=str(reply),
-                    repeats_of_all=self._refusal_lines.take_silent(),
-                )  # fmt: skip
+                    "trim failed",
+                    partition=number,
+                    reply=str(reply),
+                    repeats_of_all=self._failure_lines.take_silent(),
+                )
             return
-        seen = self._seen[number] = scripts.read_trimmed(reply)
-        self._counters.trimmed += seen.trimmed
+        trimmed = self._last_replies[number] = scripts.read_trimmed(reply)
+        self._counters.trimmed += trimmed.trimmed
 
     def _warn(self) -> None:
         now = monotonic()
@@ -141,7 +150,10 @@ class Retention:
             self._warned = {name: at for name, at in self._warned.items() if now < at + WARN_EVERY_S}
             self._warned[group] = now
             waiting = [
-                held.waiting for seen in self._seen.values() for held in seen.held if held.group == group
+                held.waiting
+                for reply in self._last_replies.values()
+                for held in reply.held
+                if held.group == group
             ]
             _log.warning(
                 "retention held back",

@@ -1,4 +1,4 @@
-"""Takes in what was read, puts it in order, and hands it to the dispatcher.
+"""The pipeline of a worker: it decodes the entries that were read, orders them, and submits them to the dispatcher.
 
 The pollers (`worker.streams.poller`), one a server, bring the entries. Reading leaves no trace in Redis (XREAD, not
 XREADGROUP), so an owner that was paused past its lease takes nothing away from the new one.
@@ -6,14 +6,18 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 | bound | on |
 | --- | --- |
 | MASKLINE_OUTSTANDING_MAX | entries read and not done, in a process: reading stops |
-| RUN_AHEAD_MAX (`partitions.partition`) | entries of a partition read ahead of what Redis knows: that one is not read |
+| RUN_AHEAD_MAX (`partitions.ledger`) | entries of a partition read ahead of what Redis knows: that one is not read |
 | HELD_FACTOR times MASKLINE_OUTSTANDING_MAX | entries waiting in gaps, in a process: the oldest are given up |
+
+Entries are processed a slice at a time, so that handlers get their turns. The next slice is decoded, and the states of
+its sessions are requested, before the slice under way is ordered: so the server's reply is there when it is needed.
+Waiting for each reply was an eighth of a busy worker's time.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -29,10 +33,11 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import StreamEntries, entry_ms
 from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
+from maskline.worker.partitions.owned import OwnedPartitions
 from maskline.worker.partitions.partition import DecodedBatch, Partition
 from maskline.worker.partitions.session import LiveSession
 
-YIELD_EVERY: Final = 256
+SLICE_ENTRIES: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""
 
 HELD_FACTOR: Final = 5
@@ -42,65 +47,74 @@ _log = get_logger("maskline.worker")
 _NO_STATES: Final[Mapping[str, bytes | None]] = {}
 
 
-class Batch(NamedTuple):
+class ReadEntries(NamedTuple):
     """What one read brought of one partition."""
 
     partition: Partition
     entries: StreamEntries
     watermark_ms: int
+    """How far the stream's time has certainly come with these entries."""
 
 
-class _Asked(NamedTuple):
-    """States that one server was asked for."""
+class _StateRequest(NamedTuple):
+    """Session states that one server was asked for."""
 
     wanted: list[tuple[Partition, list[str]]]
-    future: asyncio.Future[list[Any]]
+    """The sessions, by partition."""
+    replies: asyncio.Future[list[Any]]
     """A reply for each partition: its sessions' states, in their order."""
 
 
-class Portion(NamedTuple):
-    """Batches that were decoded, on their way to be put in order."""
+class _Slice(NamedTuple):
+    """Entries that were decoded together, and wait for the states of their sessions."""
 
-    decoded: list[tuple[Batch, DecodedBatch]]
-    asked: list[_Asked]
+    decoded: list[tuple[ReadEntries, DecodedBatch]]
+    state_requests: list[_StateRequest]
     size: int
     """Entries, those that could not be decoded included."""
 
 
-class Reader:
-    """`partitions()`: those to read now. `on_progress(partition)`: it has something to commit.
+class StreamPipeline:
+    """Takes the entries of all owned partitions from the pollers to the dispatcher.
 
-    `on_fault(doing, error)`: something on one entry that we did not foresee; the entry is a dead letter.
+    `on_progress(partition)`: called when a partition has something to commit. `on_fault(doing, error)`: called with an
+    error on one entry that is a fault in maskline; the entry becomes a dead letter.
     """
 
     def __init__(
-        self, connections: WorkerConnections, keys: Keys, dispatcher: Dispatcher,
-        partitions: Callable[[], Sequence[Partition]], *, outstanding_max: int, counters: Counters,
+        self,
+        connections: WorkerConnections,
+        keys: Keys,
+        owned: OwnedPartitions,
+        dispatcher: Dispatcher,
+        *,
+        outstanding_max: int,
+        counters: Counters,
         on_progress: Callable[[Partition], None],
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._connections = connections
         self._keys = keys
+        self._owned = owned
         self._dispatcher = dispatcher
-        self._partitions = partitions
         self.outstanding_max = outstanding_max
         self._counters = counters
         self._on_progress = on_progress
         self._on_fault = on_fault
         self._since_yield = 0
-        self._refusal_lines = LogRateLimit()
-        self.in_hand = 0
-        """Entries that were read and are not put in order yet."""
+        self._failure_lines = LogRateLimit()
+        self._unordered = 0
+        """Entries that were read and are not ordered yet."""
 
-    # What pollers ask
+    # What a poller may read
 
-    def readable(self, connection: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
-        """The partitions to read at a server, and whether others must wait.
+    def readable(self, server: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
+        """The partitions that a poller may read at a server now, and whether others of that server must wait.
 
         Those wait for their commits, for another poller, or until the server is known to have what was seen of them.
         """
-        of, incarnation = self._connections.of_partition, connection.incarnation
-        there = [p for p in self._partitions() if of(p.number) is connection]
+        of_partition, incarnation = self._connections.of_partition, server.incarnation
+        there = [p for p in self._owned.open if of_partition(p.number) is server]
         readable = [
             p
             for p in there
@@ -110,17 +124,19 @@ class Reader:
 
     def room(self) -> int:
         """How many more entries may be read."""
-        unfinished = sum(partition.unfinished for partition in self._partitions())
-        return self.outstanding_max - self.in_hand - unfinished
+        unfinished = sum(partition.unfinished for partition in self._owned.open)
+        return self.outstanding_max - self._unordered - unfinished
 
-    def taken_in(
+    # Entries in
+
+    def receive(
         self, streams: Sequence[tuple[Partition, StreamEntries]], count: int, now_ms: int
-    ) -> list[Batch]:
-        """What a read of `count` entries a partition brought; also partitions that have gaps to give up.
+    ) -> list[ReadEntries]:
+        """Note what a read brought, and return what must be processed: entries, and gaps that are to be given up.
 
-        `now_ms`: Redis's time before the read.
+        `count`: how many entries were asked for of each partition. `now_ms`: Redis's time before the read.
         """
-        batches: list[Batch] = []
+        received: list[ReadEntries] = []
         for partition, entries in streams:
             stream_now_ms = partition.stream_now_ms(now_ms)
             if entries:
@@ -129,68 +145,91 @@ class Reader:
                 self._counters.read += len(entries)
                 at_end = len(entries) < count
                 watermark_ms = max(stream_now_ms, entry_ms(last_id)) if at_end else entry_ms(last_id)
-                batches.append(Batch(partition, entries, watermark_ms))
+                received.append(ReadEntries(partition, entries, watermark_ms))
                 continue
             deadline = partition.next_deadline_ms
             if deadline is not None and deadline <= stream_now_ms:
-                batches.append(Batch(partition, (), stream_now_ms))
+                received.append(ReadEntries(partition, (), stream_now_ms))
             else:
                 partition.watermark_ms = max(partition.watermark_ms, stream_now_ms)
-        return batches
+        return received
 
-    def take(self, batches: Sequence[Batch]) -> "Intake":
-        """Begin to take in what one read brought: states that are needed first are asked for when this returns."""
-        return Intake(self, batches)
+    def process(self, received: Sequence[ReadEntries]) -> Awaitable[None]:
+        """Decode the first slice and request its states now; the awaitable returned, to be awaited, does the rest."""
+        size = sum(len(one.entries) for one in received)
+        self._unordered += size
+        slices = _slices(received)
+        return self._process(self._decode_next(slices), slices, size)
 
-    async def feed(self, batches: Sequence[Batch], *, pending: bool) -> None:
-        """Take in entries at once, however many. `pending`: of the pending lists. No partition stands there twice."""
-        await self.order(self.decode(batches, pending=pending))
+    async def process_pending(self, received: ReadEntries) -> None:
+        """Process entries of a partition's pending list, all at once, however many."""
+        await self._order(self._decode([received], pending=True))
 
-    # The steps of taking in
+    # Inside
 
-    def decode(self, batches: Sequence[Batch], *, pending: bool) -> Portion:
-        """Decode entries and ask Redis for the states of their sessions."""
+    async def _process(
+        self, current: _Slice | None, slices: Iterator[Sequence[ReadEntries]], left: int
+    ) -> None:
+        try:
+            while current is not None:
+                following = self._decode_next(slices)
+                if following is not None:
+                    await asyncio.sleep(0)  # handlers have their turn
+                await self._order(current)
+                left -= current.size
+                self._unordered -= current.size
+                current = following
+        finally:
+            self._unordered -= left
+        self._force_gaps()
+
+    def _decode_next(self, slices: Iterator[Sequence[ReadEntries]]) -> _Slice | None:
+        received = next(slices, None)
+        return None if received is None else self._decode(received, pending=False)
+
+    def _decode(self, received: Sequence[ReadEntries], *, pending: bool) -> _Slice:
+        """Decode entries, and request the states of their sessions from Redis."""
         now_ms = time.time_ns() // 1_000_000
         decoded = [
-            (batch, batch.partition.decode(batch.entries, pending=pending, now_ms=now_ms))
-            for batch in batches
-            if not batch.partition.lost
+            (one, one.partition.decode(one.entries, pending=pending, now_ms=now_ms))
+            for one in received
+            if not one.partition.lost
         ]
-        return Portion(decoded, self._ask(decoded), sum(len(batch.entries) for batch in batches))
+        return _Slice(decoded, self._request_states(decoded), sum(len(one.entries) for one in received))
 
-    async def order(self, portion: Portion) -> None:
-        """Wait for the states, put decoded entries in order, hand over what is released."""
-        decoded, asked = portion.decoded, portion.asked
+    async def _order(self, current: _Slice) -> None:
+        """Wait for the states, order the decoded entries, and submit the sessions that have work."""
+        decoded, requests = current.decoded, current.state_requests
         while decoded:
-            states = await self._answers(asked) if asked else {}
-            unanswered: list[tuple[Batch, DecodedBatch]] = []
+            states = await self._receive_states(requests) if requests else {}
+            unanswered: list[tuple[ReadEntries, DecodedBatch]] = []
             ready: list[LiveSession] = []
-            for batch, one in decoded:
-                partition = batch.partition
+            for received, batch in decoded:
+                partition = received.partition
                 if partition.lost:
                     continue
-                if one.unknown and partition not in states:
-                    unanswered.append((batch, one))
+                if batch.unknown and partition not in states:
+                    unanswered.append((received, batch))
                     continue
-                # Also where it is closed: it may be opened again, and what was read is not read twice.
-                ready += partition.arrive(one, states.get(partition, _NO_STATES), batch.watermark_ms)
+                # Even if it is paused: it may be opened again, and what was read is not read twice.
+                ready += partition.arrive(batch, states.get(partition, _NO_STATES), received.watermark_ms)
                 if partition.internal_errors:
-                    self._tell(partition)
+                    self._report_faults(partition)
                 if partition.wants_commit:
                     self._on_progress(partition)
-                self._since_yield += len(batch.entries)
+                self._since_yield += len(received.entries)
             self._dispatcher.submit(ready)
             decoded = unanswered
             if decoded:
                 await asyncio.sleep(RETRY_DELAY_S)
-                asked = self._ask(decoded)
-        if self._since_yield >= YIELD_EVERY:
+                requests = self._request_states(decoded)
+        if self._since_yield >= SLICE_ENTRIES:
             self._since_yield = 0
             await asyncio.sleep(0)
 
-    def relieve(self) -> None:
-        """Keep what waits in gaps within its bound, at the price of giving the oldest gaps up early."""
-        partitions = self._partitions()
+    def _force_gaps(self) -> None:
+        """Keep the events that wait in gaps within their bound, by giving the oldest gaps up early."""
+        partitions = self._owned.open
         surplus = sum(partition.held for partition in partitions) - HELD_FACTOR * self.outstanding_max
         while surplus > 0:
             partition = max(partitions, key=lambda candidate: candidate.held)
@@ -201,21 +240,19 @@ class Reader:
             if partition.held == before:
                 return
 
-    # Inside
-
-    def _ask(self, decoded: Iterable[tuple[Batch, DecodedBatch]]) -> list[_Asked]:
-        """Ask for the states of sessions that are not in memory, in one trip to each server."""
+    def _request_states(self, decoded: Iterable[tuple[ReadEntries, DecodedBatch]]) -> list[_StateRequest]:
+        """Request the states of sessions that are not in memory, in one round trip to each server."""
         by_connection: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
-        for batch, one in decoded:
-            if (
-                one.unknown
-                and (lease_connection := self._connections.commands(batch.partition.number)) is not None
-            ):
-                by_connection.setdefault(lease_connection, []).append((batch.partition, one.unknown))
+        for received, batch in decoded:
+            if not batch.unknown:
+                continue
+            commands = self._connections.commands(received.partition.number)
+            if commands is not None:
+                by_connection.setdefault(commands, []).append((received.partition, batch.unknown))
         return [
-            _Asked(
+            _StateRequest(
                 wanted,
-                lease_connection.send(
+                commands.send(
                     b"".join(
                         get_states(self._keys, partition.number, unknown) for partition, unknown in wanted
                     ),
@@ -223,80 +260,47 @@ class Reader:
                     at_once=True,
                 ),
             )
-            for lease_connection, wanted in by_connection.items()
+            for commands, wanted in by_connection.items()
         ]
 
-    async def _answers(self, asked: Iterable[_Asked]) -> dict[Partition, Mapping[str, bytes | None]]:
-        """The encoded states, of those partitions that answer."""
+    async def _receive_states(
+        self, requests: Iterable[_StateRequest]
+    ) -> dict[Partition, Mapping[str, bytes | None]]:
+        """The encoded states by session, of those partitions whose server answers."""
         found: dict[Partition, Mapping[str, bytes | None]] = {}
-        for wanted, future in asked:
+        for wanted, replies in requests:
             with contextlib.suppress(RedisUnavailableError):
-                for (partition, unknown), reply in zip(wanted, await future, strict=True):
+                for (partition, unknown), reply in zip(wanted, await replies, strict=True):
                     if not isinstance(reply, hiredis.ReplyError):
                         found[partition] = dict(zip(unknown, reply, strict=True))
                     else:
-                        self._refused(partition, str(reply))
+                        self._log_failure(partition, str(reply))
         return found
 
-    def _tell(self, partition: Partition) -> None:
+    def _report_faults(self, partition: Partition) -> None:
         faults, partition.internal_errors = partition.internal_errors, []
         for doing, error in faults:
             self._on_fault(doing, error)
 
-    def _refused(self, partition: Partition, reply: str) -> None:
+    def _log_failure(self, partition: Partition, reply: str) -> None:
         self._connections.note_error_reply(partition.number, reply)
-        if self._refusal_lines.due(partition.number, reply.partition(" ")[0]):
+        if self._failure_lines.due(partition.number, reply.partition(" ")[0]):
             _log.error(
-                "session state read failed", partition=partition.number, reply=reply,
-                repeats_of_all=self._refusal_lines.take_silent(),
-            )  # fmt: skip
+                "session state read failed",
+                partition=partition.number,
+                reply=reply,
+                repeats_of_all=self._failure_lines.take_silent(),
+            )
 
 
-class Intake:
-    """What one read brought, on its way to the dispatcher, a portion at a time so that others get their turns.
-
-    The next portion is decoded, and its states are asked for, before the one under way is put in order: so the server's
-    answers are there when they are wanted. Waiting for each was an eighth of a busy worker's time.
-    """
-
-    def __init__(self, reader: Reader, batches: Sequence[Batch]) -> None:
-        self._reader = reader
-        self._left = sum(len(batch.entries) for batch in batches)
-        reader.in_hand += self._left
-        self._portions = _portions(batches)
-        self._first = self._decoded()
-
-    async def finish(self) -> None:
-        """Hand over everything."""
-        portion = self._first
-        try:
-            while portion is not None:
-                following = self._decoded()
-                if following is not None:
-                    await asyncio.sleep(0)  # handlers have their turn
-                await self._reader.order(portion)
-                self._put_down(portion.size)
-                portion = following
-        finally:
-            self._put_down(self._left)
-        self._reader.relieve()
-
-    def _put_down(self, entries: int) -> None:
-        self._left -= entries
-        self._reader.in_hand -= entries
-
-    def _decoded(self) -> Portion | None:
-        batches = next(self._portions, None)
-        return None if batches is None else self._reader.decode(batches, pending=False)
-
-
-def _portions(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
-    gathered: list[Batch] = []
+def _slices(received: Iterable[ReadEntries]) -> Iterator[Sequence[ReadEntries]]:
+    """The same in groups of SLICE_ENTRIES entries, or a little more: what was read of one partition stays together."""
+    gathered: list[ReadEntries] = []
     size = 0
-    for batch in batches:
-        gathered.append(batch)
-        size += len(batch.entries)
-        if size >= YIELD_EVERY:
+    for one in received:
+        gathered.append(one)
+        size += len(one.entries)
+        if size >= SLICE_ENTRIES:
             yield gathered
             gathered, size = [], 0
     if gathered:

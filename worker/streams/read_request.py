@@ -1,4 +1,4 @@
-"""A read that a poller has sent: what it asked for, what came of it, and how long that took."""
+"""A read that a poller has sent: what it asked for, and how long it takes."""
 
 import asyncio
 from time import monotonic
@@ -9,61 +9,70 @@ from maskline.worker.partitions.partition import Partition
 
 
 class ReadRequest:
-    """A read under way, and how long it takes."""
+    """A read under way over the connection `reads`.
+
+    `incarnation`: of the connections (`ServerConnections.incarnation`) that it was sent over. `count`: how many entries
+    were asked for of each partition. `combined`: whether one XREAD asked for all of them.
+    """
 
     __slots__ = (
-        "before_bytes",
-        "each",
-        "future",
+        "_before_bytes",
+        "_future",
+        "_reads",
+        "_sent_at",
+        "_wanted_at",
+        "combined",
+        "count",
         "incarnation",
         "partitions",
-        "reads",
-        "sent_at",
-        "together",
         "took_s",
         "transfer_s",
-        "wanted_at",
     )
 
     def __init__(
-        self, reads: PipelinedConnection, incarnation: object, partitions: list[Partition], each: int,
-        future: asyncio.Future[list[Any]], *, together: bool,
-    ) -> None:  # fmt: skip
-        self.reads = reads
+        self,
+        reads: PipelinedConnection,
+        incarnation: object,
+        partitions: list[Partition],
+        count: int,
+        future: asyncio.Future[list[Any]],
+        *,
+        combined: bool,
+    ) -> None:
+        self._reads = reads
         self.incarnation = incarnation
-        """Of the connection (`ServerConnections.incarnation`) that it was sent over."""
         self.partitions = partitions
-        self.each = each
-        """Entries asked for of every partition."""
-        self.together = together
-        self.future = future
-        self.before_bytes = reads.received_bytes
-        self.sent_at = monotonic()
-        self.wanted_at: float | None = None
-        """When the work on the last read was over, and this one was waited for."""
+        self.count = count
+        self.combined = combined
+        self._future = future
+        self._before_bytes = reads.received_bytes
+        self._sent_at = monotonic()
+        self._wanted_at: float | None = None
+        """When the last read's entries were processed, and this read was waited for."""
         self.took_s: float | None = None
-        """None while it is under way."""
+        """Seconds until the replies had come; None while they have not."""
         self.transfer_s = 0.0
-        """What of that came after the first reply, which is to TIME: the rest is latency, and no smaller read's."""
-        future.add_done_callback(self._came)
+        """The part of `took_s` after the first reply, which is to TIME. The rest is latency, as a smaller read has."""
+        future.add_done_callback(self._replied)
 
-    def _came(self, _future: asyncio.Future[list[Any]]) -> None:
-        self.took_s = monotonic() - self.sent_at
-        self.transfer_s = self.reads.transfer_s
+    def _replied(self, _future: asyncio.Future[list[Any]]) -> None:
+        self.took_s = monotonic() - self._sent_at
+        self.transfer_s = self._reads.transfer_s
 
     async def replies(self) -> list[Any]:
-        self.wanted_at = monotonic()
-        return await self.future
+        """Wait for the replies: to TIME, then one for each XREAD. Raises RedisUnavailableError."""
+        self._wanted_at = monotonic()
+        return await self._future
 
     @property
     def waited_s(self) -> float:
-        """How long it was waited for with nothing else to do; also while it is under way."""
-        if self.wanted_at is None:
+        """How long it was waited for with nothing else to do; even while it is under way."""
+        if self._wanted_at is None:
             return 0.0
-        ended_at = monotonic() if self.took_s is None else self.sent_at + self.took_s
-        return max(0.0, ended_at - self.wanted_at)
+        ended_at = monotonic() if self.took_s is None else self._sent_at + self.took_s
+        return max(0.0, ended_at - self._wanted_at)
 
     @property
     def size_bytes(self) -> int:
-        """What came of it, as long as the next one is not sent."""
-        return self.reads.received_bytes - self.before_bytes
+        """The size of the replies, as long as the next read is not sent."""
+        return self._reads.received_bytes - self._before_bytes

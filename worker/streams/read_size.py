@@ -1,9 +1,9 @@
-"""How much one read asks for: as much as comes quickly, through whatever pipe there is.
+"""How much one read asks for: as much as comes quickly, however thin the network between the worker and Redis is. Pure.
 
-Decisions alone; `worker.streams.poller` and `worker.leases.manager` carry them out. A read is sized in bytes, by the
-mean size of the entries that came lately. It starts small, so that a thin pipe brings something from the first second
-on; it grows while reads that leave something behind are quick, the more the quicker, and is halved when one was slow,
-or was cut.
+`worker.streams.poller` and `worker.leases.takeover` carry the decisions out. A read is sized in bytes, by the mean size
+of the entries that came lately. It starts small, so that a thin network brings something from the first second on. It
+grows while reads that leave something behind are quick, the quicker the more, and is halved when one was slow or
+interrupted.
 
 | bound | on |
 | --- | --- |
@@ -14,65 +14,65 @@ or was cut.
 from typing import Final
 
 READ_MAX: Final = 8_192
-"""Entries asked for with one read, over all partitions: some eighty milliseconds of work, in turns
-(worker.streams.pipeline). Half of it leaves half as many entries to each commit where there are many partitions: a
+"""Entries asked for with one read, over all partitions: some eighty milliseconds of work, in slices
+(`worker.streams.pipeline`). With half of it, each commit has half as many entries where there are many partitions: a
 twentieth slower."""
 
 READ_MIN_BYTES: Final = 64 << 10
-"""One callback of the greatest size. It takes half a minute through the thinnest pipe that is worth waiting for, a link
-that brings two kilobytes a second."""
+"""One callback of the greatest size. It takes half a minute over the thinnest network that is worth waiting for, which
+brings two kilobytes a second."""
 READ_START_BYTES: Final = 1 << 20
 READ_MAX_BYTES: Final = 32 << 20
 """READ_MAX entries of four kilobytes: far above what Plivo sends, and two reads of it are in memory at most."""
 
 OUTSTANDING_MAX_BYTES: Final = 256 << 20
-"""Of callbacks read and not finished, in a process, as far as the mean foretells it: besides MASKLINE_OUTSTANDING_MAX,
-which is enough for callbacks of the usual size."""
+"""The callbacks read and not finished in a process, as far as the mean foretells their size. It stands beside
+MASKLINE_OUTSTANDING_MAX, which is enough for callbacks of the usual size."""
 
 ENTRY_START_BYTES: Final = 64 << 10
-"""What an entry is taken to be before one was seen: as great as any. So the first read only finds out how great."""
+"""The assumed size of an entry before one was seen: the greatest. So the first read only finds out the real size."""
 
 SLOW_S: Final = 1.0
-"""A read that is waited for longer is halved. Renewals of leases go through the same pipe, behind what it carries."""
+"""After a read that is waited for longer the next is halved. Lease renewals share the network with its reply."""
 QUICK_S: Final = 0.5
-"""What a read grows towards. The longest that one blocks at the server is half of it."""
+"""How long a read may take for the next to grow. The longest that a read blocks at the server is half of it."""
 
 GROWTH_MAX: Final = 8.0
-"""The most that a read grows by at once: on a quick link the third one is as great as any."""
+"""The most that a read grows by at once: on a quick network the third one has the greatest size."""
 
 MEAN_WEIGHT: Final = 0.25
-"""Of the last read, in the mean size of entries, where they become smaller; greater ones count at once."""
+"""The weight of the last read in the mean size of entries, where they become smaller; greater ones count at once."""
 
 
-class Pace:
+class ReadSize:
     """The size of the next read from one server. Sizes in bytes, times in seconds."""
 
     __slots__ = ("_seen", "entry_bytes", "read_bytes", "slow")
 
     def __init__(self) -> None:
         self.read_bytes = READ_START_BYTES
-        """What the next read may bring."""
+        """How many bytes the next read may bring."""
         self.entry_bytes = float(ENTRY_START_BYTES)
         """The mean size of entries, as far as it is known."""
         self._seen = False
         self.slow = False
-        """The last read was slow, or was cut."""
+        """The last read was slow, or was interrupted."""
 
     @property
     def entries(self) -> int:
-        """What to ask for, one entry at least."""
+        """How many entries to ask for, one at least."""
         return min(READ_MAX, max(1, int(self.read_bytes / self.entry_bytes)))
 
     def room(self, outstanding: int) -> int:
-        """How many more entries fit in memory beside so many that are not finished."""
+        """How many more entries fit in memory beside `outstanding` ones that are not finished."""
         return int(OUTSTANDING_MAX_BYTES / self.entry_bytes) - outstanding
 
-    def brought(self, entries: int, size_bytes: int, took_s: float, waited_s: float, *, full: bool) -> None:
-        """A read has come to its end.
+    def completed(self, entries: int, size_bytes: int, took_s: float, waited_s: float, *, full: bool) -> None:
+        """A read is complete.
 
-        `size_bytes`: of the whole reply. `full`: some stream had as many entries as were asked for, or more.
-        `waited_s`: what of the time nothing else was done in. A worker that is busy with the last read has the next
-        one late by itself: that is no reason to ask for less.
+        `entries`: how many it brought. `size_bytes`: of the whole reply. `took_s`: how long it took. `waited_s`: the
+        part of it in which the worker had nothing else to do: a worker that is busy with the last read gets the next
+        one late, which is no reason to ask for less. `full`: some stream brought as many entries as were asked for.
         """
         if entries:
             mean = size_bytes / entries
@@ -86,7 +86,7 @@ class Pace:
             growth = min(QUICK_S / took_s, GROWTH_MAX) if took_s > 0 else GROWTH_MAX
             self.read_bytes = min(int(self.read_bytes * growth), READ_MAX_BYTES)
 
-    def cut(self) -> None:
+    def interrupted(self) -> None:
         """The connection was lost while a read was under way."""
         self.slow = True
         self._halve()

@@ -8,7 +8,7 @@ from dispatch_kit import dispatching, every, turns, until
 
 from maskline.runtime.clock import lease_clock
 from maskline.schemas.settings import Settings
-from maskline.worker.leases.manager import PartitionManager
+from maskline.worker.leases.acquisition import LeaseAcquirer
 from maskline.worker.node import WorkerNode
 
 LEASE_MS = 500
@@ -19,17 +19,17 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
     redis_server, namespace, tmp_path, monkeypatch, stops
 ):
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
-    real, hanging = PartitionManager._acquire_at, asyncio.Event()
+    real, hanging = LeaseAcquirer._acquire_from, asyncio.Event()
 
-    async def acquire_at(self, connection, numbers):
+    async def acquire_from(self, server, numbers):
         """As two servers, of which one takes what it is sent and says nothing."""
         if here := [number for number in numbers if number != 1]:
-            await real(self, connection, here)
+            await real(self, server, here)
         if 1 in numbers:
             hanging.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(PartitionManager, "_acquire_at", acquire_at)
+    monkeypatch.setattr(LeaseAcquirer, "_acquire_from", acquire_from)
     settings = Settings(
         redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0, lease_ttl_ms=LEASE_MS,
         stop_timeout_ms=200,
@@ -38,8 +38,8 @@ async def test_a_server_that_hangs_while_a_lease_is_taken_lets_no_lease_elsewher
     await node.start()
     try:
         await hanging.wait()
-        await until(lambda: node.owned == 1)
-        (partition,) = node._leases._owned.values()
+        await until(lambda: len(node.owned) == 1)
+        (partition,) = node.owned
         if not stops:
             until_then, lapses = partition.lease_until, []
             while partition.lease_until < until_then + 4 * LEASE_MS / 1000:
