@@ -193,9 +193,9 @@ def test_dead_letters_beyond_a_part_of_maxmemory_are_told_by_status_health_and_m
         await worker.start()
         try:
             async with asyncio.timeout(20):
-                while worker.owned < PARTITIONS or worker.dead_letters.count < 100 * PARTITIONS:
+                while len(worker.owned) < PARTITIONS or worker.dead_letters.count < 100 * PARTITIONS:
                     await asyncio.sleep(0.01)
-                    await worker.dead_letters.look()
+                    await worker.dead_letters.refresh()
             return worker._ready().details, await asyncio.to_thread(read, f"{worker.admin_url}/metrics")
         finally:
             await worker.stop()
