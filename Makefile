@@ -48,11 +48,18 @@ check: $(STAMP)
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/deptry .
 
+# A release: dist/ with a source distribution and a wheel, and a newcomer's path with the wheel in an empty environment.
+wheel: $(STAMP)
+	@rm -rf dist
+	@echo "building dist/ (the source distribution, and the wheel from it)"
+	@$(PINNED) REQUIRE_MASKLINE_C=1 $(BIN)/python -m build --outdir dist . > .wheel.log 2>&1 || { cat .wheel.log; exit 1; }
+	@$(PINNED) $(BIN)/python tests/packaging/newcomer.py dist
+
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .bench .maskline .matrix .coverage* htmlcov build dist *.egg-info
+	rm -rf $(VENV) .bench .maskline .matrix .coverage* htmlcov .wheel.log build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -f $(PYX:.pyx=.c) $(PYX:.pyx=.*.so)
