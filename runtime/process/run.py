@@ -1,8 +1,7 @@
-"""One process: its event loop, its stop, and how a command ends.
+"""Runs one process: its event loop, its stop, and how a command ends.
 
-SIGTERM and SIGINT ask `main` to stop; a second one ends the process at once with 130. What hangs at the stop (a
-blocked loop, a thread that never returns) is ended by a deadline, not by the patience of an operator. Several processes
-are `runtime.process.supervisor`'s.
+SIGTERM and SIGINT ask `main` to stop; a second one ends the process at once with 130. A deadline ends what hangs at the
+stop (a blocked loop, a thread that never returns). `runtime.process.supervisor` runs several processes.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from maskline.runtime.logs import get_logger, write_to_stderr
 from maskline.runtime.net.descriptors import raise_limit
 from maskline.runtime.process import supervisor_pipe
 from maskline.runtime.process.event_loop import loop_factory
-from maskline.runtime.process.signals import Signals
+from maskline.runtime.process.signals import StopSignals
 from maskline.runtime.process.stop_deadline import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
 from maskline.schemas.errors import ConfigError, MasklineError
 
@@ -25,27 +24,27 @@ EXIT_USAGE: Final = 2
 EXIT_KILLED: Final = 130
 """What shells give a command that Ctrl-C ended."""
 GRACE_MS: Final = 5000
-"""On top of the stop timeout, for the closing of connections after the work has stopped."""
+"""Added to the stop timeout, for closing connections after the work has stopped."""
 HEARTBEAT_INTERVAL_S: Final = 0.5
-"""Between two looks at whether the signals are still ours, and two beats for the supervisor. Also bounds how late a
-signal is seen on an idle loop that was deprived of its wake-up descriptor."""
+"""How often the loop restores the signal handlers and sends a beat to the supervisor. Also bounds how late a signal is
+seen on an idle loop whose wake-up descriptor another library has taken."""
 
 
 _log = get_logger("maskline.process")
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int | None = None) -> int:
-    """Run `main(stop)` to its exit code, by uvloop where it exists; SIGTERM and SIGINT set `stop`.
+    """Run `main(stop)` on an event loop (uvloop's where it exists) to its exit code; SIGTERM and SIGINT set `stop`.
 
-    While `main` itself is called, before the loop turns, nothing is under way yet: a signal then ends the process with
-    0. With `stop_timeout_ms`, a process that is still there so long (and GRACE_MS) after the signal shows on stderr
-    where it hangs, and exits with 1.
+    A signal that comes while `main` is called, before the loop turns, ends the process with 0: nothing is under way
+    yet. With `stop_timeout_ms`, a process that has not ended so long (and GRACE_MS) after the signal writes its stacks
+    to stderr and exits with 1.
     """
     loop: asyncio.AbstractEventLoop | None = None
     stop = asyncio.Event()
 
-    def on_signal(asked: int) -> None:
-        if asked > 1:
+    def on_signal(requests: int) -> None:
+        if requests > 1:
             os._exit(EXIT_KILLED)
         if loop is None:
             os._exit(0)
@@ -57,20 +56,20 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
     raise_limit()
     # Python's own handlers, not the loop's: the second signal must end a process whose loop is blocked.
     code = EXIT_PROBLEM
-    with Signals(on_signal) as signals:
-        work = _code_of(main(stop))
-        runner = asyncio.Runner(loop_factory=loop_factory(signals.look))
+    with StopSignals(on_signal) as signals:
+        work = _await_code(main(stop))
+        runner = asyncio.Runner(loop_factory=loop_factory(signals.restore))
         try:
             loop = runner.get_loop()
             heartbeat = _Heartbeat(loop, signals)
-            code = _run_to_its_end(loop, work, signals)
+            code = _run_to_end(loop, work, signals)
             heartbeat.cancel()
         finally:
-            # Closing the loop joins the threads of its executor, and ends what tasks are left; one that hangs must keep
-            # neither the process nor its exit code.
+            # Closing the loop joins the threads of its executor and ends the remaining tasks; one that hangs must keep
+            # the process neither alive nor from its exit code.
             disarm_deadline()
             if stop_timeout_ms is not None:
-                arm_deadline(2 * THREADS_GRACE_S)  # where nothing can run that would exit by itself
+                arm_deadline(2 * THREADS_GRACE_S)  # for the case that not even the exit below can run
             cancel = exit_later(code)
             try:
                 runner.close()
@@ -81,50 +80,53 @@ def run(main: Callable[[asyncio.Event], Awaitable[int]], *, stop_timeout_ms: int
     return code
 
 
-async def _code_of(main: Awaitable[int]) -> int:
+async def _await_code(main: Awaitable[int]) -> int:
     return await main
 
 
-def _run_to_its_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], signals: Signals) -> int:
-    """Run the loop until the work has returned, also where a signal handler, or a task, of others' ends it first."""
+def _run_to_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int], signals: StopSignals) -> int:
+    """Run the loop until the work has returned, even if a signal handler or task of other code stops it before."""
     task = loop.create_task(work)
     while True:
         try:
             return loop.run_until_complete(task)
         except asyncio.CancelledError:
-            if not signals.asked:
+            if not signals.requests:
                 raise
             return 0
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             # RuntimeError: loop.stop() was called.
             if task.done() or loop.is_closed():
                 raise
-            if signals.asked:
+            if signals.requests:
                 _log.warning("event loop interrupted during stop", error=repr(error))
             else:
-                # A handler module's doing. The process would go down in order, and the next one do the same for ever.
+                # A handler module has done it. The process would stop in order, and so would its successors, for ever.
                 _log.error("event loop interrupted", error=repr(error))
 
 
 class _Heartbeat:
-    """What the event loop does for the process every HEARTBEAT_INTERVAL_S."""
+    """Every HEARTBEAT_INTERVAL_S, tells the supervisor that the loop turns, and restores the signal handlers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, signals: Signals) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, signals: StopSignals) -> None:
         self._loop = loop
         self._signals = signals
-        self._timer = loop.call_soon(self._turn)
+        self._timer = loop.call_soon(self._beat)
 
     def cancel(self) -> None:
         self._timer.cancel()
 
-    def _turn(self) -> None:
-        self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._turn)
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(HEARTBEAT_INTERVAL_S, self._beat)
         supervisor_pipe.report_beat()
-        self._signals.look()
+        self._signals.restore()
 
 
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a command with the process's arguments and exit as the contract says."""
+    """Call `main` with the process's arguments and exit with its code.
+
+    An error of maskline's becomes one line on stderr, or of the supervisor: exit code 2 for a ConfigError, else 1.
+    """
     supervisor_pipe.attach()
     try:
         code = main(sys.argv[1:])
@@ -132,10 +134,10 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
             sys.stdout.flush()
     except ConfigError as error:
         code = EXIT_USAGE
-        _complain(error)
+        _report_error(error)
     except MasklineError as error:
         code = EXIT_PROBLEM
-        _complain(error)
+        _report_error(error)
     except KeyboardInterrupt:
         code = EXIT_KILLED
     except BrokenPipeError:
@@ -146,7 +148,7 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     sys.exit(code)
 
 
-def _complain(error: MasklineError) -> None:
+def _report_error(error: MasklineError) -> None:
     text = " ".join(str(error).split())
     if not supervisor_pipe.report_failure(text):
         write_to_stderr(f"maskline: {text}")

@@ -1,6 +1,6 @@
-"""How a process ends, whatever is broken: by a deadline for the stop, and without a thread where none can be had.
+"""Deadlines that end a process which hangs at its stop, even where it can start no thread.
 
-Where a thread is wanted and all are used up, the kernel's alarm takes its place. Nothing here waits for whoever reads
+Where a thread is needed and none can be started, the kernel's alarm takes its place. Nothing here waits for a reader of
 stderr.
 """
 
@@ -17,18 +17,17 @@ from maskline.runtime.logs import crash_dump_descriptor
 THREADS_GRACE_S: Final = 5.0
 """How long threads may keep a process from ending once its main has returned."""
 DUMP_S: Final = 2.0
-"""For the stacks of a process that hangs at its stop; then the kernel ends it, if the dump hangs as well."""
+"""For dumping the stacks of a process that hangs at its stop; if the dump hangs too, the kernel then ends it."""
 
 
 def arm_deadline(timeout_s: float) -> None:
-    """End this process so much later, unless it has ended by itself: with its stacks on stderr and exit code 1.
+    """End this process in `timeout_s`, unless it ends before: with its stacks on stderr and exit code 1.
 
     Where there is no thread for that, or the dump hangs, the kernel's SIGALRM ends it DUMP_S later.
     """
     # By a thread of the C runtime: it fires even while an extension holds the interpreter. Stacks, no values.
-    with contextlib.suppress(
-        RuntimeError, OSError, ValueError
-    ):  # RuntimeError: no thread; the others: no stderr
+    # RuntimeError: there is no thread; the others: there is no stderr.
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
         faulthandler.dump_traceback_later(timeout_s, exit=True, file=crash_dump_descriptor())
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -36,12 +35,13 @@ def arm_deadline(timeout_s: float) -> None:
 
 
 def disarm_deadline() -> None:
+    """Cancel what `arm_deadline` has set."""
     faulthandler.cancel_dump_traceback_later()
     _cancel_alarm()
 
 
 def exit_later(code: int) -> Callable[[], None]:
-    """Exit with `code` in THREADS_GRACE_S, whatever threads still run, unless what is returned is called before."""
+    """Exit with `code` in THREADS_GRACE_S, whatever threads still run. Returns a function that cancels that."""
     timer = threading.Timer(THREADS_GRACE_S, os._exit, (code,))
     timer.daemon = True
     try:

@@ -1,12 +1,12 @@
-"""Several processes of one command: started, watched, started again, stopped together.
+"""Runs several processes of one command: starts, watches, restarts and stops them together.
 
-- Children run in process groups of their own, so that Ctrl-C on a terminal reaches them once and from here. They end
-  with their supervisor, even when it is killed.
-- A child that ends is started again after a backoff, whatever its status, and takes no sibling with it. Only where all
-  have refused to start (exit code 2) and none ever came up is the configuration to blame: that ends the supervisor
-  with 2 and one line.
-- A child whose event loop stands still is reported, then killed and started again. Silence is counted by the
-  supervisor's own turns, so that time in which it was stopped itself, or starved, is not held against a child.
+- Children run in process groups of their own, so Ctrl-C on a terminal reaches them once, by way of the supervisor. They
+  end with their supervisor, even when it is killed.
+- A child that ends is started again after a backoff, whatever its status, and takes no sibling with it. Only if all
+  children have exited with code 2 and none ever came up, the configuration is wrong: the supervisor then exits with 2
+  and one line.
+- A child whose event loop is blocked is reported, then killed and started again. Silence is counted by the supervisor's
+  own turns, so time in which the supervisor itself was stopped, or starved, does not count against a child.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.process.run import EXIT_KILLED, EXIT_PROBLEM, EXIT_USAGE, GRACE_MS
-from maskline.runtime.process.signals import Signals
+from maskline.runtime.process.signals import StopSignals
 from maskline.runtime.process.supervisor_pipe import FAILED, REASON_MAX_BYTES, UP, VARIABLE
 from maskline.schemas.errors import ConfigError
 
@@ -31,29 +31,29 @@ PROCESSES_MAX: Final = 256
 RESTART_FIRST_S: Final = 0.5
 RESTART_MAX_S: Final = 30.0
 STEADY_S: Final = 30.0
-"""A child that ran this long was well: its next restart waits RESTART_FIRST_S again."""
-VERDICT_WAIT_S: Final = 10.0
-"""How long a child that refused its first start waits for what its siblings say: if all refuse, one line is enough."""
+"""A child that ran this long was healthy: its next restart waits RESTART_FIRST_S again."""
+SIBLINGS_WAIT_S: Final = 10.0
+"""How long a child that failed its first start waits for its siblings before the next: if all fail, one line does."""
 CHECK_INTERVAL_S: Final = 1.0
-"""Between two looks at the children's pipes."""
+"""How often the children's pipes are read."""
 TURN_MAX_S: Final = 2.0
-"""What one turn of the supervisor can add to a child's silence, however long it took."""
+"""The most that one turn of the supervisor adds to a child's silence, however long it took."""
 SILENT_WARN_S: Final = 10.0
 """Or half of what kills it, if that is less."""
 SILENT_KILL_S: Final = 30.0
-"""A handler may block the loop for a while, of which its own worker warns; a worker whose loop stood for so long has
-lost its leases several times over, and connections that the kernel gave to an ingest process wait as long."""
+"""A handler may block the loop for a while, and its own worker warns of that. A worker whose loop was blocked for this
+long has lost its leases several times over, and connections that the kernel gave to an ingest process wait as long."""
 START_WARN_S: Final = 60.0
 START_KILL_S: Final = 300.0
-"""Before a child has come up: handler modules are imported then, and resources opened, some of which load much."""
+"""Before a child is up: it imports handler modules and opens resources then, and some of these load much."""
 
 _READ_BYTES: Final = 65_536
 
 _log = get_logger("maskline.process")
 
 
-class Silence:
-    """How long a child has not been heard, and what is to be done about it. Pure."""
+class SilenceTimer:
+    """How long a child has sent nothing, and when to warn of it or kill it. Pure. `kill_s`: once the child is up."""
 
     def __init__(self, kill_s: float) -> None:
         self._kill_s = kill_s
@@ -62,13 +62,13 @@ class Silence:
         self.up = False
 
     def heard(self) -> bool:
-        """Whether that ends a silence which was warned of."""
+        """The child has sent something. Whether that ends a silence that was warned of."""
         self.seconds = 0.0
         warned, self._warned = self._warned, False
         return warned
 
-    def passed(self, turn_s: float) -> Literal["", "warn", "kill"]:
-        """The supervisor has turned once, in `turn_s`."""
+    def elapse(self, turn_s: float) -> Literal["", "warn", "kill"]:
+        """One turn of the supervisor, which took `turn_s`, has passed without a line. What to do about it."""
         self.seconds += min(turn_s, TURN_MAX_S)
         warn_s, kill_s = START_WARN_S, START_KILL_S
         if self.up:
@@ -82,7 +82,7 @@ class Silence:
 
 
 class Child:
-    """One place among the supervised: its present process, or when to start the next."""
+    """One of the supervised processes: the running process, or when to start the next. `argv`: what follows `-m`."""
 
     def __init__(self, index: int, argv: Sequence[str], silent_kill_s: float = SILENT_KILL_S) -> None:
         self.index = index
@@ -93,18 +93,19 @@ class Child:
         self.started_at = 0.0
         self.backoff_s = RESTART_FIRST_S
         self.exit_code: int | None = None
-        """Of the process that ended last."""
+        """Exit code of the process that ended last."""
         self.reason = ""
-        """Why the present one, or the last, could not start, in its own words."""
+        """Why the running process, or the last one, could not start, in its own words."""
         self.killed = False
-        self.silence = Silence(silent_kill_s)
+        self.silence_timer = SilenceTimer(silent_kill_s)
         self._silent_kill_s = silent_kill_s
         self._pipe: int | None = None
         self._read = b""
 
     def start(self) -> None:
+        """Start a process; plans the next try where the system starts none."""
         self.started_at = time.monotonic()
-        self.silence, self.reason, self.killed = Silence(self._silent_kill_s), "", False
+        self.silence_timer, self.reason, self.killed = SilenceTimer(self._silent_kill_s), "", False
         try:
             self.process = self._spawn()
         except (OSError, subprocess.SubprocessError) as error:  # no memory, no more processes: that may pass
@@ -130,19 +131,19 @@ class Child:
         self._pipe, self._read = reader, b""
         return process
 
-    def listen(self) -> list[str]:
-        """The lines that the process has sent since the last look."""
+    def read_lines(self) -> list[str]:
+        """The complete lines that the process has sent since the last call."""
         if self._pipe is None:
             return []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._pipe, _READ_BYTES):
                 self._read += data
         *lines, self._read = self._read.split(b"\n")
-        self._read = self._read[-REASON_MAX_BYTES:]  # a process that sends no line ends is none of ours
+        self._read = self._read[-REASON_MAX_BYTES:]  # bounds what a process can send without a line end
         return [line.decode("utf-8", "backslashreplace") for line in lines]
 
     def reap(self) -> int | None:
-        """The exit code, once, if the process has ended since the last look; then the restart is planned."""
+        """The exit code, once, if the process has ended since the last call; then the restart is planned."""
         if self.process is None or (code := self.process.poll()) is None:
             return None
         self.process = None
@@ -150,8 +151,8 @@ class Child:
         self._plan_restart()
         return code
 
-    def forget_pipe(self) -> None:
-        """After the process has ended, and its last lines were read."""
+    def close_pipe(self) -> None:
+        """Close the pipe, after the process has ended and its last lines were read."""
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
@@ -165,15 +166,16 @@ class Child:
         return wait_s
 
     def send(self, signum: int) -> None:
+        """Send a signal to the process, if one runs."""
         if self.process is None:
             return
         try:
             self.process.send_signal(signum)
         except PermissionError:
-            # It runs as another user by now. Its pipe to us closed, it stops by itself.
+            # It runs as another user by now. As its pipe is closed, it stops by itself.
             _log.error("process signal not permitted", index=self.index, pid=self.process.pid)
             self.process = None
-            self.forget_pipe()
+            self.close_pipe()
 
 
 def supervise(
@@ -204,10 +206,10 @@ class _Supervisor:
         self.kill_at: float | None = None
         """Set once stopping."""
         self.code = 0
-        self.came_up = False
+        self.any_up = False
         """Whether any child ever did."""
-        self.refusal: str | None = None
-        """Why none could."""
+        self.start_error: str | None = None
+        """Why no child could start, for the ConfigError."""
         self.turned_at = time.monotonic()
 
     def run(self) -> int:
@@ -217,9 +219,9 @@ class _Supervisor:
         # Signals, the end of a child among them, wake the select below.
         on_child = signal.signal(signal.SIGCHLD, lambda *_: None)
         wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        with reader, writer, Signals(lambda _asked: None) as signals:
+        with reader, writer, StopSignals(lambda _requests: None) as signals:
             try:
-                while self._turn(signals.asked):
+                while self._check_children(signals.requests):
                     select.select([reader], [], [], self._wait_s())
                     with contextlib.suppress(BlockingIOError):
                         reader.recv(4096)
@@ -228,26 +230,26 @@ class _Supervisor:
                 signal.signal(signal.SIGCHLD, on_child)
                 for child in self.children:  # all have ended, unless we failed ourselves
                     child.send(signal.SIGKILL)
-        if signals.asked > 1:
+        if signals.requests > 1:
             return EXIT_KILLED
-        if self.refusal is not None:
-            raise ConfigError(self.refusal)
+        if self.start_error is not None:
+            raise ConfigError(self.start_error)
         return self.code
 
-    def _turn(self, asked: int) -> bool:
-        """Look at everything once; False when all is over."""
+    def _check_children(self, requests: int) -> bool:
+        """Read, restart, stop and kill children as needed; False once all have ended."""
         now = time.monotonic()
         for child in self.children:
-            # First its end, then its lines: what it has said before its end has been read when that is judged.
+            # First its end, then its lines: so its last lines have been read when the end is handled.
             code = child.reap()
-            self._listen(child)
+            self._read_lines(child)
             if code is not None:
-                child.forget_pipe()
-                self._ended(child, code)
-        if self.kill_at is None and not asked:
-            self._judge(now)
+                child.close_pipe()
+                self._on_end(child, code)
+        if self.kill_at is None and not requests:
+            self._check_health(now)
         if self.kill_at is None:
-            if asked:
+            if requests:
                 self._stop(now)
             else:
                 for child in self.children:
@@ -255,66 +257,68 @@ class _Supervisor:
                         self._start(child)
                 return True
         running = [child for child in self.children if child.process is not None]
-        if asked > 1 or (self.kill_at is not None and now >= self.kill_at):
+        if requests > 1 or (self.kill_at is not None and now >= self.kill_at):
             self._kill(running, now)
         return bool(running)
 
-    def _listen(self, child: Child) -> None:
-        for line in child.listen():
-            if child.silence.heard():
+    def _read_lines(self, child: Child) -> None:
+        for line in child.read_lines():
+            if child.silence_timer.heard():
                 _log.info("process responsive again", index=child.index)
             if line == UP:
-                child.silence.up = True
-                self._first_came_up()
+                child.silence_timer.up = True
+                self._note_up()
             elif line.startswith(FAILED):
                 child.reason = line.removeprefix(FAILED)
 
-    def _first_came_up(self) -> None:
-        if not self.came_up:
-            self.came_up = True
-            for child in self.children:  # those that refused have waited for this
+    def _note_up(self) -> None:
+        if not self.any_up:
+            self.any_up = True
+            for child in self.children:  # those that failed their first start have waited for this
                 child.start_at = min(child.start_at, time.monotonic() + child.backoff_s)
 
-    def _ended(self, child: Child, code: int) -> None:
+    def _on_end(self, child: Child, code: int) -> None:
         if self.kill_at is not None:
             # SIGTERM may have reached it before it had set up anything: nothing was under way.
             if code not in (0, -signal.SIGTERM):
                 self.code = self.code or EXIT_PROBLEM
         elif code == EXIT_USAGE:
             starting = (other.process is not None and other.exit_code is None for other in self.children)
-            if not self.came_up and any(starting):
-                child.start_at = time.monotonic() + VERDICT_WAIT_S
+            if not self.any_up and any(starting):
+                child.start_at = time.monotonic() + SIBLINGS_WAIT_S
         else:
+            wait_s = round(child.start_at - time.monotonic(), 1)
             _log.error(
-                "process died", index=child.index, exit_code=code,
-                wait_s=round(child.start_at - time.monotonic(), 1), **_reason(child),
-            )  # fmt: skip
+                "process died", index=child.index, exit_code=code, wait_s=wait_s, **_reason_field(child)
+            )
 
-    def _judge(self, now: float) -> None:
-        """Is the configuration to blame, and does every child's event loop turn?"""
-        if not self.came_up and all(child.exit_code == EXIT_USAGE for child in self.children):
+    def _check_health(self, now: float) -> None:
+        """Stop if the configuration is wrong; warn of or kill each child whose event loop does not turn."""
+        if not self.any_up and all(child.exit_code == EXIT_USAGE for child in self.children):
             reasons = (child.reason for child in self.children if child.reason)
-            self.refusal = next(reasons, "every process has ended with exit code 2")
+            self.start_error = next(reasons, "every process has ended with exit code 2")
             self._stop(now)
         turn_s, self.turned_at = now - self.turned_at, now
         for child in self.children:
             if child.process is None or child.killed:
                 continue
-            match child.silence.passed(turn_s):
+            match child.silence_timer.elapse(turn_s):
                 case "warn":
                     _log.warning("process unresponsive", index=child.index, pid=child.process.pid)
                 case "kill":
                     _log.error(
-                        "process killed for blocked event loop", index=child.index,
-                        pid=child.process.pid, silent_s=round(child.silence.seconds),
-                    )  # fmt: skip
+                        "process killed for blocked event loop",
+                        index=child.index,
+                        pid=child.process.pid,
+                        silent_s=round(child.silence_timer.seconds),
+                    )
                     child.killed = True
                     child.send(signal.SIGKILL)
 
     def _start(self, child: Child) -> None:
         if child.exit_code == EXIT_USAGE:
-            # Said when it is tried again: had all refused, this would be the supervisor's last line instead.
-            _log.error("process failed to start", index=child.index, **_reason(child))
+            # Logged at the next try only: had all failed, this would be the supervisor's last line instead.
+            _log.error("process failed to start", index=child.index, **_reason_field(child))
         child.start()
 
     def _stop(self, now: float) -> None:
@@ -329,12 +333,12 @@ class _Supervisor:
             child.send(signal.SIGKILL)
 
     def _wait_s(self) -> float:
-        """How long nothing has to be done unless a signal comes."""
+        """How long to wait for a signal before the next check."""
         if self.kill_at is not None:
             return max(0.0, self.kill_at - time.monotonic())
         starts = [child.start_at for child in self.children if child.process is None]
         return max(0.0, min([CHECK_INTERVAL_S, *(start - time.monotonic() for start in starts)]))
 
 
-def _reason(child: Child) -> dict[str, str]:
+def _reason_field(child: Child) -> dict[str, str]:
     return {"reason": child.reason} if child.reason else {}

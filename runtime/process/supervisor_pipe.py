@@ -1,7 +1,7 @@
-"""A child's side of its supervision: it says that its event loop turns, that it came up, and why it could not start.
+"""The pipe by which a child tells its supervisor that its loop turns, that it is up, or why it could not start.
 
-The supervisor gives each child the writing end of a pipe, by an environment variable. What goes through it are lines:
-`beat`, `up`, and `failed` with the reason. Without a supervisor all of this does nothing.
+The supervisor gives each child the writing end of a pipe, named by an environment variable. The child writes lines:
+`beat`, `up`, and `failed` with the reason. Without a supervisor the functions here do nothing.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ class _Pipe:
         self.descriptor: int | None = None
 
     def send(self, line: str) -> bool:
-        """Whether there is a supervisor, and it will read this."""
+        """Write a line; whether there is a supervisor that will read it."""
         if self.descriptor is None:
             return False
         try:
             os.write(self.descriptor, f"{line}\n".encode())
         except BrokenPipeError:
-            # The supervisor is gone. The kernel tells so on Linux alone.
+            # The supervisor is gone. Only Linux's kernel signals that by itself.
             self.descriptor = None
             os.kill(os.getpid(), signal.SIGTERM)
             return False
-        except OSError:  # full: the supervisor stands still
+        except OSError:  # full: the supervisor does not read
             return False
         return True
 
@@ -46,7 +46,10 @@ _pipe: Final = _Pipe()
 
 
 def attach() -> None:
-    """Find out whether this process is a supervised one. To be called first; children of this process are none."""
+    """Take over the pipe that the environment names, if any; to be called first.
+
+    Children of this process do not inherit it.
+    """
     descriptor, _, supervisor = os.environ.pop(VARIABLE, "").partition(":")
     if not supervisor:
         return
@@ -58,16 +61,16 @@ def attach() -> None:
 
 
 def report_beat() -> None:
-    """To be called on the event loop: it turns."""
+    """Say that the event loop turns; called on it."""
     _pipe.send(BEAT)
 
 
 def report_up() -> None:
-    """The node has started: whatever ends it from here on, it is worth starting again."""
+    """Say that the node has started: whatever ends it from here on, it is worth starting again."""
     _pipe.send(UP)
 
 
 def report_failure(reason: str) -> bool:
-    """Why this process cannot start; whether the supervisor says it."""
+    """Say why this process cannot start; whether there is a supervisor to report it."""
     text = reason.encode("utf-8", "backslashreplace")[:REASON_MAX_BYTES].decode("utf-8", "ignore")
     return _pipe.send(FAILED + " ".join(text.split()))

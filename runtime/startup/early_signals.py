@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT while a node's modules are still being imported: nothing is under way, so they end it with 0.
+"""Ends a node with 0 at SIGTERM or SIGINT while its modules are still being imported, as nothing is under way yet.
 
-Python itself would die by the one, with a traceback by the other; and the first process of a container, to which the
-kernel delivers no signal that it does not handle, would never hear that it is to stop.
+Python itself would die by SIGTERM, and show a traceback at SIGINT. And the kernel delivers to the first process of a
+container only signals that it handles, so that one would not stop at all.
 """
 
 import os
@@ -9,6 +9,6 @@ import signal
 
 
 def exit_on_signals() -> None:
-    """End this process by SIGTERM or SIGINT, until `runtime.process.signals` has them."""
+    """Exit with 0 at SIGTERM or SIGINT, until `runtime.process.signals` handles them."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: os._exit(0))

@@ -1,4 +1,4 @@
-"""`python -m maskline.ingest` and `python -m maskline.worker`: what has to happen before their modules are imported.
+"""Prepares `python -m maskline.ingest` and `python -m maskline.worker` before their modules are imported.
 
 The command `maskline` does the same in `console.main`. This module is imported before anything else, so it imports only
 what Python itself has loaded by then.
@@ -8,9 +8,9 @@ import sys
 
 
 def prepare(module: str) -> None:
-    """If the interpreter was started as `python -m module`: put the working directory last, and heed SIGTERM.
+    """If the interpreter was started as `python -m module`, order the search path and handle SIGTERM from here on.
 
-    Whoever merely imports the module is left alone. Ends the process as `search_path.arrange` does.
+    Does nothing where the module is only imported. Exits with 2 as `search_path.arrange` does.
     """
     # While it looks for the module, sys.argv is "-m" and the module's own arguments.
     if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != module:

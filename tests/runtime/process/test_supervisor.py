@@ -16,7 +16,7 @@ from maskline.runtime.process.supervisor import (
     START_WARN_S,
     STEADY_S,
     Child,
-    Silence,
+    SilenceTimer,
     supervise,
 )
 from maskline.schemas.errors import ConfigError
@@ -83,12 +83,12 @@ def test_a_child_that_dies_is_started_again_and_the_others_go_on(start):
 
 def refusing(when):
     """A child that cannot start where `when`, an expression, is true."""
-    refusal = f"""
+    start_error = f"""
 if {when}:
     def refuse(argv): raise ConfigError("there\\n is no such thing")
     process.run_command(refuse)
 async def main"""
-    return CHILD.replace("\nasync def main", refusal)
+    return CHILD.replace("\nasync def main", start_error)
 
 
 SECOND_START = "not once(f'started {index}') and once(f'refused {index}')"
@@ -204,18 +204,18 @@ def test_a_supervisor_that_was_stopped_itself_kills_nobody(start):
 
 
 def test_silence_is_counted_in_turns_of_the_supervisor():
-    silence = Silence(kill_s=30.0)
-    silence.up = True
-    assert silence.passed(3_600.0) == ""
-    assert [silence.passed(1.0) for _ in range(8)] == [*[""] * 7, "warn"]
-    assert silence.heard()
-    assert not silence.heard()
-    assert [silence.passed(1.0) for _ in range(30)] == [*[""] * 9, "warn", *[""] * 19, "kill"]
+    silence_timer = SilenceTimer(kill_s=30.0)
+    silence_timer.up = True
+    assert silence_timer.elapse(3_600.0) == ""
+    assert [silence_timer.elapse(1.0) for _ in range(8)] == [*[""] * 7, "warn"]
+    assert silence_timer.heard()
+    assert not silence_timer.heard()
+    assert [silence_timer.elapse(1.0) for _ in range(30)] == [*[""] * 9, "warn", *[""] * 19, "kill"]
 
 
 def test_a_child_that_has_not_come_up_may_be_silent_for_longer():
-    silence = Silence(kill_s=30.0)
-    said = [silence.passed(1.0) for _ in range(int(START_KILL_S))]
+    silence_timer = SilenceTimer(kill_s=30.0)
+    said = [silence_timer.elapse(1.0) for _ in range(int(START_KILL_S))]
     assert said.index("warn") == START_WARN_S - 1
     assert said.index("kill") == START_KILL_S - 1
 
