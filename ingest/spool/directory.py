@@ -1,19 +1,20 @@
-"""MASKLINE_SPOOL_DIR: which file is whose.
+"""MASKLINE_SPOOL_DIR: which spool file belongs to which process.
 
 | name | is |
 | --- | --- |
-| `spool-<namespace>-<n>.db`, `….db-wal` | the journal of slot n |
+| `spool-<namespace>-<n>.db`, `….db-wal` | the spool file of slot n, and its write-ahead log |
 | `spool-<namespace>-<n>.lock` | locked (flock) as long as a process uses the slot |
-| `….db.damaged-<seconds>` | a journal that could not be read, moved aside for an operator |
+| `….db.damaged-<seconds>` | a spool file that could not be read, set aside for an operator |
 
-A process takes the lowest slot that nobody holds, with whatever lies there. So processes of a node never share a file,
-and one that is started again after a crash finds its own. Slots that nobody holds any more are leftovers: whoever gets
-their lock moves their callbacks on. The lock ends with the process, however it ends.
+A process acquires the lowest free slot, with the callbacks that lie there. So processes of a node never share a file,
+and one that is started again after a crash finds its own. Slots of dead processes are leftovers: the process that gets
+the lock of one drains its callbacks. The lock ends with the process, however it ends.
 
-Whatever is unlinked or moved here is known to be this process's own by device and inode, not by its name: a directory
-may be moved away and another put in its place, with the files of others.
+A file is unlinked or moved here only if its device and inode show that it is this process's own, not by its name: a
+directory may be moved away and another put in its place, with the files of others.
 
-The namespace stands in the name because callbacks must not change it: two deployments may share a directory.
+The namespace is part of the name because callbacks must not change their namespace: two deployments may share a
+directory.
 """
 
 import contextlib
@@ -34,21 +35,22 @@ SLOTS_MAX: Final = 1024
 
 
 class Slot:
-    """A place in the directory that this process holds."""
+    """A slot of the directory that this process holds: the path of a spool file, and the lock on it."""
 
     __slots__ = ("_identity", "_lock", "lock_path", "number", "path")
 
     def __init__(self, path: Path, number: int, lock: int, lock_path: Path) -> None:
         self.path = path
-        """Of the journal, which may not exist yet."""
+        """Of the spool file, which may not exist yet."""
         self.number = number
         self.lock_path = lock_path
-        self._keep(lock)
+        self._set_lock(lock)
 
-    def hold(self) -> bool:
-        """Whether others see that it is held; a lock file that somebody removed is made again.
+    def ensure_locked(self) -> bool:
+        """Make a lock file that was removed again, so that others see that the slot is held. Returns whether it is.
 
-        False where another process has it by now, or the directory is gone. Raises OSError where nobody can tell.
+        False where another process has the slot by now, or the directory is gone. Raises OSError where that cannot be
+        determined.
         """
         if identity_at(self.lock_path, follow=True) == self._identity:
             return True
@@ -56,24 +58,24 @@ class Slot:
             lock = _lock(self.lock_path)
             if lock is not None:
                 os.close(self._lock)
-                self._keep(lock)
+                self._set_lock(lock)
                 return True
         return False
 
     def release(self, *, remove: bool = False) -> None:
-        """Let others have it; with `remove` its lock file goes. Its journal is closed already."""
+        """Let other processes have the slot; its spool file is closed already. `remove`: unlink the lock file."""
         try:
             if remove:
                 unlink_own(self.lock_path, self._identity)
         finally:
             os.close(self._lock)
 
-    def _keep(self, lock: int) -> None:
+    def _set_lock(self, lock: int) -> None:
         self._lock = lock
         self._identity = identity_of(lock)
 
     def set_aside(self) -> str:
-        """Move a damaged journal out of the way; its new name."""
+        """Move a damaged spool file and its log out of the way. Returns the file's new name. Raises OSError."""
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
         while aside.exists():
             aside = aside.with_name(f"{aside.name}-again")
@@ -91,44 +93,44 @@ class SpoolDirectory:
         self.path = path
         self._prefix = f"spool-{namespace}-"
 
-    def take_slot(self, mine: Container[Identity] = ()) -> Slot:
-        """The lowest free slot, but none with a file of `mine`, which this process has open already.
+    def acquire_slot(self, open_files: Container[Identity] = ()) -> Slot:
+        """Acquire the lowest free slot, but none whose file is one of `open_files`, which this process has open.
 
         Raises ConfigError where the directory cannot be made or written.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for number in range(SLOTS_MAX):
-                if (slot := self._try(number, mine)) is not None:
+                if (slot := self._try_slot(number, open_files)) is not None:
                     # What is fsynced in a file that its directory forgets is lost in a power cut.
                     _sync(self.path)
                     return slot
         except OSError as error:
-            raise ConfigError(f"MASKLINE_SPOOL_DIR: {_why_unusable(self.path, error)}") from None
+            raise ConfigError(f"MASKLINE_SPOOL_DIR: {_describe_unusable(self.path, error)}") from None
         raise ConfigError(f"MASKLINE_SPOOL_DIR: {self.path} is used by {SLOTS_MAX} processes already")
 
-    def leftovers(self, mine: Container[Identity] = ()) -> Iterator[Slot]:
-        """Slots with a journal that no process holds; from now on this one does. None with a file of `mine`.
+    def leftovers(self, open_files: Container[Identity] = ()) -> Iterator[Slot]:
+        """Acquire the slots with a spool file that no process holds, but none whose file is one of `open_files`.
 
         Raises OSError where the directory cannot be listed.
         """
         for number in sorted(self._numbers()):
             with contextlib.suppress(OSError):  # another user's, or gone meanwhile
-                slot = self._try(number, mine, only_used=True)
+                slot = self._try_slot(number, open_files, only_used=True)
                 if slot is not None:
                     yield slot
 
     def other_bytes(self, own: Path) -> int | None:
-        """What the journals but this one take on the disk, of all namespaces. Damaged ones do not count.
+        """The bytes on the disk of all spool files but `own`, of all namespaces, damaged ones not counted.
 
         None where the directory cannot be listed.
         """
-        mine = (own.name, wal_of(own).name)
+        open_files = (own.name, wal_of(own).name)
         total = 0
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    if entry.name.endswith((".db", ".db-wal")) and entry.name not in mine:
+                    if entry.name.endswith((".db", ".db-wal")) and entry.name not in open_files:
                         with contextlib.suppress(OSError):
                             total += entry.stat().st_size
         except OSError:
@@ -136,7 +138,7 @@ class SpoolDirectory:
         return total
 
     def damaged(self) -> list[str]:
-        """Names of journals that were moved aside and wait for an operator."""
+        """The names of damaged spool files that were set aside and wait for an operator."""
         with contextlib.suppress(OSError):
             names = [path.name for path in self.path.iterdir()]
             return sorted(name for name in names if ".db.damaged-" in name and not name.endswith("-wal"))
@@ -151,8 +153,10 @@ class SpoolDirectory:
         )
         return [int(middle) for middle in middles if middle.isdecimal()]
 
-    def _try(self, number: int, mine: Container[Identity], *, only_used: bool = False) -> Slot | None:
-        """That slot, if nobody holds it; with `only_used`, if there is a journal besides."""
+    def _try_slot(
+        self, number: int, open_files: Container[Identity], *, only_used: bool = False
+    ) -> Slot | None:
+        """Acquire this slot; None if another process holds it, or, with `only_used`, if it has no spool file."""
         path = self.path / f"{self._prefix}{number}.db"
         lock_path = self.path / f"{self._prefix}{number}.lock"
         lock = _lock(lock_path)
@@ -160,7 +164,7 @@ class SpoolDirectory:
             return None
         try:
             there = identity_at(path, follow=True)
-            if there in mine if there is not None else only_used:
+            if there in open_files if there is not None else only_used:
                 os.close(lock)
                 return None
         except BaseException:
@@ -170,12 +174,12 @@ class SpoolDirectory:
 
 
 def _lock(path: Path) -> int | None:
-    """Make and lock a lock file; None where another process holds it. Raises OSError."""
+    """Make and lock a lock file. Returns its descriptor, None where another process holds it. Raises OSError."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the very file that is locked now.
+            # The process that held it before may have removed the very file that is locked now.
             if identity_at(path, follow=True) == identity_of(lock):
                 return lock
         except BlockingIOError:
@@ -188,12 +192,12 @@ def _lock(path: Path) -> int | None:
 
 
 def wal_of(path: Path) -> Path:
-    """SQLite's write-ahead log beside a file."""
+    """The path of SQLite's write-ahead log beside a file."""
     return path.with_name(f"{path.name}-wal")
 
 
-def _why_unusable(path: Path, error: OSError) -> str:
-    """What is wrong with the directory, and where it is a matter of rights, who asks for it and what mends it."""
+def _describe_unusable(path: Path, error: OSError) -> str:
+    """Say what is wrong with the directory; where permission is missing, also for which user, and what grants it."""
     why = f"{path} cannot be used: {error.strerror or type(error).__name__}"
     if error.errno == errno.EROFS:
         return f"{why}: mount a volume there"
@@ -203,14 +207,18 @@ def _why_unusable(path: Path, error: OSError) -> str:
     owner: int | None = None
     with contextlib.suppress(OSError):
         owner = real.stat().st_uid
-    mend = remedy(
+    mend = permission_fix(
         shlex.quote(str(real)), owner, os.geteuid(), os.getegid(), writable=os.access(real, os.W_OK | os.X_OK)
     )
     return f"{why}: this process is uid {os.geteuid()}; as root: {mend}"
 
 
-def remedy(quoted: str, owner: int | None, uid: int, gid: int, *, writable: bool) -> str:
-    """The shell command that lets uid write to a directory, which is `owner`'s, or does not exist yet. Pure."""
+def permission_fix(quoted: str, owner: int | None, uid: int, gid: int, *, writable: bool) -> str:
+    """The shell command that lets `uid` write to a directory. Pure.
+
+    `quoted`: the directory, quoted for a shell. `owner`: whose it is, None if it does not exist yet. `writable`:
+    whether its mode lets `uid` write.
+    """
     if owner is None:
         return f"mkdir -p {quoted} && chown {uid}:{gid} {quoted}"
     if owner == uid and not writable:

@@ -1,4 +1,4 @@
-"""What goes wrong with the spool's files."""
+"""Errors of the spool's files."""
 
 import errno
 
@@ -7,7 +7,7 @@ from maskline.schemas.errors import MasklineError
 
 
 class SpoolError(MasklineError):
-    """The disk's fault: what was to be written or read was not."""
+    """The disk's fault: a write or a read has failed. `detail`: why, for the operator."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"the spool cannot be used: {detail}")
@@ -17,10 +17,10 @@ class SpoolError(MasklineError):
 
 
 class DamagedError(SpoolError):
-    """The file is no journal of ours any more."""
+    """The file is no readable spool file: SQLite finds it corrupt, or no database."""
 
 
-def of_the_system(error: OSError) -> SpoolError:
-    """What a call of the system that failed means for the spool."""
+def from_os_error(error: OSError) -> SpoolError:
+    """The SpoolError for a system call that failed: `spool_full` where the disk or the quota is full."""
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return SpoolError(SPOOL_FULL if full else SPOOL_FAILED, error.strerror or type(error).__name__)

@@ -1,14 +1,15 @@
-"""The journals of this process, and what becomes of one whose file is no longer where it should be.
+"""The spool files of this process, and the rescue of callbacks from a file that is gone from its path.
 
-| a journal is | it |
+| a file is | it |
 | --- | --- |
 | `own` | takes this process's callbacks |
 | one of `adopted` | was left by a dead process, and is drained |
-| one of `strays` | is open, but its path leads elsewhere: removed, moved, replaced. It is carried into the own one |
+| one of `displaced` | is open, but its path leads elsewhere: it was removed, moved or replaced. It is being rescued |
 
-A stray takes nothing more. What lies in it was answered 200 and ends with this process, so it is carried, page by page,
-into a file that the next start finds; where there can be none for now it is drained like the others. A file that was
-moved away with its whole directory is not at once carried: whoever moved it may bring it back (MOVED_GRACE_S).
+A displaced file takes no more callbacks. Those in it were answered 200 and end with this process. So they are rescued:
+copied, page by page, into the own file, which the next start finds. Where there can be no own file for now, a displaced
+file is drained like the others. A file that was moved away with its whole directory is not rescued at once: the
+operator may move it back (MOVED_GRACE_S).
 
 Everything here runs in the thread of `ingest.spool.writer`; the three attributes above may be read by others.
 """
@@ -21,24 +22,28 @@ from typing import Final, Protocol
 
 from maskline.ingest.outcome import SPOOL_FAILED
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
-from maskline.ingest.spool.errors import DamagedError, SpoolError, of_the_system
+from maskline.ingest.spool.errors import DamagedError, SpoolError, from_os_error
 from maskline.ingest.spool.file import Row, SpoolFile
 from maskline.ingest.spool.open_file import Identity, Stamp, stamp_of
 from maskline.schemas.errors import ConfigError
 
-LOOK_INTERVAL_S: Final = 1.0
-"""How often the files are looked at while nothing is written, the other processes' share of the directory is measured,
-and what failed is tried again: callbacks in a file that was removed are exposed for so long."""
+CHECK_INTERVAL_S: Final = 1.0
+"""How often files are checked while nothing is written, the other processes' share of the directory is measured, and
+what failed is tried again. So long are callbacks exposed in a file that was removed."""
 MOVED_GRACE_S: Final = 30.0
-"""An operator who moves the directory away and back (another disk, a copy) needs seconds; until then nothing is put in
+"""An operator who moves the directory away and back (another disk, a copy) needs seconds; until then nothing is made in
 its place without need. What was moved is not lost, so waiting risks nothing."""
-CARRY_ROWS_MAX: Final = 512
-"""One statement; at 1 kB each some milliseconds, for which fresh callbacks wait."""
-CARRY_BYTES_MAX: Final = 1 << 20
+RESCUE_ROWS_MAX: Final = 512
+"""Of one page: one statement; at 1 kB each some milliseconds, for which fresh callbacks wait."""
+RESCUE_BYTES_MAX: Final = 1 << 20
+"""Of one page, except that a page holds at least one callback."""
 
 
 class SlotFile:
-    """A journal of the directory that this process now uses."""
+    """A spool file that this process uses, with the slot of the directory that it holds for it.
+
+    `adopted`: its callbacks were another process's.
+    """
 
     __slots__ = ("adopted", "file", "missing_since", "seen_in_place", "slot")
 
@@ -46,60 +51,63 @@ class SlotFile:
         self.slot = slot
         self.file = SpoolFile(slot.path)
         self.adopted = adopted
-        """Its callbacks were another process's."""
         self.missing_since: float | None = None
-        """When its path was first seen to lead elsewhere."""
+        """When its path was first found to lead elsewhere, by the monotonic clock."""
         self.seen_in_place: Stamp | None = None
-        """What the directory was like when all of it was found in its place."""
+        """The state of the directory when all of the file was found in its place."""
 
 
 class FileEvents(Protocol):
-    """Who is told of what happens to files; called in the thread."""
+    """What is reported of files, in the writer thread."""
 
-    def opened(self, held: "array[int]", besides: bool) -> None:
-        """The own file was opened, with so many callbacks by bucket; `besides`: those of strays still count."""
+    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
+        """The own file was opened, with so many callbacks by bucket; `add`: those counted before still count."""
 
-    def damaged(self, name: str) -> None:
-        """A file was set aside under this name."""
+    def on_damaged(self, name: str) -> None:
+        """A damaged file was set aside under this name."""
 
-    def strayed(self, name: str, callbacks: int) -> None:
-        """The file of this name is not where it should be; with so many callbacks in it."""
+    def on_displaced(self, name: str, callbacks: int) -> None:
+        """The file of this name, with so many callbacks in it, is gone from its path."""
 
-    def carried(self, partition_hashes: Sequence[int]) -> None:
-        """Callbacks of dead processes are in the own file now."""
+    def on_rescued(self, partition_hashes: Sequence[int]) -> None:
+        """Callbacks of dead processes are in the own file now, with these partition hashes."""
 
-    def ended(self, name: str, lost: int) -> None:
-        """A stray is closed; so many callbacks ended with it."""
+    def on_displaced_closed(self, name: str, lost: int) -> None:
+        """The displaced file of this name is closed; so many callbacks are lost with it."""
 
 
 class SpoolFiles:
-    """All journals of a process. `slot`: for its own."""
+    """All spool files of a process. `slot`: for its own. `max_bytes`: of all files in the directory together."""
 
     def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: FileEvents) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
         self._events = events
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._retry_at = 0.0
         self._open_error: SpoolError | None = None
         self.own: SlotFile | None = SlotFile(slot)
         self.adopted: tuple[SlotFile, ...] = ()
-        self.strays: tuple[SlotFile, ...] = ()
-        self.stuck = False
-        """Strays cannot be carried for now."""
+        self.displaced: tuple[SlotFile, ...] = ()
+        self.rescue_failed = False
+        """Displaced files cannot be rescued for now: there can be no own file."""
 
     @property
     def all(self) -> list[SlotFile]:
+        """The own file first, then the displaced and the adopted ones."""
         own = self.own
-        return [*([] if own is None else [own]), *self.strays, *self.adopted]
+        return [*([] if own is None else [own]), *self.displaced, *self.adopted]
 
     @property
-    def carries(self) -> bool:
-        """Whether `carry` has something to do now."""
-        return bool(self.strays) and (not self.stuck or time.monotonic() >= self._retry_at)
+    def rescue_due(self) -> bool:
+        """Whether `rescue` has something to do now."""
+        return bool(self.displaced) and (not self.rescue_failed or time.monotonic() >= self._retry_at)
 
     def insert(self, rows: Sequence[tuple[int, bytes]], at_ms: int | None = None) -> None:
-        """Write (route, value) rows, fsynced, to where the next start finds them. Raises SpoolError."""
+        """Write (partition_hash, value) rows, fsynced, where the next start finds them. Raises SpoolError.
+
+        `at_ms`: when they were spooled, in milliseconds of the wall clock; now, if not given.
+        """
         own = self.open_own()
         try:
             ids = own.file.insert(rows, at_ms)
@@ -108,7 +116,7 @@ class SpoolFiles:
             ids = own.file.insert(rows, at_ms)
         if self._in_place(own):
             return
-        self._lose(own)
+        self._mark_displaced(own)
         again = self.open_own()
         again.file.insert(rows, at_ms)
         if not self._in_place(again):
@@ -116,14 +124,14 @@ class SpoolFiles:
         with contextlib.suppress(SpoolError):  # then they come twice
             own.file.delete(ids)
 
-    def page(self, slot_file: SlotFile, after: int, rows_max: int, bytes_max: int) -> list[Row]:
-        """The next rows of a journal; none where it has been carried meanwhile. Raises SpoolError."""
-        return slot_file.file.page(after, rows_max, bytes_max) if slot_file in self.all else []
+    def page(self, slot_file: SlotFile, after_id: int, rows_max: int, bytes_max: int) -> list[Row]:
+        """The next rows of a file, as `SpoolFile.page`; none where it was rescued meanwhile. Raises SpoolError."""
+        return slot_file.file.page(after_id, rows_max, bytes_max) if slot_file in self.all else []
 
     def delete(self, slot_file: SlotFile, ids: Sequence[int]) -> bool:
-        """Delete rows; False where the journal has been carried meanwhile. Raises SpoolError.
+        """Delete rows by id; False where the file was rescued meanwhile. Raises SpoolError.
 
-        Its end comes with its last callback: what was adopted is removed, the own one gives its space back.
+        With its last callback an adopted file is removed, and the own one gives its space back.
         """
         if slot_file not in self.all:
             return False
@@ -132,33 +140,33 @@ class SpoolFiles:
             return True
         if slot_file is self.own:
             slot_file.file.shrink()
-        elif slot_file.adopted and slot_file not in self.strays:
+        elif slot_file.adopted and slot_file not in self.displaced:
             self.adopted = tuple(it for it in self.adopted if it is not slot_file)
-            self.let_go(slot_file)
+            self.close_for_good(slot_file)
         return True
 
-    def try_room(self) -> None:
-        """Find out whether the own file takes callbacks, and is found by the next start. Raises SpoolError."""
+    def probe_room(self) -> None:
+        """Check by writing that the own file takes callbacks, and is found by the next start. Raises SpoolError."""
         own = self.open_own()
-        own.file.try_room()
+        own.file.probe_room()
         if not self._in_place(own):
-            self._lose(own)
-            self.open_own().file.try_room()
+            self._mark_displaced(own)
+            self.open_own().file.probe_room()
 
     def open_own(self) -> SlotFile:
-        """The own journal, open. A damaged file is set aside first, one that is gone replaced. Raises SpoolError."""
+        """The own file, open. A damaged one is set aside, one that is gone is replaced. Raises SpoolError."""
         own = self.own
         now = time.monotonic()
         if own is not None and own.file.is_open:
-            if now >= self._look_at:
-                self._look_at = now + LOOK_INTERVAL_S
+            if now >= self._check_at:
+                self._check_at = now + CHECK_INTERVAL_S
                 self._limit(own)
             return own
-        if self._open_error is not None and now < self._look_at:
+        if self._open_error is not None and now < self._check_at:
             raise self._open_error
-        self._look_at = now + LOOK_INTERVAL_S
+        self._check_at = now + CHECK_INTERVAL_S
         try:
-            own = self._place()
+            own = self._own_slot_file()
             try:
                 own.file.open(self._max_bytes)
             except DamagedError:
@@ -168,7 +176,7 @@ class SpoolFiles:
             self._open_error = error
             raise
         self._open_error = None
-        self._events.opened(own.file.held, bool(self.strays))
+        self._events.on_opened(own.file.bucket_counts, bool(self.displaced))
         self._limit(own)
         return own
 
@@ -180,8 +188,8 @@ class SpoolFiles:
             self._set_aside(own)
         return self.open_own()
 
-    def open_leftovers(self) -> None:
-        """Take over what dead processes left; journals without callbacks are removed on the way. Raises SpoolError."""
+    def adopt_leftovers(self) -> None:
+        """Adopt the files of dead processes, and remove those without callbacks. Raises SpoolError."""
         try:
             for slot in self._directory.leftovers(self._identities()):
                 slot_file = SlotFile(slot, adopted=True)
@@ -189,18 +197,18 @@ class SpoolFiles:
                     slot_file.file.open(self._max_bytes)
                 except DamagedError:
                     self.drop_damaged(slot_file)
-                except SpoolError:  # the disk may be full, or the journal of a newer release: another time
+                except SpoolError:  # the disk may be full, or the file of a newer release: another time
                     slot.release()
                 else:
                     if slot_file.file.state.callbacks:
                         self.adopted += (slot_file,)
                     else:
-                        self.let_go(slot_file)
+                        self.close_for_good(slot_file)
         except OSError as error:
-            raise of_the_system(error) from None
+            raise from_os_error(error) from None
 
     def drop_damaged(self, slot_file: SlotFile) -> None:
-        """Set a journal aside, and be done with it. Raises SpoolError."""
+        """Set a damaged adopted file aside, and release its slot. Raises SpoolError."""
         self.adopted = tuple(it for it in self.adopted if it is not slot_file)
         slot_file.file.close()
         try:
@@ -208,129 +216,135 @@ class SpoolFiles:
         finally:
             slot_file.slot.release()
 
-    def let_go(self, slot_file: SlotFile) -> None:
-        """Close a journal for good, and remove it if nothing lies in it."""
+    def close_for_good(self, slot_file: SlotFile) -> None:
+        """Close a file, remove it if it is empty, and release its slot."""
         removed = slot_file.file.remove()
         with contextlib.suppress(OSError):
             slot_file.slot.release(remove=removed)
 
-    def look(self) -> None:
-        """See whether the files are still where they should be. Raises SpoolError where that cannot be told."""
+    def check_in_place(self) -> None:
+        """Check that the files are still in place. Raises SpoolError where that cannot be determined."""
         for slot_file in self.all:
-            if slot_file in self.strays or not slot_file.file.is_open:
+            if slot_file in self.displaced or not slot_file.file.is_open:
                 continue
             if self._in_place(slot_file):
                 slot_file.missing_since = None
-            elif self._is_given_up(slot_file):
-                self._lose(slot_file)
+            elif self._is_displaced(slot_file):
+                self._mark_displaced(slot_file)
 
-    def carry(self) -> None:
-        """Move a page of what strays hold into the own file; close them when nothing lies in them. Never raises."""
-        stray = self.strays[0]
+    def rescue(self) -> None:
+        """Copy a page of a displaced file into the own file, or close it when it is empty. Never raises SpoolError."""
+        displaced_file = self.displaced[0]
         try:
-            rows = stray.file.page(0, CARRY_ROWS_MAX, CARRY_BYTES_MAX)
+            rows = displaced_file.file.page(0, RESCUE_ROWS_MAX, RESCUE_BYTES_MAX)
             if rows:
-                self.insert([(row.partition_hash, row.value) for row in rows], stray.file.state.oldest_at_ms)
-                if stray.adopted:
-                    self._events.carried([row.partition_hash for row in rows])
-                stray.file.delete([row.id for row in rows])
+                self.insert(
+                    [(row.partition_hash, row.value) for row in rows], displaced_file.file.state.oldest_at_ms
+                )
+                if displaced_file.adopted:
+                    self._events.on_rescued([row.partition_hash for row in rows])
+                displaced_file.file.delete([row.id for row in rows])
             else:
-                self._end(stray)
-            self.stuck = False
+                self._close_displaced(displaced_file)
+            self.rescue_failed = False
         except DamagedError:
-            self._end(stray)
+            self._close_displaced(displaced_file)
         except SpoolError:
-            self.stuck = True
-            self._retry_at = time.monotonic() + LOOK_INTERVAL_S
+            self.rescue_failed = True
+            self._retry_at = time.monotonic() + CHECK_INTERVAL_S
 
     def close(self) -> None:
-        """Carry what would end with this process, close all, and remove what is empty."""
+        """Rescue what would end with this process, close all files, and remove those that are empty."""
         for slot_file in self.all:
             with contextlib.suppress(SpoolError):
-                if slot_file not in self.strays and slot_file.file.is_open and not self._in_place(slot_file):
-                    self._lose(slot_file)
-        self.stuck = False
-        while self.strays and not self.stuck:
-            self.carry()
-        for stray in self.strays:
-            self._end(stray)
+                if (
+                    slot_file not in self.displaced
+                    and slot_file.file.is_open
+                    and not self._in_place(slot_file)
+                ):
+                    self._mark_displaced(slot_file)
+        self.rescue_failed = False
+        while self.displaced and not self.rescue_failed:
+            self.rescue()
+        for displaced_file in self.displaced:
+            self._close_displaced(displaced_file)
         for slot_file in self.all:
-            self.let_go(slot_file)
+            self.close_for_good(slot_file)
 
     # Inside
 
-    def _place(self) -> SlotFile:
-        """The own place in the directory, another one where it is gone."""
+    def _own_slot_file(self) -> SlotFile:
+        """The own slot of the directory, another one where it is gone. Raises SpoolError."""
         own = self.own
         try:
-            if own is not None and not own.slot.hold():
+            if own is not None and not own.slot.ensure_locked():
                 self.own = None
                 own.slot.release()
                 own = None
             if own is None:
-                own = self.own = SlotFile(self._directory.take_slot(self._identities()))
+                own = self.own = SlotFile(self._directory.acquire_slot(self._identities()))
         except OSError as error:
-            raise of_the_system(error) from None
+            raise from_os_error(error) from None
         except ConfigError as error:
             raise SpoolError(SPOOL_FAILED, str(error)) from None
         return own
 
     def _identities(self) -> set[Identity]:
-        """Of the files that are open: none may be opened twice, since closing one drops the locks of both."""
-        identities = (slot_file.file.which.identity for slot_file in self.all if slot_file.file.is_open)
+        """The open files' identities: none may be opened twice, since closing one drops the locks of both."""
+        identities = (slot_file.file.open_file.identity for slot_file in self.all if slot_file.file.is_open)
         return {identity for identity in identities if identity is not None}
 
     def _in_place(self, slot_file: SlotFile) -> bool:
-        """Whether the paths of the file, its log and its lock lead to what is open.
+        """Whether the paths of the file, its log and its lock lead to what is open. Raises SpoolError.
 
-        Asked at every commit, beside a busy event loop, where each question may cost a turn of the interpreter's lock.
-        So the directory alone is asked as long as nothing has changed in it.
+        Checked at every commit, beside a busy event loop, where each system call may cost a turn of the interpreter's
+        lock. So only the directory is checked as long as nothing has changed in it.
         """
         try:
             stamp = stamp_of(self._directory.path)
             if stamp is not None and stamp == slot_file.seen_in_place:
                 return True
-            in_place = slot_file.file.which.in_place() and slot_file.slot.hold()
-            settled = (
-                in_place and stamp is not None and stamp.is_settled() and not slot_file.file.which.is_link
+            in_place = slot_file.file.open_file.in_place() and slot_file.slot.ensure_locked()
+            stable = (
+                in_place and stamp is not None and stamp.is_settled() and not slot_file.file.open_file.is_link
             )
-            slot_file.seen_in_place = stamp if settled else None
+            slot_file.seen_in_place = stamp if stable else None
         except OSError as error:
-            raise of_the_system(error) from None
+            raise from_os_error(error) from None
         return in_place
 
-    def _is_given_up(self, slot_file: SlotFile) -> bool:
-        """Whether to act on a file that is not in its place though nothing is to be written."""
+    def _is_displaced(self, slot_file: SlotFile) -> bool:
+        """Whether a file that is not in place counts as displaced before anything is written. Raises SpoolError."""
         now = time.monotonic()
         if slot_file.missing_since is None:
             slot_file.missing_since = now
         try:
             return (
                 not slot_file.file.state.callbacks
-                or slot_file.file.which.is_lost()
+                or slot_file.file.open_file.is_lost()
                 or self._directory.path.exists()
                 or now - slot_file.missing_since >= MOVED_GRACE_S
             )
         except OSError as error:
-            raise of_the_system(error) from None
+            raise from_os_error(error) from None
 
-    def _lose(self, slot_file: SlotFile) -> None:
-        """What was own or adopted is a stray from now on."""
+    def _mark_displaced(self, slot_file: SlotFile) -> None:
+        """Count a file, own or adopted until now, among the displaced ones."""
         if slot_file is self.own:
             self.own = None
             self._open_error = None
         self.adopted = tuple(it for it in self.adopted if it is not slot_file)
-        self.strays += (slot_file,)
-        self._events.strayed(slot_file.file.path.name, slot_file.file.state.callbacks)
+        self.displaced += (slot_file,)
+        self._events.on_displaced(slot_file.file.path.name, slot_file.file.state.callbacks)
 
-    def _end(self, stray: SlotFile) -> None:
-        """Be done with a stray; what lies in it is lost where no path leads to it."""
+    def _close_displaced(self, displaced_file: SlotFile) -> None:
+        """Close a displaced file; callbacks in it are lost where no path leads to it."""
         lost = 0
         with contextlib.suppress(OSError):
-            lost = stray.file.state.callbacks if stray.file.which.is_lost() else 0
-        self.strays = tuple(it for it in self.strays if it is not stray)
-        self.let_go(stray)
-        self._events.ended(stray.file.path.name, lost)
+            lost = displaced_file.file.state.callbacks if displaced_file.file.open_file.is_lost() else 0
+        self.displaced = tuple(it for it in self.displaced if it is not displaced_file)
+        self.close_for_good(displaced_file)
+        self._events.on_displaced_closed(displaced_file.file.path.name, lost)
 
     def _limit(self, own: SlotFile) -> None:
         others = self._directory.other_bytes(own.slot.path)
@@ -338,9 +352,9 @@ class SpoolFiles:
             own.file.limit(self._max_bytes - others)
 
     def _set_aside(self, slot_file: SlotFile) -> None:
-        """Raises SpoolError."""
+        """Move a damaged file out of the way, unless another one lies at its path. Raises SpoolError."""
         try:
-            if slot_file.file.which.is_own():
-                self._events.damaged(slot_file.slot.set_aside())
+            if slot_file.file.open_file.is_own():
+                self._events.on_damaged(slot_file.slot.set_aside())
         except OSError as error:
-            raise of_the_system(error) from None
+            raise from_os_error(error) from None

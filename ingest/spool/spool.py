@@ -1,12 +1,13 @@
-"""The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is well.
+"""The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is healthy.
 
-- What gathers in a loop tick is one item for the writer thread (`ingest.spool.writer`).
-- A callback that is not fsynced within PUT_TIMEOUT_S is given up: the answer is due, the disk hangs.
-- A commit that fails makes the spool unwell: it is tried by writing every TRY_INTERVAL_S until that succeeds, so that
-  a node out of which the load balancer took all traffic gets well again.
-- A file that was removed, moved or replaced is noticed before a commit counts, and at least every second; what lies in
-  it goes into a new one (`ingest.spool.files`).
-- Sessions with callbacks here are counted by buckets of their route: later ones of theirs queue behind.
+- The callbacks of a loop tick are one write request for the writer thread (`ingest.spool.writer`), which owns the files
+  (`ingest.spool.files`).
+- A callback that is not fsynced within WRITE_TIMEOUT_S is given up: the answer is due, the disk hangs.
+- A commit that fails makes the spool unhealthy. It is then probed by a write every PROBE_INTERVAL_S, so that a node
+  that the load balancer took out of service recovers without a callback.
+- A file that was removed, moved or replaced is noticed before a commit counts, and at least every second; its callbacks
+  go into a new file.
+- Sessions with callbacks here are counted by buckets of their partition hash: their later callbacks queue behind.
 """
 
 import asyncio
@@ -25,26 +26,30 @@ from maskline.ingest.outcome import (
 )
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.file import HELD_BUCKETS, Row
+from maskline.ingest.spool.file import SESSION_BUCKETS, Row
 from maskline.ingest.spool.files import SlotFile
 from maskline.ingest.spool.log import SpoolLog
-from maskline.ingest.spool.writer import Committed, SpoolWriter, WriteRequest
+from maskline.ingest.spool.writer import CommitResult, SpoolWriter, WriteRequest
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 
-PUT_TIMEOUT_S: Final = 5.0
-"""An ordinary fsync takes milliseconds, one behind a busy disk a second; whoever sent it waits no longer than this."""
-LOOK_AGAIN_S: Final = 0.25
-"""After PUT_TIMEOUT_S: where the loop itself stood still, the news of the commit is there and was not read yet."""
-TRY_INTERVAL_S: Final = 1.0
+WRITE_TIMEOUT_S: Final = 5.0
+"""An ordinary fsync takes milliseconds, one behind a busy disk a second; no request waits longer than this."""
+COMMIT_RECHECK_S: Final = 0.25
+"""After WRITE_TIMEOUT_S: where the loop itself stood still, the result of the commit is there and was not read yet."""
+PROBE_INTERVAL_S: Final = 1.0
+"""Between two writes that find out whether an unhealthy spool takes callbacks again."""
 PAGE_BYTES_MAX: Final = 1 << 20
-"""Of one page, besides a single callback larger than that."""
+"""Of one page, except that a page holds at least one callback, however large."""
 
-_BUCKET: Final = HELD_BUCKETS - 1
+_BUCKET_MASK: Final = SESSION_BUCKETS - 1
 
 
 class Spool:
-    """The journals of this process."""
+    """The spool of this process, from `start` to `stop`. All of it runs on the event loop.
+
+    `in_flight`: counts the process's callbacks that await an outcome, those on their way to the disk among them.
+    """
 
     def __init__(
         self, settings: Settings, metrics: Metrics, in_flight: InFlight, tasks: BackgroundTasks
@@ -56,28 +61,30 @@ class Spool:
         self._directory = SpoolDirectory(settings.spool_dir, settings.namespace)
         self._writer: SpoolWriter | None = None
         self._gathering: dict[str, WriteRequest] = {}
-        self._held = array("I", bytes(4 * HELD_BUCKETS))
-        self._test: asyncio.Task[None] | None = None
-        self.on_failed: Callable[[WriteRequest, str], None] = _tell
-        """Tells those who wait that nothing was written, and why."""
+        """The write requests of this loop tick, by reason."""
+        self._bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
+        """Callbacks here and on their way here, by bucket of their partition hash."""
+        self._probe_task: asyncio.Task[None] | None = None
+        self.on_failed: Callable[[WriteRequest, str], None] = _fail_all
+        """Takes over a write request that was not written, with the code of the failure."""
         self.max_bytes = settings.spool_max_bytes
         self.log = SpoolLog()
         self.error: SpoolError | None = None
         """Why it does not take callbacks; None while it does."""
         self.damaged: list[str] = []
-        """Journals set aside, by name."""
+        """Damaged files that were set aside, by name."""
         self.waiting = 0
         """Callbacks on their way to the disk."""
         self.changed = asyncio.Event()
         """Set whenever callbacks were written."""
 
     async def start(self) -> None:
-        """Take a slot of the directory, with what lies in it, and all that dead processes left.
+        """Acquire a slot of the directory, with the callbacks in it, and adopt the files of dead processes.
 
         Raises ConfigError where the directory cannot be used. A file that cannot be opened yet (the disk is full) is
         tried again later.
         """
-        slot = self._directory.take_slot()
+        slot = self._directory.acquire_slot()
         writer = self._writer = SpoolWriter(self._directory, slot, self.max_bytes, self)
         self.damaged = self._directory.damaged()
         try:
@@ -89,29 +96,33 @@ class Spool:
             self.log.found(self.callbacks, len(self.adopted))
 
     async def stop(self) -> None:
-        """Close the files; those in which nothing lies are removed."""
+        """Close the files, and remove those that are empty."""
         writer = self._writer
         if writer is None:
             return
         self.log.stopped(self.callbacks)
         self._writer = None
-        if self._test is not None:
-            self._test.cancel()
-        writer.call(writer.files.close).add_done_callback(_look_away)
+        if self._probe_task is not None:
+            self._probe_task.cancel()
+        writer.call(writer.files.close).add_done_callback(_ignore_outcome)
         if not await writer.close():
-            self.log.hangs()
+            self.log.not_closed()
 
-    # For the keeper
+    # For the router
 
     def write(self, reason: str, partition_hash: int, value: bytes) -> asyncio.Future[None]:
-        """Write a callback; the future is done once it is fsynced, or fails with NotKeptError."""
+        """Write a callback; the future is done once it is fsynced, or fails with NotStoredError.
+
+        `reason`: the code why it is spooled. `partition_hash`: the CRC-32 of the SessionUUID. `value`: the msgpack of a
+        RawCallback.
+        """
         completion: asyncio.Future[None] = self._loop.create_future()
         self.write_for(completion, reason, partition_hash, value)
         return completion
 
     def write_for(self, completion: Completion, reason: str, partition_hash: int, value: bytes) -> None:
-        """The same for somebody who waits already."""
-        request = self._gathering.get(reason) or self._gather(reason)
+        """Like `write`, but completes an existing completion."""
+        request = self._gathering.get(reason) or self._new_request(reason)
         size = len(value)
         request.completions.append(completion)
         request.partition_hashes.append(partition_hash)
@@ -120,13 +131,13 @@ class Spool:
         self.waiting += 1
         self._in_flight.callbacks += 1
         self._in_flight.size_bytes += size
-        self._held[partition_hash & _BUCKET] += 1
+        self._bucket_counts[partition_hash & _BUCKET_MASK] += 1
 
     def write_all(
         self, reason: str, completions: Completions, partition_hashes: list[int], values: list[bytes]
     ) -> None:
-        """The same for several that somebody waits for already."""
-        request = self._gathering.get(reason) or self._gather(reason)
+        """Like `write_for`, for several callbacks at once: one item of each list is one callback."""
+        request = self._gathering.get(reason) or self._new_request(reason)
         request.completions += completions
         request.partition_hashes += partition_hashes
         request.values += values
@@ -135,38 +146,43 @@ class Spool:
         self.waiting += len(values)
         self._in_flight.callbacks += len(values)
         self._in_flight.size_bytes += size
-        held = self._held
+        bucket_counts = self._bucket_counts
         for partition_hash in partition_hashes:
-            held[partition_hash & _BUCKET] += 1
+            bucket_counts[partition_hash & _BUCKET_MASK] += 1
 
     def holds(self, partition_hash: int) -> bool:
-        """Whether earlier callbacks of the session may lie here."""
-        return self._held[partition_hash & _BUCKET] > 0
+        """Whether earlier callbacks of the session may lie here, or be on their way here."""
+        return self._bucket_counts[partition_hash & _BUCKET_MASK] > 0
 
-    # For the drain
+    # For the drainer
 
     def files(self) -> list[SlotFile]:
-        """All journals that are to be drained: not those that are being carried into the own one."""
+        """All files to be drained: not those that are being rescued into the own one."""
         if self._writer is None:
             return []
         files = self._writer.files
-        return [slot_file for slot_file in files.all if files.stuck or slot_file not in files.strays]
+        return [
+            slot_file for slot_file in files.all if files.rescue_failed or slot_file not in files.displaced
+        ]
 
     @property
     def adopted(self) -> tuple[SlotFile, ...]:
-        """What dead processes left, until it is drained."""
+        """Files of dead processes that are not drained yet."""
         return () if self._writer is None else self._writer.files.adopted
 
     async def adopt(self) -> None:
-        """Take over what dead processes have left since. Raises SpoolError where the directory cannot be read."""
+        """Adopt the files that dead processes have left since. Raises SpoolError where the directory cannot be read."""
         if self._writer is not None:
-            await self._writer.call(self._writer.files.open_leftovers)
+            await self._writer.call(self._writer.files.adopt_leftovers)
 
-    async def page(self, slot_file: SlotFile, after: int, rows_max: int) -> list[Row]:
-        """The next callbacks of a journal. Raises SpoolError."""
+    async def page(self, slot_file: SlotFile, after_id: int, rows_max: int) -> list[Row]:
+        """The next callbacks of a file, in order of arrival: rows with a larger id, PAGE_BYTES_MAX at most.
+
+        Raises SpoolError.
+        """
         writer = self._open_writer()
         return list(
-            await self._call(slot_file, writer.files.page, slot_file, after, rows_max, PAGE_BYTES_MAX)
+            await self._call(slot_file, writer.files.page, slot_file, after_id, rows_max, PAGE_BYTES_MAX)
         )
 
     async def delete(self, slot_file: SlotFile, rows: list[Row]) -> None:
@@ -177,28 +193,86 @@ class Spool:
         self._metrics.drained += len(rows)
         if not slot_file.adopted:
             for row in rows:
-                self._let_go_of(row.partition_hash)
+                self._uncount(row.partition_hash)
         left = self.callbacks + self.waiting
-        if not left:
-            self._held = array("I", bytes(4 * HELD_BUCKETS))  # however it was counted on the way
+        if not left:  # whatever was miscounted on the way
+            self._bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
         self.log.drained(len(rows), left)
 
-    # For whoever asks
+    # For /readyz and the metrics
 
     @property
     def callbacks(self) -> int:
+        """Callbacks in all files."""
         return sum(slot_file.file.state.callbacks for slot_file in self._all())
 
     @property
     def size_bytes(self) -> int:
-        """On the disk."""
+        """Bytes that they take on the disk."""
         return sum(slot_file.file.state.size_bytes for slot_file in self._all())
 
     @property
     def oldest_at_ms(self) -> int | None:
-        """When the callback that has lain here longest was written, by the wall clock."""
+        """When the oldest callback here was written, in milliseconds of the wall clock; None where there is none."""
         times = [slot_file.file.state.oldest_at_ms for slot_file in self._all()]
         return min((at_ms for at_ms in times if at_ms is not None), default=None)
+
+    # For the writer, whose events come in on the loop (`ingest.spool.writer.WriterEvents`)
+
+    def on_committed(self, result: CommitResult) -> None:
+        """Complete the write requests of a commit."""
+        self._metrics.commit_s.observe(result.took_s)
+        written = False
+        for request in result.requests:
+            try:
+                self._complete(request, result.error)
+            except Exception as error:  # noqa: BLE001 - of one completion: the others are completed all the same
+                self._tasks.failed("spool answers", error)
+            written = written or request.written
+        if result.error is not None:
+            self.on_unhealthy(result.error)
+        elif written:
+            self._on_healthy()
+            self.changed.set()
+
+    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
+        """Take over the counts of the own file, which was opened; `add`: on top of those there are."""
+        if add:
+            bucket_counts = array("I", map(int.__add__, self._bucket_counts, bucket_counts))
+        self._bucket_counts = bucket_counts
+        self.changed.set()
+
+    def on_damaged(self, name: str) -> None:
+        """Note that a damaged file was set aside under this name."""
+        self.damaged.append(name)
+        self.log.damaged(name)
+
+    def on_displaced(self, name: str, callbacks: int) -> None:
+        """Note that the file of this name, with so many callbacks, is gone from its path."""
+        self._metrics.spool_files_gone += 1
+        self.log.displaced(name, callbacks)
+
+    def on_rescued(self, partition_hashes: Sequence[int]) -> None:
+        """Count callbacks of dead processes that are in the own file now."""
+        for partition_hash in partition_hashes:
+            self._bucket_counts[partition_hash & _BUCKET_MASK] += 1
+
+    def on_displaced_closed(self, name: str, lost: int) -> None:
+        """Note that a displaced file is closed, and so many callbacks are lost with it."""
+        self.log.displaced_closed(name, lost)
+        self.changed.set()
+
+    def on_unhealthy(self, error: SpoolError) -> None:
+        """Note why the spool does not take callbacks, and probe it until it does."""
+        if self.error is None or self.error.code != error.code:
+            self.log.failed(error)
+        self.error = error
+        if self._probe_task is None and self._writer is not None:
+            self._probe_task = self._tasks.start("spool test", self._probe_until_healthy)
+
+    def on_thread_failed(self, error: BaseException) -> None:
+        """Report a fault in the writer thread."""
+        self._tasks.failed("spool writer", error)
 
     # Inside
 
@@ -211,6 +285,7 @@ class Spool:
         return self._writer
 
     async def _call(self, slot_file: SlotFile, function: Any, *arguments: Any) -> Any:
+        """Call this in the writer thread; a file that turns out to be damaged is set aside."""
         writer = self._open_writer()
         try:
             return await writer.call(function, *arguments)
@@ -221,74 +296,24 @@ class Spool:
                 await writer.call(writer.files.renew_own)
             raise
 
-    def _gather(self, reason: str) -> WriteRequest:
+    def _new_request(self, reason: str) -> WriteRequest:
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
         request = self._gathering[reason] = WriteRequest(reason)
         return request
 
     def _hand_over(self) -> None:
+        """Give the write requests of the last loop tick to the writer."""
         gathered, self._gathering = self._gathering, {}
         for request in gathered.values():
             if self._writer is None:
-                self._end(request, SpoolError(SPOOL_FAILED, "it is closed"))
+                self._complete(request, SpoolError(SPOOL_FAILED, "it is closed"))
                 continue
             self.log.spooling(request.reason)
-            request.timer = self._loop.call_later(PUT_TIMEOUT_S, self._look_again, request)
+            request.timer = self._loop.call_later(WRITE_TIMEOUT_S, self._recheck, request)
             self._writer.write(request)
 
-    # What the journal tells
-
-    def committed(self, committed: Committed) -> None:
-        self._metrics.commit_s.observe(committed.seconds)
-        written = False
-        for request in committed.requests:
-            try:
-                self._end(request, committed.error)
-            except Exception as error:  # noqa: BLE001 - of one who waits: the others are told all the same
-                self._tasks.failed("spool answers", error)
-            written = written or request.written
-        if committed.error is not None:
-            self.on_unhealthy(committed.error)
-        elif written:
-            self._on_healthy()
-            self.changed.set()
-
-    def opened(self, held: "array[int]", besides: bool) -> None:
-        if besides:
-            held = array("I", map(int.__add__, self._held, held))
-        self._held = held
-        self.changed.set()
-
-    def damaged_file(self, name: str) -> None:
-        self.damaged.append(name)
-        self.log.damaged(name)
-
-    def strayed(self, name: str, callbacks: int) -> None:
-        self._metrics.spool_files_gone += 1
-        self.log.strayed(name, callbacks)
-
-    def carried(self, partition_hashes: Sequence[int]) -> None:
-        for partition_hash in partition_hashes:
-            self._held[partition_hash & _BUCKET] += 1
-
-    def ended(self, name: str, lost: int) -> None:
-        self.log.ended(name, lost)
-        self.changed.set()
-
-    def on_unhealthy(self, error: SpoolError) -> None:
-        if self.error is None or self.error.code != error.code:
-            self.log.unwell(error)
-        self.error = error
-        if self._test is None and self._writer is not None:
-            self._test = self._tasks.start("spool test", self._try_until_well)
-
-    def thread_failed(self, error: BaseException) -> None:
-        self._tasks.failed("spool writer", error)
-
-    # Inside
-
-    def _end(self, request: WriteRequest, error: SpoolError | None) -> None:
+    def _complete(self, request: WriteRequest, error: SpoolError | None) -> None:
         if request.timer is not None:
             request.timer.cancel()
         count = len(request.values)
@@ -302,51 +327,49 @@ class Spool:
                     completion.set_result(None)
             return
         for partition_hash in request.partition_hashes:
-            self._let_go_of(partition_hash)
+            self._uncount(partition_hash)
         if error is not None:
             self._metrics.spool_failures[error.code] += count
             self.on_failed(request, error.code)
 
-    def _look_again(self, request: WriteRequest) -> None:
-        request.timer = self._loop.call_later(LOOK_AGAIN_S, self._give_up, request)
+    def _recheck(self, request: WriteRequest) -> None:
+        request.timer = self._loop.call_later(COMMIT_RECHECK_S, self._give_up, request)
 
     def _give_up(self, request: WriteRequest) -> None:
         request.given_up = True
         self._metrics.spool_failures[SPOOL_SLOW] += len(request.values)
         self.on_failed(request, SPOOL_SLOW)
-        self.on_unhealthy(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {PUT_TIMEOUT_S:g} s"))
+        self.on_unhealthy(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {WRITE_TIMEOUT_S:g} s"))
 
-    def _let_go_of(self, partition_hash: int) -> None:
-        if self._held[
-            partition_hash & _BUCKET
-        ]:  # counted anew meanwhile, where the file had to be opened again
-            self._held[partition_hash & _BUCKET] -= 1
+    def _uncount(self, partition_hash: int) -> None:
+        if self._bucket_counts[partition_hash & _BUCKET_MASK]:  # 0: recounted, as the file was opened again
+            self._bucket_counts[partition_hash & _BUCKET_MASK] -= 1
 
     def _on_healthy(self) -> None:
         if self.error is not None:
             self.error = None
-            self.log.well()
+            self.log.recovered()
 
-    async def _try_until_well(self) -> None:
-        """Write now and then, so that it gets well without a callback."""
+    async def _probe_until_healthy(self) -> None:
+        """Write now and then, so that the spool recovers without a callback."""
         while self.error is not None and self._writer is not None:
-            await asyncio.sleep(TRY_INTERVAL_S)
+            await asyncio.sleep(PROBE_INTERVAL_S)
             try:
-                await self._writer.call(self._writer.files.try_room)
+                await self._writer.call(self._writer.files.probe_room)
             except SpoolError as error:
                 self.on_unhealthy(error)
             else:
                 self._on_healthy()
-        self._test = None
+        self._probe_task = None
 
 
-def _tell(request: WriteRequest, code: str) -> None:
+def _fail_all(request: WriteRequest, code: str) -> None:
     for completion in request.completions:
         if not completion.done():
             completion.set_exception(NotStoredError(code))
 
 
-def _look_away(future: asyncio.Future[Any]) -> None:
-    """What cannot be closed properly at the end is for the next start."""
+def _ignore_outcome(future: asyncio.Future[Any]) -> None:
+    """Retrieve the error of the close: a file that is not closed properly is for the next start."""
     if not future.cancelled():
         future.exception()

@@ -1,12 +1,12 @@
 """The spool's writer thread: group commit to the disk, off the event loop.
 
-- Callbacks that gathered while the last commit ran go into the next one, as many as COMMIT_ROWS_MAX and the log's
-  bound allow; one wake-up of the loop tells all who wait.
-- Between two commits one other job runs: a page to drain, a deletion. Neither callbacks nor the drain starve.
+- Callbacks that gathered while the last commit ran go into the next one, as many as COMMIT_ROWS_MAX and the bound of
+  the write-ahead log allow. One wake-up of the loop completes all of them.
+- Between two commits one call runs: a page to drain, a deletion. So neither callbacks nor the drainer starve.
 - A commit that fails, fails its callbacks only; the next one tries again.
-- All files of the process (`ingest.spool.files`) are touched by this thread alone. It looks every LOOK_INTERVAL_S
-  whether they are still where they should be.
-- Whatever goes wrong in it, it is told, and goes on: nobody else would answer those who wait.
+- Only this thread touches the files of the process (`ingest.spool.files`). Every CHECK_INTERVAL_S it checks whether
+  they are still in place.
+- The thread survives every error of its own, and reports it: nothing else would complete the requests.
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from maskline.ingest.outcome import SPOOL_FAILED, Completions
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
-from maskline.ingest.spool.errors import SpoolError, of_the_system
+from maskline.ingest.spool.errors import SpoolError, from_os_error
 from maskline.ingest.spool.file import wal_max_bytes
-from maskline.ingest.spool.files import LOOK_INTERVAL_S, SpoolFiles
+from maskline.ingest.spool.files import CHECK_INTERVAL_S, FileEvents, SpoolFiles
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""
 RESTART_S: Final = 0.1
-"""Before the thread goes on after a fault of its own: bounds how often a lasting one is met."""
+"""Before the thread goes on after a fault of its own: bounds how often a lasting fault is reported."""
 CLOSE_TIMEOUT_S: Final = 5.0
-"""A disk that hangs must not hold up the end of the process for longer."""
+"""How long a disk that hangs may hold up the end of the process."""
 
 
 class WriteRequest:
-    """Callbacks of one loop tick on their way to the disk."""
+    """Callbacks of one loop tick on their way to the disk, all spooled for the same reason."""
 
     __slots__ = (
         "completions",
@@ -49,25 +49,24 @@ class WriteRequest:
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        """Why they are spooled."""
+        """The code why they are spooled."""
         self.completions: Completions = []
         self.partition_hashes: list[int] = []
         self.values: list[bytes] = []
         self.size_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
         self.given_up = False
-        """Nobody waits any more, and nobody was told that they are kept: not worth writing."""
+        """Nobody awaits them any more, and nobody was told that they are stored: not worth writing."""
         self.written = False
         """They lie in the file, or in a commit that failed."""
 
 
-class Committed(NamedTuple):
-    """What became of some Puts."""
+class CommitResult(NamedTuple):
+    """The outcome of a commit."""
 
     requests: list[WriteRequest]
     error: SpoolError | None
-    seconds: float
-    """How long the commit took."""
+    took_s: float
 
 
 class _Call(NamedTuple):
@@ -76,30 +75,24 @@ class _Call(NamedTuple):
     future: asyncio.Future[Any]
 
 
-class WriterEvents(Protocol):
-    """Whom the journal tells, on the loop."""
+class WriterEvents(FileEvents, Protocol):
+    """What the writer reports, on the event loop: what happens to files, and these."""
 
-    def committed(self, committed: Committed) -> None: ...
-
-    def opened(self, held: "array[int]", besides: bool) -> None: ...
-
-    def damaged_file(self, name: str) -> None: ...
-
-    def strayed(self, name: str, callbacks: int) -> None: ...
-
-    def carried(self, partition_hashes: Sequence[int]) -> None: ...
-
-    def ended(self, name: str, lost: int) -> None: ...
+    def on_committed(self, result: CommitResult) -> None:
+        """A commit has ended, well or not."""
 
     def on_unhealthy(self, error: SpoolError) -> None:
-        """The files cannot be looked at."""
+        """The files cannot be checked."""
 
-    def thread_failed(self, error: BaseException) -> None:
-        """A fault of the thread that nobody foresaw."""
+    def on_thread_failed(self, error: BaseException) -> None:
+        """An unforeseen error in the thread, which goes on."""
 
 
 class SpoolWriter:
-    """The thread. What is public is the loop's; `files` may be read there, and called by way of `call`."""
+    """Starts the thread. Its public methods are for the event loop, which may read `files` and reach it by `call`.
+
+    `slot`: of this process's own file. `max_bytes`: MASKLINE_SPOOL_MAX_BYTES.
+    """
 
     def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: WriterEvents) -> None:
         self._loop = asyncio.get_running_loop()
@@ -111,67 +104,72 @@ class SpoolWriter:
         self._requests: deque[WriteRequest] = deque()
         self._calls: deque[_Call] = deque()
         self._closing = False
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
     def write(self, request: WriteRequest) -> None:
-        """Have them written; the owner is told `committed`."""
+        """Write the callbacks of a request; `on_committed` reports the outcome."""
         self._queue.put(request)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
-        """Run this in the thread, when its turn comes; the future has what it returns or raises."""
+        """Call this in the thread, when its turn comes; the future has what it returns or raises."""
         future = self._loop.create_future()
         self._queue.put(_Call(function, arguments, future))
         return future
 
     async def close(self) -> bool:
-        """Write what waits, close the files and end the thread; whether that was done in time."""
+        """Write and call what waits, and end the thread. Returns whether that was done within CLOSE_TIMEOUT_S."""
         self._queue.put(None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._ended.wait()
         return self._ended.is_set()
 
-    # What happens to files, told in the thread
+    # Events of the files, which happen in the thread (`ingest.spool.files.FileEvents`): handed on to the loop
 
-    def opened(self, held: "array[int]", besides: bool) -> None:
-        self._tell(self._events.opened, held, besides)
+    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
+        """Hand the event on to the loop."""
+        self._call_on_loop(self._events.on_opened, bucket_counts, add)
 
-    def damaged(self, name: str) -> None:
-        self._tell(self._events.damaged_file, name)
+    def on_damaged(self, name: str) -> None:
+        """Hand the event on to the loop."""
+        self._call_on_loop(self._events.on_damaged, name)
 
-    def strayed(self, name: str, callbacks: int) -> None:
-        self._tell(self._events.strayed, name, callbacks)
+    def on_displaced(self, name: str, callbacks: int) -> None:
+        """Hand the event on to the loop."""
+        self._call_on_loop(self._events.on_displaced, name, callbacks)
 
-    def carried(self, partition_hashes: Sequence[int]) -> None:
-        self._tell(self._events.carried, partition_hashes)
+    def on_rescued(self, partition_hashes: Sequence[int]) -> None:
+        """Hand the event on to the loop."""
+        self._call_on_loop(self._events.on_rescued, partition_hashes)
 
-    def ended(self, name: str, lost: int) -> None:
-        self._tell(self._events.ended, name, lost)
+    def on_displaced_closed(self, name: str, lost: int) -> None:
+        """Hand the event on to the loop."""
+        self._call_on_loop(self._events.on_displaced_closed, name, lost)
 
     # In the thread
 
     def _run(self) -> None:
         while not (self._closing and not self._requests and not self._calls):
             try:
-                self._turn()
-            except BaseException as error:  # noqa: BLE001 - whatever it was, others wait for this thread
-                self._tell(self._events.thread_failed, error)
+                self._run_once()
+            except BaseException as error:  # noqa: BLE001 - whatever it was, requests wait for this thread
+                self._call_on_loop(self._events.on_thread_failed, error)
                 time.sleep(RESTART_S)
-        self._tell(self._ended.set)
+        self._call_on_loop(self._ended.set)
 
-    def _turn(self) -> None:
-        """Take what has come; where nothing has, work on what waits."""
-        idle = not self._requests and not self._calls and not self.files.carries
+    def _run_once(self) -> None:
+        """Take one item off the queue; where there is none, work on what was taken."""
+        idle = not self._requests and not self._calls and not self.files.rescue_due
         try:
-            item = self._queue.get(block=idle, timeout=LOOK_INTERVAL_S)
+            item = self._queue.get(block=idle, timeout=CHECK_INTERVAL_S)
         except Empty:
             self._check_files()
-            self._commit(self._requests)
-            self._answer(self._calls)
-            if self.files.carries:
-                self.files.carry()
+            self._commit()
+            self._run_call()
+            if self.files.rescue_due:
+                self.files.rescue()
             return
         if item is None:
             self._closing = True
@@ -182,15 +180,16 @@ class SpoolWriter:
 
     def _check_files(self) -> None:
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_INTERVAL_S
+        if now >= self._check_at:
+            self._check_at = now + CHECK_INTERVAL_S
             try:
-                self.files.look()
+                self.files.check_in_place()
             except SpoolError as error:
-                self._tell(self._events.on_unhealthy, error)
+                self._call_on_loop(self._events.on_unhealthy, error)
 
-    def _commit(self, waiting: deque[WriteRequest]) -> None:
-        """One commit of what waits, as much as fits into one."""
+    def _commit(self) -> None:
+        """Commit the requests that wait, as many as fit into one commit."""
+        waiting = self._requests
         if not waiting:
             return
         batch: list[WriteRequest] = []
@@ -207,11 +206,14 @@ class SpoolWriter:
             if not request.given_up:
                 count += len(request.values)
                 size_bytes += request.size_bytes
-        started = time.perf_counter()
+        began_at = time.perf_counter()
         error = self._insert(batch)
-        self._tell(self._events.committed, Committed(batch, error, time.perf_counter() - started))
+        self._call_on_loop(
+            self._events.on_committed, CommitResult(batch, error, time.perf_counter() - began_at)
+        )
 
     def _insert(self, batch: list[WriteRequest]) -> SpoolError | None:
+        """Write the requests that were not given up, fsynced. Returns why not, None where it went well."""
         try:
             rows: list[tuple[int, bytes]] = []
             for request in batch:
@@ -222,28 +224,28 @@ class SpoolWriter:
                 self.files.insert(rows)
         except SpoolError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - no memory, say: whatever it was, these are not kept
-            self._tell(self._events.thread_failed, error)
+        except Exception as error:  # noqa: BLE001 - no memory, for example: these are not stored
+            self._call_on_loop(self._events.on_thread_failed, error)
             return SpoolError(SPOOL_FAILED, type(error).__name__)
         return None
 
-    def _answer(self, calls: deque[_Call]) -> None:
-        if not calls:
+    def _run_call(self) -> None:
+        if not self._calls:
             return
-        call = calls.popleft()
+        call = self._calls.popleft()
         try:
             result = call.function(*call.arguments)
         except OSError as error:
-            self._tell(_resolve, call.future, None, of_the_system(error))
+            self._call_on_loop(_resolve, call.future, None, from_os_error(error))
         except Exception as error:  # noqa: BLE001 - it is the caller's
-            self._tell(_resolve, call.future, None, error)
+            self._call_on_loop(_resolve, call.future, None, error)
         except BaseException as error:
-            self._tell(_resolve, call.future, None, SpoolError(SPOOL_FAILED, type(error).__name__))
+            self._call_on_loop(_resolve, call.future, None, SpoolError(SPOOL_FAILED, type(error).__name__))
             raise
         else:
-            self._tell(_resolve, call.future, result, None)
+            self._call_on_loop(_resolve, call.future, result, None)
 
-    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before its spool
             self._loop.call_soon_threadsafe(function, *arguments)
 

@@ -151,7 +151,7 @@ def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
 
 
 def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.spool.spool.PUT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("maskline.ingest.spool.spool.WRITE_TIMEOUT_S", 0.1)
 
     async def run():
         async with delivering(node_settings(redis_server.url, namespace), draining=False) as it:

@@ -136,8 +136,8 @@ async def test_a_disk_that_is_full_at_the_start(before):
 
 
 async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("maskline.ingest.spool.spool.PUT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr("maskline.ingest.spool.spool.LOOK_AGAIN_S", 0.01)
+    monkeypatch.setattr("maskline.ingest.spool.spool.WRITE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("maskline.ingest.spool.spool.COMMIT_RECHECK_S", 0.01)
     async with spooling() as (spool, metrics):
         hangs, free = threading.Event(), threading.Event()
         hanging = spool._writer.call(lambda: (hangs.set(), free.wait()))
@@ -194,8 +194,8 @@ async def test_a_file_that_gets_damaged_is_set_aside_and_nothing_refused(spool_o
         for _ in range(3):
             await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(300)))
         (own,) = spool.files()
-        await spool._writer.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
-        await spool._writer.call(own.file._ask, "PRAGMA cache_size = 1")
+        await spool._writer.call(own.file._execute, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await spool._writer.call(own.file._execute, "PRAGMA cache_size = 1")
         with own.file.path.open("r+b") as raw:
             size = raw.seek(0, 2)
             raw.seek(4096)
@@ -209,8 +209,8 @@ async def test_what_is_damaged_is_found_by_reading_too(spool_of_its_own):
     async with spooling() as (spool, _):
         await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(600)))
         (own,) = spool.files()
-        await spool._writer.call(own.file._ask, "PRAGMA wal_checkpoint(TRUNCATE)")
-        await spool._writer.call(own.file._ask, "PRAGMA cache_size = 1")
+        await spool._writer.call(own.file._execute, "PRAGMA wal_checkpoint(TRUNCATE)")
+        await spool._writer.call(own.file._execute, "PRAGMA cache_size = 1")
         with own.file.path.open("r+b") as raw:
             size = raw.seek(0, 2)
             raw.seek(4096)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from maskline.ingest.spool.directory import SpoolDirectory, _why_unusable, remedy
+from maskline.ingest.spool.directory import SpoolDirectory, _describe_unusable, permission_fix
 from maskline.schemas.errors import ConfigError
 
 
 def test_each_takes_the_lowest_free_slot(tmp_path):
     directory = SpoolDirectory(tmp_path / "not" / "there" / "yet", "ns")
-    slots = [directory.take_slot() for _ in range(3)]
+    slots = [directory.acquire_slot() for _ in range(3)]
     assert [slot.number for slot in slots] == [0, 1, 2]
     slots[1].release()
-    again = directory.take_slot()
+    again = directory.acquire_slot()
     assert (again.number, again.path.name) == (1, "spool-ns-1.db")
     for slot in (slots[0], slots[2], again):
         slot.release(remove=True)
@@ -26,13 +26,13 @@ def test_each_takes_the_lowest_free_slot(tmp_path):
 
 
 def test_the_directory_is_for_its_owner_only(tmp_path):
-    SpoolDirectory(tmp_path / "spool", "ns").take_slot().release()
+    SpoolDirectory(tmp_path / "spool", "ns").acquire_slot().release()
     assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
 
 
 def test_leftovers_are_journals_that_nobody_holds(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
-    slots = [directory.take_slot() for _ in range(5)]
+    slots = [directory.acquire_slot() for _ in range(5)]
     for slot in slots[:4]:
         slot.path.write_bytes(b"x")
     for slot in slots[1:]:
@@ -46,19 +46,19 @@ def test_leftovers_are_journals_that_nobody_holds(tmp_path):
 
 @pytest.mark.parametrize("namespace", ["n", "ns-1", "ns-2", "s"])
 def test_another_namespace_is_none_of_ours(tmp_path, namespace):
-    slot = SpoolDirectory(tmp_path, "ns").take_slot()
+    slot = SpoolDirectory(tmp_path, "ns").acquire_slot()
     slot.path.write_bytes(b"12345")
     slot.release()
     other = SpoolDirectory(tmp_path, namespace)
     assert list(other.leftovers()) == []
-    own = other.take_slot()
+    own = other.acquire_slot()
     assert own.path != slot.path
     assert other.other_bytes(own.path) == 5
 
 
 def test_other_bytes_are_all_but_ones_own_and_the_damaged(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
-    own = directory.take_slot().path
+    own = directory.acquire_slot().path
     for name, size in (
         (own.name, 1), (f"{own.name}-wal", 10), ("spool-ns-1.db", 100), ("spool-ns-1.db-wal", 1000),
         ("spool-ns-1.db.damaged-17", 10_000), ("something else", 100_000),
@@ -70,7 +70,7 @@ def test_other_bytes_are_all_but_ones_own_and_the_damaged(tmp_path):
 
 def test_setting_aside_keeps_the_log_with_the_file_and_earlier_damage(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
-    slot = directory.take_slot()
+    slot = directory.acquire_slot()
     names = []
     for content in (b"first", b"second"):
         slot.path.write_bytes(content)
@@ -86,7 +86,7 @@ def test_setting_aside_keeps_the_log_with_the_file_and_earlier_damage(tmp_path):
 def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="^MASKLINE_SPOOL_DIR: "):
-        SpoolDirectory(tmp_path / path, "ns").take_slot()
+        SpoolDirectory(tmp_path / path, "ns").acquire_slot()
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
     ],
 )
 def test_the_command_that_mends_a_directory(owner, writable, mend):
-    assert remedy("'/a b'", owner, 10001, 10002, writable=writable) == mend
+    assert permission_fix("'/a b'", owner, 10001, 10002, writable=writable) == mend
 
 
 def test_a_file_system_that_cannot_be_written_wants_a_volume():
     error = OSError(errno.EROFS, "Read-only file system")
-    assert _why_unusable(Path("spool"), error) == (
+    assert _describe_unusable(Path("spool"), error) == (
         "spool cannot be used: Read-only file system: mount a volume there"
     )
 
@@ -124,7 +124,7 @@ def test_a_directory_of_another_user_names_the_user_and_the_command():
             directory.chmod(0o500)
             mend = f"chmod u+rwx {directory}"
         with pytest.raises(ConfigError) as caught:
-            SpoolDirectory(redis, "ns").take_slot()
+            SpoolDirectory(redis, "ns").acquire_slot()
         assert str(caught.value) == (
             f"MASKLINE_SPOOL_DIR: {redis} cannot be used: Permission denied: "
             f"this process is uid {os.geteuid()}; as root: {mend}"
@@ -138,25 +138,25 @@ def test_a_directory_of_another_user_names_the_user_and_the_command():
 def test_a_link_to_a_directory_is_as_good(tmp_path):
     (tmp_path / "volume").mkdir()
     (tmp_path / "spool").symlink_to(tmp_path / "volume")
-    SpoolDirectory(tmp_path / "spool", "ns").take_slot()
+    SpoolDirectory(tmp_path / "spool", "ns").acquire_slot()
     assert [path.name for path in (tmp_path / "volume").iterdir()] == ["spool-ns-0.lock"]
 
 
 def test_a_slot_that_is_removed_while_others_reach_for_it_is_never_held_twice(tmp_path):
-    held: set[int] = set()
+    bucket_counts: set[int] = set()
     problems: list[int] = []
     guard = threading.Lock()
 
     def use() -> None:
         directory = SpoolDirectory(tmp_path, "ns")
         for _ in range(200):
-            slot = directory.take_slot()
+            slot = directory.acquire_slot()
             with guard:
-                if slot.number in held:
+                if slot.number in bucket_counts:
                     problems.append(slot.number)
-                held.add(slot.number)
+                bucket_counts.add(slot.number)
             with guard:
-                held.discard(slot.number)
+                bucket_counts.discard(slot.number)
             slot.release(remove=True)
 
     threads = [threading.Thread(target=use) for _ in range(4)]

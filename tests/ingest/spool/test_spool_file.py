@@ -10,7 +10,7 @@ import pytest
 
 from maskline.ingest.spool.directory import wal_of
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.file import HELD_BUCKETS, SpoolFile
+from maskline.ingest.spool.file import SESSION_BUCKETS, SpoolFile
 
 MIB = 1 << 20
 
@@ -45,9 +45,9 @@ def test_what_is_written_is_read_in_order_also_after_opening_it_again(tmp_path, 
         assert values(everything(file)) == written
         assert file.state.callbacks == count
         assert file.state.size_bytes > sum(len(value) for _, value in written)
-        assert sum(file.held) == count
+        assert sum(file.bucket_counts) == count
         for partition_hash, _ in written:
-            assert file.held[partition_hash % HELD_BUCKETS] >= 1
+            assert file.bucket_counts[partition_hash % SESSION_BUCKETS] >= 1
 
 
 def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_path):
@@ -89,7 +89,7 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
 
 
 def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path, monkeypatch):
-    ask = SpoolFile._ask
+    ask = SpoolFile._execute
 
     def full(self, statement, values=()):
         if statement == "COMMIT":
@@ -100,7 +100,7 @@ def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path,
     with journal_file(tmp_path) as file:
         file.insert(rows)
         with monkeypatch.context() as patch:
-            patch.setattr(SpoolFile, "_ask", full)
+            patch.setattr(SpoolFile, "_execute", full)
             file.delete([1, 2, 3])
             file.delete([4])
             assert (values(everything(file, rows_max=2)), file.state.callbacks) == (rows[4:], 6)
@@ -108,12 +108,12 @@ def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path,
         file.delete([5])  # there is room again
         assert (values(everything(file)), file.state.callbacks) == (rows[5:], 5)
         with monkeypatch.context() as patch:
-            patch.setattr(SpoolFile, "_ask", full)
+            patch.setattr(SpoolFile, "_execute", full)
             file.delete([6, 7, 8, 9, 10])
             assert (everything(file), file.state.callbacks, file.is_empty()) == ([], 0, True)
         file.shrink()
         assert file.is_open
-        assert file._ask("SELECT count(*) FROM spool") == (0,)
+        assert file._execute("SELECT count(*) FROM spool") == (0,)
         assert file.insert(rows).start == 11
         assert values(everything(file)) == rows
 
@@ -143,9 +143,9 @@ def test_the_bound_holds_and_the_space_is_used_again(tmp_path):
         assert file.state.callbacks == written
         assert file.path.stat().st_size + wal_of(file.path).stat().st_size <= MIB
         with pytest.raises(SpoolError):
-            file.try_room()
+            file.probe_room()
         file.delete([row.id for row in everything(file)[:100]])
-        file.try_room()
+        file.probe_room()
         for _ in range(50):
             file.insert([(1, bytes(1000))])
 

@@ -140,7 +140,7 @@ async def test_what_was_answered_before_it_is_carried_without_another_callback(
         await asyncio.gather(*(spool.write("x", 1, value) for value in values))
         way(spool_of_its_own)
         await until(lambda: set(found(spool_of_its_own, tmp_path / "copy")) == set(values))
-        await until(lambda: not spool._writer.files.strays)
+        await until(lambda: not spool._writer.files.displaced)
         assert spool.callbacks in {2000, 4000}  # twice, where somebody made a copy of the file
         assert spool.holds(1)
         await spool.write("x", 1, b"after")
@@ -280,10 +280,10 @@ async def test_a_fault_in_the_thread_ends_neither_it_nor_the_test_for_room():
             await spool._writer.call(end)
         await until(lambda: spool.tasks.failures["spool writer"] == 1)
         await spool.write("x", 1, b"a")
-        spool._writer.files.try_room = None  # no function: an error that nobody foresaw
-        spool._give_up(spool._gather("x"))
+        spool._writer.files.probe_room = None  # no function: an error that nobody foresaw
+        spool._give_up(spool._new_request("x"))
         await until(lambda: spool.tasks.failures["spool test"])
-        del spool._writer.files.try_room
+        del spool._writer.files.probe_room
         await until(lambda: spool.error is None)
 
 
