@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import redis
 
-from maskline.console.embedded import find_server
+from maskline.console.embedded_server import find_server
 
 ROOT: Final = Path(__file__).parent.parent
 HOME: Final = ROOT / ".bench"

@@ -16,8 +16,8 @@ from rich import box
 from rich.table import Table
 
 from maskline.console.arguments import positive
-from maskline.console.inquiry import Inquiry, about, ask
-from maskline.console.letters import all_letters, decode_entry, latest_letters
+from maskline.console.dead_letters import all_letters, decode_entry, latest_letters
+from maskline.console.redis_reader import RedisReader, query_for, run_with_reader
 from maskline.console.tables import print_table
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, get_logger
@@ -33,19 +33,19 @@ REASON_SHOWN_CHARS: Final = 60
 _log = get_logger("maskline.console")
 
 
-class NoSuchLetterError(MasklineError):
-    """The id names no dead letter."""
+class NoSuchDeadLetterError(MasklineError):
+    """No dead letter has the ID that the operator gave."""
 
 
-class Row(msgspec.Struct, frozen=True):
-    """What the list says of a dead letter; `--json` prints exactly this."""
+class DeadLetterRow(msgspec.Struct, frozen=True):
+    """A dead letter as listed; `--json` prints exactly these fields."""
 
     id: str
     session_uuid: str | None
     event_name: str | None
     sequence_number: int | None
     handler: str | None
-    """None if none was reached."""
+    """None if no handler was reached."""
     code: str
     reason: str
     attempts: int
@@ -56,6 +56,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline dead` with these arguments; the exit code."""
     arguments = _parser().parse_args(argv)
     command: int = arguments.run(arguments)
     return command
@@ -83,35 +84,35 @@ def _parser() -> CommandParser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    async def question(inquiry: Inquiry) -> int:
-        rows = await read_rows(inquiry, arguments.session or "", arguments.limit)
+    async def command(reader: RedisReader) -> int:
+        rows = await read_rows(reader, arguments.session or "", arguments.limit)
         if arguments.json:
             _print_json(rows)
         else:
             _print_rows(rows)
         return 0
 
-    return ask(question)
+    return run_with_reader(command)
 
 
-async def read_rows(inquiry: Inquiry, session: str = "", limit: int | None = None) -> list[Row]:
-    """Dead letters, by when they were given up: all of them, or the latest, or those of a session.
+async def read_rows(reader: RedisReader, session: str = "", limit: int | None = None) -> list[DeadLetterRow]:
+    """Dead letters in the order in which they were given up: all, those of a session, the latest `limit`, or both.
 
-    Only their rows are held, not their callbacks.
+    Keeps their rows in memory, not their callbacks.
     """
 
     def wanted(letter: DeadLetter) -> bool:
         return not session or letter.session_uuid == session
 
     if limit is not None:
-        rows = [_row(*letter) for letter in await latest_letters(inquiry, limit, wanted)]
+        rows = [_row(*letter) for letter in await latest_letters(reader, limit, wanted)]
     else:
-        rows = [_row(*letter) async for letter in all_letters(inquiry) if wanted(letter[2])]
+        rows = [_row(*letter) async for letter in all_letters(reader) if wanted(letter[2])]
     return sorted(rows, key=lambda row: (row.failed_at, row.partition, row.id))
 
 
-def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
-    return Row(
+def _row(partition: int, entry_id: str, letter: DeadLetter) -> DeadLetterRow:
+    return DeadLetterRow(
         id=public_id(partition, entry_id),
         session_uuid=letter.session_uuid,
         event_name=letter.event_name,
@@ -129,7 +130,7 @@ def _row(partition: int, entry_id: str, letter: DeadLetter) -> Row:
     )
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[DeadLetterRow]) -> None:
     if rows:
         table = Table(box=box.SIMPLE)
         for name in ("id", "failed at", "session", "event", "number", "handler", "tries", "reason"):
@@ -154,11 +155,11 @@ def _print_rows(rows: list[Row]) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    async def question(inquiry: Inquiry) -> int:
-        configure_logging(inquiry.settings)
-        partition, entry_id, letter = await _read_letter(inquiry, arguments.id)
+    async def command(reader: RedisReader) -> int:
+        configure_logging(reader.settings)
+        partition, entry_id, letter = await _read_letter(reader, arguments.id)
         if arguments.reveal:
-            _log.warning("phone numbers of a dead letter are shown", id=arguments.id, user=_user())
+            _log.warning("dead letter revealed", id=arguments.id, user=_user())
         whole = describe(partition, entry_id, letter, reveal=arguments.reveal)
         if arguments.json:
             _print_json(whole)
@@ -167,19 +168,19 @@ def _show(arguments: argparse.Namespace) -> int:
                 print(line)
         return 0
 
-    return ask(question)
+    return run_with_reader(command)
 
 
-async def _read_letter(inquiry: Inquiry, text: str) -> tuple[int, str, DeadLetter]:
-    unknown = NoSuchLetterError(f"there is no dead letter {text[:60]!r}")
+async def _read_letter(reader: RedisReader, text: str) -> tuple[int, str, DeadLetter]:
+    unknown = NoSuchDeadLetterError(f"there is no dead letter {text[:60]!r}")
     try:
         partition, entry_id = split_public_id(text)
     except ValueError:
         raise unknown from None
-    if not 0 <= partition < inquiry.partitions:
+    if not 0 <= partition < reader.partitions:
         raise unknown
-    stream = inquiry.keys.dead(partition)
-    (reply,) = await inquiry.send([about(stream, "XRANGE", stream, entry_id, entry_id, "COUNT", 1)])
+    stream = reader.keys.dead(partition)
+    (reply,) = await reader.send([query_for(stream, "XRANGE", stream, entry_id, entry_id, "COUNT", 1)])
     if not reply or isinstance(reply, hiredis.ReplyError):
         raise unknown
     _, letter = decode_entry(reply[0])
@@ -189,8 +190,8 @@ async def _read_letter(inquiry: Inquiry, text: str) -> tuple[int, str, DeadLette
 
 
 def describe(partition: int, entry_id: str, letter: DeadLetter, *, reveal: bool) -> dict[str, Any]:
-    """Everything about a dead letter. Without `reveal`, no text in it holds a phone number."""
-    masked = (lambda text: text) if reveal else redact
+    """Everything known about a dead letter, as a JSON object. Without `reveal`, no text in it holds a phone number."""
+    shown = (lambda text: text) if reveal else redact
     whole: dict[str, Any] = msgspec.structs.asdict(_row(partition, entry_id, letter))
     whole["entry_id"] = letter.entry_id
     whole["traceback"] = None if letter.traceback is None else redact(letter.traceback)
@@ -199,8 +200,8 @@ def describe(partition: int, entry_id: str, letter: DeadLetter, *, reveal: bool)
         callback = decode_callback(letter.callback)
     except UndecodableEntryError:
         whole["foreign_entry"] = {
-            masked(_text(name)): masked(_text(value)) for name, value in letter.foreign_fields
-        } or masked(_text(letter.callback))
+            shown(_text(name)): shown(_text(value)) for name, value in letter.foreign_fields
+        } or shown(_text(letter.callback))
     else:
         whole["request"] = _request(callback, reveal=reveal)
     return whole
@@ -219,17 +220,17 @@ def _request(callback: RawCallback, *, reveal: bool) -> dict[str, Any]:
         )
     except NotDecodableError as error:
         request["not_decodable"] = str(error)
-        masked = (lambda text: text) if reveal else redact
-        return request | {"query": masked(_text(callback.query)), "body": masked(_text(callback.body))}
+        shown = (lambda text: text) if reveal else redact
+        return request | {"query": shown(_text(callback.query)), "body": shown(_text(callback.body))}
     request["parameters"] = [
-        [name, value] if reveal else [redact(name), _masked(name, value)] for name, value in pairs
+        [name, value] if reveal else [redact(name), _redacted(name, value)] for name, value in pairs
     ]
     if reveal:
         request |= {"query": _text(callback.query), "body": _text(callback.body)}
     return request
 
 
-def _masked(name: str, value: str) -> str:
+def _redacted(name: str, value: str) -> str:
     if name in NUMBER_ATTRIBUTES and value:
         return number_token(value)
     return redact(value)
@@ -264,7 +265,7 @@ def _shown(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without control characters: what a stranger sent must not steer the terminal."""
+    """Escape control characters: a text from outside must not control the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
@@ -273,7 +274,7 @@ def _text(value: bytes) -> str:
 
 
 def _time(milliseconds: int) -> datetime | None:
-    """None for what is no time between the years 1 and 9999, whoever wrote it."""
+    """Milliseconds since the epoch as a time in UTC; None outside the years 1 to 9999."""
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (OverflowError, ValueError, OSError):

@@ -1,6 +1,6 @@
 """`maskline dev --demo`: plays a few dozen shuffled sessions at the running nodes and judges what came out.
 
-The judge knows what was sent. It asks for little, so that a slow machine is no failure: everything sent was handled
+The compare knows what was sent. It asks for little, so that a slow machine is no failure: everything sent was handled
 exactly once, and within a session and run the numbers rise, but for what was flagged late.
 """
 
@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from maskline.console.live import Handled, listen
-from maskline.console.simulate.plan import PlanOptions, SessionPlan, fit, interleave, plan_sessions
+from maskline.console.dev_handler import HandledEvent, listen
+from maskline.console.simulate.plan import PlanOptions, SessionPlan, fit_to_rate, interleave, plan_sessions
 from maskline.console.simulate.player import Player, Target
-from maskline.console.simulate.report import Ledger, report
+from maskline.console.simulate.report import PlanProgress, report
 from maskline.console.simulate.sessions import SessionOptions
 from maskline.schemas.settings import Settings
 
@@ -26,13 +26,13 @@ SETTLE_TIMEOUT_S: Final = 30.0
 Key = tuple[str, str, int | None]
 
 
-class Verdict(NamedTuple):
+class Comparison(NamedTuple):
     sent: int
     """Different callbacks, duplicates not counted."""
     missing: int
     """Sent and not handled."""
     repeated: int
-    """Handled more often than sent."""
+    """HandledEvent more often than sent."""
     misplaced: int
     """Behind a greater number of their lane and run, and not flagged late."""
 
@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
         return not (self.missing or self.repeated or self.misplaced)
 
 
-def judge(sent: Counter[Key], handled: Iterable[Handled]) -> Verdict:
+def compare(sent: Counter[Key], handled: Iterable[HandledEvent]) -> Comparison:
     """Compare what was sent (session, event name, number) with what was handled, in that order."""
     seen: Counter[Key] = Counter()
     latest: dict[tuple[str, bool, int], int] = {}
@@ -54,7 +54,7 @@ def judge(sent: Counter[Key], handled: Iterable[Handled]) -> Verdict:
         if event.number <= latest.get(lane, -1):
             misplaced += 1
         latest[lane] = event.number
-    return Verdict(sent.total(), (sent - seen).total(), (seen - sent).total(), misplaced)
+    return Comparison(sent.total(), (sent - seen).total(), (seen - sent).total(), misplaced)
 
 
 class Demo:
@@ -70,13 +70,13 @@ class Demo:
             losses=0.01,
             session=session,
         )
-        self.options = fit(options, RATE)
+        self.options = fit_to_rate(options, RATE)
         self._shared = settings.recording_sequence == "shared"
         self._settle_s = settings.gap_timeout_ms / 1000 + SETTLE_TIMEOUT_S
         self._target = target
         self._sent: Counter[Key] = Counter()
         self._sessions: set[str] = set()
-        self._handled: list[Handled] = []
+        self._handled: list[HandledEvent] = []
         self._progress = asyncio.Event()
 
     async def play(self, stop: asyncio.Event, write: Callable[[str], None]) -> bool:
@@ -86,22 +86,22 @@ class Demo:
             f"playing {options.sessions} sessions: {options.shuffle:.0%} of the callbacks come up to "
             f"{options.window} places late, {options.duplicates:.0%} twice, {options.losses:.0%} never"
         )
-        ledger = Ledger(self._plan)
+        progress = PlanProgress(self._plan)
         end = listen(self._note)
         try:
-            player = Player(self._target, rate=RATE, on_sent=ledger.sent)
-            tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), stop)
+            player = Player(self._target, rate=RATE, on_sent=progress.sent)
+            tally = await player.play(interleave(progress.record(plan_sessions(options)), options), stop)
             if not stop.is_set() and tally.all_taken:
                 await self._settled(stop)
         finally:
             end()
         if stop.is_set():
             return True
-        verdict = judge(self._sent, self._handled)
-        summary = report(str(self._target.url), options, ledger, tally)
+        verdict = compare(self._sent, self._handled)
+        summary = report(str(self._target.url), options, progress, tally)
         orders = Counter(handled.order for handled in self._handled)
         write(
-            f"{ledger.sessions} sessions: {verdict.sent} events sent, {summary['duplicates']} of them twice, "
+            f"{progress.sessions} sessions: {verdict.sent} events sent, {summary['duplicates']} of them twice, "
             f"{summary['lost']} lost on purpose; p99 of the answers {summary['latency_ms']['p99']:.0f} ms"
         )
         write(
@@ -126,7 +126,7 @@ class Demo:
             if not send.duplicate:
                 self._sent[event.session_uuid, event.event_name, event.number] += 1
 
-    def _note(self, handled: Handled) -> None:
+    def _note(self, handled: HandledEvent) -> None:
         if handled.session_uuid in self._sessions:
             # With one sequence for both, recording events stand in the lane of the others.
             self._handled.append(handled._replace(recording=handled.recording and not self._shared))

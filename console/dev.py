@@ -19,14 +19,14 @@ import aiohttp
 import msgspec
 from rich.console import Console
 
-from maskline.console import live
+from maskline.console import dev_handler
 from maskline.console.account import STATE_DIRECTORY, Account, find_account, throw_away_account
 from maskline.console.arrivals import Arrivals
 from maskline.console.demo import Demo
-from maskline.console.embedded import EmbeddedServer
+from maskline.console.embedded_server import EmbeddedServer
+from maskline.console.live_view import Counts, LiveView
 from maskline.console.simulate.command import DEFAULT_URL
 from maskline.console.simulate.player import Target
-from maskline.console.view import Counts, View
 from maskline.ingest.node import IngestNode
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, unblock_standard_streams
@@ -85,7 +85,7 @@ class Dev:
             settings = await self._prepare(stack)
             ingest_settings, worker_settings = self._with_ports(settings)
             ingest = IngestNode(ingest_settings, spool_may_vanish=True)
-            worker = WorkerNode(worker_settings, handler_modules=[live])
+            worker = WorkerNode(worker_settings, handler_modules=[dev_handler])
             view = await self._view(stack, settings)
             await worker.start()
             stack.push_async_callback(worker.stop)
@@ -101,7 +101,7 @@ class Dev:
             return await self._serve(stop, settings, _target(settings, account, ingest.url), worker, view)
 
     async def _serve(
-        self, stop: asyncio.Event, settings: Settings, target: Target, worker: WorkerNode, view: View
+        self, stop: asyncio.Event, settings: Settings, target: Target, worker: WorkerNode, view: LiveView
     ) -> int:
         """Until stopped, or until something ends that must not."""
         stopped = asyncio.create_task(stop.wait())
@@ -179,7 +179,7 @@ class Dev:
         if port != wanted:
             self._say(f"{what}: {wanted} is taken, so it is {port}")
 
-    async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> View:
+    async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> LiveView:
         """A view that writes until everything else has stopped."""
         endpoint = RedisEndpoint(settings)
         if endpoint.is_cluster:
@@ -191,7 +191,7 @@ class Dev:
         stack.callback(connection.close)
         arrivals = Arrivals(connection, Keys(settings.namespace, settings.group), settings.partitions)
         await arrivals.start()
-        view = View(self._console, arrivals, lambda: _counts(arrivals, self._worker))
+        view = LiveView(self._console, arrivals, lambda: _counts(arrivals, self._worker))
         tasks = [asyncio.create_task(arrivals.run()), asyncio.create_task(view.run())]
 
         async def end() -> None:
@@ -201,7 +201,7 @@ class Dev:
             await asyncio.gather(*tasks, return_exceptions=True)
 
         stack.push_async_callback(end)
-        stack.callback(live.listen(view.show))
+        stack.callback(dev_handler.listen(view.show))
         return view
 
     # Speaking
@@ -223,7 +223,7 @@ class Dev:
         if settings.handlers:
             self._say(f"handlers    {', '.join(settings.handlers)}")
         self._say()
-        self._say("Send one event by hand:")
+        self._say("PlannedRequest one event by hand:")
         self._say("  " + curl_line(_target(settings, account, ingest.url)))
         self._say("Play sessions from another terminal in this directory:")
         self._say("  " + simulate_line(ingest.url))
@@ -281,7 +281,7 @@ def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
     released = stats.released
     return Counts(
         arrived=arrivals.total,
-        handled=stats.handled[live.NAME],
+        handled=stats.handled[dev_handler.NAME],
         in_order=released["in_order"],
         after_gap=released["after_gap"],
         late=released["late"],

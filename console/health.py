@@ -166,7 +166,7 @@ class _Asked(NamedTuple):
 
 
 def ask(targets: Sequence[Target], path: str, deadline: float, timeout_s: float) -> list[Answer]:
-    """Send each the question, then read the answers: so they all have the time until the deadline."""
+    """Send the request to each, then read the answers, so that all of them have the time until the deadline."""
     asked = [_send(target, path, deadline) for target in targets]
     answers = []
     for target, address, sock, trouble in asked:

@@ -1,7 +1,7 @@
 """`maskline status`: who owns which partitions, what waits, what was given up.
 
-Exit code 1 where something needs a person: no live worker, callbacks that wait in partitions nobody owns, a Redis that
-is nearly full, or filled by dead letters. Some dead letters alone are a warning, and no fault of the system.
+The exit code is 1 if something needs a person: no live worker, callbacks waiting in partitions without an owner, a
+Redis that is nearly full or filled by dead letters. A few dead letters alone are a warning, as the system works.
 """
 
 import sys
@@ -14,7 +14,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
-from maskline.console.inquiry import Inquiry, Question, about, ask
+from maskline.console.redis_reader import Query, RedisReader, query_for, run_with_reader
 from maskline.console.tables import plain_console, print_table
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.redis.pipeline import pack
@@ -23,41 +23,46 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.worker.partitions.dead_letter_counts import size_of
 
 PER_PARTITION: Final = 6
-"""Commands about one partition, in the order in which `_read_partition` takes the replies."""
+"""Commands about one partition, whose replies `_read_partition` takes in their order."""
 WORKERS_NAMED_MAX: Final = 20
 """Workers listed for a reader; `--json` has them all."""
 
 
 DEAD_HIGH: Final = 0.25
-"""Dead letters that take more than this part of maxmemory are a problem: they stay, and what comes in has less room."""
+"""Share of maxmemory above which dead letters are a problem: they stay, and leave less room for new callbacks."""
 
 
 class PartitionStatus(msgspec.Struct, frozen=True):
+    """One partition as seen by the group; part of `--json`."""
+
     partition: int
     owner: str | None
-    """The worker's id; None where nobody holds the lease."""
+    """The worker's ID; None if no worker holds the lease."""
     fencing_token: int | None
     lease_ms: int | None
-    """What is left of the lease."""
+    """Milliseconds until the lease expires."""
     stored: int
     """Callbacks in the stream, handled ones in retention included."""
     unread: int
-    """Callbacks behind the group's cursor."""
+    """Callbacks after the group's cursor."""
     pending: int
-    """Callbacks read and not done: under way, being retried, or waiting for a missing number."""
+    """Callbacks read and not finished: under way, being retried, or waiting for a missing number."""
     dead_letters: int
     dead_bytes: int | None = None
-    """What they take of Redis's memory, about; None where it does not tell."""
+    """Redis memory that they take, roughly, in bytes; None if the server does not tell."""
 
     @property
     def waiting(self) -> int:
+        """Callbacks that are not handled yet."""
         return self.unread + self.pending
 
 
 class RedisStatus(msgspec.Struct, frozen=True):
+    """The server, or one of a cluster; part of `--json`."""
+
     address: str
     connected_to: list[str]
-    """The addresses that its name, or names, have led to."""
+    """The addresses that its name, or names, resolved to, as ip:port."""
     version: str
     used_memory_bytes: int
     maxmemory_bytes: int
@@ -65,14 +70,16 @@ class RedisStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
     namespace: str
     group: str
     healthy: bool
     problems: list[str]
     warnings: list[str]
-    """What needs no person yet, and may."""
+    """What needs no person yet, but may later."""
     workers: dict[str, int]
-    """Live workers with the number of their partitions."""
+    """Number of partitions by the ID of a live worker."""
     stored: int
     unread: int
     pending: int
@@ -83,6 +90,7 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline status` with these arguments; the exit code is 1 if there are problems."""
     parser = CommandParser(
         prog="maskline status",
         description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives, "
@@ -92,43 +100,44 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="list quiet partitions as well")
     arguments = parser.parse_args(argv)
 
-    async def show(inquiry: Inquiry) -> int:
-        status = await read_status(inquiry)
+    async def show(reader: RedisReader) -> int:
+        status = await read_status(reader)
         if arguments.json:
             sys.stdout.write(msgspec.json.format(msgspec.json.encode(status)).decode() + "\n")
         else:
             _print_status(status, everything=arguments.all)
         return 0 if status.healthy else 1
 
-    return ask(show)
+    return run_with_reader(show)
 
 
-async def read_status(inquiry: Inquiry) -> Status:
-    keys, settings = inquiry.keys, inquiry.settings
+async def read_status(reader: RedisReader) -> Status:
+    """Read the status of all partitions, workers and the server. Raises RedisUnavailableError."""
+    keys, settings = reader.keys, reader.settings
     commands = [
-        Question(None, pack("INFO", "server")),
-        Question(None, pack("INFO", "memory")),
-        about(keys.workers, "TIME"),  # of the server whose clock dates the heartbeats
-        about(keys.workers, "ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+        Query(None, pack("INFO", "server")),
+        Query(None, pack("INFO", "memory")),
+        query_for(keys.workers, "TIME"),  # of the server whose clock dates the heartbeats
+        query_for(keys.workers, "ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
     ]
-    for number in range(inquiry.partitions):
+    for number in range(reader.partitions):
         lease, callbacks, dead = keys.lease(number), keys.callbacks(number), keys.dead(number)
         commands += [
-            about(lease, "GET", lease),
-            about(lease, "PTTL", lease),
-            about(callbacks, "XLEN", callbacks),
-            about(callbacks, "XINFO", "GROUPS", callbacks),
-            about(dead, "XLEN", dead),
-            about(dead, "MEMORY", "USAGE", dead, "SAMPLES", 1),
+            query_for(lease, "GET", lease),
+            query_for(lease, "PTTL", lease),
+            query_for(callbacks, "XLEN", callbacks),
+            query_for(callbacks, "XINFO", "GROUPS", callbacks),
+            query_for(dead, "XLEN", dead),
+            query_for(dead, "MEMORY", "USAGE", dead, "SAMPLES", 1),
         ]
-    server, memory, time, heartbeats, *replies = await inquiry.send(commands)
+    server, memory, time, heartbeats, *replies = await reader.send(commands)
     for reply in (server, memory, time, heartbeats):
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(f"Redis refuses: {reply}")
     now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
     partitions = [
         _read_partition(number, settings.group, replies[number * PER_PARTITION :][:PER_PARTITION])
-        for number in range(inquiry.partitions)
+        for number in range(reader.partitions)
     ]
     live = [
         name.decode()
@@ -136,9 +145,9 @@ async def read_status(inquiry: Inquiry) -> Status:
         if float(beat_ms) >= now_ms - settings.lease_ttl_ms
     ]
     owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
-    # Whoever holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
+    # A worker that holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
     workers = {name: owned[name] for name in sorted({*live, *owned})}
-    redis = _redis_status(inquiry, parse_info(server) | parse_info(memory))
+    redis = _redis_status(reader, parse_info(server) | parse_info(memory))
     problems = [*find_problems(workers, partitions), *find_shortages(redis, partitions)]
     return Status(
         namespace=settings.namespace,
@@ -158,6 +167,7 @@ async def read_status(inquiry: Inquiry) -> Status:
 
 
 def find_problems(workers: dict[str, int], partitions: Sequence[PartitionStatus]) -> Iterator[str]:
+    """Lines about what needs a person: no live worker, or callbacks waiting in partitions without an owner."""
     if not workers:
         yield "no worker is alive"
     stuck = [partition for partition in partitions if partition.owner is None and partition.waiting]
@@ -167,7 +177,7 @@ def find_problems(workers: dict[str, int], partitions: Sequence[PartitionStatus]
 
 
 def find_shortages(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:
-    """What will keep callbacks out if nobody does anything."""
+    """Lines about memory that will run out unless a person acts."""
     limit, used, dead_bytes = redis.maxmemory_bytes, redis.used_memory_bytes, dead_bytes_of(partitions) or 0
     if limit and used > MEMORY_HIGH * limit:
         yield f"{used / limit:.0%} of Redis's maxmemory are used: full, it takes no callbacks"
@@ -176,6 +186,7 @@ def find_shortages(redis: RedisStatus, partitions: Sequence[PartitionStatus]) ->
 
 
 def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:
+    """Lines about what needs no person yet."""
     dead, dead_bytes = sum(partition.dead_letters for partition in partitions), dead_bytes_of(partitions)
     if dead:
         size = "" if dead_bytes is None else f", {_mib(dead_bytes)} MiB of Redis's memory"
@@ -185,7 +196,7 @@ def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> 
 
 
 def dead_bytes_of(partitions: Sequence[PartitionStatus]) -> int | None:
-    """What the dead letters take; None where the server does not tell of all."""
+    """Bytes that all dead letters take; None if the server does not tell for all partitions."""
     sizes = [partition.dead_bytes for partition in partitions]
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -222,12 +233,12 @@ def _read_partition(number: int, group: str, replies: Sequence[Any]) -> Partitio
     )
 
 
-def _redis_status(inquiry: Inquiry, info: dict[str, str]) -> RedisStatus:
+def _redis_status(reader: RedisReader, info: dict[str, str]) -> RedisStatus:
     # Valkey says under redis_version which Redis it is compatible with.
     valkey = info.get("valkey_version")
     return RedisStatus(
-        address=inquiry.address,
-        connected_to=inquiry.connected_to,
+        address=reader.address,
+        connected_to=reader.connected_to,
         version=f"Valkey {valkey}" if valkey else f"Redis {info.get('redis_version', '?')}",
         used_memory_bytes=int(info.get("used_memory", 0)),
         maxmemory_bytes=int(info.get("maxmemory", 0)),

@@ -1,4 +1,4 @@
-"""`maskline simulate`: the arguments, the progress, the report."""
+"""`maskline simulate`: its arguments, progress display and report."""
 
 import argparse
 import asyncio
@@ -18,16 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from maskline.console.account import find_account
 from maskline.console.arguments import natural, positive, rate, share, span
 from maskline.console.simulate.plan import (
+    PlannedRequest,
     PlanOptions,
-    Send,
     SessionPlan,
     expectation,
-    fit,
+    fit_to_rate,
     interleave,
     plan_sessions,
 )
 from maskline.console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
-from maskline.console.simulate.report import Ledger, lines, report
+from maskline.console.simulate.report import PlanProgress, lines, report
 from maskline.console.simulate.sessions import SessionOptions
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.process.run import run
@@ -39,16 +39,17 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 DEFAULT_RATE: Final = 100.0
 DEFAULT_CONCURRENCY: Final = 32
 SEED_MAX: Final = 999_999
-"""Drawn seeds are short enough to be read out; given ones may be longer."""
+"""Of seeds that are drawn, so that they are short enough to be read out."""
 PLAIN_PROGRESS_S: Final = 5.0
-"""Between two lines of progress where there is no terminal."""
+"""Between two lines of progress if stdout is no terminal."""
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline simulate` with these arguments; the exit code is 0 if every callback was answered 200."""
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     target = _target(arguments, settings)
-    options = fit(_options(arguments), arguments.rate)
+    options = fit_to_rate(_options(arguments), arguments.rate)
     with contextlib.ExitStack() as stack:
         expected = stack.enter_context(_open(arguments.expect)) if arguments.expect else None
         return run(lambda stop: _simulate(arguments, target, options, expected, stop))
@@ -65,15 +66,15 @@ async def _simulate(
         if expected is not None:
             expected.write(msgspec.json.encode(expectation(plan, options)).decode() + "\n")
 
-    ledger = Ledger(planned)
-    url = str(target.url.with_user(None))  # which takes the password away as well
+    progress = PlanProgress(planned)
+    url = str(target.url.with_user(None))  # which removes the password as well
     if not arguments.json:
         for line in _headline(url, options, arguments.rate):
             print(line, flush=True)
-    with _progress(options.sessions, ledger, quiet=arguments.json) as advance:
+    with _progress_display(options.sessions, progress, quiet=arguments.json) as advance:
 
-        def sent(send: Send) -> None:
-            ledger.sent(send)
+        def sent(send: PlannedRequest) -> None:
+            progress.sent(send)
             advance()
 
         player = Player(
@@ -83,8 +84,8 @@ async def _simulate(
             answer_timeout_s=arguments.timeout,
             on_sent=sent,
         )
-        tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), stop)
-    summary = report(url, options, ledger, tally)
+        tally = await player.play(interleave(progress.record(plan_sessions(options)), options), stop)
+    summary = report(url, options, progress, tally)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(summary)).decode())
     else:
@@ -222,8 +223,8 @@ def _headline(url: str, options: PlanOptions, per_second: float) -> Iterator[str
 
 
 @contextlib.contextmanager
-def _progress(sessions: int, ledger: Ledger, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each request: a bar on a terminal, a line now and then elsewhere."""
+def _progress_display(sessions: int, progress: PlanProgress, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """Shows a bar on a terminal, a line now and then elsewhere. Yields a function to call after each request."""
     if quiet:
         yield lambda: None
         return
@@ -236,14 +237,14 @@ def _progress(sessions: int, ledger: Ledger, *, quiet: bool) -> Iterator[Callabl
         ]
         with Progress(*columns, console=Console(), transient=True) as bar:
             task = bar.add_task("", total=sessions)
-            yield lambda: bar.update(task, completed=ledger.sessions_done)
+            yield lambda: bar.update(task, completed=progress.sessions_done)
         return
-    said = time.monotonic()
+    shown_at = time.monotonic()
 
     def advance() -> None:
-        nonlocal said
-        if time.monotonic() - said >= PLAIN_PROGRESS_S:
-            said = time.monotonic()
-            print(f"{ledger.sessions_done:,} of {sessions:,} sessions", flush=True)
+        nonlocal shown_at
+        if time.monotonic() - shown_at >= PLAIN_PROGRESS_S:
+            shown_at = time.monotonic()
+            print(f"{progress.sessions_done:,} of {sessions:,} sessions", flush=True)
 
     yield advance

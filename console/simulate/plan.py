@@ -7,7 +7,7 @@ Rules
   Where a displaced opening could not be told from a continuation (numbering that starts again, or at 0),
   openings are neither displaced nor lost and stand alone. Both by `epoch`: a callback waits for all lower.
 - At most `at_once` sessions are under way at a time, one callback each a round: so a window of W callbacks is
-  at most (W + 1) x `at_once` requests, which `fit` keeps far below the worker's gap timeout at a given rate.
+  at most (W + 1) x `at_once` requests, which `fit_to_rate` keeps far below the worker's gap timeout at a given rate.
 
 All of it is a function of the seed; sessions are made as they are needed, so a million need no memory.
 """
@@ -48,7 +48,7 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
     session: SessionOptions = SessionOptions()
 
 
-class Send(NamedTuple):
+class PlannedRequest(NamedTuple):
     """One request to make."""
 
     session: int
@@ -65,7 +65,7 @@ class Send(NamedTuple):
 
 
 class SessionPlan(NamedTuple):
-    sends: list[Send]
+    sends: list[PlannedRequest]
     """In the order of this session's sending."""
     lost: list[SimulatedEvent]
 
@@ -74,7 +74,7 @@ class SessionPlan(NamedTuple):
         return sum(send.duplicate for send in self.sends)
 
 
-def fit(options: PlanOptions, rate: float) -> PlanOptions:
+def fit_to_rate(options: PlanOptions, rate: float) -> PlanOptions:
     """Narrow window and sessions at once, so that at this rate DISPLACED_MAX_S holds."""
     if rate <= 0:
         return options
@@ -96,8 +96,8 @@ def plan_session(index: int, options: PlanOptions) -> SessionPlan:
         (sent if keep else lost).append(event)
     order = [(event, False) for event in _displace(rng, sent, lone=lone, options=options)]
     order = _repeat(rng, order, options.duplicates)
-    requests: dict[int, Send] = {}
-    sends: list[Send] = []
+    requests: dict[int, PlannedRequest] = {}
+    sends: list[PlannedRequest] = []
     epoch = 0
     for event, duplicate in order:
         alone = not duplicate and _stands_alone(event, lone=lone)
@@ -114,17 +114,17 @@ def plan_sessions(options: PlanOptions) -> Iterator[SessionPlan]:
     return (plan_session(index, options) for index in range(options.sessions))
 
 
-def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[Send]:
+def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[PlannedRequest]:
     """All requests in sending order: rounds of one callback of each session under way."""
     rng = random.Random(f"{options.seed}:rounds")  # noqa: S311  not for secrets
     waiting = iter(plans)
-    under_way: list[Iterator[Send]] = []
+    under_way: list[Iterator[PlannedRequest]] = []
     while True:
         under_way += (iter(plan.sends) for plan in islice(waiting, options.at_once - len(under_way)))
         if not under_way:
             return
         rng.shuffle(under_way)
-        going_on: list[Iterator[Send]] = []
+        going_on: list[Iterator[PlannedRequest]] = []
         for sends in under_way:
             send = next(sends, None)
             if send is not None:
@@ -196,7 +196,7 @@ def _displace(
 def _repeat(
     rng: random.Random, order: list[tuple[SimulatedEvent, bool]], share: float
 ) -> list[tuple[SimulatedEvent, bool]]:
-    """Send a share of the events once more, up to DUPLICATE_WINDOW places later."""
+    """PlannedRequest a share of the events once more, up to DUPLICATE_WINDOW places later."""
     tie = count()
     keyed: list[tuple[float, int, tuple[SimulatedEvent, bool]]] = []
     for place, (event, _) in enumerate(order):
@@ -207,17 +207,21 @@ def _repeat(
     return [entry for _, _, entry in keyed]
 
 
-def _request(rng: random.Random, session: int, event: SimulatedEvent, options: PlanOptions) -> Send:
+def _request(rng: random.Random, session: int, event: SimulatedEvent, options: PlanOptions) -> PlannedRequest:
     pairs = list(event.parameters.items())
     draw = rng.random()
     if draw < options.get:
-        return Send(session, 0, "GET", urlencode(pairs), "", b"", Parameters(pairs, [], None), event, False)
+        return PlannedRequest(
+            session, 0, "GET", urlencode(pairs), "", b"", Parameters(pairs, [], None), event, False
+        )
     if draw < options.get + options.json_bodies:
         members = _members(event.parameters)
         body = json.dumps(members, separators=(",", ":")).encode()
-        return Send(session, 0, "POST", "", JSON_TYPE, body, Parameters([], [], members), event, False)
+        return PlannedRequest(
+            session, 0, "POST", "", JSON_TYPE, body, Parameters([], [], members), event, False
+        )
     body = urlencode(pairs).encode()
-    return Send(session, 0, "POST", "", FORM_TYPE, body, Parameters([], pairs, None), event, False)
+    return PlannedRequest(session, 0, "POST", "", FORM_TYPE, body, Parameters([], pairs, None), event, False)
 
 
 def _members(parameters: dict[str, str]) -> dict[str, Any]:

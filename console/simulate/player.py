@@ -15,7 +15,7 @@ from uuid import uuid4
 import aiohttp
 from yarl import URL
 
-from maskline.console.simulate.plan import Send
+from maskline.console.simulate.plan import PlannedRequest
 from maskline.ingest.auth.signatures import sign_v3
 from maskline.schemas.parameters import Parameters, parse_pairs
 
@@ -39,7 +39,7 @@ class Target:
         self._query = self.url.raw_query_string
         self._query_pairs = parse_pairs(self._query.encode())
 
-    def dial(self, send: Send) -> URL:
+    def dial(self, send: PlannedRequest) -> URL:
         """The URL of a request: a GET's parameters follow the target's own query."""
         query = "&".join(filter(None, (self._query, send.query)))
         return self.url.with_query(None).join(URL(f"?{query}", encoded=True)) if query else self.url
@@ -51,7 +51,7 @@ class Target:
             self._token, method, self._signed_base, Parameters(self._query_pairs + query, body, json), nonce
         )
 
-    def headers(self, send: Send) -> dict[str, str]:
+    def headers(self, send: PlannedRequest) -> dict[str, str]:
         """Fresh signature headers: every request, a repeated one as well, has its own nonce."""
         nonce = uuid4().hex
         signature = self.sign(send.method, send.parameters, nonce)
@@ -115,7 +115,7 @@ class Player:
         concurrency: int = 32,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
-        on_sent: Callable[[Send], None] = lambda _: None,
+        on_sent: Callable[[PlannedRequest], None] = lambda _: None,
     ) -> None:
         self._target = target
         self._rate = rate
@@ -127,8 +127,8 @@ class Player:
         self._began = 0.0
         self.tally = Tally()
 
-    async def play(self, sends: Iterator[Send], stop: asyncio.Event) -> Tally:
-        """Send everything, or until `stop` is set; what is under way then is still waited for."""
+    async def play(self, sends: Iterator[PlannedRequest], stop: asyncio.Event) -> Tally:
+        """PlannedRequest everything, or until `stop` is set; what is under way then is still waited for."""
         self._began = time.monotonic()
         connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=KEEPALIVE_S)
         async with (
@@ -145,7 +145,9 @@ class Player:
         self.tally.elapsed_s = time.monotonic() - self._began
         return self.tally
 
-    async def _loop(self, client: aiohttp.ClientSession, sends: Iterator[Send], stop: asyncio.Event) -> None:
+    async def _loop(
+        self, client: aiohttp.ClientSession, sends: Iterator[PlannedRequest], stop: asyncio.Event
+    ) -> None:
         while not stop.is_set():
             send = next(sends, None)
             if send is None:
@@ -177,7 +179,7 @@ class Player:
             return True
         return False
 
-    async def _send(self, client: aiohttp.ClientSession, send: Send) -> None:
+    async def _send(self, client: aiohttp.ClientSession, send: PlannedRequest) -> None:
         tally = self.tally
         tally.sent += 1
         tally.duplicates += send.duplicate

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
-from maskline.console.simulate.plan import PlanOptions, Send, SessionPlan
+from maskline.console.simulate.plan import PlannedRequest, PlanOptions, SessionPlan
 from maskline.console.simulate.player import Tally
 
 
-class Ledger:
+class PlanProgress:
     """Counts what was planned while the plans pass by, and knows which sessions are through."""
 
     def __init__(self, on_planned: Callable[[SessionPlan], None] = lambda _: None) -> None:
@@ -33,7 +33,7 @@ class Ledger:
             self._on_planned(plan)
             yield plan
 
-    def sent(self, send: Send) -> None:
+    def sent(self, send: PlannedRequest) -> None:
         self._left[send.session] -= 1
         if not self._left[send.session]:
             del self._left[send.session]
@@ -45,16 +45,16 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(0, ceil(len(ordered) * share) - 1)] if ordered else 0.0
 
 
-def report(url: str, options: PlanOptions, ledger: Ledger, tally: Tally) -> dict[str, Any]:
+def report(url: str, options: PlanOptions, progress: PlanProgress, tally: Tally) -> dict[str, Any]:
     """What `--json` prints."""
     latencies = sorted(tally.latencies_ms)
     return {
         "url": url,
         "seed": options.seed,
-        "sessions": ledger.sessions,
+        "sessions": progress.sessions,
         "sent": tally.sent,
         "duplicates": tally.duplicates,
-        "lost": ledger.lost,
+        "lost": progress.lost,
         "retried": tally.retried,
         "answered": {str(status): number for status, number in sorted(tally.answers.items())},
         "unanswered": dict(sorted(tally.unanswered.items())),

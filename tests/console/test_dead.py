@@ -7,8 +7,8 @@ from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_modul
 from servers import wait_until
 
 from maskline import Reject
-from maskline.console.dead import NoSuchLetterError
-from maskline.console.letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
+from maskline.console.dead import NoSuchDeadLetterError
+from maskline.console.dead_letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
 from maskline.console.main import main
 from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import ConfigError
@@ -136,7 +136,7 @@ def test_reveal_shows_and_says_so(run):
     assert f"From = {NUMBER}" in shown.out
     assert "\x1b" not in shown.out
     assert row["id"] in shown.err
-    assert "phone numbers of a dead letter are shown" in shown.err
+    assert "dead letter revealed" in shown.err
     assert "4155550123" not in shown.err
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_shown_raw(run):
     "text", ["0-1-1", "0-1700000000000-0", "x", f"{PARTITIONS + 99}-1-1", "", "-1-1-1", "0-1"]
 )
 def test_unknown_id(run, text):
-    with pytest.raises(NoSuchLetterError, match="there is no dead letter"):
+    with pytest.raises(NoSuchDeadLetterError, match="there is no dead letter"):
         run("show", "--", text)
 
 

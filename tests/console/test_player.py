@@ -10,7 +10,7 @@ from plivo.utils import validate_v3_signature
 
 from maskline.console.simulate.plan import PlanOptions, interleave, plan_sessions
 from maskline.console.simulate.player import Player, Target
-from maskline.console.simulate.report import Ledger, lines, percentile, report
+from maskline.console.simulate.report import PlanProgress, lines, percentile, report
 from maskline.console.simulate.sessions import SessionOptions
 
 TOKEN = "not-a-real-token"
@@ -227,15 +227,17 @@ async def test_stop_waits_for_what_is_under_way():
 async def test_report():
     options = PlanOptions(seed=5, sessions=4, losses=0.2, duplicates=0.5)
     planned = []
-    ledger = Ledger(planned.append)
+    progress = PlanProgress(planned.append)
     async with serving() as server:
-        player = Player(Target(server.url, TOKEN), on_sent=ledger.sent)
-        tally = await player.play(interleave(ledger.record(plan_sessions(options)), options), asyncio.Event())
-        summary = report(server.url, options, ledger, tally)
-    assert summary["sessions"] == ledger.sessions_done == len(planned) == 4
+        player = Player(Target(server.url, TOKEN), on_sent=progress.sent)
+        tally = await player.play(
+            interleave(progress.record(plan_sessions(options)), options), asyncio.Event()
+        )
+        summary = report(server.url, options, progress, tally)
+    assert summary["sessions"] == progress.sessions_done == len(planned) == 4
     assert summary["sent"] == summary["answered"]["200"] == sum(len(plan.sends) for plan in planned)
     assert summary["lost"] == sum(len(plan.lost) for plan in planned) > 0
-    assert summary["duplicates"] == ledger.duplicates > 0
+    assert summary["duplicates"] == progress.duplicates > 0
     latency = summary["latency_ms"]
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
     text = "\n".join(lines(summary))

@@ -8,7 +8,7 @@ from maskline.console.simulate.plan import (
     DUPLICATE_WINDOW,
     PlanOptions,
     expectation,
-    fit,
+    fit_to_rate,
     interleave,
     plan_session,
     plan_sessions,
@@ -167,7 +167,7 @@ def test_sessions_are_made_as_they_are_needed():
 @FEW
 @given(plans, st.floats(0, 10_000))
 def test_fit_keeps_displacement_below_a_second(options, rate):
-    fitted = fit(options, rate)
+    fitted = fit_to_rate(options, rate)
     if rate == 0:
         assert fitted == options
     elif fitted.window:

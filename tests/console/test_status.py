@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
-from maskline.console.inquiry import Inquiry, Servers
+from maskline.console.redis_reader import RedisReader, ServerConnections
 from maskline.console.status import (
     PartitionStatus,
     RedisStatus,
@@ -26,7 +26,9 @@ async def status_of(settings):
     connection = await endpoint.connect("test")
     try:
         return await read_status(
-            Inquiry(Servers({None: connection}, None), settings, settings.partitions, endpoint.address)
+            RedisReader(
+                ServerConnections({None: connection}, None), settings, settings.partitions, endpoint.address
+            )
         )
     finally:
         connection.close()

@@ -1,8 +1,7 @@
-"""How an operator's command asks Redis: one connection a server, nothing written.
+"""Reads a running namespace from Redis for an operator's command. Writes nothing; one connection a server.
 
-If none is set, the server of a `maskline dev` in this directory.
-
-Where Redis cannot be reached, RedisUnavailableError ends the command with its one line and exit code 1.
+If MASKLINE_REDIS_URL is not set, the server is that of a `maskline dev` in this directory. If Redis cannot be reached,
+RedisUnavailableError ends the command with one line and exit code 1.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import hiredis
 import msgspec
 
 from maskline.console.account import STATE_DIRECTORY
-from maskline.console.embedded import EmbeddedServer
+from maskline.console.embedded_server import EmbeddedServer
 from maskline.runtime.process.run import run
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import Argument, PipelinedConnection, pack
@@ -25,23 +24,23 @@ from maskline.schemas.privacy import set_token_key
 from maskline.schemas.settings import Settings, load_settings
 
 COMMANDS_MAX: Final = 1_000
-"""Commands in one trip: with 16,384 partitions the server is not to build one reply of megabytes."""
+"""Commands in one round trip. With 16,384 partitions the server would otherwise build a reply of megabytes."""
 
 
-class Question(NamedTuple):
-    """A command, and the key it is about: in a cluster the key says which server to ask; None asks any."""
+class Query(NamedTuple):
+    """A command for the server that has `key`: one of a cluster's primaries; None is any server."""
 
     key: str | None
     packed: bytes
 
 
-def about(key: str, *arguments: Argument) -> Question:
-    """The command `arguments`, for the server that has `key`."""
-    return Question(key, pack(*arguments))
+def query_for(key: str, *arguments: Argument) -> Query:
+    """The query that sends the command `arguments` to the server that has `key`."""
+    return Query(key, pack(*arguments))
 
 
-class Servers:
-    """Connections to every server that has partitions: one, or a cluster's primaries."""
+class ServerConnections:
+    """A connection to every server that has partitions: one server, or a cluster's primaries."""
 
     def __init__(
         self, connections: Mapping[Server | None, PipelinedConnection], slots: SlotMap | None
@@ -50,7 +49,9 @@ class Servers:
         self._slots = slots
 
     def of_key(self, key: str | None) -> PipelinedConnection:
-        """Raises RedisUnavailableError where the cluster has nobody for the key."""
+        """The connection to the server of `key`. Raises RedisUnavailableError if no node of the cluster serves its
+        slot.
+        """
         if self._slots is None or key is None:
             return next(iter(self._connections.values()))
         server = self._slots.server_of(key)
@@ -60,46 +61,48 @@ class Servers:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses that the names of the servers have led to, as ip:port."""
+        """The addresses that the servers' names resolved to, as ip:port."""
         return [connection.address for connection in self._connections.values()]
 
     def close(self) -> None:
+        """Close all connections."""
         for connection in self._connections.values():
             connection.close()
 
 
-async def connect(endpoint: RedisEndpoint, name: str) -> Servers:
+async def connect_all(endpoint: RedisEndpoint, name: str) -> ServerConnections:
+    """Connect to every server; `name` is what CLIENT LIST shows. Raises as `RedisEndpoint.connect` does."""
     slots = await endpoint.find_slots()
     connections: dict[Server | None, PipelinedConnection] = {}
     try:
         for server in (None,) if slots is None else slots.primaries:
             connections[server] = await endpoint.connect(name, server=server)
     except BaseException:
-        Servers(connections, slots).close()
+        ServerConnections(connections, slots).close()
         raise
-    return Servers(connections, slots)
+    return ServerConnections(connections, slots)
 
 
-class Inquiry:
-    """Connections and what stands in the layout."""
+class RedisReader:
+    """Sends queries, and knows the namespace's settings, keys and number of partitions."""
 
-    def __init__(self, servers: Servers, settings: Settings, partitions: int, address: str) -> None:
+    def __init__(self, servers: ServerConnections, settings: Settings, partitions: int, address: str) -> None:
         self._servers = servers
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.group)
         self.partitions = partitions
-        """As laid out in Redis; as set, where nothing is laid out yet."""
+        """As kept in Redis; as set, if Redis does not keep them yet."""
         self.address = address
         self.connected_to = servers.addresses
 
-    async def send(self, questions: Sequence[Question]) -> list[Any]:
-        """The replies in order, an error reply as hiredis.ReplyError in its place."""
+    async def send(self, queries: Sequence[Query]) -> list[Any]:
+        """The replies, in the order of the queries; an error reply is a hiredis.ReplyError in its place."""
         replies: list[Any] = []
-        for start in range(0, len(questions), COMMANDS_MAX):
+        for start in range(0, len(queries), COMMANDS_MAX):
             by_connection: dict[PipelinedConnection, list[int]] = {}
-            part = questions[start : start + COMMANDS_MAX]
-            for place, question in enumerate(part):
-                by_connection.setdefault(self._servers.of_key(question.key), []).append(place)
+            part = queries[start : start + COMMANDS_MAX]
+            for place, query in enumerate(part):
+                by_connection.setdefault(self._servers.of_key(query.key), []).append(place)
             answers: list[Any] = [None] * len(part)
             for connection, places in by_connection.items():
                 packed = b"".join(part[place].packed for place in places)
@@ -109,27 +112,27 @@ class Inquiry:
         return replies
 
 
-def ask(question: Callable[[Inquiry], Awaitable[int]]) -> int:
-    """Open a connection as the settings say and have the question's exit code."""
-    settings = with_server(load_settings())
+def run_with_reader(command: Callable[[RedisReader], Awaitable[int]]) -> int:
+    """Connect as the settings say, run `command`, and return its exit code. Raises ConfigError."""
+    settings = with_embedded_server(load_settings())
 
     async def body(_stop: asyncio.Event) -> int:
         endpoint = RedisEndpoint(settings)
         try:
-            servers = await connect(endpoint, "maskline-console")
+            servers = await connect_all(endpoint, "maskline-console")
         except RedisRefusesError as error:
-            raise ConfigError(str(error)) from None  # for a command, which does not wait, a setting is wrong
+            raise ConfigError(str(error)) from None  # a command does not wait until that is mended
         try:
             partitions = await _read_layout(servers, settings)
-            return await question(Inquiry(servers, settings, partitions, endpoint.address))
+            return await command(RedisReader(servers, settings, partitions, endpoint.address))
         finally:
             servers.close()
 
     return run(body)
 
 
-def with_server(settings: Settings) -> Settings:
-    """With the server of a `maskline dev` in this directory, where no other is set."""
+def with_embedded_server(settings: Settings) -> Settings:
+    """The settings, with the server of a `maskline dev` in this directory if none is set. Raises ConfigError."""
     if settings.redis_url:
         return settings
     url = EmbeddedServer(STATE_DIRECTORY / "valkey").running_url
@@ -138,8 +141,8 @@ def with_server(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, redis_url=url)
 
 
-async def _read_layout(servers: Servers, settings: Settings) -> int:
-    """The partitions; the key of the number tokens is taken over, so that they equal those in the logs."""
+async def _read_layout(servers: ServerConnections, settings: Settings) -> int:
+    """The number of partitions. Takes the key of number tokens over as well, so that tokens are those of the logs."""
     key = Keys(settings.namespace).layout
     (reply,) = await servers.of_key(key).send(pack("HMGET", key, "partitions", "token_key"), 1)
     if isinstance(reply, hiredis.ReplyError):

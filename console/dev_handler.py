@@ -14,7 +14,7 @@ NAME: Final = "maskline dev"
 """What logs and counts call this handler."""
 
 
-class Handled(NamedTuple):
+class HandledEvent(NamedTuple):
     """An event that reached the handlers."""
 
     session_uuid: str
@@ -28,7 +28,7 @@ class Handled(NamedTuple):
     received_at: datetime
 
 
-Listener = Callable[[Handled], None]
+Listener = Callable[[HandledEvent], None]
 
 _listeners: Final[list[Listener]] = []
 
@@ -41,7 +41,7 @@ def listen(listener: Listener) -> Callable[[], None]:
 
 @on(Event, name=NAME, retries=0)
 async def tell(event: Event, ctx: Context) -> None:
-    handled = Handled(
+    handled = HandledEvent(
         ctx.session_uuid,
         ctx.entry_id,
         event.event_name,

