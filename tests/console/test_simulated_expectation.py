@@ -10,7 +10,7 @@ from maskline.console.simulate.sessions import SessionOptions
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, RecordingEvent
-from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Session
+from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, SessionOrder
 
 STEP_MS = 100
 """Between two arrivals: a displaced callback is there long before the gap timeout."""
@@ -66,7 +66,7 @@ def test_the_reorderer_agrees(
     if not plan.sends:
         return
     policy = Policy(gap_timeout_ms=5_000, first_sequence=1, held_max=256)
-    session = Session()
+    session = SessionOrder()
     outcomes = []
     for place, send in enumerate(plan.sends):
         outcomes += session.arrive(arrival_of(send, place, shared=recording_sequence == "shared"), policy)
