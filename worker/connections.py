@@ -8,12 +8,9 @@ returns again.
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final, cast
-
-from redis.exceptions import ResponseError
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.cluster import Cluster
@@ -22,14 +19,14 @@ from maskline.runtime.redis.connect import (
     MOVED_AWAY,
     WRONG_SERVER,
     RedisEndpoint,
-    reconnect_delay_s,
 )
 from maskline.runtime.redis.namespace import NamespaceCheck
 from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.reconnect import LOG_AGAIN_S, keep_connected
 from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
-from maskline.schemas.errors import ConfigError, MasklineError, RedisRefusesError
+from maskline.schemas.errors import ConfigError, RedisRefusesError
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands.scripts import load_scripts
@@ -39,9 +36,6 @@ RETRY_DELAY_S: Final = 0.1
 
 READY_CHECK_S: Final = 0.05
 """How often a task that waits for a server checks whether it is back."""
-
-LOG_AGAIN_S: Final = 60.0
-"""Between log lines about the same error, so that the log of an hour's outage shows it wherever it is read."""
 
 _log = get_logger("maskline.worker")
 
@@ -75,7 +69,7 @@ class ServerConnections:
         self._on_open = on_open
         self._up = asyncio.Event()
         self._lost = asyncio.Event()
-        self._tried = asyncio.Event()
+        self._attempted = asyncio.Event()
         self._log_again_at = 0.0
         self._config_error: ConfigError | None = None
         self._task: asyncio.Task[None] | None = None
@@ -108,7 +102,10 @@ class ServerConnections:
     def start(self) -> None:
         """Connect, and stay connected, in the background."""
         if self._task is None:
-            self._task = self._tasks.start("connection to Redis", self._keep_connected)
+            self._task = self._tasks.start(
+                "connection to Redis",
+                lambda: keep_connected(self._open, self._wait_until_lost, self._unavailable, self._attempted),
+            )
 
     async def wait_first_attempt(self) -> None:
         """Wait for the first try, CONNECT_TIMEOUT_S at most.
@@ -117,7 +114,7 @@ class ServerConnections:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._tried.wait()
+                await self._attempted.wait()
         if self._config_error is not None:
             raise self._config_error
 
@@ -143,31 +140,9 @@ class ServerConnections:
             # SCRIPT FLUSH, or a failover: the next connection loads the scripts again.
             self.commands.close()
 
-    async def _keep_connected(self) -> None:
-        failures = 0
-        while True:
-            try:
-                await self._open()
-                self._config_error = None
-            except (MasklineError, ResponseError) as error:
-                self._config_error = error if isinstance(error, ConfigError) else None
-                # A ConfigError at the first try ends the start, with one line that is not logged here.
-                if self._config_error is None or self._tried.is_set():
-                    self._note_error(str(error), error)
-            except Exception as error:
-                self._close()
-                self._note_error(f"a fault in maskline: {type(error).__name__}")
-                raise
-            finally:
-                self._tried.set()
-            if self._up.is_set():
-                failures = 0
-                await self._lost.wait()
-                self._close()
-                self._note_error("the connection was lost")
-            # Random to spread the load; it guards nothing.
-            await asyncio.sleep(reconnect_delay_s(failures, random.random()))  # noqa: S311
-            failures += 1
+    async def _wait_until_lost(self) -> str:
+        await self._lost.wait()
+        return "the connection was lost"
 
     async def _open(self) -> None:
         self._lost.clear()
@@ -184,6 +159,7 @@ class ServerConnections:
         if self.error:
             _log.info("connected to redis", redis=self.address, address=self.connected_to)
         self.error = ""
+        self._config_error = None
         self.incarnation = object()
         self._up.set()
         self._on_open()
@@ -216,15 +192,20 @@ class ServerConnections:
                 connection.close()
         self.commands = self.reads = self.leases = None
 
-    def _note_error(self, message: str, error: Exception | None = None) -> None:
+    def _unavailable(self, reason: str, error: Exception | None) -> None:
+        """Note why there is no connection. `error`: what opening it raised, if that was the reason."""
+        self._close()
+        self._config_error = error if isinstance(error, ConfigError) else None
+        if self._config_error is not None and not self._attempted.is_set():
+            return  # the start ends with this error, and reports it
         now = monotonic()
-        if message != self.error or now >= self._log_again_at:
+        if reason != self.error or now >= self._log_again_at:
             if isinstance(error, (ConfigError, RedisRefusesError)):
-                _log.error("redis unavailable", redis=self.address, reason=message)
+                _log.error("redis unavailable", redis=self.address, reason=reason)
             else:
-                _log.warning("redis unavailable", redis=self.address, reason=message)
+                _log.warning("redis unavailable", redis=self.address, reason=reason)
             self._log_again_at = now + LOG_AGAIN_S
-        self.error = message
+        self.error = reason
         self._on_error()
 
 

@@ -7,7 +7,6 @@ until it passes.
 
 import asyncio
 import contextlib
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
@@ -17,9 +16,10 @@ from maskline.ingest.metrics import Metrics
 from maskline.ingest.publish.durability import RECHECK_S, check_durability
 from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.logs import get_logger
-from maskline.runtime.redis.connect import RedisEndpoint, reconnect_delay_s
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.namespace import NamespaceCheck
 from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.reconnect import LOG_AGAIN_S, keep_connected
 from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
@@ -28,9 +28,6 @@ from maskline.schemas.settings import Settings
 
 START_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first connection before the node listens without it."""
-
-REPEAT_LOG_S: Final = 60.0
-"""Between log lines about the same reason: enough to be found in the log of an hour's outage."""
 
 _log = get_logger("maskline.ingest")
 
@@ -61,7 +58,7 @@ class PublisherConnection:
         self._context = context
         self._server = server
         self._lost = asyncio.Event()
-        self._tried = asyncio.Event()
+        self._attempted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log_again_at = 0.0
         self.publisher = publisher
@@ -107,7 +104,12 @@ class PublisherConnection:
     def start(self) -> None:
         """Connect, and stay connected, in the background; nothing if it was started before."""
         if self._task is None:
-            self._task = self._context.tasks.start("connection to Redis", self._keep_connected)
+            self._task = self._context.tasks.start(
+                "connection to Redis",
+                lambda: keep_connected(
+                    self._connect, self._wait_until_lost, self._on_unavailable, self._attempted
+                ),
+            )
 
     async def wait_first_attempt(self) -> None:
         """Wait for the first try to connect, START_TIMEOUT_S at most.
@@ -118,9 +120,9 @@ class PublisherConnection:
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._tried.wait()
+                await self._attempted.wait()
         except TimeoutError:
-            self._on_unavailable(f"no answer within {START_TIMEOUT_S:g} s")
+            self._on_unavailable(f"no answer within {START_TIMEOUT_S:g} s", None)
         if self.misconfigured:
             raise ConfigError(self.error)
 
@@ -158,34 +160,13 @@ class PublisherConnection:
         proven = {} if self.publisher.ready else {"not_proven_after": self.publisher.breaker.reason}
         _log.info("connected to redis", redis=self.address, address=self.connected_to, **proven)
 
-    async def _keep_connected(self) -> None:
-        attempt = 0
-        while True:
-            try:
-                await self._connect()
-            except (RedisUnavailableError, ConfigError) as error:
-                self._on_unavailable(str(error), error)
-            except Exception as error:
-                self._on_unavailable(f"a fault in maskline: {type(error).__name__}")
-                raise
-            finally:
-                self._tried.set()
-            if self.publisher.connected:
-                attempt = 0
-                await self._until_lost()
-                self._on_unavailable(
-                    (self.connection and self.connection.loss) or "the connection to Redis was lost"
-                )
-            await asyncio.sleep(reconnect_delay_s(attempt, random.random()))  # noqa: S311 - spreads load, guards nothing
-            attempt += 1
-
-    async def _until_lost(self) -> None:
-        """Wait until the connection is lost, and check every RECHECK_S whether the server still does the durability."""
+    async def _wait_until_lost(self) -> str:
+        """Check every RECHECK_S whether the server still does the durability, until the connection is lost."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RECHECK_S):
                     await self._lost.wait()
-                return
+                return (self.connection and self.connection.loss) or "the connection to Redis was lost"
             if self.connection is not None:
                 try:
                     await self._check_durability(self.connection)
@@ -209,7 +190,7 @@ class PublisherConnection:
         elif self.publisher.ready:
             _log.info("redis latency recovered", redis=self.address)
 
-    def _on_unavailable(self, reason: str, cause: Exception | None = None) -> None:
+    def _on_unavailable(self, reason: str, cause: Exception | None) -> None:
         """Note why there is no connection. `cause`: what was raised, if that was the reason."""
         self.connection = None
         self.publisher.detach()
@@ -220,6 +201,6 @@ class PublisherConnection:
                 _log.error("redis unavailable", redis=self.address, reason=reason)
             else:
                 _log.warning("redis unavailable", redis=self.address, reason=reason)
-            self._log_again_at = now + REPEAT_LOG_S
+            self._log_again_at = now + LOG_AGAIN_S
         self.error = reason
         self._context.on_stale()

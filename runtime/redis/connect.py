@@ -24,10 +24,6 @@ from maskline.schemas.settings.sources import FileText
 CONNECT_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 1.0
 """For a cluster's node that is asked where others are: there are more of them."""
-RECONNECT_FIRST_S: Final = 0.05
-"""A restart of Redis takes less than a second: the first tries are quick."""
-RECONNECT_MAX_S: Final = 2.0
-"""A node is back within two seconds of Redis; hundreds of nodes that ask twice a second do no harm."""
 
 WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH", "UNBLOCKED")
 """Replies after which another connection may reach a server that takes writes, as after a failover."""
@@ -205,13 +201,6 @@ class RedisEndpoint:
         return await self._dialer.dial(
             server, options, on_lost, timeout_s=timeout_s, server_address=server_address
         )
-
-
-def reconnect_delay_s(attempt: int, chance: float) -> float:
-    """The wait before try number `attempt` (0, 1, …): doubled each time up to a bound, half of it by chance (0 … 1)."""
-    # The exponent is bounded as well: 2.0**1100 is no float any more.
-    ceiling = min(RECONNECT_MAX_S, RECONNECT_FIRST_S * 2.0 ** min(attempt, 16))
-    return ceiling * (0.5 + 0.5 * chance)
 
 
 async def _is_primary(connection: PipelinedConnection, *, with_replica: bool) -> bool:

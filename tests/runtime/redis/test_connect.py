@@ -8,10 +8,7 @@ import redis
 from servers import RedisServer, free_port, wait_until
 
 from maskline.runtime.redis.connect import (
-    RECONNECT_FIRST_S,
-    RECONNECT_MAX_S,
     RedisEndpoint,
-    reconnect_delay_s,
 )
 from maskline.runtime.redis.pipeline import pack
 from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavailableError
@@ -208,14 +205,6 @@ async def test_no_room_for_another_connection(own_redis):
         client.config_set("maxclients", 1)
         with pytest.raises(RedisUnavailableError):
             await ping(own_redis.url)
-
-
-@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
-def test_the_wait_before_reconnecting_grows_to_its_bound(chance):
-    waits = [reconnect_delay_s(attempt, chance) for attempt in (*range(12), 5_000)]
-    assert waits == sorted(waits)
-    assert RECONNECT_FIRST_S / 2 <= waits[0] <= RECONNECT_FIRST_S
-    assert RECONNECT_MAX_S / 2 <= waits[-1] <= RECONNECT_MAX_S
 
 
 async def test_commands_after_the_log_in_are_not_mixed_up_with_it(locked):
