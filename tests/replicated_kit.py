@@ -1,7 +1,7 @@
-"""A primary and the replica that follows it, which changes places with it at a failover. Every call here blocks.
+"""A primary and its replica, which takes its place at a failover. Every call here blocks.
 
-The replica keeps what had reached it and nothing else. What it has is confirmed to ingest by WAIT, so whatever is
-answered 200 is in both, or in a spool.
+The replica keeps what had reached it and nothing else. Ingest confirms callbacks by WAIT, so every callback answered 200
+is on both servers, or in a spool.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ AHEAD_MS = 3_000
 
 
 class Replicated:
-    """`primary` is in use, `replica` follows it."""
+    """Two servers: `primary` is in use, `replica` follows it."""
 
     def __init__(self, directory: Path, *, binary: str | None = None, options: tuple[str, ...] = ()) -> None:
         self.primary, self.replica = (
@@ -28,56 +28,56 @@ class Replicated:
 
     def start(self) -> "Replicated":
         self.primary.start()
-        self.rejoin()
+        self.attach_replica()
         return self
 
     def kill(self) -> None:
         self.primary.kill()
         self.replica.kill()
 
-    def cut(self) -> None:
-        """From now on nothing that the primary takes reaches the replica, which waits to take its place."""
+    def stop_replication(self) -> None:
+        """Stop the replication: nothing that the primary takes reaches the replica any more."""
         with self.replica.client() as client:
             client.replicaof("no", "one")
 
-    def leap(self, streams: Iterable[str]) -> None:
-        """The primary gives IDs as though its clock were ahead."""
+    def advance_clock(self, streams: Iterable[str]) -> None:
+        """Let the primary give IDs as though its clock were ahead, in these streams."""
         with self.primary.client() as client:
             ahead = f"{time.time_ns() // 1_000_000 + AHEAD_MS}-0"
             for stream in streams:
                 with contextlib.suppress(redis.ResponseError):  # there is no such stream yet
                     client.execute_command("XSETID", stream, ahead)
 
-    def change_places(self) -> None:
-        """Kill -9 of the primary. The other one is in use, with what it has; nobody follows it."""
+    def fail_over(self) -> None:
+        """Kill -9 the primary. The replica is the primary now, with what it has, and without a replica."""
         self.primary.kill()
         self.primary, self.replica = self.replica, self.primary
 
-    def come_back(self) -> None:
-        """The old primary is up again, as though nothing had been; what its successor took is gone."""
+    def return_old_primary(self) -> None:
+        """Start the old primary as primary, as if there had been no failover; what its successor took is gone."""
         self.replica.start()
-        self.change_places()
+        self.fail_over()
 
-    def change_places_at_the_address(self) -> None:
-        """The same as `change_places`; the one in use then comes up where the other one was."""
-        self.change_places()
+    def fail_over_at_the_same_address(self) -> None:
+        """Like `fail_over`, but the new primary then listens where the old one did."""
+        self.fail_over()
         self.primary.kill()
         self.primary.port, self.replica.port = self.replica.port, self.primary.port
         self.primary.start()
 
-    def rejoin(self) -> None:
-        """The other server comes up as a replica; returns when it has everything, on its disk as well."""
+    def attach_replica(self) -> None:
+        """Start the other server as a replica. Returns when it has everything, on its disk as well."""
         self.replica.start()
         with self.replica.client() as client:
             client.replicaof("127.0.0.1", self.primary.port)
-        self.until_in_step()
+        self.wait_in_sync()
 
-    def until_in_step(self) -> None:
+    def wait_in_sync(self) -> None:
         """Wait until the replica has everything."""
-        wait_until(self._in_step, within_s=SETTLE_S, what="the replica to be in step")
+        wait_until(self._in_sync, within_s=SETTLE_S, what="the replica to be in step")
 
-    def _in_step(self) -> bool:
-        """What is killed now comes back with everything: a file is begun anew when the role changes."""
+    def _in_sync(self) -> bool:
+        """Whether a server that is killed now has everything at its restart: a role change rewrites its file."""
         with self.primary.client() as primary, self.replica.client() as replica:
             seen = replica.info("replication")
             if seen["master_link_status"] != "up":

@@ -105,19 +105,19 @@ class Nemesis:
     async def _fail_over(self, fault: Planned) -> None:
         """The other server takes the primary's place, without what that took in the last `lasts_s`."""
         stage, servers = self._stage, self._stage.servers
-        await asyncio.to_thread(servers.cut)
+        await asyncio.to_thread(servers.stop_replication)
         if fault.amount:
             await asyncio.to_thread(
-                servers.leap, [stage.keys.callbacks(number) for number in range(stage.partitions)]
+                servers.advance_clock, [stage.keys.callbacks(number) for number in range(stage.partitions)]
             )
         await asyncio.sleep(fault.lasts_s)
-        await asyncio.to_thread(servers.change_places)
+        await asyncio.to_thread(servers.fail_over)
         stage.follow()
         if fault.kind == "come_back":
             await asyncio.sleep(fault.lasts_s)
-            await asyncio.to_thread(servers.come_back)
+            await asyncio.to_thread(servers.return_old_primary)
             stage.follow()
-        await asyncio.to_thread(servers.rejoin)
+        await asyncio.to_thread(servers.attach_replica)
 
     async def _node(self, node: Node, fault: Planned) -> None:
         match fault.kind:

@@ -1,5 +1,5 @@
 import pytest
-from in_c_kit import BUILT, WAYS, go
+from native_kit import BUILT, WAYS, go
 
 collect_ignore = [] if BUILT else ["test_in_c.py"]
 

@@ -11,7 +11,7 @@ import pytest
 from process_kit import PATIENCE_S, Fleet, fleet
 from replicated_kit import Replicated
 from servers import binary_of, wait_until
-from whole_kit import ingest, post_all
+from system_kit import ingest, post_all
 
 pytestmark = [pytest.mark.server, pytest.mark.storage]
 
@@ -36,16 +36,16 @@ def read(crew: Fleet, count: int) -> None:
     wait_until(lambda: worker.metric("callbacks_read_total") >= count, within_s=PATIENCE_S, what="reading")
 
 
-def cut(pair: Replicated, crew: Fleet, *, ahead: bool) -> None:
+def stop_replication(pair: Replicated, crew: Fleet, *, ahead: bool) -> None:
     """Nothing reaches the replica any more, and the primary's clock may be ahead of its own."""
-    pair.until_in_step()
-    pair.cut()
+    pair.wait_in_sync()
+    pair.stop_replication()
     if ahead:
-        pair.leap(crew.keys.callbacks(number) for number in range(crew.partitions))
+        pair.advance_clock(crew.keys.callbacks(number) for number in range(crew.partitions))
 
 
 def fail_over(pair: Replicated, crew: Fleet) -> None:
-    pair.change_places_at_the_address()
+    pair.fail_over_at_the_same_address()
     crew.server = pair.primary
 
 
@@ -77,7 +77,7 @@ def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
     pair: Replicated, crew: Fleet, ahead: bool, killed: bool
 ):
     start_with_the_first_event(crew)
-    cut(pair, crew, ahead=ahead)
+    stop_replication(pair, crew, ahead=ahead)
     for session in SESSIONS:
         crew.put(session, 3)
     read(crew, 2 * len(SESSIONS))
@@ -100,7 +100,7 @@ def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
     pair: Replicated, crew: Fleet, ahead: bool
 ):
     start_with_the_first_event(crew)
-    cut(pair, crew, ahead=ahead)
+    stop_replication(pair, crew, ahead=ahead)
     for session in SESSIONS:
         crew.put(session, 2)
     crew.until_calls(2 * len(SESSIONS))
@@ -121,7 +121,7 @@ def test_primary_that_takes_over_another_s_data_behind_a_living_connection_is_re
     pair: Replicated, crew: Fleet
 ):
     start_with_the_first_event(crew)
-    cut(pair, crew, ahead=True)
+    stop_replication(pair, crew, ahead=True)
     for session in SESSIONS:
         crew.put(session, 3)
     read(crew, 2 * len(SESSIONS))
@@ -145,11 +145,11 @@ def test_callback_that_was_spooled_while_its_first_copy_was_held_survives_the_fa
     with ingest(crew, durability="replicas:1") as url:
         assert post_all(url, SESSIONS, 1) == {200}
         crew.until_calls(len(SESSIONS))
-        cut(pair, crew, ahead=True)
+        stop_replication(pair, crew, ahead=True)
         assert post_all(url, SESSIONS, 3) == {200}
         read(crew, len(SESSIONS) + 1)
         fail_over(pair, crew)
-        pair.rejoin()
+        pair.attach_replica()
         streams = [crew.keys.callbacks(number) for number in range(crew.partitions)]
         wait_until(
             lambda: sum(map(crew.client.xlen, streams)) >= 2 * len(SESSIONS),

@@ -6,8 +6,8 @@ from urllib.parse import quote, quote_plus
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from in_c_kit import BUILT
 from msgspec import structs
+from native_kit import BUILT
 
 from maskline.schemas.callback import RawCallback, decode_callback, encode_callback
 from maskline.schemas.decode import decode_event

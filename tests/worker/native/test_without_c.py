@@ -4,7 +4,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from in_c_kit import BUILT, PARTS, WITHOUT
+from native_kit import BUILT, PARTS, WITHOUT
 from process_kit import assert_complete_and_in_order
 
 COMPILER = (sysconfig.get_config_var("CC") or "cc").split()[0]

@@ -9,9 +9,9 @@ import pytest
 import redis
 from process_kit import PATIENCE_S, Fleet, fleet
 from servers import RedisServer, plain_reply, wait_until
-from whole_kit import AUTH_ID, AUTH_TOKEN, ingest
+from system_kit import AUTH_ID, AUTH_TOKEN, ingest
 
-DOCS = Path(__file__).parents[1] / "docs" / "operating.md"
+DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 INGEST, WORKER, FINDER = "maskline-ingest", "maskline-worker", "maskline-finder"
 PASSWORDS = {INGEST: "INGEST_PASSWORD", WORKER: "WORKER_PASSWORD", FINDER: "FINDER_PASSWORD"}
 PARTITIONS = 4

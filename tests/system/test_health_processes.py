@@ -8,7 +8,7 @@ from typing import Any
 
 from process_kit import Fleet
 from servers import wait_until
-from whole_kit import ingest
+from system_kit import ingest
 
 
 def ask(crew: Fleet, *arguments: str, **settings: Any) -> tuple[int, dict[str, Any]]:

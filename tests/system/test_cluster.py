@@ -12,7 +12,7 @@ import pytest
 from cluster_kit import ClusterServers, slot_of
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session, callback, load
 from servers import wait_until
-from whole_kit import Traffic, ingest
+from system_kit import Traffic, ingest
 
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import partition_of

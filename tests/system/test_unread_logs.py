@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from process_kit import HANDLERS, LEASE_TTL_MS, PATIENCE_S, Fleet, assert_complete_and_in_order, load
 from servers import free_port, wait_until
-from whole_kit import AUTH_ID, AUTH_TOKEN, Traffic
+from system_kit import AUTH_ID, AUTH_TOKEN, Traffic
 
 LOUD = """
 from maskline import on

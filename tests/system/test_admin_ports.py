@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from process_kit import PATIENCE_S, Fleet
 from servers import free_port, wait_until
-from whole_kit import AUTH_ID, AUTH_TOKEN
+from system_kit import AUTH_ID, AUTH_TOKEN
 
 
 class Run:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from process_kit import HANDLERS, PATIENCE_S, Fleet, load
 from servers import RedisServer, free_port, wait_until
-from whole_kit import AUTH_ID, AUTH_TOKEN, Traffic
+from system_kit import AUTH_ID, AUTH_TOKEN, Traffic
 
 from maskline.runtime.net.descriptors import RESERVE_MIN, for_clients
 

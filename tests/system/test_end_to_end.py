@@ -1,8 +1,6 @@
 """The whole way: simulated sessions, signed and shuffled, by HTTP into ingest, through Redis, to a handler."""
 
 import json
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,33 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process_kit import PATIENCE_S, Call, Fleet, by_session
-from servers import wait_until
+from process_kit import Call, Fleet, by_session
+from system_kit import AUTH_ID, AUTH_TOKEN, ingest
 
 SESSIONS = 1_000
-AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 
 
 @pytest.fixture
-def ingest_url(crew: Fleet, tmp_path: Path) -> Iterator[str]:
-    log = tmp_path / "ingest.log"
-    environment = crew.environment(
-        handlers=None, host="127.0.0.1", port=0, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}", spool_dir=tmp_path
-    )
-    with log.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "maskline.ingest"], env=environment, stderr=stderr)
-
-    def listens() -> Any:
-        assert process.poll() is None, log.read_text()
-        return re.search(r'ingest started.*"url":"(http://127\.0\.0\.1:\d+/callbacks)"', log.read_text())
-
-    try:
-        yield wait_until(listens, within_s=PATIENCE_S, what="ingest to listen")[1]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-    finally:
-        process.kill()
-        process.wait()
+def ingest_url(crew: Fleet) -> Iterator[str]:
+    with ingest(crew) as url:
+        yield url
 
 
 def seen(calls: list[Call], *, recording: bool) -> list[dict[str, Any]]:

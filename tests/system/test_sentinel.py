@@ -7,7 +7,7 @@ import pytest
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, load
 from sentinel_kit import SentinelServers
 from servers import wait_until
-from whole_kit import Traffic, ingest
+from system_kit import Traffic, ingest
 
 pytestmark = pytest.mark.server
 
