@@ -180,7 +180,7 @@ class IngestNode:
         return Gauges(
             waiting=self._in_flight.callbacks,
             batches_under_way=sum(publisher.batches_under_way for publisher in self._pool.publishers),
-            requests_under_way=self._http.under_way,
+            requests_under_way=self._http.requests_under_way,
             connections=self._http.connections,
             redis_connected=self._pool.connected,
             breakers=self._breakers(),

@@ -10,11 +10,7 @@ EVENT_MAX_CHARS = 60
 EVENT = re.compile(r"(?!(?:a|an|the) )[a-z0-9]+(?:[ _/-][a-z0-9_]+)*")
 """Lower case words without an article or punctuation: what is logged, and no sentence about it."""
 
-NOT_YET_RENAMED = frozenset(
-    {
-        "a connection has failed, which is a fault in maskline",
-    }
-)
+NOT_YET_RENAMED = frozenset({})
 """Events, or modules with an event that is no constant, that the rules are not applied to yet."""
 
 

@@ -1,10 +1,10 @@
-"""As what a request's body may be read, and in which order that is tried. Pure.
+"""As what a request's body may be read, and in which order the readings are tried. Pure.
 
-The Content-Type never decides alone: proxies join it, clients forget it. A V3 signature covers the parameters, so
-the reading that it fits is the one that was meant, whatever the type says. Where no signature covers the body (V2, or
+The Content-Type never decides alone: proxies join it, clients forget it. A V3 signature covers the parameters, so the
+reading that it fits is the one that was meant, whatever the type says. Where no signature covers the body (V2, or
 MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
 
-| | type says JSON | type says a form, or nothing is sent | type says neither |
+| | type says JSON | type says a form, or no type is sent | type says neither |
 | --- | --- | --- | --- |
 | covered by the signature | JSON, form | form; JSON if it looks so | form; JSON if it looks so |
 | not covered, looks like JSON | JSON | JSON, form | JSON |
@@ -15,8 +15,11 @@ MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
 from maskline.schemas.parameters import Reading, looks_like, looks_like_json, named_reading
 
 
-def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
-    """What to try a signature on. JSON only where it may be JSON: trying costs as much as a request."""
+def signed_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
+    """The readings to check a V3 signature against, the likeliest first.
+
+    JSON only where the body may be JSON: each try costs as much as a request.
+    """
     if not body:
         return ("form",)
     if named_reading(content_type) == "json":
@@ -24,8 +27,8 @@ def covered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
     return ("form", "json") if looks_like_json(body) else ("form",)
 
 
-def uncovered_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
-    """What to take the body for: the first that can be decoded."""
+def unsigned_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
+    """The readings of a body that no signature covers; the first that can be decoded counts."""
     if not body:
         return ("form",)
     named, look = named_reading(content_type), looks_like(body)

@@ -1,33 +1,39 @@
-"""Whether a request is a callback to be taken, and what goes into which stream for it. No I/O, no clock.
+"""Decides whether a request is a callback to be stored, and what goes into which partition. Pure.
 
-In two steps, so that what can be refused by its head is refused before its body is read:
+In two steps, so that a request is refused by its head, where that is enough, before its body is read:
 
-| step | refused as |
-| --- | --- |
-| path is `/callbacks` or `/callbacks/{auth_id}` (`ingest.auth.callback_paths`) | 404 `unknown_path` |
-| the account of the path is configured | 404 `unknown_account` |
-| POST or GET | 405 `method_not_allowed` |
-| announced length within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
-| signature and nonce are there | 403 `signature_missing`, `nonce_missing` |
-| body within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
-| parameters can be decoded, as what the body is or might be (`ingest.auth.body_readings`) | 400 `not_decodable` |
-| signature fits one of these readings | 403 `signature_wrong` |
+| step | condition | otherwise refused as |
+| --- | --- | --- |
+| head | the path is `/callbacks` or `/callbacks/{auth_id}` (`ingest.auth.callback_paths`) | 404 `unknown_path` |
+| head | the account of the path is configured | 404 `unknown_account` |
+| head | the method is POST or GET | 405 `method_not_allowed` |
+| head | the announced length is within MASKLINE_MAX_BODY_BYTES | 413 `body_too_large` |
+| head | signature and nonce are there | 403 `signature_missing`, `nonce_missing` |
+| body | parameters can be decoded, in one of the body's readings (`ingest.auth.body_readings`) | 400 `not_decodable` |
+| body | the signature fits one of these readings | 403 `signature_wrong` |
 
-Everything else is taken, also what bears no SessionUUID or EventName: it was signed, so it is Plivo's, and
-the worker puts it to the dead letters where somebody can look at it.
+Between the steps `ingest.parser.request_body` reads the body, and refuses one that is broken or too large.
+
+Everything else is accepted, also a callback without SessionUUID or EventName: it was signed, so it is Plivo's, and the
+worker makes it a dead letter that somebody can look at.
 """
 
 from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from maskline.ingest.auth.accounts import Accounts, signer
-from maskline.ingest.auth.body_readings import covered_readings, uncovered_readings
-from maskline.ingest.auth.callback_paths import PATH, account_in, why_unknown
+from maskline.ingest.auth.accounts import Accounts, signing_account
+from maskline.ingest.auth.body_readings import signed_readings, unsigned_readings
+from maskline.ingest.auth.callback_paths import PATH, account_of_path, explain_unknown_path
 from maskline.ingest.auth.dialled_url import DialledUrl, Headers, split_absolute
-from maskline.ingest.auth.signatures import listed_nonces, listed_values, v2_text, v3_middles, v3_texts
+from maskline.ingest.auth.signatures import (
+    split_nonces,
+    split_signatures,
+    v2_signed_text,
+    v3_parameter_texts,
+    v3_signed_texts,
+)
 from maskline.ingest.parser.request_body import BODY_TOO_LARGE
-from maskline.ingest.parser.request_head import LENGTH_DIGITS_MAX
 from maskline.ingest.plivo_headers import (
     NONCE_V2,
     NONCE_V3,
@@ -53,7 +59,7 @@ from maskline.schemas.parameters import (
 from maskline.schemas.settings import Settings
 from maskline.schemas.values import is_null
 
-METHODS: Final = ("POST", "GET")
+CALLBACK_METHODS: Final = ("POST", "GET")
 
 SESSION_UUID: Final = "SessionUUID"
 
@@ -67,26 +73,26 @@ class AcceptedCallback(NamedTuple):
     """The msgpack of a RawCallback: what the stream's entry holds."""
 
 
-class Head(NamedTuple):
-    """What is known of a request before its body."""
+class CallbackHead(NamedTuple):
+    """A request's head that was not refused: what the second step needs of it."""
 
     method: str
-    base: str
-    """The URL that was dialled, without the query."""
+    base_url: str
+    """`scheme://host[:port]/path` as dialled."""
     query: bytes
     content_type: str
-    account: str
-    """The account of the path, empty for the common one."""
+    auth_id: str
+    """The account of the path; empty for the common path."""
     headers: Headers
 
 
-class _Read(NamedTuple):
-    """A request, and as what it was read."""
+class _ReadCallback(NamedTuple):
+    """The reading of a request that counts."""
 
     parameters: Parameters
     reading: Reading
     auth_id: str
-    """Whose signature it bore; without verification, the account of the path."""
+    """The account whose token signed it; without verification, the account of the path."""
 
 
 UNKNOWN_ACCOUNT: Final = Refusal(404, "unknown_account", "this account is not configured here")
@@ -97,66 +103,72 @@ SIGNATURE_WRONG: Final = Refusal(403, "signature_wrong", "no token of ours makes
 
 
 class CallbackVerifier:
-    """Decides about requests, by the settings."""
+    """Verifies requests against the settings: accounts and tokens, accepted schemes, the URL that Plivo dials."""
 
-    __slots__ = ("_accept_v2", "_max_body_bytes", "accounts", "origin", "verifies")
+    __slots__ = ("_accept_v2", "_max_body_bytes", "accounts", "dialled_url", "verifies")
 
     def __init__(self, settings: Settings) -> None:
         self.accounts = Accounts(settings.auth_tokens)
         self.verifies = settings.verify != "off"
+        """Whether signatures are checked at all (MASKLINE_VERIFY)."""
         self._accept_v2 = settings.accept_v2
         self._max_body_bytes = settings.max_body_bytes
-        self.origin = DialledUrl(settings.public_url, settings.trusted_proxies)
+        self.dialled_url = DialledUrl(settings.public_url, settings.trusted_proxies)
 
-    def read_head(
-        self, method: str, target: str, headers: Headers, *, secure: bool = False, peer: str = ""
-    ) -> Head | Refusal:
-        """First step: route the request, and refuse what its head alone shows to be none of ours."""
+    def check_head(
+        self, method: str, target: str, headers: Headers, *, content_length: int = 0, peer: str = ""
+    ) -> CallbackHead | Refusal:
+        """First step: refuse a request whose head alone shows that it is no callback.
+
+        `content_length`: the announced length of the body, 0 for none. `peer`: the address of the connection's other
+        end, needed where `dialled_url.depends_on_peer`.
+        """
         authority = ""
         if not target.startswith("/"):
             authority, target = split_absolute(target)
         if "#" in target:  # no part of a request target, but clients are known to leave it on
             target = target.partition("#")[0]
         path, _, query = target.partition("?")
-        account = "" if path == PATH else account_in(path)
-        if account is None:
-            return Refusal(404, "unknown_path", *why_unknown(path))
-        if account and not self.accounts.knows(account):
+        auth_id = "" if path == PATH else account_of_path(path)
+        if auth_id is None:
+            return Refusal(404, "unknown_path", *explain_unknown_path(path))
+        if auth_id and not self.accounts.knows(auth_id):
             return UNKNOWN_ACCOUNT
-        if method not in METHODS:
+        if method not in CALLBACK_METHODS:
             return METHOD_NOT_ALLOWED
-        if self._announces_too_much(headers):
+        if content_length > self._max_body_bytes:
             return BODY_TOO_LARGE
-        if self.verifies and (refused := self._lacks_signature(headers)):
-            return refused
-        return Head(
+        if self.verifies and (refusal := self._check_signature_headers(headers)):
+            return refusal
+        return CallbackHead(
             method,
-            self.origin.base(authority, path, headers, secure=secure, peer=peer),
+            self.dialled_url.base_url(authority, path, headers, peer),
             query.encode("utf-8", "surrogateescape"),
             headers.get("Content-Type", ""),
-            account,
+            auth_id,
             headers,
         )
 
-    def decide(self, head: Head, body: bytes, received_at_ms: int) -> AcceptedCallback | Refusal:
-        """Second step, with the whole body: verify, route to a partition, pack for the stream."""
-        if len(body) > self._max_body_bytes:
-            return BODY_TOO_LARGE
+    def verify(self, head: CallbackHead, body: bytes, received_at_ms: int) -> AcceptedCallback | Refusal:
+        """Second step: check the signature over the whole request, find its partition, encode it for the stream.
+
+        `body`: complete and decompressed. `received_at_ms`: Unix time in milliseconds.
+        """
         if head.method == "GET":
             body = b""  # the signature does not cover it
         try:
-            pairs = parse_pairs(head.query)
+            query = parse_pairs(head.query)
             read = (
-                self._read_signed(head, pairs, body)
+                self._read_signed(head, query, body)
                 if self.verifies
-                else _read_unsigned(head, pairs, body, head.account)
+                else _read_unsigned(head, query, body, head.auth_id)
             )
             if read is None:
                 return SIGNATURE_WRONG
             session_uuid = _session_uuid(read.parameters)
         except NotDecodableError as error:
             return Refusal(400, "not_decodable", str(error))
-        # Without a session it is bound for the dead letters: anywhere, but the same callback always in the same place.
+        # Without a session it becomes a dead letter: in any partition, but the same callback always in the same one.
         partition_hash = crc32(session_uuid.encode()) if session_uuid else crc32(body, crc32(head.query))
         content_type = type_naming(read.reading, head.content_type) if body else in_ascii(head.content_type)
         value = encode_callback(
@@ -164,88 +176,94 @@ class CallbackVerifier:
         )
         return AcceptedCallback(partition_hash, value)
 
-    def _announces_too_much(self, headers: Headers) -> bool:
-        length = headers.get("Content-Length", "")
-        return length.isdecimal() and (len(length) > LENGTH_DIGITS_MAX or int(length) > self._max_body_bytes)
+    def _check_signature_headers(self, headers: Headers) -> Refusal | None:
+        if bears_v3_signature(headers):
+            return None
+        bears_signature = _has(headers, SIGNATURE_V3) or _has(headers, SIGNATURE_MA_V3)
+        refusal = NONCE_MISSING if bears_signature else SIGNATURE_MISSING
+        if self._accept_v2 and (_has(headers, SIGNATURE_V2) or _has(headers, SIGNATURE_MA_V2)):
+            return None if _has(headers, NONCE_V2) else NONCE_MISSING
+        return refusal
 
-    def _lacks_signature(self, headers: Headers) -> Refusal | None:
-        if _bears(headers, SIGNATURE_V3) or _bears(headers, SIGNATURE_MA_V3):
-            if _bears(headers, NONCE_V3):
-                return None
-            refused = NONCE_MISSING
-        else:
-            refused = SIGNATURE_MISSING
-        if self._accept_v2 and (_bears(headers, SIGNATURE_V2) or _bears(headers, SIGNATURE_MA_V2)):
-            return None if _bears(headers, NONCE_V2) else NONCE_MISSING
-        return refused
+    def _read_signed(self, head: CallbackHead, query: Pairs, body: bytes) -> _ReadCallback | None:
+        """The reading that the signature fits; None where it fits none.
 
-    def _read_signed(self, head: Head, query: Pairs, body: bytes) -> _Read | None:
-        """The request as what somebody signed it whose token is here; None where nobody did.
-
-        Raises NotDecodableError where it is nobody's, and cannot be decoded as what it seems to be.
+        Raises NotDecodableError where the signature fits none and the body cannot be decoded as what it seems to be.
         """
-        readings = covered_readings(head.content_type, body)
-        broken: dict[Reading, NotDecodableError] = {}
+        readings = signed_readings(head.content_type, body)
+        errors: dict[Reading, NotDecodableError] = {}
         for reading in readings:
             try:
                 parameters = parse_body(reading, query, body)
             except NotDecodableError as error:
-                broken[reading] = error
+                errors[reading] = error
                 continue
-            auth_id = self._signer(head, parameters)
+            auth_id = self._signer_v3(head, parameters)
             if auth_id is not None:
-                return _Read(parameters, reading, auth_id)
+                return _ReadCallback(parameters, reading, auth_id)
         auth_id = self._signer_v2(head) if self._accept_v2 else None
         if auth_id is not None:
             return _read_unsigned(head, query, body, auth_id)
-        first = broken.get(readings[0])
-        if first is not None and (len(broken) == len(readings) or looks_like(body) in (None, readings[0])):
+        first = errors.get(readings[0])
+        if first is not None and (len(errors) == len(readings) or looks_like(body) in (None, readings[0])):
             raise first
         return None
 
-    def _signer(self, head: Head, parameters: Parameters) -> str | None:
-        """The account that signed the request by V3; None where nobody did whose token is here."""
+    def _signer_v3(self, head: CallbackHead, parameters: Parameters) -> str | None:
+        """The account that signed the request by V3; None where none of the configured ones did."""
         headers, accounts = head.headers, self.accounts
-        own = listed_values(headers.getall(SIGNATURE_V3, ()))
-        mains = listed_values(headers.getall(SIGNATURE_MA_V3, ()))
-        middles = v3_middles(head.method, parameters)  # which may take long, and is the same for all
-        for nonce, base in product(listed_nonces(headers.getall(NONCE_V3, ())), _bases(head.base)):
-            texts = v3_texts(base, middles, nonce)
-            auth_id = signer(accounts.holders(head.account), texts, own) or signer(
-                accounts.mains, texts, mains
+        own = split_signatures(headers.getall(SIGNATURE_V3, ()))
+        mains = split_signatures(headers.getall(SIGNATURE_MA_V3, ()))
+        # Made once: it may take long, and is the same for every nonce and URL.
+        parameter_texts = v3_parameter_texts(head.method, parameters)
+        nonces = split_nonces(headers.getall(NONCE_V3, ()))
+        for nonce, base_url in product(nonces, _possible_urls(head.base_url)):
+            texts = v3_signed_texts(base_url, parameter_texts, nonce)
+            auth_id = signing_account(accounts.credentials(head.auth_id), texts, own) or signing_account(
+                accounts.main_credentials, texts, mains
             )
             if auth_id is not None:
                 return auth_id
         return None
 
-    def _signer_v2(self, head: Head) -> str | None:
-        """The same by V2, which does not cover the parameters."""
+    def _signer_v2(self, head: CallbackHead) -> str | None:
+        """The account that signed the request by V2, which does not cover the parameters; None as above."""
         headers, accounts = head.headers, self.accounts
-        nonces = listed_nonces(headers.getall(NONCE_V2, ()))
-        texts = tuple(v2_text(base, nonce) for nonce, base in product(nonces, _bases(head.base)))
-        return signer(
-            accounts.holders(head.account), texts, listed_values(headers.getall(SIGNATURE_V2, ()))
-        ) or signer(accounts.mains, texts, listed_values(headers.getall(SIGNATURE_MA_V2, ())))
+        own = split_signatures(headers.getall(SIGNATURE_V2, ()))
+        mains = split_signatures(headers.getall(SIGNATURE_MA_V2, ()))
+        nonces = split_nonces(headers.getall(NONCE_V2, ()))
+        texts = tuple(
+            v2_signed_text(base_url, nonce)
+            for nonce, base_url in product(nonces, _possible_urls(head.base_url))
+        )
+        return signing_account(accounts.credentials(head.auth_id), texts, own) or signing_account(
+            accounts.main_credentials, texts, mains
+        )
 
 
-def _read_unsigned(head: Head, query: Pairs, body: bytes, auth_id: str) -> _Read:
-    """The request as what its look and its type say. Raises NotDecodableError."""
-    broken = NotDecodableError("the body is neither a form nor JSON")
-    for reading in uncovered_readings(head.content_type, body):
-        try:
-            return _Read(parse_body(reading, query, body), reading, auth_id)
-        except NotDecodableError as error:
-            broken = error
-    raise broken
+def bears_v3_signature(headers: Headers) -> bool:
+    """Whether a V3 signature and its nonce are there, right or wrong."""
+    return _has(headers, NONCE_V3) and (_has(headers, SIGNATURE_V3) or _has(headers, SIGNATURE_MA_V3))
 
 
-def _bears(headers: Headers, name: str) -> bool:
+def _has(headers: Headers, name: str) -> bool:
     return any(headers.getall(name, ()))
 
 
-def _bases(base: str) -> tuple[str, str]:
-    """The URLs that may have been dialled: as it was asked for, and for a proxy that adds or takes a slash."""
-    return base, base[:-1] if base.endswith("/") else f"{base}/"
+def _read_unsigned(head: CallbackHead, query: Pairs, body: bytes, auth_id: str) -> _ReadCallback:
+    """The reading that the body's look and type suggest. Raises NotDecodableError where there is none."""
+    last_error = NotDecodableError("the body is neither a form nor JSON")
+    for reading in unsigned_readings(head.content_type, body):
+        try:
+            return _ReadCallback(parse_body(reading, query, body), reading, auth_id)
+        except NotDecodableError as error:
+            last_error = error
+    raise last_error
+
+
+def _possible_urls(base_url: str) -> tuple[str, str]:
+    """The URLs that may have been dialled: this one, and for a proxy that adds or removes a slash, the other."""
+    return base_url, base_url[:-1] if base_url.endswith("/") else f"{base_url}/"
 
 
 def _session_uuid(parameters: Parameters) -> str:

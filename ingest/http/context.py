@@ -1,64 +1,80 @@
-"""What all connections of a node share: whom they ask, what they count, and how they come to their end."""
+"""State shared by all connections of a node: collaborators, the count of requests, what is remembered of requests."""
 
 import asyncio
 
-from maskline.ingest.auth.dialled_url import DialledUrl
 from maskline.ingest.auth.verifier import CallbackVerifier
 from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.ingest.metrics import Metrics
+from maskline.ingest.parser.aiohttp_parser import NO_HEADERS
+from maskline.ingest.parser.request_head import RequestHead
 from maskline.ingest.refusal import Refusal
 
 
 class ServerContext:
-    """`idle_timeout_s`: between requests. `learns`: whether layouts of requests are remembered."""
+    """What a connection needs besides its own bytes; one for all connections of a node.
+
+    `max_body_bytes`: MASKLINE_MAX_BODY_BYTES. `idle_timeout_s`: how long a connection may be idle between requests.
+    `fast_path`: whether templates of requests are learned.
+    """
 
     def __init__(
-        self, intake: CallbackVerifier, router: DeliveryRouter, metrics: Metrics,
-        *, max_body_bytes: int, idle_timeout_s: float, learns: bool,
-    ) -> None:  # fmt: skip
+        self,
+        verifier: CallbackVerifier,
+        router: DeliveryRouter,
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+        idle_timeout_s: float,
+        fast_path: bool,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.intake = intake
+        self.verifier = verifier
         self.router = router
         self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.idle_timeout_s = idle_timeout_s
-        self.refusals = RefusalLog(intake.origin)
         self.stopping = False
-        """The next answer on each connection is its last."""
-        self.under_way = 0
-        """Requests that have not got their answer yet."""
+        """Whether the next answer on each connection is its last."""
+        self.requests_under_way = 0
+        """Requests that have no answer yet, from the moment when their body is awaited or complete."""
+        self._refusal_log = RefusalLog(verifier.dialled_url)
         forms = FormTemplates()
-        self._quick = FastVerifier(intake, forms, learns=learns)
-        self._quick_of_trusted = FastVerifier(intake, forms, learns=learns)
-        self._idle: asyncio.Future[None] | None = None
+        self._fast_verifier = FastVerifier(verifier, forms, learns=fast_path)
+        self._fast_verifier_for_proxies = FastVerifier(verifier, forms, learns=fast_path)
+        self._all_answered: asyncio.Future[None] | None = None
 
-    @property
-    def origin(self) -> DialledUrl:
-        return self.intake.origin
+    def fast_verifier(self, peer: str) -> FastVerifier:
+        """The fast path for requests of this peer: from a trusted proxy, the same head may mean another URL."""
+        url = self.verifier.dialled_url
+        is_proxy = url.depends_on_peer and url.is_trusted(peer)
+        return self._fast_verifier_for_proxies if is_proxy else self._fast_verifier
 
-    def quick(self, peer: str) -> FastVerifier:
-        """The quick way for requests of this peer: where it is believed, the same head may mean another URL."""
-        return self._quick_of_trusted if self.origin.asks_peer and self.origin.trusts(peer) else self._quick
+    def request_began(self) -> None:
+        """Count a request in: a stop waits for its answer."""
+        self.requests_under_way += 1
 
-    # Requests under way
+    def request_ended(self) -> None:
+        """Count a request out."""
+        self.requests_under_way -= 1
+        if self._all_answered is not None and not self.requests_under_way and not self._all_answered.done():
+            self._all_answered.set_result(None)
 
-    def began(self) -> None:
-        self.under_way += 1
-
-    def ended(self) -> None:
-        self.under_way -= 1
-        if self._idle is not None and not self.under_way and not self._idle.done():
-            self._idle.set_result(None)
-
-    async def finish(self, timeout_s: float) -> None:
-        """Wait until no request is under way, at most so long."""
+    async def finish_requests(self, timeout_s: float) -> None:
+        """Make each connection's next answer its last, and wait until no request is under way, at most so long."""
         self.stopping = True
-        if self.under_way:
-            self._idle = self.loop.create_future()
-            await asyncio.wait([self._idle], timeout=timeout_s)
+        if self.requests_under_way:
+            self._all_answered = self.loop.create_future()
+            await asyncio.wait([self._all_answered], timeout=timeout_s)
 
-    def count_refused(self, refused: Refusal) -> None:
-        self.metrics.refused[refused.status, refused.code] += 1
+    def count_refusal(self, refusal: Refusal) -> None:
+        """Count a refusal in the metrics."""
+        self.metrics.refused[refusal.status, refusal.code] += 1
+
+    def record_refusal(self, refusal: Refusal, head: RequestHead | None, peer: str) -> None:
+        """Count and log a refusal; `head` is None where none could be read."""
+        self.count_refusal(refusal)
+        target, headers = ("", NO_HEADERS) if head is None else (head.target, head.headers)
+        self._refusal_log.record(refusal, target, headers, peer)

@@ -1,4 +1,4 @@
-"""The content type never decides alone: what was signed is what is taken, and what the worker makes its event of."""
+"""The content type never decides alone: the reading that was signed is stored, and becomes the worker's event."""
 
 from json import dumps
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import Parameters
 
 URL = "http://h/callbacks"
-INTAKES = {
+VERIFIERS = {
     verify: CallbackVerifier(
         node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN),), **changes)
     )
@@ -79,7 +79,7 @@ def json(members: dict[str, Any], encoding: str = "utf-8", indent: int | None = 
     return Sent(body, Parameters([], [], members))
 
 
-def take(
+def send(
     sent: Sent, content_type: str | None, verify: str = "v3", token: str = MAIN_TOKEN
 ) -> AcceptedCallback | Refusal:
     headers = {"Host": "h"} if content_type is None else {"Host": "h", "Content-Type": content_type}
@@ -89,9 +89,9 @@ def take(
     elif verify == "v2":
         headers["X-Plivo-Signature-V2"] = sign_v2(token, URL, NONCE)
         headers["X-Plivo-Signature-V2-Nonce"] = NONCE
-    intake = INTAKES[verify]
-    head = intake.read_head("POST", "/callbacks", CIMultiDictProxy(CIMultiDict(headers)))
-    return head if isinstance(head, Refusal) else intake.decide(head, sent.body, 7)
+    verifier = VERIFIERS[verify]
+    head = verifier.check_head("POST", "/callbacks", CIMultiDictProxy(CIMultiDict(headers)))
+    return head if isinstance(head, Refusal) else verifier.verify(head, sent.body, 7)
 
 
 def event_of(decode: Any) -> Any:
@@ -126,15 +126,15 @@ def assert_read_as_signed(decision: AcceptedCallback | Refusal, parameters: Para
     ],
     ids=["form", "json", "json_bom", "json_utf16", "json_utf32"],
 )
-def test_whatever_the_type_says(sent, verify):
+def test_signed_body_is_read_as_signed_under_any_type(sent, verify):
     for content_type in [None, *TYPES]:
-        assert_read_as_signed(take(sent, content_type, verify), sent.parameters)
+        assert_read_as_signed(send(sent, content_type, verify), sent.parameters)
 
 
 @pytest.mark.parametrize("sent", [form(PAIRS), json(MEMBERS), json(MEMBERS, "utf-8-sig")])
-def test_a_wrong_signature_is_403_whatever_the_type_says(sent):
+def test_wrong_signature_is_403_under_any_type(sent):
     for content_type in [None, *TYPES]:
-        wrong = take(sent, content_type, token="another")
+        wrong = send(sent, content_type, token="another")
         assert isinstance(wrong, Refusal)
         assert (wrong.status, wrong.code) == (403, "signature_wrong"), content_type
 
@@ -169,9 +169,9 @@ sent_jsons = st.builds(
 @example(Sent(b"=", Parameters([], [("", "")], None)), ";")
 @example(Sent(b"hello", Parameters([], [("hello", "")], None)), "text/plain")
 @settings(max_examples=200, deadline=None)
-def test_the_event_is_made_of_what_was_signed(sent, content_type):
+def test_event_is_made_of_the_signed_parameters(sent, content_type):
     if sent.body:
-        assert_read_as_signed(take(sent, content_type), sent.parameters)
+        assert_read_as_signed(send(sent, content_type), sent.parameters)
 
 
 @pytest.mark.parametrize("verify", ["v2", "off"])
@@ -183,22 +183,22 @@ def test_the_event_is_made_of_what_was_signed(sent, content_type):
         ("application/xml", b'<a b="c"/>'), (FORM, b"a=%E9"), ("text/plain", b"a=%E9"),
     ],
 )  # fmt: skip
-def test_what_is_neither_is_not_decodable(content_type, body, verify):
-    decision = take(Sent(body, Parameters([], [], None)), content_type, verify)
+def test_unsigned_body_that_is_neither_form_nor_json_is_not_decodable(content_type, body, verify):
+    decision = send(Sent(body, Parameters([], [], None)), content_type, verify)
     assert isinstance(decision, Refusal)
     assert (decision.status, decision.code) == (400, "not_decodable")
 
 
 @pytest.mark.parametrize("content_type", [*OTHER_TYPES, *FORM_TYPES])
 @pytest.mark.parametrize("body", [b"<a/>", b'{"a":', b"a=b", b"--x\r\n", b"[1]"])
-def test_a_wrong_signature_under_an_odd_type_is_403(content_type, body):
-    decision = take(Sent(body, Parameters([], [("b", "a")], None)), content_type)
+def test_wrong_signature_of_an_unreadable_body_is_403_under_other_types(content_type, body):
+    decision = send(Sent(body, Parameters([], [("b", "a")], None)), content_type)
     assert isinstance(decision, Refusal)
     assert (decision.status, decision.code) == (403, "signature_wrong")
 
 
-def test_what_lies_in_the_stream_says_how_it_is_read_and_how_it_was_sent():
-    """A maskline that knows forms and JSON by their plain types alone reads it too."""
+def test_stored_content_type_says_how_the_body_is_read_and_how_it_was_sent():
+    """So a maskline that knows forms and JSON only by their plain types reads it too."""
     stored = {
         (sent_as, body[:1]): decode_callback(decision.value).content_type
         for sent_as in (
@@ -211,7 +211,7 @@ def test_what_lies_in_the_stream_says_how_it_is_read_and_how_it_was_sent():
             'a"\\b',
         )
         for body, parameters in (form(PAIRS), json(MEMBERS))
-        if isinstance(decision := take(Sent(body, parameters), sent_as), AcceptedCallback)
+        if isinstance(decision := send(Sent(body, parameters), sent_as), AcceptedCallback)
     }
     assert stored == {
         (FORM, b"E"): FORM,
@@ -231,12 +231,12 @@ def test_what_lies_in_the_stream_says_how_it_is_read_and_how_it_was_sent():
     }
 
 
-def test_a_get_keeps_its_type_and_has_no_body():
+def test_get_keeps_its_type_and_has_no_body():
     headers = CIMultiDictProxy(CIMultiDict({"Host": "h", "Content-Type": "application/json"}))
     for method, body in (("GET", b"{"), ("GET", b"a=b"), ("POST", b"")):
-        head = INTAKES["off"].read_head(method, "/callbacks?SessionUUID=s", headers)
+        head = VERIFIERS["off"].check_head(method, "/callbacks?SessionUUID=s", headers)
         assert not isinstance(head, Refusal)
-        decision = INTAKES["off"].decide(head, body, 7)
+        decision = VERIFIERS["off"].verify(head, body, 7)
         assert isinstance(decision, AcceptedCallback)
         callback = decode_callback(decision.value)
         assert (callback.content_type, callback.body) == ("application/json", b"")

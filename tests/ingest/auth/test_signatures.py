@@ -1,4 +1,4 @@
-"""Signatures against Plivo's own SDK as the oracle."""
+"""Signatures, with Plivo's own SDK as the oracle."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from plivo.utils import validate_signature, validate_v3_signature
 
 from maskline.ingest.auth.signatures import (
-    LISTED_MAX,
+    SIGNATURES_MAX,
     Token,
-    listed_values,
     sign_v2,
     sign_v3,
-    v3_middles,
-    v3_texts,
+    split_signatures,
+    v3_parameter_texts,
+    v3_signed_texts,
 )
 from maskline.schemas.parameters import Parameters, parse_pairs, parse_parameters
 
@@ -82,11 +82,11 @@ def test_get_agrees_with_the_sdk(base, query, token):
 @given(
     bases, pair_lists(any_text, names).filter(lambda pairs: not urlencode(pairs).isascii() or pairs), tokens
 )
-def test_both_readings_of_a_query_that_is_not_ascii_are_good(base, query, token):
+def test_both_readings_of_a_non_ascii_query_are_good(base, query, token):
     parameters = Parameters(query, [], None)
-    texts = v3_texts(base, v3_middles("GET", parameters), NONCE)
+    texts = v3_signed_texts(base, v3_parameter_texts("GET", parameters), NONCE)
     plain = "&".join(f"{key}={value}" for key, value in sorted(query))
-    # The SDK's reading, built apart from ours: bytes as Latin-1, then sorted.
+    # The SDK's reading, built independently of ours: bytes as Latin-1, then sorted.
     latin = sorted((k.encode().decode("latin-1"), v.encode().decode("latin-1")) for k, v in query)
     as_sdk = "&".join(f"{key}={value}" for key, value in latin)
     assert set(texts) == {f"{base}?{plain}.{NONCE}".encode(), f"{base}?{as_sdk}.{NONCE}".encode()}
@@ -116,7 +116,7 @@ def test_json_bodies_agree_with_the_sdk_or_cannot_be_signed(base, members, token
     try:
         expected = sdk_accepts("POST", base, "x", token, json.loads(body))
     except TypeError:  # the SDK sorts lists of members that cannot be compared
-        assert v3_middles("POST", parameters) == ()
+        assert v3_parameter_texts("POST", parameters) == ()
         with pytest.raises(ValueError, match="cannot be signed"):
             sign_v3(token, "POST", base, parameters, NONCE)
         return
@@ -133,8 +133,10 @@ def test_json_bodies_agree_with_the_sdk_or_cannot_be_signed(base, members, token
         b'{"a": [1, "b", null]}',
     ],
 )
-def test_json_that_the_sdk_chokes_on_never_raises(body):
-    assert isinstance(v3_middles("POST", parse_parameters("POST", b"", "application/json", body)), tuple)
+def test_json_that_the_sdk_cannot_sign_never_raises(body):
+    assert isinstance(
+        v3_parameter_texts("POST", parse_parameters("POST", b"", "application/json", body)), tuple
+    )
 
 
 @given(bases, tokens, st.text(max_size=12))
@@ -150,24 +152,24 @@ def test_nonces_that_are_not_ascii_agree_with_the_sdk(nonce):
     assert validate_v3_signature("POST", BASES[0], nonce, "token", signature, {"a": "b"})
 
 
-def test_a_path_with_escapes_is_signed_as_dialled():
+def test_escaped_path_is_signed_as_dialled():
     url = f"https://hooks.example.com/{quote('é/b')}/callbacks"
     signature = sign_v3("token", "GET", url, Parameters([], [], None), NONCE)
     assert sdk_accepts("GET", url, signature, "token", {})
 
 
-def test_listed_values_are_split_stripped_and_bounded():
-    assert listed_values(["a, b,,c", " d "]) == [b"a", b"b", b"c", b"d"]
+def test_listed_signatures_are_split_stripped_and_bounded():
+    assert split_signatures(["a, b,,c", " d "]) == [b"a", b"b", b"c", b"d"]
     many = ",".join(f"v{number}" for number in range(50))
-    assert len(listed_values([many, many])) == LISTED_MAX
-    assert listed_values([]) == []
-    assert listed_values(["\udcff"]) == [b"\xff"]
+    assert len(split_signatures([many, many])) == SIGNATURES_MAX
+    assert split_signatures([]) == []
+    assert split_signatures(["\udcff"]) == [b"\xff"]
 
 
-def test_a_token_signs_only_what_it_signs():
+def test_token_matches_only_its_own_signatures_of_the_texts():
     token = Token("secret")
     value = token.sign(b"text")
-    assert token.signed([b"other", b"text"], [b"", b"x", value])
-    assert not token.signed([b"other"], [value])
-    assert not token.signed([], [value])
-    assert not token.signed([b"text"], [value[:-1], value + b"=", value.swapcase()])
+    assert token.matches([b"other", b"text"], [b"", b"x", value])
+    assert not token.matches([b"other"], [value])
+    assert not token.matches([], [value])
+    assert not token.matches([b"text"], [value[:-1], value + b"=", value.swapcase()])

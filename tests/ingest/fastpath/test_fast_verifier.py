@@ -1,4 +1,4 @@
-"""The quick decision beside the intake's: whatever it accepts, the intake accepts to the same bytes."""
+"""The fast path beside CallbackVerifier: what it accepts, CallbackVerifier accepts with the same bytes."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -12,7 +12,7 @@ from maskline.ingest.auth.signatures import sign_v2, sign_v3
 from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
 from maskline.ingest.fastpath import head_templates, verifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
-from maskline.ingest.fastpath.head_templates import is_ordinary
+from maskline.ingest.fastpath.head_templates import fits_fast_path
 from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.parser.aiohttp_parser import HEAD_END
 from maskline.ingest.parser.request_head import RequestHead, read_head
@@ -20,47 +20,46 @@ from maskline.ingest.refusal import Refusal
 from maskline.schemas.parameters import Parameters
 
 NOW = 1_700_000_000_000
-INTAKE = CallbackVerifier(
+VERIFIER = CallbackVerifier(
     node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN), (SUB, "old"), (SUB, SUB_TOKEN)))
 )
 
 
-def by_intake(
-    request: bytes, intake: CallbackVerifier = INTAKE, way: FastVerifier | None = None
+def verify(
+    request: bytes, verifier: CallbackVerifier = VERIFIER, fast: FastVerifier | None = None
 ) -> AcceptedCallback | Refusal:
-    """The intake's decision; `way` learns from it as a connection has it learn."""
+    """CallbackVerifier's decision; `fast` learns from it as on a connection."""
     head, _, body = request.partition(HEAD_END)
-    ordinary = read_head(head + HEAD_END)
-    assert isinstance(ordinary, RequestHead)
-    assert is_ordinary(ordinary)
-    read = intake.read_head("POST", ordinary.target, ordinary.headers)
+    request_head = read_head(head + HEAD_END)
+    assert isinstance(request_head, RequestHead)
+    assert fits_fast_path(request_head)
+    read = verifier.check_head("POST", request_head.target, request_head.headers)
     if isinstance(read, Refusal):
         return read
-    decision = intake.decide(read, body, NOW)
-    if way is not None and isinstance(decision, AcceptedCallback):
-        way.learn(ordinary, read, body)
+    decision = verifier.verify(read, body, NOW)
+    if fast is not None and isinstance(decision, AcceptedCallback):
+        fast.learn(request_head, read, body)
     return decision
 
 
-def by_quick(request: bytes, way: FastVerifier) -> AcceptedCallback | None:
-    layout = way.heads.find(request)
-    if layout is None:
+def verify_fast(request: bytes, fast: FastVerifier) -> AcceptedCallback | None:
+    template = fast.head_templates.find(request)
+    if template is None:
         return None
-    match = layout.match(request)
-    target, _, *signed = match.group(*layout.groups)
-    return way.decide(layout, target, *signed, request[match.end() :], NOW)
+    match = template.match(request)
+    return fast.verify(template, match.group(*template.groups), request[match.end() :], NOW)
 
 
-def taught(*requests: bytes, intake: CallbackVerifier = INTAKE) -> FastVerifier:
-    way = FastVerifier(intake, FormTemplates())
+def taught(*requests: bytes, verifier: CallbackVerifier = VERIFIER) -> FastVerifier:
+    fast = FastVerifier(verifier, FormTemplates())
     for request in requests:
         for _ in range(head_templates.LEARN_AFTER + 1):
-            by_intake(request, intake, way)
-    return way
+            verify(request, verifier, fast)
+    return fast
 
 
 MA: dict[str, str | None] = {"X-Plivo-Signature-Ma-V3": "x"}
-WAY = taught(
+FAST = taught(
     Request().encode(),
     Request(target=f"/callbacks/{SUB}", token=SUB_TOKEN).encode(),
     Request(query=[("tenant", "7"), ("b", "x&")]).encode(),
@@ -74,7 +73,7 @@ texts = st.text(max_size=5) | st.sampled_from(["", "null", "a&b", "%", "+1415555
 
 @st.composite
 def requests(draw):
-    """Like what was learned, and signed by somebody for something, perhaps for what was sent."""
+    """Like what was learned, and signed with some token for some parameters, perhaps for those that were sent."""
     pairs = [
         (name, draw(st.just(text) | texts))
         for name, text in draw(st.sampled_from([PAIRS, PAIRS[::-1]]) | orders)
@@ -115,9 +114,9 @@ def requests(draw):
 
 @given(requests())
 @example(Request().encode())
-def test_what_is_accepted_quickly_is_what_the_intake_accepts(request):
-    decision = by_quick(request, WAY)
-    assert decision is None or decision == by_intake(request)
+def test_fast_path_accepts_only_what_callback_verifier_accepts(request):
+    decision = verify_fast(request, FAST)
+    assert decision is None or decision == verify(request)
 
 
 @pytest.mark.parametrize(
@@ -125,23 +124,23 @@ def test_what_is_accepted_quickly_is_what_the_intake_accepts(request):
     [Request(), Request(target=f"/callbacks/{SUB}", token=SUB_TOKEN), Request(query=[("tenant", "7"), ("b", "x&")]),
      Request(token=SUB_TOKEN), Request(token="old"), Request(pairs=[(name, text + "!") for name, text in PAIRS])],
 )  # fmt: skip
-def test_what_plivo_sends_is_accepted_quickly(request_):
+def test_ordinary_callbacks_take_the_fast_path(request_):
     request = request_.encode()
-    decision = by_quick(request, WAY)
+    decision = verify_fast(request, FAST)
     assert decision is not None
-    assert decision == by_intake(request)
+    assert decision == verify(request)
 
 
-def test_the_main_account_signs_for_its_subaccounts():
+def test_main_account_signs_for_its_subaccounts():
     good = sign_v3(
         MAIN_TOKEN, "POST", f"http://hooks.example.com/callbacks/{SUB}", Parameters([], PAIRS, None), NONCE
     )
     request = Request(
         target=f"/callbacks/{SUB}", token="unknown", headers={"X-Plivo-Signature-Ma-V3": f"x,{good}"}
     ).encode()
-    decision = by_quick(request, taught(request))
+    decision = verify_fast(request, taught(request))
     assert decision is not None
-    assert decision == by_intake(request)
+    assert decision == verify(request)
 
 
 REPLAYED = Request(pairs=[("SessionUUID", "s"), ("a", "b"), ("c", "d")])
@@ -149,26 +148,26 @@ REPLAYED = Request(pairs=[("SessionUUID", "s"), ("a", "b"), ("c", "d")])
 
 @pytest.mark.parametrize("body", [b"SessionUUID=s&a=b=c&d", b"SessionUUID=s&a&b=c=d", b"SessionUUID=s&a=bc&d=",
                                   b"SessionUUID=s&a=b%3Dc&d", b"SessionUUID=s&a=b&c=e"])  # fmt: skip
-def test_a_signature_is_not_good_for_another_form(body):
-    """Forms that would be signed alike, or nearly, if their separators were not looked at."""
+def test_signature_does_not_fit_another_form(body):
+    """Forms whose signed texts would be equal, or nearly, if their separators were not compared."""
     request = REPLAYED.encode()
-    way = taught(request)
-    assert by_quick(request, way) is not None
+    fast = taught(request)
+    assert verify_fast(request, fast) is not None
     head, _, was = request.partition(HEAD_END)
     other = (
         head.replace(b"Content-Length: %d" % len(was), b"Content-Length: %d" % len(body)) + HEAD_END + body
     )
-    decision = by_quick(other, way)
-    assert decision is None or decision == by_intake(other)
+    decision = verify_fast(other, fast)
+    assert decision is None or decision == verify(other)
 
 
 @pytest.mark.parametrize(
     "changes", [{"token": "x"}, {"headers": {"Host": "other"}}, {"headers": MA, "token": "x"}]
 )
-def test_nothing_is_learned_of_a_refused_request(changes):
-    way = taught(Request(**changes).encode())
-    assert not way.heads.known
-    assert not len(way._forms)
+def test_refused_request_teaches_nothing(changes):
+    fast = taught(Request(**changes).encode())
+    assert not fast.head_templates.templates
+    assert not len(fast._forms)
 
 
 @pytest.mark.parametrize(
@@ -176,62 +175,62 @@ def test_nothing_is_learned_of_a_refused_request(changes):
     [Request(members={"SessionUUID": "s"}), Request(query=PAIRS, pairs=[], body=b""),
      Request(headers={"Content-Type": "Application/JSON"}, members={"SessionUUID": "s"})],
 )  # fmt: skip
-def test_nothing_is_learned_of_what_is_no_form(request_):
-    assert not taught(request_.encode()).heads.known
+def test_request_without_a_form_teaches_nothing(request_):
+    assert not taught(request_.encode()).head_templates.templates
 
 
 def test_without_verification_nothing_is_learned():
-    intake = CallbackVerifier(node_settings("redis://unused", "n", verify="off", auth_tokens=()))
-    assert isinstance(by_intake(Request().encode(), intake), AcceptedCallback)
-    assert not taught(Request().encode(), intake=intake).heads.known
+    verifier = CallbackVerifier(node_settings("redis://unused", "n", verify="off", auth_tokens=()))
+    assert isinstance(verify(Request().encode(), verifier), AcceptedCallback)
+    assert not taught(Request().encode(), verifier=verifier).head_templates.templates
 
 
 def test_targets_are_bounded(monkeypatch):
     monkeypatch.setattr(verifier, "TARGETS_MAX", 5)
-    way = taught(Request().encode())
+    fast = taught(Request().encode())
     for number in range(20):
         request = Request(query=[("order", str(number))]).encode()
-        by_intake(request, way=way)
-        assert by_quick(request, way) == by_intake(request)
-        (targets,) = way._dialled.values()
+        verify(request, fast=fast)
+        assert verify_fast(request, fast) == verify(request)
+        (targets,) = fast._targets.values()
         assert 0 < len(targets) <= 5
     long = Request(query=[("order", "1" * verifier.TARGET_MAX_BYTES)]).encode()
-    by_intake(long, way=way)
-    assert by_quick(long, way) is None
+    verify(long, fast=fast)
+    assert verify_fast(long, fast) is None
 
 
-def test_targets_go_with_the_layout_they_belong_to(monkeypatch):
+def test_targets_are_forgotten_with_their_template(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    way = FastVerifier(INTAKE, FormTemplates())
-    for number in range(2 * head_templates.KNOWN_MAX):
+    fast = FastVerifier(VERIFIER, FormTemplates())
+    for number in range(2 * head_templates.HEAD_TEMPLATES_MAX):
         more: Any = {f"X-{number}": "1"}
         for _ in range(2):
-            by_intake(Request(headers=more).encode(), way=way)
-        assert way._dialled.keys() == {*way.heads.known}
-    assert by_quick(Request(headers=more).encode(), way) is not None
+            verify(Request(headers=more).encode(), fast=fast)
+        assert fast._targets.keys() == {*fast.head_templates.templates}
+    assert verify_fast(Request(headers=more).encode(), fast) is not None
 
 
-def test_the_content_type_is_stored_as_it_came():
+def test_content_type_is_stored_as_it_came():
     other = Request(headers={"Content-Type": FORM.upper() + "; charset=UTF-8"}).encode()
-    way = taught(Request().encode(), other)
+    fast = taught(Request().encode(), other)
     for request in (Request().encode(), other):
-        assert by_quick(request, way) == by_intake(request) != None  # noqa: E711 - all three
+        assert verify_fast(request, fast) == verify(request) != None  # noqa: E711 - all three
 
 
-def test_a_v3_signature_without_a_nonce_teaches_nothing():
-    """The intake went by the V2 signature; here a V3 signature over no nonce would be taken."""
+def test_v3_signature_without_a_nonce_teaches_nothing():
+    """CallbackVerifier accepted the V2 signature; the fast path would accept a V3 signature over no nonce."""
     settings = node_settings("redis://unused", "n", auth_tokens=((MAIN, MAIN_TOKEN),), accept_v2=True)
     v2 = sign_v2(MAIN_TOKEN, "http://hooks.example.com/callbacks", NONCE)
     changes = {
         "X-Plivo-Signature-V3-Nonce": None, "X-Plivo-Signature-V2": v2, "X-Plivo-Signature-V2-Nonce": NONCE,
     }  # fmt: skip
-    request, intake = Request(headers=changes).encode(), CallbackVerifier(settings)
-    assert isinstance(by_intake(request, intake), AcceptedCallback)
-    assert not taught(request, intake=intake).heads.known
+    request, verifier = Request(headers=changes).encode(), CallbackVerifier(settings)
+    assert isinstance(verify(request, verifier), AcceptedCallback)
+    assert not taught(request, verifier=verifier).head_templates.templates
 
 
 def test_requests_under_a_joined_type_take_the_fast_path():
     for content_type in (f"{FORM}, {FORM}", "text/plain", "*/*"):
         request = Request(headers={"Content-Type": content_type}).encode()
-        way = taught(request)
-        assert by_quick(request, way) == by_intake(request) != None  # noqa: E711 - all three
+        fast = taught(request)
+        assert verify_fast(request, fast) == verify(request) != None  # noqa: E711 - all three

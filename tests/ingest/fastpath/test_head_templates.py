@@ -1,4 +1,4 @@
-"""Heads by their layout: what fits one is read the same as by the reader of any head."""
+"""Heads by a template: what a template captures is what the parser reads."""
 
 import re
 
@@ -8,30 +8,30 @@ from hypothesis import strategies as st
 from ingest_kit import Request
 
 from maskline.ingest.fastpath import head_templates
-from maskline.ingest.fastpath.head_templates import GROUPS, HeadTemplate, HeadTemplates, is_ordinary
+from maskline.ingest.fastpath.head_templates import GROUPS, HeadTemplates, fits_fast_path
 from maskline.ingest.parser.aiohttp_parser import HEAD_END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 
 HEAD = Request(body=b"a=b", pairs=[("a", "b")]).encode().removesuffix(b"a=b")
 
 
-def ordinary_head(head: bytes) -> RequestHead | None:
-    """A head, if it is an ordinary one."""
-    found = head.find(HEAD_END) + len(HEAD_END)
-    if found != len(head):
+def fast_head(head: bytes) -> RequestHead | None:
+    """The head as the parser reads it, if it fits the fast path."""
+    end = head.find(HEAD_END) + len(HEAD_END)
+    if end != len(head):
         return None
     read = read_head(head)
-    return read if isinstance(read, RequestHead) and is_ordinary(read) else None
+    return read if isinstance(read, RequestHead) and fits_fast_path(read) else None
 
 
 def learned(*given_heads: bytes) -> HeadTemplates:
-    layouts = HeadTemplates()
+    templates = HeadTemplates()
     for head in given_heads:
-        ordinary = ordinary_head(head)
-        assert ordinary is not None
+        parsed = fast_head(head)
+        assert parsed is not None
         for _ in range(head_templates.LEARN_AFTER):
-            layouts.learn(ordinary)
-    return layouts
+            templates.learn(parsed)
+    return templates
 
 
 @pytest.mark.parametrize(
@@ -52,49 +52,49 @@ def learned(*given_heads: bytes) -> HeadTemplates:
         HEAD.replace(b"Host:", b"X:"),
     ],
 )  # fmt: skip
-def test_heads_that_are_not_ordinary(head):
-    assert ordinary_head(head) is None
+def test_heads_that_do_not_fit_the_fast_path(head):
+    assert fast_head(head) is None
 
 
-def test_a_layout_is_learned_after_a_while():
-    layouts = HeadTemplates()
-    ordinary = ordinary_head(HEAD)
+def test_template_is_compiled_once_its_head_has_come_often():
+    templates = HeadTemplates()
+    parsed = fast_head(HEAD)
     for _ in range(head_templates.LEARN_AFTER - 1):
-        layouts.learn(ordinary)
-        assert layouts.find(HEAD) is None
-    layouts.learn(ordinary)
-    layout = layouts.find(HEAD)
-    assert layout is not None
-    match = layout.match(HEAD + b"a=b&whatever")
+        templates.learn(parsed)
+        assert templates.find(HEAD) is None
+    templates.learn(parsed)
+    template = templates.find(HEAD)
+    assert template is not None
+    match = template.match(HEAD + b"a=b&c=d")
     assert match.end() == len(HEAD)
-    captured = dict(zip(GROUPS, match.group(*layout.groups), strict=True))
+    captured = dict(zip(GROUPS, match.group(*template.groups), strict=True))
     assert (captured["target"], captured["length"], captured["main_signature"]) == (b"/callbacks", b"3", b"")
     assert captured["nonce"] == b"05429567804466091622"
 
 
-def test_what_is_learned_is_bounded(monkeypatch):
+def test_templates_and_candidates_are_bounded(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadTemplates()
-    for number in range(3 * head_templates.KNOWN_MAX):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"X-%d: 1" % number + HEAD_END))
-        assert 0 < len(layouts.known) <= head_templates.KNOWN_MAX
-    assert layouts.find(HEAD[:-2] + b"X-%d: 2" % number + HEAD_END) is layouts.known[0]
+    templates = HeadTemplates()
+    for number in range(3 * head_templates.HEAD_TEMPLATES_MAX):
+        templates.learn(fast_head(HEAD[:-2] + b"X-%d: 1" % number + HEAD_END))
+        assert 0 < len(templates.templates) <= head_templates.HEAD_TEMPLATES_MAX
+    assert templates.find(HEAD[:-2] + b"X-%d: 2" % number + HEAD_END) is templates.templates[0]
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
-    for number in range(3 * head_templates.SEEN_MAX):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"Y-%d: 1" % number + HEAD_END))
-        assert 0 < len(layouts._seen) <= head_templates.SEEN_MAX
+    for number in range(3 * head_templates.CANDIDATES_MAX):
+        templates.learn(fast_head(HEAD[:-2] + b"Y-%d: 1" % number + HEAD_END))
+        assert 0 < len(templates._candidates) <= head_templates.CANDIDATES_MAX
 
 
-def test_lines_of_one_name_that_is_captured_are_no_layout(monkeypatch):
+def test_heads_written_otherwise_than_expected_are_not_learned(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadTemplates()
-    layouts.learn(ordinary_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + HEAD_END))
-    layouts.learn(ordinary_head(HEAD.replace(b"Host: ", b"Host:")))
-    layouts.learn(ordinary_head(HEAD[:-2] + "X-Some: é".encode() + HEAD_END))
-    assert not layouts.known
+    templates = HeadTemplates()
+    templates.learn(fast_head(HEAD[:-2] + b"X-Plivo-Signature-V3: another" + HEAD_END))
+    templates.learn(fast_head(HEAD.replace(b"Host: ", b"Host:")))
+    templates.learn(fast_head(HEAD[:-2] + "X-Some: é".encode() + HEAD_END))
+    assert not templates.templates
 
 
-LEARNED = learned(
+TEMPLATES = learned(
     HEAD,
     HEAD[:-2] + b"X-Request-Id: 1\r\nUser-Agent: Plivo" + HEAD_END,
     HEAD[:-2] + b"Connection: keep-alive" + HEAD_END,
@@ -122,53 +122,55 @@ def mutated(draw):
 
 
 @given(mutated())
-def test_a_head_that_fits_a_layout_is_read_the_same_by_the_parser(head):
-    layout = LEARNED.find(head)
-    if layout is None:
+def test_template_captures_what_the_parser_reads(head):
+    template = TEMPLATES.find(head)
+    if template is None:
         return
-    match = layout.match(head)
-    ordinary = ordinary_head(head[: match.end()])
-    assert ordinary is not None
-    target, length, signature, main_signature, nonce = (part.decode() for part in match.group(*layout.groups))
-    assert (target, int(length)) == (ordinary.target, ordinary.content_length)
-    assert ordinary.headers.getall("X-Plivo-Signature-V3", [""]) == [signature]
-    assert ordinary.headers.getall("X-Plivo-Signature-Ma-V3", [""]) == [main_signature]
-    assert ordinary.headers.getall("X-Plivo-Signature-V3-Nonce", ()) == [nonce]
-    assert ordinary.headers.get("Host", "") == "hooks.example.com"
-    assert ordinary.headers.get("Content-Type", "") == "application/x-www-form-urlencoded"
+    match = template.match(head)
+    parsed = fast_head(head[: match.end()])
+    assert parsed is not None
+    target, length, signature, main_signature, nonce = (
+        part.decode() for part in match.group(*template.groups)
+    )
+    assert (target, int(length)) == (parsed.target, parsed.content_length)
+    assert parsed.headers.getall("X-Plivo-Signature-V3", [""]) == [signature]
+    assert parsed.headers.getall("X-Plivo-Signature-Ma-V3", [""]) == [main_signature]
+    assert parsed.headers.getall("X-Plivo-Signature-V3-Nonce", ()) == [nonce]
+    assert parsed.headers.get("Host", "") == "hooks.example.com"
+    assert parsed.headers.get("Content-Type", "") == "application/x-www-form-urlencoded"
 
 
 @given(st.sampled_from(["Host", "Content-Type", "Connection", "X-Forwarded-Host"]))
-def test_what_decides_is_compared_byte_by_byte(name):
+def test_decisive_headers_are_compared_byte_by_byte(name):
     head = HEAD[:-2] + b"Connection: keep-alive\r\nX-Forwarded-Host: h" + HEAD_END
-    layouts = learned(head)
+    templates = learned(head)
     changed = re.sub(rb"%b: [^\r]*" % name.encode(), b"%b: other" % name.encode(), head)
     assert changed != head
-    assert layouts.find(head) is not None
-    assert layouts.find(changed) is None
+    assert templates.find(head) is not None
+    assert templates.find(changed) is None
 
 
-def test_a_layout_reads_nothing_before_or_after():
-    layout = HeadTemplate(head_templates._pattern(ordinary_head(HEAD)))
-    assert layout.match(b" " + HEAD) is None
-    assert layout.match(HEAD[:-1]) is None
+def test_template_matches_at_the_beginning_and_the_whole_head():
+    (template,) = learned(HEAD).templates
+    assert template.match(b" " + HEAD) is None
+    assert template.match(HEAD[:-1]) is None
 
 
-def test_a_head_that_its_own_layout_does_not_match_takes_no_place(monkeypatch):
+def test_head_that_its_own_template_does_not_match_displaces_no_other(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 2)
-    layouts = HeadTemplates()
+    templates = HeadTemplates()
     for _ in range(2):
-        layouts.learn(ordinary_head(HEAD))
+        templates.learn(fast_head(HEAD))
     for _ in range(50):
-        layouts.learn(ordinary_head(HEAD[:-2] + b"X-Tab: a\tb" + HEAD_END))
-    assert len(layouts.known) == 1
-    assert layouts.find(HEAD) is layouts.known[0]
+        templates.learn(fast_head(HEAD[:-2] + b"X-Tab: a\tb" + HEAD_END))
+    assert len(templates.templates) == 1
+    assert templates.find(HEAD) is templates.templates[0]
 
 
 def test_signatures_may_be_listed_with_blanks(monkeypatch):
     monkeypatch.setattr(head_templates, "LEARN_AFTER", 1)
-    layouts = HeadTemplates()
+    templates = HeadTemplates()
     head = HEAD.replace(b"X-Plivo-Signature-V3: ", b"X-Plivo-Signature-V3: aaa=, ")
     assert head != HEAD
-    layouts.learn(ordinary_head(head))
-    assert layouts.find(head) is not None
+    templates.learn(fast_head(head))
+    assert templates.find(head) is not None

@@ -42,7 +42,7 @@ GARBAGE = [b"x", b" ", b"\0", b"\n", b"\xff\xfe", b"xyz\r\n\r\n", b"\x16\x03\x01
 
 @pytest.fixture(params=[True, False], ids=["quick", "parsed"])
 async def node(redis_server, namespace, monkeypatch, request) -> AsyncIterator[IngestNode]:
-    monkeypatch.setattr("maskline.ingest.http.server.QUICK", request.param)
+    monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", request.param)
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
@@ -86,7 +86,7 @@ async def statuses(node: IngestNode, sent: bytes, cuts: list[int]) -> list[int]:
 @example([KEPT["chunked"]], None, b"\0", [])
 @example([], LAST["close"], b" ", [])
 @example([KEPT["get"]], LAST["http/1.0"], b"x", [])
-async def test_good_requests_are_answered_whatever_stands_behind_them(node, good, last, garbage, cuts):
+async def test_good_requests_are_answered_whatever_follows_them(node, good, last, garbage, cuts):
     taken = node.metrics.taken
     requests = [*good, *([last] if last else [])]
     sent = b"".join(request.encode() for request in requests) + garbage
@@ -95,14 +95,14 @@ async def test_good_requests_are_answered_whatever_stands_behind_them(node, good
     assert node.metrics.taken == taken + len(requests)
 
 
-async def test_they_are_all_kept(node, redis_server, namespace):
+async def test_good_requests_before_rubbish_are_stored(node, redis_server, namespace):
     sent = b"".join(request.encode() for request in KEPT.values())
     assert await statuses(node, sent + b"\0", []) == [200] * len(KEPT) + [400]
     with redis_server.client() as client:
         assert len(stored(client, node_settings(redis_server.url, namespace))) == 3 + len(KEPT)
 
 
-async def test_answers_survive_bytes_that_come_after_the_last(node):
+async def test_client_gets_its_answers_although_it_sends_more(node):
     """Closed with bytes unread, the client would get a reset in place of its answer."""
     async with await Client.connect(node.port) as client:
         client.send(LAST["close"].encode())
@@ -115,7 +115,7 @@ async def test_answers_survive_bytes_that_come_after_the_last(node):
         assert await client.ended()
 
 
-async def test_a_client_may_end_its_side_before_the_answer(node):
+async def test_client_may_end_its_side_before_the_answer(node):
     async with await Client.connect(node.port) as client:
         client.send(b"".join(request.encode() for request in KEPT.values()))
         client.writer.write_eof()
@@ -136,7 +136,7 @@ ODD = [
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("joined", [False, True])
-async def test_a_header_that_a_proxy_doubled_or_joined_is_no_error(node, name, joined):
+async def test_header_that_a_proxy_doubled_or_joined_is_no_error(node, name, joined):
     head, _, body = (
         Request(headers={"User-Agent": "p", "Server": "x", "ETag": "x"}).encode().partition(b"\r\n\r\n")
     )

@@ -26,7 +26,9 @@ async def status(address: str, port: int, request: bytes) -> int:
 
 @pytest.mark.parametrize("hosts", ["::", "[::]", "localhost,0.0.0.0,::"])
 @pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
-async def test_both_families_are_taken(redis_server, namespace, run_ingest, hosts, arguments):
+async def test_callbacks_come_in_by_both_address_families(
+    redis_server, namespace, run_ingest, hosts, arguments
+):
     process = run_ingest(
         *arguments, redis_url=redis_server.url, namespace=namespace, host=hosts, admin_host=hosts
     )

@@ -1,4 +1,4 @@
-"""Connections: the same bytes to two nodes, one of which remembers no layouts; what stands behind requests; bounds."""
+"""Connections: the same bytes to two nodes, one without the fast path; requests behind requests; limits; the end."""
 
 import asyncio
 import re
@@ -25,13 +25,16 @@ from ingest_kit import (
 )
 from test_ingest_http import REFUSED, TAKEN
 
-from maskline.ingest.http.connection import TURN_MAX, WAITING_MAX_BYTES, HttpConnection, PendingRequest
+from maskline.ingest.http.connection import HttpConnection
+from maskline.ingest.http.limits import TURN_MAX, WAITING_MAX_BYTES
+from maskline.ingest.http.pending_request import PendingRequest
+from maskline.ingest.http.request_reader import RequestReader
 from maskline.ingest.node import IngestNode
 from maskline.ingest.outcome import NotStoredError
 
 GOOD = Request()
 LAST = Request(target="/last", headers={"Connection": "close"}).encode()
-"""Refused, and the end of its connection: so a client may read to the end."""
+"""Refused, and it closes its connection: so a client can read to the end."""
 
 
 @pytest.fixture
@@ -49,7 +52,6 @@ async def teach(node: IngestNode) -> None:
 
 
 def open_connections(node: IngestNode) -> int:
-    """Open connections."""
     return node._http.connections
 
 
@@ -85,18 +87,18 @@ table = st.sampled_from(
 
 @pytest.fixture
 async def both(redis_server, namespace, monkeypatch) -> AsyncIterator[Any]:
-    """A node that remembers layouts, one that does not, and where they put what they take."""
+    """A node with the fast path, one without, and the settings of what they store."""
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
-    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.2)
-    names = [f"{namespace}-quick", f"{namespace}-parsed"]
-    async with running(redis_server.url, names[0]) as quick:
-        monkeypatch.setattr("maskline.ingest.http.server.QUICK", False)
+    monkeypatch.setattr("maskline.ingest.http.limits.READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.limits.HEAD_TIMEOUT_S", 0.2)
+    names = [f"{namespace}-fast", f"{namespace}-parsed"]
+    async with running(redis_server.url, names[0]) as fast:
+        monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", False)
         async with running(redis_server.url, names[1]) as parsed:
-            await teach(quick)
+            await teach(fast)
             await teach(parsed)
             with redis_server.client() as client:
-                yield quick, parsed, client, [node_settings(redis_server.url, name) for name in names]
+                yield fast, parsed, client, [node_settings(redis_server.url, name) for name in names]
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -104,15 +106,15 @@ async def both(redis_server, namespace, monkeypatch) -> AsyncIterator[Any]:
     st.tuples(st.lists(ordinary, min_size=1, max_size=4), st.lists(st.integers(1, 1_500), max_size=4))
     | st.tuples(st.lists(ordinary | table, min_size=1, max_size=4), st.just([]))
 )
-async def test_what_comes_back_and_what_is_kept_is_the_same_on_both_ways(both, sends):
+async def test_answers_and_stored_callbacks_are_the_same_with_and_without_the_fast_path(both, sends):
     requests, cuts = sends
-    quick, parsed, client, spaces = both
+    fast, parsed, client, spaces = both
     sent = b"".join(requests) + LAST
     cuts = sorted({cut for cut in cuts if cut < len(sent)})
     pieces = [sent[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
-    assert await answers(quick, pieces) == await answers(parsed, pieces)
-    assert quick.metrics.taken == parsed.metrics.taken
-    assert quick.metrics.refused == parsed.metrics.refused
+    assert await answers(fast, pieces) == await answers(parsed, pieces)
+    assert fast.metrics.taken == parsed.metrics.taken
+    assert fast.metrics.refused == parsed.metrics.refused
     first, second = (
         sorted((c.method, c.query, c.content_type, c.body, c.auth_id) for c in stored(client, space))
         for space in spaces
@@ -122,17 +124,17 @@ async def test_what_comes_back_and_what_is_kept_is_the_same_on_both_ways(both, s
 
 @pytest.mark.parametrize("request_", [*TAKEN.values(), *(row[0] for row in REFUSED.values())],
                          ids=[*TAKEN, *REFUSED])  # fmt: skip
-async def test_every_row_of_the_tables_is_the_same_behind_an_ordinary_request(both, request_):
-    quick, parsed, *_ = both
+async def test_every_row_of_the_tables_is_the_same_behind_a_fast_request(both, request_):
+    fast, parsed, *_ = both
     sent = (request_ if isinstance(request_, bytes) else request_.encode()) + LAST
-    assert await answers(quick, [sent], first=GOOD) == await answers(parsed, [sent], first=GOOD)
+    assert await answers(fast, [sent], first=GOOD) == await answers(parsed, [sent], first=GOOD)
 
 
-# Layouts are what is gone by
+# The fast path
 
 
-async def test_a_request_that_is_known_is_not_parsed(node, monkeypatch):
-    monkeypatch.setattr(HttpConnection, "_look_closely", None)
+async def test_known_request_is_not_parsed(node, monkeypatch):
+    monkeypatch.setattr(RequestReader, "read", None)
     async with await Client.connect(node.port) as client:
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
@@ -143,11 +145,11 @@ async def test_head_and_body_may_come_in_two_packets(node):
     async with await Client.connect(node.port) as client:
         for _ in range(10):
             client.send(head + b"\r\n\r\n")
-            await until(lambda: [c for c in node._http._connections if c._incoming])
+            await until(lambda: node.metrics.gauges().requests_under_way == 1)
             assert (await client.ask(body)).status == 200
 
 
-async def test_a_head_may_come_in_any_number_of_packets(node):
+async def test_head_may_come_in_any_number_of_packets(node):
     async with await Client.connect(node.port) as client:
         (connection,) = await connections(node, 1)
         head = GOOD.encode().partition(b"\r\n\r\n")[0]
@@ -162,29 +164,16 @@ async def connections(node: IngestNode, count: int) -> list[HttpConnection]:
     return [*node._http._connections]
 
 
-# What takes too long, and what is too much
+# Limits
 
 
-async def test_a_body_may_come_in_any_number_of_packets(node):
-    request = GOOD.encode()
-    async with await Client.connect(node.port) as client:
-        client.send(request[:-50])
-        (connection,) = await connections(node, 1)
-        await until(lambda: connection._incoming)
-        framing = connection._incoming.body._framing
-        for place in range(-50, -1):
-            client.send(request[place : place + 1])
-            await until(lambda place=place: framing._bytes_left == -place - 1)
-        assert (await client.ask(request[-1:])).status == 200
-
-
-async def test_a_head_that_breaks_off_is_answered(node):
+async def test_incomplete_malformed_head_is_answered(node):
     async with await Client.connect(node.port) as client:
         response = await client.ask(b"POST /callbacks HTTP/1.1\r\nthat is no header\r\n")
         assert (response.status, response.error) == (400, "malformed_http")
 
 
-async def test_an_idle_connection_is_closed_on_time(redis_server, namespace):
+async def test_idle_connection_is_closed_on_time(redis_server, namespace):
     async with (
         running(redis_server.url, namespace, keepalive_s=1) as node,
         await Client.connect(node.port) as client,
@@ -200,10 +189,10 @@ async def test_an_idle_connection_is_closed_on_time(redis_server, namespace):
 
 @pytest.mark.parametrize("keepalive_s", [1, 620])
 @pytest.mark.parametrize("sent", [b"P", b"GET /cal", b"POST /callbacks HTTP/1.1\r\nHost: h\r\nX-Slow: "])
-async def test_a_head_that_has_begun_must_end_in_time(
+async def test_incomplete_head_is_408_after_the_head_timeout(
     redis_server, namespace, monkeypatch, keepalive_s, sent
 ):
-    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("maskline.ingest.http.limits.HEAD_TIMEOUT_S", 0.2)
     async with running(redis_server.url, namespace, keepalive_s=keepalive_s) as node:
         async with await Client.connect(node.port) as client:
             assert (await client.ask(GOOD.encode())).status == 200
@@ -211,7 +200,7 @@ async def test_a_head_that_has_begun_must_end_in_time(
             assert (response.status, response.error) == (408, "head_timeout")
             assert response.headers["connection"] == "close"
             assert await client.ended()
-        # However it drips.
+        # Also when it comes byte by byte.
         async with await Client.connect(node.port) as client:
             dripping = asyncio.create_task(client.response())
             client.send(sent)
@@ -221,32 +210,32 @@ async def test_a_head_that_has_begun_must_end_in_time(
             assert (await dripping).status in (400, 408)
 
 
-async def test_blank_lines_begin_no_head(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.connection.HEAD_TIMEOUT_S", 0.05)
+async def test_blank_lines_start_no_head_timeout(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.HEAD_TIMEOUT_S", 0.05)
     async with running(redis_server.url, namespace, keepalive_s=1) as node:
         for blank in (b"\r\n\r\n", b"\r", b"\r\n\r"):
             async with await Client.connect(node.port) as client:
                 client.send(blank)
                 (connection,) = await connections(node, 1)
                 if blank.endswith(b"\r"):
-                    await until(lambda c=connection: c._deadline is not None)
+                    await until(lambda c=connection: c._read_timer is not None)
                     client.send(b"\n")
-                await until(lambda c=connection: c._deadline is None)
+                await until(lambda c=connection: c._read_timer is None)
                 assert await client.ended()  # as an idle one
             await until(lambda: not open_connections(node))
 
 
-async def test_a_client_that_goes_away_while_its_body_is_awaited(node):
+async def test_client_gone_within_a_body_is_counted(node):
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode()[:-5])
-        await until(lambda: [c for c in node._http._connections if c._incoming])
+        await until(lambda: node.metrics.gauges().requests_under_way == 1)
         client.writer.transport.abort()
         await until(lambda: node.metrics.refused[400, "client_gone"] == 1)
     await until(lambda: not open_connections(node))
     assert node.metrics.gauges().requests_under_way == 0
 
 
-async def test_a_client_that_ends_its_side_within_a_body_is_told(node):
+async def test_client_that_ends_its_side_within_a_body_gets_400(node):
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode() + GOOD.encode()[:-5])
         client.writer.write_eof()
@@ -261,8 +250,8 @@ async def test_a_client_that_ends_its_side_within_a_body_is_told(node):
 BAD = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
-async def test_a_flood_that_ends_is_answered_to_its_end(node):
-    """It takes several turns of the loop, and the client's end comes in between."""
+async def test_flood_of_requests_is_answered_to_its_end(node):
+    """It takes several turns of the loop, and the client ends its side in between."""
     async with await Client.connect(node.port) as client:
         client.send(BAD * (3 * TURN_MAX) + GOOD.encode())
         client.writer.write_eof()
@@ -271,8 +260,8 @@ async def test_a_flood_that_ends_is_answered_to_its_end(node):
         assert await client.ended()
 
 
-async def test_a_flood_takes_no_more_of_a_turn_however_long_it_lasts(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.connection.TURN_MAX", 8)
+async def test_flood_of_requests_takes_at_most_turn_max_of_a_turn(node, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.TURN_MAX", 8)
     refused = node.metrics.refused
     async with await Client.connect(node.port) as client:
         client.writer.transport.set_write_buffer_limits(high=1 << 20)
@@ -288,8 +277,8 @@ async def test_a_flood_takes_no_more_of_a_turn_however_long_it_lasts(node, monke
         assert (await reading).count(b"HTTP/1.1 404") == 2_000
 
 
-async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.2)
+async def test_client_that_floods_and_does_not_read_is_cut_off(node, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.WRITE_TIMEOUT_S", 0.2)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         flood = GOOD.encode() * 100
@@ -302,9 +291,9 @@ async def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off(n
 
 
 @asynccontextmanager
-async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIterator[Any]:
-    """A client, and its connection, whose answers wait in the process, few enough for it to be no matter yet."""
-    monkeypatch.setattr("maskline.ingest.http.connection.LINGER_S", 0.05)
+async def unread_connection(node: IngestNode, monkeypatch: Any) -> AsyncIterator[Any]:
+    """A client that does not read, and its connection: answers wait in the process, too few to block it."""
+    monkeypatch.setattr("maskline.ingest.http.limits.LINGER_S", 0.05)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         (connection,) = await connections(node, 1)
@@ -314,23 +303,23 @@ async def one_that_does_not_read(node: IngestNode, monkeypatch: Any) -> AsyncIte
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_last_answers_that_are_not_read_hold_no_connection_for_ever(node, monkeypatch, ends):
-    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.2)
-    async with one_that_does_not_read(node, monkeypatch) as (client, connection):
+async def test_finished_connection_whose_answers_are_not_read_is_closed(node, monkeypatch, ends):
+    monkeypatch.setattr("maskline.ingest.http.limits.WRITE_TIMEOUT_S", 0.2)
+    async with unread_connection(node, monkeypatch) as (client, connection):
         client.send(BAD * 4_000 + (b"" if ends else LAST))
         if ends:
             client.writer.write_eof()
-        await until(lambda: connection._lingering)
+        await until(lambda: connection._closer._linger_timer)
         assert connection._transport.get_write_buffer_size()
         await until(lambda: not open_connections(node))
 
 
-async def test_last_answers_are_kept_for_a_client_that_reads_late(node, monkeypatch):
-    async with one_that_does_not_read(node, monkeypatch) as (client, connection):
+async def test_client_that_reads_late_gets_the_last_answers(node, monkeypatch):
+    async with unread_connection(node, monkeypatch) as (client, connection):
         client.send(BAD * 4_000 + LAST)
-        await until(lambda: connection._lingering)
-        first = connection._lingering
-        await until(lambda: connection._lingering is not first or not open_connections(node))
+        await until(lambda: connection._closer._linger_timer)
+        first = connection._closer._linger_timer
+        await until(lambda: connection._closer._linger_timer is not first or not open_connections(node))
         connection._transport.get_extra_info("socket").setsockopt(
             socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20
         )
@@ -338,7 +327,7 @@ async def test_last_answers_are_kept_for_a_client_that_reads_late(node, monkeypa
         assert (await client.reader.read()).count(b"HTTP/1.1 404") == 4_001
 
 
-async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
+async def test_bytes_behind_a_pending_request_are_bounded(own_redis, namespace):
     async with running(own_redis.url, namespace, publish_timeout_ms=5_000) as node:
         own_redis.pause()
         try:
@@ -355,21 +344,21 @@ async def test_what_waits_behind_a_request_is_bounded(own_redis, namespace):
             own_redis.resume()
 
 
-# Redis, spool, and the end
+# Outcomes, and the stop
 
 
-async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypatch):
+async def test_callback_that_is_not_stored_is_503_and_the_connection_goes_on(node, monkeypatch):
     def at_once(*_: Any) -> None:
         raise NotStoredError("busy")
 
-    def later(waiter: PendingRequest, *_: Any) -> None:
-        node._http._desk.loop.call_soon(waiter.set_exception, NotStoredError("spool_full"))
+    def later(request: PendingRequest, *_: Any) -> None:
+        node._http._context.loop.call_soon(request.set_exception, NotStoredError("spool_full"))
 
-    router = node._http._desk.router
+    router = node._http._context.router
     async with await Client.connect(node.port) as client:
-        for keep, code in ((at_once, "busy"), (later, "spool_full")):
+        for store, code in ((at_once, "busy"), (later, "spool_full")):
             with monkeypatch.context() as patch:
-                patch.setattr(router, "store_for", keep)
+                patch.setattr(router, "store_for", store)
                 client.send(GOOD.encode() * 3)
                 for _ in range(3):
                     response = await client.response()
@@ -384,39 +373,39 @@ async def test_what_is_not_kept_is_503_and_the_connection_goes_on(node, monkeypa
     assert node.metrics.gauges().requests_under_way == 0
 
 
-async def test_an_outcome_that_comes_twice_is_for_its_own_request_only(node, monkeypatch):
-    kept: list[PendingRequest] = []
-    monkeypatch.setattr(node._http._desk.router, "store_for", lambda waiter, *_: kept.append(waiter))
+async def test_second_outcome_of_a_request_does_not_answer_the_next(node, monkeypatch):
+    pending: list[PendingRequest] = []
+    monkeypatch.setattr(node._http._context.router, "store_for", lambda request, *_: pending.append(request))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode() * 2)
-        await until(lambda: len(kept) == 1)
-        kept[0].set_exception(NotStoredError("spool_slow"))
+        await until(lambda: len(pending) == 1)
+        pending[0].set_exception(NotStoredError("spool_slow"))
         assert (await client.response()).status == 503
-        await until(lambda: len(kept) == 2)
-        assert kept[0].done()
-        assert not kept[1].done()
-        kept[0].set_result(None)
-        assert not kept[1].done()
-        kept[1].set_result(None)
+        await until(lambda: len(pending) == 2)
+        assert pending[0].done()
+        assert not pending[1].done()
+        pending[0].set_result(None)
+        assert not pending[1].done()
+        pending[1].set_result(None)
         assert (await client.response()).status == 200
     assert node.metrics.taken == 4  # three of them while it was taught
 
 
-async def test_a_client_that_goes_away_while_its_request_is_kept(node, monkeypatch):
-    kept: list[PendingRequest] = []
-    monkeypatch.setattr(node._http._desk.router, "store_for", lambda waiter, *_: kept.append(waiter))
+async def test_outcome_counts_when_the_client_is_gone(node, monkeypatch):
+    pending: list[PendingRequest] = []
+    monkeypatch.setattr(node._http._context.router, "store_for", lambda request, *_: pending.append(request))
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode())
-        await until(lambda: kept)
+        await until(lambda: pending)
         client.writer.transport.abort()
     await until(lambda: [c for c in node._http._connections if c._client_ended])
-    kept[0].set_result(None)
+    pending[0].set_result(None)
     await until(lambda: not open_connections(node))
     assert node.metrics.taken == 4
     assert node.metrics.gauges().requests_under_way == 0
 
 
-async def test_the_stop_answers_what_is_under_way_and_closes_the_rest(own_redis, namespace):
+async def test_stop_answers_pending_requests_and_closes_idle_connections(own_redis, namespace):
     node = IngestNode(node_settings(own_redis.url, namespace, publish_timeout_ms=5_000))
     await node.start()
     try:
@@ -426,7 +415,7 @@ async def test_the_stop_answers_what_is_under_way_and_closes_the_rest(own_redis,
             busy.send(GOOD.encode())
             await until(lambda: node.metrics.gauges().requests_under_way == 1)
             stopping = asyncio.create_task(node.stop())
-            await until(lambda: node._http._desk.stopping)
+            await until(lambda: node._http._context.stopping)
             own_redis.resume()
             response = await busy.response()
             assert (response.status, response.headers["connection"]) == (200, "close")
@@ -437,39 +426,39 @@ async def test_the_stop_answers_what_is_under_way_and_closes_the_rest(own_redis,
         own_redis.resume()
 
 
-async def test_a_trusted_peers_word_is_not_taken_for_anothers(redis_server, namespace, monkeypatch):
+async def test_fast_path_of_a_trusted_proxy_is_not_that_of_other_peers(redis_server, namespace, monkeypatch):
     from ipaddress import ip_network
 
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     forwarded: dict[str, str | None] = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "outside.example"}
-    believed = Request(base="https://outside.example/callbacks", headers=forwarded)
+    forwarded_request = Request(base="https://outside.example/callbacks", headers=forwarded)
     trusted = (ip_network("127.0.0.0/8"),)
     async with (
         running(redis_server.url, namespace, trusted_proxies=trusted) as node,
         await Client.connect(node.port) as client,
     ):
         for _ in range(3):
-            assert (await client.ask(believed.encode())).status == 200
+            assert (await client.ask(forwarded_request.encode())).status == 200
         (connection,) = node._http._connections
-        assert connection._quick is not node._http._desk.quick("192.0.2.1")
+        assert connection._fast_verifier is not node._http._context.fast_verifier("192.0.2.1")
         elsewhere = {**forwarded, "X-Forwarded-Host": "elsewhere.example"}
-        assert (await client.ask(believed._replace(headers=elsewhere).encode())).status == 403
+        assert (await client.ask(forwarded_request._replace(headers=elsewhere).encode())).status == 403
 
 
 ZEROS = b"POST /callbacks HTTP/1.1\r\nHost: h\r\nContent-Length: " + b"0" * 5_000 + b"\r\n\r\n"
 """More digits than Python reads."""
 
 
-@pytest.mark.parametrize("quick", [True, False], ids=["quick", "aiohttp"])
-async def test_a_length_of_thousands_of_digits_is_answered(redis_server, namespace, monkeypatch, quick):
-    monkeypatch.setattr("maskline.ingest.http.server.QUICK", quick)
+@pytest.mark.parametrize("fast_path", [True, False], ids=["fast path", "parsed"])
+async def test_length_of_thousands_of_digits_is_answered(redis_server, namespace, monkeypatch, fast_path):
+    monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", fast_path)
     async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
         client.send(ZEROS)
         assert (await client.response()).status in (400, 403, 413)
 
 
-async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, monkeypatch):
-    """What raises while outcomes are told would leave the others of the batch waiting for ever."""
+async def test_fault_after_an_outcome_ends_one_connection_only(own_redis, namespace, monkeypatch):
+    """An error raised to the publisher would leave the other requests of the batch pending for ever."""
     async with running(own_redis.url, namespace, publish_timeout_ms=5_000) as node:
         monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
         await teach(node)
@@ -483,7 +472,7 @@ async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, 
             def broken(*_: Any) -> None:
                 raise ZeroDivisionError
 
-            monkeypatch.setattr("maskline.ingest.http.connection.read_head", broken)
+            monkeypatch.setattr("maskline.ingest.http.request_reader.read_head", broken)
             own_redis.resume()
             assert (await other.response()).status == 200
             assert (await faulty.response()).status == 200
@@ -492,15 +481,15 @@ async def test_a_fault_behind_a_request_harms_nobody_else(own_redis, namespace, 
         await until(lambda: not open_connections(node))
 
 
-async def test_the_stop_waits_for_a_body_on_its_way(redis_server, namespace):
+async def test_stop_waits_for_an_incomplete_body(redis_server, namespace):
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     async with await Client.connect(node.port) as client:
         request = GOOD.encode()
         client.send(request[:-5])
-        await until(lambda: [c for c in node._http._connections if c._incoming])
+        await until(lambda: node.metrics.gauges().requests_under_way == 1)
         stopping = asyncio.create_task(node.stop())
-        await until(lambda: node._http._desk.stopping)
+        await until(lambda: node._http._context.stopping)
         client.send(request[-5:])
         response = await client.response()
         assert (response.status, response.headers["connection"]) == (200, "close")
@@ -508,12 +497,12 @@ async def test_the_stop_waits_for_a_body_on_its_way(redis_server, namespace):
     assert node.metrics.gauges().requests_under_way == 0
 
 
-async def test_a_layout_that_was_dropped_is_learned_again_on_the_same_connection(node, monkeypatch):
+async def test_forgotten_template_is_learned_again_on_the_same_connection(node, monkeypatch):
     async with await Client.connect(node.port) as client:
         assert (await client.ask(GOOD.encode())).status == 200
-        quick = node._http._desk._quick
-        quick.heads.known, quick._dialled = [], {}
+        fast = node._http._context.fast_verifier("127.0.0.1")
+        fast.head_templates.templates, fast._targets = [], {}
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
-        monkeypatch.setattr(HttpConnection, "_look_closely", None)
+        monkeypatch.setattr(RequestReader, "read", None)
         assert (await client.ask(GOOD.encode())).status == 200

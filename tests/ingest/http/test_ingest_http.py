@@ -32,7 +32,7 @@ BODY_PAIRS = [("SessionUUID", "s"), ("EventName", "e")]
 @pytest.fixture(params=[True, False], ids=["quick", "parsed"], autouse=True)
 def quick(request, monkeypatch) -> bool:
     """Whether layouts of requests are remembered, which must not be seen from outside."""
-    monkeypatch.setattr("maskline.ingest.http.server.QUICK", request.param)
+    monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", request.param)
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     return bool(request.param)
 
@@ -122,7 +122,7 @@ TAKEN: dict[str, Request | bytes] = {
 
 
 @pytest.mark.parametrize("request_", TAKEN.values(), ids=TAKEN)
-async def test_is_taken(node, redis_server, namespace, request_):
+async def test_callback_is_answered_200_and_stored(node, redis_server, namespace, request_):
     response = await ask(node.port, request_)
     assert (response.status, response.body) == (200, b"")
     assert response.headers["content-length"] == "0"
@@ -293,7 +293,7 @@ def log(monkeypatch) -> Recorder:
 
 
 @pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
-async def test_is_refused(node, log, request_, status, code):
+async def test_request_is_refused_logged_and_counted(node, log, request_, status, code):
     response = await ask(node.port, request_)
     assert (response.status, response.error) == (status, code)
     assert response.headers["content-type"] == "application/json"
@@ -305,11 +305,11 @@ async def test_is_refused(node, log, request_, status, code):
     assert node.metrics.refused == {(status, code): 1}
 
 
-async def test_the_two_tables_are_long_enough():
+async def test_tables_of_requests_are_long_enough():
     assert len(REFUSED) >= 60
 
 
-async def test_a_head_request_gets_no_body(node):
+async def test_head_request_gets_no_body(node):
     async with await Client.connect(node.port) as client:
         response = await client.ask(Request(method="HEAD").encode(), "HEAD")
         assert (response.status, response.headers["allow"]) == (405, "GET, POST")
@@ -317,7 +317,7 @@ async def test_a_head_request_gets_no_body(node):
         assert (await client.ask(GOOD.encode())).status == 200  # nothing of it is left in the connection
 
 
-async def test_a_connection_serves_many_requests(node):
+async def test_connection_serves_many_requests(node):
     async with await Client.connect(node.port) as client:
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
@@ -333,7 +333,7 @@ async def test_pipelined_requests_are_answered_in_order(node):
         assert await client.ended()
 
 
-async def test_a_request_may_come_byte_by_byte(node):
+async def test_request_may_come_byte_by_byte(node):
     async with await Client.connect(node.port) as client:
         for byte in GOOD.encode():
             client.send(bytes([byte]))
@@ -346,7 +346,7 @@ async def test_a_request_may_come_byte_by_byte(node):
     ("version", "header"),
     [("HTTP/1.1", "close"), ("HTTP/1.0", "close"), ("HTTP/1.0", "keep-alive"), ("HTTP/1.0", None)],
 )
-async def test_connections_that_end_are_ended(node, version, header):
+async def test_connection_ends_where_the_request_says_so(node, version, header):
     async with await Client.connect(node.port) as client:
         response = await client.ask(Request(version=version, headers={"Connection": header}).encode())
         assert (response.status, response.headers["connection"]) == (200, "close")
@@ -365,7 +365,7 @@ async def test_expect_100_continue(node):
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-async def test_a_body_without_end_is_refused_at_its_bound(node, encoding):
+async def test_endless_body_is_refused_at_its_bound(node, encoding):
     piece = bytes(BIG)
     if encoding == "gzip":
         piece = gzip.compress(bytes(20 << 20))[:-8]
@@ -375,15 +375,15 @@ async def test_a_body_without_end_is_refused_at_its_bound(node, encoding):
         assert (response.status, response.error) == (413, "body_too_large")
 
 
-async def test_a_slow_body_is_given_up(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.05)
+async def test_slow_body_is_408_after_the_read_timeout(node, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.READ_TIMEOUT_S", 0.05)
     async with await Client.connect(node.port) as client:
         response = await client.ask(GOOD.encode()[:-1])
         assert (response.status, response.error) == (408, "read_timeout")
     assert (await ask(node.port, GOOD)).status == 200
 
 
-async def test_a_client_that_goes_away_is_counted_and_harms_nobody(node):
+async def test_client_that_goes_away_is_counted_and_harms_no_other(node):
     async with await Client.connect(node.port) as client:
         client.send(GOOD.encode()[:-5])
         await until(lambda: node.metrics.gauges().requests_under_way == 1)
@@ -403,8 +403,8 @@ async def test_connections_are_bounded(node, monkeypatch):
         assert (await first.ask(GOOD.encode())).status == 200
 
 
-async def test_a_client_that_does_not_read_is_cut_off(node, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.responses.WRITE_TIMEOUT_S", 0.05)
+async def test_client_that_does_not_read_is_cut_off(node, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.WRITE_TIMEOUT_S", 0.05)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
         flood = Request(target="/x").encode() * 200
@@ -415,7 +415,7 @@ async def test_a_client_that_does_not_read_is_cut_off(node, monkeypatch):
     assert (await ask(node.port, GOOD)).status == 200
 
 
-async def test_the_public_url_is_what_counts(redis_server, namespace):
+async def test_public_url_overrides_the_request(redis_server, namespace):
     node = IngestNode(node_settings(redis_server.url, namespace, public_url="https://public.example:444/x"))
     await node.start()
     try:
@@ -426,7 +426,7 @@ async def test_the_public_url_is_what_counts(redis_server, namespace):
         await node.stop()
 
 
-async def test_a_trusted_proxy_says_what_was_dialled(redis_server, namespace):
+async def test_trusted_proxy_names_the_dialled_url(redis_server, namespace):
     from ipaddress import ip_network
 
     node = IngestNode(

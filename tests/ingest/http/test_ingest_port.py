@@ -26,14 +26,14 @@ def left_in_time_wait(host: str) -> int:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "::", "localhost,127.0.0.2"])
-def test_a_port_with_connections_in_time_wait_can_be_had(host):
+def test_port_with_connections_in_time_wait_can_be_bound(host):
     port = left_in_time_wait(host)
     with ExitStack() as held:
         assert _hold(host, port, held) == port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "", "::"])
-def test_a_port_of_the_kernels_choice_stays_held(host):
+def test_port_of_the_kernels_choice_stays_bound(host):
     with ExitStack() as held:
         port = _hold(host, 0, held)
         assert port > 0
@@ -45,7 +45,7 @@ def test_a_port_of_the_kernels_choice_stays_held(host):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_a_port_that_somebody_listens_at_is_refused(host):
+def test_port_in_use_is_refused(host):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as other, ExitStack() as held:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind((host, 0))

@@ -1,4 +1,4 @@
-"""Idle connections: how long they are kept, and what is written while they come to their end."""
+"""Idle connections: how long they are kept, and what becomes of a callback that is sent while one is closed."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ GOOD = Request().encode()
 GET = Request(method="GET", query=PAIRS).encode()
 
 
-def kept(redis_server: Any, namespace: str) -> int:
+def stored_count(redis_server: Any, namespace: str) -> int:
     with redis_server.client() as client:
         return len(stored(client, node_settings(redis_server.url, namespace)))
 
@@ -26,8 +26,10 @@ def test_idle_connections_outlive_those_of_proxies():
 @pytest.mark.parametrize(
     "late", [GOOD, GET, GOOD + GET, GOOD[:-1]], ids=["post", "get", "both", "incomplete"]
 )
-async def test_a_callback_that_crosses_the_end_of_an_idle_connection_is_kept(redis_server, namespace, late):
-    """The client writes before it knows; there is no answer any more, but nothing is lost."""
+async def test_a_callback_that_crosses_the_end_of_an_idle_connection_is_stored_count(
+    redis_server, namespace, late
+):
+    """The client writes before it knows; it gets no answer, but nothing is lost."""
     async with (
         running(redis_server.url, namespace, keepalive_s=1) as node,
         await Client.connect(node.port) as client,
@@ -41,10 +43,12 @@ async def test_a_callback_that_crosses_the_end_of_an_idle_connection_is_kept(red
             await until(lambda: node.metrics.taken == 2)
         client.writer.close()
         await until(lambda: not node._http.connections)
-    assert kept(redis_server, namespace) == node.metrics.taken
+    assert stored_count(redis_server, namespace) == node.metrics.taken
 
 
-async def test_the_same_at_the_stop(redis_server, namespace, monkeypatch):
+async def test_callback_sent_on_an_idle_connection_at_the_stop_is_stored(
+    redis_server, namespace, monkeypatch
+):
     monkeypatch.setattr("maskline.ingest.http.server.STOP_LINGER_S", 5)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
@@ -56,26 +60,24 @@ async def test_the_same_at_the_stop(redis_server, namespace, monkeypatch):
         await until(lambda: node.metrics.taken == 2)
         client.writer.close()
         await stopping
-    assert kept(redis_server, namespace) == 2
+    assert stored_count(redis_server, namespace) == 2
 
 
-async def test_what_has_arrived_and_is_not_read_yet_keeps_a_connection_from_being_idle(
-    redis_server, namespace
-):
+async def test_connection_with_bytes_in_its_socket_is_not_idle(redis_server, namespace):
     async with running(redis_server.url, namespace) as node:
         with socket.create_connection(("127.0.0.1", node.port)) as client:
             await until(lambda: node._http.connections)
             (connection,) = node._http._connections
             assert connection.is_idle()
             client.sendall(GOOD)
-            connection.end_idle()  # before the loop has had a turn
+            connection.end_if_idle()  # before the loop has had a turn
             client.settimeout(10)
             answer = await asyncio.to_thread(client.recv, 1_000)
             assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_client_that_does_not_close_is_closed(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.connection.LINGER_S", 0.05)
+async def test_client_that_does_not_close_its_side_is_cut_off(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.http.limits.LINGER_S", 0.05)
     async with (
         running(redis_server.url, namespace, keepalive_s=1) as node,
         await Client.connect(node.port) as client,
@@ -86,11 +88,11 @@ async def test_a_client_that_does_not_close_is_closed(redis_server, namespace, m
         await until(lambda: not node._http.connections)
 
 
-async def test_connections_idle_for_longest_make_room(redis_server, namespace, monkeypatch):
+async def test_connections_idle_for_longest_are_closed_for_new_ones(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 8)
     monkeypatch.setattr("maskline.ingest.http.server.SHED_IDLE_S", 0.0)
     monkeypatch.setattr("maskline.ingest.http.server.SHED_INTERVAL_S", 0.0)
-    monkeypatch.setattr("maskline.ingest.http.server.SHED_AT_ONCE", 1)
+    monkeypatch.setattr("maskline.ingest.http.server.SHED_AT_ONCE_MAX", 1)
     async with running(redis_server.url, namespace) as node:
         clients: list[Client] = []
         try:
@@ -113,8 +115,8 @@ async def test_connections_idle_for_longest_make_room(redis_server, namespace, m
                 client.writer.close()
 
 
-async def test_no_more_are_ended_than_room_is_needed_for(redis_server, namespace, monkeypatch):
-    """However often room is asked for before those that were ended are gone."""
+async def test_no_more_connections_are_closed_than_needed(redis_server, namespace, monkeypatch):
+    """However many new ones come before the closed ones are gone."""
     monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 16)
     monkeypatch.setattr("maskline.ingest.http.server.SHED_IDLE_S", 0.0)
     monkeypatch.setattr("maskline.ingest.http.server.SHED_INTERVAL_S", 0.0)
@@ -131,7 +133,7 @@ async def test_no_more_are_ended_than_room_is_needed_for(redis_server, namespace
                 client.writer.close()
 
 
-async def test_connections_that_were_just_used_are_not_ended_for_others(redis_server, namespace, monkeypatch):
+async def test_connections_in_use_are_not_closed_for_new_ones(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.http.server.CONNECTIONS_MAX", 2)
     async with (
         running(redis_server.url, namespace) as node,
@@ -145,8 +147,10 @@ async def test_connections_that_were_just_used_are_not_ended_for_others(redis_se
         assert (await first.ask(GOOD)).status == 200
 
 
-async def test_a_body_that_drips_is_given_up(redis_server, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.ingest.http.connection.READ_TIMEOUT_S", 0.1)
+async def test_body_that_comes_byte_by_byte_is_408_after_the_read_timeout(
+    redis_server, namespace, monkeypatch
+):
+    monkeypatch.setattr("maskline.ingest.http.limits.READ_TIMEOUT_S", 0.1)
     async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
         answer = asyncio.create_task(client.response())
         client.send(GOOD[:-100])
