@@ -1,7 +1,7 @@
 """A primary and its replica, which takes its place at a failover. Every call here blocks.
 
-The replica keeps what had reached it and nothing else. Ingest confirms callbacks by WAIT, so every callback answered 200
-is on both servers, or in a spool.
+The replica keeps what had reached it and nothing else. Ingest confirms callbacks by WAIT, so every callback answered
+200 is on both servers, or in a spool.
 """
 
 import contextlib

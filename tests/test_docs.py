@@ -55,3 +55,14 @@ def test_commands_settings_and_links_exist(page):
     assert set(commands) <= set(COMMANDS)
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / target).exists(), target
+
+
+def test_files_that_the_map_names_exist():
+    """Of several in a row, those without a folder lie in the folder of the one before."""
+    folder, named = "", 0
+    for name in re.findall(r"`([\w./]+\.(?:py|pyx|lua|md|toml))`", (ROOT / "CONTRIBUTING.md").read_text()):
+        if "/" in name:
+            folder = name.rpartition("/")[0]
+        assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
+        named += 1
+    assert named > 40
