@@ -1,4 +1,4 @@
-"""`python -m maskline.ingest`: an ingest node, or several processes that share its port."""
+"""`python -m maskline.ingest`: an ingest node of one process, or of several that share its port."""
 
 import argparse
 import asyncio
@@ -15,18 +15,18 @@ from maskline.runtime.process.supervisor import supervise
 from maskline.schemas.settings import Settings, load_settings
 
 SILENT_KILL_S: Final = 15.0
-"""Nobody else's code runs on the loop of an ingest process, and callbacks that the kernel gives to one whose loop
-stands still are lost when Plivo has waited long enough."""
+"""How long a child's event loop may stand still before it is killed. No code of the user's runs on it, and the kernel
+gives it connections all the same: their callbacks are lost once Plivo's timeout is over."""
 
 
 def main(argv: list[str]) -> int:
-    """Run ingest as the arguments and MASKLINE_ settings say; the exit code."""
+    """Run ingest as the arguments and the MASKLINE_ settings say. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     settings = load_settings(host=arguments.host, port=arguments.port)
     configure_logging(settings)
     unblock_standard_streams()
     if arguments.index is None and arguments.processes != 1:
-        return _several(settings, arguments.processes)
+        return _supervise(settings, arguments.processes)
     index = arguments.index or 0
 
     async def serve(stop: asyncio.Event) -> int:
@@ -42,11 +42,14 @@ def main(argv: list[str]) -> int:
     return run(serve, stop_timeout_ms=settings.stop_delay_ms + settings.stop_timeout_ms)
 
 
-def _several(settings: Settings, processes: int) -> int:
-    """The processes bind the port each for itself; here it is made sure that it can be had, and is one."""
+def _supervise(settings: Settings, processes: int) -> int:
+    """Run child processes, each of which binds the port itself. Returns the exit code.
+
+    The port is reserved here, so that a port that is taken stops the start, and all children share the same one.
+    """
     with ExitStack() as held:
         try:
-            port = _hold(settings.host, settings.port, held)
+            port = _reserve(settings.host, settings.port, held)
         except ListenError as error:
             raise cannot_listen(error) from None
         argv = ["maskline.ingest", "--host", settings.host, "--port", str(port)]
@@ -54,10 +57,10 @@ def _several(settings: Settings, processes: int) -> int:
         return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms, silent_kill_s=SILENT_KILL_S)
 
 
-def _hold(hosts: str, port: int, held: ExitStack) -> int:
-    """Bind the port on each of the hosts' addresses, and never listen: that takes no connection, but keeps the port.
+def _reserve(hosts: str, port: int, held: ExitStack) -> int:
+    """Bind the port on each of the hosts' addresses without listening: that takes no connections, but keeps the port.
 
-    The port, which is the kernel's choice if it was 0. Raises ListenError where it is taken.
+    Returns the port, which is the kernel's choice if it was 0. Raises ListenError where it is taken.
     """
     holders = [held.enter_context(sock) for sock in bind(hosts, port, reuse_port=True)]
     return int(holders[0].getsockname()[1])

@@ -1,4 +1,4 @@
-"""What an ingest process counts: plain numbers where requests run, made into metrics at the scrape."""
+"""The metrics of an ingest process: plain counters on the hot path, turned into Prometheus metrics at the scrape."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -21,7 +21,7 @@ LATENCY_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 
 
 
 class Histogram:
-    """Counts by fixed buckets; `observe` costs a bisection."""
+    """Counts by fixed buckets. `bounds`: the upper bound of each bucket but the last, in ascending order."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -31,30 +31,31 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float) -> None:
+        """Count a value; this costs a bisection."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as the text format wants them."""
-        seen = 0
+        cumulative = 0
         rows: list[tuple[str, float]] = []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            seen += count
-            rows.append((bound, seen))
+            cumulative += count
+            rows.append((bound, cumulative))
         return rows
 
 
 class Gauges(NamedTuple):
-    """What is so now, asked at the scrape."""
+    """The state of an ingest process at the scrape."""
 
     waiting: int
-    """Callbacks that wait for Redis or the spool."""
+    """Callbacks that await Redis or the spool."""
     batches_under_way: int
     requests_under_way: int
     connections: int
     redis_connected: bool
     breakers: dict[str, int]
-    """Servers by the state of their breaker."""
+    """How many servers there are by the state of their circuit breaker."""
     spool_callbacks: int
     spool_bytes: int
     spool_max_bytes: int
@@ -63,7 +64,7 @@ class Gauges(NamedTuple):
 
 
 class Metrics(Collector):
-    """The counts of one process."""
+    """The counters of one process, and `gauges`, which is called at the scrape."""
 
     def __init__(self) -> None:
         self.taken = 0
@@ -72,14 +73,14 @@ class Metrics(Collector):
         """Other answers, by status and code."""
         self.connections_refused = 0
         self.accept_failures = 0
-        """Connections that met a process without descriptors."""
+        """Connections that could not be accepted for want of a descriptor."""
         self.connects = 0
         """Connections to Redis that were opened."""
         self.batch_failures: Counter[str] = Counter()
         """Batches that Redis did not confirm, by reason."""
         self.batch_size = Histogram(BATCH_BUCKETS)
         self.publish_s = Histogram(LATENCY_BUCKETS_S)
-        """From a batch's first callback to Redis's reply."""
+        """Seconds from a batch's first callback to Redis's reply."""
         self.spooled: Counter[str] = Counter()
         """Callbacks that went to the spool, by reason."""
         self.drained = 0
@@ -89,19 +90,20 @@ class Metrics(Collector):
         self.spool_files_gone = 0
         """Spool files that were removed, moved or replaced while they were open."""
         self.commit_s = Histogram(LATENCY_BUCKETS_S)
-        """Of the spool's commits."""
+        """Seconds that the spool's commits took."""
         self.background_failures: Counter[str] = Counter()
         """Failures of background tasks, by name."""
         self.gauges: Callable[[], Gauges] | None = None
 
     def count_connection(self, reason: str) -> None:
-        """A connection was refused, or could not be accepted; for runtime.net.listener."""
+        """Count a connection that was refused or could not be accepted, for the reason of `runtime.net.listener`."""
         if reason == ACCEPT_FAILED:
             self.accept_failures += 1
         else:
             self.connections_refused += 1
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics, as the Prometheus client asks for them at a scrape."""
         requests = CounterMetricFamily(
             PREFIX + "requests", "Requests by answer and reason.", labels=["status", "reason"]
         )

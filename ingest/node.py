@@ -1,4 +1,4 @@
-"""One ingest process: the callback server, the publisher with its connection, the spool, the admin port."""
+"""One ingest process: wires the callback server, the publishers, the spool, the drainer and the admin port."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -32,20 +32,22 @@ from maskline.schemas.hosts import authority
 from maskline.schemas.settings import ADMIN_PORTS, Settings
 
 BACKLOG: Final = 1024
-"""Connections the kernel holds while the loop is busy: a burst after a failover of the load balancer."""
+"""Connections that the kernel holds while the loop is busy: a burst after a failover of the load balancer."""
 
 _log = get_logger("maskline.ingest")
 
 
 def cannot_listen(error: ListenError) -> ConfigError:
+    """The error for a port that callbacks cannot be taken on."""
     return ConfigError(f"MASKLINE_PORT, MASKLINE_HOST: cannot listen on {error.where}: {error.reason}")
 
 
 class IngestNode:
     """Takes callbacks from `start` to `stop`.
 
-    `index` is the place among processes that share the port (`reuse_port`): the admin port counts up with it.
-    `spool_may_vanish`: nobody minds if the spool is lost with the machine or container, as in `maskline dev`.
+    `index`: the number among the processes that share the port (`reuse_port`); it is added to the admin port.
+    `spool_may_vanish`: do not warn of a spool that is lost with the machine or container, as in `maskline dev`. Raises
+    ConfigError without MASKLINE_AUTH_TOKENS, unless MASKLINE_VERIFY is off.
     """
 
     def __init__(
@@ -72,10 +74,10 @@ class IngestNode:
         self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
-        """Why the spool does not outlive a crash; empty where it does, or nobody knows."""
+        """Why the spool does not outlive a crash; empty where it does, or that is not known."""
         self._stopping = False
         self._stop_by = 0.0
-        """When the stop should be over, by the loop's clock."""
+        """The deadline of the stop, by the loop's clock."""
         self._listener = Listener(
             "callbacks", self._http.protocol, admit=self._http.admit, count=self.metrics.count_connection
         )
@@ -96,33 +98,35 @@ class IngestNode:
             note=Note.of("ingest", settings),
         )
         self.port = settings.port
-        """The port asked for; once started, the real one."""
+        """The configured port; once started, the real one."""
 
     @property
     def url(self) -> str:
-        """Where callbacks go, as seen from this machine unless MASKLINE_PUBLIC_URL says better."""
+        """The URL for callbacks, as seen from this machine."""
         where = self._listener.authority or authority(self._settings.host, self.port)
         return f"http://{where}/callbacks"
 
     @property
     def admin_port(self) -> int:
+        """The admin port; once started, the real one."""
         return self._admin.port
 
     @property
     def admin_url(self) -> str:
+        """The base URL of the admin port."""
         return self._admin.url
 
     async def start(self) -> None:
         """Take callbacks.
 
-        Raises ConfigError for ports that are taken, a spool directory that cannot be used, and settings that
-        Redis contradicts.
+        Raises ConfigError for ports that are taken, a spool directory that cannot be used, and settings that contradict
+        the namespace in Redis.
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._tasks.stop)
             stack.push_async_callback(self._spool.stop)
             await self._spool.start()
-            self._look_at_storage()
+            self._check_storage()
             stack.push_async_callback(self._pool.stop)
             await self._pool.start()
             await self._admin.start()
@@ -133,16 +137,18 @@ class IngestNode:
             stack.push_async_callback(self._stop_http)
             self._closing = stack.pop_all()
         if self._settings.verify == "off":
-            _log.warning("signature verification off")
-        most = for_clients(descriptors_max())
-        if most < CONNECTIONS_MAX:
-            _log.warning("few file descriptors", connections_max=most)
+            _log.warning("signature verification off", setting="MASKLINE_VERIFY")
+        connections_max = for_clients(descriptors_max())
+        if connections_max < CONNECTIONS_MAX:
+            _log.warning("few file descriptors", connections_max=connections_max)
         _log.info("ingest started", url=self.url, admin=self.admin_url)
 
     async def stop(self) -> None:
-        """Say that it stops, and go on taking callbacks for MASKLINE_STOP_DELAY_MS, until all who send them know.
+        """Stop in two steps.
 
-        Then take no more, answer what is under way, drain the spool, both within MASKLINE_STOP_TIMEOUT_MS; close.
+        For MASKLINE_STOP_DELAY_MS `/readyz` answers 503 and callbacks are taken as ever, until the load balancer has
+        noticed. Then no more are taken, requests under way are answered and the spool is drained, both within
+        MASKLINE_STOP_TIMEOUT_MS.
         """
         self._stopping = True
         self._http.announce_stop()
@@ -152,7 +158,7 @@ class IngestNode:
         self._stop_by = asyncio.get_running_loop().time() + self._settings.stop_timeout_ms / 1000
         await self._closing.aclose()
 
-    def _look_at_storage(self) -> None:
+    def _check_storage(self) -> None:
         if self._spool_may_vanish:
             return
         directory = self._settings.spool_dir
@@ -205,19 +211,19 @@ class IngestNode:
         return Health(ok=True, details={"port": self.port})
 
     def _ready(self) -> Health:
-        """Well as long as what is taken can be kept; not with settings that are known to be wrong, nor at the stop."""
+        """Ready as long as callbacks can be stored; not with settings known to be wrong, nor during the stop."""
         ok = (self._pool.all_ready or self._spool.error is None) and not self._pool.misconfigured
         details = {
             "stopping": self._stopping,
             "redis": self._pool.details(),
-            "spool": self._spooled(),
+            "spool": self._spool_details(),
             "waiting": self._in_flight.callbacks,
             "background": self._tasks.failing,
             **vital_details(),
         }
         return Health(ok=ok and not self._stopping, details=details)
 
-    def _spooled(self) -> dict[str, Any]:
+    def _spool_details(self) -> dict[str, Any]:
         spool = self._spool
         oldest_at_ms = spool.oldest_at_ms
         details: dict[str, Any] = {

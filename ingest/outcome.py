@@ -27,13 +27,13 @@ SPOOL_FULL: Final = "spool_full"
 SPOOL_FAILED: Final = "spool_failed"
 SPOOL_SLOW: Final = "spool_slow"
 
-_REFUSALS: Final = frozenset(
+_REFUSAL_WORDS: Final = frozenset(
     {"oom", "readonly", "loading", "misconf", "noreplicas", "noauth", "noperm", "wrongtype", "masterdown"}
     | {"clusterdown", "moved", "ask", "tryagain", "busy", "unblocked"}
 )
-"""First words of error replies that become part of a code; a bound on the codes there are."""
+"""First words of error replies that become part of a code. They bound the number of codes."""
 
-OF_THE_SERVER: Final = frozenset(
+SERVER_FAILURES: Final = frozenset(
     {AWAY, TIMEOUT, NOT_DURABLE, "redis_oom", "redis_readonly", "redis_loading", "redis_misconf"}
     | {
         "redis_noreplicas",
@@ -44,13 +44,13 @@ OF_THE_SERVER: Final = frozenset(
         "redis_busy",
     }
 )
-"""Failures that the next callback would meet as well, whatever its stream: reason not to try for a while."""
+"""Failures of a whole server, which the next callback would meet as well: they open the circuit breaker."""
 
 WRONG_SERVER: Final = frozenset({"redis_readonly", "redis_noauth", "redis_masterdown", "redis_loading"})
-"""Refusals after which another connection may reach a server that takes writes, as after a failover."""
+"""Refusals after which a new connection may reach a server that takes writes, as after a failover."""
 
 MOVED: Final = frozenset({"redis_moved", "redis_ask", "redis_clusterdown", "redis_tryagain"})
-"""Refusals of a cluster whose keys are, or are about to be, on another server."""
+"""Refusals by a cluster's node: the key is, or is about to be, on another one."""
 
 
 class NotStoredError(MasklineError):
@@ -65,10 +65,10 @@ class NotStoredError(MasklineError):
         """A stable word from the table above."""
 
 
-def refusal(reply: Any) -> str:
-    """An error reply's code: `OOM command not allowed …` is `redis_oom`."""
+def refusal_code(reply: Any) -> str:
+    """The code of an error reply: that of `OOM command not allowed …` is `redis_oom`."""
     word = str(reply).partition(" ")[0].lower()
-    return f"redis_{word}" if word in _REFUSALS else "redis_error"
+    return f"redis_{word}" if word in _REFUSAL_WORDS else "redis_error"
 
 
 class Completion(Protocol):

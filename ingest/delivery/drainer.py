@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Final
 
 from maskline.ingest.delivery.rate_limiter import SLOW_PAGE_ROWS_MAX, RateLimiter
-from maskline.ingest.outcome import MOVED, OF_THE_SERVER
+from maskline.ingest.outcome import MOVED, SERVER_FAILURES
 from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import Publisher
 from maskline.ingest.spool.errors import SpoolError
@@ -257,7 +257,7 @@ class Drainer:
         """Decide by the codes what to delete and where to go on; False where nothing can be done for now."""
         cursor.published = [row for row, code in zip(rows, codes, strict=True) if not code]
         refused = {*codes} - _NOT_REFUSED
-        if not refused.isdisjoint(OF_THE_SERVER) or {*codes} == {_NOT_TRIED_AWAY}:
+        if not refused.isdisjoint(SERVER_FAILURES) or {*codes} == {_NOT_TRIED_AWAY}:
             cursor.restart()
             return bool(cursor.published)
         retry_s = RETRY_REFUSED_S if refused - MOVED else RETRY_AWAY_S

@@ -20,7 +20,7 @@ A server that is slow for good takes everything, by way of the spool.
 
 from typing import Final, Literal
 
-from maskline.ingest.outcome import AWAY, OF_THE_SERVER, TIMEOUT
+from maskline.ingest.outcome import AWAY, SERVER_FAILURES, TIMEOUT
 
 BACKOFF_FIRST_S: Final = 0.25
 BACKOFF_MAX_S: Final = 2.0
@@ -54,7 +54,7 @@ class CircuitBreaker:
 
     def failed(self, code: str, now: float, share: float = 0.0) -> None:
         """Note that a batch was not taken: `code` of `ingest.outcome` says why, `share` as in `succeeded`."""
-        if code not in OF_THE_SERVER:
+        if code not in SERVER_FAILURES:
             self.succeeded(share)
         elif self.state == "slow":
             self._backoff_s = BACKOFF_FIRST_S

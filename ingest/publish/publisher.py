@@ -28,7 +28,7 @@ from maskline.ingest.outcome import (
     AWAY,
     MOVED,
     NOT_DURABLE,
-    OF_THE_SERVER,
+    SERVER_FAILURES,
     TIMEOUT,
     WRONG_SERVER,
     Completion,
@@ -36,7 +36,7 @@ from maskline.ingest.outcome import (
     InFlight,
     NotStoredError,
     OnRefused,
-    refusal,
+    refusal_code,
 )
 from maskline.ingest.publish.batch import Batch
 from maskline.ingest.publish.circuit_breaker import CircuitBreaker
@@ -259,13 +259,13 @@ class Publisher:
                 self._refresh()
             return
         otherwise = "" if durable else NOT_DURABLE
-        codes = [otherwise if reply.__class__ is bytes else refusal(reply) for reply in replies]
+        codes = [otherwise if reply.__class__ is bytes else refusal_code(reply) for reply in replies]
         self._remember_unconfirmed(batch, codes)
         self._refuse(batch, codes, otherwise)
         refusals = {*codes, otherwise} - {""}
         self._metrics.batch_failures.update(refusals)
         # What opens the breaker has the last word.
-        for code in sorted(refusals, key=OF_THE_SERVER.__contains__):
+        for code in sorted(refusals, key=SERVER_FAILURES.__contains__):
             self._on_failure(code, self._latency_share(batch))
         if not refusals.isdisjoint(MOVED):
             self.on_moved()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.ingest.outcome import OF_THE_SERVER
+from maskline.ingest.outcome import SERVER_FAILURES
 from maskline.ingest.publish.circuit_breaker import (
     BACKOFF_FIRST_S,
     BACKOFF_MAX_S,
@@ -12,7 +12,7 @@ from maskline.ingest.publish.circuit_breaker import (
     CircuitBreaker,
 )
 
-SERVER_CODES = sorted(OF_THE_SERVER)
+SERVER_CODES = sorted(SERVER_FAILURES)
 
 
 @pytest.mark.parametrize("code", SERVER_CODES)
@@ -111,7 +111,7 @@ def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, r
     assert (breaker.state, breaker.reason) == ("open", reason)
 
 
-@pytest.mark.parametrize("code", sorted(OF_THE_SERVER - {"redis_timeout"}))
+@pytest.mark.parametrize("code", sorted(SERVER_FAILURES - {"redis_timeout"}))
 def test_late_replies_after_another_failure_count_for_nothing(code):
     breaker = CircuitBreaker()
     breaker.failed(code, 0.0)
