@@ -1,7 +1,8 @@
-"""The account that `maskline dev` makes up where none is set, and that `maskline simulate` then signs with.
+"""The throw-away account of `maskline dev`, and the choice of the account that `maskline simulate` signs with.
 
-It lives in `.maskline/account.json` of the directory where dev runs, readable by its owner only, so that a
-second terminal in the same directory finds it. No real account is ever written there.
+`maskline dev` makes a throw-away account if none is set, in `.maskline/account.json` of the directory it runs in:
+readable by its owner only, so that a second terminal in the same directory finds it. No real account is ever written
+there.
 """
 
 import os
@@ -16,15 +17,17 @@ from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import Settings
 
 STATE_DIRECTORY: Final = Path(".maskline")
-"""What dev keeps of a project, below the directory it runs in."""
+"""Where dev keeps its files, below the directory it runs in."""
 _ACCOUNT_FILE: Final = "account.json"
 _AUTH_ID_LETTERS: Final = string.ascii_uppercase + string.digits
 _AUTH_ID_LENGTH: Final = 20
-"""Plivo's own: two letters that say what it is, `MA` for a main account, and eighteen more."""
+"""As Plivo's have: two letters for the kind, `MA` for a main account, and eighteen more characters."""
 _TOKEN_BYTES: Final = 30
 
 
 class Account(msgspec.Struct, frozen=True):
+    """An account of Plivo's, and the token that signs for it."""
+
     auth_id: str
     auth_token: str
 
@@ -33,7 +36,7 @@ class Account(msgspec.Struct, frozen=True):
 
 
 def throw_away_account(directory: Path = STATE_DIRECTORY) -> Account:
-    """The project's throw-away account, made at first use."""
+    """The throw-away account in `directory`, made at first use. Raises ConfigError if its file cannot be used."""
     found = _read(directory)
     if found is not None:
         return found
@@ -42,7 +45,7 @@ def throw_away_account(directory: Path = STATE_DIRECTORY) -> Account:
     path = directory / _ACCOUNT_FILE
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written aside and renamed: a second terminal never reads half of it.
+        # Written to another file and renamed, so that a second terminal never reads half of it.
         aside = path.with_suffix(f".{os.getpid()}")
         aside.touch(mode=0o600)
         aside.write_bytes(msgspec.json.encode(account))
@@ -53,13 +56,13 @@ def throw_away_account(directory: Path = STATE_DIRECTORY) -> Account:
 
 
 def find_account(settings: Settings, auth_id: str | None, auth_token: str | None) -> Account:
-    """Who signs: what the command line says, else MASKLINE_AUTH_TOKENS, else the throw-away account here.
+    """The account that signs: from the command line, else MASKLINE_AUTH_TOKENS, else the throw-away account.
 
-    Raises ConfigError where none of them names one.
+    Raises ConfigError if none of them names one.
     """
     if auth_token is not None:
         return Account(auth_id or "", auth_token)
-    # The last token of an account is the one that a rotation brought.
+    # Of an account with several tokens the last is the newest, as a rotation appends it.
     known = [Account(*pair) for pair in settings.auth_tokens]
     local = _read(STATE_DIRECTORY)
     if local is not None:

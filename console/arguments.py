@@ -1,4 +1,4 @@
-"""Kinds of command line arguments that commands share."""
+"""Types of command line arguments that commands share; each raises ArgumentTypeError."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ _SPAN: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?\Z")
 
 
 def share(text: str) -> float:
-    """0 to 1, or 0% to 100%."""
+    """A share: `0` to `1`, or `0%` to `100%`."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -19,19 +19,21 @@ def share(text: str) -> float:
 
 
 def positive(text: str) -> int:
+    """A whole number above 0."""
     if not re.match(r"[0-9]{1,12}\Z", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text!r}")
     return int(text)
 
 
 def natural(text: str) -> int:
+    """A whole number, 0 included."""
     if not re.match(r"[0-9]{1,18}\Z", text):
         raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}")
     return int(text)
 
 
 def span(text: str) -> tuple[int, int]:
-    """`3` or `1-3`."""
+    """Lowest and highest number of a range: `3` or `1-3`, from 1."""
     match = _SPAN.match(text)
     low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= low <= high:
@@ -40,6 +42,7 @@ def span(text: str) -> tuple[int, int]:
 
 
 def rate(text: str) -> float:
+    """A number a second; 0 is as fast as possible."""
     try:
         value = float(text)
     except ValueError:

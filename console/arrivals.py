@@ -1,7 +1,7 @@
-"""Reads along in the partition streams to say as which of its session's callbacks each one arrived.
+"""Follows the partition streams to tell in which order the callbacks of a session arrived.
 
-The worker hands events over in order; only the stream still knows in which order they came. Reading along
-leaves no trace in Redis, and on a lost connection the numbers are merely missing.
+The worker hands events over in order, so only the stream still has the order of arrival. Following leaves no trace in
+Redis. If the connection is lost, the live view goes on without these numbers.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import parse_parameters
 
 REMEMBERED_MAX: Final = 100_000
-"""Arrivals and sessions kept; the oldest go first, as nobody ever asks for a duplicate."""
+"""Arrivals and sessions kept. The oldest are dropped: those of duplicates, which nobody asks for."""
 READ_COUNT: Final = 500
 READ_BLOCK_MS: Final = 1_000
 
 
 class Arrivals:
-    """The place of each callback among its session's, since `start`."""
+    """Counts the callbacks of each session as they arrive, since `start`."""
 
     def __init__(self, connection: PipelinedConnection, keys: Keys, partitions: int) -> None:
         self._connection = connection
@@ -32,16 +32,17 @@ class Arrivals:
         self._moved = asyncio.Event()
         self._lost = False
         self.total = 0
+        """Callbacks of all sessions."""
 
     async def start(self) -> None:
-        """Note where the streams end: everything after that is an arrival."""
+        """Note the end of each stream: every later entry is an arrival."""
         packed = b"".join(pack("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in self._streams)
         replies = await self._connection.send(packed, len(self._streams))
         for stream, reply in zip(self._streams, replies, strict=True):
             self._cursors[stream] = reply[0][0].decode() if reply else "0-0"
 
     async def run(self) -> None:
-        """Read along until the connection is lost or the task cancelled."""
+        """Follow the streams until the connection is lost or the task is cancelled."""
         while True:
             try:
                 reply = await self._connection.execute(
@@ -66,7 +67,7 @@ class Arrivals:
             moved.set()
 
     async def place(self, session_uuid: str, entry_id: str, *, timeout_s: float) -> int | None:
-        """As which callback of its session this one arrived; None if that is not known within the time."""
+        """Which of its session's callbacks this one was, counted from 1; None if it is not known within `timeout_s`."""
         key = session_uuid, entry_id
         try:
             async with asyncio.timeout(timeout_s):

@@ -1,4 +1,4 @@
-"""The commands of `maskline`: finds the subcommand, loads only its module, and exits as the contract says.
+"""The commands of `maskline`: finds the command, imports its module alone, and runs it.
 
 Exit codes: 0 done, 1 a problem found, 2 wrong usage or configuration (one line, no traceback).
 """
@@ -12,8 +12,10 @@ from maskline.runtime.cli import CommandParser
 
 
 class Command(NamedTuple):
+    """A command and the module that runs it."""
+
     module: str
-    """Its `main(argv) -> int` does the work."""
+    """Its `main(argv)` runs the command and returns the exit code."""
     summary: str
 
 
@@ -32,11 +34,11 @@ COMMANDS: Final[dict[str, Command]] = {
 
 
 def dispatch(argv: list[str]) -> int:
-    """Raises ConfigError for wrong usage."""
+    """Run a command line and return its exit code. Raises ConfigError for wrong usage."""
     command = COMMANDS.get(argv[0]) if argv else None
     if command is None:
         _parser().parse_args(argv or ["--help"])
-        raise AssertionError  # the parser has ended it: by --help, --version or an error
+        raise AssertionError  # the parser exits: by --help, --version or an error
     run = import_module(command.module).main
     code: int = run(argv[1:])
     return code

@@ -1,7 +1,7 @@
-"""`maskline dev --demo`: plays a few dozen shuffled sessions at the running nodes and judges what came out.
+"""`maskline dev --demo`: plays a few dozen shuffled sessions to the running nodes and checks what they handled.
 
-The compare knows what was sent. It asks for little, so that a slow machine is no failure: everything sent was handled
-exactly once, and within a session and run the numbers rise, but for what was flagged late.
+The check compares what was sent with what was handled. It demands little, so that a slow machine does not fail it: each
+event was handled exactly once, and within a session and run the numbers rise, except for events flagged late.
 """
 
 import asyncio
@@ -20,13 +20,16 @@ from maskline.schemas.settings import Settings
 SESSIONS: Final = 30
 RATE: Final = 200.0
 """Callbacks a second: fast enough to be over in seconds, slow enough to read along."""
-SETTLE_TIMEOUT_S: Final = 30.0
-"""On top of the gap timeout: how long the nodes may take to handle what was sent."""
+HANDLED_TIMEOUT_S: Final = 30.0
+"""How long the nodes may take to handle what was sent, on top of the gap timeout."""
 
-Key = tuple[str, str, int | None]
+EventKey = tuple[str, str, int | None]
+"""SessionUUID, EventName, sequence number."""
 
 
 class Comparison(NamedTuple):
+    """What was sent, compared with what was handled."""
+
     sent: int
     """Different callbacks, duplicates not counted."""
     missing: int
@@ -34,16 +37,17 @@ class Comparison(NamedTuple):
     repeated: int
     """HandledEvent more often than sent."""
     misplaced: int
-    """Behind a greater number of their lane and run, and not flagged late."""
+    """Handled after a greater number of their lane and run, and not flagged late."""
 
     @property
     def good(self) -> bool:
+        """Whether everything was handled once and in order."""
         return not (self.missing or self.repeated or self.misplaced)
 
 
-def compare(sent: Counter[Key], handled: Iterable[HandledEvent]) -> Comparison:
-    """Compare what was sent (session, event name, number) with what was handled, in that order."""
-    seen: Counter[Key] = Counter()
+def compare(sent: Counter[EventKey], handled: Iterable[HandledEvent]) -> Comparison:
+    """Compare what was sent with what was handled, in the order of handling."""
+    seen: Counter[EventKey] = Counter()
     latest: dict[tuple[str, bool, int], int] = {}
     misplaced = 0
     for event in handled:
@@ -58,7 +62,7 @@ def compare(sent: Counter[Key], handled: Iterable[HandledEvent]) -> Comparison:
 
 
 class Demo:
-    """One play against the nodes of this process. `sent` fills while it plays."""
+    """Plays simulated sessions to the nodes of this process, once."""
 
     def __init__(self, settings: Settings, target: Target) -> None:
         session = SessionOptions(
@@ -72,36 +76,36 @@ class Demo:
         )
         self.options = fit_to_rate(options, RATE)
         self._shared = settings.recording_sequence == "shared"
-        self._settle_s = settings.gap_timeout_ms / 1000 + SETTLE_TIMEOUT_S
+        self._handled_timeout_s = settings.gap_timeout_ms / 1000 + HANDLED_TIMEOUT_S
         self._target = target
-        self._sent: Counter[Key] = Counter()
+        self._sent: Counter[EventKey] = Counter()
         self._sessions: set[str] = set()
         self._handled: list[HandledEvent] = []
         self._progress = asyncio.Event()
 
     async def play(self, stop: asyncio.Event, write: Callable[[str], None]) -> bool:
-        """Play, wait until all of it is handled, and write the verdict; whether it is good."""
+        """Play, wait until everything is handled, and `write` the result; whether it is good."""
         options = self.options
         write(
             f"playing {options.sessions} sessions: {options.shuffle:.0%} of the callbacks come up to "
             f"{options.window} places late, {options.duplicates:.0%} twice, {options.losses:.0%} never"
         )
-        progress = PlanProgress(self._plan)
-        end = listen(self._note)
+        progress = PlanProgress(self._record_planned)
+        end = listen(self._record_handled)
         try:
             player = Player(self._target, rate=RATE, on_sent=progress.sent)
             tally = await player.play(interleave(progress.record(plan_sessions(options)), options), stop)
             if not stop.is_set() and tally.all_taken:
-                await self._settled(stop)
+                await self._wait_until_handled(stop)
         finally:
             end()
         if stop.is_set():
             return True
-        verdict = compare(self._sent, self._handled)
+        comparison = compare(self._sent, self._handled)
         summary = report(str(self._target.url), options, progress, tally)
         orders = Counter(handled.order for handled in self._handled)
         write(
-            f"{progress.sessions} sessions: {verdict.sent} events sent, {summary['duplicates']} of them twice, "
+            f"{progress.sessions} sessions: {comparison.sent} events sent, {summary['duplicates']} of them twice, "
             f"{summary['lost']} lost on purpose; p99 of the answers {summary['latency_ms']['p99']:.0f} ms"
         )
         write(
@@ -110,33 +114,33 @@ class Demo:
         )
         if not tally.all_taken:
             write(f"NOT TAKEN: answers {dict(tally.answers)}, unanswered {dict(tally.unanswered)}")
-        elif not verdict.good:
+        elif not comparison.good:
             write(
-                f"WRONG: {verdict.missing} not handled, {verdict.repeated} handled twice, "
-                f"{verdict.misplaced} out of order"
+                f"WRONG: {comparison.missing} not handled, {comparison.repeated} handled twice, "
+                f"{comparison.misplaced} out of order"
             )
         else:
             write("every event reached the handler once, each session in order")
-        return tally.all_taken and verdict.good
+        return tally.all_taken and comparison.good
 
-    def _plan(self, plan: SessionPlan) -> None:
+    def _record_planned(self, plan: SessionPlan) -> None:
         for send in plan.sends:
             event = send.event
             self._sessions.add(event.session_uuid)
             if not send.duplicate:
                 self._sent[event.session_uuid, event.event_name, event.number] += 1
 
-    def _note(self, handled: HandledEvent) -> None:
+    def _record_handled(self, handled: HandledEvent) -> None:
         if handled.session_uuid in self._sessions:
-            # With one sequence for both, recording events stand in the lane of the others.
+            # With one sequence for both, recording events are in the lane of the others.
             self._handled.append(handled._replace(recording=handled.recording and not self._shared))
             self._progress.set()
 
-    async def _settled(self, stop: asyncio.Event) -> None:
-        """Wait until as many were handled as were sent, or the time is up."""
+    async def _wait_until_handled(self, stop: asyncio.Event) -> None:
+        """Wait until as many events were handled as were sent, `stop` is set, or the time is up."""
         stopped = asyncio.create_task(stop.wait())
         try:
-            async with asyncio.timeout(self._settle_s):
+            async with asyncio.timeout(self._handled_timeout_s):
                 while len(self._handled) < self._sent.total() and not stop.is_set():
                     self._progress.clear()
                     moved = asyncio.create_task(self._progress.wait())

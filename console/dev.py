@@ -1,7 +1,7 @@
 """`maskline dev`: an embedded Valkey, an ingest node, a worker and a live view in one process and one terminal.
 
-What is not set is made up here and said: the server and an account under `.maskline`, free ports. What is set
-is taken as it is, so that dev shows what production would do with it.
+Dev supplies what is not set, and prints it: a server and an account under `.maskline`, free ports. What is set is used
+as it is, so that dev shows what production would do with it.
 """
 
 import asyncio
@@ -40,12 +40,13 @@ from maskline.schemas.settings import ADMIN_PORTS, Settings, SettingsWithSources
 from maskline.worker.node import WorkerNode
 
 PORTS_TRIED: Final = 100
-"""From the default upwards; somebody who runs more than that on one machine sets the port."""
+"""From the default upwards. With more instances on one machine, set the port."""
 READY_TIMEOUT_S: Final = 15.0
 READY_POLL_S: Final = 0.02
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline dev` with these arguments; the exit code. Raises ConfigError."""
     parser = CommandParser(
         prog="maskline dev",
         description="Run everything in this terminal: an embedded Valkey (unless MASKLINE_REDIS_URL is set), "
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     if arguments.exit and not arguments.demo:
         raise ConfigError("dev: --exit belongs to --demo")
     reading = read_settings()
-    # Without handlers of the user's own, nothing but trouble is worth a line beside the live view.
+    # Without handlers of the user's own, only warnings are worth a line beside the live view.
     quiet = reading.sources["log_level"] == "default" and reading.sources["handlers"] == "default"
     log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
     configure_logging(log_settings if quiet else reading.settings)
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
 
 
 class Dev:
-    """One run of everything."""
+    """One run of `maskline dev`."""
 
     def __init__(self, reading: SettingsWithSources, *, demo: bool, exit_after: bool) -> None:
         self._reading = reading
@@ -76,10 +77,11 @@ class Dev:
         self._console = Console()
         self._embedded: EmbeddedServer | None = None
         self._worker: WorkerNode | None = None
-        """Once it has started."""
+        """Set once it has started."""
 
     async def run(self, stop: asyncio.Event) -> int:
-        # A closed terminal is a stop like any other.
+        """Start everything, serve until `stop` is set or a part ends, stop everything; the exit code."""
+        # A closed terminal stops dev like any other signal.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             settings = await self._prepare(stack)
@@ -103,14 +105,14 @@ class Dev:
     async def _serve(
         self, stop: asyncio.Event, settings: Settings, target: Target, worker: WorkerNode, view: LiveView
     ) -> int:
-        """Until stopped, or until something ends that must not."""
+        """Serve until `stop` is set, or until a part ends that must not; the exit code."""
         stopped = asyncio.create_task(stop.wait())
         failed = asyncio.create_task(worker.failed())
         watched: set[asyncio.Task[Any]] = {stopped, failed}
-        gone: asyncio.Task[int] | None = None
+        server_ended: asyncio.Task[int] | None = None
         if self._embedded is not None:
-            gone = asyncio.create_task(self._embedded.wait())
-            watched.add(gone)
+            server_ended = asyncio.create_task(self._embedded.wait())
+            watched.add(server_ended)
         demo: asyncio.Task[bool] | None = None
         if self._demo:
             demo = asyncio.create_task(Demo(settings, target).play(stop, self._say))
@@ -120,13 +122,13 @@ class Dev:
                 done, watched = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
                 if failed in done:
                     return 1  # the log says which part of it
-                if gone is not None and gone in done:
-                    assert self._embedded is not None  # noqa: S101  gone is its end
-                    self._say(f"the embedded server has ended: {self._embedded.last_words()}")
+                if server_ended is not None and server_ended in done:
+                    assert self._embedded is not None  # noqa: S101  server_ended is its task
+                    self._say(f"the embedded server has ended: {self._embedded.last_log_line()}")
                     return 1
                 if stopped in done:
                     return 0
-                assert demo is not None  # noqa: S101  nothing else is watched
+                assert demo is not None  # noqa: S101  the only other task
                 good = demo.result()
                 await view.written()
                 if self._exit_after:
@@ -141,7 +143,7 @@ class Dev:
     # Setting up
 
     async def _prepare(self, stack: contextlib.AsyncExitStack) -> Settings:
-        """The settings with a server and an account."""
+        """The settings with a server and an account, which are made if none are set."""
         settings, sources = self._reading
         changes: dict[str, Any] = {}
         if not settings.redis_url:
@@ -155,16 +157,18 @@ class Dev:
         if sources["spool_dir"] == "default":
             changes["spool_dir"] = STATE_DIRECTORY / "spool"
         if sources["handlers"] == "default":
-            changes["handlers"] = ()  # the view says what maskline.handlers.log would
+            changes["handlers"] = ()  # the live view shows what maskline.handlers.log would log
         return msgspec.structs.replace(settings, **changes)
 
     def _with_ports(self, settings: Settings) -> tuple[Settings, Settings]:
-        """The same for ingest and for the worker: two admin ports, and a free one for callbacks where none was set."""
+        """The settings of ingest and of the worker: with an admin port each, and a free port for callbacks if none is
+        set.
+        """
         port = settings.port
         if self._reading.sources["port"] == "default":
             port = self._free_port(settings.host, port)
         replace = msgspec.structs.replace
-        # Where none is set, each takes the next that is free by itself.
+        # If no admin port is set, each node takes the next free one by itself.
         worker_port = settings.admin_port + 1 if settings.admin_port else settings.admin_port
         return replace(settings, port=port), replace(settings, port=port, admin_port=worker_port)
 
@@ -173,14 +177,14 @@ class Dev:
             if is_free(hosts, port):
                 self._say_port("MASKLINE_PORT", wanted, port)
                 return port
-        return wanted  # and the node says why it cannot be had
+        return wanted  # the node then reports why it cannot listen there
 
     def _say_port(self, what: str, wanted: int, port: int) -> None:
         if port != wanted:
             self._say(f"{what}: {wanted} is taken, so it is {port}")
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> LiveView:
-        """A view that writes until everything else has stopped."""
+        """Start the live view, which writes until everything else has stopped."""
         endpoint = RedisEndpoint(settings)
         if endpoint.is_cluster:
             raise ConfigError("MASKLINE_REDIS_URL: maskline dev works with one server, not with a cluster")
@@ -204,7 +208,7 @@ class Dev:
         stack.callback(dev_handler.listen(view.show))
         return view
 
-    # Speaking
+    # Output
 
     def _say(self, line: str = "") -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -231,7 +235,7 @@ class Dev:
 
 
 def curl_line(target: Target) -> str:
-    """A signed request to paste into a shell. Pasted again, it is a duplicate."""
+    """A command line that sends a signed callback to `target`. Sent again, the callback is a duplicate."""
     pairs = [
         ("EventName", "SessionSecondPartyAnswer"),
         ("SessionUUID", str(uuid.uuid4())),
@@ -257,6 +261,7 @@ def curl_line(target: Target) -> str:
 
 
 def simulate_line(url: str) -> str:
+    """A command line that plays sessions to `url`, from the same directory."""
     command = "maskline" if shutil.which("maskline") else sys.argv[0]
     with contextlib.suppress(ValueError):
         command = str(Path(command).relative_to(Path.cwd()))
@@ -277,23 +282,23 @@ def _target(settings: Settings, account: Account, url: str) -> Target:
 def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
     if worker is None:
         return Counts(*[0] * len(Counts._fields))
-    stats = worker.counters
-    released = stats.released
+    counters = worker.counters
+    released = counters.released
     return Counts(
         arrived=arrivals.total,
-        handled=stats.handled[dev_handler.NAME],
+        handled=counters.handled[dev_handler.NAME],
         in_order=released["in_order"],
         after_gap=released["after_gap"],
         late=released["late"],
         unsequenced=released["unsequenced"],
-        duplicates=stats.duplicates,
+        duplicates=counters.duplicates,
         held=sum(partition.held for partition in worker.partitions),
-        dead=sum(stats.dead.values()),
+        dead=sum(counters.dead.values()),
     )
 
 
 async def _until_ready(*admin_urls: str) -> None:
-    """Wait until the nodes say that they are ready; a server that is away is no reason not to start."""
+    """Wait until the nodes are ready, but not for ever: a Redis that is down does not keep dev from starting."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(READY_TIMEOUT_S), aiohttp.ClientSession() as client:
             for url in admin_urls:

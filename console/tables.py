@@ -1,4 +1,4 @@
-"""Tables as wide as they must be: an id that is cut off at 80 columns can be given to no other command."""
+"""Prints tables as wide as they need to be: an ID cut off at 80 columns would be of no use to other commands."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ WIDTH_MAX_CHARS: Final = 1_000
 
 
 def plain_console() -> Console:
-    """Whole lines, as written: no mark-up, no colours but those asked for, none at all in a pipe."""
+    """A console that prints whole lines as given: no mark-up, no colours except explicit ones, none in a pipe."""
     return Console(highlight=False, markup=False, soft_wrap=True)
 
 

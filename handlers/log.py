@@ -1,4 +1,4 @@
-"""The default handler: one log line for every event. Phone numbers appear as tokens."""
+"""The default handler logs one line for every event, with tokens in place of phone numbers."""
 
 from maskline import Context, on
 from maskline.events import Event
@@ -7,6 +7,7 @@ from maskline.schemas.privacy import number_token
 
 @on.every(retries=0)
 async def log(event: Event, ctx: Context) -> None:
+    """Log `event` with the tokens of both parties, and its run, missing numbers and problems if there are any."""
     facts = {
         "from_number": _token(event.from_number or event.first_party),
         "to_number": _token(event.to_number or event.second_party),
@@ -18,5 +19,5 @@ async def log(event: Event, ctx: Context) -> None:
 
 
 def _token(number: str | None) -> str | None:
-    """Here, and not only where lines are written: a handler module may have configured structlog in its own way."""
+    """The token of a number. Made here, and not only where lines are written, as users may configure structlog."""
     return None if number is None else number_token(number)

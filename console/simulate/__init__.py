@@ -1,5 +1,6 @@
-"""`maskline simulate`: masking sessions as Plivo would report them, signed, against a URL.
+"""`maskline simulate`: sends the callbacks of masking sessions as Plivo would, signed, to a URL.
 
-sessions (what happens in a session), plan (what goes wrong on the way), player (requests), command (report).
-The first two are pure and seeded: the same seed gives the same bytes.
+`sessions` makes the callbacks of a session, `plan` adds losses, displacement and duplicates, `player` sends the
+requests, `report` and `command` show the result. The first two are pure and seeded: the same seed gives the same
+bytes.
 """

@@ -1,15 +1,15 @@
-"""What goes wrong on the way: losses, displacement, duplicates; and in which order everything is sent.
+"""Plans the requests of simulated sessions: losses, displacement, duplicates, and the order of sending. Pure.
 
 Rules
-- Nothing but a planned loss is missing, a duplicate is byte-equal to its first, and nothing is displaced by
-  more than the window within its session.
-- SessionTimeout is sent when all earlier callbacks of its session are answered: in truth it is an hour later.
-  Where a displaced opening could not be told from a continuation (numbering that starts again, or at 0),
-  openings are neither displaced nor lost and stand alone. Both by `epoch`: a callback waits for all lower.
-- At most `at_once` sessions are under way at a time, one callback each a round: so a window of W callbacks is
-  at most (W + 1) x `at_once` requests, which `fit_to_rate` keeps far below the worker's gap timeout at a given rate.
+- Only planned losses are missing; a duplicate equals the original byte for byte; within its session no callback is
+displaced by more than the window. - SessionTimeout is sent when all earlier callbacks of its session are answered, as
+in reality it comes an hour later. If a displaced opening would look like a continuation (numbering that starts again,
+or at 0), openings are neither displaced nor lost, and are sent aopenings_alone. Both work by `epoch`: a callback waits
+for all of lower epochs. - At most `at_once` sessions are under way at a time, with one callback each a round. So a
+window of W callbacks spans at most (W + 1) x `at_once` requests, which `fit_to_rate` keeps far below the worker's gap
+timeout.
 
-All of it is a function of the seed; sessions are made as they are needed, so a million need no memory.
+The plan is a function of the seed. Sessions are made as they are needed, so a million of them take no memory.
 """
 
 import json
@@ -25,16 +25,16 @@ from maskline.console.simulate.sessions import SessionOptions, SimulatedEvent, m
 from maskline.schemas.parameters import FORM_TYPE, JSON_TYPE, Parameters
 
 DISPLACED_MAX_S: Final = 1.0
-"""How long a displaced callback may come late at most: far less than the gap timeout, 5 s by default."""
+"""How late a displaced callback may come: far less than the gap timeout, 5 s by default."""
 DUPLICATE_WINDOW: Final = 8
-"""How many callbacks of its session a duplicate follows at most: within the 64 that a worker remembers."""
+"""How many callbacks later a duplicate may come: within the 64 that a worker remembers for each session."""
 
 WHOLE_ATTRIBUTES: Final = ("PinRetryCounter", "PlivoHangupCauseCode", "SequenceNumber")
 """Written as numbers, or null, in a JSON body."""
 
 
 class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares are 0 to 1."""
+    """What is planned; the arguments of `maskline simulate`. Shares are 0 to 1."""
 
     seed: int
     sessions: int = 20
@@ -53,29 +53,33 @@ class PlannedRequest(NamedTuple):
 
     session: int
     epoch: int
-    """It waits until every callback of its session with a lower epoch is answered."""
+    """The request waits until every callback of its session with a lower epoch is answered."""
     method: str
     query: str
     content_type: str
     body: bytes
     parameters: Parameters
-    """What the query and the body say, for the signature."""
+    """The parameters of query and body, for the signature."""
     event: SimulatedEvent
     duplicate: bool
 
 
 class SessionPlan(NamedTuple):
+    """The requests of one session."""
+
     sends: list[PlannedRequest]
-    """In the order of this session's sending."""
+    """In the order in which they are sent."""
     lost: list[SimulatedEvent]
+    """Events that are never sent."""
 
     @property
     def duplicates(self) -> int:
+        """How many of the requests are duplicates."""
         return sum(send.duplicate for send in self.sends)
 
 
 def fit_to_rate(options: PlanOptions, rate: float) -> PlanOptions:
-    """Narrow window and sessions at once, so that at this rate DISPLACED_MAX_S holds."""
+    """Reduce `window` and `at_once` so that DISPLACED_MAX_S holds at `rate` callbacks a second; 0 is no limit."""
     if rate <= 0:
         return options
     requests = int(rate * DISPLACED_MAX_S)
@@ -85,37 +89,38 @@ def fit_to_rate(options: PlanOptions, rate: float) -> PlanOptions:
 
 
 def plan_session(index: int, options: PlanOptions) -> SessionPlan:
-    """What is sent of one session."""
+    """The plan of session `index`."""
     events = make_session(options.seed, index, options.session)
     rng = random.Random(f"{options.seed}:{index}:way")  # noqa: S311  not for secrets
-    lone = options.session.restart_numbering or options.session.first_sequence == 0
+    openings_alone = options.session.restart_numbering or options.session.first_sequence == 0
     sent: list[SimulatedEvent] = []
     lost: list[SimulatedEvent] = []
     for event in events:
-        keep = (lone and event.opens) or rng.random() >= options.losses
+        keep = (openings_alone and event.opens) or rng.random() >= options.losses
         (sent if keep else lost).append(event)
-    order = [(event, False) for event in _displace(rng, sent, lone=lone, options=options)]
+    order = [(event, False) for event in _displace(rng, sent, openings_alone=openings_alone, options=options)]
     order = _repeat(rng, order, options.duplicates)
     requests: dict[int, PlannedRequest] = {}
     sends: list[PlannedRequest] = []
     epoch = 0
     for event, duplicate in order:
-        alone = not duplicate and _stands_alone(event, lone=lone)
-        epoch += alone
+        aopenings_alone = not duplicate and _is_sent_aopenings_alone(event, openings_alone=openings_alone)
+        epoch += aopenings_alone
         first = requests.get(id(event))
         if first is None:
             first = requests[id(event)] = _request(rng, index, event, options)
         sends.append(first._replace(epoch=epoch, duplicate=duplicate))
-        epoch += alone
+        epoch += aopenings_alone
     return SessionPlan(sends, lost)
 
 
 def plan_sessions(options: PlanOptions) -> Iterator[SessionPlan]:
+    """The plans of all sessions, each made when it is asked for."""
     return (plan_session(index, options) for index in range(options.sessions))
 
 
 def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[PlannedRequest]:
-    """All requests in sending order: rounds of one callback of each session under way."""
+    """All requests in the order of sending: rounds with one callback of each session under way."""
     rng = random.Random(f"{options.seed}:rounds")  # noqa: S311  not for secrets
     waiting = iter(plans)
     under_way: list[Iterator[PlannedRequest]] = []
@@ -136,7 +141,7 @@ def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[P
 def expectation(plan: SessionPlan, options: PlanOptions) -> dict[str, Any]:
     """What a handler should see of a session if nothing is later than the gap timeout: a line of `--expect`.
 
-    Numbered events stand in handling order, lane by lane; unsequenced ones come as they arrive.
+    Numbered events are listed lane by lane in handling order, unsequenced ones in the order of sending.
     """
     sent = [send.event for send in plan.sends if not send.duplicate]
     lanes: dict[str, list[dict[str, Any]]] = {"status": [], "recording": []}
@@ -171,24 +176,24 @@ def expectation(plan: SessionPlan, options: PlanOptions) -> dict[str, Any]:
     }
 
 
-def _stands_alone(event: SimulatedEvent, *, lone: bool) -> bool:
-    return event.ends_session or (lone and event.opens)
+def _is_sent_aopenings_alone(event: SimulatedEvent, *, openings_alone: bool) -> bool:
+    return event.ends_session or (openings_alone and event.opens)
 
 
 def _displace(
-    rng: random.Random, events: list[SimulatedEvent], *, lone: bool, options: PlanOptions
+    rng: random.Random, events: list[SimulatedEvent], *, openings_alone: bool, options: PlanOptions
 ) -> list[SimulatedEvent]:
-    """Put a share of the events up to `window` places later, never across one that stands alone."""
+    """Move a share of the events up to `window` places later, never across one that is sent aopenings_alone."""
     keyed: list[tuple[int, float, SimulatedEvent]] = []
     segment = 0
     for place, event in enumerate(events):
-        alone = _stands_alone(event, lone=lone)
-        segment += alone
+        aopenings_alone = _is_sent_aopenings_alone(event, openings_alone=openings_alone)
+        segment += aopenings_alone
         later = 0.0
         if options.window and rng.random() < options.shuffle:
             later = rng.randint(1, options.window) + 0.5
         keyed.append((segment, place + later, event))
-        segment += alone
+        segment += aopenings_alone
     keyed.sort(key=lambda entry: entry[:2])
     return [event for _, _, event in keyed]
 
@@ -225,7 +230,7 @@ def _request(rng: random.Random, session: int, event: SimulatedEvent, options: P
 
 
 def _members(parameters: dict[str, str]) -> dict[str, Any]:
-    """A JSON body's members: whole numbers as such, what is no number there as null."""
+    """The members of a JSON body: whole numbers as numbers, or null if the text is none."""
     members: dict[str, Any] = dict(parameters)
     for name in WHOLE_ATTRIBUTES:
         if name in members:

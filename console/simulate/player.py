@@ -1,8 +1,8 @@
-"""Makes the requests of a plan as Plivo would: signed, paced, bounded, repeated once after a timeout.
+"""Sends the requests of a plan as Plivo would: signed, paced, bounded, repeated once after a timeout.
 
-Strategy: `concurrency` loops take requests from one iterator, so that nothing is planned ahead of need. A
-request that must wait for others of its session (its epoch) holds its loop; those it waits for were taken
-before it, so the loops cannot block each other.
+Strategy: `concurrency` loops take requests from one iterator, so that nothing is planned before it is needed. A request
+that must wait for others of its session (its epoch) blocks its loop. Those it waits for were taken before it, so the
+loops cannot block each other.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ ANSWER_TIMEOUT_S: Final = 40.0
 RETRIES: Final = 1
 """Plivo's defaults: 2 s for the connection, 40 s for the answer, one retry and only after a timeout."""
 KEEPALIVE_S: Final = 5.0
-"""Shorter than any server's: a connection that the server just closed would count as unanswered."""
+"""Shorter than any server's, as a request on a connection that the server just closed would count as unanswered."""
 
 
 class Target:
-    """Where to send and how to sign."""
+    """The URL to send to, and the account that signs."""
 
     def __init__(self, url: str, auth_token: str, *, signed_url: str | None = None) -> None:
-        """`signed_url`: what the signature covers, where not the URL dialled (MASKLINE_PUBLIC_URL)."""
+        """`signed_url`: the URL that the signature covers, if it is not `url` (MASKLINE_PUBLIC_URL)."""
         self.url = URL(url, encoded=True).with_fragment(None)
         self._token = auth_token
         signed = URL(signed_url or url, encoded=True)
@@ -45,14 +45,14 @@ class Target:
         return self.url.with_query(None).join(URL(f"?{query}", encoded=True)) if query else self.url
 
     def sign(self, method: str, parameters: Parameters, nonce: str) -> str:
-        """The V3 signature of a request with these parameters, the target's own query besides."""
+        """The V3 signature of a request with these parameters and the target's own query."""
         query, body, json = parameters
         return sign_v3(
             self._token, method, self._signed_base, Parameters(self._query_pairs + query, body, json), nonce
         )
 
     def headers(self, send: PlannedRequest) -> dict[str, str]:
-        """Fresh signature headers: every request, a repeated one as well, has its own nonce."""
+        """The headers of a request, signed anew: every request, a repeated one too, has its own nonce."""
         nonce = uuid4().hex
         signature = self.sign(send.method, send.parameters, nonce)
         headers = {"X-Plivo-Signature-V3": signature, "X-Plivo-Signature-V3-Nonce": nonce}
@@ -62,11 +62,11 @@ class Target:
 
 
 class Tally:
-    """What happened, request by request."""
+    """Counts what became of the requests."""
 
     def __init__(self) -> None:
         self.sent = 0
-        """Callbacks, whatever came of them."""
+        """Callbacks, whether answered or not."""
         self.retried = 0
         self.duplicates = 0
         self.answers: Counter[int] = Counter()
@@ -76,11 +76,12 @@ class Tally:
 
     @property
     def all_taken(self) -> bool:
+        """Whether every callback was answered 200."""
         return not self.unanswered and set(self.answers) <= {200}
 
 
-class _Gate:
-    """The requests of one session that are taken and not answered, by epoch."""
+class _SessionRequests:
+    """The requests of one session that were taken from the plan and are not answered, by epoch."""
 
     __slots__ = ("under_way", "waiters")
 
@@ -88,13 +89,13 @@ class _Gate:
         self.under_way: Counter[int] = Counter()
         self.waiters: list[asyncio.Future[None]] = []
 
-    async def until_open(self, epoch: int) -> None:
+    async def wait_for_earlier(self, epoch: int) -> None:
         while any(earlier < epoch for earlier in self.under_way):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.waiters.append(waiter)
             await waiter
 
-    def leave(self, epoch: int) -> None:
+    def finish(self, epoch: int) -> None:
         self.under_way[epoch] -= 1
         if not self.under_way[epoch]:
             del self.under_way[epoch]
@@ -105,7 +106,7 @@ class _Gate:
 
 
 class Player:
-    """Plays requests against a target. `on_sent` is called after each, for a progress bar."""
+    """Sends requests to a target, `rate` a second (0: no limit). Calls `on_sent` after each."""
 
     def __init__(
         self,
@@ -122,13 +123,13 @@ class Player:
         self._concurrency = concurrency
         self._timeout = aiohttp.ClientTimeout(sock_connect=connect_timeout_s, sock_read=answer_timeout_s)
         self._on_sent = on_sent
-        self._gates: dict[int, _Gate] = {}
+        self._requests_by_session: dict[int, _SessionRequests] = {}
         self._taken = 0
         self._began = 0.0
         self.tally = Tally()
 
     async def play(self, sends: Iterator[PlannedRequest], stop: asyncio.Event) -> Tally:
-        """PlannedRequest everything, or until `stop` is set; what is under way then is still waited for."""
+        """Send all requests, or until `stop` is set; wait for those under way. Returns the tally."""
         self._began = time.monotonic()
         connector = aiohttp.TCPConnector(limit=self._concurrency, keepalive_timeout=KEEPALIVE_S)
         async with (
@@ -152,23 +153,23 @@ class Player:
             send = next(sends, None)
             if send is None:
                 return
-            gate = self._gates.setdefault(send.session, _Gate())
-            gate.under_way[send.epoch] += 1
+            session = self._requests_by_session.setdefault(send.session, _SessionRequests())
+            session.under_way[send.epoch] += 1
             due = self._began + self._taken / self._rate if self._rate else 0.0
             self._taken += 1
             try:
                 if not await self._pace(due, stop):
                     return
-                await gate.until_open(send.epoch)
+                await session.wait_for_earlier(send.epoch)
                 await self._send(client, send)
             finally:
-                gate.leave(send.epoch)
-                if not gate.under_way:
-                    self._gates.pop(send.session, None)
+                session.finish(send.epoch)
+                if not session.under_way:
+                    self._requests_by_session.pop(send.session, None)
             self._on_sent(send)
 
     async def _pace(self, due: float, stop: asyncio.Event) -> bool:
-        """Wait until a request is due; False where the play was stopped meanwhile."""
+        """Wait until a request is due; False if `stop` was set meanwhile."""
         delay = due - time.monotonic()
         if delay <= 0:
             return True

@@ -1,4 +1,4 @@
-"""What a play came to, as data and as lines to read."""
+"""Reports the result of `maskline simulate`, as data and as lines to read."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +10,10 @@ from maskline.console.simulate.player import Tally
 
 
 class PlanProgress:
-    """Counts what was planned while the plans pass by, and knows which sessions are through."""
+    """Counts what is planned and what is sent, and so the sessions that are finished."""
 
     def __init__(self, on_planned: Callable[[SessionPlan], None] = lambda _: None) -> None:
-        """`on_planned` is told of each session before its first request."""
+        """`on_planned` is called with each session's plan before its first request."""
         self._on_planned = on_planned
         self._left: Counter[int] = Counter()
         self.sessions = 0
@@ -22,6 +22,7 @@ class PlanProgress:
         self.duplicates = 0
 
     def record(self, plans: Iterator[SessionPlan]) -> Iterator[SessionPlan]:
+        """Pass the plans on, counting each."""
         for plan in plans:
             self.sessions += 1
             self.lost += len(plan.lost)
@@ -34,6 +35,7 @@ class PlanProgress:
             yield plan
 
     def sent(self, send: PlannedRequest) -> None:
+        """Count a request that was sent."""
         self._left[send.session] -= 1
         if not self._left[send.session]:
             del self._left[send.session]
@@ -41,12 +43,12 @@ class PlanProgress:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile of sorted values; 0 of none."""
+    """The nearest-rank percentile of sorted values, `share` from 0 to 1; 0 if there are none."""
     return ordered[max(0, ceil(len(ordered) * share) - 1)] if ordered else 0.0
 
 
 def report(url: str, options: PlanOptions, progress: PlanProgress, tally: Tally) -> dict[str, Any]:
-    """What `--json` prints."""
+    """The report that `--json` prints."""
     latencies = sorted(tally.latencies_ms)
     return {
         "url": url,
@@ -70,7 +72,7 @@ def report(url: str, options: PlanOptions, progress: PlanProgress, tally: Tally)
 
 
 def lines(summary: dict[str, Any]) -> Iterator[str]:
-    """The report for a reader."""
+    """The report as lines to read."""
     yield (
         f"sent        {summary['sent']:,} callbacks of {summary['sessions']:,} sessions, "
         f"{summary['duplicates']:,} of them duplicates, "

@@ -1,12 +1,12 @@
-"""What happens in a masking session: a pure, seeded script of its callbacks.
+"""Makes the callbacks of a simulated masking session, as Plivo would number them. Pure and seeded.
 
-Rules: the same seed and index give the same callbacks, byte for byte, whatever other sessions there are;
-every phone number is from a range reserved for fiction; every attribute is spelled as Plivo documents it, and
-what has no value is absent or null in one of the spellings that Plivo's pages leave open.
+Rules: the same seed and index give the same callbacks, byte for byte, whatever other sessions there are. Every phone
+number is from a range reserved for fiction. Every attribute is spelled as Plivo documents it; one without a value is
+absent, or null in one of the spellings that Plivo's pages leave open.
 
-Strategy: a `_Script` walks through the calls of a session with a virtual clock and writes down each event as
-it happens. The old vocabulary speaks of From/To and ends legs with Hangup, the new one of FirstParty and
-SecondParty, Initiated, Complete and Failed.
+Strategy: a `_Script` goes through the calls of a session with a virtual clock and records each event as it happens.
+The old vocabulary has From and To and ends legs with Hangup; the new one has FirstParty, SecondParty, Initiated,
+Complete and Failed.
 """
 
 import random
@@ -20,17 +20,17 @@ Lane = Literal["status", "recording", "unsequenced"]
 Vocabulary = Literal["old", "new", "both"]
 
 START: Final = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-"""When the first session begins on the virtual clock: fixed, so that a seed says all."""
+"""When the first session begins on the virtual clock: fixed, so that everything follows from the seed."""
 SESSION_SPACING_S: Final = 7
 CALL_PAUSE_S: Final = (30, 900)
-"""Between two calls of a session: never less than a call's own steps, so that later calls are later."""
+"""Between two calls of a session: never less than the steps of a call, so that calls do not overlap."""
 STEP_S: Final = (1, 12)
 TALK_S: Final = (5, 400)
 SESSION_EXPIRY_S: Final = 3600
 
 AREA_CODES: Final = ("201", "212", "312", "415", "503", "617", "702", "808")
 NULL_SPELLINGS: Final = (None, "", "null", "None", "NULL", "none")
-"""How "null" comes in a form; None stands for an absent key."""
+"""Spellings of null in a form; None is an absent key."""
 TIME_FORMATS: Final = ("%Y-%m-%d %H:%M:%S +0000 UTC", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S.%f")
 
 NORMAL_HANGUP: Final = ("Normal Hangup", 4000)
@@ -51,40 +51,43 @@ TIMEOUT_SHARE: Final = 0.9
 
 
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How sessions look. The defaults are those of the worker that will read them."""
+    """The kind of sessions to make. The defaults fit the defaults of a worker."""
 
     calls_min: int = 1
     calls_max: int = 3
     first_sequence: int = 1
     recording_sequence: Literal["own", "shared"] = "own"
     restart_numbering: bool = False
-    """SequenceNumber starts again with each call instead of running on."""
+    """Whether SequenceNumber starts again with each call."""
     vocabulary: Vocabulary = "both"
-    """`both`: each session draws one."""
+    """With `both`, each session draws one."""
 
 
 class SimulatedEvent(NamedTuple):
-    """One callback as Plivo makes it, before anything happens to it on the way."""
+    """One callback as Plivo makes it, before anything is lost, displaced or repeated."""
 
     parameters: dict[str, str]
-    """In order, as the request carries them."""
+    """In the order of the request."""
     lane: Lane
     number: int | None
     run: int
-    """0, 1, …: how often its lane's numbering had started again."""
+    """0, 1, …: how often the numbering of its lane had started again."""
     opens: bool
-    """The first number of its lane in its run."""
+    """Whether it has the first number of its lane in its run."""
 
     @property
     def event_name(self) -> str:
+        """Its EventName."""
         return self.parameters["EventName"]
 
     @property
     def session_uuid(self) -> str:
+        """Its SessionUUID."""
         return self.parameters["SessionUUID"]
 
     @property
     def ends_session(self) -> bool:
+        """Whether it is the SessionTimeout."""
         return self.event_name == "SessionTimeout"
 
 
@@ -95,7 +98,7 @@ def make_session(seed: int, index: int, options: SessionOptions) -> list[Simulat
 
 
 class _Script:
-    """One session being written down."""
+    """Records the events of one session."""
 
     def __init__(self, rng: random.Random, index: int, options: SessionOptions) -> None:
         self.rng = rng
@@ -158,7 +161,7 @@ class _Script:
         self.write_event("SessionPartiesHangup", self.costs(talked_s) | _cause(NORMAL_HANGUP))
 
     def write_first_leg(self) -> bool:
-        """Dial the first party; False where that fails and the call is over."""
+        """Dial the first party; False if that fails and the call is over."""
         if self.new_words:
             self.write_event("SessionFirstPartyInitiated")
         self.write_event("SessionFirstPartyRinging")
@@ -196,7 +199,7 @@ class _Script:
     def write_pin(self) -> None:
         if self.rng.random() >= PIN_SHARE:
             return
-        # The counter runs on through the session, as no two reports of one session are to be the same.
+        # The counter runs on through the session, so that no two reports of a session are equal.
         for _ in range(self.rng.choice((0, 0, 1, 2))):
             self.pin_failures += 1
             self.write_pin_event("failed")
@@ -210,7 +213,7 @@ class _Script:
         )
 
     def write_recording_start(self) -> str:
-        """The recording's UUID; empty where there is none."""
+        """The recording's UUID; empty if there is none."""
         if self.rng.random() >= RECORDED_SHARE:
             return ""
         if self.rng.random() < RECORDING_FAILURE_SHARE:
@@ -254,7 +257,7 @@ class _Script:
         if lane != "unsequenced":
             opens = lane not in self.next
             if opens:
-                # A lane's own: a call without a recording starts no run of the recordings.
+                # Runs are counted by lane: a call without a recording starts no run of recordings.
                 self.runs[lane] = self.runs.get(lane, -1) + 1
             number = self.next.get(lane, self.options.first_sequence)
             self.next[lane] = number + 1
@@ -285,7 +288,7 @@ class _Script:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
 
     def make_number(self) -> str:
-        """+1 XXX 555 01xx or +44 7700 900xxx: both are kept for fiction and reach nobody."""
+        """+1 XXX 555 01xx or +44 7700 900xxx: both ranges are reserved for fiction and reach nobody."""
         if self.rng.random() < 0.7:
             return f"{self.plus}1{self.rng.choice(AREA_CODES)}55501{self.rng.randrange(100):02}"
         return f"{self.plus}447700900{self.rng.randrange(1000):03}"

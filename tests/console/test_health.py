@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from maskline.console import health
-from maskline.console.health import Answer, Target, find, line, verdict
+from maskline.console.health import ProbedProcess, ProbeResult, all_healthy, find_processes, summary_line
 from maskline.console.main import main
 from maskline.runtime.admin import port_notes
 from maskline.runtime.admin.port_notes import Note, leave
@@ -262,7 +262,7 @@ def test_it_loads_the_settings_and_little_else():
 # Decisions
 
 A = (("127.0.0.1", 9090),)
-GUESS, OTHER_GUESS = Target("ingest", A, None), Target("worker", (("127.0.0.1", 9091),), None)
+GUESS, OTHER_GUESS = ProbedProcess("ingest", A, None), ProbedProcess("worker", (("127.0.0.1", 9091),), None)
 
 
 def noted(command: str, port: int, **settings: Any) -> Note:
@@ -277,14 +277,14 @@ def noted(command: str, port: int, **settings: Any) -> Note:
         ({}, None, [], [GUESS, OTHER_GUESS]),
         ({}, "worker", [], [OTHER_GUESS]),
         ({"admin_port": 0}, None, [], []),
-        ({"admin_port": 9090}, None, [], [Target("ingest or worker", A, None)]),
+        ({"admin_port": 9090}, None, [], [ProbedProcess("ingest or worker", A, None)]),
         ({"admin_host": "::,h"}, "ingest", [], [
-            Target("ingest", (("::1", 9090), ("127.0.0.1", 9090), ("h", 9090)), None),
+            ProbedProcess("ingest", (("::1", 9090), ("127.0.0.1", 9090), ("h", 9090)), None),
         ]),
-        ({}, None, [noted("ingest", 9090)], [Target("ingest", A, 7)]),
+        ({}, None, [noted("ingest", 9090)], [ProbedProcess("ingest", A, 7)]),
         ({}, "worker", [noted("ingest", 9090)], [OTHER_GUESS]),
         ({}, None, [noted("ingest", 9090), noted("ingest", 9093), noted("worker", 9091, group="g")], [
-            Target("ingest", A, 7), Target("ingest", (("127.0.0.1", 9093),), 7),
+            ProbedProcess("ingest", A, 7), ProbedProcess("ingest", (("127.0.0.1", 9093),), 7),
         ]),
         # What another's note names is that one's, however well it is.
         ({}, None, [noted("ingest", 9090, namespace="other")], [OTHER_GUESS]),
@@ -292,12 +292,15 @@ def noted(command: str, port: int, **settings: Any) -> Note:
     ],
 )  # fmt: skip
 def test_whom_to_ask(settings, command, left, found):
-    assert find(Settings(**settings), command, left) == found
+    assert find_processes(Settings(**settings), command, left) == found
 
 
-THERE = Target("ingest", A, 7)
-WELL_A, WELL_B = Answer(THERE, "a:1", 200, ""), Answer(THERE, "b:1", 200, "")
-ABSENT = [Answer(GUESS, "a:1", None, "x", absent=True), Answer(OTHER_GUESS, "b:1", None, "y", absent=True)]
+THERE = ProbedProcess("ingest", A, 7)
+WELL_A, WELL_B = ProbeResult(THERE, "a:1", 200, ""), ProbeResult(THERE, "b:1", 200, "")
+ABSENT = [
+    ProbeResult(GUESS, "a:1", None, "x", absent=True),
+    ProbeResult(OTHER_GUESS, "b:1", None, "y", absent=True),
+]
 
 
 @pytest.mark.parametrize(
@@ -309,11 +312,11 @@ ABSENT = [Answer(GUESS, "a:1", None, "x", absent=True), Answer(OTHER_GUESS, "b:1
         ([WELL_A, WELL_B._replace(reason="hangs")], False, "not healthy: ingest at b:1 hangs"),
         ([WELL_A._replace(reason="is gone", absent=True)], False, "not healthy: ingest at a:1 is gone"),
         (ABSENT, False, "not healthy: ingest at a:1 x; worker at b:1 y"),
-        ([WELL_A._replace(target=GUESS), ABSENT[1]], True, "healthy: ingest at a:1"),
+        ([WELL_A._replace(process=GUESS), ABSENT[1]], True, "healthy: ingest at a:1"),
         ([ABSENT[0]._replace(absent=False), ABSENT[1]], False, "not healthy: ingest at a:1 x"),
         ([WELL_A] * 6, True, f"healthy: {', '.join(['ingest at a:1'] * 4)}, and 2 more"),
     ],
 )
 def test_the_verdict(answers, ok, told):
-    assert verdict(answers) is ok
-    assert line(ok, answers, ready=False) == told
+    assert all_healthy(answers) is ok
+    assert summary_line(ok, answers, ready=False) == told
