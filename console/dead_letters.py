@@ -33,7 +33,7 @@ class _Pages:
     """The letters of one partition, from one end to the other."""
 
     def __init__(self, reader: RedisReader, partition: int, *, newest_first: bool) -> None:
-        self._inquiry = reader
+        self._reader = reader
         self._partition = partition
         self._newest_first = newest_first
         self._from = "+" if newest_first else "-"
@@ -44,7 +44,7 @@ class _Pages:
 
     async def next(self) -> list[Letter]:
         """The next page of letters, without entries that maskline did not write: so an empty page is not the end."""
-        stream = self._inquiry.keys.dead(self._partition)
+        stream = self._reader.keys.dead(self._partition)
         count = max(1, min(int(PAGE_MAX_BYTES / self._bytes_each), self._letters_max))
         # A caller that starts at the newest wants few: pages grow so that at most twice as many are read as it wants.
         self._letters_max = min(2 * self._letters_max, PAGE_LETTERS_MAX)
@@ -53,7 +53,7 @@ class _Pages:
             if self._newest_first
             else ("XRANGE", stream, self._from, "+")
         )
-        (reply,) = await self._inquiry.send([query_for(stream, *command, "COUNT", count)])
+        (reply,) = await self._reader.send([query_for(stream, *command, "COUNT", count)])
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(
                 f"the dead letters of partition {self._partition} cannot be read: {reply}"

@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
     missing: int
     """Sent and not handled."""
     repeated: int
-    """HandledEvent more often than sent."""
+    """Handled more often than sent."""
     misplaced: int
     """Handled after a greater number of their lane and run, and not flagged late."""
 

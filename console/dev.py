@@ -227,7 +227,7 @@ class Dev:
         if settings.handlers:
             self._say(f"handlers    {', '.join(settings.handlers)}")
         self._say()
-        self._say("PlannedRequest one event by hand:")
+        self._say("Send one event by hand:")
         self._say("  " + curl_line(_target(settings, account, ingest.url)))
         self._say("Play sessions from another terminal in this directory:")
         self._say("  " + simulate_line(ingest.url))

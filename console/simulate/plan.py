@@ -201,7 +201,7 @@ def _displace(
 def _repeat(
     rng: random.Random, order: list[tuple[SimulatedEvent, bool]], share: float
 ) -> list[tuple[SimulatedEvent, bool]]:
-    """PlannedRequest a share of the events once more, up to DUPLICATE_WINDOW places later."""
+    """Send a share of the events once more, up to DUPLICATE_WINDOW places later."""
     tie = count()
     keyed: list[tuple[float, int, tuple[SimulatedEvent, bool]]] = []
     for place, (event, _) in enumerate(order):
