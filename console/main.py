@@ -1,12 +1,11 @@
 """The entry point of the command `maskline`."""
 
 import sys
-from typing import Final
 
 from maskline.runtime.startup.search_path import arrange
 
-NODES: Final = ("dev", "ingest", "worker")
-"""Commands that run until a signal stops them."""
+NODES = ("dev", "ingest", "worker")
+"""Commands that run until a signal stops them. (Not `Final`: before `arrange`, `typing` might be a user's typing.py.)"""
 
 
 def main(argv: list[str] | None = None) -> int:

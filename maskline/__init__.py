@@ -5,7 +5,8 @@ they are asked for: a process must import `maskline.runtime.startup.search_path`
 of them.
 """
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
+"""What type checkers take for true. `typing` is not imported here: a `typing.py` of the user's might be found first."""
 
 if TYPE_CHECKING:
     from maskline.worker.api import Context, Reject, Retry, on, resource

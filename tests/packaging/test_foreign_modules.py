@@ -1,4 +1,9 @@
-"""Maskline started where the user's own modules bear the names of maskline's, or of libraries that it needs."""
+"""A user's own modules beside maskline: which names are free, which are refused, and that none is imported by it.
+
+Free is every name but `maskline` and those of the libraries that maskline needs: a project may have a `schemas/`, a
+`worker.py` or a `handlers/`. A file that bears the name of a library may lie in the working directory, but cannot be
+imported there; by PYTHONPATH it would hide the library, and the start is refused.
+"""
 
 import contextlib
 import os
@@ -6,65 +11,69 @@ import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from process_kit import fleet
+from newcomer_kit import INSIDE
+from process_kit import PATIENCE_S, fleet
 from servers import free_port, wait_until
 
 from maskline.runtime.startup import search_path
 
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
-RUN_AS_MODULE = [sys.executable, "-m"]
-NAMES = [
-    "schemas/__init__.py", "runtime/__init__.py", "console/data.py", "redis.py", "aiohttp/__init__.py", "queue.py",
-    "concurrent/__init__.py", "yarl.py", "uvloop.py", "structlog.py", "json.py", "selectors.py", "handlers/__init__.py",
+AS_MODULE = [sys.executable, "-m"]
+SAFE_PATH = [sys.executable, "-P", "-m"]
+"""Python leaves the working directory out of its path: handlers are found there all the same."""
+
+LIBRARIES = [
+    "redis.py", "aiohttp/__init__.py", "queue.py", "concurrent/__init__.py", "yarl.py", "uvloop.py", "structlog.py",
+    "json.py", "selectors.py", "typing.py",
 ]  # fmt: skip
-"""One that is a package of maskline's stands there as a bare directory."""
-ROLES = ["worker.py", "ingest.py"]
-"""`python -m maskline.worker` would mean these."""
-HANDLERS = """
+"""Files with the names of libraries, of Python's and of others."""
+
+HANDLERS = f"""
 import os
-import neighbour
+import {", ".join(INSIDE)}
 from maskline import on
 
 @on.every
 async def handle(event, ctx):
     with open(os.environ["RECORD_FILE"], "a") as file:
-        file.write(f"{event.session_uuid} {neighbour.NAME}\\n")
-    if event.session_uuid == "deadly" and os.getppid() != int(os.environ.get("TRIAL_OF", "0")):
+        file.write(f"{{event.session_uuid}} {{worker.OWNER}}\\n")
+    if event.session_uuid == "deadly":
         os._exit(3)
 """
+"""A handler module that needs the project's own modules."""
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A directory of the user's, with handlers, and with modules that say so when they are executed."""
+    """A folder with handlers, modules that they need, and modules with names of libraries, which record an import."""
     directory = tmp_path / "project"
-    for name in NAMES:
+    record = f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__ + chr(10))\n"
+    files = {
+        **dict.fromkeys(LIBRARIES, record),
+        **{f"{name}.py": "OWNER = 'the project'\n" for name in ("worker", "ingest")},
+        **{f"{name}/__init__.py": "" for name in ("schemas", "runtime", "handlers")},
+        "console/data.txt": "",  # no __init__.py: a namespace package
+        "fares/calls.py": HANDLERS,
+    }
+    for name, text in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(
-            f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r} + chr(10))\n"
-        )
-    (directory / "fares").mkdir()
-    (directory / "fares" / "calls.py").write_text(HANDLERS)
-    (directory / "neighbour.py").write_text("NAME = 'next door'")
+        (directory / name).write_text(text)
     return directory
 
 
-def with_roles(project):
-    for name in ROLES:
-        (project / name).write_text((project / "redis.py").read_text().replace("redis.py", name))
-    return project
-
-
-def executed(project):
-    file = project.parent / "executed"
+def imported(project):
+    """The project's modules with names of libraries that were imported."""
+    file = project.parent / "imported"
     return file.read_text().split() if file.exists() else []
 
 
 @contextlib.contextmanager
 def started(command, project, environment):
+    """A process in the project's folder, and the file of its log."""
     log = project.parent / "log"
     with log.open("ab") as stderr:
         process = subprocess.Popen(
@@ -77,32 +86,47 @@ def started(command, project, environment):
         process.wait()
 
 
+def refused(command, *, directory=None, **environment):
+    """What a command writes that must end with 2 and one line."""
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env={"PATH": os.environ["PATH"], "MASKLINE_REDIS_URL": "redis://127.0.0.1:1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
 @pytest.mark.parametrize(
-    ("command", "roles"),
+    "command",
     [
-        ([MASKLINE, "worker"], True),
-        ([MASKLINE, "worker", "--processes", "2"], True),
-        ([*RUN_AS_MODULE, "maskline.worker"], True),
-        ([*RUN_AS_MODULE, "maskline.worker", "--processes", "2"], True),
+        [MASKLINE, "worker"],
+        [MASKLINE, "worker", "--processes", "2"],
+        [*AS_MODULE, "maskline", "worker"],
+        [*AS_MODULE, "maskline.worker"],
+        [*AS_MODULE, "maskline.worker", "--processes", "2"],
+        [*SAFE_PATH, "maskline.worker"],
     ],
+    ids=lambda command: " ".join(Path(part).name for part in command),
 )
-def test_a_worker_runs_the_users_handlers_and_none_of_his_other_modules(
-    redis_server, namespace, project, command, roles
+def test_worker_runs_handlers_that_use_modules_with_names_of_maskline_inside(
+    redis_server, namespace, project, command
 ):
-    if roles:
-        with_roles(project)
     with fleet(redis_server, namespace, project.parent) as it:
-        environment = it.environment(
-            handlers="fares.calls",
-            PYTHONPATH=f":{project.parent}",  # its first part is the working directory
-        )
+        # The first part of PYTHONPATH is empty, so it is the working directory.
+        environment = it.environment(handlers="fares.calls", PYTHONPATH=f":{project.parent}")
         with started(command, project, environment) as (process, log):
             it.put("s1", 1)
-            wait_until(it.record_file.exists, within_s=20, what="the handler to run")
+            wait_until(it.record_file.exists, within_s=PATIENCE_S, what="the handler to run")
             process.terminate()
-            assert process.wait(20) == 0, log.read_text()
-        assert it.record_file.read_text() == "s1 next door\n"
-        assert executed(project) == []
+            assert process.wait(PATIENCE_S) == 0, log.read_text()
+        assert it.record_file.read_text() == "s1 the project\n"
+        assert imported(project) == []
         assert "died" not in log.read_text()
 
 
@@ -110,12 +134,13 @@ def test_a_worker_runs_the_users_handlers_and_none_of_his_other_modules(
     "command",
     [
         [MASKLINE, "ingest", "--processes", "2"],
-        [*RUN_AS_MODULE, "maskline.ingest"],
+        [*AS_MODULE, "maskline.ingest"],
+        [*SAFE_PATH, "maskline", "ingest"],
         [MASKLINE, "dev", "--demo", "--exit"],
     ],
+    ids=lambda command: " ".join(Path(part).name for part in command),
 )
-def test_ingest_and_dev_start_beside_the_users_modules(redis_server, namespace, project, command):
-    with_roles(project)
+def test_ingest_and_dev_import_none_of_the_projects_modules(redis_server, namespace, project, command):
     with fleet(redis_server, namespace, project.parent) as it:
         environment = it.environment(
             handlers=None,
@@ -126,136 +151,113 @@ def test_ingest_and_dev_start_beside_the_users_modules(redis_server, namespace, 
         )
         with started(command, project, environment) as (process, log):
             if "dev" in command:
-                assert process.wait(60) == 0, log.read_text()
+                assert process.wait(2 * PATIENCE_S) == 0, log.read_text()
             else:
-                wait_until(lambda: "ingest started" in log.read_text(), within_s=20, what="ingest to start")
+                wait_until(lambda: "ingest started" in log.read_text(), within_s=PATIENCE_S, what="ingest")
                 process.terminate()
-                assert process.wait(20) == 0, log.read_text()
-    assert executed(project) == []
+                assert process.wait(PATIENCE_S) == 0, log.read_text()
+    assert imported(project) == []
 
 
-def test_a_trial_runs_beside_the_users_modules(redis_server, namespace, project):
-    with_roles(project)
+def test_sandbox_run_imports_none_of_the_projects_libraries(redis_server, namespace, project):
     with fleet(redis_server, namespace, project.parent) as it:
         environment = it.environment(handlers="fares.calls", lease_ttl_ms=600)
         it.put("deadly", 1)
-        with started([MASKLINE, "worker", "--processes", "1"], project, environment) as (process, _):
-            process.wait(20)
-        for _ in range(4):
+        for _ in range(5):
             with started([MASKLINE, "worker"], project, environment) as (process, log):
                 wait_until(
-                    lambda: process.poll() is not None or it.drained(), within_s=30, what="a death or an end"
+                    lambda: process.poll() is not None or it.dead_letters(),
+                    within_s=PATIENCE_S,
+                    what="a death or a dead letter",
                 )
-                if process.poll() is None:
+                if it.dead_letters():
                     break
         (letter,) = it.dead_letters()
         assert letter.code == "crashed_worker", log.read_text()
-    assert executed(project) == []
+    assert imported(project) == []
+
+
+@pytest.mark.parametrize("module", ["maskline", "maskline.ingest", "maskline.worker"])
+def test_module_start_imports_no_file_with_the_name_of_a_standard_module(tmp_path, module):
+    """Of all that Python has not loaded by the time it looks for the module."""
+    (tmp_path / "loaded.py").write_text("import sys; print(*sys.modules)")
+    loaded = subprocess.run([*AS_MODULE, "loaded"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    missing = {name for name in sys.stdlib_module_names if not find_spec(name)}  # modules of other systems
+    names = sys.stdlib_module_names - missing - {*loaded.stdout.split()} - {"runpy"}
+    assert "typing" in names
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in names:
+        (project / f"{name}.py").write_text("raise SystemExit(f'{__name__} of the project was imported')\n")
+    done = subprocess.run(
+        [*AS_MODULE, module, "--help"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: maskline")
 
 
 @pytest.mark.parametrize(
     ("name", "command"),
     [
         ("redis.py", [MASKLINE, "worker"]),
-        ("queue.py", [*RUN_AS_MODULE, "maskline.ingest"]),
-        ("aiohttp/__init__.py", [*RUN_AS_MODULE, "maskline.worker"]),
+        ("queue.py", [*AS_MODULE, "maskline.ingest"]),
+        ("aiohttp/__init__.py", [*AS_MODULE, "maskline.worker"]),
         ("concurrent/__init__.py", [MASKLINE, "ingest", "--processes", "2"]),
     ],
 )
-def test_what_hides_a_library_by_pythonpath_is_named(tmp_path, name, command):
+def test_file_on_pythonpath_that_hides_a_library_is_refused_by_name(tmp_path, name, command):
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("raise SystemExit('executed')")
-    done = subprocess.run(
-        command,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 2, done.stderr
-    assert re.fullmatch(
-        rf"maskline: {tmp_path}/{name.partition('/')[0]} takes the place of .*\n", done.stderr
-    )
+    (tmp_path / name).write_text("raise SystemExit('imported')")
+    line = refused(command, PYTHONPATH=str(tmp_path))
+    assert line.startswith(f"maskline: {tmp_path}/{name.partition('/')[0]} takes the place of ")
 
 
-@pytest.mark.parametrize("name", ["schemas/__init__.py", "handlers/__init__.py", "worker.py"])
-def test_what_would_hide_a_package_of_ours_by_pythonpath_does_not(tmp_path, name):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("raise SystemExit('executed')")
-    done = subprocess.run(
-        [MASKLINE, "worker"], env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
-    assert "MASKLINE_REDIS_URL" in done.stderr
-    assert done.returncode == 2
+@pytest.mark.parametrize("name", INSIDE)
+def test_file_on_pythonpath_with_a_name_of_maskline_inside_is_allowed(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    line = refused([MASKLINE, "worker"], PYTHONPATH=str(tmp_path), MASKLINE_REDIS_URL="")
+    assert "MASKLINE_REDIS_URL" in line
 
 
 @pytest.mark.parametrize(
     ("handlers", "file"),
-    [
-        ("redis", "redis.py"),
-        ("maskline.fares", "maskline/fares.py"),
-        ("queue", "queue.py"),
-    ],
+    [("redis", "redis.py"), ("queue", "queue.py"), ("maskline.fares", "maskline/fares.py")],
 )
-def test_a_handler_module_under_a_name_that_is_taken_is_refused(project, handlers, file):
+def test_handler_module_with_the_name_of_a_library_or_of_maskline_is_refused(project, handlers, file):
     (project / file).parent.mkdir(exist_ok=True)
     (project / file).write_text(HANDLERS)
-    environment = {
-        "PATH": os.environ["PATH"], "MASKLINE_REDIS_URL": "redis://127.0.0.1:1", "MASKLINE_HANDLERS": handlers,
-    }  # fmt: skip
-    done = subprocess.run(
-        [MASKLINE, "worker"],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert (
-        f"MASKLINE_HANDLERS: {handlers}: {project / file} cannot be imported under this name" in done.stderr
-    )
+    line = refused([MASKLINE, "worker"], directory=project, MASKLINE_HANDLERS=handlers)
+    assert f"MASKLINE_HANDLERS: {handlers}: {project / file} cannot be imported under this name" in line
 
 
-def test_a_handler_file_under_a_name_that_is_taken_is_taken_by_its_path(redis_server, namespace, project):
-    with_roles(project)
-    (project / "worker.py").write_text(HANDLERS)
-    (project / "yarl.py").write_text(HANDLERS.replace("def handle", "def handle_too"))
+def test_handler_module_that_imports_a_hidden_file_is_refused_and_told_to_rename_it(project):
+    (project / "fares" / "calls.py").write_text("from redis import Order")
+    line = refused([MASKLINE, "worker"], directory=project, MASKLINE_HANDLERS="fares.calls")
+    assert f"{project / 'redis.py'} cannot be imported under this name: rename it" in line
+
+
+def test_handler_file_with_the_name_of_a_library_is_loaded_by_its_path(redis_server, namespace, project):
+    (project / "yarl.py").write_text(HANDLERS)
+    (project / "handlers.py").write_text(HANDLERS.replace("def handle", "def handle_too"))
     with fleet(redis_server, namespace, project.parent) as it:
-        environment = it.environment(handlers="worker.py,./yarl.py")
+        environment = it.environment(handlers="./yarl.py,handlers.py")
         with started([MASKLINE, "worker"], project, environment) as (process, log):
             it.put("s1", 1)
             wait_until(
-                lambda: it.record_file.exists() and len(it.record_file.read_text().split("\n")) == 3,
-                within_s=20, what="both handlers to run",
-            )  # fmt: skip
+                lambda: it.record_file.exists() and it.record_file.read_text().count("\n") == 2,
+                within_s=PATIENCE_S,
+                what="both handlers to run",
+            )
             process.terminate()
-            assert process.wait(20) == 0, log.read_text()
+            assert process.wait(PATIENCE_S) == 0, log.read_text()
 
 
-def test_a_handler_module_that_misses_what_maskline_hides_is_told(project):
-    (project / "fares" / "calls.py").write_text("from redis import Order")
-    environment = {
-        "PATH": os.environ["PATH"], "MASKLINE_REDIS_URL": "redis://127.0.0.1:1", "MASKLINE_HANDLERS": "fares.calls",
-    }  # fmt: skip
-    done = subprocess.run(
-        [MASKLINE, "worker"],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
-    assert done.returncode == 2
-    assert f"{project / 'redis.py'} cannot be imported under this name: rename it" in done.stderr
-
-
-def test_an_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):
+def test_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):
     (tmp_path / "redis").mkdir()
     (tmp_path / "redis" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -265,7 +267,7 @@ def test_an_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):
     assert list(search_path.hiding()) == []
 
 
-def test_the_names_of_libraries_are_all_there():
+def test_library_names_cover_every_installed_dependency():
     needed, names = {"maskline"}, ["maskline"]
     while names:
         try:
