@@ -25,6 +25,16 @@ dev: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
+# The lines that no test reaches, in tests' processes and in those that they start. A list to read, not a bound to hold.
+# TESTS=tests/schemas make coverage
+coverage: $(STAMP)
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n 4 --dist worksteal $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage html --quiet
+	@$(BIN)/coverage report
+	@echo "line by line: htmlcov/index.html"
+
 # The tests that talk to a server, on Valkey 9.1, Redis 8.2 and Redis 7.0.
 matrix: $(STAMP)
 	@$(BIN)/python tests/matrix.py

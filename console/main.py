@@ -5,7 +5,7 @@ import sys
 from maskline.runtime.startup.search_path import arrange
 
 NODES = ("dev", "ingest", "worker")
-"""Commands that run until a signal stops them. (Not `Final`: before `arrange`, `typing` might be a user's typing.py.)"""
+"""Commands that run until a signal stops them. (Not `Final`: before `arrange`, `typing` may be a file of the user.)"""
 
 
 def main(argv: list[str] | None = None) -> int:
