@@ -49,7 +49,7 @@ def _supervise(settings: Settings, processes: int) -> int:
     """
     with ExitStack() as held:
         try:
-            port = _reserve(settings.host, settings.port, held)
+            port = reserve_port(settings.host, settings.port, held)
         except ListenError as error:
             raise cannot_listen(error) from None
         argv = ["maskline.ingest", "--host", settings.host, "--port", str(port)]
@@ -57,7 +57,7 @@ def _supervise(settings: Settings, processes: int) -> int:
         return supervise(argv, processes, stop_timeout_ms=stop_timeout_ms, silent_kill_s=SILENT_KILL_S)
 
 
-def _reserve(hosts: str, port: int, held: ExitStack) -> int:
+def reserve_port(hosts: str, port: int, held: ExitStack) -> int:
     """Bind the port on each of the hosts' addresses without listening: that takes no connections, but keeps the port.
 
     Returns the port, which is the kernel's choice if it was 0. Raises ListenError where it is taken.

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from ingest_kit import Client, Request, ask
 
-from maskline.ingest.__main__ import _hold
+from maskline.ingest.__main__ import reserve_port
 
 
 def left_in_time_wait(host: str) -> int:
@@ -29,13 +29,13 @@ def left_in_time_wait(host: str) -> int:
 def test_port_with_connections_in_time_wait_can_be_bound(host):
     port = left_in_time_wait(host)
     with ExitStack() as held:
-        assert _hold(host, port, held) == port
+        assert reserve_port(host, port, held) == port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "", "::"])
 def test_port_of_the_kernels_choice_stays_bound(host):
     with ExitStack() as held:
-        port = _hold(host, 0, held)
+        port = reserve_port(host, 0, held)
         assert port > 0
         with (
             socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as other,
@@ -51,7 +51,7 @@ def test_port_in_use_is_refused(host):
         other.bind((host, 0))
         other.listen()
         with pytest.raises(OSError, match="in use"):
-            _hold(host, other.getsockname()[1], held)
+            reserve_port(host, other.getsockname()[1], held)
 
 
 async def test_one_process_becomes_two_and_one_again_while_clients_stay_connected(
