@@ -90,7 +90,7 @@ def test_whatever_lies_in_an_entry_it_becomes_a_letter(odd):
     assert [letter.entry_id for letter in letters(it)] == ["5-0"]
 
 
-STEPS = ["arrive", "_release", "_settle", "_is_duplicate", "_hold"]
+STEPS = ["arrive", "_release", "_decide_waiting", "_is_duplicate", "_give_up"]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -282,6 +282,8 @@ cpdef ordinary_outcomes(session, arrival, policy):
             release_followers(session, waiting, number, recording, outcomes)
         except Exception:
             pass  # it waits on, until its gap is given up: what was released before it must not be lost
+        if not waiting:
+            set_slot(session, WAITING, NONE_WAITING)
     return outcomes
 
 
