@@ -16,7 +16,7 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.fastdecode.templates import TemplateDecoder
 from maskline.schemas.keys import partition_of
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.dispatch import dispatcher
+from maskline.worker.dispatch import internal_errors
 from maskline.worker.entries.dead_letter import decode_dead_letter
 from maskline.worker.ordering.reorder import SessionOrder
 from maskline.worker.partitions import partition
@@ -156,7 +156,7 @@ def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
 @pytest.mark.parametrize("error", [*ODD, GeneratorExit()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("times", [1, 2, 100])
 async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkeypatch):
-    monkeypatch.setattr(dispatcher, "FAULT_DELAY_MS", 1.0)
+    monkeypatch.setattr(internal_errors, "RETRY_DELAY_MS", 1.0)
     left = itertools.count()
     calls = []
 
@@ -165,20 +165,20 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         calls.append((ctx.session_uuid, ctx.sequence_number))
 
     async with dispatching(handle, concurrency=4) as d:
-        real = d.dispatcher._handle
+        real = d.dispatcher._run_event
 
         async def faulty(session, release, attempt):
             if (session.uuid, release.arrival.number) == ("odd", 2) and next(left) < times:
                 raise error
             return await real(session, release, attempt)
 
-        monkeypatch.setattr(d.dispatcher, "_handle", faulty)
+        monkeypatch.setattr(d.dispatcher, "_run_event", faulty)
         with capture_logs() as logs:
             d.feed(*(("odd", number) for number in range(1, 4)), *((f"s{n}", 1) for n in range(9)))
             await d.settled()
         assert d.partition.running == 0
         assert d.dispatcher.busy == 0
-        given_up = times >= dispatcher.FAULTS_MAX
+        given_up = times >= internal_errors.ERRORS_MAX
         assert [number for name, number in calls if name == "odd"] == ([1, 3] if given_up else [1, 2, 3])
         found = d.letters()
         assert [(letter.code, letter.sequence_number) for letter in found] == (
@@ -186,13 +186,13 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         )
         if given_up:
             assert type(error).__name__ in found[0].reason
-        assert d.dispatcher._background.failures["dispatcher"] == min(times, dispatcher.FAULTS_MAX)
+        assert d.dispatcher._background.failures["dispatcher"] == min(times, internal_errors.ERRORS_MAX)
         assert any(log["event"] == "background task failed" for log in logs)
-        assert not d.dispatcher._faults
+        assert not d.dispatcher._internal_errors.by_entry
 
 
 async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
-    monkeypatch.setattr(dispatcher, "FAULT_DELAY_MS", 1.0)
+    monkeypatch.setattr(internal_errors, "RETRY_DELAY_MS", 1.0)
     calls = []
 
     @every(name="h")
@@ -226,9 +226,9 @@ async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
             ended.append(ctx.session_uuid)
 
     async with dispatching(handle) as d:
-        stuck = d.dispatcher._attempts._on_stuck
+        stuck = d.dispatcher._attempts._on_abandon
         failing = raising_for(stuck, RuntimeError("odd"), lambda attempt: True)
-        monkeypatch.setattr(d.dispatcher._attempts, "_on_stuck", failing)
+        monkeypatch.setattr(d.dispatcher._attempts, "_on_abandon", failing)
         d.feed(("stubborn", 1))
         async with asyncio.timeout(10):
             while not d.dispatcher._background.failures["time limits"]:

@@ -1,6 +1,7 @@
-"""Attempts under way, and the sweep that holds them to their time limits.
+"""The attempts under way, and the sweep that holds them to their time limits.
 
-An attempt over its limit is cancelled, so is one whose lease is gone. What ignores that is given up after a grace.
+An attempt over its limit is cancelled, and so is one whose lease is gone. One that ignores that is abandoned after a
+grace: the dispatcher goes on without it.
 """
 
 import asyncio
@@ -22,12 +23,13 @@ from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 
 SWEEP_INTERVAL_S: Final = 0.05
-"""How late a time limit may strike."""
+"""How late an attempt over its time limit may be cancelled."""
 
 CANCEL_GRACE_S: Final = 5.0
 """How long a handler that was cancelled may take to end. One that does not is left to itself."""
 
 TIME_LIMIT: Final = "timeout"
+"""The reason for a cancellation by the sweep."""
 
 OVERDUE_EVENTS_MAX: Final = 256
 """Events whose handlers ran over their limit: a thread cannot be stopped, and may log their numbers at its end."""
@@ -39,7 +41,7 @@ _log = get_logger("maskline.worker")
 
 
 class Attempt:
-    """What a runner is at, for the sweep and for a stop.
+    """What a task of the dispatcher is running, for the sweep and for a stop.
 
     `context`: the clean one that its task runs in; without it the task is for one attempt only.
 
@@ -48,11 +50,12 @@ class Attempt:
     """
 
     __slots__ = (
-        "_as_it_was",
         "_cancelling",
+        "_clean_context",
+        "_clean_values",
         "_context",
-        "_values",
         "abandoned",
+        "cancel_reason",
         "deadline",
         "handler",
         "now",
@@ -61,62 +64,63 @@ class Attempt:
         "slot",
         "solo",
         "task",
-        "why",
-    )  # fmt: skip
+    )
 
     def __init__(self, task: asyncio.Task[Any], context: contextvars.Context | None = None) -> None:
         self.task = task
         self._cancelling = task.cancelling
         self._context = context
-        self._as_it_was = contextvars.Context() if context is None else context.copy()
-        self._values = tuple(self._as_it_was.values())
+        self._clean_context = contextvars.Context() if context is None else context.copy()
+        self._clean_values = tuple(self._clean_context.values())
         self.now = 0.0
         """When the last handler ended; with nothing to wait for, that is when the next one starts."""
         self.deadline = 0.0
-        """When the sweep looks after the attempt: cancels it, or, if it was cancelled, gives it up."""
+        """When the sweep cancels the attempt, or abandons it, if it was cancelled before; 0 while no handler runs."""
         self.handler: BoundHandler | None = None
         self.number = 0
+        """1 for the first attempt of the handler at the event."""
         self.session: LiveSession | None = None
-        self.why = ""
-        """Why the sweep or a stop has cancelled the handler; empty if nobody has."""
+        self.cancel_reason = ""
+        """Why the sweep or a stop has cancelled the handler; empty if neither has."""
         self.abandoned = False
-        """The handler ignores its cancellation: nothing that it still does is looked at."""
+        """The handler ignores its cancellation: what it still does has no effect here."""
         self.solo = False
         """It runs a suspect with crashes, and no other one does meanwhile."""
         self.slot: ThreadSlot | None = None
         """Its thread: it runs this plain handler, and no other one unless it is solo."""
 
-    def spent(self) -> bool:
+    def tainted(self) -> bool:
         """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
 
         Where no handler has, which is nearly always, that costs two comparisons: a task has one context for all its
         life, and a task for every attempt would cost a quarter of what an event does.
         """
         try:
-            if self._context != self._as_it_was:
+            if self._context != self._clean_context:
                 return True
         except Exception:  # noqa: BLE001  a handler has put there what cannot be compared
             return True
         # The same, not only equal: what handlers change in place later on must not be another attempt's.
-        if self._values and not all(map(is_, self._context.values(), self._values)):
+        if self._clean_values and not all(map(is_, self._context.values(), self._clean_values)):
             return True
         return self._cancelling() > 0
 
-    def runs(self, handler: BoundHandler) -> bool:
-        """Whether a handler may run in its task."""
+    def may_run(self, handler: BoundHandler) -> bool:
+        """Whether the handler may run in this task."""
         if self.solo:
             return True
         return not handler.in_thread if self.slot is None else handler.name == self.slot.handler
 
 
-class Attempts:
-    """Those under way.
+class RunningAttempts:
+    """The attempts under way.
 
-    `on_stuck(attempt)`: it ignores that it was cancelled, and is given up. `background`: runs the sweep.
+    `on_abandon(attempt)`: called when an attempt that ignores its cancellation is abandoned. `background`: runs the
+    sweep.
     """
 
-    def __init__(self, on_stuck: Callable[[Attempt], None], background: BackgroundTasks) -> None:
-        self._on_stuck = on_stuck
+    def __init__(self, on_abandon: Callable[[Attempt], None], background: BackgroundTasks) -> None:
+        self._on_abandon = on_abandon
         self._background = background
         self._attempts: set[Attempt] = set()
         self._overdue_events: deque[Event] = deque(maxlen=OVERDUE_EVENTS_MAX)
@@ -148,18 +152,18 @@ class Attempts:
                     events.append(session.queue[0].arrival.payload.event)
         return events
 
-    def cancel(self, partition: Partition | None, why: str) -> None:
-        """Cancel what is under way, of one partition or of all."""
+    def cancel(self, partition: Partition | None, reason: str) -> None:
+        """Cancel the attempts of one partition or of all."""
         for attempt in self._attempts:
             session = attempt.session
             mine = partition is None or (session is not None and session.partition is partition)
-            if mine and not attempt.why:
-                attempt.why = why
+            if mine and not attempt.cancel_reason:
+                attempt.cancel_reason = reason
                 attempt.deadline = lease_clock() + CANCEL_GRACE_S
                 attempt.task.cancel()
 
     async def stop(self, tasks: Iterable[asyncio.Task[None]], grace_s: float) -> None:
-        """Sweep no more, and end the tasks that attempts run in; those that ignore it for so long are left alone."""
+        """End the sweep, and the tasks that attempts run in; those that ignore it for so long are left alone."""
         self._sweeper.cancel()
         ending = set(tasks)
         for task in ending:
@@ -181,11 +185,11 @@ class Attempts:
     def _overdue(self, attempt: Attempt, now: float) -> None:
         if attempt.session is not None and attempt.session.queue:
             self._overdue_events.append(attempt.session.queue[0].arrival.payload.event)
-        if attempt.why:
+        if attempt.cancel_reason:
             attempt.abandoned = True
             self._attempts.discard(attempt)
-            self._on_stuck(attempt)
+            self._on_abandon(attempt)
         else:
-            attempt.why = TIME_LIMIT
+            attempt.cancel_reason = TIME_LIMIT
             attempt.deadline = now + CANCEL_GRACE_S
             attempt.task.cancel()

@@ -1,8 +1,8 @@
 """Where sessions wait for threads of plain handlers, and from where their attempts are started.
 
-Whoever waits here takes no runner: that holds up no `async` handler, no stop, and no partition that is given back. A
-session may wait for several handlers at a time, and for a retry of another one besides; it goes where it is called
-first. One that is called while a runner has it comes before all others when it is back.
+A session that waits here takes no runner: it holds up no `async` handler, no stop, and no partition that is given back.
+It may wait for several handlers at a time, and for a retry of another one besides; the first that is free takes it. A
+handler whose turn comes while a runner has the session comes before all others when the session is back.
 
 | bound | on |
 | --- | --- |
@@ -15,56 +15,54 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.worker.dispatch import threads
 from maskline.worker.dispatch.thread_shares import ThreadShares, ThreadUse
-from maskline.worker.dispatch.threads import REPEAT_S, HandlerThreads
+from maskline.worker.dispatch.threads import START_RETRY_S, HandlerThreads
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession, Progress
-
-WAITS: Final = "plain handler waits for hung threads"
 
 _log = get_logger("maskline.worker")
 
 
 class ThreadSlot:
-    """A thread for one attempt of a plain handler."""
+    """A thread for one attempt of a plain handler. `handler`: the handler's name."""
 
-    __slots__ = ("_plain", "handler", "left", "running", "used")
+    __slots__ = ("_plain", "handler", "released", "running", "used")
 
     def __init__(self, plain: "PlainHandlers", handler: str) -> None:
         self._plain = plain
         self.handler = handler
-        self.running = self.used = self.left = False
+        self.running = self.used = self.released = False
 
     async def run(self, call: Callable[..., Any], *arguments: Any, context: contextvars.Context) -> Any:
         """Call in the thread, in this context; return or raise what that returns or raises. Only once.
 
-        Where it is cancelled the thread goes on, and nobody looks at how it ends.
+        Where it is cancelled the thread goes on, and how it ends has no effect.
         """
         self.running = self.used = True
         return await self._plain.threads.start(functools.partial(call, *arguments), context, self._ended)
 
-    def leave(self) -> None:
-        """The thread is not needed any more; somebody else may have it, as soon as the function has ended."""
-        if not self.left:
-            self.left = True
-            self._plain.left(self.handler, used=self.used, hangs=self.running)
-            self._plain.turn()
+    def release(self) -> None:
+        """The attempt needs the thread no more; another may have it, as soon as the function has ended."""
+        if not self.released:
+            self.released = True
+            self._plain.slot_released(self)
+            self._plain.start_waiting()
 
     def _ended(self) -> None:
         self.running = False
-        if self.left:
-            self._plain.came_back(self.handler)
+        if self.released:
+            self._plain.hung_ended(self.handler)
 
 
 class _ThreadRequest:
-    """In the line of one handler: a session, or an attempt that runs alone."""
+    """A session, or an attempt that runs solo, that waits for a thread of one handler."""
 
-    __slots__ = ("called", "future", "handler", "progress", "session")
+    __slots__ = ("first", "future", "handler", "progress", "session")
 
     def __init__(self, handler: str, session: LiveSession | None, progress: Progress | None) -> None:
         self.handler = handler
@@ -72,15 +70,16 @@ class _ThreadRequest:
         self.progress = progress
         """The session's, for its present event."""
         self.future: asyncio.Future[ThreadSlot] | None = None
-        self.called = False
-        """It was, while a runner had the session."""
+        """Of the attempt that runs solo."""
+        self.first = False
+        """Its turn came while a runner had the session: it is the first when that is back."""
 
 
 class PlainHandlers:
-    """`handlers`: the names of all. `attempts_max`: at a time.
+    """The plain handlers of a worker process.
 
-    `start(session, seat)`: run the session's first event, with the handler of the seat only, in a task; ask for the
-    `next` after that, or call `ended`.
+    `handlers`: the names of all. `attempts_max`: at a time. `start(session, slot)`: run the session's first event, with
+    the handler of the slot only, in a task; call `finished_take_next` after that, or `finished`.
     """
 
     def __init__(
@@ -88,160 +87,168 @@ class PlainHandlers:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.threads = HandlerThreads()
-        self._seats: ThreadShares[_ThreadRequest] = ThreadShares(handlers, threads.THREADS_MAX)
+        self._shares: ThreadShares[_ThreadRequest] = ThreadShares(handlers, threads.THREADS_MAX)
         self._attempts_max = attempts_max
         self._start = start
-        self._at_work: set[ThreadSlot] = set()
-        self._again: asyncio.TimerHandle | None = None
+        self._under_way: set[ThreadSlot] = set()
+        self._retry_timer: asyncio.TimerHandle | None = None
         self._stopped = False
         self._context = contextvars.copy_context()
-        self._hang_lines = LogRateLimit()
-        self._wait_lines = LogRateLimit()
+        self._hung_log = LogRateLimit()
+        self._waiting_log = LogRateLimit()
 
     # What the dispatcher calls
 
-    def line_up(self, session: LiveSession, progress: Progress, handler: str) -> None:
-        """The session's first event needs this handler, too, whose attempt is due."""
+    def request_thread(self, session: LiveSession, progress: Progress, handler: str) -> None:
+        """The session's first event needs a thread of this handler, too, whose attempt is due."""
         if handler not in progress.thread_requests:
-            place = progress.thread_requests[handler] = _ThreadRequest(handler, session, progress)
-            self._seats.wait(handler, place)
+            request = progress.thread_requests[handler] = _ThreadRequest(handler, session, progress)
+            self._shares.enqueue(handler, request)
 
-    def waiting(self, progress: Progress, timer: asyncio.TimerHandle | None) -> None:
-        """The session of these places is with no runner now; `timer` would bring it to one."""
-        progress.wait(timer)
-        for place in progress.thread_requests.values():
-            if place.called:
-                place.called = False
-                self._seats.wait(place.handler, place, first=True)
-        self.turn()
+    def session_waits(self, progress: Progress, retry_timer: asyncio.TimerHandle | None) -> None:
+        """The session of this progress has left its runner; `retry_timer` would bring it to one again."""
+        progress.wait(retry_timer)
+        for request in progress.thread_requests.values():
+            if request.first:
+                request.first = False
+                self._shares.enqueue(request.handler, request, first=True)
+        self.start_waiting()
 
-    async def slot(self, handler: str) -> ThreadSlot:
-        """Wait for a seat, for an attempt that has begun."""
-        place = _ThreadRequest(handler, None, None)
+    async def acquire(self, handler: str) -> ThreadSlot:
+        """Wait for a slot, for an attempt that has begun."""
+        request = _ThreadRequest(handler, None, None)
         future: asyncio.Future[ThreadSlot] = self._loop.create_future()
-        place.future = future
-        self._seats.wait(handler, place)
-        self.turn()
+        request.future = future
+        self._shares.enqueue(handler, request)
+        self.start_waiting()
         try:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                future.result().leave()
+                future.result().release()
             raise
 
-    def next(self, slot: ThreadSlot) -> tuple[LiveSession, ThreadSlot] | None:
-        """What was started with a seat is over: what to go on with in the same task, if anything."""
-        self._at_work.discard(slot)
-        if not slot.left:
-            slot.left = True
-            self.left(slot.handler, used=slot.used, hangs=slot.running)
-        return self._called()
+    def finished_take_next(self, slot: ThreadSlot) -> tuple[LiveSession, ThreadSlot] | None:
+        """What was started with the slot is over: what the same task goes on with, if anything."""
+        self._under_way.discard(slot)
+        if not slot.released:
+            slot.released = True
+            self.slot_released(slot)
+        return self._take_next()
 
-    def ended(self, slot: ThreadSlot) -> None:
-        """What was started with a seat is over, or is not waited for any more."""
-        self._at_work.discard(slot)
-        if slot.left:
-            self.turn()
+    def finished(self, slot: ThreadSlot) -> None:
+        """What was started with the slot is over, or was abandoned."""
+        self._under_way.discard(slot)
+        if slot.released:
+            self.start_waiting()
         else:
-            slot.leave()
+            slot.release()
 
     def forget(self, partition: Partition | None) -> None:
-        """Nothing of the partition, or of any, is to run here any more."""
-        leavers = {
-            place
-            for place in self._seats.waiting()
-            if partition is None or (place.session is not None and place.session.partition is partition)
+        """Sessions of the partition, or all, wait for threads no longer."""
+        forgotten = {
+            request
+            for request in self._shares.waiting()
+            if partition is None or (request.session is not None and request.session.partition is partition)
         }
-        for place in leavers:
-            if place.progress is not None:
-                place.progress.thread_requests.pop(place.handler, None)
-        self._seats.forget(leavers)
+        for request in forgotten:
+            if request.progress is not None:
+                request.progress.thread_requests.pop(request.handler, None)
+        self._shares.discard(forgotten)
 
     def stop(self) -> None:
         """Start nothing more, and let the threads end."""
         self._stopped = True
-        if self._again is not None:
-            self._again.cancel()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
         self.threads.stop()
 
     def uses(self) -> Mapping[str, ThreadUse]:
-        """How every plain handler stands."""
-        return self._seats.uses()
+        """The threads and requests of every plain handler, by its name."""
+        return self._shares.uses()
 
-    # What seats call
+    # What slots call
 
-    def left(self, handler: str, *, used: bool, hangs: bool) -> None:
-        if not used:
-            self.threads.give_back()
-        if hangs:
-            self._seats.hang(handler)
-            if self._hang_lines.due(handler) and not self._stopped:
-                _log.warning(
-                    "handler thread hung", handler=handler,
-                    hung=self._seats.use(handler).hung,
-                )  # fmt: skip
-        else:
-            self._seats.leave(handler)
+    def slot_released(self, slot: ThreadSlot) -> None:
+        """Count the slot's thread as free, or as hung where its function has not ended."""
+        handler = slot.handler
+        if not slot.used:
+            self.threads.unreserve()
+        if not slot.running:
+            self._shares.give_back(handler)
+            return
+        self._shares.hang(handler)
+        if self._hung_log.due(handler) and not self._stopped:
+            _log.warning("handler thread hung", handler=handler, hung=self._shares.use(handler).hung)
 
-    def came_back(self, handler: str) -> None:
-        self._seats.come_back(handler)
-        self.turn()
+    def hung_ended(self, handler: str) -> None:
+        """A hung thread of the handler has ended after all."""
+        self._shares.hung_ended(handler)
+        self.start_waiting()
+
+    def start_waiting(self) -> None:
+        """Start as many of the waiting sessions as may start."""
+        while (following := self._take_next()) is not None:
+            self._start(*following)
 
     # Inside
 
-    def turn(self) -> None:
-        """Start as many as may start."""
-        while (called := self._called()) is not None:
-            self._start(*called)
-
-    def _called(self) -> tuple[LiveSession, ThreadSlot] | None:
-        """The next session that may start, and its seat. Attempts that run alone get theirs on the way."""
-        if self._stopped or (self._again is not None and not self.threads.free):
+    def _take_next(self) -> tuple[LiveSession, ThreadSlot] | None:
+        """The next session that may start, and its slot. Attempts that run solo get theirs on the way."""
+        if self._stopped or (self._retry_timer is not None and not self.threads.free):
             return None
-        while len(self._at_work) < self._attempts_max and (called := self._seats.call()) is not None:
-            handler, place = called
-            if not self._ready(place):
-                self._seats.leave(handler)
+        while len(self._under_way) < self._attempts_max and (taken := self._shares.take()) is not None:
+            handler, request = taken
+            if not self._may_start(request):
+                self._shares.give_back(handler)
             elif not self.threads.reserve():
-                self._seats.leave(handler)
-                self._seats.wait(handler, place, first=True)
-                if self._again is None:
-                    self._again = self._loop.call_later(REPEAT_S, self._turn_again, context=self._context)
+                self._shares.give_back(handler)
+                self._shares.enqueue(handler, request, first=True)
+                if self._retry_timer is None:
+                    self._retry_timer = self._loop.call_later(
+                        START_RETRY_S, self._retry, context=self._context
+                    )
                 return None
-            elif (session := self._let_in(place, slot := ThreadSlot(self, handler))) is not None:
+            elif (session := self._hand_over(request, slot := ThreadSlot(self, handler))) is not None:
                 return session, slot
-        for handler, use in self._seats.stuck():
-            if self._wait_lines.due(handler):
-                _log.warning(WAITS, handler=handler, hung=use.hung, waiting=use.waiting)
+        for handler, use in self._shares.starved():
+            if self._waiting_log.due(handler):
+                _log.warning(
+                    "plain handler waits for hung threads",
+                    handler=handler,
+                    hung=use.hung,
+                    waiting=use.waiting,
+                )
         return None
 
-    def _turn_again(self) -> None:
-        self._again = None
-        self.turn()
+    def _retry(self) -> None:
+        self._retry_timer = None
+        self.start_waiting()
 
-    def _ready(self, place: _ThreadRequest) -> bool:
-        """Whether what has this place can start now; if not, the place is gone, or comes back by itself."""
-        if place.future is not None:
-            return not place.future.done()
-        session, progress = place.session, place.progress
+    def _may_start(self, request: _ThreadRequest) -> bool:
+        """Whether the request can be served now; if not, it is void, or is enqueued again by itself."""
+        if request.future is not None:
+            return not request.future.done()
+        session, progress = request.session, request.progress
         if session is None or progress is None or session.progress is not progress:
             return False  # that event is done
         if not progress.waiting:
-            place.called = True
+            request.first = True
             return False
         if session.partition.closed:
-            progress.thread_requests.pop(place.handler)
+            progress.thread_requests.pop(request.handler)
             progress.stop_waiting()
-            session.scheduled = False  # should it be opened again, `resume` takes it up
+            session.scheduled = False  # should it be opened again, `resume` submits it
             return False
         return True
 
-    def _let_in(self, place: _ThreadRequest, slot: ThreadSlot) -> LiveSession | None:
-        if place.future is not None:
-            place.future.set_result(slot)
+    def _hand_over(self, request: _ThreadRequest, slot: ThreadSlot) -> LiveSession | None:
+        """Give the slot to the attempt that waits for it, or return the session to start with it."""
+        if request.future is not None:
+            request.future.set_result(slot)
             return None
-        if place.progress is not None:
-            place.progress.thread_requests.pop(place.handler)
-            place.progress.stop_waiting()
-        self._at_work.add(slot)
-        return place.session
+        if request.progress is not None:
+            request.progress.thread_requests.pop(request.handler)
+            request.progress.stop_waiting()
+        self._under_way.add(slot)
+        return request.session

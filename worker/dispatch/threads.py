@@ -17,8 +17,8 @@ from maskline.runtime.logs.rate_limit import LogRateLimit
 THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process; `worker.dispatch.thread_shares` holds them to it."""
 
-REPEAT_S: Final = 0.2
-"""Until it is tried again to start a thread. That is no fault of the handler's, and no attempt."""
+START_RETRY_S: Final = 0.2
+"""Before the next try to start a thread. That none could be had is no fault of the handler's, and no attempt."""
 
 _log = get_logger("maskline.worker")
 
@@ -27,9 +27,12 @@ class _Job:
     __slots__ = ("call", "context", "future", "on_end")
 
     def __init__(
-        self, call: Callable[[], Any], context: contextvars.Context, future: asyncio.Future[Any],
+        self,
+        call: Callable[[], Any],
+        context: contextvars.Context,
+        future: asyncio.Future[Any],
         on_end: Callable[[], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.call = call
         self.context = context
         self.future = future
@@ -51,9 +54,9 @@ class HandlerThreads:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._started = 0
         self._free = 0
-        """Threads that wait for a job nobody has put yet: whoever puts one has reserved a thread, so that no job ever
-        stands behind another one's handler."""
-        self._lines = LogRateLimit()
+        """Threads that wait for a job and are not reserved. A job is only put for a reserved thread, so that it never
+        waits behind another handler."""
+        self._log_limit = LogRateLimit()
 
     @property
     def free(self) -> int:
@@ -71,14 +74,14 @@ class HandlerThreads:
             ).start()
         except (RuntimeError, MemoryError) as error:
             # No memory, or as many as this user, or the container, may have.
-            if self._lines.due():
+            if self._log_limit.due():
                 _log.warning("handler thread not started", reason=str(error))
             return False
         self._started += 1
         return True
 
-    def give_back(self) -> None:
-        """A reserved thread is not needed."""
+    def unreserve(self) -> None:
+        """A reserved thread is not needed after all."""
         self._free += 1
 
     def start(
@@ -86,8 +89,8 @@ class HandlerThreads:
     ) -> asyncio.Future[Any]:
         """Call in the reserved thread, in this context.
 
-        The future has what it returns or raises. Cancelling it does not stop the thread: it goes on, and nobody looks
-        at how it ends. `on_end` is called on the loop when it has, also where nobody waits for it.
+        The future has what it returns or raises. Cancelling it does not stop the thread, which goes on; how it
+        ends has no effect then. `on_end` is called on the loop when it has ended, also after a cancellation.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self._jobs.put(_Job(call, context, future, on_end))
@@ -96,7 +99,7 @@ class HandlerThreads:
     async def run(self, call: Callable[..., Any], *arguments: Any, context: contextvars.Context) -> Any:
         """Wait for a thread, and call in it; return or raise what that returns or raises."""
         while not self.reserve():  # noqa: ASYNC110  nobody tells when there is one
-            await asyncio.sleep(REPEAT_S)
+            await asyncio.sleep(START_RETRY_S)
         return await self.start(functools.partial(call, *arguments), context)
 
     def stop(self) -> None:

@@ -324,7 +324,7 @@ async def test_what_follows_an_attempt_does_not_bear_its_bindings(redis_server, 
         monkeypatch.setattr(kind, name, watched)
 
     watch(Committer, "_flush")
-    watch(Dispatcher, "_pump")
+    watch(Dispatcher, "_wake_runners")
     watch(PipelinedConnection, "_flush")
     node = WorkerNode(
         Settings(redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0, handlers=()),
@@ -342,7 +342,7 @@ async def test_what_follows_an_attempt_does_not_bear_its_bindings(redis_server, 
         await until(lambda: len(bound) == 20 and not any(one.uncommitted for one in node.partitions))
     finally:
         await node.stop()
-    assert seen.keys() >= {"Committer._flush", "Dispatcher._pump"}
+    assert seen.keys() >= {"Committer._flush", "Dispatcher._wake_runners"}
     assert {name: [one for one in found if one] for name, found in seen.items()} == {
         name: [] for name in seen
     }

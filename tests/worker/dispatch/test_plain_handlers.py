@@ -130,8 +130,8 @@ async def test_threads_that_hang_are_bounded_and_told_of_and_others_have_theirs(
     assert len({thread.name for thread in used}) <= 4
     assert d.counters.handled == {"hangs": 8, "well": 20}
     lines = {line["event"]: line for line in logs if line["log_level"] == "warning"}
-    assert lines[plain_handlers.WAITS]["handler"] == "hangs"
-    assert lines[plain_handlers.WAITS]["hung"] == 2
+    assert lines["plain handler waits for hung threads"]["handler"] == "hangs"
+    assert lines["plain handler waits for hung threads"]["hung"] == 2
     assert lines["handler thread hung"]["handler"] == "hangs"
 
 
@@ -298,7 +298,7 @@ async def test_where_no_thread_can_be_started_plain_handlers_wait_and_others_go_
 
 
 async def test_a_thread_that_is_there_is_used_though_no_other_can_be_started(monkeypatch):
-    monkeypatch.setattr(plain_handlers, "REPEAT_S", 3_600.0)
+    monkeypatch.setattr(plain_handlers, "START_RETRY_S", 3_600.0)
     start, plainly = threading.Thread.start, []
 
     def refuse(thread):
@@ -393,7 +393,7 @@ async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(mon
     monkeypatch.setattr(threads, "THREADS_MAX", chance.choice([1, 2, 4]))
     monkeypatch.setattr(thread_shares, "HUNG_MAX", 2)
     monkeypatch.setattr(thread_shares, "HANDLER_THREADS_MAX", 2)
-    monkeypatch.setattr(plain_handlers, "REPEAT_S", 0.01)
+    monkeypatch.setattr(plain_handlers, "START_RETRY_S", 0.01)
     start, short, seen = threading.Thread.start, [False], {}
 
     def start_sometimes(thread):
@@ -486,7 +486,7 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     with urllib.request.urlopen(f"{admin}/readyz", timeout=10) as answer:  # noqa: S310 our own
         told = json.load(answer)["threads"]
     assert told == {"hangs": {"under_way": 0, "hung": thread_shares.HANDLER_THREADS_MAX, "waiting": 10}}
-    line = worker.logged(plain_handlers.WAITS)
+    line = worker.logged("plain handler waits for hung threads")
     assert line["handler"] == "hangs"
     assert worker.terminate() == 0
     assert worker.logged("worker stopped") is not None

@@ -10,7 +10,8 @@ from maskline.runtime.clock import lease_clock
 async def test_no_handler_starts_after_a_suspension_under_a_lease_that_lapsed_meanwhile(monkeypatch):
     """The machine slept while a handler waited: `time.monotonic()` has not seen it, and the lease is over."""
     slept_s, calls, go_on = 0.0, [], asyncio.Event()
-    monkeypatch.setattr("maskline.worker.dispatch.dispatcher.lease_clock", lambda: lease_clock() + slept_s)
+    for part in ("dispatcher", "event_runner"):
+        monkeypatch.setattr(f"maskline.worker.dispatch.{part}.lease_clock", lambda: lease_clock() + slept_s)
 
     @every(name="first")
     async def first(event, ctx):

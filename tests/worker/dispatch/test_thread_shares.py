@@ -19,100 +19,100 @@ def small(monkeypatch):
     monkeypatch.setattr(thread_shares, "HANDLER_THREADS_MAX", 8)
 
 
-def called(it):
+def taken(shares):
     found = []
-    while (one := it.call()) is not None:
+    while (one := shares.take()) is not None:
         found.append(one)
     return found
 
 
 @given(STEPS, st.sampled_from([1, 2, 8]), st.integers(1, 4))
-def test_whatever_happens_the_bounds_hold_and_nobody_waits_for_nothing(steps, threads_max, handlers):
+def test_bounds_hold_and_no_request_waits_while_a_thread_is_free(steps, threads_max, handlers):
     names = NAMES[:handlers]
-    it = ThreadShares[int](names, threads_max)
-    lines = {name: [] for name in names}
+    shares = ThreadShares[int](names, threads_max)
+    queues = {name: [] for name in names}
     under_way, hung = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for number, (step, name) in enumerate(steps):
         if name not in names:
             continue
         if step == "wait":
-            it.wait(name, number)
-            lines[name].append(number)
+            shares.enqueue(name, number)
+            queues[name].append(number)
         elif step == "leave" and under_way[name]:
-            it.leave(name)
+            shares.give_back(name)
             under_way[name] -= 1
         elif step == "hang" and under_way[name]:
-            it.hang(name)
+            shares.hang(name)
             under_way[name] -= 1
             hung[name] += 1
         elif step == "back" and hung[name]:
-            it.come_back(name)
+            shares.hung_ended(name)
             hung[name] -= 1
-        for handler, who in called(it):
-            assert lines[handler].pop(0) == who
+        for handler, request in taken(shares):
+            assert queues[handler].pop(0) == request
             under_way[handler] += 1
         threads = sum(under_way.values()) + sum(hung.values())
         assert sum(under_way.values()) <= threads_max
         assert threads <= threads_max + 6
-        assert it.uses() == {one: (under_way[one], hung[one], len(lines[one])) for one in names}
+        assert shares.uses() == {one: (under_way[one], hung[one], len(queues[one])) for one in names}
         if sum(under_way.values()) == 0 and threads < threads_max + 6 - threads_max // 2:
-            assert not any(lines[one] for one in names if hung[one] < 8)
+            assert not any(queues[one] for one in names if hung[one] < 8)
         if threads_max == 8:
-            # Enough for a thread of each: who has none does not wait.
-            assert not any(lines[one] for one in names if not under_way[one] + hung[one])
+            # Enough for a thread of each: a handler without one does not wait.
+            assert not any(queues[one] for one in names if not under_way[one] + hung[one])
 
 
 @given(STEPS, st.sampled_from([2, 8]))
-def test_one_call_for_each_seat_that_becomes_free_is_enough(steps, threads_max):
-    it = ThreadShares[int](NAMES, threads_max)
+def test_one_take_for_each_thread_that_becomes_free_is_enough(steps, threads_max):
+    shares = ThreadShares[int](NAMES, threads_max)
     for number, (step, name) in enumerate(steps):
-        use = it.use(name)
+        use = shares.use(name)
         if step == "wait":
-            it.wait(name, number)
-            called(it)
+            shares.enqueue(name, number)
+            taken(shares)
         elif step in ("leave", "hang") and use.under_way:
-            (it.leave if step == "leave" else it.hang)(name)
-            it.call()
-            assert it.call() is None
+            (shares.give_back if step == "leave" else shares.hang)(name)
+            shares.take()
+            assert shares.take() is None
 
 
-def test_handlers_take_turns_and_each_line_keeps_its_order():
-    it = ThreadShares[str]("ab", 1)
+def test_handlers_take_turns_and_each_queue_keeps_its_order():
+    shares = ThreadShares[str]("ab", 1)
     for number in range(4):
-        it.wait("a", f"a{number}")
-    it.wait("b", "b0")
-    it.wait("b", "b1")
-    it.wait("a", "first", first=True)
+        shares.enqueue("a", f"a{number}")
+    shares.enqueue("b", "b0")
+    shares.enqueue("b", "b1")
+    shares.enqueue("a", "first", first=True)
     order = []
-    while (one := it.call()) is not None:
+    while (one := shares.take()) is not None:
         order.append(one[1])
-        it.leave(one[0])
+        shares.give_back(one[0])
     assert order == ["first", "b0", "a0", "b1", "a1", "a2", "a3"]
 
 
-def test_one_that_hangs_altogether_leaves_the_others_their_threads():
-    it = ThreadShares[int]("ab", 8)
+def test_handler_whose_threads_all_hang_leaves_the_others_theirs():
+    shares = ThreadShares[int]("ab", 8)
     for number in range(20):
-        it.wait("a", number)
-    while called(it):
-        while it.use("a").under_way:
-            it.hang("a")
-    assert it.use("a") == (0, 8, 12)
-    assert it.stuck() == [("a", (0, 8, 12))]
+        shares.enqueue("a", number)
+    while taken(shares):
+        while shares.use("a").under_way:
+            shares.hang("a")
+    assert shares.use("a") == (0, 8, 12)
+    assert shares.starved() == [("a", (0, 8, 12))]
     for number in range(20):
-        it.wait("b", number)
-    assert len(called(it)) == 6
-    it.come_back("a")
-    assert [handler for handler, _ in called(it)][:1] == ["a"]
+        shares.enqueue("b", number)
+    assert len(taken(shares)) == 6
+    shares.hung_ended("a")
+    assert [handler for handler, _ in taken(shares)][:1] == ["a"]
 
 
-def test_those_who_leave_wait_no_more():
-    it = ThreadShares[int]("ab", 1)
+def test_discarded_requests_wait_no_more():
+    shares = ThreadShares[int]("ab", 1)
     for number in range(6):
-        it.wait("ab"[number % 2], number)
-    it.forget({0, 1, 3, 5})
-    assert sorted(it.waiting()) == [2, 4]
-    assert it.call() == ("a", 2)
-    it.leave("a")
-    assert it.call() == ("a", 4)
-    assert it.waiting() == []
+        shares.enqueue("ab"[number % 2], number)
+    shares.discard({0, 1, 3, 5})
+    assert sorted(shares.waiting()) == [2, 4]
+    assert shares.take() == ("a", 2)
+    shares.give_back("a")
+    assert shares.take() == ("a", 4)
+    assert shares.waiting() == []

@@ -113,8 +113,8 @@ async def test_a_thread_whose_caller_has_gone_is_used_again_when_it_has_ended(po
     await asyncio.wait_for(ended.wait(), PATIENCE_S)
     assert pool.reserve()
     assert pool.reserve()  # neither is new
-    pool.give_back()
-    pool.give_back()
+    pool.unreserve()
+    pool.unreserve()
     assert len({await run(pool, threading.get_ident) for _ in range(4)} | {other}) <= 2
 
 

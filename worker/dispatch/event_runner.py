@@ -1,0 +1,254 @@
+"""Runs the handlers of one event, one after the other, each at most once at a time.
+
+- The ordinary way (`EventRunner.run`): async handlers that succeed at the first try, without a coroutine more than they
+  are. Nearly every event goes this way.
+- The other way (`EventRunner._run_special`): an event that came late, that failed before, that may be a suspect, or
+  that has a plain handler.
+
+What an attempt failed with is taken here; what follows is decided in `worker.dispatch.failed_attempts`.
+"""
+
+import asyncio
+import inspect
+import signal
+from typing import Final
+
+from maskline.runtime.clock import lease_clock
+from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.schemas.events import Event
+from maskline.worker.api.binding import BoundHandler, Table
+from maskline.worker.api.context import Context
+from maskline.worker.api.failures import overtime
+from maskline.worker.counters import Counters
+from maskline.worker.dispatch.clean_context import CleanContext
+from maskline.worker.dispatch.deadlines import TIME_LIMIT, Attempt
+from maskline.worker.dispatch.failed_attempts import LATE, FailedAttempt, FailedAttempts, give_up
+from maskline.worker.dispatch.plain_handlers import PlainHandlers
+from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent
+from maskline.worker.ordering.reorder import Release
+from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.session import LiveSession
+
+UNTIL_RESUMED: Final = -1.0
+"""In place of a wait: the session is put aside until `Dispatcher.resume`."""
+
+UNTIL_SOLO: Final = -2.0
+"""In place of a wait: the queue of suspects with crashes starts the session in its turn."""
+
+UNTIL_THREAD: Final = -3.0
+"""In place of a wait: the session waits for a thread of a plain handler."""
+
+
+def may_be_ctrl_c() -> bool:
+    """Whether a KeyboardInterrupt may be the user's: not in a worker, where SIGINT is taken by the process."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class EventRunner:
+    """Runs events in attempts of the dispatcher's tasks.
+
+    `late_dead`: late events go to the dead letters. `quarantine`: runs suspects; needed where partitions have any.
+    `clean`: what every attempt begins with a copy of.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        counters: Counters,
+        failed_attempts: FailedAttempts,
+        plain: PlainHandlers,
+        solo_queue: SoloQueue,
+        *,
+        quarantine: Quarantine | None,
+        clean: CleanContext,
+        late_dead: bool,
+    ) -> None:
+        self._table = table
+        self._counters = counters
+        self._failed_attempts = failed_attempts
+        self._plain = plain
+        self._solo_queue = solo_queue
+        self._quarantine = quarantine
+        self._clean = clean
+        self._late_dead = late_dead
+        self._add_known_numbers = KNOWN_NUMBERS.add_event
+        self._stopping = False
+
+    def stop(self) -> None:
+        """From here on a cancellation that no time limit and no lease asked for ends its task."""
+        self._stopping = True
+
+    async def run(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
+        """Run the handlers that have not handled the event yet.
+
+        Returns None when the event is done, or else in how many ms to come back, UNTIL_RESUMED, UNTIL_SOLO or
+        UNTIL_THREAD. Where a stop or a lost lease has cancelled the attempt, its `cancel_reason` stays set.
+        """
+        partition, event = session.partition, release.arrival.payload.event
+        self._add_known_numbers(event)
+        if session.progress is not None or partition.suspects is not None or release.order == "late":
+            return await self._run_special(session, release, attempt)
+        counters, begun = self._counters, False
+        for handler in self._table[event.__class__]:
+            if handler.in_thread or (begun and not self._may_go_on(partition, attempt)):
+                break
+            begun, started = True, attempt.now
+            attempt.handler, attempt.number, attempt.deadline = handler, 1, started + handler.timeout_s
+            failure: BaseException | None = None
+            try:
+                await handler.call(event, Context(release, handler.name, 1, partition.token))
+            except BaseException as error:  # noqa: BLE001  whatever a handler raises is its own affair
+                failure = self._failure_of(error, attempt)
+            attempt.deadline = 0.0
+            attempt.now = now = lease_clock()
+            counters.handler_seconds[handler.name] += now - started
+            if attempt.cancel_reason or attempt.abandoned:
+                failure = self._after_cancellation(failure, attempt, in_thread=False)
+                if attempt.cancel_reason:
+                    return None
+            if failure is not None:
+                self._failed_attempts.add(session, release, FailedAttempt(handler, 1, failure))
+                return await self._run_remaining(session, release, attempt, None, begun=True)
+            counters.handled[handler.name] += 1
+        else:
+            return None
+        if begun:
+            session.progress = self._failed_attempts.progress_before(event, handler.name)
+        return await self._run_remaining(session, release, attempt, None, begun=begun)
+
+    async def _run_special(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
+        """As `run`, for an event that came late, that failed before, or that may be a suspect."""
+        suspect = None
+        if session.partition.suspects is not None and self._quarantine is not None:
+            suspect = self._quarantine.suspect_event(session)
+        if suspect is not None and suspect.solo and not self._solo_queue.admit(session, attempt):
+            return UNTIL_SOLO
+        if self._late_dead and release.order == "late":
+            give_up(session, release, LATE, None)
+            return None
+        return await self._run_remaining(session, release, attempt, suspect, begun=False)
+
+    async def _run_remaining(
+        self,
+        session: LiveSession,
+        release: Release,
+        attempt: Attempt,
+        suspect: SuspectEvent | None,
+        *,
+        begun: bool,
+    ) -> float | None:
+        """As `run`, for every handler whose attempt is due. `begun`: a handler has just run."""
+        event: Event = release.arrival.payload.event
+        soonest: float | None = None
+        elsewhere = False
+        for handler in self._table[event.__class__]:
+            number, progress = 1, session.progress
+            if progress is not None:
+                if handler.name in progress.done:
+                    continue
+                wait_ms = progress.wait_ms(handler.name, attempt.now)
+                if wait_ms > 0:
+                    soonest = wait_ms if soonest is None else min(soonest, wait_ms)
+                    continue
+                number += progress.attempts.get(handler.name, 0)
+            if not attempt.may_run(handler):
+                elsewhere = True
+                self._request_thread(session, event, handler)
+                continue
+            if begun and not self._may_go_on(session.partition, attempt):
+                session.progress = progress or self._failed_attempts.progress_before(event, handler.name)
+                return 0.0 if attempt.tainted() else UNTIL_RESUMED
+            begun = True
+            ctx = Context(release, handler.name, number, session.partition.token)
+            failure = await self._attempt(handler, event, ctx, attempt, suspect)
+            if attempt.cancel_reason:
+                return None
+            if failure is None:
+                self._counters.handled[handler.name] += 1
+                if progress is not None:
+                    progress.done.add(handler.name)
+                continue
+            crashes = 0 if suspect is None else suspect.crashes(handler)
+            failed = FailedAttempt(handler, number, failure, crashes)
+            delay_ms = self._failed_attempts.add(session, release, failed)
+            if delay_ms is not None:
+                soonest = delay_ms if soonest is None else min(soonest, delay_ms)
+        if elsewhere and attempt.slot is not None:
+            return 0.0  # a runner goes on with it
+        return UNTIL_THREAD if elsewhere and soonest is None else soonest
+
+    async def _attempt(
+        self,
+        handler: BoundHandler,
+        event: Event,
+        ctx: Context,
+        attempt: Attempt,
+        suspect: SuspectEvent | None,
+    ) -> BaseException | None:
+        """Run one attempt; return what it failed with, None if the event is handled."""
+        started = lease_clock()
+        attempt.handler, attempt.number = handler, ctx.attempt
+        in_thread = handler.in_thread
+        failure: BaseException | None = None
+        try:
+            if in_thread and attempt.solo:
+                attempt.slot = await self._plain.acquire(handler.name)
+            in_sandbox = suspect is not None and await suspect.before_attempt(handler, ctx)
+            if in_thread and not in_sandbox and attempt.slot is not None:
+                attempt.deadline = lease_clock() + handler.timeout_s
+                result = await attempt.slot.run(handler.call, event, ctx, context=self._clean.copy())
+                if inspect.isawaitable(result):  # a plain function around an async one
+                    attempt.slot.release()
+                    in_thread = False
+                    await result
+            elif not in_sandbox:
+                attempt.deadline = lease_clock() + handler.timeout_s
+                await handler.call(event, ctx)
+        except BaseException as error:  # noqa: BLE001  as above
+            failure = self._failure_of(error, attempt)
+        finally:
+            if attempt.solo and attempt.slot is not None:
+                attempt.slot.release()
+        attempt.deadline = 0.0
+        attempt.now = lease_clock()
+        self._counters.handler_seconds[handler.name] += attempt.now - started
+        if suspect is not None and not attempt.abandoned:
+            suspect.after_attempt(handler)
+        if attempt.cancel_reason or attempt.abandoned:
+            failure = self._after_cancellation(failure, attempt, in_thread=in_thread)
+        return failure
+
+    def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
+        """Whether another handler of an event may start after one has ended."""
+        return attempt.now < partition.lease_until and not attempt.tainted()
+
+    def _failure_of(self, error: BaseException, attempt: Attempt) -> BaseException:
+        """What an attempt failed with. Raises it again where it is not the handler's."""
+        if isinstance(error, asyncio.CancelledError):
+            # Where nobody here asked for it, something that the handler waited for was cancelled.
+            if self._stopping and not attempt.cancel_reason:
+                raise error
+        elif isinstance(error, GeneratorExit) or (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c()):
+            raise error
+        return error
+
+    def _after_cancellation(
+        self, failure: BaseException | None, attempt: Attempt, *, in_thread: bool
+    ) -> BaseException | None:
+        """What an attempt failed with that the sweep or a stop has cancelled; ends the task of an abandoned one."""
+        if attempt.abandoned:
+            raise asyncio.CancelledError
+        attempt.task.uncancel()
+        if attempt.cancel_reason == TIME_LIMIT:
+            attempt.cancel_reason = ""
+            # A handler that came to its end all the same has handled the event.
+            if failure is not None and attempt.handler is not None:
+                return overtime(attempt.handler, in_thread=in_thread)
+        return failure
+
+    def _request_thread(self, session: LiveSession, event: Event, handler: BoundHandler) -> None:
+        """The handler's attempt is due, and not for this task to run: if it is a plain one, request a thread."""
+        if handler.in_thread:
+            if session.progress is None:
+                session.progress = self._failed_attempts.progress_before(event, handler.name)
+            self._plain.request_thread(session, session.progress, handler.name)

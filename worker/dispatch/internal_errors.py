@@ -1,0 +1,64 @@
+"""Errors of maskline's own that the dispatcher meets on an event: it runs again a few times, then it is given up.
+
+Some pass (no memory, no thread), but an event that always meets one must not keep its session for ever. This counts;
+the dispatcher carries out.
+"""
+
+from time import time_ns
+from typing import Final
+
+from maskline.runtime.logs import get_logger
+from maskline.worker.entries.dead_letter import dead_letter_of, internal_error
+from maskline.worker.partitions.session import LiveSession
+
+ERRORS_MAX: Final = 3
+"""Internal errors met on one event before it becomes a dead letter."""
+
+EVENTS_COUNTED_MAX: Final = 1_024
+"""Events whose errors are counted at a time; where there are more, nothing is well, and counting begins again."""
+
+RETRY_DELAY_MS: Final = 250.0
+"""Before an event that met an internal error runs again."""
+
+_log = get_logger("maskline.worker")
+
+
+class InternalErrors:
+    """The internal errors met on events that are not done."""
+
+    def __init__(self) -> None:
+        self.by_entry: dict[str, int] = {}
+        """How many an event has met, by its entry ID. Always the same object: the dispatcher holds it."""
+
+    def exhausted(self, session: LiveSession) -> bool:
+        """Count one error on the session's first event; whether that was one too many for it."""
+        entry_id: str = session.queue[0].arrival.payload.entry_id
+        if len(self.by_entry) >= EVENTS_COUNTED_MAX:
+            self.by_entry.clear()
+        count = self.by_entry[entry_id] = self.by_entry.pop(entry_id, 0) + 1
+        if count < ERRORS_MAX:
+            return False
+        del self.by_entry[entry_id]
+        return True
+
+    def forget(self, session: LiveSession) -> None:
+        """The session's first event is done."""
+        self.by_entry.pop(session.queue[0].arrival.payload.entry_id, None)
+
+
+def give_up(session: LiveSession, error: BaseException) -> None:
+    """Make the session's first event a dead letter, of no handler, because of `error`."""
+    partition, arrival = session.partition, session.queue[0].arrival
+    cause = internal_error(error, "dispatching", attempts=ERRORS_MAX)
+    letter = dead_letter_of(arrival, cause, group=partition.group, failed_at_ms=time_ns() // 1_000_000)
+    _log.error(
+        "dead letter",
+        code=letter.code,
+        reason=letter.reason,
+        handler=None,
+        attempts=ERRORS_MAX,
+        session_uuid=session.uuid,
+        event_name=letter.event_name,
+        sequence_number=arrival.number,
+    )
+    partition.add_dead_letter(letter)
