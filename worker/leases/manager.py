@@ -6,7 +6,7 @@
 | --- | --- |
 | renew leases, see who lives, see what is free | `worker.leases.renewal` |
 | take free leases | `worker.leases.acquisition` |
-| take up the group's pending list, then open the partition | `worker.leases.takeover` |
+| take up the group's pending list, then open the partition | `worker.leases.pending_list` |
 | wait for handlers, commit, release the lease | `worker.leases.handover` |
 """
 
@@ -29,6 +29,7 @@ from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
 from maskline.worker.leases.acquisition import Acquisition, LeaseAcquirer
 from maskline.worker.leases.handover import PartitionHandover
+from maskline.worker.leases.pending_list import PendingListReader
 from maskline.worker.leases.planner import (
     RENEWALS_PER_LIFE,
     LeasePlan,
@@ -37,7 +38,6 @@ from maskline.worker.leases.planner import (
     RenewalRequest,
 )
 from maskline.worker.leases.renewal import LeaseRenewer
-from maskline.worker.leases.takeover import PendingListReader
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.ledger import GroupPosition, Lease

@@ -1,8 +1,8 @@
 """How much one read asks for: as much as comes quickly, however thin the network between the worker and Redis is. Pure.
 
-`worker.streams.poller` and `worker.leases.takeover` carry the decisions out. A read is sized in bytes, by the mean size
-of the entries that came lately. It starts small, so that a thin network brings something from the first second on. It
-grows while reads that leave something behind are quick, the quicker the more, and is halved when one was slow or
+`worker.streams.poller` and `worker.leases.pending_list` carry the decisions out. A read is sized in bytes, by the mean
+size of the entries that came lately. It starts small, so that a thin network brings something from the first second on.
+It grows while reads that leave something behind are quick, the quicker the more, and is halved when one was slow or
 interrupted.
 
 | bound | on |

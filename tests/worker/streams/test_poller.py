@@ -1,0 +1,126 @@
+"""A poller reads all partitions of its server, one by one where it must, and processes what it has read to the end."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from dispatch_kit import PATIENCE_S, until
+from worker_parts_kit import add, worker_parts
+
+from maskline import on
+from maskline.worker.partitions.phase import Phase
+from maskline.worker.streams.poller import Poller
+from maskline.worker.streams.poller_pool import PollerPool
+
+
+@asynccontextmanager
+async def polling(parts, *, combined=True):
+    released = []
+    poller = Poller(
+        parts.server, parts.keys, parts.pipeline, combined=combined, on_released=lambda: released.append(1)
+    )
+    task = asyncio.create_task(poller.run())
+    try:
+        yield poller, task
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=PATIENCE_S)
+
+
+def recorder():
+    handled = []
+
+    @on.every
+    async def handler(event, ctx):
+        handled.append((event.session_uuid, ctx.sequence_number))
+
+    return handled, handler
+
+
+@pytest.mark.parametrize("combined", [True, False], ids=["combined", "single"])
+async def test_entries_of_all_partitions_are_read_as_they_come(redis_server, namespace, combined):
+    handled, handler = recorder()
+    async with worker_parts(redis_server, namespace, handler) as parts:
+        parts.own(0), parts.own(1)
+        async with polling(parts, combined=combined):
+            with redis_server.client() as client:
+                for number in (1, 2, 3):
+                    add(client, parts.keys, 0, "a", number)
+                    add(client, parts.keys, 1, "b", number)
+                    await until(lambda: len(handled) == 2 * number)  # noqa: B023 - asked at once
+        assert sorted(handled) == [(name, number) for name in "ab" for number in (1, 2, 3)]
+
+
+async def test_partition_that_cannot_be_read_is_named_and_the_others_go_on(redis_server, namespace):
+    handled, handler = recorder()
+    async with worker_parts(redis_server, namespace, handler) as parts:
+        parts.own(0), parts.own(1)
+        with redis_server.client() as client:
+            client.set(parts.keys.callbacks(0), "another type of key")
+            async with polling(parts) as (poller, _):
+                await until(lambda: poller.details()["refused_partitions"] == [0])
+                add(client, parts.keys, 1, "b", 1)
+                await until(lambda: handled == [("b", 1)])
+                client.delete(parts.keys.callbacks(0))
+                add(client, parts.keys, 0, "a", 1)
+                await until(lambda: handled == [("b", 1), ("a", 1)])
+                assert poller.details()["refused_partitions"] == []
+
+
+async def test_woken_poller_reads_a_partition_that_was_opened_while_it_waited(redis_server, namespace):
+    handled, handler = recorder()
+    async with worker_parts(redis_server, namespace, handler) as parts, polling(parts) as (poller, _):
+        with redis_server.client() as client:
+            add(client, parts.keys, 0, "a", 1)
+        await asyncio.sleep(0)  # it waits, as there is nothing to read
+        parts.own(0)
+        poller.wake()
+        await until(lambda: handled == [("a", 1)])
+
+
+async def test_partition_has_one_poller_until_its_read_is_over(redis_server, namespace):
+    async with worker_parts(redis_server, namespace) as parts:
+        partition = parts.own(0)
+        async with polling(parts) as (poller, task):
+            await until(lambda: partition.poller is poller)
+            assert parts.pipeline.readable(parts.server, object()) == ([], True)
+            poller.retire(task)
+            await asyncio.wait([task], timeout=PATIENCE_S)
+        assert partition.poller is None
+
+
+async def test_reading_goes_on_over_a_new_connection_and_the_lost_read_is_counted(own_redis, namespace):
+    handled, handler = recorder()
+    async with worker_parts(own_redis, namespace, handler) as parts:
+        partition = parts.own(0)
+        async with polling(parts) as (poller, _):
+            await until(lambda: partition.poller is poller)
+            own_redis.kill()
+            await until(lambda: poller.details()["reads_cut"] == 1 and partition.poller is None)
+            own_redis.start()
+            await until(lambda: parts.server.up)
+            with own_redis.client() as client:
+                add(client, parts.keys, 0, "a", 1)
+            assert parts.pipeline.readable(parts.server, poller) == ([], True), "not verified yet"
+            partition.verified_at = parts.server.incarnation
+            poller.wake()
+            await until(lambda: handled == [("a", 1)])
+
+
+async def test_pool_polls_each_server_and_is_woken_by_a_partition_that_opens(redis_server, namespace):
+    handled, handler = recorder()
+    async with worker_parts(redis_server, namespace, handler) as parts:
+        pool = PollerPool(parts.connections, parts.keys, parts.owned, parts.pipeline)
+        task = asyncio.create_task(pool.run())
+        await until(lambda: pool.servers == [parts.server])
+        with redis_server.client() as client:
+            add(client, parts.keys, 0, "a", 1)
+            partition = parts.own(0)
+            await until(lambda: handled == [("a", 1)])
+            parts.owned.move(partition, Phase.PAUSED)
+            await until(lambda: partition.poller is None)
+            add(client, parts.keys, 0, "a", 2)
+            parts.owned.move(partition, Phase.OPEN)
+            await until(lambda: handled == [("a", 1), ("a", 2)])
+        task.cancel()
+        await asyncio.wait([task], timeout=PATIENCE_S)
