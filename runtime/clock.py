@@ -1,8 +1,8 @@
-"""The clock by which a lease is judged: monotonic, and it goes on while the machine is suspended.
+"""The clock for leases: monotonic, and it goes on while the machine is suspended.
 
-`time.monotonic()` stands still meanwhile on Linux, on a laptop whose lid is closed as in a virtual machine that is
-paused: a worker would wake and believe in leases that have lapsed long ago. Every time of a lease, and whatever is
-compared with one, comes from here. What merely waits (backoffs, deadlines of a stop) stays with `time.monotonic()`.
+`time.monotonic()` stands still meanwhile on Linux, on a laptop with its lid closed as in a paused virtual machine: a
+worker would wake up and believe in leases that lapsed long ago. Every time of a lease, and whatever is compared with
+one, comes from here. What only waits (backoffs, deadlines of a stop) uses `time.monotonic()`.
 """
 
 import time
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None)
-"""Linux's. Where there is none, leases are judged by `time.monotonic()`, as far as that goes."""
+"""Linux's clock; None elsewhere, where `time.monotonic()` takes its place."""
 
 
 def _clock() -> Callable[[], float]:
@@ -25,4 +25,4 @@ def _clock() -> Callable[[], float]:
 
 
 lease_clock: Final = _clock()
-"""Seconds since some moment in the past. It costs 0.03 µs more than `time.monotonic()`."""
+"""Returns seconds since an arbitrary moment in the past. A call costs 0.03 µs more than `time.monotonic()`."""

@@ -1,11 +1,11 @@
-"""What a directory lies on, by /proc/self/mountinfo (Linux), and whether that outlives a crash.
+"""Finds the mount that a directory is on, by /proc/self/mountinfo (Linux), and whether its data outlives a crash.
 
-| it lies on | it is lost with |
+| the directory is on | its data is lost with |
 | --- | --- |
 | tmpfs, ramfs | the container, and any restart of the machine |
 | an overlay as the root of the file system | the container: it is its own writable layer |
 | an emptyDir of Kubernetes | the pod |
-| anything else, or not known (no Linux, no /proc) | nothing that can be told from here |
+| anything else, or not known (no Linux, no /proc) | nothing that can be found out here |
 """
 
 import re
@@ -36,7 +36,7 @@ class Mount(NamedTuple):
 
 
 def read_mounts(text: str) -> list[Mount]:
-    """What mountinfo says. Lines that cannot be read are left away. Pure."""
+    """The mounts in a text of mountinfo, without lines that cannot be read. Pure."""
     mounts = []
     for line in text.split("\n"):
         before, dash, after = line.partition(" - ")
@@ -48,10 +48,10 @@ def read_mounts(text: str) -> list[Mount]:
 
 
 def mount_of(mounts: Sequence[Mount], path: PurePath) -> Mount | None:
-    """The mount that an absolute path without links lies on, as the kernel walks to it; None where that is not known.
+    """The mount that an absolute path without symbolic links is on; None if not known. Pure.
 
-    From the root down: what is mounted on a directory of the present mount takes over, also several times, so that a
-    mount that another has been put over does not count. Pure.
+    Walks from the root down, as the kernel does: what is mounted on a directory of the present mount takes over, also
+    several times, so a mount that another one covers does not count.
     """
     ids = {mount.id for mount in mounts}
     found: Mount | None = None
@@ -70,7 +70,7 @@ def mount_of(mounts: Sequence[Mount], path: PurePath) -> Mount | None:
 
 
 def risk_of(mount: Mount | None) -> str:
-    """Why what is written there is lost easily; empty where it is not. Pure."""
+    """Why data on this mount is easily lost, as a clause; empty if it is not. Pure."""
     if mount is None:
         return ""
     if mount.kind in _IN_MEMORY:
@@ -83,7 +83,7 @@ def risk_of(mount: Mount | None) -> str:
 
 
 def storage_risk(path: Path) -> str:
-    """The same for a directory of this machine."""
+    """Why data in this directory of this machine is easily lost, as a clause; empty if it is not."""
     try:
         real = path.resolve()
         text = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
@@ -93,5 +93,5 @@ def storage_risk(path: Path) -> str:
 
 
 def _unescape(text: str) -> str:
-    """Blanks, tabs, line ends and backslashes stand in octal."""
+    """Undo the octal escapes of blanks, tabs, line ends and backslashes."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

@@ -1,7 +1,7 @@
-"""Background tasks: the work a node does beside its requests and handlers. None of it ends in silence.
+"""Runs the background work of a node, beside its requests and handlers, so that none of it ends in silence.
 
 Work that raises is logged with its name, counted, and started again after a backoff, as often as it takes. Health and
-metrics ask `failing` and `failures`. Work whose failure must end the process is no background task: its owner awaits
+metrics read `failing` and `failures`. Work whose failure must end the process is no background task: its owner awaits
 it.
 """
 
@@ -16,11 +16,11 @@ from maskline.runtime.logs import get_logger
 
 RESTART_FIRST_S: Final = 0.1
 RESTART_MAX_S: Final = 5.0
-"""Bounds how late work goes on once what broke it is mended, and how often a lasting fault is met again."""
+"""Bounds how late work goes on once its fault is mended, and how often a lasting fault occurs again."""
 STEADY_S: Final = 10.0
-"""Work that ran for so long was well: its next restart waits RESTART_FIRST_S again, and health forgets the failure."""
+"""Work that ran this long was healthy: its next restart waits RESTART_FIRST_S again, and health forgets the failure."""
 LOG_INTERVAL_S: Final = 10.0
-"""Between lines about the same kind of failure of the same work; the count tells of all of them."""
+"""Between two log lines about the same kind of failure of the same work; each has the count."""
 
 _log = get_logger("maskline.tasks")
 
@@ -30,7 +30,7 @@ class BackgroundTasks:
 
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter()
-        """How often each has failed."""
+        """How often each task has failed, by its name."""
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failing: dict[str, tuple[str, float]] = {}
@@ -51,7 +51,7 @@ class BackgroundTasks:
         return Repeating(self, name, interval_s, call)
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait for its end."""
+        """Cancel the tasks that still run, and wait for their end."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -94,7 +94,7 @@ class BackgroundTasks:
 
 
 class Repeating:
-    """A call that is repeated on the event loop. Made by `BackgroundTasks.every`."""
+    """A call repeated on the event loop every `interval_s`, made by `BackgroundTasks.every`."""
 
     def __init__(
         self, tasks: BackgroundTasks, name: str, interval_s: float, call: Callable[[], None]
@@ -104,14 +104,15 @@ class Repeating:
         self._name = name
         self._interval_s = interval_s
         self._call = call
-        self._timer = self._loop.call_later(interval_s, self._turn)
+        self._timer = self._loop.call_later(interval_s, self._call_once)
 
     def cancel(self) -> None:
+        """Make no further call."""
         self._timer.cancel()
 
-    def _turn(self) -> None:
+    def _call_once(self) -> None:
         # First the next turn: `call` may cancel it, and must not prevent it by raising.
-        self._timer = self._loop.call_later(self._interval_s, self._turn)
+        self._timer = self._loop.call_later(self._interval_s, self._call_once)
         try:
             self._call()
         except Exception as error:  # noqa: BLE001 - as in `_run`

@@ -1,13 +1,13 @@
-"""prometheus_client's default registry on /metrics: what handler modules count, and `process_*` and `python_*`.
+"""Adds prometheus_client's default registry to /metrics: handler modules' metrics, and `process_*` and `python_*`.
 
-It is not ours, so nothing in it may break the page, or hold up the event loop:
+It is not ours, so nothing in it may break the page or block the event loop:
 
-- it is collected in a thread, as prometheus_client's own server does, for COLLECT_MAX_S at most. What there is by then
-  stands on the page; a collector that hangs is passed over until it has come back;
-- each metric is made into text by itself: one that raises, or is no valid one, leaves out itself only;
-- names that are on the page already, ours foremost, are not repeated;
-- labels that look like phone numbers become tokens. By that alone, not by the numbers of the events under way: a series
-  must not change its name when an event is over. What is known and looks like none is hidden as long as it is known.
+- It is collected in a thread, as prometheus_client's own server does, for COLLECT_MAX_S at most. What has been found by
+  then is on the page; a collector that hangs is skipped until it returns.
+- Each metric is encoded by itself: one that raises, or is not valid, is left out alone.
+- Names that are on the page already, first of all ours, are not repeated.
+- Labels that look like phone numbers become tokens. Their look decides, not the numbers of the events under way: a
+  series must not change its name when an event is over. A known number that looks like none is hidden while known.
 
 What is left out is counted by its reason, and logged.
 """
@@ -29,13 +29,13 @@ from maskline.runtime.logs.rate_limit import LogRateLimit
 from maskline.schemas.privacy import redact
 
 COLLECT_MAX_S: Final = 2.0
-"""A scraper waits ten seconds by default, and would count the whole process as down."""
+"""Well below the ten seconds after which a scraper counts the whole process as down by default."""
 TEXTS_MAX_BYTES: Final = 32 << 20
-"""Of one page; some hundred thousand series, more than a scraper takes."""
-BOUNDS: Final = frozenset({"le", "quantile"})
-"""Labels that prometheus_client itself gives: figures, however long."""
+"""Bound on one page: some hundred thousand series, more than a scraper takes."""
+BOUND_LABELS: Final = frozenset({"le", "quantile"})
+"""Labels that prometheus_client itself sets: figures, however long, and no phone numbers."""
 END: Final = b"# EOF\n"
-"""Of a page in OpenMetrics."""
+"""The last line of a page in OpenMetrics."""
 
 _NAMES: Final = re.compile(rb"^(?:# TYPE (\S+)|([^#\s{]+))", re.MULTILINE)
 
@@ -43,13 +43,14 @@ left_out: Final = Counter[str]()
 """What was not shown, by reason: `failed`, `slow`, `clash`, `too_large`, `no_thread`."""
 
 _log = get_logger("maskline.admin")
-_lines = LogRateLimit()
+_log_limit = LogRateLimit()
 
 
-class Families(Protocol):
+class MetricSource(Protocol):
     """A registry, or a collector."""
 
-    def collect(self) -> Iterable[Metric]: ...
+    def collect(self) -> Iterable[Metric]:
+        """Its metrics as they are now."""
 
 
 Encode = Callable[[Any], bytes]
@@ -62,14 +63,14 @@ class DefaultRegistry:
     def __init__(self, registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY) -> None:
         self._registry = registry
         self._hanging: dict[Any, threading.Thread] = {}
-        """Collectors that did not come back in time, and where they are."""
-        self._turn = asyncio.Lock()
+        """Collectors that did not return in time, and the threads they run in."""
+        self._lock = asyncio.Lock()
 
     async def add_to(self, page: bytes, encode: Encode) -> bytes:
-        """The page with what the default registry has."""
+        """The page with the metrics of the default registry appended, encoded by `encode`."""
         body, ended = page.removesuffix(END), page.endswith(END)
         collection = _Collection(encode, names_of(body))
-        async with self._turn:
+        async with self._lock:
             await self._collect(collection)
         return b"".join((body, *list(collection.texts), END if ended else b""))
 
@@ -103,24 +104,24 @@ class DefaultRegistry:
                 at = collection.at or self._registry
                 self._hanging[at] = thread
                 collection.leave_out("slow", at)
-        self._tell(collection)
+        self._report(collection)
 
-    def _collectors(self) -> list[Families]:
-        # Together they end at the first that raises. Where this attribute has gone, they do so.
+    def _collectors(self) -> list[MetricSource]:
+        # Collected together, they end at the first that raises: so they do if this attribute is gone one day.
         collectors = getattr(self._registry, "_collector_to_names", None)
         if collectors is None:
             return [self._registry]
         return [self._registry.restricted_registry(["target_info"]), *list(collectors)]
 
-    def _tell(self, collection: "_Collection") -> None:
-        for why, what, error in list(collection.left_out):
-            left_out[why] += 1
-            if _lines.due(why, what):
-                _log.warning("default registry metrics left out", why=why, of=what, error=error)
+    def _report(self, collection: "_Collection") -> None:
+        for reason, what, error in list(collection.left_out):
+            left_out[reason] += 1
+            if _log_limit.due(reason, what):
+                _log.warning("default registry metrics left out", why=reason, of=what, error=error)
 
 
 class _Collection:
-    """One time of collecting. `names`: those that are taken."""
+    """One collection of all collectors. `names`: the names that are on the page already."""
 
     def __init__(self, encode: Encode, names: set[bytes]) -> None:
         self._encode = encode
@@ -129,12 +130,12 @@ class _Collection:
         self.texts: list[bytes] = []
         self.left_out: list[tuple[str, str, str | None]] = []
         """Reason, what, and the error if there was one."""
-        self.at: Families | None = None
+        self.at: MetricSource | None = None
         """What is being collected."""
         self.closed = False
-        """Nobody waits for the rest any more."""
+        """Set when the page no longer waits for the rest."""
 
-    def run(self, collectors: Iterable[Families]) -> None:
+    def run(self, collectors: Iterable[MetricSource]) -> None:
         for self.at in collectors:
             try:
                 for family in self.at.collect():
@@ -144,13 +145,13 @@ class _Collection:
             except BaseException as error:  # noqa: BLE001 - whatever a user's collector raises, SystemExit too
                 self.leave_out("failed", self.at, error)
 
-    def leave_out(self, why: str, what: Any, error: BaseException | None = None) -> None:
+    def leave_out(self, reason: str, what: Any, error: BaseException | None = None) -> None:
         name = what.name if isinstance(what, Metric) else type(what).__name__
-        self.left_out.append((why, name, None if error is None else f"{type(error).__name__}: {error}"))
+        self.left_out.append((reason, name, None if error is None else f"{type(error).__name__}: {error}"))
 
     def _add(self, family: Metric) -> None:
         try:
-            text = self._encode(_One(_private(family))).removesuffix(END)
+            text = self._encode(_SingleMetricRegistry(_redact(family))).removesuffix(END)
         except Exception as error:  # noqa: BLE001 - a name, a label or a figure that is none
             self.leave_out("failed", family, error)
             return
@@ -165,7 +166,7 @@ class _Collection:
             self.texts.append(text)
 
 
-class _One:
+class _SingleMetricRegistry:
     """A registry of one metric."""
 
     def __init__(self, family: Metric) -> None:
@@ -180,8 +181,8 @@ def names_of(page: bytes) -> set[bytes]:
     return {name or series for name, series in _NAMES.findall(page)}
 
 
-def _private(family: Metric) -> Metric:
-    """The metric with tokens in place of phone numbers. Raises ValueError where it is no valid one."""
+def _redact(family: Metric) -> Metric:
+    """The metric with tokens in place of phone numbers. Raises ValueError if it is not valid."""
     shown = Metric(family.name, redact(family.documentation), family.type, family.unit)
     series = set[tuple[Any, ...]]()
     for sample in family.samples:
@@ -199,7 +200,7 @@ def _private(family: Metric) -> Metric:
 
 
 def _labels(labels: dict[str, str]) -> dict[str, str]:
-    return {name: value if name in BOUNDS else _label(value) for name, value in labels.items()}
+    return {name: value if name in BOUND_LABELS else _label(value) for name, value in labels.items()}
 
 
 def _label(value: str) -> str:

@@ -1,11 +1,11 @@
-"""Notes of where admin ports are: left by every node, read by `maskline health`, which cannot know which port was free.
+"""Files that note where admin ports are: every node writes one for `maskline health`, which cannot know a moved port.
 
 - A note is a file below `maskline-<uid>` in TMPDIR, /tmp or /dev/shm, the first that can be written. A container with a
-  read-only file system has one of them at least.
-- Its process keeps it locked (flock) as long as it lives, however it ends. What nobody has locked is left over, and is
-  removed by whoever meets it.
-- It names the settings that decide where a process listens and whose it is, so that several of them on a machine are
-  told apart.
+  read-only file system has at least one of them.
+- Its process keeps it locked (flock) as long as it lives, however it ends. An unlocked note is left over, and the next
+  process that finds it removes it.
+- It holds the settings that decide where a process listens and which deployment it belongs to, so that several on one
+  machine are told apart.
 - The directory is locked as well: systemd-tmpfiles, which removes old files, leaves those of locked directories alone.
 
 Without a note (nowhere to write, another user) `maskline health` asks where the settings say.
@@ -25,9 +25,9 @@ from maskline.schemas.hosts import LOOPBACKS
 from maskline.schemas.settings import Settings
 
 NOTE_MAX_BYTES: Final = 65_536
-"""Of one file; a hundred addresses take a tenth."""
+"""Bound on one file; a hundred addresses take a tenth of it."""
 NOTES_MAX: Final = 4_096
-"""Files that are looked at: more than there can be processes on a machine."""
+"""Bound on the files that are read: more than there can be processes on a machine."""
 
 _SUFFIX: Final = ".json"
 
@@ -42,21 +42,25 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Of a worker; empty for ingest, which has none."""
     admin_host: str
     admin_port: int | None
-    """Both as they were set, not as they came out."""
+    """Both as they were set, not as they turned out."""
     pid: int
     addresses: tuple[tuple[str, int], ...] = ()
     """Where to dial: addresses and ports."""
 
     @classmethod
     def of(cls, command: str, settings: Settings) -> Self:
-        """What the note of this command has with these settings, before it listens."""
+        """The note of this process, which runs `command` with these settings, before it listens."""
         return cls(
-            command=command, namespace=settings.namespace, group=settings.group if command == "worker" else "",
-            admin_host=settings.admin_host, admin_port=settings.admin_port, pid=os.getpid(),
-        )  # fmt: skip
+            command=command,
+            namespace=settings.namespace,
+            group=settings.group if command == "worker" else "",
+            admin_host=settings.admin_host,
+            admin_port=settings.admin_port,
+            pid=os.getpid(),
+        )
 
     def is_of(self, command: str, settings: Settings) -> bool:
-        """Whether a process of this command with these settings has left it."""
+        """Whether a process of this command with these settings has written it."""
         other = Note.of(command, settings)
         return all(
             getattr(self, field) == getattr(other, field)
@@ -64,8 +68,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class LeftNote:
-    """A note of this process."""
+class WrittenNote:
+    """The note of this process, as a locked file. Its directory is locked too."""
 
     def __init__(self, directory: int, name: str, file: int) -> None:
         self._directory = directory
@@ -73,6 +77,7 @@ class LeftNote:
         self._file = file
 
     def remove(self) -> None:
+        """Remove the file, and release both locks."""
         with contextlib.suppress(OSError):
             os.unlink(self._name, dir_fd=self._directory)
         os.close(self._file)
@@ -80,18 +85,18 @@ class LeftNote:
 
 
 def dialable(addresses: list[tuple[Any, ...]]) -> tuple[tuple[str, int], ...]:
-    """Where to dial sockets that listen on these addresses, which are as `getsockname` has them."""
+    """Addresses and ports to dial for sockets that listen on `addresses` (as `getsockname` gives them)."""
     return tuple((_dialable(*address), address[1]) for address in addresses)
 
 
-def leave(note: Note) -> LeftNote:
-    """Write a note of this process. Raises OSError where there is no place for it."""
-    troubles: list[OSError] = []
+def write_note(note: Note) -> WrittenNote:
+    """Write the note of this process. Raises OSError if it can be written nowhere."""
+    errors: list[OSError] = []
     for place in _places():
         try:
             directory = _open_directory(place, make=True)
         except OSError as error:
-            troubles.append(error)
+            errors.append(error)
             continue
         try:
             for _ in _live(directory):
@@ -99,15 +104,15 @@ def leave(note: Note) -> LeftNote:
             left = _write(directory, note)
             fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            troubles.append(error)
+            errors.append(error)
             os.close(directory)
         else:
             return left
-    raise troubles[0]
+    raise errors[0]
 
 
 def read_notes() -> list[Note]:
-    """The notes of all processes of this user that live."""
+    """The notes of all live processes of this user."""
     found = []
     for place in _places():
         with contextlib.suppress(OSError):
@@ -140,7 +145,7 @@ def _open_directory(place: Path, *, make: bool) -> int:
     return directory
 
 
-def _write(directory: int, note: Note) -> LeftNote:
+def _write(directory: int, note: Note) -> WrittenNote:
     name = f"{note.command}-{note.pid}-{os.urandom(4).hex()}"
     file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
@@ -153,7 +158,7 @@ def _write(directory: int, note: Note) -> LeftNote:
             os.unlink(name, dir_fd=directory)
         os.close(file)
         raise
-    return LeftNote(directory, name + _SUFFIX, file)
+    return WrittenNote(directory, name + _SUFFIX, file)
 
 
 def _live(directory: int) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """The admin port: `/healthz`, `/readyz`, `/metrics`, and nothing of the callbacks.
 
-Health is asked of the node at each request, never cached: a probe that answers from memory tells of the past.
-What fails while answering is a failed probe (503, 500 for metrics), logged, and never a crash of the node. It answers
-also when the process has run out of file descriptors (runtime.net.listener).
+The node is asked for its health at each request: a cached answer would tell of the past. An error while answering is a
+failed probe (503, 500 for metrics) and logged, never a crash of the node. The port answers even when the process has
+run out of file descriptors (runtime.net.listener).
 """
 
 import errno
@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from maskline.runtime.admin.default_registry import DefaultRegistry
-from maskline.runtime.admin.port_notes import LeftNote, Note, dialable, leave
+from maskline.runtime.admin.port_notes import Note, WrittenNote, dialable, write_note
 from maskline.runtime.logs import get_logger
 from maskline.runtime.net.binding import ListenError
 from maskline.runtime.net.descriptors import is_short
@@ -23,14 +23,14 @@ from maskline.runtime.net.listener import Listener
 from maskline.schemas.errors import ConfigError
 
 STOP_TIMEOUT_S: Final = 1.0
-"""A probe or a scrape under way at the stop may finish; more patience would only delay the stop."""
+"""How long a probe or a scrape under way at the stop may take; more would only delay the stop."""
 KEEPALIVE_TIMEOUT_S: Final = 10.0
-"""From the last answer to the end of the next request's head: aiohttp counts a head that has begun as idle. Whoever
-asks less often connects again, which costs a probe or a scraper nothing."""
+"""From the last answer to the end of the next request's head: aiohttp counts a head that has begun as idle. A client
+that asks less often connects again, which costs a probe or a scraper nothing."""
 BODY_TIMEOUT_S: Final = 1.0
 """A request here has no body; one that announces it has so long to send it."""
 PORTS_TRIED: Final = 100
-"""From the default upwards; who runs more than that on one machine sets the port."""
+"""From the default port upwards; an operator with more processes on one machine sets the port."""
 CONNECTIONS_MAX: Final = 64
 """Probes and scrapers; more are forgotten ones, and must not take all descriptors there are."""
 BACKLOG: Final = 64
@@ -41,16 +41,19 @@ _log = get_logger("maskline.admin")
 
 
 class Health(NamedTuple):
+    """The answer to a probe: 200 if `ok`, else 503."""
+
     ok: bool
     details: dict[str, Any]
-    """How the parts are, for the JSON body; nothing secret."""
+    """The state of the parts, for the JSON body; nothing secret."""
 
 
 class AdminServer:
-    """Serves the admin port of one process. `start` raises ConfigError where it cannot listen.
+    """Serves the admin port of one process, at `hosts` and `port`.
 
-    `search`: where the port is taken, the next free one does, except `avoid`, which something else is to have.
-    `note`: left for `maskline health`, as long as it serves.
+    `live`, `ready`: called for each probe. `registry`: what `/metrics` shows. `search`: if the port is taken, use the
+    next free one, except `avoid`, which another part of the process needs. `note`: written for `maskline health` while
+    this serves.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class AdminServer:
         if search:
             self._ports = [port for port in range(port, port + PORTS_TRIED) if port != avoid]
         self._note = note
-        self._left: LeftNote | None = None
+        self._written_note: WrittenNote | None = None
         self._live = live
         self._ready = ready
         self._registry = registry
@@ -93,17 +96,19 @@ class AdminServer:
 
     @property
     def url(self) -> str:
-        """Where it is, as seen from this machine; once started."""
+        """The URL of this port from this machine; empty before `start`."""
         return "" if self._listener is None else f"http://{self._listener.authority}"
 
     async def start(self) -> None:
+        """Listen and answer from now on. Raises ConfigError if it cannot listen."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None  # noqa: S101 - it is there once set up
-        listener = Listener(
-            "admin", server, vital=True,
-            admit=lambda _, opening: "too_many" if len(server.connections) + opening >= CONNECTIONS_MAX else "",
-        )  # fmt: skip
+
+        def admit(_descriptor: int, opening: int) -> str:
+            return "too_many" if len(server.connections) + opening >= CONNECTIONS_MAX else ""
+
+        listener = Listener("admin", server, vital=True, admit=admit)
         wanted = self.port
         try:
             self._open(listener)
@@ -117,7 +122,7 @@ class AdminServer:
         if wanted not in (0, self.port):
             _log.info("admin port moved", taken=wanted, port=self.port)
         if self._note is not None:
-            self._leave(msgspec.structs.replace(self._note, addresses=dialable(listener.addresses)))
+            self._write_note(msgspec.structs.replace(self._note, addresses=dialable(listener.addresses)))
 
     def _open(self, listener: Listener) -> None:
         for port in self._ports:
@@ -129,18 +134,19 @@ class AdminServer:
             else:
                 return
 
-    def _leave(self, note: Note) -> None:
+    def _write_note(self, note: Note) -> None:
         try:
-            self._left = leave(note)
+            self._written_note = write_note(note)
         except OSError as error:
-            # It then asks where the settings say, which is right unless the port came out otherwise.
+            # `maskline health` then asks at the port of the settings, which is right unless it is taken.
             log = _log.info if self.port == self._ports[0] else _log.warning
             log("port note not written", reason=str(error))
 
     async def stop(self) -> None:
-        if self._left is not None:
-            self._left.remove()
-            self._left = None
+        """Remove the note, answer what is under way, and close the port."""
+        if self._written_note is not None:
+            self._written_note.remove()
+            self._written_note = None
         if self._listener is not None:
             await self._listener.close()
         await self._runner.cleanup()

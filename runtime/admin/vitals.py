@@ -1,4 +1,4 @@
-"""What every node tells of its process, besides its work: for /readyz and for /metrics."""
+"""What /readyz and /metrics of every node show of its process: dropped log lines, descriptors, metrics left out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from maskline.runtime.net.descriptors import descriptors_max, descriptors_open
 
 
 def vital_details() -> dict[str, Any]:
-    """For the JSON of /readyz."""
+    """The process's part of the JSON of /readyz."""
     return {
         "log": {"lines_dropped": lines_dropped(), "lines_waiting": lines_waiting()},
         "descriptors": {"open": descriptors_open(), "max": descriptors_max()},
@@ -19,7 +19,7 @@ def vital_details() -> dict[str, Any]:
 
 
 def vital_metrics(prefix: str) -> Iterator[Metric]:
-    """For /metrics; the names begin with `prefix`."""
+    """The process's metrics for /metrics, whose names begin with `prefix`."""
     yield CounterMetricFamily(
         prefix + "log_lines_dropped",
         "Log lines lost because nobody read them, or the disk was full.",

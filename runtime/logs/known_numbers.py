@@ -1,8 +1,8 @@
-"""The numbers of the events that this process is working on, for whatever it writes: `hide` puts tokens in their place.
+"""Knows the phone numbers of the events under way, and replaces them by tokens in whatever this process writes.
 
-Handling an event costs one `append`, by `seen`. Its numbers are only looked at when something is written, which finds
-what was seen since the last time. Numbers stay known after their events, for what is written late (a queue, a task
-that a handler has left running): the last NUMBERS_MAX of them, and always those of the attempts under way.
+Handling an event costs one `append`, by `add_event`. Its numbers are read only when something is written. Numbers stay
+known after their events, for what is written late (by a queue, or a task that a handler has left running): the last
+NUMBERS_MAX of them, and always those of the attempts under way.
 """
 
 import contextlib
@@ -34,18 +34,19 @@ ITEMS_MAX: Final = 1_000
 
 
 class RunningEvents(Protocol):
-    """Knows the events whose handlers may still be running. Any thread may ask."""
+    """Knows the events whose handlers may still be running."""
 
-    def events(self) -> Iterable[Event]: ...
+    def events(self) -> Iterable[Event]:
+        """Those events. Any thread may call this."""
 
 
 class KnownNumbers:
-    """Numbers of events, and the texts that they must not stand in. From any thread, and from signal handlers."""
+    """Learns numbers from events and hides them in texts. May be called from any thread and from signal handlers."""
 
     def __init__(self) -> None:
         self._seen: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.add_event = self._seen.append
-        """Tell of an event, before its first handler is called."""
+        """To be called with each event, before its first handler."""
         self._under_way: WeakSet[RunningEvents] = WeakSet()
         self._numbers = PhoneNumbers()
         self._added = dict[str, None]()
@@ -54,7 +55,7 @@ class KnownNumbers:
         self._lock = threading.RLock()
 
     def watch(self, under_way: RunningEvents) -> None:
-        """Ask this one, as long as it exists, for the events under way."""
+        """Ask `under_way` for its events when numbers are learned, as long as it exists."""
         self._under_way.add(under_way)
 
     def after_fork(self) -> None:

@@ -1,7 +1,7 @@
-"""Lines onto a stream that perhaps nobody reads: written at once where that goes, else queued, and never waited for.
+"""Writes lines to a stream that perhaps nobody reads: at once if that is possible, else from a queue, and never blocks.
 
-A full pipe blocks whoever writes to it, and with the event loop everything stands: leases lapse, the stop is lost. The
-flag that would prevent it (O_NONBLOCK) belongs to the open file, which processes share: set, it would harm the others.
+A full pipe blocks the writer, and with the event loop everything else: leases lapse, the stop is lost. The flag that
+would prevent it (O_NONBLOCK) belongs to the open file, which processes share: set, it would harm the others.
 
 | stream | what keeps a write from blocking |
 | --- | --- |
@@ -10,10 +10,10 @@ flag that would prevent it (O_NONBLOCK) belongs to the open file, which processe
 | socket, as journald gives | MSG_DONTWAIT |
 | pipe or terminal of another user | RWF_NOWAIT; on an old kernel it is asked first whether it takes PIPE_BUF bytes |
 
-So the ordinary line is written when `write` returns, and a crash loses none. What does not go waits in a bounded queue,
-which a thread of its own empties; where no thread can be had, the next lines do. The queue full, lines are dropped and
-counted until what waits has been written; then one line tells how many. A line goes out in one piece if it has at most
-PIPE_BUF bytes, in pieces that follow each other if it is longer and the stream takes no more.
+So an ordinary line is written when `write` returns, and a crash loses none. Other lines wait in a bounded queue, which
+a thread empties; if no thread can be started, the next calls do. When the queue is full, lines are dropped and counted
+until the waiting ones have been written; then one line says how many. A line of at most PIPE_BUF bytes is written in
+one piece, a longer one in consecutive pieces if the stream takes no more at once.
 """
 
 import _thread
@@ -35,38 +35,38 @@ QUEUE_MAX_LINES: Final = 20_000
 QUEUE_MAX_BYTES: Final = 8 << 20
 """A burst that a slow reader gets through in seconds; more would be memory taken from the work."""
 BATCH_LINES: Final = 100
-"""Written in one go, lock held: whoever logs meanwhile waits for that long and no longer."""
+"""Written while the lock is held: another thread that logs meanwhile waits for that long and no longer."""
 PIECE_MAX_BYTES: Final = select.PIPE_BUF
-"""What a pipe that says it is writable takes for sure, and in one piece."""
+"""What a pipe that is reported writable surely takes, and in one piece."""
 YIELD_S: Final = 0.0005
-"""Between batches: whoever wants to log meanwhile gets the lock."""
+"""Between batches, so that another thread that logs gets the lock."""
 RETRY_S: Final = 0.05
-"""Between tries on a stream that says it is writable and takes nothing."""
+"""Between tries on a stream that is reported writable and takes nothing."""
 FINISH_MAX_S: Final = 2.0
 FINISH_SILENCE_S: Final = 0.3
-"""How long the exit waits for a reader: as long as he reads, and no longer than the first. Nobody may be there."""
+"""How long the exit waits for a reader: FINISH_MAX_S while it reads, FINISH_SILENCE_S while it does not."""
 
 Send = Callable[[bytes], int]
-"""Writes what goes of some bytes and returns how many. Raises BlockingIOError where none go now, OSError or ValueError
-where none ever will."""
+"""Writes as many of the bytes as possible and returns how many. Raises BlockingIOError if the stream takes none now,
+OSError or ValueError if it never will."""
 
 
 class LineWriter:
     """Writes lines to `stream` in order, from any thread and from signal handlers. Never blocks, never raises.
 
-    `report`: makes the line that tells how many were dropped.
+    `report(count)`: makes the line that says how many were dropped.
     """
 
     def __init__(self, stream: TextIO | None, report: Callable[[int], bytes]) -> None:
         self.dropped = 0
         """Lines that were lost: the queue was full, or the stream refused them."""
         self.broken = False
-        """Whether a line met a pipe whose reader is gone for good."""
+        """Whether the stream is a pipe whose reader is gone for good."""
         self.before_finish: Callable[[], object] = lambda: None
-        """Called first by `finish`: whoever keeps something back writes it."""
+        """Called first by `finish`, for what a caller holds back and must write then."""
         self._unreported = 0
         self._refused = False
-        """Whether the stream has refused the last line: the reader is gone, the disk is full."""
+        """Whether the stream refused the last line: the reader is gone, or the disk is full."""
         self._report = report
         self._sink = _open(stream)
         self._queue: deque[bytes] = deque()
@@ -82,7 +82,7 @@ class LineWriter:
         return len(self._queue)
 
     def write(self, line: bytes) -> None:
-        """Write a line, which ends with a line end, or queue it, or drop it."""
+        """Write a line (with its line end), or queue it, or drop and count it."""
         with self._lock:
             if self._overflowed or not self._has_room(len(line)):
                 self._overflowed = True
@@ -96,7 +96,7 @@ class LineWriter:
                 self._start_thread()
 
     def finish(self) -> None:
-        """Write what waits, as long as somebody reads, and at most FINISH_MAX_S."""
+        """Write the queued lines, as long as the stream takes them, and for FINISH_MAX_S at most."""
         self.before_finish()
         until = time.monotonic() + FINISH_MAX_S
         while (left_s := min(until - time.monotonic(), FINISH_SILENCE_S)) > 0:
@@ -112,23 +112,23 @@ class LineWriter:
                 return
 
     def after_fork(self) -> None:
-        """In the child: what waits is the parent's to write, and its lock may have been held."""
+        """In the child: forget the queue, which the parent writes, and make a new lock, as a thread may hold it."""
         self._lock = threading.RLock()
         self._queue.clear()
         self._queued_bytes = self._unreported = 0
         self._overflowed = self._writing = self._thread_runs = False
 
     def descriptor(self) -> int:
-        """For what writes to the stream by itself at a crash: one that does not block, as far as there is one.
+        """A file descriptor for code that writes to the stream at a crash; it does not block, if there is such a one.
 
-        Raises OSError where there is none, nor /dev/null.
+        Raises OSError if there is none, nor /dev/null.
         """
         if self._sink.descriptor >= 0 and (not self._sink.blocks or self._wait(0)):
             return self._sink.descriptor
         return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Give back what was opened. Nothing may be written any more."""
+        """Close what was opened here. Nothing may be written any more."""
         self._sink.close()
 
     # Inside
@@ -146,7 +146,7 @@ class LineWriter:
         self._unreported += 1
 
     def _flush(self) -> bool:
-        """Write what goes of a batch; whether it came on. A line logged meanwhile by a signal handler joins it."""
+        """Write what the stream takes of a batch; whether it took any. A line that a signal handler logs joins it."""
         if self._writing:
             return False
         self._writing = True
@@ -184,17 +184,17 @@ class LineWriter:
         return moved
 
     def _is_done(self) -> bool:
-        """Nothing waits, and nothing is to be reported to a stream that takes it."""
+        """Whether no line waits, and no count of dropped ones is due to a stream that takes it."""
         return not self._queue and (self._refused or not self._unreported)
 
     def _start_thread(self) -> None:
-        # Not threading.Thread, which waits for the thread's first step and takes locks that a signal handler may meet.
-        with contextlib.suppress(RuntimeError):  # no thread to be had: the next line tries again
+        # Not threading.Thread: it waits for the thread's first step, and takes locks that a signal handler may hold up.
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the next line tries again
             _thread.start_new_thread(self._empty_queue, ())
             self._thread_runs = True
 
     def _empty_queue(self) -> None:
-        """Write the queue as the stream takes it, and end."""
+        """Write the queue as the stream takes it, then end. Runs in the thread."""
         went = True
         while True:
             before = went
@@ -211,7 +211,7 @@ class LineWriter:
                 time.sleep(RETRY_S)
 
     def _wait(self, within_s: float) -> bool:
-        """Until the stream takes more, as far as it says; whether it does."""
+        """Wait until the stream is reported writable; whether it is."""
         if self._sink.descriptor < 0:
             return True
         poll = select.poll()  # and not select, which knows no descriptor beyond 1,023
@@ -222,24 +222,24 @@ class LineWriter:
 def nonblocking_text_stream(
     writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes] = lambda data: data
 ) -> io.TextIOWrapper:
-    """A text stream in place of `stream`, which writes by `writer`: line by line, and without waiting.
+    """A text stream in place of `stream` that writes by `writer`, line by line, and never blocks.
 
-    `hide`: makes what may be written of what is to be. Raises BrokenPipeError when the reader is found to be gone, as
-    `stream` would, but once only.
+    `hide`: replaces phone numbers in what is written. The stream raises BrokenPipeError when the reader is gone, as
+    `stream` would, but only once.
     """
     raw = io.BufferedWriter(_RawStream(writer, stream, hide))
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
 OPEN_END_MAX_BYTES: Final = 512
-"""Of what is kept back because a number may go on in the next piece."""
+"""Bound on what is held back because a number may go on in the next piece."""
 _OPEN_END: Final = re.compile(rb"[0-9%\\&\x80-\xff][^A-Za-z\r\n]*\Z")
 
 
 class _RawStream(io.RawIOBase):
-    """Takes the bytes in pieces: lines, but also parts of one that is long, or flushed in its midst.
+    """Takes bytes in pieces: lines, but also parts of one that is long, or flushed in the middle.
 
-    So what may be the beginning of a number stays until the next piece comes, or the process ends.
+    So what may be the beginning of a number is held back until the next piece comes, or the process ends.
     """
 
     def __init__(self, writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes]) -> None:
@@ -283,7 +283,7 @@ class _RawStream(io.RawIOBase):
 class _Sink(NamedTuple):
     send: Send
     descriptor: int = -1
-    """To wait for; -1 where nobody need."""
+    """The descriptor to wait for; -1 if no write blocks."""
     blocks: bool = False
     """Whether a plain write to the descriptor may block."""
     close: Callable[[], None] = lambda: None
@@ -322,7 +322,7 @@ def _to_memory(stream: TextIO) -> Send:
 
 
 class _PolledWrite:
-    """Writes to what is shared, by the means that leave its flags alone."""
+    """Writes to a descriptor that others share without blocking, and without a change of its flags."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

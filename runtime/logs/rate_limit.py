@@ -1,11 +1,11 @@
-"""Bounds how often a log says the same: what fails in a loop fails many times a second, for hours."""
+"""Bounds how often the same is logged: what fails in a loop fails many times a second, for hours."""
 
 from collections.abc import Hashable
 from time import monotonic
 from typing import Final
 
 INTERVAL_S: Final = 30.0
-"""Between lines about the same. Whoever looks at the log at night sees within that what is wrong, and that it lasts."""
+"""Between two lines about the same: a reader of the log sees within that time what is wrong, and that it lasts."""
 
 LINES_MAX: Final = 5
 """Lines within INTERVAL_S about different things: where a server refuses everything, a few partitions are named and the
@@ -13,16 +13,16 @@ others are counted."""
 
 
 class LogRateLimit:
-    """Says of something that happens again and again whether to log it now. One for each kind of log line."""
+    """Decides whether to log something that happens again and again. One for each kind of log line."""
 
     def __init__(self, interval_s: float = INTERVAL_S, lines_max: int = LINES_MAX) -> None:
         self._interval_s, self._lines_max = interval_s, lines_max
         self._said: dict[Hashable, float] = {}
-        """When each was logged last: those of the last interval only, so never more than `lines_max`."""
+        """When each was logged, within the last interval only, so never more than `lines_max`."""
         self._silent = 0
 
     def due(self, *about: Hashable) -> bool:
-        """Whether to log what is told apart by `about`; if not, it is counted."""
+        """Whether to log a line about `about`, which tells it from others of its kind; if not, it is counted."""
         now = monotonic()
         if about in self._said or len(self._said) >= self._lines_max:
             recent = now - self._interval_s
@@ -34,6 +34,6 @@ class LogRateLimit:
         return True
 
     def take_silent(self) -> int:
-        """How many were counted and not logged since this was last asked."""
+        """How many lines were held back since the last call."""
         silent, self._silent = self._silent, 0
         return silent

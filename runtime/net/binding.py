@@ -1,4 +1,4 @@
-"""Sockets for every address that a list of hosts means, all on one port.
+"""Binds a socket to every address that a list of hosts means, all on one port.
 
 | a host | means |
 | --- | --- |
@@ -6,8 +6,8 @@
 | a name | all its addresses that are this machine's, one at least |
 | an address | itself |
 
-Addresses that another of the list covers (127.0.0.1 beside 0.0.0.0) are left away. Sockets of IPv6 take no IPv4,
-whatever the system's default is, so that peers of IPv4 appear as such.
+An address that another of the list covers (127.0.0.1 beside 0.0.0.0) is left out. IPv6 sockets take no IPv4, whatever
+the system's default is, so that IPv4 peers appear as such.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ class ListenError(OSError):
         super().__init__(number, reason)
         self.reason = reason
         self.where = where
-        """Which: `host:port`."""
+        """The address, as `host:port`."""
 
 
-class Wanted(NamedTuple):
-    """A socket that is to be bound."""
+class SocketAddress(NamedTuple):
+    """An address to bind a socket to."""
 
     host: str
     """As it is named."""
@@ -52,7 +52,7 @@ def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.sock
     """
     if not 0 <= port <= PORT_MAX:
         raise ListenError(errno.EINVAL, f"port must be 0-{PORT_MAX}", with_port(hosts, port))
-    found = [one for host in read_hosts(hosts or ANY_IPV6) for one in _look_up(host, port)]
+    found = [one for host in read_hosts(hosts or ANY_IPV6) for one in _resolve(host, port)]
     wanted = distinct(found)
     covered = {one.host for one in found if one not in wanted}
     for _ in range(PORT_TRIES - 1 if port == 0 else 0):
@@ -64,10 +64,10 @@ def bind(hosts: str, port: int, *, reuse_port: bool = False) -> list[socket.sock
     return _bind_all(wanted, covered, port, reuse_port=reuse_port)
 
 
-def dialled(address: str) -> str:
-    """The address that an URL for this machine is made of, where `address` is the first that is listened on.
+def dial_address(address: str) -> str:
+    """The address to put into a URL for this machine. `address`: the first that is listened on.
 
-    Containers often have the family IPv6, and no address of it: there `::` is reached by IPv4 alone.
+    Containers often have the IPv6 family but no address of it: there `::` is reached by IPv4 alone.
     """
     if address == ANY_IPV6:
         try:
@@ -78,7 +78,7 @@ def dialled(address: str) -> str:
 
 
 def is_free(hosts: str, port: int) -> bool:
-    """Whether nobody has this port at any of the hosts; that they cannot be had at all is for `bind` to say."""
+    """Whether no process listens on this port at any of the hosts. Other errors are left to `bind`."""
     try:
         sockets = bind(hosts, port)
     except ListenError as error:
@@ -88,20 +88,20 @@ def is_free(hosts: str, port: int) -> bool:
     return True
 
 
-def distinct(wanted: Iterable[Wanted]) -> list[Wanted]:
+def distinct(wanted: Iterable[SocketAddress]) -> list[SocketAddress]:
     """Each address once, and none that is covered by all addresses of its family. Pure."""
-    firsts: dict[tuple[int, Any], Wanted] = {}
+    firsts: dict[tuple[int, Any], SocketAddress] = {}
     for one in wanted:
         firsts.setdefault((one.family, one.address), one)
     every = {one.family for one in firsts.values() if _is_any(one)}
     return [one for one in firsts.values() if _is_any(one) or one.family not in every]
 
 
-def _is_any(wanted: Wanted) -> bool:
+def _is_any(wanted: SocketAddress) -> bool:
     return wanted.address[0] in (ANY_IPV4, ANY_IPV6)
 
 
-def _look_up(host: str, port: int) -> list[Wanted]:
+def _resolve(host: str, port: int) -> list[SocketAddress]:
     found = []
     for name in (ANY_IPV6, ANY_IPV4) if host == ANY_IPV6 else (host,):
         try:
@@ -110,11 +110,13 @@ def _look_up(host: str, port: int) -> list[Wanted]:
             raise ListenError(error.errno, error.strerror or str(error), with_port(host, port)) from None
         except UnicodeError:  # a part of the name is empty, or too long
             raise ListenError(errno.EINVAL, "it is no host name", with_port(host, port)) from None
-        found += [Wanted(host, info[0], info[4]) for info in infos]
+        found += [SocketAddress(host, info[0], info[4]) for info in infos]
     return found
 
 
-def _bind_all(wanted: list[Wanted], covered: set[str], port: int, *, reuse_port: bool) -> list[socket.socket]:
+def _bind_all(
+    wanted: list[SocketAddress], covered: set[str], port: int, *, reuse_port: bool
+) -> list[socket.socket]:
     """`covered`: hosts that have an address among those of others."""
     with contextlib.ExitStack() as undo:
         sockets: list[socket.socket] = []
@@ -126,19 +128,19 @@ def _bind_all(wanted: list[Wanted], covered: set[str], port: int, *, reuse_port:
                 sock = _bound(family, (address[0], number, *address[2:]), reuse_port=reuse_port)
             except OSError as error:
                 if error.errno not in _NOT_HERE:
-                    raise _cannot(host, port, error) from None
+                    raise _listen_error(host, port, error) from None
                 missing[host] = error  # as ::1 of localhost, on a machine without IPv6
                 continue
             sockets.append(undo.enter_context(sock))
             here.add(host)
             number = number or int(sock.getsockname()[1])
         for host in missing.keys() - here:
-            raise _cannot(host, port, missing[host])
+            raise _listen_error(host, port, missing[host])
         undo.pop_all()
         return sockets
 
 
-def _cannot(host: str, port: int, error: OSError) -> ListenError:
+def _listen_error(host: str, port: int, error: OSError) -> ListenError:
     return ListenError(error.errno, error.strerror or str(error), with_port(host, port))
 
 

@@ -1,8 +1,8 @@
-"""File descriptors: how many this process may have, how many it has, and how many are kept from its clients.
+"""File descriptors: how many this process may have, how many it has, and how many clients may take.
 
-Each connection of a client is one. What works for the process itself (Redis, the spool, the admin port, names that are
-looked up) must find some left when clients have taken all they can get: so clients get the limit less a reserve. And
-where nothing is left all the same, a few that were set aside early can be given up, for what must not fail then.
+Each client connection takes one. The process itself (Redis, the spool, the admin port, name resolution) must find some
+left when clients have taken all they can get: so clients get the limit less a reserve. And if none is left all the
+same, a few spares that were opened early can be given up for what must not fail then.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ _spares: list[int] = []
 
 
 def raise_limit() -> None:
-    """Let this process have as many as it may: the soft limit, often 1,024, becomes the hard one."""
-    set_aside()
+    """Raise the soft limit of this process, often 1,024, to the hard one, and open the spares."""
+    open_spares()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (hard, LIMIT_OF_MACOS):
         with contextlib.suppress(ValueError, OSError):
@@ -39,16 +39,16 @@ def raise_limit() -> None:
             return
 
 
-def set_aside() -> bool:
-    """Take spares until there are enough; whether there are."""
+def open_spares() -> bool:
+    """Open spares until there are SPARES; whether there are."""
     with contextlib.suppress(OSError):
         while len(_spares) < SPARES:
             _spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     return len(_spares) == SPARES
 
 
-def give_spare_up() -> bool:
-    """Close a spare, so that something can be opened at once; whether there was one."""
+def give_up_spare() -> bool:
+    """Close a spare, so that something else can be opened at once; whether there was one."""
     if not _spares:
         return False
     os.close(_spares.pop())
@@ -56,18 +56,18 @@ def give_spare_up() -> bool:
 
 
 def is_short() -> bool:
-    """Whether spares have been given up that could not be taken back."""
+    """Whether spares were given up and could not be opened again."""
     return len(_spares) < SPARES
 
 
 def descriptors_max() -> int:
-    """How many this process may have open; an operator can change it while it runs."""
+    """How many descriptors this process may have open now; an operator can change that while it runs."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def descriptors_open() -> int:
-    """How many it has open; all it may have, where there is not one left to look with."""
+    """How many descriptors this process has open; its limit, if none is left to count them with."""
     try:
         return sum(1 for _ in Path(LISTING).iterdir()) - 1  # without the one that looks
     except OSError as error:
@@ -75,5 +75,5 @@ def descriptors_open() -> int:
 
 
 def for_clients(limit: int) -> int:
-    """Up to how many in use, of so many, clients may take one more."""
+    """Of `limit` descriptors, how many may be in use before clients get no more."""
     return limit - min(max(RESERVE_MIN, limit // RESERVE_SHARE), limit // RESERVE_MOST)

@@ -1,13 +1,15 @@
-"""Listening: accepts connections by itself, as the loops' own servers close unseen what they have no descriptor for.
+"""Accepts connections, and counts those that it must refuse for want of descriptors.
+
+The event loops' own servers close such connections unseen, so this accepts by itself.
 
 | when a client connects and | then |
 | --- | --- |
-| `admit` names a reason against it | it is closed at once, counted by that reason |
+| `admit` returns a reason against it | it is closed at once and counted by that reason |
 | no descriptor is left | a spare is given up for it: it is closed at once and counted; a *vital* listener serves it |
-| there is no spare either | it waits in the kernel's queue, and is tried again in PAUSE_S |
+| there is no spare either | it waits in the kernel's queue, and is accepted later, every PAUSE_S |
 
-Spares (runtime.net.descriptors) are taken back as soon as that goes. A vital listener (health must answer, of all
-things, then) ends such connections after VITAL_MAX_S, and its owner should keep none beyond its answer.
+Spares (runtime.net.descriptors) are opened again as soon as possible. A vital listener, for health must answer even
+then, ends such connections after VITAL_MAX_S, and its owner should keep none beyond its answer.
 """
 
 import asyncio
@@ -19,19 +21,19 @@ from time import monotonic
 from typing import Any, Final
 
 from maskline.runtime.logs import get_logger
-from maskline.runtime.net.binding import ListenError, bind, dialled
-from maskline.runtime.net.descriptors import give_spare_up, set_aside
+from maskline.runtime.net.binding import ListenError, bind, dial_address
+from maskline.runtime.net.descriptors import give_up_spare, open_spares
 from maskline.schemas.hosts import ANY_IPV6, authority, read_hosts, with_port
 
 ACCEPTS_MAX: Final = 64
-"""In one turn of the loop; then what is under way has its turn."""
+"""Connections accepted in one turn of the loop; then the requests under way have their turn."""
 PAUSE_S: Final = 0.1
 VITAL_MAX_S: Final = 5.0
 """What a probe takes, and more."""
 LOG_INTERVAL_S: Final = 10.0
-"""Between lines about refused connections; the count is in each."""
+"""Between two log lines about refused connections; each has the count."""
 OUT_OF_DESCRIPTORS: Final = "no_descriptors"
-"""The reason against a connection that only a spare could be had for."""
+"""The reason against a connection that took a spare."""
 ACCEPT_FAILED: Final = "accept_failed"
 """Counted whenever accept() finds no descriptor, or no memory, whatever comes of it."""
 
@@ -40,22 +42,27 @@ _log = get_logger("maskline.listener")
 
 
 def admit_all(_descriptor: int, _opening: int) -> str:
+    """Refuse no connection: the default of `Listener`."""
     return ""
 
 
 class Listener:
-    """Accepts connections and has the protocols that `serve` makes serve them.
+    """Accepts connections, each served by a protocol that `serve()` makes.
 
-    `name`: for the log. `admit`: asked about each, by the number of its descriptor and how many are being opened; the
-    reason to refuse it, or an empty text. The kernel gives the lowest number that is free, so it tells how many are
-    in use.
-    `count`: told each reason, and ACCEPT_FAILED.
+    `name`: for the log. `admit(descriptor, opening)`: returns the reason to refuse a connection, or an empty text, from
+    the number of its descriptor (the kernel gives the lowest free one, so it tells how many are in use) and how many
+    connections are being opened. `count(reason)`: called for each refused one, and with ACCEPT_FAILED.
     """
 
     def __init__(
-        self, name: str, serve: Callable[[], asyncio.Protocol], *, vital: bool = False,
-        admit: Callable[[int, int], str] = admit_all, count: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        serve: Callable[[], asyncio.Protocol],
+        *,
+        vital: bool = False,
+        admit: Callable[[int, int], str] = admit_all,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._name = name
         self._serve = serve
         self._vital = vital
@@ -63,7 +70,7 @@ class Listener:
         self._count = count
         self._loop = asyncio.get_running_loop()
         self.authority = ""
-        """`host:port` of a URL that leads here from this machine; once it is open."""
+        """`host:port` for a URL that leads here from this machine; empty before `open`."""
         self._sockets: list[socket.socket] = []
         self._opening: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -77,11 +84,11 @@ class Listener:
 
     @property
     def addresses(self) -> list[tuple[Any, ...]]:
-        """What it listens on, as sockets have it."""
+        """The addresses it listens on, as `getsockname` gives them."""
         return [sock.getsockname() for sock in self._sockets]
 
     def open(self, hosts: str, port: int, *, backlog: int, reuse_port: bool = False) -> None:
-        """Listen on all addresses of `hosts` (runtime.net.binding). Raises ListenError where that cannot be."""
+        """Listen on all addresses of `hosts` (runtime.net.binding). Raises ListenError if that is not possible."""
         self._sockets = bind(hosts, port, reuse_port=reuse_port)
         try:
             for sock in self._sockets:
@@ -89,7 +96,7 @@ class Listener:
         except OSError as error:
             self._close_sockets()
             raise ListenError(error.errno, error.strerror or str(error), with_port(hosts, port)) from None
-        self.authority = authority(hosts, self.port, dialled(self._sockets[0].getsockname()[0]))
+        self.authority = authority(hosts, self.port, dial_address(self._sockets[0].getsockname()[0]))
         if ANY_IPV6 in read_hosts(hosts) and all(sock.family != socket.AF_INET6 for sock in self._sockets):
             _log.warning("ipv6 not available", listener=self._name)
         self._refill()
@@ -97,7 +104,7 @@ class Listener:
             self._loop.add_reader(sock.fileno(), self._accept, sock)
 
     async def close(self) -> None:
-        """Take in what has connected so far, and listen no more."""
+        """Accept what has connected so far, and listen no more."""
         for sock in self._sockets:
             self._accept(sock)
             self._loop.remove_reader(sock.fileno())
@@ -128,8 +135,8 @@ class Listener:
                 self._open_connection(sock)
 
     def _accept_by_spare(self, listening: socket.socket) -> bool:
-        """Give a spare up for the next connection; False where nothing came of it."""
-        if not give_spare_up():
+        """Give up a spare for the next connection; whether one was accepted by it."""
+        if not give_up_spare():
             return False
         try:
             sock, _ = listening.accept()
@@ -160,15 +167,15 @@ class Listener:
             _log.error("connection not served", listener=self._name, exc_info=error)
             sock.close()
 
-    # What is short
+    # Out of descriptors
 
     def _refill(self) -> None:
-        """Take the spares back; later, where that does not go now."""
-        if not set_aside():
+        """Open the spares again, or try that again in PAUSE_S."""
+        if not open_spares():
             self._later("refill", self._refill)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Not to try in vain again and again: a connection that waits keeps the socket readable."""
+        """Accept nothing for PAUSE_S: a waiting connection keeps the socket readable, and would be tried in a loop."""
         self._loop.remove_reader(listening.fileno())
         self._later(f"accept {listening.fileno()}", self._resume, listening)
         if self._may_log():

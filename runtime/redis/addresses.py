@@ -1,8 +1,8 @@
-"""The addresses that a server's name leads to: looked up at every connect, those that failed last tried last.
+"""Resolves a server's name at every connect, and tries those of its addresses last that failed last.
 
-- A dead address costs ADDRESS_DELAY_S, once: the next one is tried beside it (happy eyeballs, RFC 8305), and it itself
-  comes last from then on.
-- So does one that takes connections and says nothing, refuses the log-in, or has lost a connection.
+- A dead address costs ADDRESS_DELAY_S once: the next one is tried in parallel (happy eyeballs, RFC 8305), and the dead
+  one comes last from then on.
+- So does an address that takes connections and sends nothing, refuses the log-in, or has lost a connection.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from aiohappyeyeballs import AddrInfoType, start_connection
 from maskline.runtime.redis.url import Server
 
 ADDRESS_DELAY_S: Final = 0.25
-"""RFC 8305's: longer than most round trips, and nothing that anybody waits for."""
+"""RFC 8305's value: longer than most round trips, and too short to matter."""
 ADDRESSES_MAX: Final = 16
-"""Of one name, in one connect; the others come when these have failed. Each is a socket."""
+"""Of one name in one connect, as each takes a socket; the others follow when these have failed."""
 FAILED_MAX: Final = 1024
-"""Addresses remembered as failed: more than any installation has, while names lead to ever new ones."""
+"""Addresses remembered as failed: more than any installation has, but names may lead to ever new ones."""
 
 
 class ServerAddress(NamedTuple):
@@ -28,25 +28,25 @@ class ServerAddress(NamedTuple):
 
     server: Server
     info: AddrInfoType | None
-    """What the resolver says; None for a socket in the file system."""
+    """The resolver's result; None for a unix socket."""
 
     @property
     def text(self) -> str:
-        """As `10.0.0.7:6379`; the path of a socket in the file system."""
+        """As `10.0.0.7:6379`, or the path of a unix socket."""
         return str(self.server) if self.info is None else str(Server(*self.info[4][:2]))
 
     def __str__(self) -> str:
-        """For logs: as it is named, and the address where that is another."""
+        """For logs: the name as configured, with the address in brackets if it differs."""
         named, address = str(self.server), self.text
         return named if named == address else f"{named} ({address})"
 
 
 class Addresses:
-    """What is known of addresses, for one process."""
+    """Resolves names and remembers which addresses failed, for one process."""
 
     def __init__(self) -> None:
         self._failed: dict[Any, int] = {}
-        """By socket address: when it failed last, as a place in the order of failures."""
+        """By socket address: the number of its last failure, counted over all addresses."""
         self._count = itertools.count(1)
 
     async def of(self, server: Server) -> list[ServerAddress]:
@@ -60,7 +60,7 @@ class Addresses:
         return [ServerAddress(server, info) for info in infos[:ADDRESSES_MAX]]
 
     async def open(self, addresses: Sequence[ServerAddress]) -> tuple[socket.socket | None, ServerAddress]:
-        """A connected socket to the first that answers; None for one in the file system. Raises OSError."""
+        """Connect to the first that answers; the socket (None for a unix socket) and its address. Raises OSError."""
         infos = [server_address.info for server_address in addresses if server_address.info is not None]
         if not infos:
             return None, addresses[0]
@@ -79,7 +79,7 @@ class Addresses:
         return sock, addresses[place]
 
     def failed(self, server_address: ServerAddress) -> None:
-        """Try the others first."""
+        """Remember that the address failed: from now on the others come first."""
         if server_address.info is None:
             return
         if len(self._failed) >= FAILED_MAX:
@@ -88,7 +88,7 @@ class Addresses:
 
 
 def _numeric(server: Server) -> Sequence[AddrInfoType]:
-    """An address needs no resolver, and no thread for it."""
+    """The result for a host that is an address already, which needs no resolver, nor a thread for it."""
     try:
         return socket.getaddrinfo(
             server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST

@@ -1,11 +1,11 @@
-"""The servers that have the partitions, each with what a process keeps for it: connections, a publisher.
+"""The primaries that have the partitions, each with what a process keeps for it: connections, a publisher.
 
-With one server, or behind Sentinels, that is one, for ever. With a cluster it is one for each primary, and which has
-which partition changes: at a failover, or when a slot is moved. The map is asked for again when a node says that a key
-is not there, while one cannot be reached, and now and then; until it is there, what cannot be sent waits where it is.
+With one server, or behind Sentinels, there is always one. With a cluster there is one for each primary, and which has
+which partition changes: at a failover, or when a slot is moved. The slot map is requested again when a node says that a
+key is elsewhere, while a node cannot be reached, and regularly. Until it is known, what cannot be sent waits.
 
-A new map counts at once: it is taken over and told of, servers that left are stopped, and those that came are started,
-each by itself. No server, whatever it says, keeps the partitions of another waiting.
+A new map counts at once: it is applied and announced, primaries that left are stopped, and new ones are started, each
+by itself. No primary, whatever it replies, delays the partitions of another.
 """
 
 import asyncio
@@ -22,38 +22,40 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 
 REFRESH_S: Final = 10.0
-"""The map is asked for at least so often: nothing tells of a new primary that has taken over slots of an old one."""
+"""The longest time between two requests for the map: nothing announces a primary that takes over another's slots."""
 FIND_TIMEOUT_S: Final = 2.0
 """How long the start waits for the first map before it goes on without."""
 REFRESH_MIN_S: Final = 0.25
-"""And at most so often, while something is wrong."""
+"""The shortest time between two requests, while something is wrong."""
 
 _log = get_logger("maskline.cluster")
 
 
 class ClusterPrimary(Protocol):
-    """What is kept for one server."""
+    """What a process keeps for one primary."""
 
     @property
     def up(self) -> bool:
-        """Its server can be used."""
+        """Whether its server can be used."""
 
     def start(self) -> None:
-        """Connect, and go on trying in the background until `stop`; nothing where it was started before."""
+        """Connect, and go on trying in the background until `stop`. A second call does nothing."""
 
     async def wait_first_attempt(self) -> None:
-        """Wait, bounded, for the end of the first try. Raises ConfigError where waiting cannot help."""
+        """Wait, bounded, for the end of the first attempt. Raises ConfigError if waiting longer cannot help."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """Close the connections, and try no more."""
 
 
 PrimaryT = TypeVar("PrimaryT", bound=ClusterPrimary)
 
 
 class Cluster(Generic[PrimaryT]):
-    """`make_primary(server)` makes what is kept for a server, None being the only one there is.
+    """All primaries, and which of them has which partition.
 
-    `tasks`: keep the map. `on_change`: the map has changed.
+    `make_primary(server)`: makes what is kept for a primary; `server` is None for the only one there is. `tasks`: run
+    the refresh of the map. `on_change`: called when partitions have moved.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class Cluster(Generic[PrimaryT]):
         self._refresh_task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.error = "" if self._only is not None else "the cluster was not found yet"
-        """Why the map is not known; empty where it is."""
+        """Why the map is not known or not complete; empty if it is."""
 
     async def start(self) -> None:
-        """Find the servers and start what is kept for each; where they are away, go on trying in the background.
+        """Find the primaries and start what is kept for each; if they are away, go on trying in the background.
 
-        Raises ConfigError where waiting cannot help.
+        Raises ConfigError if waiting cannot help.
         """
         if self._only is not None:
             self._only.start()
@@ -102,41 +104,42 @@ class Cluster(Generic[PrimaryT]):
         await asyncio.gather(*(primary.wait_first_attempt() for primary in self))
 
     async def stop(self) -> None:
+        """Stop the refresh and everything that is kept for a primary."""
         if self._refresh_task is not None:
             self._refresh_task.cancel()
             await asyncio.gather(self._refresh_task, return_exceptions=True)
         await asyncio.gather(*(primary.stop() for primary in self), *self._leaving)
 
     def __iter__(self) -> Iterator[PrimaryT]:
-        """All servers', those that have no partition any more among them until they are stopped."""
+        """What is kept for each primary."""
         return iter((self._only,) if self._only is not None else tuple(self._by_server.values()))
 
     def of_partition(self, partition: int) -> PrimaryT | None:
-        """None while nobody is known to have it."""
+        """What is kept for the primary that has the partition; None while that is not known."""
         return self._of_partition[partition]
 
     def of_key(self, key: str) -> PrimaryT | None:
-        """Of a key that belongs to no partition."""
+        """What is kept for the primary that has a key of no partition; None while that is not known."""
         if self._only is not None:
             return self._only
         server = self.server_of(key)
         return None if server is None else self._by_server.get(server)
 
     def server_of(self, key: str) -> Server | None:
-        """The cluster's node that has a key; None while nobody knows, and where there is no cluster."""
+        """The cluster's node that has a key; None while that is not known, and where there is no cluster."""
         return None if self._slots is None else self._slots.server_of(key)
 
     def request_refresh(self) -> None:
-        """A server says that a key is not there, or cannot be reached: ask for the map again."""
+        """Ask for the map again soon: a server says that a key is elsewhere, or cannot be reached."""
         self._refresh_due.set()
 
     # Inside
 
     async def _refresh_loop(self) -> None:
         while True:
-            well = not self.error and all(primary.up for primary in self)
+            healthy = not self.error and all(primary.up for primary in self)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_S if well else 2 * REFRESH_MIN_S):
+                async with asyncio.timeout(REFRESH_S if healthy else 2 * REFRESH_MIN_S):
                     await self._refresh_due.wait()
             self._refresh_due.clear()
             try:
@@ -146,7 +149,7 @@ class Cluster(Generic[PrimaryT]):
                     _log.warning("cluster slots refresh failed", reason=str(error))
                 self.error = str(error)
             except Exception:
-                self._refresh_due.set()  # whoever goes on with this asks at once
+                self._refresh_due.set()  # the restarted task asks at once
                 raise
             await asyncio.sleep(REFRESH_MIN_S)
 

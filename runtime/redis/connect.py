@@ -1,7 +1,7 @@
-"""How to get a connection to Redis: the servers that MASKLINE_REDIS_URL leads to, log-in, TLS.
+"""Opens connections to the servers that MASKLINE_REDIS_URL leads to.
 
-One server needs no finding. Sentinels are asked for the primary at every connect (`runtime.redis.sentinels`), and the
-primary whether it is one: so a failover costs a reconnect. A cluster's nodes are asked who has which keys, at the
+One server needs no search. Sentinels are asked for the primary at every connect (`runtime.redis.sentinels`), and that
+server whether it is one: so a failover costs a reconnect. A cluster's nodes are asked which has which keys, at the
 start and whenever a node says that a key has moved (`runtime.redis.cluster`).
 """
 
@@ -23,7 +23,7 @@ from maskline.schemas.settings.sources import FileText
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 1.0
-"""For a cluster's node that is asked where others are: there are more of them."""
+"""For asking one of a cluster's nodes for the slot map: there are others to ask."""
 
 WRONG_SERVER: Final = ("READONLY", "MASTERDOWN", "LOADING", "NOAUTH", "UNBLOCKED")
 """Replies after which another connection may reach a server that takes writes, as after a failover."""
@@ -34,14 +34,14 @@ _log = get_logger("maskline.redis")
 
 
 class RedisEndpoint:
-    """Redis, as the settings name it.
+    """Redis as the settings name it: one server, a cluster, or the primary behind Sentinels.
 
-    Raises ConfigError for a URL that cannot be read.
+    Raises ConfigError for a URL that cannot be read. MASKLINE_REDIS_URL_FILE is read again when a log-in is refused.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._text = settings.redis_url
-        self._file_trouble = ""
+        self._file_error = ""
         self._dialer = Dialer()
         self._url = read_redis_url(settings.redis_url)
         self._seeds = self._url.servers
@@ -53,12 +53,13 @@ class RedisEndpoint:
 
     @property
     def is_cluster(self) -> bool:
+        """Whether the URL names a cluster."""
         return self._url.kind == "cluster"
 
     async def find_slots(self) -> SlotMap | None:
-        """The cluster's servers by their slots; None where there is no cluster, and one server has everything.
+        """Ask the cluster for its slot map; None where there is no cluster, as one server has everything.
 
-        Raises RedisUnavailableError where no node answers.
+        Raises RedisUnavailableError if no node answers.
         """
         if not self.is_cluster:
             return None
@@ -76,10 +77,10 @@ class RedisEndpoint:
             try:
                 slots = await self._ask_slots(server)
             except RedisUnavailableError as error:
-                if not isinstance(why, RedisRefusesError):  # which says more than that a node is away
+                if not isinstance(why, RedisRefusesError):  # a refusal says more than a node that is away
                     why = error
                 continue
-            # Ever longer lists of ever other nodes, and those of the URL at the end, should all the others be gone.
+            # The nodes of the present map first, then those of the URL, in case all of the map are gone one day.
             self._seeds = tuple(dict.fromkeys([*slots.primaries, *self._url.servers]))
             return slots
         raise type(why or RedisUnavailableError())(f"no node of the cluster answers: {why}")
@@ -112,16 +113,16 @@ class RedisEndpoint:
             )
         used = self._url
         try:
-            return await self._reach(name, on_lost, server, timeout_s)
+            return await self._connect_once(name, on_lost, server, timeout_s)
         except RedisRefusesError:
             if not self._read_again(used):
                 raise
-        return await self._reach(name, on_lost, server, timeout_s)
+        return await self._connect_once(name, on_lost, server, timeout_s)
 
     # Inside
 
     def _read_again(self, used: RedisUrl) -> bool:
-        """Whether there is another URL now than the one that was used."""
+        """Read MASKLINE_REDIS_URL_FILE again; whether there is another URL now than the one that was `used`."""
         if self._url is not used:
             return True
         if not isinstance(self._text, FileText):
@@ -133,7 +134,7 @@ class RedisEndpoint:
             return self._cannot_use_file(str(error))
         if url.kind != used.kind:
             return self._cannot_use_file("it names servers of another kind: restart this process")
-        self._file_trouble = ""
+        self._file_error = ""
         if text == self._text:
             return False
         _log.info("redis url file reloaded", redis=url.address)
@@ -141,12 +142,12 @@ class RedisEndpoint:
         return True
 
     def _cannot_use_file(self, why: str) -> Literal[False]:
-        if why != self._file_trouble:
+        if why != self._file_error:
             _log.error("redis url file rejected", reason=why)
-        self._file_trouble = why
+        self._file_error = why
         return False
 
-    async def _reach(
+    async def _connect_once(
         self, name: str, on_lost: Callable[[], None] | None, server: Server | None, timeout_s: float
     ) -> PipelinedConnection:
         if self._url.kind == "sentinel":
@@ -204,14 +205,13 @@ class RedisEndpoint:
 
 
 async def _is_primary(connection: PipelinedConnection, *, with_replica: bool) -> bool:
-    """Sentinels may still name a server that has just been demoted, or name one that has not been promoted yet.
+    """Ask the server whether it is a primary: Sentinels may name one that was just demoted, or is not promoted yet.
 
-    `with_replica`: only one that has a replica will do.
+    `with_replica`: it must have a replica as well. Closes the connection if it fails.
     """
     try:
-        (role,) = await connection.send(
-            pack("ROLE"), 1, timeout_s=CONNECT_TIMEOUT_S
-        )  # as for the rest: it may be slow
+        # As patient as for connecting: the server may be slow.
+        (role,) = await connection.send(pack("ROLE"), 1, timeout_s=CONNECT_TIMEOUT_S)
     except BaseException as error:
         connection.close()
         if isinstance(error, RedisUnavailableError):

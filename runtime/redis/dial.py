@@ -1,7 +1,7 @@
-"""Opens connections: the addresses of a server's name in turn, TLS, log-in.
+"""Opens connections: tries the addresses of a server's name in turn, with TLS and log-in.
 
-Within one connect every address has its share of the time: one that takes the connection and then says nothing, or
-refuses, is left for the next.
+Within one connect every address has its share of the time: one that takes the connection and then sends nothing, or
+refuses, is given up for the next.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from maskline.runtime.redis.url import Login, Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SHARE_MIN_S: Final = 1.0
-"""What TLS and log-in may take at one address of several: three round trips of a link that is slow, and works."""
+"""The least that TLS and log-in may take at one address of several: three round trips of a slow, working network."""
 
 _LOGIN_REFUSED: Final = (
     "WRONGPASS",
@@ -31,13 +31,13 @@ _LOGIN_REFUSED: Final = (
 
 
 class ConnectionOptions(NamedTuple):
-    """How to enter a server."""
+    """How to set a connection up: TLS, log-in, database and name."""
 
     tls: ssl.SSLContext | None
     login: Login
     database: int = 0
     name: str = ""
-    """Of the connection, in CLIENT LIST."""
+    """The connection's name in CLIENT LIST."""
 
 
 class Dialer:
@@ -68,31 +68,31 @@ class Dialer:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._addresses.of(server) if server_address is None else [server_address]
                 while addresses:
-                    sock, tried = await self._addresses.open(addresses)
+                    sock, address = await self._addresses.open(addresses)
                     share_s = max((deadline - loop.time()) / len(addresses), SHARE_MIN_S)
                     try:
                         async with asyncio.timeout(share_s if len(addresses) > 1 else None):
-                            return await self._enter(sock, tried, options, on_lost)
+                            return await self._open(sock, address, options, on_lost)
                     except (OSError, TimeoutError, RedisUnavailableError) as error:
-                        failures.add(tried, error, share_s)
-                    self._addresses.failed(tried)
-                    addresses.remove(tried)
+                        failures.add(address, error, share_s)
+                    self._addresses.failed(address)
+                    addresses.remove(address)
         except (OSError, TimeoutError, UnicodeError) as error:  # UnicodeError: of a host that is no name
             failures.add(None, error, timeout_s)
-        raise failures.sum()
+        raise failures.as_error()
 
-    async def _enter(
+    async def _open(
         self,
         sock: socket.socket | None,
         server_address: ServerAddress,
         options: ConnectionOptions,
         on_lost: Callable[[], None] | None,
     ) -> PipelinedConnection:
-        entered = False
+        logged_in = False
 
         def lost() -> None:
             self._addresses.failed(server_address)
-            if entered and on_lost is not None:
+            if logged_in and on_lost is not None:
                 on_lost()
 
         loop = asyncio.get_running_loop()
@@ -103,9 +103,9 @@ class Dialer:
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            named = server_address.server.host if options.tls is not None else None
+            server_name = server_address.server.host if options.tls is not None else None
             _, connection = await loop.create_connection(
-                lambda: PipelinedConnection(lost), sock=sock, ssl=options.tls, server_hostname=named
+                lambda: PipelinedConnection(lost), sock=sock, ssl=options.tls, server_hostname=server_name
             )
         connection.server_address = server_address
         try:
@@ -115,12 +115,12 @@ class Dialer:
             raise
         if not connection.connected:
             raise RedisUnavailableError(f"Redis at {server_address} closed the connection at once")
-        entered = True
+        logged_in = True
         return connection
 
 
 def refused(who: str, reply: str) -> RedisUnavailableError:
-    """What an error reply to a connection's first commands says."""
+    """The error for an error reply to a connection's first commands. `who`: the server, for the message."""
     if reply.startswith(_LOGIN_REFUSED):
         return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the log-in: {reply}")
     if "DB index" in reply:
@@ -149,7 +149,7 @@ async def _log_in(
 
 
 class _Failures:
-    """What the addresses of one server said."""
+    """Why the addresses of one server failed, for one error about all of them."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -164,7 +164,7 @@ class _Failures:
         else:
             self._reasons.append(where + _reason(error, timeout_s))
 
-    def sum(self) -> RedisUnavailableError:
+    def as_error(self) -> RedisUnavailableError:
         if len(self._reasons) == len(self._errors) == 1:
             return self._errors[0]
         refuses = any(isinstance(error, RedisRefusesError) for error in self._errors)

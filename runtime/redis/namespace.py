@@ -1,4 +1,4 @@
-"""What all nodes of a namespace must agree on; the first node ever started writes it down."""
+"""The layout of a namespace, on which all nodes must agree: the first node ever started writes it to Redis."""
 
 import asyncio
 import secrets
@@ -17,16 +17,16 @@ from maskline.schemas.settings import Settings
 LAYOUT_VERSION: Final = 1
 TOKEN_KEY_BYTES: Final = 32
 AGREE_TIMEOUT_S: Final = 1.0
-"""How long a connection waits for the node that keeps a cluster's layout, before it is tried again: at the start all of
-them are opened at once."""
+"""How long a connection waits for the one to the cluster's node that has the layout, before it is opened anew: at the
+start all of them are opened at once."""
 
 
 async def check_namespace(connection: PipelinedConnection, settings: Settings) -> None:
-    """Agree with every other node on the layout, which the first node ever started writes down.
+    """Compare the settings with the layout in Redis, or write it there if this is the first node ever started.
 
-    Takes over the key of the number tokens, so that all nodes' logs agree on them. Raises ConfigError where
-    MASKLINE_PARTITIONS differs from the layout in Redis, as a session would then be in two partitions, in no order;
-    RedisUnavailableError where Redis refuses, or answers what is no layout.
+    Takes over the key of the number tokens, so that all nodes' logs have the same tokens. Raises ConfigError if
+    MASKLINE_PARTITIONS differs from the layout, as a session would then be in two partitions, in no order;
+    RedisUnavailableError if Redis refuses, or replies with something else than a layout.
     """
     key = Keys(settings.namespace).layout
     replies = await connection.send(
@@ -39,14 +39,14 @@ async def check_namespace(connection: PipelinedConnection, settings: Settings) -
     there = isinstance(replies[-1], list) and None not in replies[-1]
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError) and not (there and str(reply).startswith("OOM")):
-            # Out of memory is no fault where the layout is there: nothing had to be written.
+            # Out of memory does no harm where the layout exists: nothing had to be written.
             raise RedisUnavailableError(f"Redis refuses to keep the layout: {reply}")
     try:
         partitions, version, token_key = int(replies[-1][0]), int(replies[-1][1]), bytes(replies[-1][2])
         if len(token_key) != TOKEN_KEY_BYTES:
             raise ValueError(len(token_key))  # noqa: TRY301  one way out for all that is damaged
     except (ValueError, TypeError, LookupError) as error:
-        # Not what Redis replies to that. Trying goes on: the right server may come to this address yet.
+        # Not what Redis replies to this. The caller tries again: the right server may still come to this address.
         raise RedisUnavailableError(
             f"no Redis answers, or its layout is damaged ({type(error).__name__})"
         ) from None
@@ -63,9 +63,9 @@ async def check_namespace(connection: PipelinedConnection, settings: Settings) -
 
 
 class NamespaceCheck:
-    """Nothing is sent to any server before the layout was agreed on, once; and again whenever its server comes back.
+    """Holds connections up until the layout was checked once; checks again with every connection to its server.
 
-    `server_of(key)`: the cluster's node that has a key, None while nobody knows.
+    `server_of(key)`: the cluster's node that has a key, None while that is not known.
     """
 
     def __init__(self, settings: Settings, server_of: Callable[[str], Server | None] | None = None) -> None:
@@ -75,9 +75,9 @@ class NamespaceCheck:
         self._agreed = asyncio.Event()
 
     async def check(self, connection: PipelinedConnection, server: Server | None) -> None:
-        """Called with every new connection.
+        """Check the layout by a new connection to `server`, or wait until another connection has done so.
 
-        Raises ConfigError where the layout contradicts the settings, RedisUnavailableError where it cannot be read yet.
+        Raises ConfigError if the layout contradicts the settings, RedisUnavailableError if it cannot be read yet.
         """
         if server is None or self._server_of is None or self._server_of(self._key) == server:
             await check_namespace(connection, self._settings)

@@ -8,9 +8,9 @@ here gains by RESP3.
 A deadline counts silence, not the time to the last byte of a reply: through a thin pipe a big one may take a minute,
 and cutting it would only have it sent again. What counts as progress stands at PROGRESS_MIN_BYTES.
 
-It never reconnects: it is lost as a whole, every batch under way with it, and its owner opens the next one
-(`runtime.redis.connect`). Which commands were carried out before the loss is unknown, so what is sent must bear a
-repeat.
+A connection never reconnects: it is lost as a whole, with every batch under way, and its owner opens the next one
+(`runtime.redis.connect`). Which commands were carried out before the loss is unknown, so whatever is sent must be safe
+to repeat.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from maskline.schemas.errors import RedisUnavailableError
 Argument = bytes | str | int
 
 REPLY_TIMEOUT_S: Final = 5.0
-"""So long without progress, while a batch waits, means a connection that is dead or half-open: it is cut."""
+"""A connection without progress for so long, while a batch waits, is dead or half-open, and is closed."""
 
 PROGRESS_MIN_BYTES: Final = 4_096
-"""Bytes that must come, or go, within a batch's timeout to count as progress, unless a batch is answered by fewer:
-under a kilobyte a second nothing gets done, and a trickle must not keep a connection for ever."""
+"""Bytes that must be received or sent within a batch's timeout to count as progress, unless fewer answer a batch: below
+a kilobyte a second nothing gets done, and a trickle must not keep a connection for ever."""
 
 WATCH_INTERVAL_S: Final = 0.25
 
@@ -50,7 +50,7 @@ def pack(*arguments: Argument) -> bytes:
 
 
 class _Batch:
-    """Commands that were sent together: their replies so far, and when they are overdue, if nothing moves."""
+    """Commands that were sent together: their replies so far, and when they are overdue without progress."""
 
     __slots__ = ("begun_at", "count", "deadline", "future", "replies", "timeout_s")
 
@@ -62,7 +62,7 @@ class _Batch:
         self.deadline = deadline
         self.timeout_s = timeout_s
         self.begun_at = 0.0
-        """When the first of the replies was there, and not all of them."""
+        """When the first reply had come, but not all of them; 0 before."""
         self.replies: list[Any] = []
 
 
@@ -80,19 +80,19 @@ class PipelinedConnection(asyncio.Protocol):
         self._overdue: _Batch | None = None
         self._on_lost = on_lost
         self._context = contextvars.copy_context()
-        """Of what follows, whoever sends: a user's code may have bound log values in its own."""
+        """For callbacks of the loop, whoever sends: a user's code may have bound log values in its own context."""
         self.server_address: ServerAddress | None = None
         """Where it leads; None before it is connected."""
         self.timed_out = False
-        """It ended because the server did not answer in time."""
+        """Whether it was closed because the server did not answer in time."""
         self.received_bytes = 0
         """Since the connection was made."""
         self.transfer_s = 0.0
-        """From the first reply of the batch answered last to the end of it: what its size took, without the latency."""
+        """The time from the first to the last reply of the last batch: what its size took, without the latency."""
         self._answered = 0
         self._sent_bytes = 0
         self._moved = 0
-        """Bytes that had come and gone when there was progress last."""
+        """Bytes received and sent at the last progress."""
         self._answered_then = 0
         self._moved_at = 0.0
 
@@ -111,13 +111,12 @@ class PipelinedConnection(asyncio.Protocol):
     def send(
         self, packed: bytes, count: int, *, timeout_s: float = REPLY_TIMEOUT_S, at_once: bool = False
     ) -> asyncio.Future[list[Any]]:
-        """Send `count` packed commands; the future holds their replies in order.
+        """Send `count` packed commands (`pack`); the future's result is the list of their replies in order.
 
-        `at_once`: for whoever has gathered by itself, and would only wait for another turn of the loop.
+        `at_once`: write now, instead of gathering until the next turn of the loop, as the caller has gathered already.
 
-        Error replies stand in the list as `hiredis.ReplyError`. The future fails with RedisUnavailableError when the
-        connection is lost, or when there is no progress for `timeout_s` while they are awaited (which loses the
-        connection).
+        An error reply stands in the list as `hiredis.ReplyError`. The future fails with RedisUnavailableError when the
+        connection is lost, or when there is no progress for `timeout_s`, which closes the connection.
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if self._lost is not None or self._transport is None:
@@ -135,29 +134,31 @@ class PipelinedConnection(asyncio.Protocol):
         return future
 
     async def execute(self, *arguments: Argument, timeout_s: float = REPLY_TIMEOUT_S) -> Any:
-        """Send one command and return its reply. Raises ResponseError where the reply is an error."""
+        """Send one command and return its reply. Raises ResponseError for an error reply."""
         (reply,) = await self.send(pack(*arguments), 1, timeout_s=timeout_s)
         if isinstance(reply, hiredis.ReplyError):
             raise ResponseError(str(reply))
         return reply
 
     def close(self) -> None:
-        """Cut the connection; what is under way fails."""
+        """Close the connection; batches under way fail."""
         self._fail("this process has closed the connection to Redis")
 
     @property
     def loss(self) -> str:
-        """Who has ended it, and why; empty while it lives."""
+        """Which side has ended the connection, and why; empty while it is open."""
         return "" if self._lost is None else str(self._lost)
 
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport, and watch the deadlines from now on."""
         # A cast and no check: uvloop's transports are not derived from asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
 
     def data_received(self, data: bytes) -> None:
+        """Parse replies and hand them to their batches."""
         reader, waiting = self._reader, self._waiting
         self.received_bytes += len(data)
         reader.feed(data)
@@ -181,6 +182,7 @@ class PipelinedConnection(asyncio.Protocol):
             self._fail("Redis sent something that is not its protocol")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the batches under way."""
         self._fail(
             f"the connection to Redis was lost: {type(exc).__name__ if exc else 'closed by the server'}"
         )
@@ -200,7 +202,7 @@ class PipelinedConnection(asyncio.Protocol):
         overdue = self._waiting[0] if self._waiting else None
         if overdue is not None and max(overdue.deadline, self._moved_at + overdue.timeout_s) >= now:
             overdue = None
-        # Only at the second look: where this process itself stood still, the replies are there and were not read yet.
+        # Only at the second check: if this process itself stood still, the replies have come and are not read yet.
         if overdue is not None and overdue is self._overdue:
             self.timed_out = True
             self._fail(
@@ -211,7 +213,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
 
     def _unsent_bytes(self) -> int:
-        """What was sent and has not reached the other side's kernel yet."""
+        """Bytes that were sent and have not reached the server's kernel yet."""
         if self._transport is None:
             return 0
         unsent = self._transport.get_write_buffer_size()
@@ -236,7 +238,7 @@ class PipelinedConnection(asyncio.Protocol):
             batch.replies = []
             if not batch.future.done():
                 batch.future.set_exception(RedisUnavailableError(why))
-                # Whoever sent and went away without looking is not to be warned about it at collection.
+                # asyncio must not warn, at collection, about a future whose owner has gone.
                 batch.future.exception()
         if self._on_lost is not None:
             self._on_lost()

@@ -1,18 +1,19 @@
-"""Which server is the primary, by the word of several Sentinels.
+"""Finds the primary by asking several Sentinels.
 
-One Sentinel may be cut off, or have slept through a failover, and name a primary that is none any more: what is written
-there is lost. So all are asked at once, which takes a round trip, and one names it alone only where nobody contradicts.
+One Sentinel may be cut off, or have missed a failover, and name a server that is no longer the primary: what is written
+there is lost. So all are asked at once, which takes one round trip, and a minority is believed only if no other
+Sentinel contradicts it.
 
-| what they say | then |
+| what the Sentinels reply | then |
 | --- | --- |
-| a majority of all configured names one server | it is the primary |
-| the same, but another of them has a newer configuration with another server | wait: a failover spreads |
-| no majority, though others answer | wait until they agree |
-| all that can be reached name one server, but are no majority | it is, if it has a replica |
+| a majority of all configured ones names one server | it is the primary |
+| the same, but another one has a newer configuration with another server | wait: a failover is spreading |
+| no majority, though several reply | wait until they agree |
+| all that can be reached name one server, but they are no majority | it is the primary, if it has a replica |
 
-Some may name it by its name, others by an address (`announce-hostnames`): what leads to one address is one server.
-The last is for the day when most Sentinels are down. A primary that is cut off with a few of them has no replica left,
-and is not followed. Whatever they say, the server itself is asked as well whether it is a primary
+Some may give a host name, others an address (`announce-hostnames`): names that lead to one address are one server. The
+last row is for the day when most Sentinels are down. A primary that is cut off together with a few of them has no
+replica left, and is not used. In any case the server itself is asked whether it is a primary
 (`runtime.redis.connect`).
 """
 
@@ -30,42 +31,44 @@ from maskline.runtime.redis.url import Server
 from maskline.schemas.errors import RedisRefusesError, RedisUnavailableError
 
 SENTINELS_TIMEOUT_S: Final = 3.0
-"""For all of them. A silent one is waited for only where the others do not suffice."""
+"""For all of them together. A silent one is waited for only if the others do not suffice."""
 GRACE_S: Final = 0.1
-"""How long those are waited for whose word would change nothing but by a newer epoch: a round trip, mostly."""
+"""Once a majority agrees, how long the others are waited for, as one may have a newer epoch: mostly a round trip."""
 EPOCH_TIMEOUT_S: Final = 0.5
-"""The epoch comes with the address. Where it does not, it is unknown, and the address is what counts."""
+"""The epoch usually comes with the address. If not, it is unknown, and the address alone counts."""
 NAMES_TIMEOUT_S: Final = 0.5
-"""For looking up the names of servers where Sentinels seem to contradict each other."""
+"""For resolving the names of servers where Sentinels seem to contradict each other."""
 
 NO_EPOCH: Final = -1
 
 
 class SentinelReply(NamedTuple):
-    """What a Sentinel says."""
+    """What one Sentinel replied."""
 
     sentinel: Server
     primary: Server
     epoch: int
-    """Of its configuration, greater with every failover; NO_EPOCH where it does not tell."""
+    """Of its configuration, greater with every failover; NO_EPOCH where it is not known."""
 
 
 class FoundPrimary(NamedTuple):
+    """The primary, by what the Sentinels replied."""
+
     server: Server
     agreed: bool
     """A majority of the Sentinels names it."""
 
 
-class _UselessError(RedisUnavailableError):
-    """The Sentinel was reached and has no answer for us."""
+class _NoPrimaryNamedError(RedisUnavailableError):
+    """The Sentinel was reached, but names no primary."""
 
 
 async def find_primary(
     sentinels: Sequence[Server], service: str, connect: Callable[[Server], Awaitable[PipelinedConnection]]
 ) -> FoundPrimary:
-    """Ask all of them.
+    """Ask all `sentinels` for the primary of `service`, each by a connection that `connect` opens.
 
-    Raises RedisUnavailableError where they name none, RedisRefusesError where some refuse to tell.
+    Raises RedisUnavailableError if they name none or do not agree, RedisRefusesError if some refuse to reply.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + SENTINELS_TIMEOUT_S
@@ -85,18 +88,18 @@ async def find_primary(
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-    answers = await _in_one_form(answers)
+    answers = await _unify_names(answers)
     if (agreed := by_majority(answers, len(sentinels))) is not None:
         return FoundPrimary(agreed, agreed=True)
-    if not any(isinstance(error, (_UselessError, RedisRefusesError)) for error in failures):
+    if not any(isinstance(error, (_NoPrimaryNamedError, RedisRefusesError)) for error in failures):
         named = {answer.primary for answer in answers}
         if len(named) == 1 and len(answers) <= len(sentinels) // 2:
             return FoundPrimary(named.pop(), agreed=False)
-    raise _nobody(service, answers, failures, [tasks[task] for task in pending])
+    raise _no_primary(service, answers, failures, [tasks[task] for task in pending])
 
 
 def by_majority(answers: Sequence[SentinelReply], configured: int) -> Server | None:
-    """The server that more than half of those configured name, if nobody knows better."""
+    """The server that more than half of the `configured` Sentinels name, unless another has a newer epoch. Pure."""
     votes = Counter(answer.primary for answer in answers)
     for server, count in votes.items():
         if count > configured // 2:
@@ -106,12 +109,12 @@ def by_majority(answers: Sequence[SentinelReply], configured: int) -> Server | N
     return None
 
 
-async def _in_one_form(answers: Sequence[SentinelReply]) -> list[SentinelReply]:
-    """The same answers, each server in the form in which most, or the first of them, name it."""
+async def _unify_names(answers: Sequence[SentinelReply]) -> list[SentinelReply]:
+    """The same answers, with one form for each server: the one that most, or the first of them, use."""
     named = [server for server, _ in Counter(answer.primary for answer in answers).most_common()]
     if len(named) < 2:
         return list(answers)
-    addresses = await asyncio.gather(*map(_addresses, named))
+    addresses = await asyncio.gather(*map(_resolve, named))
     forms: dict[Server, Server] = {}
     for place, server in enumerate(named):
         same = (one for one, there in zip(named, addresses, strict=True) if there & addresses[place])
@@ -119,7 +122,7 @@ async def _in_one_form(answers: Sequence[SentinelReply]) -> list[SentinelReply]:
     return [answer._replace(primary=forms[answer.primary]) for answer in answers]
 
 
-async def _addresses(server: Server) -> set[tuple[str, int]]:
+async def _resolve(server: Server) -> set[tuple[str, int]]:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(NAMES_TIMEOUT_S):
@@ -142,13 +145,13 @@ async def _ask(
         (reply,) = await address
         if isinstance(reply, hiredis.ReplyError):
             error = refused(f"the Sentinel at {sentinel}", str(reply))
-            raise error if isinstance(error, RedisRefusesError) else _UselessError(str(error))
+            raise error if isinstance(error, RedisRefusesError) else _NoPrimaryNamedError(str(error))
         if not reply:
-            raise _UselessError(f"the Sentinel at {sentinel} knows no {service}")
+            raise _NoPrimaryNamedError(f"the Sentinel at {sentinel} knows no {service}")
         try:
             primary = Server(reply[0].decode(), int(reply[1]))
         except (ValueError, TypeError, LookupError, AttributeError):
-            raise _UselessError(f"the Sentinel at {sentinel} answers no address") from None
+            raise _NoPrimaryNamedError(f"the Sentinel at {sentinel} answers no address") from None
         return SentinelReply(sentinel, primary, await _epoch(state))
     finally:
         connection.close()
@@ -163,7 +166,7 @@ async def _epoch(state: asyncio.Future[list[Any]]) -> int:
         return NO_EPOCH  # an error, say, to a user who may not ask
 
 
-def _nobody(
+def _no_primary(
     service: str,
     answers: Sequence[SentinelReply],
     failures: Sequence[RedisUnavailableError],

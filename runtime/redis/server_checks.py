@@ -7,7 +7,7 @@
 
 For callers: `report = await inspect_server(connection)` once for every connection (one round trip), log
 `report.errors` and `report.warnings` by `code` and `text`, and put `report.details()` into the JSON of /readyz. With
-several servers, as in a cluster, each has its own report; no text says which server it is about. `judge` is pure.
+several servers, as in a cluster, each has its own report; no text says which server it is about. `find_faults` is pure.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ OLDEST_REDIS: Final = (7, 0)
 """Before it XAUTOCLAIM does not say what was deleted, and XGROUP takes no ENTRIESREAD."""
 
 MEMORY_HIGH: Final = 0.9
-"""Above this part of maxmemory an hour's burst may fill the rest: time to look, while nothing is refused yet."""
+"""Above this part of maxmemory a burst may fill the rest: a warning while nothing is refused yet."""
 
 SECTIONS: Final = ("server", "memory", "persistence", "replication")
 
@@ -29,7 +29,7 @@ _VERSION: Final = re.compile(r"(\d{1,6})\.(\d{1,6})")
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be."""
+    """One thing that is wrong with a server."""
 
     severity: Literal["error", "warning"]
     code: str
@@ -37,12 +37,12 @@ class Finding(NamedTuple):
     `no_persistence`, `snapshots_only`, `appendonly_off`, `append_failing`, `snapshot_failing`, `replica`,
     `not_inspected`."""
     text: str
-    """One line for an operator: what is, what it costs, what to do."""
+    """One line for an operator: what was found, what it costs, what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerReport:
-    """What a server says it is, and what is wrong with it."""
+    """What a server is by its own account, and what is wrong with it."""
 
     version: str
     """As `Valkey 9.1.2` or `Redis 8.2.3`; `unknown` where the server does not tell."""
@@ -53,15 +53,17 @@ class ServerReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """The findings that endanger callbacks."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     @property
     def too_old(self) -> Finding | None:
-        """Set where the server cannot be worked with at all."""
+        """The finding that the server is too old to be used at all, if it is."""
         return next((finding for finding in self.findings if finding.code == "server_too_old"), None)
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
+        """The findings that weaken another promise."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
     def details(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class ServerReport:
 async def inspect_server(connection: PipelinedConnection) -> ServerReport:
     """Ask a server about itself, in one round trip.
 
-    Raises RedisUnavailableError where the connection is lost meanwhile; a server that refuses to tell is no failure.
+    Raises RedisUnavailableError if the connection is lost. A server that refuses to reply is reported, not raised.
     """
     asked = [pack("INFO", section) for section in SECTIONS] + [pack("CONFIG", "GET", "save")]
     *sections, configured = await connection.send(b"".join(asked), len(asked))
@@ -90,7 +92,7 @@ async def inspect_server(connection: PipelinedConnection) -> ServerReport:
     ):  # name, value
         save = configured[1].decode(errors="replace")
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
-    return ServerReport(version_of(info), tuple(judge(info, save)), used, limit)
+    return ServerReport(version_of(info), tuple(find_faults(info, save)), used, limit)
 
 
 # The pure part
@@ -106,25 +108,26 @@ def parse_info(reply: Any) -> dict[str, str]:
 
 
 def version_of(info: Mapping[str, str]) -> str:
+    """The server's name and version by the fields of INFO, as `Valkey 9.1.2`; `unknown` where they do not tell."""
     # Valkey's redis_version is the one that it is compatible with.
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
     return f"Redis {info['redis_version']}" if "redis_version" in info else "unknown"
 
 
-def judge(info: Mapping[str, str], save: str | None) -> list[Finding]:
-    """What is wrong with a server that says this of itself.
+def find_faults(info: Mapping[str, str], save: str | None) -> list[Finding]:
+    """What is wrong with a server, by what it says of itself.
 
     `info`: the fields of INFO, as far as the server gave them. `save`: its save points as CONFIG GET gives them, ""
     for none, None where it does not tell.
     """
     findings = [*_version(info), *_memory(info), *_persistence(info, save), *_replication(info)]
-    if unseen := list(_unseen(info, save)):
+    if not_told := list(_not_told(info, save)):
         findings.append(
             Finding(
                 "warning",
                 "not_inspected",
-                f"the server does not tell its {', '.join(unseen)}: allow this user INFO and CONFIG|GET, or check "
+                f"the server does not tell its {', '.join(not_told)}: allow this user INFO and CONFIG|GET, or check "
                 "docs/operating.md by hand",
             )
         )
@@ -213,8 +216,8 @@ def _replication(info: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def _unseen(info: Mapping[str, str], save: str | None) -> Iterator[str]:
-    """What a judgement would need and is not there, in words."""
+def _not_told(info: Mapping[str, str], save: str | None) -> Iterator[str]:
+    """In words, what a check needs and the server did not tell."""
     if "valkey_version" not in info and not _VERSION.match(info.get("redis_version", "")):
         yield "version"
     if "maxmemory_policy" not in info or _number(info, "maxmemory") is None:

@@ -1,7 +1,6 @@
-"""Keeps an eye on the servers: inspects each at every new connection and every INSPECT_INTERVAL_S
-(`runtime.redis.server_checks`).
+"""Inspects each server at every new connection and every INSPECT_INTERVAL_S (`runtime.redis.server_checks`).
 
-What is found is logged once, and again when it is over; /readyz has it as it stands.
+A finding is logged when it appears and when it is gone; /readyz shows the present ones.
 """
 
 import asyncio
@@ -16,13 +15,13 @@ from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import RedisUnavailableError
 
 INSPECT_INTERVAL_S: Final = 15.0
-"""As often as Prometheus usually asks: somebody's CONFIG SET, or a memory that fills up, shows within that."""
+"""As often as Prometheus usually scrapes: a CONFIG SET, or a memory that fills up, shows within that."""
 
 _log = get_logger("maskline.redis")
 
 
 class ServerMonitor:
-    """The last report of each server, by its address."""
+    """Inspects the servers of a process and keeps the last report of each, by its address."""
 
     def __init__(self, tasks: BackgroundTasks) -> None:
         self._tasks = tasks
@@ -30,7 +29,7 @@ class ServerMonitor:
         self._reports: dict[str, ServerReport] = {}
 
     async def inspect(self, connection: PipelinedConnection, address: str) -> ServerReport:
-        """Ask a server about itself and log what is new. Raises RedisUnavailableError if the connection is lost."""
+        """Inspect a server and log what is new. Raises RedisUnavailableError if the connection is lost."""
         report = await inspect_server(connection)
         before = self._reports.get(address)
         self._reports[address] = report
@@ -47,13 +46,13 @@ class ServerMonitor:
         return report
 
     async def require_supported(self, connection: PipelinedConnection, address: str) -> None:
-        """Inspect, and raise RedisUnavailableError for a server that cannot be worked with at all."""
+        """Inspect a server, and raise RedisUnavailableError if it is too old to be used at all."""
         report = await self.inspect(connection, address)
         if report.too_old is not None:
             raise RedisUnavailableError(f"Redis at {address}: {report.too_old.text}")
 
     async def require_safe(self, connection: PipelinedConnection, address: str) -> None:
-        """Inspect, and raise RedisUnavailableError for what endangers callbacks: none may go there."""
+        """Inspect a server, and raise RedisUnavailableError if a finding endangers callbacks: none may go there."""
         report = await self.inspect(connection, address)
         if report.errors:
             raise RedisUnavailableError(f"Redis at {address}: {report.errors[0].text}")
@@ -63,13 +62,15 @@ class ServerMonitor:
         connections: Callable[[], Iterable[tuple[str, PipelinedConnection | None]]],
         on_error: Callable[[PipelinedConnection], None] | None = None,
     ) -> None:
-        """Inspect the servers there are, by address and connection, if there is one, until `stop`.
+        """Inspect in the background until `stop` what `connections()` returns each time: addresses and connections.
 
-        `on_error`: called for the connection to a server that endangers callbacks.
+        A server without a connection is not inspected. `on_error`: called with the connection to a server that
+        endangers callbacks.
         """
         self._task = self._tasks.start("inspection", partial(self._run, connections, on_error))
 
     async def stop(self) -> None:
+        """End the inspections in the background."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -89,10 +90,10 @@ class ServerMonitor:
                 (connection, address) for address, connection in present.items() if connection is not None
             ]
             await asyncio.gather(
-                *(self._look(connection, address, on_error) for connection, address in there)
+                *(self._inspect_one(connection, address, on_error) for connection, address in there)
             )
 
-    async def _look(
+    async def _inspect_one(
         self,
         connection: PipelinedConnection,
         address: str,
@@ -104,16 +105,17 @@ class ServerMonitor:
                 on_error(connection)
         except RedisUnavailableError:
             return
-        except Exception as error:  # noqa: BLE001 - what one server says keeps no other from being looked at
+        except Exception as error:  # noqa: BLE001 - what one server says keeps no other from being inspected
             self._tasks.failed("inspection", error)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """What endangers callbacks, of all servers."""
         return tuple(finding for report in self._reports.values() for finding in report.errors)
 
     @property
     def reports(self) -> Mapping[str, ServerReport]:
-        """The last one of each server, by its address."""
+        """The last report of each server, by its address."""
         return self._reports
 
     def details(self) -> dict[str, Any]:

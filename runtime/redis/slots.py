@@ -1,4 +1,4 @@
-"""Which server of a Redis Cluster has which key: the answer to CLUSTER SLOTS, read."""
+"""Which server of a Redis Cluster has which key, from its reply to CLUSTER SLOTS. Pure."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -13,7 +13,7 @@ __all__ = ["SLOTS", "SlotMap", "read_slots"]
 
 
 class SlotMap:
-    """Immutable: the primaries, and the slots each of them has. Slots that nobody has are unknown."""
+    """The primaries of a cluster and the slots each of them serves. Immutable; a slot may have no server."""
 
     __slots__ = ("_owners", "primaries")
 
@@ -22,18 +22,20 @@ class SlotMap:
         self.primaries = tuple(sorted(set(owners.values())))
 
     def server_of(self, key: str) -> Server | None:
+        """The primary that serves the key's slot; None where none does."""
         return self._owners.get(key_slot(key.encode()))
 
     @property
     def complete(self) -> bool:
+        """Whether every slot has a server."""
         return len(self._owners) == SLOTS
 
 
 def read_slots(reply: Sequence[Any], asked: Server) -> SlotMap:
-    """The reply to CLUSTER SLOTS: `[first, last, [host, port, …], replicas…]` a range.
+    """Read the reply to CLUSTER SLOTS: for each range of slots `[first, last, [host, port, …], replicas…]`.
 
-    A node that does not know its own address leaves the host empty: then it is the one that was `asked`. Raises
-    ValueError for what is no such reply.
+    `asked`: the node that replied. One that does not know its own address leaves the host empty, which means `asked`.
+    Raises ValueError for anything else than such a reply.
     """
     owners: dict[int, Server] = {}
     try:

@@ -1,4 +1,4 @@
-"""MASKLINE_REDIS_URL taken apart: what kind of servers it names, where they are, how to log in to them.
+"""Parses MASKLINE_REDIS_URL: what kind of servers it names, where they are, how to log in to them.
 
 | URL | means |
 | --- | --- |
@@ -7,10 +7,10 @@
 | `redis+sentinel://host:port,host:port/service/db` | the primary of `service`, by its Sentinels |
 | `rediss+cluster://`, `rediss+sentinel://` | the same with TLS |
 
-Options stand in the query: `username`, `password` and `db`, for whom the usual places do not suit; with Sentinels
-`sentinel_username` and `sentinel_password`; with TLS those of `runtime.redis.tls`. Every other one is refused by its
-name: what is silently not applied costs more than a refused start. `%XX` stands for a special character everywhere, and
-`+` for itself.
+Options stand in the query: `username`, `password` and `db`, where the usual places do not suit; with Sentinels
+`sentinel_username` and `sentinel_password`; with TLS those of `runtime.redis.tls`. Any other option is refused by its
+name: an option that is silently ignored costs more than a refused start. `%XX` stands for a special character
+everywhere, and `+` for itself.
 """
 
 import difflib
@@ -19,11 +19,11 @@ import ssl
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
-from maskline.runtime.redis.tls import TLS_OPTIONS, tls_context, wrong
+from maskline.runtime.redis.tls import TLS_OPTIONS, option_error, tls_context
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.hosts import with_port
 
-Kind = Literal["server", "cluster", "sentinel"]
+ServerKind = Literal["server", "cluster", "sentinel"]
 
 DEFAULT_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -36,7 +36,7 @@ _HINTS: Final = {
     "socket_timeout": "see MASKLINE_PUBLISH_TIMEOUT_MS",
     "client_name": "maskline names its connections itself",
 }
-"""Options of redis-py that people bring along, and what to do instead."""
+"""Options of redis-py that users may bring along, and what to do instead."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,40}\Z")
 _DATABASE: Final = re.compile(r"[0-9]{1,9}\Z")
 
@@ -54,12 +54,16 @@ class Server(NamedTuple):
 
 
 class Login(NamedTuple):
+    """Username and password, each empty where the URL has none."""
+
     username: str = ""
     password: str = ""
 
 
 class RedisUrl(NamedTuple):
-    kind: Kind
+    """MASKLINE_REDIS_URL in its parts. `service` is the Sentinels' name for the primary, else empty."""
+
+    kind: ServerKind
     servers: tuple[Server, ...]
     """The one server, some nodes of the cluster, or the Sentinels."""
     service: str
@@ -76,13 +80,13 @@ class RedisUrl(NamedTuple):
 
 
 def read_redis_url(url: str) -> RedisUrl:
-    """Raises ConfigError, with one line that shows no credentials, for what cannot be read."""
+    """Parse the URL. Raises ConfigError, whose one line shows no credentials, for one that cannot be read."""
     if not url:
         raise ConfigError("MASKLINE_REDIS_URL is not set: say where Redis is, as redis://host:6379/0")
     scheme, _, rest = url.partition("://")
     transport, _, kind = scheme.partition("+")
     try:
-        return _read(transport, kind, rest)
+        return _parse(transport, kind, rest)
     except ValueError as error:
         hint = f" ({error})" if str(error) else ""
         raise ConfigError(
@@ -90,7 +94,7 @@ def read_redis_url(url: str) -> RedisUrl:
         ) from None
 
 
-def _read(transport: str, kind: str, rest: str) -> RedisUrl:
+def _parse(transport: str, kind: str, rest: str) -> RedisUrl:
     if transport not in ("redis", "rediss", "unix") or (transport == "unix" and kind):
         raise ValueError
     if "#" in rest:
@@ -100,7 +104,7 @@ def _read(transport: str, kind: str, rest: str) -> RedisUrl:
         raise ValueError("the log-in stands once, before the first host; in a password, @ stands as %40")
     options = _options(query)
     tls = transport == "rediss"
-    _refuse_unknown(options, query, tls=tls, sentinel=kind == "sentinel")
+    _check_options(options, query, tls=tls, sentinel=kind == "sentinel")
     login = _login(options, _LOGIN, credentials)
     sentinel_login = _login(options, _SENTINEL_LOGIN)
     context = tls_context({name: options[name] for name in TLS_OPTIONS if name in options}) if tls else None
@@ -133,7 +137,7 @@ def _read(transport: str, kind: str, rest: str) -> RedisUrl:
 
 
 def _split(rest: str) -> tuple[str, str, str, str]:
-    """What follows `://`, as credentials, hosts, path, query."""
+    """Split what follows `://` into credentials, hosts, path and query."""
     front, _, query = rest.partition("?")
     authority, slash, path = front.partition("/")
     credentials, _, hosts = authority.rpartition("@")
@@ -145,38 +149,38 @@ def _options(query: str) -> dict[str, str]:
     for item in filter(None, query.split("&")):
         name, _, value = item.partition("=")
         if name in options:
-            raise _refusal(name, query, "stands there twice")
+            raise _query_error(name, query, "stands there twice")
         options[name] = unquote(value)
     return options
 
 
-def _refuse_unknown(options: dict[str, str], query: str, *, tls: bool, sentinel: bool) -> None:
+def _check_options(options: dict[str, str], query: str, *, tls: bool, sentinel: bool) -> None:
     known = ("db", *_LOGIN, *(_SENTINEL_LOGIN if sentinel else ()), *(TLS_OPTIONS if tls else ()))
     before = ""
     for name, value in options.items():
         after, before = before, name
         if name in known:
             if not value:
-                raise wrong(name, "is empty")
+                raise option_error(name, "is empty")
         elif name in TLS_OPTIONS:
-            raise wrong(name, "needs TLS: rediss:// instead of redis:// (unix:// has none)")
+            raise option_error(name, "needs TLS: rediss:// instead of redis:// (unix:// has none)")
         elif name in _SENTINEL_LOGIN:
-            raise wrong(name, "needs redis+sentinel://")
+            raise option_error(name, "needs redis+sentinel://")
         else:
             near = difflib.get_close_matches(name, known, n=1)
             hint = _HINTS.get(name) or (f"did you mean {near[0]}?" if near else "")
             # After a password it may be the rest of one that has an & in it.
             shown = "" if after.endswith("password") and not hint else name
-            raise _refusal(shown, query, f"is no option: {hint or 'known are ' + ', '.join(known)}")
+            raise _query_error(shown, query, f"is no option: {hint or 'known are ' + ', '.join(known)}")
 
 
-def _refusal(name: str, query: str, what: str) -> ConfigError:
+def _query_error(name: str, query: str, what: str) -> ConfigError:
     if "@" in query or not _NAME.match(name):  # which may be a part of a password with a ? or & in it
         return ConfigError(
             "MASKLINE_REDIS_URL: what follows the ? cannot be read as options "
             "(in a password, ? stands as %3F, & as %26, @ as %40)"
         )
-    return wrong(name, what)
+    return option_error(name, what)
 
 
 def _login(options: dict[str, str], names: tuple[str, str], credentials: str = "") -> Login:
@@ -184,13 +188,13 @@ def _login(options: dict[str, str], names: tuple[str, str], credentials: str = "
     given = Login(unquote(username), unquote(password))
     for name, value in zip(names, given, strict=True):
         if value and name in options:
-            raise wrong(name, "stands before the @ as well")
+            raise option_error(name, "stands before the @ as well")
     return Login(options.get(names[0]) or given.username, options.get(names[1]) or given.password)
 
 
 def _database(path: str, option: str | None) -> int:
     if path and option is not None and path != option:
-        raise wrong("db", "is another database than the one behind the host")
+        raise option_error("db", "is another database than the one behind the host")
     text = path or option or "0"
     if not _DATABASE.match(text):
         raise ValueError("what follows the host is the number of a database")

@@ -1,8 +1,8 @@
-"""Where modules are found: maskline's own first, then the libraries, and what lies in the working directory last.
+"""Orders the search path for modules: maskline first, then the libraries, the working directory last.
 
-A user's project may well have a `worker.py`, a `schemas/` or a `redis.py`. None of them may take the place of a module
-of maskline's, or of a library that it needs, in whatever way a process was started. Where one does all the same, as
-PYTHONPATH puts it first, the start ends with one line that names it.
+A user's project may well have a `redis.py` or a `maskline.py`. None of them may take the place of maskline, or of a
+library that it needs, however a process was started. If one does all the same, because PYTHONPATH puts it first, the
+start ends with one line that names it.
 
 This module is imported before anything else, so it imports only what Python itself has loaded by then.
 """

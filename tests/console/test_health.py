@@ -18,7 +18,7 @@ from maskline.console import health
 from maskline.console.health import ProbedProcess, ProbeResult, all_healthy, find_processes, summary_line
 from maskline.console.main import main
 from maskline.runtime.admin import port_notes
-from maskline.runtime.admin.port_notes import Note, leave
+from maskline.runtime.admin.port_notes import Note, write_note
 from maskline.runtime.admin.server import AdminServer, Health
 from maskline.schemas.settings import ADMIN_PORTS, Settings, load_settings
 
@@ -82,7 +82,7 @@ async def test_without_a_note_it_asks_where_the_settings_say(capsys, monkeypatch
     config.write_text(f'MASKLINE_ADMIN_PORT = {port}\nMASKLINE_ADMIN_HOST = "{host}"\n')
     monkeypatch.setenv("MASKLINE_CONFIG", str(config))
     async with node() as server:
-        server._left.remove()
+        server._written_note.remove()
         server._left = None
         assert (await said(capsys))[0] == 0
         assert (await said(capsys, "worker"))[0] == 0
@@ -137,7 +137,7 @@ async def test_one_that_hangs_is_reported_in_time_and_hides_no_other(capsys, mon
         hung = msgspec.structs.replace(
             Note.of("ingest", load_settings()), addresses=(("127.0.0.1", silent.getsockname()[1]),)
         )
-        left = leave(hung)
+        left = write_note(hung)
         async with node("worker"):
             began = time.monotonic()
             code, text = await said(capsys, "--timeout", "0.3", "--json")
@@ -165,7 +165,7 @@ async def test_an_answer_in_drops_does_not_prolong_it(capsys, monkeypatch):
 
     server = await asyncio.start_server(drip, "127.0.0.1", 0)
     address = server.sockets[0].getsockname()
-    left = leave(msgspec.structs.replace(Note.of("ingest", load_settings()), addresses=(address,)))
+    left = write_note(msgspec.structs.replace(Note.of("ingest", load_settings()), addresses=(address,)))
     code, text = await said(capsys, "--timeout", "0.2")
     assert (code, "has not answered within 0.2 s" in text) == (1, True)
     await gone.wait()
@@ -193,7 +193,7 @@ async def test_whatever_answers(capsys, monkeypatch, reply, why):
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    left = leave(
+    left = write_note(
         msgspec.structs.replace(
             Note.of("ingest", load_settings()), addresses=(server.sockets[0].getsockname(),)
         )

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from maskline.runtime.admin import port_notes
-from maskline.runtime.admin.port_notes import Note, dialable, leave, read_notes
+from maskline.runtime.admin.port_notes import Note, dialable, read_notes, write_note
 from maskline.schemas.settings import Settings
 
 ADDRESSES = (("127.0.0.1", 9090), ("::1", 9090))
@@ -28,8 +28,8 @@ def note(command: str = "ingest", **changes) -> Note:
 
 
 def test_a_note_is_there_as_long_as_it_is_left(place):
-    left = leave(note())
-    other = leave(note("worker"))
+    left = write_note(note())
+    other = write_note(note("worker"))
     assert sorted(read_notes(), key=lambda one: one.command) == [note(), note("worker")]
     left.remove()
     assert read_notes() == [note("worker")]
@@ -42,7 +42,8 @@ def test_what_a_killed_process_left_is_removed(place):
     program = (
         f"import os, signal; from pathlib import Path; from maskline.runtime.admin import port_notes; "
         f"port_notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
-        "port_notes.leave(port_notes.Note.of('worker', Settings())); print(len(port_notes.read_notes()), flush=True); "
+        "port_notes.write_note(port_notes.Note.of('worker', Settings())); "
+        "print(len(port_notes.read_notes()), flush=True); "
         "signal.pause()"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -55,7 +56,7 @@ def test_what_a_killed_process_left_is_removed(place):
     finally:
         process.kill()
         process.communicate()
-    left = leave(note())  # whoever comes next clears up as well
+    left = write_note(note())  # the next one clears up as well
     assert len(list(place.iterdir())) == 1
     left.remove()
 
@@ -83,7 +84,7 @@ def test_the_first_place_that_can_be_written_is_used(tmp_path, monkeypatch):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / f"maskline-{os.geteuid()}").mkdir()
-    (foreign / f"maskline-{os.geteuid()}").chmod(0o777)  # anybody could leave notes there
+    (foreign / f"maskline-{os.geteuid()}").chmod(0o777)  # anybody could write notes there
     file = tmp_path / "file"
     file.touch()
     link = tmp_path / "link"
@@ -92,18 +93,18 @@ def test_the_first_place_that_can_be_written_is_used(tmp_path, monkeypatch):
     good = tmp_path / "good"
     good.mkdir()
     monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path / "none", file, foreign, link, good])
-    left = leave(note())
+    left = write_note(note())
     assert len(list((good / f"maskline-{os.geteuid()}").iterdir())) == 1
     assert read_notes() == [note()]
     left.remove()
     monkeypatch.setattr(port_notes, "_places", lambda: [tmp_path / "none", foreign])
     with pytest.raises(OSError, match="none"):
-        leave(note())
+        write_note(note())
     assert read_notes() == []
 
 
 def test_what_is_no_note_is_passed_over(place):
-    left = leave(note())
+    left = write_note(note())
     (place / "a.json").write_text("{")
     (place / "b.json").mkdir()
     (place / "c.json").symlink_to("/dev/zero")

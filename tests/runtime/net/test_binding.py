@@ -11,7 +11,7 @@ import pytest
 from servers import free_port
 
 from maskline.runtime.net import binding
-from maskline.runtime.net.binding import ListenError, Wanted, bind, distinct, is_free
+from maskline.runtime.net.binding import ListenError, SocketAddress, bind, distinct, is_free
 from maskline.runtime.net.listener import Listener
 
 
@@ -204,9 +204,9 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
     ],
 )
 def test_what_is_covered_is_left_away(addresses, kept):
-    def wanted(text: str) -> list[Wanted]:
+    def wanted(text: str) -> list[SocketAddress]:
         return [
-            Wanted("h", V6, (one, 80, 0, 0)) if ":" in one else Wanted("h", V4, (one, 80))
+            SocketAddress("h", V6, (one, 80, 0, 0)) if ":" in one else SocketAddress("h", V4, (one, 80))
             for one in text.split()
         ]
 

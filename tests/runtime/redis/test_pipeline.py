@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 from servers import wait_until
 
-from maskline.runtime.redis import pipeline as link_module
+from maskline.runtime.redis import pipeline
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
@@ -270,7 +270,7 @@ async def test_closing_before_the_write(connection):
 
 
 async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
-    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     losses = []
     connection = await connect(own_redis, lambda: losses.append(1))
     assert await connection.send(pack("PING"), 1, timeout_s=0.1) == [b"PONG"]
@@ -346,7 +346,7 @@ async def dribble(peer, data, piece, every_s):
 
 async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
     """It takes many times its timeout; those behind it wait as well."""
-    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     connection, server = peer
     value = b"x" * 40_000
     big = connection.send(pack("A"), 1, timeout_s=0.25)
@@ -360,7 +360,7 @@ async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
 
 
 async def test_many_small_replies_that_keep_coming_are_waited_for(peer, monkeypatch):
-    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     connection, server = peer
     futures = [connection.send(pack("A"), 1, timeout_s=0.25) for _ in range(15)]
     await dribble(server, b":1\r\n" * 15, 4, 0.05)
@@ -368,7 +368,7 @@ async def test_many_small_replies_that_keep_coming_are_waited_for(peer, monkeypa
 
 
 async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
-    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     connection, server = peer
     future = connection.send(pack("A"), 1, timeout_s=0.25)
     trickle = asyncio.create_task(dribble(server, b"$40000\r\n" + b"x" * 40_000, 1, 0.01))
@@ -378,11 +378,11 @@ async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
 
 async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch):
     """Nothing comes back before it has arrived, which takes many times its timeout."""
-    monkeypatch.setattr(link_module, "WATCH_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     value, answered = b"x" * 3_000_000, []
 
     def serve(listener):
-        sock, _ = listener.require_supported()
+        sock, _ = listener.accept()
         got, expected = 0, len(pack("SET", "k", value))
         while got < expected:
             got += len(sock.recv(100_000))

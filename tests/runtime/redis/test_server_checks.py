@@ -4,7 +4,7 @@ import pytest
 from servers import RedisServer, binary_of, plain_reply, server_kinds, wait_until
 
 from maskline.runtime.redis.connect import RedisEndpoint
-from maskline.runtime.redis.server_checks import MEMORY_HIGH, Finding, inspect_server, judge, parse_info
+from maskline.runtime.redis.server_checks import MEMORY_HIGH, Finding, find_faults, inspect_server, parse_info
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
 
@@ -61,7 +61,7 @@ def codes(findings: list[Finding]) -> list[str]:
     ],
 )
 def test_the_judgement(said, save, expected):
-    findings = judge(GOOD | said, save)
+    findings = find_faults(GOOD | said, save)
     assert codes(findings) == expected
     for finding in findings:
         assert finding.text.isprintable(), "one line"
@@ -79,13 +79,13 @@ def test_the_judgement(said, save, expected):
 )
 def test_what_is_not_told_is_named_and_not_guessed(missing, named):
     said = {name: value for name, value in GOOD.items() if name != missing}
-    (finding,) = judge(said, "")
+    (finding,) = find_faults(said, "")
     assert (finding.severity, finding.code) == ("warning", "not_inspected")
     assert f"does not tell its {named}:" in finding.text
 
 
 def test_a_server_that_tells_nothing():
-    (finding,) = judge({}, None)
+    (finding,) = find_faults({}, None)
     assert finding.code == "not_inspected"
     for named in ("version", "eviction policy", "persistence", "role"):
         assert named in finding.text
@@ -94,7 +94,7 @@ def test_a_server_that_tells_nothing():
 def test_the_text_of_info_is_read_whatever_its_line_ends_and_oddities():
     text = "# Server\r\nredis_version:8.2.3\r\n\r\nconfig_file:/a:b\nno colon\r\nmaxmemory:\r\n"
     assert parse_info(text.encode()) == {"redis_version": "8.2.3", "config_file": "/a:b", "maxmemory": ""}
-    assert codes(judge(GOOD | {"maxmemory": "", "used_memory": "-1"}, "")) == ["warning not_inspected"]
+    assert codes(find_faults(GOOD | {"maxmemory": "", "used_memory": "-1"}, "")) == ["warning not_inspected"]
 
 
 # Real servers
@@ -156,18 +156,18 @@ async def test_a_snapshot_that_fails_and_a_replica(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rights", "unseen"),
+    ("rights", "not_told"),
     [
         ("-info", "version, eviction policy, persistence, role"),
         ("-config", ""),
         ("-info -config", "version, eviction policy, persistence, role"),
     ],
 )
-async def test_a_user_who_may_not_ask(server, rights, unseen):
+async def test_a_user_who_may_not_ask(server, rights, not_told):
     plain_reply(server.port, "ACL", "SETUSER", "ann", "on", ">pass", "~*", "+@all", *rights.split())
     report = await inspect(f"redis://ann:pass@127.0.0.1:{server.port}/0")
-    assert codes(report.findings) == (["warning not_inspected"] if unseen else [])
-    assert not unseen or (report.version == "unknown" and f"its {unseen}:" in report.findings[0].text)
+    assert codes(report.findings) == (["warning not_inspected"] if not_told else [])
+    assert not not_told or (report.version == "unknown" and f"its {not_told}:" in report.findings[0].text)
     assert not report.errors
 
 
