@@ -1,1 +1,1 @@
-"""`make bench`: how fast maskline is, beside what one would otherwise write or take. See bench/README.md."""
+"""`make bench`: how fast maskline is, compared with what one would write or use instead. See bench/README.md."""

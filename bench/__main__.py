@@ -30,13 +30,13 @@ PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
 }
 PARTS_WITH_PEERS: Final = {"ingest", "worker"}
 PLOT: Final = ROOT / "docs" / "bench.svg"
-"""For the README; drawn where all parts have run."""
+"""For the README; drawn when all parts have run."""
 LOG_COLUMNS: Final = 120
-"""Where no terminal says how wide it is."""
+"""Width if the output is no terminal."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the parts asked for; the exit code."""
+    """Run the parts that the arguments select; the exit code."""
     arguments = _parser().parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=LOG_COLUMNS)
     try:
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> Report:
+    """Prepare, measure and print the selected parts."""
     prepare.prepare_load(console)
     names = [arguments.only] if arguments.only else list(PARTS)
     node = True
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace, console: Console) -> Report:
 
 
 def interleaved(plan: Plan, rounds: int, console: Console) -> list[Sample]:
-    """Every slice once a round. The variants of a case stay beside each other, in an order of the round's own."""
+    """Measure every slice once a round. The variants of a case follow each other, in an order drawn for the round."""
     rng = random.Random(len(plan.slices))
     samples: list[Sample] = []
     cases = list(dict.fromkeys(one.key.case for one in plan.slices))

@@ -22,18 +22,18 @@ ONE_STREAM = "callbacks"
 
 
 def partition_stream(partitions: int) -> Callable[[str], str]:
-    """Where maskline looks for a session's events."""
+    """From a session to the stream where maskline reads its events."""
     names = [KEYS.callbacks(number) for number in range(partitions)]
     return lambda session: names[partition_of(session, partitions)]
 
 
 def one_stream(_: str) -> str:
-    """Where a loop without partitions would."""
+    """From a session to the stream that a loop without partitions reads."""
     return ONE_STREAM
 
 
 class Feeder:
-    """A connection that only adds."""
+    """A connection that adds events to streams."""
 
     def __init__(self, store: Valkey) -> None:
         self._socket = socket.create_connection(("127.0.0.1", store.port))
@@ -45,8 +45,8 @@ class Feeder:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def add(self, events: Iterable[data.Numbered], stream_of: Callable[[str], str]) -> int:
-        """Add events, received now; how many. Returns once they are in the streams."""
+    def add(self, events: Iterable[data.NumberedEvent], stream_of: Callable[[str], str]) -> int:
+        """Add events as received now, and return their number once they are in the streams."""
         self._socket.sendall(_command(b"CLIENT", b"REPLY", b"OFF"))
         count, source = 0, iter(events)
         while batch := list(islice(source, BATCH)):
@@ -57,8 +57,8 @@ class Feeder:
             raise BenchError("Valkey did not take the backlog")
         return count
 
-    def add_at_once(self, events: Iterable[data.Numbered], stream_of: Callable[[str], str]) -> None:
-        """Add events so that whoever waits for them sees all or none."""
+    def add_at_once(self, events: Iterable[data.NumberedEvent], stream_of: Callable[[str], str]) -> None:
+        """Add events in one transaction, so that a blocked reader gets all of them at once."""
         commands = [_added(event, stream_of) for event in events]
         self._socket.sendall(b"".join((_command(b"MULTI"), *commands, _command(b"EXEC"))))
         left = 1 + len(
@@ -69,8 +69,8 @@ class Feeder:
             left -= self._socket.recv(65_536).count(b"\n")
 
 
-def write_events(path: Path, events: Iterable[data.Numbered]) -> Path:
-    """The events as JSON lines, for those who load their backlog themselves. Kept if the file is there already."""
+def write_events(path: Path, events: Iterable[data.NumberedEvent]) -> Path:
+    """The events as JSON lines, for peers that load their backlog themselves. An existing file is kept."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -81,7 +81,7 @@ def write_events(path: Path, events: Iterable[data.Numbered]) -> Path:
     return path
 
 
-def _added(event: data.Numbered, stream_of: Callable[[str], str]) -> bytes:
+def _added(event: data.NumberedEvent, stream_of: Callable[[str], str]) -> bytes:
     return _command(b"XADD", stream_of(event.session).encode(), b"*", CALLBACK_FIELD, data.stored(event))
 
 

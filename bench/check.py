@@ -1,8 +1,8 @@
-"""`make bench-check`: has something become slow? Exit code 1 where a bound is missed, after less than two minutes.
+"""`make bench-check`: has something become slow? Exit code 1 if a bound is missed, in less than two minutes.
 
-A guard, not a measurement: few short slices, the ratio of each to its base in the same round, and bounds so generous
-that a busy machine does not break them. CPU time is what is compared: it is hardly moved by neighbours, and a change
-that makes the processor do half as much again does not hide in it. What waits instead of working shows in `p99`.
+This is a guard, not a measurement: a few short slices, the ratio of each to its base in the same round, and bounds so
+generous that a busy machine does not break them. It compares CPU time, which neighbours hardly change, and which shows
+a change that makes the processor do half as much again. Waiting instead of working shows in `p99`.
 """
 
 import sys
@@ -25,7 +25,7 @@ OPTIONS: Final = Options(slice_s=1.0, warm_s=0.3, events=20_000)
 
 
 class Bound(NamedTuple):
-    """No more than `at_most` times what the base takes, by the median of the rounds."""
+    """Requires that a metric is at most `at_most` times that of the base, by the median of the rounds."""
 
     label: str
     measure: Measure
@@ -82,30 +82,30 @@ def main() -> int:
 
 
 def measured(
-    bounds: tuple[Bound, ...], rounds: int, say: Callable[[str], None]
+    bounds: tuple[Bound, ...], rounds: int, report_progress: Callable[[str], None]
 ) -> list[tuple[Bound, Spread]]:
-    """The ratios of all rounds, by bound; one look at each comes before the second look at any."""
+    """The ratios of all rounds, by bound; a round measures each bound once."""
     found: dict[str, list[float]] = {bound.label: [] for bound in bounds}
     for number in range(1, rounds + 1):
         for bound in bounds:
             base = bound.base()[bound.metric]
             found[bound.label].append(bound.measure()[bound.metric] / base)
-            say(f"{number}/{rounds} {bound.label}: {found[bound.label][-1]:.2f}")
+            report_progress(f"{number}/{rounds} {bound.label}: {found[bound.label][-1]:.2f}")
     return [(bound, them) for bound in bounds if (them := spread(found[bound.label])) is not None]
 
 
 def report(ratios: list[tuple[Bound, Spread]], console: Console) -> int:
-    """A line for each bound; 1 where one is missed, else 0."""
+    """Print a line for each bound; 1 if one is missed, else 0."""
     table = Table(box=SIMPLE)
     for label in ("bound", "measured", "at most", ""):
         table.add_column(label, justify="left" if label in ("bound", "") else "right")
     missed = 0
     for bound, found in ratios:
-        well = found.median <= bound.at_most
-        missed += not well
+        is_met = found.median <= bound.at_most
+        missed += not is_met
         table.add_row(
             bound.label, f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})", f"{bound.at_most:g}",
-            "[green]well[/]" if well else "[red]missed[/]",
+            "[green]well[/]" if is_met else "[red]missed[/]",
         )  # fmt: skip
     console.print(table)
     return 1 if missed else 0

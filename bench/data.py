@@ -1,7 +1,7 @@
-"""What is sent and what is handled: the same bytes for everybody, from a seed.
+"""Makes the events and requests of the benchmark from a seed: the same bytes for every variant.
 
-Sessions speak as the simulator's do (`console.simulate`): both vocabularies, nulls in every spelling, attributes
-that come and go. They are drawn from a stock of scripts, so that a million of them take seconds to make.
+The sessions are the simulator's (`console.simulate`): both vocabularies, nulls in every spelling, attributes that come
+and go. They are copies of a stock of scripts, so that a million of them are made in seconds.
 """
 
 import hashlib
@@ -33,12 +33,12 @@ SESSION_EVENTS: Final = 5
 """Numbered events of every session: 20,000 sessions have 100,000."""
 SCRIPTS: Final = 512
 UNDER_WAY: Final = 2_000
-"""Sessions that go on at the same time; each event comes this many events after the one before."""
+"""Sessions under way at the same time, so the number of events between two of a session."""
 
 _PLACEHOLDER: Final = b"SessionUUID-of-a-script-000000000000"
 
 
-class Numbered(NamedTuple):
+class NumberedEvent(NamedTuple):
     """One event of one session."""
 
     session: str
@@ -66,25 +66,25 @@ def scripts() -> list[list[bytes]]:
 
 
 def session_uuid(index: int, *, salt: int = 0) -> str:
-    """The same for the same index: a session's name, as Plivo makes them."""
+    """A session's UUID, as Plivo makes them: the same for the same index."""
     return str(uuid.UUID(int=random.Random(f"{SEED}:{salt}:{index}").getrandbits(128), version=4))
 
 
-def numbered(index: int, number: int, name: str) -> Numbered:
+def numbered(index: int, number: int, name: str) -> NumberedEvent:
     """Event `number` of session `index` (whose name is `name`), its body from the session's script."""
     script = scripts()[index % SCRIPTS]
     template = script[(number - 1) % SESSION_EVENTS]
     body = template.replace(_PLACEHOLDER, name.encode())
     if number > SESSION_EVENTS:
-        told = (number - 1) % SESSION_EVENTS + 1
-        body = body.replace(b"SequenceNumber=%d" % told, b"SequenceNumber=%d" % number)
-    return Numbered(name, number, body)
+        scripted = (number - 1) % SESSION_EVENTS + 1
+        body = body.replace(b"SequenceNumber=%d" % scripted, b"SequenceNumber=%d" % number)
+    return NumberedEvent(name, number, body)
 
 
 def session_events(
     sessions: int, *, out_of_order: bool = True, under_way: int = UNDER_WAY
-) -> Iterator[Numbered]:
-    """SESSION_EVENTS events each of so many sessions, as they come in.
+) -> Iterator[NumberedEvent]:
+    """SESSION_EVENTS events of each of `sessions` sessions, in order of arrival.
 
     `under_way` sessions at a time take turns. Out of order, one event of each session changes places with the next:
     a fifth of all come before one with a smaller number.
@@ -109,15 +109,15 @@ def _swapped(place: int) -> list[int]:
     return order
 
 
-def stored(event: Numbered) -> bytes:
-    """The event as ingest writes it into a stream, received now."""
+def stored(event: NumberedEvent) -> bytes:
+    """The stream value that ingest would write for the event now."""
     return encode_callback(
         RawCallback("POST", b"", FORM_TYPE, event.body, time.time_ns() // 1_000_000, AUTH_ID)
     )
 
 
 def sign_v3(body: bytes, nonce: str) -> str:
-    """Plivo's V3 signature of a form posted to URL: by hand, so that the peers can use it without maskline."""
+    """Plivo's V3 signature of a form posted to URL, made without maskline for the peers' environment."""
     pairs = parse_qsl(body.decode(), keep_blank_values=True)
     text = f"{URL}?{''.join(name + value for name, value in sorted(pairs))}.{nonce}"
     return b64encode(hmac.digest(AUTH_TOKEN.encode(), text.encode(), hashlib.sha256)).decode()
@@ -168,8 +168,8 @@ def odd_request(number: int, body: bytes, nonce: str) -> bytes:
             return request(body, nonce, sign_v3(body, nonce[::-1]))
 
 
-def write_requests(path: Path, events: Iterable[Numbered], *, odd_every: int = 0) -> Path:
-    """Requests for the load generator: each after its length in four bytes. Kept if the file is there already.
+def write_requests(path: Path, events: Iterable[NumberedEvent], *, odd_every: int = 0) -> Path:
+    """Requests for the load generator: each after its length in four bytes. An existing file is kept.
 
     `odd_every`: every so many, one is an `odd_request`; 0: none.
     """

@@ -1,4 +1,4 @@
-"""The load generator (load.c) as a function."""
+"""Runs the load generator (load.c)."""
 
 import subprocess
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ GRACE_S = 30.0
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What a slice of load saw; see load.c."""
+    """The result of one slice of load; see load.c."""
 
     answered: int
     good: int
@@ -42,9 +42,9 @@ def run_load(
     pids: Sequence[int] = (),
     may_refuse: bool = False,
 ) -> Load:
-    """Send requests from so many keep-alive clients: as fast as they are answered, or `rate` a second.
+    """Send requests from `clients` keep-alive clients: as fast as they are answered, or `rate` a second.
 
-    Raises BenchError where anything but 200 comes back, or the server does not answer at all. With `may_refuse` 4xx may
+    Raises BenchError if any answer is not 200, or the server does not answer at all. With `may_refuse` 4xx may
     come back too, but the server must keep the connections open.
     """
     argv = [

@@ -1,4 +1,4 @@
-"""The machine under the benchmark: its cores, processes on them, and a fresh Valkey for every slice."""
+"""Cores, processes pinned to them, and a fresh Valkey for every slice."""
 
 import contextlib
 import itertools
@@ -22,11 +22,11 @@ from maskline.console.embedded_server import find_server
 
 ROOT: Final = Path(__file__).parent.parent
 HOME: Final = ROOT / ".bench"
-"""What set-up makes and a run leaves: peers, tools, data, logs. Ignored by git, safe to remove."""
-PATIENCE_S: Final = 60.0
-"""For whatever is sure to come on a loaded machine."""
+"""Peers, tools, data and logs of the benchmark. Ignored by git, safe to remove."""
+WAIT_TIMEOUT_S: Final = 60.0
+"""For what comes for certain, even on a loaded machine."""
 PORTS: Final = range(10_000, 12_000)
-"""Below those that systems give to outgoing connections, and beside those of the tests."""
+"""Below the ports of outgoing connections, and apart from those of the tests."""
 
 _ports: Final = itertools.cycle(random.SystemRandom().sample(PORTS, len(PORTS)))
 
@@ -36,7 +36,7 @@ class BenchError(Exception):
 
 
 class Cores(NamedTuple):
-    """Where things run: None where the system cannot pin, or there is but one core."""
+    """The cores to pin to; None if the system cannot pin, or has one core."""
 
     server: int | None
     """What is measured."""
@@ -53,7 +53,7 @@ def cores() -> Cores:
 
 
 def describe() -> dict[str, str]:
-    """What a reader of the results must know of the machine."""
+    """The machine, for readers of the results."""
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     found = cores()
     return {
@@ -67,6 +67,7 @@ def describe() -> dict[str, str]:
 
 
 def free_port() -> int:
+    """A port on which nothing listens. Raises BenchError."""
     for port in _ports:
         with contextlib.suppress(OSError), socket.socket() as sock:
             sock.bind(("127.0.0.1", port))
@@ -75,7 +76,7 @@ def free_port() -> int:
 
 
 class Process:
-    """A process and all that it starts (a session of the system's); what they write goes to a log."""
+    """A process in a session of its own, with its children; their output goes to a log."""
 
     def __init__(
         self,
@@ -113,16 +114,16 @@ class Process:
         return sorted(found) or [self.pid]
 
     def check(self) -> None:
-        """Raises BenchError where it has ended."""
+        """Raises BenchError if the process has ended."""
         if self._process.poll() is not None:
             raise BenchError(f"{self.log.name}: it ended:\n{self.log.read_text()[-2000:]}")
 
     def end(self) -> None:
-        """Ask the process started to stop, as a service manager would."""
+        """Send SIGTERM to the process, as a service manager would."""
         self._process.terminate()
 
-    def until_done(self, within_s: float) -> None:
-        """Wait for its end. Raises BenchError where it fails or takes longer."""
+    def wait_until_ended(self, within_s: float) -> None:
+        """Wait for its end. Raises BenchError if it fails or takes longer than `within_s`."""
         try:
             code = self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -131,7 +132,7 @@ class Process:
             raise BenchError(f"{self.log.name}: exit code {code}:\n{self.log.read_text()[-2000:]}")
 
     def cpu_s(self) -> float:
-        """CPU time that they have used. Linux only: elsewhere there is no clock of another process."""
+        """CPU seconds that all of them used. Linux only: other systems have no clock of another process."""
         used = 0.0
         for pid in self.pids():
             with contextlib.suppress(OSError):
@@ -139,21 +140,22 @@ class Process:
         return used
 
     def memory_bytes(self) -> int:
-        """What they hold in memory."""
+        """Bytes of memory that all of them hold."""
         pages = 0
         for pid in self.pids():
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def pause(self) -> None:
-        """Have them stand still, at once."""
+        """Stop all of them with SIGSTOP."""
         self._signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
+        """Let them run again, with SIGCONT."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Kill them: what a slice was for is measured."""
+        """Kill all of them, once a slice is measured."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
@@ -167,15 +169,16 @@ class Process:
 def process(
     argv: Sequence[str], log: Path, *, core: int | None, environment: Mapping[str, str] | None = None
 ) -> Iterator[Process]:
-    it = Process(argv, log, core=core, environment=environment)
+    """Run a process, and kill it at the end."""
+    started = Process(argv, log, core=core, environment=environment)
     try:
-        yield it
+        yield started
     finally:
-        it.stop()
+        started.stop()
 
 
 class Valkey(NamedTuple):
-    """A server with nothing in it."""
+    """A fresh server, without data."""
 
     port: int
     process: Process
@@ -186,18 +189,18 @@ class Valkey(NamedTuple):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def used_bytes(self) -> int:
-        """What the data set takes."""
+        """Bytes that the data set takes."""
         info = self.client.info("memory")
         return int(info["used_memory_dataset"])
 
-    def until_at_rest(self) -> None:
-        """Wait until the append-only file is not being rewritten, and have no other rewrite begin.
+    def wait_until_no_rewrite(self) -> None:
+        """Wait for the end of a rewrite of the append-only file, and prevent further ones.
 
-        Every page that is written meanwhile is copied first. One is due each time the file has doubled, and by chance
-        falls into a slice that is a tenth of that.
+        During a rewrite every page that is written is copied first. A rewrite is due whenever the file has doubled, so
+        it would fall into some slices by chance.
         """
         self.client.config_set("auto-aof-rewrite-percentage", 0)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + WAIT_TIMEOUT_S
         while self.client.info("persistence")["aof_rewrite_in_progress"]:
             self.process.check()
             if time.monotonic() > deadline:
@@ -207,7 +210,7 @@ class Valkey(NamedTuple):
 
 @contextlib.contextmanager
 def valkey(*, appendfsync: str = "everysec", core: int | None) -> Iterator[Valkey]:
-    """A Valkey on that core, `appendfsync` being `off`, `everysec` or `always`."""
+    """Run a Valkey on `core`; `appendfsync` is `off`, `everysec` or `always`."""
     port = free_port()
     (HOME / "data").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="valkey-", dir=HOME / "data") as directory:
@@ -221,26 +224,26 @@ def valkey(*, appendfsync: str = "everysec", core: int | None) -> Iterator[Valke
             argv += ["--appendonly", "yes", "--appendfsync", appendfsync]
         with (
             process(argv, HOME / "logs" / "valkey.log", core=core) as server,
-            redis.Redis(port=port, socket_timeout=PATIENCE_S) as client,
+            redis.Redis(port=port, socket_timeout=WAIT_TIMEOUT_S) as client,
         ):
-            until_listening(port, server)
+            wait_until_listening(port, server)
             client.ping()
             yield Valkey(port, server, client)
 
 
-def until_listening(port: int, server: Process) -> None:
-    """Wait until a port takes connections. Raises BenchError where the process ends before."""
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until_listening(port: int, server: Process) -> None:
+    """Wait until a port accepts connections. Raises BenchError if the process ends first."""
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
     while time.monotonic() < deadline:
         server.check()
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.01)
-    raise BenchError(f"{server.log.name}: it did not listen within {PATIENCE_S:g} s")
+    raise BenchError(f"{server.log.name}: it did not listen within {WAIT_TIMEOUT_S:g} s")
 
 
 def product_python() -> str:
-    """The interpreter that has maskline and its dependencies: the one that runs this."""
+    """The interpreter that has maskline and its dependencies, which is the present one."""
     return sys.executable
 
 

@@ -1,7 +1,7 @@
-"""What is made of the samples: ratios of slices that ran in the same round, their median and their spread.
+"""Compares samples: ratios of slices of the same round, their median and their spread.
 
-Absolute figures of a machine that does other things swing by a factor of two within the hour; two slices of one
-round saw about the same machine. So nothing is compared but within its round.
+Absolute figures of a machine that does other work vary by a factor of two within an hour, while two slices of one round
+see about the same machine. So only figures of the same round are compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, least and greatest; None of nothing."""
+    """Median, least and greatest value; None if there are none."""
     return Spread(median(values), min(values), max(values), len(values)) if values else None
 
 

@@ -28,24 +28,26 @@ class Column(NamedTuple):
 
 
 class Plan(NamedTuple):
+    """One part of the benchmark."""
+
     name: str
     title: str
     slices: Sequence[Slice]
     bases: dict[str, Key]
-    """What each case is compared with; a case without one shows figures alone."""
+    """The variant that each case is compared with; a case without one shows figures alone."""
     columns: Sequence[Column]
 
 
 class Options(NamedTuple):
-    """What was asked for."""
+    """The options of a run."""
 
     rounds: int = 6
     slice_s: float = 2.0
     warm_s: float = 0.5
     full: bool = False
-    """The sizes that take minutes, too."""
+    """Whether to measure the sizes that take minutes as well."""
     node: bool = True
-    """Whether the Node peer is there."""
+    """Whether there is a Node on the machine."""
     events: int = 100_000
     """Of a backlog in `worker` and `growth`; the peers that are slower get a tenth."""
 

@@ -1,6 +1,6 @@
-"""Set-up: the peers in places of their own under .bench/, and the load generator, compiled here.
+"""Prepares the benchmark: installs the peers under .bench/, and compiles the load generator.
 
-Each step leaves a stamp with what it was made from, and runs again when that changes. Nothing needs root.
+Each step leaves a stamp with the hash of its sources, and runs again when they change. Nothing needs root.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _NODE_SOURCES = [BENCH / "package.json", BENCH / "package-lock.json"]
 
 
 def prepare_load(console: Console) -> None:
-    """The load generator. Raises BenchError where there is no C compiler."""
+    """Compile the load generator. Raises BenchError if there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise BenchError("the load generator needs a C compiler (cc): install gcc or clang")
@@ -40,7 +40,7 @@ def prepare_load(console: Console) -> None:
 
 
 def prepare_peers(console: Console) -> None:
-    """The Python peers. Raises BenchError where they cannot be installed."""
+    """Install the Python peers. Raises BenchError if that fails."""
 
     def install() -> None:
         _run([sys.executable, "-m", "venv", "--clear", str(PEERS)])
@@ -55,7 +55,7 @@ def prepare_peers(console: Console) -> None:
 
 
 def prepare_node(console: Console) -> bool:
-    """The Node peer; False, with a word on the terminal, where there is no Node on the machine."""
+    """Install the Node peer; False, with a line on the terminal, if there is no Node on the machine."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         console.print("[yellow]node or npm is missing: fastify is left out[/]")

@@ -1,4 +1,4 @@
-"""Results as JSON: every sample, and what must be known of the machine."""
+"""Reads and writes results as JSON: every sample, and the machine."""
 
 from pathlib import Path
 
@@ -16,9 +16,11 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def write_report(path: Path, report: Report) -> None:
+    """Write a report, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
 
 def read_report(path: Path) -> Report:
+    """Read a report that `write_report` has written."""
     return msgspec.json.decode(path.read_bytes(), type=Report)

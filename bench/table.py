@@ -29,7 +29,7 @@ def part_table(plan: Plan, samples: Sequence[Sample]) -> Table:
 
 
 def cell(plan: Plan, samples: Sequence[Sample], key: Key, column: Column) -> str:
-    """`1.23 (1.10–1.31)`: median, least and greatest of the rounds; `1` for the base, empty where unknown."""
+    """`1.23 (1.10–1.31)`: median, least and greatest of the rounds; `1` for the base, empty if unknown."""
     values = by_round(samples, plan.name, key, column.metric)
     if not column.ratio:
         found = spread(list(values.values()))
@@ -45,11 +45,12 @@ def cell(plan: Plan, samples: Sequence[Sample], key: Key, column: Column) -> str
 
 
 def shown_spread(found: Spread, form: str) -> str:
+    """`1.23 (1.10–1.31)`: median, least and greatest."""
     return f"{found.median:{form}} ({found.low:{form}}–{found.high:{form}})"
 
 
 def target_table(samples: Sequence[Sample]) -> Table | None:
-    """Each target whose slices were run; None where there is none."""
+    """A row for each target whose slices were measured; None if there is none."""
     outcomes = [found for found in (outcome(samples, target) for target in TARGETS) if found is not None]
     if not outcomes:
         return None

@@ -1,4 +1,4 @@
-"""The benchmark's end of `bench.worker.tally`: told by handlers how many events they have had, and when."""
+"""The benchmark's end of `bench.worker.tally`: receives from handlers how many events they have handled, and when."""
 
 import contextlib
 import socket
@@ -10,22 +10,24 @@ from pathlib import Path
 from bench.machine import BenchError, Process
 
 STALL_S = 60.0
-"""No consumer here is so slow that it says nothing for so long."""
+"""The longest time without a message: no consumer is so slow."""
 
 
-class Tallies:
+class HandledCounts:
+    """Receives the counts of one consumer."""
+
     def __init__(self, path: Path, sock: socket.socket) -> None:
         self.path = path
         self._socket = sock
 
     def environment(self, every: int, pause: str = "") -> dict[str, str]:
-        """For a consumer: tell after every so many events."""
+        """The environment of a consumer that reports after every `every` events."""
         return {"BENCH_TALLY": str(self.path), "BENCH_TALLY_EVERY": str(every), "BENCH_PAUSE": pause}
 
-    def until(self, count: int, consumer: Process, *, within_s: float = STALL_S) -> int:
-        """Wait until `count` events were handled: when that was, `time.monotonic_ns`.
+    def wait_for(self, count: int, consumer: Process, *, within_s: float = STALL_S) -> int:
+        """Wait until `count` events were handled; returns when they were, by `time.monotonic_ns`.
 
-        Raises BenchError where the consumer ends, or handles nothing for `within_s`.
+        Raises BenchError if the consumer ends, or handles nothing for `within_s`.
         """
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
@@ -45,7 +47,8 @@ class Tallies:
 
 
 @contextlib.contextmanager
-def tallies() -> Iterator[Tallies]:
+def listen_for_handled() -> Iterator[HandledCounts]:
+    """Open the socket that handlers send to."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as directory,  # short: the paths of sockets are limited
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
@@ -53,4 +56,4 @@ def tallies() -> Iterator[Tallies]:
         path = Path(directory) / "tally"
         sock.bind(str(path))
         sock.settimeout(0.5)
-        yield Tallies(path, sock)
+        yield HandledCounts(path, sock)

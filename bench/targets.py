@@ -1,4 +1,4 @@
-"""What is aimed at, as data: printed beside what was measured."""
+"""The targets of the benchmark, as data."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -7,7 +7,7 @@ from bench.paired import Key, Sample, Spread, best_of, by_round, ratios, spread
 
 
 class Target(NamedTuple):
-    """A bound on a ratio of two variants (the best of several), or on a figure itself where `over` is empty."""
+    """A bound on the ratio of a variant to the best of `over`, or on the figure itself if `over` is empty."""
 
     label: str
     part: str
@@ -17,11 +17,13 @@ class Target(NamedTuple):
     bound: float
     aim: float
     at_most: bool = False
-    """The bound is not to be passed, rather than to be reached."""
+    """Whether the bound is an upper one."""
     unit: str = "×"
 
 
 class Outcome(NamedTuple):
+    """What was measured for a target."""
+
     target: Target
     found: Spread
 
@@ -82,7 +84,7 @@ TARGETS: Final = (
 
 
 def outcome(samples: Sequence[Sample], target: Target) -> Outcome | None:
-    """What became of a target; None where its slices were not run."""
+    """The outcome of a target; None if its slices were not measured."""
     values = by_round(samples, target.part, target.key, target.metric)
     if target.over:
         others = [by_round(samples, target.part, key, target.metric) for key in target.over]

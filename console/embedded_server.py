@@ -3,8 +3,8 @@
 Rules
 - Its data stays in the project's directory; it listens on a unix socket that only its owner can open.
 - A lock admits one dev to a directory. If dev is killed with SIGKILL, its server ends with it (on Linux), or the next
-dev finds it by its socket and shuts it down. - It runs in a session of its own, so that Ctrl-C reaches dev alone,
-which stops the server after the worker.
+  dev finds it by its socket and shuts it down.
+- It runs in a session of its own, so that Ctrl-C reaches dev alone, which stops the server after the worker.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What the spool is measured against: aiohttp `web.Server`, one SQLite, a commit and so an fsync for each callback."""
+"""The base of the spool over HTTP: aiohttp `web.Server`, one SQLite, a commit and so an fsync for each callback."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ database.execute("CREATE TABLE IF NOT EXISTS callbacks (id INTEGER PRIMARY KEY, 
 
 
 async def callbacks(request: web.BaseRequest) -> web.Response:
-    # On the loop: a thread for each costs more than it gives, as only one can write.
+    # On the loop: threads would cost more than they save, as only one can write.
     database.execute("INSERT INTO callbacks (value) VALUES (?)", (await request.read(),))
     return web.Response()
 

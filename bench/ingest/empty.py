@@ -1,4 +1,4 @@
-"""The base: an aiohttp `web.Server` that says 200 and does nothing."""
+"""The base of ingest: an aiohttp `web.Server` that answers 200 and does nothing."""
 
 import asyncio
 

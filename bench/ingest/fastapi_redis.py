@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn (httptools, uvloop) and redis-py. It does not verify: to its advantage."""
+"""FastAPI on uvicorn (httptools, uvloop) and redis-py. It does not verify, which is to its advantage."""
 
 import uvicorn
 from fastapi import FastAPI, Request, Response

@@ -1,4 +1,4 @@
-"""What every Python server here is started with: BENCH_PORT, BENCH_REDIS_URL."""
+"""Environment, event loop and signature check that the Python servers share."""
 
 import asyncio
 import hashlib

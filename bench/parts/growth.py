@@ -1,4 +1,4 @@
-"""What an event costs as things grow: partitions, live sessions, the backlog. maskline alone, against itself."""
+"""The cost of an event as partitions, live sessions or the backlog grow: maskline compared with itself."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -8,20 +8,20 @@ from bench import data
 from bench.backlog import Feeder, partition_stream
 from bench.machine import Process, Valkey
 from bench.paired import Key
-from bench.parts.worker import MASKLINE, PARTITIONS, measured, running, until_committed
+from bench.parts.worker import MASKLINE, PARTITIONS, measured, running, wait_until_committed
 from bench.plan import CPU, RATE, SERVER, Column, Options, Plan, Slice
-from bench.tallies import Tallies, tallies
+from bench.tallies import HandledCounts, listen_for_handled
 
 PARTITION_COUNTS: Final = (64, 1, 8, 512)
 """The base first."""
 SESSION_COUNTS: Final = (1_000, 100_000)
 SESSION_COUNT_FULL: Final = 1_000_000
-"""Takes a minute or two: first each of them has to come alive."""
+"""Takes a minute or two, as each session has to get its first event."""
 BACKLOG_FULL: Final = 1_000_000
 MARK: Final = 1_000
-"""Handlers tell after every so many events; all counts here are multiples of it."""
+"""Handlers report after every so many events; all counts here are multiples of it."""
 LEASE_TTL_MS: Final = 120_000
-"""The worker stands still while up to a million callbacks are put down, and is to keep its partitions."""
+"""The worker is stopped while up to a million callbacks are added, and must keep its partitions."""
 
 
 def plan(options: Options) -> Plan:
@@ -51,27 +51,33 @@ def plan(options: Options) -> Plan:
 
 
 def partitions(number: int, events: int) -> dict[str, float]:
-    """The usual backlog, in so many partitions."""
+    """The usual backlog in `number` partitions."""
     environment = {"MASKLINE_LEASE_TTL_MS": str(LEASE_TTL_MS)}
     with (
-        tallies() as told,
-        running(MASKLINE, told.environment(MARK) | environment, partitions=number) as (worker, store),
+        listen_for_handled() as handled_counts,
+        running(MASKLINE, handled_counts.environment(MARK) | environment, partitions=number) as (
+            worker,
+            store,
+        ),
     ):
         backlog = data.session_events(events // data.SESSION_EVENTS)
-        return _run(told, worker, store, backlog, number)
+        return _run(handled_counts, worker, store, backlog, number)
 
 
 def live_sessions(number: int, events: int) -> dict[str, float]:
-    """Events that go round `number` sessions, each of which has had its first."""
+    """Further events of `number` sessions in turn, after each has had its first."""
     environment = {"MASKLINE_LEASE_TTL_MS": str(LEASE_TTL_MS)}
     names = [data.session_uuid(index) for index in range(number)]
-    with tallies() as told, running(MASKLINE, told.environment(MARK) | environment) as (worker, store):
+    with (
+        listen_for_handled() as handled_counts,
+        running(MASKLINE, handled_counts.environment(MARK) | environment) as (worker, store),
+    ):
         first = (data.numbered(index, 1, name) for index, name in enumerate(names))
-        _run(told, worker, store, first, PARTITIONS)
-        return _run(told, worker, store, _rounds(names, events), PARTITIONS, before=number)
+        _run(handled_counts, worker, store, first, PARTITIONS)
+        return _run(handled_counts, worker, store, _rounds(names, events), PARTITIONS, before=number)
 
 
-def _rounds(names: list[str], events: int) -> Iterator[data.Numbered]:
+def _rounds(names: list[str], events: int) -> Iterator[data.NumberedEvent]:
     """The next events of all sessions, again and again."""
     for place in range(events):
         number, index = divmod(place, len(names))
@@ -79,19 +85,19 @@ def _rounds(names: list[str], events: int) -> Iterator[data.Numbered]:
 
 
 def _run(
-    told: Tallies,
+    handled_counts: HandledCounts,
     worker: Process,
     store: Valkey,
-    events: Iterable[data.Numbered],
+    events: Iterable[data.NumberedEvent],
     number: int,
     *,
     before: int = 0,
 ) -> dict[str, float]:
-    """Put events down while the worker stands still, and have it handle them."""
+    """Add events while the worker is stopped, and measure how it handles them."""
     worker.pause()
     with Feeder(store) as feeder:
         total = feeder.add(events, partition_stream(number))
-    store.until_at_rest()
-    values = measured(told, worker, store, total, before)
-    until_committed(MASKLINE, store, worker, number)
+    store.wait_until_no_rewrite()
+    values = measured(handled_counts, worker, store, total, before)
+    wait_until_committed(MASKLINE, store, worker, number)
     return values | {"memory_mb": worker.memory_bytes() / 1e6}

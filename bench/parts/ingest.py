@@ -1,4 +1,4 @@
-"""Ingest: verify, route, XADD, 200. Every server alone on its core; the load and Valkey on the other."""
+"""Measures ingest: verify, route, XADD, 200. Each server is alone on its core; load and Valkey are on the other."""
 
 import contextlib
 import shutil
@@ -20,15 +20,15 @@ from bench.machine import (
     cores,
     free_port,
     process,
-    until_listening,
     valkey,
+    wait_until_listening,
 )
 from bench.paired import Key
 from bench.plan import CPU, CPU_RATIO, RATE, RATIO, Column, Options, Plan, Slice
 from bench.prepare import NODE_HOME, PEERS_PYTHON
 
 CAPACITY_S: Final = 1.0
-"""How long a server is driven to its limit to know what half of it is."""
+"""How long a server runs at its limit, to find out half of it."""
 PARTITIONS: Final = 64
 ODD_EVERY: Final = 100
 """In the mixed case: what a proxy's pooled connections carry besides callbacks."""
@@ -37,7 +37,7 @@ MIXED_CASE: Final = "64 clients, 1 % odd requests"
 
 
 class Server(NamedTuple):
-    """A variant: how it is started, and what is true of it."""
+    """A variant: how it is started, and what it does."""
 
     name: str
     argv: tuple[str, ...]
@@ -78,7 +78,7 @@ def mixed_requests_file() -> Path:
     return data.write_requests(HOME / "data" / "requests-mixed.bin", _events(), odd_every=ODD_EVERY)
 
 
-def _events() -> list[data.Numbered]:
+def _events() -> list[data.NumberedEvent]:
     sessions = -(-data.REQUESTS // data.SESSION_EVENTS)
     return list(data.session_events(sessions))[: data.REQUESTS]
 
@@ -118,7 +118,7 @@ def plan(options: Options) -> Plan:
 def closed(
     server: Server, options: Options, *, clients: int = 64, appendfsync: str = "everysec"
 ) -> dict[str, float]:
-    """As many requests as so many keep-alive clients get answered."""
+    """Throughput with `clients` keep-alive clients."""
     with running(server, appendfsync=appendfsync) as (port, started, store):
         load = run_load(
             port, requests_file(), core=_load_core(server), clients=clients,
@@ -141,7 +141,7 @@ def mixed(server: Server, options: Options) -> dict[str, float]:
 
 
 def half_load(server: Server, options: Options) -> dict[str, float]:
-    """Latencies at half of what the server can take, at a constant rate."""
+    """Latencies at a constant rate of half the server's throughput."""
     with running(server) as (port, started, _):
         core = _load_core(server)
         most = run_load(port, requests_file(), core=core, warm_s=options.warm_s, slice_s=CAPACITY_S)
@@ -153,6 +153,7 @@ def half_load(server: Server, options: Options) -> dict[str, float]:
 
 
 def figures(load: Load) -> dict[str, float]:
+    """The figures of a slice; a request counts if it was answered 200 or refused."""
     answered = load.good + load.refused
     return {
         "per_s": answered / load.seconds,
@@ -165,9 +166,9 @@ def figures(load: Load) -> dict[str, float]:
 
 @contextlib.contextmanager
 def running(server: Server, *, appendfsync: str = "everysec") -> Iterator[tuple[int, Process, Valkey]]:
-    """The server, fresh, with a fresh Valkey: its port, its process, the store.
+    """Start a server with a fresh Valkey; yields its port, its process and the Valkey.
 
-    It is seen to answer 200 to a good request and, where it verifies, 403 to one whose signature is wrong.
+    Checks first that it answers 200 to a good request and, if it verifies, 403 to a wrong signature.
     """
     found = cores()
     with (
@@ -180,13 +181,13 @@ def running(server: Server, *, appendfsync: str = "everysec") -> Iterator[tuple[
             server.argv, log, core=found.server if server.pinned else None,
             environment=environment(port, store.url, Path(spool)),
         ) as started:  # fmt: skip
-            until_listening(port, started)
+            wait_until_listening(port, started)
             check_answers(port, verifies=server.verifies)
             yield port, started, store
 
 
 def environment(port: int, redis_url: str, spool: Path) -> dict[str, str]:
-    """What the servers are told; maskline by its settings, in production's defaults otherwise."""
+    """The environment of all servers. maskline has its production defaults, but for these settings."""
     return {
         "BENCH_PORT": str(port), "BENCH_REDIS_URL": redis_url, "BENCH_URL": data.URL,
         "BENCH_AUTH_TOKEN": data.AUTH_TOKEN, "BENCH_NODE_HOME": str(NODE_HOME), "NODE_ENV": "production",
@@ -198,25 +199,25 @@ def environment(port: int, redis_url: str, spool: Path) -> dict[str, str]:
 
 
 def check_answers(port: int, *, verifies: bool) -> None:
-    """Raises BenchError where a server answers otherwise than it must."""
+    """Raises BenchError if a server does not answer as it must."""
     event = next(iter(data.session_events(1)))
     nonce = "05429567804466091622"
     good, bad = data.request(event.body, nonce), data.request(event.body, nonce, data.sign_v3(b"a=b", nonce))
     for what, sent, expected in (("good", good, 200), ("bad", bad, 403 if verifies else 200)):
-        status = ask(port, sent)
+        status = status_of(port, sent)
         if status != expected:
             raise BenchError(f"to a {what} signature the answer must be {expected}, not {status}")
 
 
-def ask(port: int, sent: bytes) -> int:
-    """The status that one request is answered with."""
+def status_of(port: int, sent: bytes) -> int:
+    """The HTTP status of the answer to one request."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.sendall(sent)
         return int(sock.recv(4096).split(b" ", 2)[1])
 
 
 def check_stored(store: Valkey, load: Load) -> None:
-    """Raises BenchError where less is stored than was answered 200."""
+    """Raises BenchError if fewer callbacks are stored than were answered 200."""
     keys = [key for key in store.client.scan_iter(count=1000) if store.client.type(key) == b"stream"]
     stored = sum(store.client.xlen(key) for key in keys)
     if stored < load.good:

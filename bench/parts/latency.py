@@ -1,7 +1,7 @@
-"""Received to handled: ingest, Valkey and worker share the two cores with the load, as on a small machine.
+"""Measures the time from receipt to handling, with ingest, Valkey, worker and load on the same two cores.
 
-First it is found how much they can take together: the greatest constant rate at which all is answered and handled
-about at once. Then the latencies at 10, 50 and 80 % of that. Each callback is sent once, as Plivo does.
+The first step finds their capacity: the greatest constant rate at which callbacks are answered and handled about at
+once. Then come the latencies at 10, 50 and 80 % of it. Each callback is sent once, as Plivo does.
 """
 
 import sys
@@ -15,10 +15,10 @@ from typing import Final
 
 from bench import data
 from bench.load import run_load
-from bench.machine import HOME, PATIENCE_S, BenchError, free_port, process, until_listening, valkey
+from bench.machine import HOME, WAIT_TIMEOUT_S, BenchError, free_port, process, valkey, wait_until_listening
 from bench.paired import Key
 from bench.parts import ingest, memory
-from bench.parts.worker import MASKLINE, PARTITIONS, settings, until_committed, until_ready
+from bench.parts.worker import MASKLINE, PARTITIONS, settings, wait_until_committed, wait_until_ready
 from bench.plan import Column, Options, Plan, Slice
 
 SHARES: Final = (0.1, 0.5, 0.8)
@@ -30,7 +30,7 @@ ATTEMPTS: Final = 3
 RATE_MIN: Final = 500.0
 RATE_MAX: Final = 32_000.0
 SUSTAINED_P99_MS: Final = 250.0
-"""At a rate that is too much a backlog builds up, and latencies run into seconds."""
+"""Above the capacity a backlog builds up, and latencies reach seconds."""
 UNDER_WAY: Final = 10_000
 """Sessions that go on at the same time: at full load an event comes half a second after the one before."""
 
@@ -46,7 +46,7 @@ def plan(options: Options) -> Plan:
         Slice(Key(f"{share * 100:.0f} %", "maskline"), partial(at_share, share, capacity, options))
         for share in SHARES
     ]
-    # How much of it is the disk's.
+    # Shows how much of the latency is due to the disk.
     off = partial(at_share, 0.5, capacity, options, appendfsync="off")
     slices.insert(2, Slice(Key("50 %", "maskline, AOF off"), off))
     slices += memory.slices(options)
@@ -66,18 +66,18 @@ def plan(options: Options) -> Plan:
 def at_share(
     share: float, capacity: Callable[[], float], options: Options, *, appendfsync: str = "everysec"
 ) -> dict[str, float]:
-    """Latencies at a share of what can be taken."""
+    """Latencies at a share of the capacity."""
     rate = capacity() * share
     values = end_to_end(rate, options.warm_s, options.slice_s * SLICES, appendfsync=appendfsync)
     return values | {"share": share}
 
 
 def find_capacity(good: Callable[[float], bool]) -> float:
-    """The greatest rate that is good, by halving the span on a logarithmic scale."""
+    """The greatest rate that is good, by bisection on a logarithmic scale."""
     low, high = RATE_MIN, RATE_MAX
     for _ in range(SEARCH_STEPS):
         middle = (low * high) ** 0.5
-        # Not once: a moment in which the machine was busy with something else says nothing.
+        # Several attempts, as one may fail because the machine was busy with something else.
         low, high = (middle, high) if any(good(middle) for _ in range(ATTEMPTS)) else (low, middle)
     return low
 
@@ -86,13 +86,13 @@ def sustained(rate: float, options: Options) -> bool:
     """Whether callbacks at that rate are answered and handled about at once."""
     try:
         values = end_to_end(rate, options.warm_s, SEARCH_S)
-    except BenchError:  # refused: more waits than is let in
+    except BenchError:  # refused: too many requests were in flight
         return False
     return values["unanswered"] == 0 and values["p99_ms"] < SUSTAINED_P99_MS
 
 
 def requests_once(number: int) -> Path:
-    """At least so many requests, no two of the same event; made once a size."""
+    """A file of at least `number` requests, each of another event; made once for each size."""
     thousands = 1 << max(4, (-(-number // 1_000) - 1).bit_length())
     sessions = -(-thousands * 1_000 // data.SESSION_EVENTS)
     path = HOME / "data" / f"requests-once-{thousands}k.bin"
@@ -121,20 +121,20 @@ def end_to_end(
             process([sys.executable, "-m", "maskline.ingest"], logs / "latency-ingest.log", core=None,
                     environment=environment) as server,
         ):  # fmt: skip
-            until_ready(MASKLINE, store, worker, PARTITIONS)
-            until_listening(port, server)
+            wait_until_ready(MASKLINE, store, worker, PARTITIONS)
+            wait_until_listening(port, server)
             counted_from_s = time.time() + warm_s
             load = run_load(port, requests, core=None, rate=rate, warm_s=warm_s, slice_s=slice_s)
-            until_committed(MASKLINE, store, worker)
+            wait_until_committed(MASKLINE, store, worker)
             worker.end()
-            worker.until_done(PATIENCE_S)
+            worker.wait_until_ended(WAIT_TIMEOUT_S)
         return figures(array("d", noted.read_bytes()), counted_from_s, slice_s) | {
             "unanswered": float(load.unanswered)
         }
 
 
 def figures(noted: "array[float]", from_s: float, slice_s: float) -> dict[str, float]:
-    """What the handler noted (time of receipt, milliseconds; one after the other) of the events in the slice."""
+    """Figures from the handler's pairs of receipt time and milliseconds, for events received in the slice."""
     pairs = zip(noted[::2], noted[1::2], strict=True)
     taken_ms = sorted(took_ms for received_s, took_ms in pairs if from_s <= received_s < from_s + slice_s)
     if not taken_ms:

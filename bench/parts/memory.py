@@ -1,4 +1,4 @@
-"""What a callback takes in memory while it waits in its stream, is held for a missing number, or is retained."""
+"""Measures the memory of a callback that waits in its stream, is held for a missing number, or is retained."""
 
 import re
 import time
@@ -9,11 +9,11 @@ from typing import Final
 
 from bench import data
 from bench.backlog import KEYS, Feeder, partition_stream
-from bench.machine import PATIENCE_S, BenchError, Process, Valkey, cores, valkey
+from bench.machine import WAIT_TIMEOUT_S, BenchError, Process, Valkey, cores, valkey
 from bench.paired import Key
-from bench.parts.worker import MASKLINE, PARTITIONS, running, until_committed
+from bench.parts.worker import MASKLINE, PARTITIONS, running, wait_until_committed
 from bench.plan import Column, Options, Slice
-from bench.tallies import tallies
+from bench.tallies import listen_for_handled
 
 COLUMNS: Final = (
     Column("server_bytes", "Valkey bytes", format=",.0f"),
@@ -22,12 +22,12 @@ COLUMNS: Final = (
 )
 CASE: Final = "memory for each"
 SAMPLE: Final = 200
-"""Session states whose size is asked for."""
+"""Session states whose size is measured."""
 UNBOUNDED: Final = 1_000_000
 
 
 def slices(options: Options) -> list[Slice]:
-    """The three, as slices of the part `latency`."""
+    """The three cases, as slices of the part `latency`."""
     measures = {"waiting": waiting, "held": held, "retained": retained}
     return [
         Slice(Key(CASE, name), partial(measure, options.events // 2)) for name, measure in measures.items()
@@ -44,11 +44,14 @@ def waiting(events: int) -> dict[str, float]:
 def held(events: int) -> dict[str, float]:
     """Callbacks whose session's first number is missing: read, in the worker's memory, not handled."""
     environment = {"MASKLINE_GAP_TIMEOUT_MS": "86400000", "MASKLINE_OUTSTANDING_MAX": str(UNBOUNDED)}
-    with tallies() as told, running(MASKLINE, told.environment(UNBOUNDED) | environment) as (worker, store):
+    with (
+        listen_for_handled() as handled_counts,
+        running(MASKLINE, handled_counts.environment(UNBOUNDED) | environment) as (worker, store),
+    ):
         before = worker.memory_bytes()
         sessions = data.session_events(events // data.SESSION_EVENTS, out_of_order=False)
         number = _add(store, (event for event in sessions if event.number > 1))
-        _until_held(number, worker)
+        _wait_until_held(number, worker)
         return {
             "server_bytes": _stream_bytes(store) / number,
             "worker_bytes": (worker.memory_bytes() - before) / number,
@@ -59,11 +62,14 @@ def retained(events: int) -> dict[str, float]:
     """Callbacks that were handled and stay replayable; and the sessions that they leave behind."""
     sessions = events // data.SESSION_EVENTS
     total = sessions * data.SESSION_EVENTS
-    with tallies() as told, running(MASKLINE, told.environment(total)) as (worker, store):
+    with (
+        listen_for_handled() as handled_counts,
+        running(MASKLINE, handled_counts.environment(total)) as (worker, store),
+    ):
         before = worker.memory_bytes()
         _add(store, data.session_events(sessions))
-        told.until(total, worker)
-        until_committed(MASKLINE, store, worker)
+        handled_counts.wait_for(total, worker)
+        wait_until_committed(MASKLINE, store, worker)
         keys = list(store.client.scan_iter(KEYS.session(0, "*").replace("{bench:0}", "*"), count=10_000))
         sample = [store.client.memory_usage(key) or 0 for key in keys[:SAMPLE]]
         return {
@@ -73,25 +79,25 @@ def retained(events: int) -> dict[str, float]:
         }
 
 
-def _add(store: Valkey, events: Iterable[data.Numbered]) -> int:
+def _add(store: Valkey, events: Iterable[data.NumberedEvent]) -> int:
     with Feeder(store) as feeder:
         return feeder.add(events, partition_stream(PARTITIONS))
 
 
 def _stream_bytes(store: Valkey) -> int:
-    """What the streams take, all entries counted."""
+    """Bytes that the streams take, by all of their entries."""
     usage = store.client.pipeline(transaction=False)
     for number in range(PARTITIONS):
         usage.memory_usage(KEYS.callbacks(number), samples=0)
     return sum(usage.execute())
 
 
-def _until_held(number: int, worker: Process) -> None:
-    """Wait until the worker says that it holds so many events."""
+def _wait_until_held(number: int, worker: Process) -> None:
+    """Wait until the worker's metrics say that it holds `number` events."""
     found = re.search(r'"admin":"(http://127\.0\.0\.1:\d+)"', worker.log.read_text())
     if found is None:
         raise BenchError("the worker does not say where its admin port is")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
     while time.monotonic() < deadline:
         worker.check()
         with urllib.request.urlopen(f"{found[1]}/metrics", timeout=10) as response:  # noqa: S310 - our own

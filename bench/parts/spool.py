@@ -1,6 +1,6 @@
-"""The spool: Redis is away, and callbacks are kept on the disk, beside a SQLite that commits one by one.
+"""Measures the spool while Redis is away, compared with a SQLite that commits each callback.
 
-`http` is the whole of ingest; `journal` the spool alone, which an HTTP server in front of it cannot drive to its limit.
+`http` is the whole of ingest; `journal` is the spool alone, as an HTTP server in front of it does not reach its limit.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from bench.load import run_load
-from bench.machine import HOME, PATIENCE_S, BenchError, cores, free_port, process, until_listening
+from bench.machine import HOME, WAIT_TIMEOUT_S, BenchError, cores, free_port, process, wait_until_listening
 from bench.paired import Key
 from bench.parts.ingest import check_answers, environment, figures, requests_file
 from bench.plan import CPU, CPU_RATIO, RATE, RATIO, Column, Options, Plan, Slice
@@ -39,17 +39,17 @@ def plan(options: Options) -> Plan:
 
 
 def http(name: str, options: Options) -> dict[str, float]:
-    """Requests answered 200 once they are on the disk."""
+    """Requests that are answered 200 once they are on the disk."""
     found = cores()
     with _directory() as directory:
         port = free_port()
-        told = environment(port, f"redis://127.0.0.1:{free_port()}/0", Path(directory))
-        told["BENCH_SQLITE"] = f"{directory}/each.db"
+        environ = environment(port, f"redis://127.0.0.1:{free_port()}/0", Path(directory))
+        environ["BENCH_SQLITE"] = f"{directory}/each.db"
         log = HOME / "logs" / f"spool-{name.replace(' ', '-')}.log"
         with process(
-            [sys.executable, "-m", SERVERS[name]], log, core=found.server, environment=told
+            [sys.executable, "-m", SERVERS[name]], log, core=found.server, environment=environ
         ) as server:
-            until_listening(port, server)
+            wait_until_listening(port, server)
             check_answers(port, verifies=name == MASKLINE)
             load = run_load(
                 port, requests_file(), core=found.rest, warm_s=options.warm_s, slice_s=options.slice_s,
@@ -61,16 +61,16 @@ def http(name: str, options: Options) -> dict[str, float]:
 
 
 def journal(name: str, options: Options) -> dict[str, float]:
-    """Callbacks kept for 64 clients of the same process."""
+    """Callbacks spooled for 64 clients in the same process."""
     with _directory() as directory:
         log = HOME / "logs" / f"journal-{name.replace(' ', '-')}.log"
-        told = {"BENCH_DIRECTORY": directory, "BENCH_SLICE_S": str(options.slice_s)}
+        environ = {"BENCH_DIRECTORY": directory, "BENCH_SLICE_S": str(options.slice_s)}
         with process(
-            [sys.executable, "-m", JOURNALS[name]], log, core=cores().server, environment=told
+            [sys.executable, "-m", JOURNALS[name]], log, core=cores().server, environment=environ
         ) as clients:
-            clients.until_done(PATIENCE_S + options.slice_s)
-        told_line = next(line for line in log.read_text().splitlines() if line.startswith('{"per_s"'))
-        return msgspec.json.decode(told_line, type=dict[str, float])
+            clients.wait_until_ended(WAIT_TIMEOUT_S + options.slice_s)
+        result_line = next(line for line in log.read_text().splitlines() if line.startswith('{"per_s"'))
+        return msgspec.json.decode(result_line, type=dict[str, float])
 
 
 def _directory() -> "tempfile.TemporaryDirectory[str]":

@@ -1,7 +1,7 @@
-"""The worker: events from the stream to a handler. Every consumer alone on its core, Valkey on the other.
+"""Measures the worker: events from the stream to a handler. Each consumer is alone on its core, Valkey on the other.
 
-A consumer is started and ready, then stands still (SIGSTOP) while the backlog is put into its streams. What is
-measured runs from when it may go on until its handler has had the last event: nothing is read beforehand.
+A consumer is started, and stopped by SIGSTOP when it is ready, while the backlog is added to its streams. The
+measurement runs from SIGCONT until its handler has had the last event, so nothing is read beforehand.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ import redis
 
 from bench import data
 from bench.backlog import GROUP, KEYS, NAMESPACE, Feeder, one_stream, partition_stream, write_events
-from bench.machine import HOME, PATIENCE_S, BenchError, Process, Valkey, cores, process, valkey
+from bench.machine import HOME, WAIT_TIMEOUT_S, BenchError, Process, Valkey, cores, process, valkey
 from bench.paired import Key
 from bench.plan import CPU, CPU_RATIO, RATE, RATIO, SERVER, Options, Plan, Slice
 from bench.prepare import PEERS, PEERS_PYTHON
-from bench.tallies import Tallies, tallies
+from bench.tallies import HandledCounts, listen_for_handled
 from bench.worker.tally import SLOW_PREFIX
 
 PARTITIONS: Final = 64
@@ -31,14 +31,14 @@ SLOW_EVENTS: Final = 20
 
 
 class Consumer(NamedTuple):
-    """A variant: how it is started, and where it finds events."""
+    """A variant: how it is started, and where it reads events."""
 
     name: str
     work: tuple[str, ...]
     load: tuple[str, ...] = ()
-    """How its backlog gets into its streams; empty: as ingest writes it."""
+    """The command that loads its backlog; empty if it reads what ingest writes."""
     streams: str = ""
-    """Where that is: `partitions`, `one`, or the key of its own stream."""
+    """Its streams: `partitions`, `one`, or the key of its own stream."""
     environment: tuple[tuple[str, str], ...] = ()
 
 
@@ -83,7 +83,7 @@ def plan(options: Options) -> Plan:
     several = (HANDWRITTEN, HANDWRITTEN_64, MASKLINE)
     slices = [Slice(Key("backlog", one.name), partial(backlog, one, options.events)) for one in several]
     slices += [Slice(Key("backlog", one.name), partial(backlog, one, few)) for one in QUEUES]
-    # Light load lies in 64 streams: there the loop that reads them is the base.
+    # Light load is in 64 streams, so the loop that reads 64 is its base.
     lightly = {"hand-written": HANDWRITTEN_64, "hand-written, one stream": HANDWRITTEN, "maskline": MASKLINE}
     slices += [
         Slice(Key("light", name), partial(light, one, options.slice_s)) for name, one in lightly.items()
@@ -120,24 +120,29 @@ def slow_session(consumer: Consumer, events: int) -> dict[str, float]:
 
 
 def drain(
-    consumer: Consumer, events: Callable[[], Iterable[data.Numbered]], total: int, *, pause: str = "",
+    consumer: Consumer, events: Callable[[], Iterable[data.NumberedEvent]], total: int, *, pause: str = "",
     drained: bool = True,
 ) -> dict[str, float]:  # fmt: skip
-    """How fast `total` events that lie in the streams are handled."""
-    with tallies() as told, running(consumer, told.environment(total, pause)) as (worker, store):
+    """Handle a backlog of `total` events. `drained`: wait until all are committed."""
+    with (
+        listen_for_handled() as handled_counts,
+        running(consumer, handled_counts.environment(total, pause)) as (worker, store),
+    ):
         worker.pause()
-        put(consumer, store, events, total)
-        values = measured(told, worker, store, total)
+        load_backlog(consumer, store, events, total)
+        values = measured(handled_counts, worker, store, total)
         if drained and not consumer.load:
-            until_committed(consumer, store, worker)
+            wait_until_committed(consumer, store, worker)
     return values
 
 
-def measured(told: Tallies, worker: Process, store: Valkey, total: int, before: int = 0) -> dict[str, float]:
-    """Let a consumer go on, until `total` more events than the `before` that it had are handled; what each took."""
+def measured(
+    handled_counts: HandledCounts, worker: Process, store: Valkey, total: int, before: int = 0
+) -> dict[str, float]:
+    """Resume a consumer until `before + total` events are handled; the figures of the last `total`."""
     used_s, server_s, start_ns = worker.cpu_s(), store.process.cpu_s(), time.monotonic_ns()
-    worker.go_on()
-    seconds = (told.until(before + total, worker) - start_ns) / 1e9
+    worker.resume()
+    seconds = (handled_counts.wait_for(before + total, worker) - start_ns) / 1e9
     used_s, server_s = worker.cpu_s() - used_s, store.process.cpu_s() - server_s
     return {
         "per_s": total / seconds,
@@ -148,12 +153,12 @@ def measured(told: Tallies, worker: Process, store: Valkey, total: int, before: 
 
 
 def light(consumer: Consumer, slice_s: float) -> dict[str, float]:
-    """Two entries a partition at a time; the next ones once these were handled."""
+    """Add two entries to each partition at a time, the next ones once these are handled."""
     entries = LIGHT_ENTRIES * PARTITIONS
     stream_of = stream_function(consumer)
     with (
-        tallies() as told,
-        running(consumer, told.environment(entries)) as (worker, store),
+        listen_for_handled() as handled_counts,
+        running(consumer, handled_counts.environment(entries)) as (worker, store),
         Feeder(store) as feeder,
     ):
         done = 0
@@ -162,15 +167,15 @@ def light(consumer: Consumer, slice_s: float) -> dict[str, float]:
         for entry_round in light_rounds():
             feeder.add_at_once(entry_round, stream_of)
             done += entries
-            end_ns = told.until(done, worker)
+            end_ns = handled_counts.wait_for(done, worker)
             if end_ns - start_ns > slice_s * 1e9:
                 break
         used_s = worker.cpu_s() - used_s
     return {"per_s": done / (end_ns - start_ns) * 1e9, "cpu_us": used_s / done * 1e6}
 
 
-def light_rounds() -> Iterator[list[data.Numbered]]:
-    """Rounds of events, in each so many of every partition, all of different sessions and in order."""
+def light_rounds() -> Iterator[list[data.NumberedEvent]]:
+    """Rounds of LIGHT_ENTRIES events for each partition, all of different sessions and in order."""
     stream_of = partition_stream(PARTITIONS)
     indexes = count()
     while True:
@@ -190,19 +195,19 @@ def light_rounds() -> Iterator[list[data.Numbered]]:
 def running(
     consumer: Consumer, environment: dict[str, str], *, partitions: int = PARTITIONS
 ) -> Iterator[tuple[Process, Valkey]]:
-    """The consumer, fresh, ready to read from the streams of a fresh Valkey."""
+    """Start a consumer with a fresh Valkey, and wait until it is ready to read."""
     found = cores()
     log = HOME / "logs" / f"worker-{consumer.name.replace(' ', '-').replace(',', '')}.log"
     with valkey(core=found.rest) as store:
-        told = settings(store, partitions) | environment | dict(consumer.environment)
-        told["BENCH_STREAMS"] = ",".join(streams_of(consumer, partitions))
-        with process(consumer.work, log, core=found.server, environment=told) as worker:
-            until_ready(consumer, store, worker, partitions)
+        environ = settings(store, partitions) | environment | dict(consumer.environment)
+        environ["BENCH_STREAMS"] = ",".join(streams_of(consumer, partitions))
+        with process(consumer.work, log, core=found.server, environment=environ) as worker:
+            wait_until_ready(consumer, store, worker, partitions)
             yield worker, store
 
 
 def settings(store: Valkey, partitions: int) -> dict[str, str]:
-    """What consumers are told; maskline by its settings, in production's defaults otherwise."""
+    """The environment of all consumers. maskline has its production defaults, but for these settings."""
     return {
         "BENCH_REDIS_URL": store.url,
         "MASKLINE_REDIS_URL": store.url, "MASKLINE_NAMESPACE": NAMESPACE, "MASKLINE_GROUP": GROUP,
@@ -211,8 +216,10 @@ def settings(store: Valkey, partitions: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def put(consumer: Consumer, store: Valkey, events: Callable[[], Iterable[data.Numbered]], total: int) -> None:
-    """Have the backlog in the consumer's streams."""
+def load_backlog(
+    consumer: Consumer, store: Valkey, events: Callable[[], Iterable[data.NumberedEvent]], total: int
+) -> None:
+    """Load the backlog into the consumer's streams."""
     if not consumer.load:
         with Feeder(store) as feeder:
             feeder.add(events(), stream_function(consumer))
@@ -222,10 +229,11 @@ def put(consumer: Consumer, store: Valkey, events: Callable[[], Iterable[data.Nu
     with process(
         consumer.load, HOME / "logs" / "load.log", core=cores().rest, environment=environment
     ) as loader:
-        loader.until_done(PATIENCE_S)
+        loader.wait_until_ended(WAIT_TIMEOUT_S)
 
 
 def stream_function(consumer: Consumer, partitions: int = PARTITIONS) -> Callable[[str], str]:
+    """From a session to the stream in which the consumer reads its events."""
     return one_stream if consumer.streams == "one" else partition_stream(partitions)
 
 
@@ -240,8 +248,8 @@ def streams_of(consumer: Consumer, partitions: int) -> list[str]:
             return [own]
 
 
-def until_ready(consumer: Consumer, store: Valkey, worker: Process, partitions: int) -> None:
-    """Wait until all its streams have its group, and until maskline owns all partitions."""
+def wait_until_ready(consumer: Consumer, store: Valkey, worker: Process, partitions: int) -> None:
+    """Wait until all streams of a consumer have its group, and maskline owns all partitions."""
     streams = streams_of(consumer, partitions)
     leases = [KEYS.lease(number) for number in range(partitions)] if consumer.name == MASKLINE.name else []
 
@@ -256,8 +264,10 @@ def until_ready(consumer: Consumer, store: Valkey, worker: Process, partitions: 
     _wait(ready, worker, "to be ready")
 
 
-def until_committed(consumer: Consumer, store: Valkey, worker: Process, partitions: int = PARTITIONS) -> None:
-    """Wait until the group has nothing pending: a consumer that handles and does not commit is not measured."""
+def wait_until_committed(
+    consumer: Consumer, store: Valkey, worker: Process, partitions: int = PARTITIONS
+) -> None:
+    """Wait until the group has nothing pending, so that a consumer counts only if it commits what it handles."""
 
     def committed() -> bool:
         groups = store.client.pipeline(transaction=False)
@@ -269,9 +279,9 @@ def until_committed(consumer: Consumer, store: Valkey, worker: Process, partitio
 
 
 def _wait(condition: Callable[[], bool], worker: Process, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + WAIT_TIMEOUT_S
     while not condition():
         worker.check()
         if time.monotonic() > deadline:
-            raise BenchError(f"{worker.log.name}: waited {PATIENCE_S:g} s for it {what}")
+            raise BenchError(f"{worker.log.name}: waited {WAIT_TIMEOUT_S:g} s for it {what}")
         time.sleep(0.02)

@@ -1,1 +1,1 @@
-"""The journal alone, without HTTP in front of it: 64 clients in the same process wait for their callbacks."""
+"""The spool alone, without HTTP in front of it: 64 clients in the same process wait for their callbacks."""

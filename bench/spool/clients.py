@@ -1,4 +1,4 @@
-"""The clients: each keeps one callback after the other, for BENCH_SLICE_S; what that came to is printed as JSON."""
+"""Clients of a spool: each stores one callback after the other for BENCH_SLICE_S. Prints the figures as JSON."""
 
 import asyncio
 import json
@@ -17,12 +17,12 @@ WARM_S = 0.3
 DIRECTORY = os.environ.get("BENCH_DIRECTORY", "")
 SLICE_S = float(os.environ.get("BENCH_SLICE_S", "1"))
 
-Keep = Callable[[int, bytes], Awaitable[None]]
-"""Returns when a callback of that route is on the disk."""
+Store = Callable[[int, bytes], Awaitable[None]]
+"""Takes a partition hash and a value; returns when they are on the disk."""
 
 
-async def drive(keep: Keep) -> None:
-    """Keep callbacks as fast as they are kept; raises what `keep` raises."""
+async def drive(store: Store) -> None:
+    """Store callbacks as fast as possible; raises what `store` raises."""
     events = [
         (
             crc32(event.session.encode()),
@@ -30,19 +30,19 @@ async def drive(keep: Keep) -> None:
         )
         for event in data.session_events(-(-data.REQUESTS // data.SESSION_EVENTS))
     ]
-    kept, start_s = 0, time.monotonic() + WARM_S
+    stored, start_s = 0, time.monotonic() + WARM_S
     end_s = start_s + SLICE_S
 
     async def client(number: int) -> None:
-        nonlocal kept
+        nonlocal stored
         while (now_s := time.monotonic()) < end_s:
             number = (number + CLIENTS) % len(events)
-            await keep(*events[number])
-            kept += now_s >= start_s
+            await store(*events[number])
+            stored += now_s >= start_s
 
     clients = [asyncio.create_task(client(number)) for number in range(CLIENTS)]
     await asyncio.sleep(WARM_S)
     used_s = time.process_time()
     await asyncio.gather(*clients)
     used_s, took_s = time.process_time() - used_s, time.monotonic() - start_s
-    sys.stdout.write(json.dumps({"per_s": kept / took_s, "cpu_us": used_s / kept * 1e6}) + "\n")
+    sys.stdout.write(json.dumps({"per_s": stored / took_s, "cpu_us": used_s / stored * 1e6}) + "\n")

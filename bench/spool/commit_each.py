@@ -1,4 +1,4 @@
-"""What the spool is measured against: one SQLite, WAL and FULL, a commit and so an fsync for each callback."""
+"""The base of the spool: one SQLite, WAL and FULL, a commit and so an fsync for each callback."""
 
 import asyncio
 import sqlite3
@@ -15,12 +15,12 @@ async def main() -> None:
         "CREATE TABLE callbacks (id INTEGER PRIMARY KEY, route INTEGER NOT NULL, value BLOB NOT NULL)"
     )
 
-    async def keep(route: int, value: bytes) -> None:
-        # On the loop: a thread for each costs more than it gives, as only one can write.
-        database.execute("INSERT INTO callbacks (route, value) VALUES (?, ?)", (route, value))
+    async def store(partition_hash: int, value: bytes) -> None:
+        # On the loop: threads would cost more than they save, as only one can write.
+        database.execute("INSERT INTO callbacks (route, value) VALUES (?, ?)", (partition_hash, value))
         await asyncio.sleep(0)  # the next client
 
-    await drive(keep)
+    await drive(store)
     database.close()
 
 

@@ -1,4 +1,4 @@
-"""maskline's spool, as a node has it, in the process of its clients."""
+"""maskline's spool, as an ingest node has it, in the process of its clients."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ async def main() -> None:
     spool = Spool(Settings(spool_dir=Path(DIRECTORY)), Metrics(), InFlight(), BackgroundTasks())
     await spool.start()
 
-    async def keep(partition_hash: int, value: bytes) -> None:
+    async def store(partition_hash: int, value: bytes) -> None:
         await spool.write(AWAY, partition_hash, value)
 
-    await drive(keep)
+    await drive(store)
     await spool.stop()
 
 

@@ -1,1 +1,1 @@
-"""The consumers that are measured, a file each, and how they tell what they handled."""
+"""The consumers that are measured, a file each, and how they report what they handled."""

@@ -1,4 +1,4 @@
-"""The base: a loop as one writes it by hand, with no order, no state, no fencing.
+"""The base of the worker: a loop written by hand, without order, state or fencing.
 
 XREADGROUP of 500, `parse_qsl`, `msgspec.convert`, await the handler, XACK; redis-py with hiredis, on uvloop.
 BENCH_STREAMS: the streams, comma-separated.

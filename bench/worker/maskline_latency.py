@@ -1,7 +1,7 @@
-"""maskline's handler for latencies: notes when each event was received and how long it took to get here.
+"""maskline's handler for latencies: records when each event was received, and how long it took to get here.
 
-At the stop they are written to the file BENCH_LATENCIES, two doubles each: Unix time of receipt, milliseconds taken.
-A receipt is known to the millisecond it fell into, so what is noted is half a millisecond too much on average.
+At the stop the records go to the file BENCH_LATENCIES, two doubles each: Unix time of receipt, milliseconds taken. A
+receipt is known to the millisecond, so the latencies are half a millisecond too long on average.
 """
 
 import os
@@ -15,13 +15,13 @@ from maskline.events import Event
 
 
 @resource
-async def noted() -> AsyncIterator["array[float]"]:
-    them = array("d")
-    yield them
-    Path(os.environ["BENCH_LATENCIES"]).write_bytes(them.tobytes())  # noqa: ASYNC240 - at the end, in the way of nobody
+async def recorded() -> AsyncIterator["array[float]"]:
+    latencies = array("d")
+    yield latencies
+    Path(os.environ["BENCH_LATENCIES"]).write_bytes(latencies.tobytes())  # noqa: ASYNC240 - nothing else runs at the end
 
 
 @on.every(retries=0)
-async def note(_: Event, ctx: Context, noted: "array[float]") -> None:
+async def record(_: Event, ctx: Context, recorded: "array[float]") -> None:
     received_s = ctx.received_at.timestamp()
-    noted.extend((received_s, (time.time() - received_s) * 1000))
+    recorded.extend((received_s, (time.time() - received_s) * 1000))

@@ -1,4 +1,4 @@
-"""What the task queues are given: each event's parameters as a dict, parsed already, which is to their advantage."""
+"""The backlog of the task queues: each event as a dict of parameters, already parsed, which is to their advantage."""
 
 import json
 import os

@@ -1,7 +1,8 @@
-"""What the handlers of every consumer call: counts events, and tells the benchmark when so many were handled.
+"""Called by the handlers of every consumer: counts events, and reports counts to the benchmark.
 
-By the environment: BENCH_TALLY, the path of a datagram socket; BENCH_TALLY_EVERY, after how many events it is told;
-BENCH_PAUSE, what handlers wait for: nothing, `1ms` each, or `slow`, 50 ms in the sessions that are called slow.
+Environment: BENCH_TALLY, the path of a datagram socket; BENCH_TALLY_EVERY, after how many events to report;
+BENCH_PAUSE, how long handlers wait: not at all, `1ms` each, or `slow`, 50 ms in the sessions whose names begin with
+SLOW_PREFIX.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ def _socket() -> socket.socket:
 
 
 async def pause(session: str) -> bool:
-    """Wait as BENCH_PAUSE says; whether the event counts: those of slow sessions do not."""
+    """Wait as BENCH_PAUSE says; False for events of slow sessions, which do not count."""
     if pauses == "1ms":
         await asyncio.sleep(PAUSE_S)
         return True

@@ -2,12 +2,12 @@
 
 Rules
 - Only planned losses are missing; a duplicate equals the original byte for byte; within its session no callback is
-displaced by more than the window. - SessionTimeout is sent when all earlier callbacks of its session are answered, as
-in reality it comes an hour later. If a displaced opening would look like a continuation (numbering that starts again,
-or at 0), openings are neither displaced nor lost, and are sent aopenings_alone. Both work by `epoch`: a callback waits
-for all of lower epochs. - At most `at_once` sessions are under way at a time, with one callback each a round. So a
-window of W callbacks spans at most (W + 1) x `at_once` requests, which `fit_to_rate` keeps far below the worker's gap
-timeout.
+  displaced by more than the window.
+- SessionTimeout is sent when all earlier callbacks of its session are answered, as in reality it comes an hour later.
+  If a displaced opening would look like a continuation (numbering that starts again, or at 0), openings are neither
+  displaced nor lost, and are sent alone. Both work by `epoch`: a callback waits for all of lower epochs.
+- At most `at_once` sessions are under way at a time, with one callback each a round. So a window of W callbacks spans
+  at most (W + 1) x `at_once` requests, which `fit_to_rate` keeps far below the worker's gap timeout.
 
 The plan is a function of the seed. Sessions are made as they are needed, so a million of them take no memory.
 """
@@ -104,13 +104,13 @@ def plan_session(index: int, options: PlanOptions) -> SessionPlan:
     sends: list[PlannedRequest] = []
     epoch = 0
     for event, duplicate in order:
-        aopenings_alone = not duplicate and _is_sent_aopenings_alone(event, openings_alone=openings_alone)
-        epoch += aopenings_alone
+        alone = not duplicate and _is_sent_alone(event, openings_alone=openings_alone)
+        epoch += alone
         first = requests.get(id(event))
         if first is None:
             first = requests[id(event)] = _request(rng, index, event, options)
         sends.append(first._replace(epoch=epoch, duplicate=duplicate))
-        epoch += aopenings_alone
+        epoch += alone
     return SessionPlan(sends, lost)
 
 
@@ -176,24 +176,24 @@ def expectation(plan: SessionPlan, options: PlanOptions) -> dict[str, Any]:
     }
 
 
-def _is_sent_aopenings_alone(event: SimulatedEvent, *, openings_alone: bool) -> bool:
+def _is_sent_alone(event: SimulatedEvent, *, openings_alone: bool) -> bool:
     return event.ends_session or (openings_alone and event.opens)
 
 
 def _displace(
     rng: random.Random, events: list[SimulatedEvent], *, openings_alone: bool, options: PlanOptions
 ) -> list[SimulatedEvent]:
-    """Move a share of the events up to `window` places later, never across one that is sent aopenings_alone."""
+    """Move a share of the events up to `window` places later, never across one that is sent alone."""
     keyed: list[tuple[int, float, SimulatedEvent]] = []
     segment = 0
     for place, event in enumerate(events):
-        aopenings_alone = _is_sent_aopenings_alone(event, openings_alone=openings_alone)
-        segment += aopenings_alone
+        alone = _is_sent_alone(event, openings_alone=openings_alone)
+        segment += alone
         later = 0.0
         if options.window and rng.random() < options.shuffle:
             later = rng.randint(1, options.window) + 0.5
         keyed.append((segment, place + later, event))
-        segment += aopenings_alone
+        segment += alone
     keyed.sort(key=lambda entry: entry[:2])
     return [event for _, _, event in keyed]
 
