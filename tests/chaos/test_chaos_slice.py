@@ -44,7 +44,7 @@ def alive(directory: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_promises_are_kept(tmp_path: Path, seed: int):
+def test_chaos_run_keeps_all_promises(tmp_path: Path, seed: int):
     process = command(
         tmp_path, "--seed", str(seed), "--duration-s", str(DURATION_S), "--rate", str(RATE),
         "--lease-s", str(LEASE_S), "--json",
@@ -62,7 +62,7 @@ def test_promises_are_kept(tmp_path: Path, seed: int):
     assert not alive(tmp_path)
 
 
-def test_a_directory_with_something_in_it_is_refused(tmp_path: Path):
+def test_directory_that_is_not_empty_is_refused(tmp_path: Path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "history.jsonl").touch()
     process = command(tmp_path)
@@ -71,7 +71,7 @@ def test_a_directory_with_something_in_it_is_refused(tmp_path: Path):
     assert "must be empty" in out
 
 
-def test_an_interrupted_run_stops_everything_and_decides_nothing(tmp_path: Path):
+def test_interrupted_run_stops_all_processes_and_has_no_verdict(tmp_path: Path):
     process = command(tmp_path, "--seed", "1", "--duration-s", "600", "--rate", str(RATE))
     handlers = tmp_path / "kept" / "handlers.jsonl"
     wait_until(

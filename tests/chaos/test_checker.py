@@ -14,7 +14,7 @@ def book() -> Book:
     return it
 
 
-def test_a_history_in_which_all_went_well_is_good(book: Book):
+def test_history_without_a_fault_passes(book: Book):
     book.sent("t", event=ENDING)
     book.call("t", 2.0)
     book.call("t", 2.1, handler="ends")
@@ -47,7 +47,7 @@ def test_answered_at_the_second_try_counts_as_answered(book: Book):
     assert book.broken == {}
 
 
-def test_every_handler_that_asked_for_it_is_looked_at(book: Book):
+def test_every_subscribed_handler_is_checked(book: Book):
     book.sent("x", event=ENDING)
     book.call("x", 3.0)
     assert book.broken == {"lost": 1}
@@ -214,7 +214,7 @@ def test_an_owner_that_was_stopped_may_overlap_with_the_next(book: Book, trouble
     assert book.verdict().counts["at once, of an owner in trouble"] == troubled
 
 
-def test_no_trouble_excuses_two_calls_at_once_of_one_owner(book: Book):
+def test_no_fault_excuses_two_calls_at_once_of_one_owner(book: Book):
     book.fault("stop", "worker-0", 1.0, 3.0, pid=100)
     book.fault("kill", "redis", 1.0, 3.0)
     book.sent("x")
@@ -274,7 +274,7 @@ def test_an_owner_that_is_cut_off_starts_nothing_once_it_is_replaced(
         "too-early",
     ],
 )  # fmt: skip
-def test_only_the_trouble_of_its_first_owner_excuses_a_second_time(
+def test_only_a_fault_of_its_first_owner_excuses_a_second_call(
     book: Book, kind: str, target: str, pid: int, began: float, ended: float, excused: bool
 ):
     book.call("s2", 5.0, token=2, pid=200)
@@ -326,7 +326,7 @@ def test_an_event_is_open_as_long_as_one_of_its_handlers_is(attempt: int, broken
 
 
 @pytest.mark.parametrize("forgets", [True, False])
-def test_a_handover_between_two_tries(monkeypatch: pytest.MonkeyPatch, forgets: bool):
+def test_handover_between_two_attempts_is_in_order(monkeypatch: pytest.MonkeyPatch, forgets: bool):
     monkeypatch.setattr("checker.HANDOVER_FORGETS", forgets)
     book = Book()
     book.sent("x", event=ENDING)
@@ -377,7 +377,7 @@ def test_a_slow_event_beside_which_others_are_served_does_not(book: Book):
     assert verdict.counts["slow events looked at"] == 1
 
 
-def test_with_few_others_nothing_is_said(book: Book):
+def test_with_few_other_events_there_is_no_verdict(book: Book):
     slow_beside(book, others=SERVED_MIN - 1, served_at=12.1)
     assert book.verdict().counts["slow events looked at"] == 0
 
@@ -408,7 +408,7 @@ def test_what_is_not_acknowledged_or_not_read_is_left(book: Book, pending: int |
     assert book.broken == {"left": 1}
 
 
-def test_a_partition_nobody_looked_at_is_left(book: Book):
+def test_partition_that_was_not_inspected_is_left(book: Book):
     book.left = []
     assert book.broken == {"left": 1}
 
@@ -438,7 +438,7 @@ def test_a_callback_that_was_never_sent_is_unexplained(book: Book):
     assert book.broken == {"unexplained": 1}
 
 
-def test_a_history_without_terms_cannot_be_judged():
+def test_history_without_terms_cannot_be_checked():
     book = Book()
     del book.facts[0]
     with pytest.raises(LookupError):

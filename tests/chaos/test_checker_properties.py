@@ -281,19 +281,19 @@ seeds = st.integers(0, 2**32)
 
 
 @given(seeds)
-def test_what_the_model_does_is_good(seed: int):
+def test_histories_of_the_model_pass(seed: int):
     assert check(History(facts_of(seed))).broken == {}
 
 
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda breaker: breaker.__name__)
 @given(seed=seeds)
-def test_what_was_broken_is_found_and_nothing_else(breaker: CircuitBreaker, seed: int):
+def test_checker_finds_what_was_broken_and_nothing_else(breaker: CircuitBreaker, seed: int):
     facts = breaker(facts_of(seed), random.Random(seed))
     if facts is not None:
         assert broken(facts) == {BREAKERS[breaker]}
 
 
-def test_the_model_and_its_breakers_reach_what_they_are_for():
+def test_model_and_breakers_reach_every_rule():
     """None of the tests above passes because there was nothing to see."""
     seen = dict.fromkeys(BREAKERS, 0)
     excused = {"doubled in the crash window": 0, "calls cut": 0, "after_gap": 0, "dead letters": 0}

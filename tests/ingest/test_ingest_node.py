@@ -35,7 +35,7 @@ async def ready(node: IngestNode) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-async def test_everything_answered_200_is_in_the_stream(redis_server, namespace, run_ingest, signum):
+async def test_callbacks_answered_200_are_in_the_stream(redis_server, namespace, run_ingest, signum):
     process = run_ingest(redis_url=redis_server.url, namespace=namespace)
     port = await asyncio.to_thread(process.port)
     taken: list[str] = []
@@ -50,7 +50,7 @@ async def test_everything_answered_200_is_in_the_stream(redis_server, namespace,
         assert set(taken) <= marks(client, node_settings("", namespace))
 
 
-async def test_a_request_under_way_at_the_stop_is_finished(redis_server, namespace):
+async def test_stop_finishes_requests_under_way(redis_server, namespace):
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     whole = GOOD.encode()
@@ -68,7 +68,7 @@ async def test_a_request_under_way_at_the_stop_is_finished(redis_server, namespa
         assert await client.ended()
 
 
-async def test_a_request_that_never_ends_does_not_hold_the_stop(redis_server, namespace):
+async def test_stop_does_not_wait_for_a_request_that_never_ends(redis_server, namespace):
     node = IngestNode(node_settings(redis_server.url, namespace, stop_timeout_ms=50))
     await node.start()
     async with await Client.connect(node.port) as client:
@@ -78,7 +78,7 @@ async def test_a_request_that_never_ends_does_not_hold_the_stop(redis_server, na
         assert await client.ended()
 
 
-async def test_redis_killed_under_load_and_back(own_redis, namespace):
+async def test_kill_of_redis_under_load_loses_no_callback(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
         assert (await ready(node))[0] == 200
@@ -115,7 +115,7 @@ async def test_redis_killed_under_load_and_back(own_redis, namespace):
             assert set(taken) <= marks(client, settings)
 
 
-async def test_redis_away_at_the_start(own_redis, namespace):
+async def test_node_starts_without_redis(own_redis, namespace):
     own_redis.kill()
     settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
@@ -129,7 +129,7 @@ async def test_redis_away_at_the_start(own_redis, namespace):
             assert len(stored(client, settings)) == 2
 
 
-async def test_a_silent_redis_costs_one_timeout_and_nothing_more(own_redis, namespace):
+async def test_silent_redis_costs_one_timeout(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=400)
     async with started(settings) as node:
         own_redis.pause()
@@ -144,7 +144,7 @@ async def test_a_silent_redis_costs_one_timeout_and_nothing_more(own_redis, name
         assert (await ask(node.port, GOOD)).status == 200
 
 
-async def test_a_full_redis_spools_until_there_is_room(own_redis, namespace):
+async def test_full_redis_spools_until_there_is_room(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
         with own_redis.client() as client:
@@ -159,7 +159,7 @@ async def test_a_full_redis_spools_until_there_is_room(own_redis, namespace):
             assert len(stored(client, settings)) == 10
 
 
-async def test_neither_redis_nor_spool_is_503(own_redis, namespace):
+async def test_callback_is_answered_503_without_redis_and_spool(own_redis, namespace):
     own_redis.kill()
     async with started(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as node:
         big = Request(pairs=[("SessionUUID", "s"), ("EventName", "e"), ("x", "y" * 60_000)]).encode()
@@ -177,14 +177,14 @@ async def test_neither_redis_nor_spool_is_503(own_redis, namespace):
         assert (await ready(node))[0] == 200
 
 
-async def test_other_partitions_stop_the_start(redis_server, namespace):
+async def test_different_partitions_in_redis_stop_the_start(redis_server, namespace):
     async with started(node_settings(redis_server.url, namespace)):
         pass
     with pytest.raises(ConfigError, match="MASKLINE_PARTITIONS"):
         await IngestNode(node_settings(redis_server.url, namespace, partitions=5)).start()
 
 
-async def test_other_partitions_found_later_keep_it_spooling(own_redis, namespace):
+async def test_different_partitions_found_later_keep_the_node_spooling(own_redis, namespace):
     async with started(node_settings(own_redis.url, namespace)) as node:
         own_redis.kill()
         await until(lambda: not node.metrics.gauges().redis_connected)
@@ -237,7 +237,7 @@ async def test_several_processes_share_the_port(redis_server, namespace, run_ing
         (("--processes", "0"), {}, "--processes"),
     ],
 )
-async def test_wrong_settings_end_with_2_and_one_line(redis_server, run_ingest, arguments, settings, named):
+async def test_wrong_settings_exit_2_with_one_line(redis_server, run_ingest, arguments, settings, named):
     process = run_ingest(*arguments, **({"redis_url": redis_server.url} | settings))
     code, stderr = await asyncio.to_thread(process.ended)
     complaints = [line for line in stderr.splitlines() if not line.startswith("{")]
@@ -246,12 +246,12 @@ async def test_wrong_settings_end_with_2_and_one_line(redis_server, run_ingest, 
     assert named in complaints[0]
 
 
-def test_unknown_arguments_are_one_line_that_names_them():
+def test_unknown_argument_exits_with_one_line_that_names_it():
     with pytest.raises(ConfigError, match="^ingest: .*--nonsense"):
         main(["--nonsense"])
 
 
-async def test_unverified_nodes_warn(redis_server, namespace, run_ingest):
+async def test_node_without_verification_warns(redis_server, namespace, run_ingest):
     process = run_ingest(redis_url=redis_server.url, namespace=namespace, verify="off", auth_tokens="")
     port = await asyncio.to_thread(process.port)
     assert (await ask(port, Request(headers={"X-Plivo-Signature-V3": None}))).status == 200
@@ -259,7 +259,7 @@ async def test_unverified_nodes_warn(redis_server, namespace, run_ingest):
     assert '"event":"signature verification off"' in process.log
 
 
-async def test_the_log_tells_why_and_no_numbers(redis_server, namespace, run_ingest):
+async def test_log_gives_the_reason_and_no_phone_numbers(redis_server, namespace, run_ingest):
     process = run_ingest(redis_url=redis_server.url, namespace=namespace, log_level="debug")
     port = await asyncio.to_thread(process.port)
     for _ in range(5):
@@ -283,6 +283,6 @@ async def test_the_log_tells_why_and_no_numbers(redis_server, namespace, run_ing
         ("localhost", "localhost"),
     ],
 )
-async def test_the_url_of_a_node(host, shown):
+async def test_node_url(host, shown):
     node = IngestNode(node_settings("redis://localhost", "n", host=host, port=8080))
     assert node.url == f"http://{shown}:8080/callbacks"

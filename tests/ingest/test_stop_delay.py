@@ -32,7 +32,9 @@ async def until_it_stops(admin):
 
 
 @pytest.mark.parametrize("arguments", [(), ("--processes", "1"), ("--processes", "2")])
-async def test_after_sigterm_callbacks_are_taken_for_so_long(redis_server, namespace, run_ingest, arguments):
+async def test_callbacks_are_taken_for_the_delay_after_sigterm(
+    redis_server, namespace, run_ingest, arguments
+):
     settings = {"redis_url": redis_server.url, "namespace": namespace, "stop_timeout_ms": 100}
     process, port, admin = await started(run_ingest, *arguments, stop_delay_ms=DELAY_MS, **settings)
     async with await Client.connect(port) as idle, await Client.connect(port) as general:
@@ -64,7 +66,7 @@ async def test_after_sigterm_callbacks_are_taken_for_so_long(redis_server, names
 
 
 @pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
-async def test_a_second_signal_ends_the_delay_at_once(redis_server, namespace, run_ingest, arguments):
+async def test_second_signal_ends_the_delay_at_once(redis_server, namespace, run_ingest, arguments):
     process, _, admin = await started(
         run_ingest, *arguments, redis_url=redis_server.url, namespace=namespace, stop_delay_ms=60_000
     )
@@ -76,9 +78,7 @@ async def test_a_second_signal_ends_the_delay_at_once(redis_server, namespace, r
     assert (await asyncio.to_thread(process.ended))[0] == 130
 
 
-async def test_without_a_delay_the_stop_begins_at_once_and_readyz_says_so(
-    redis_server, namespace, run_ingest
-):
+async def test_stop_begins_at_once_without_a_delay_and_readyz_says_so(redis_server, namespace, run_ingest):
     process, port, admin = await started(
         run_ingest, redis_url=redis_server.url, namespace=namespace, stop_timeout_ms=20_000
     )

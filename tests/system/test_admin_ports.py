@@ -64,7 +64,7 @@ def start(crew: Fleet, tmp_path: Path) -> Iterator[Any]:
         run.process.wait()
 
 
-def test_nodes_that_are_given_no_admin_port_find_their_own(start: Any) -> None:
+def test_nodes_without_an_admin_port_find_free_ones(start: Any) -> None:
     runs = [start("ingest", "--processes", "2"), start("worker"), start("worker", "--processes", "2")]
     urls = [url for run, count in zip(runs, (2, 1, 2), strict=True) for url in run.admin_urls(count)]
     assert len(set(urls)) == len(urls) == 5
@@ -74,7 +74,7 @@ def test_nodes_that_are_given_no_admin_port_find_their_own(start: Any) -> None:
     assert [run.stop() for run in runs] == [0, 0, 0]
 
 
-def test_a_default_leaves_the_port_that_was_set_for_callbacks(start: Any) -> None:
+def test_default_admin_port_avoids_the_callback_port(start: Any) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -87,7 +87,7 @@ def test_a_default_leaves_the_port_that_was_set_for_callbacks(start: Any) -> Non
     assert '"http://127.0.0.1:9090/callbacks"' in run.log_file.read_text()
 
 
-def test_processes_count_up_from_a_port_that_is_set(start: Any) -> None:
+def test_processes_count_up_from_the_set_admin_port(start: Any) -> None:
     port = free_port()
     run = start("worker", "--processes", "2", admin_port=port)
     assert sorted(run.admin_urls(2)) == [f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}"]
@@ -96,9 +96,7 @@ def test_processes_count_up_from_a_port_that_is_set(start: Any) -> None:
 
 @pytest.mark.parametrize("command", ["ingest", "worker"])
 @pytest.mark.parametrize("source", ["environment", "file"])
-def test_a_port_that_is_set_and_taken_is_exit_code_2(
-    start: Any, tmp_path: Path, command: str, source: str
-) -> None:
+def test_set_admin_port_that_is_taken_exits_2(start: Any, tmp_path: Path, command: str, source: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = tmp_path / "maskline.toml"

@@ -91,7 +91,7 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     assert [call.order for call in crew.until_calls(2, "gap")] == ["in_order", "in_order"]
 
 
-def test_a_failover_that_was_asked_for_under_load(crew: ClusterFleet, cluster: ClusterServers):
+def test_requested_failover_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):
     crew.start(RECORD_MS=5)
     crew.start(RECORD_MS=5)
     crew.until_balanced(2)
@@ -102,7 +102,7 @@ def test_a_failover_that_was_asked_for_under_load(crew: ClusterFleet, cluster: C
     in_order(crew, events)
 
 
-def test_a_primary_that_is_killed_under_load(crew: ClusterFleet, cluster: ClusterServers):
+def test_killed_primary_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):
     crew.start(RECORD_MS=5)
     crew.start(RECORD_MS=5)
     crew.until_balanced(2)
@@ -121,7 +121,7 @@ def test_a_primary_that_is_killed_under_load(crew: ClusterFleet, cluster: Cluste
             assert before.number != after.number or before.key == after.key
 
 
-def test_a_new_primary_that_refuses_at_first_is_read_in_the_end(crew: ClusterFleet, cluster: ClusterServers):
+def test_new_primary_that_refuses_at_first_is_read_in_the_end(crew: ClusterFleet, cluster: ClusterServers):
     worker = crew.start()
     crew.until_balanced(1)
     primary = cluster.primary_of(crew.keys.callbacks(0))
@@ -142,7 +142,7 @@ def test_a_new_primary_that_refuses_at_first_is_read_in_the_end(crew: ClusterFle
     assert worker.process.poll() is None
 
 
-def test_a_slot_that_moves_under_load(crew: ClusterFleet, cluster: ClusterServers):
+def test_moving_slot_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):
     crew.start(RECORD_MS=5)
     crew.start(RECORD_MS=5)
     crew.until_balanced(2)

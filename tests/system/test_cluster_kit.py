@@ -25,7 +25,7 @@ def sentinels(request, tmp_path) -> Iterator[SentinelServers]:
     sentinels.stop()
 
 
-def test_a_cluster_outlives_a_failover_and_a_kill(cluster: ClusterServers):
+def test_cluster_survives_a_failover_and_a_kill(cluster: ClusterServers):
     first = cluster.primary_of("{a}")
     assert len(cluster.primaries()) == 3
     assert [len(cluster.replicas_of(primary)) for primary in cluster.primaries()] == [1, 1, 1]
@@ -47,7 +47,7 @@ def test_a_cluster_outlives_a_failover_and_a_kill(cluster: ClusterServers):
         assert [client.get(f"{{{number}}}") for number in range(100)] == [b"%d" % n for n in range(100)]
 
 
-def test_a_slot_moves_with_its_data_and_redirects_on_the_way(cluster: ClusterServers):
+def test_moved_slot_has_its_data_and_redirects_meanwhile(cluster: ClusterServers):
     slot, source = slot_of("{a}"), cluster.primary_of("{a}")
     target = next(node for node in cluster.primaries() if node is not source)
     keys = [f"{{a}}{number}" for number in range(25)]

@@ -138,7 +138,7 @@ def still_open(connections: list[socket.socket]) -> int:
 
 
 @pytest.mark.parametrize("limit", [100, 300])
-def test_clients_get_no_more_than_leaves_ingest_what_it_needs(
+def test_clients_leave_ingest_the_descriptors_it_needs(
     own_redis: RedisServer, own_crew: Fleet, start: Any, limit: int
 ) -> None:
     port = free_port()
@@ -175,9 +175,7 @@ def test_clients_get_no_more_than_leaves_ingest_what_it_needs(
     assert node.logged("few file descriptors")
 
 
-def test_out_of_descriptors_ingest_refuses_and_counts_goes_on_and_answers_about_its_health(
-    crew: Fleet, start: Any
-) -> None:
+def test_ingest_without_descriptors_refuses_counts_and_answers_health(crew: Fleet, start: Any) -> None:
     port = free_port()
     node = start("ingest", environment=for_ingest(crew, port), limits=(1_000, 1_000))
     with Traffic(f"http://127.0.0.1:{port}/callbacks") as traffic:
@@ -200,7 +198,7 @@ def test_out_of_descriptors_ingest_refuses_and_counts_goes_on_and_answers_about_
     assert node.stop() == 0
 
 
-def test_a_connection_that_cannot_be_accepted_costs_no_turn_of_the_loop(crew: Fleet, start: Any) -> None:
+def test_connection_that_cannot_be_accepted_does_not_spin_the_loop(crew: Fleet, start: Any) -> None:
     port = free_port()
     node = start("ingest", environment=for_ingest(crew, port), limits=(1_000, 1_000))
     node.limit(3, 1_000)  # not even a spare's number is below
@@ -215,7 +213,7 @@ def test_a_connection_that_cannot_be_accepted_costs_no_turn_of_the_loop(crew: Fl
     assert node.stop() == 0
 
 
-def test_a_handler_that_takes_all_descriptors_leaves_health_and_what_is_under_way(
+def test_handler_that_takes_all_descriptors_leaves_health_and_work_under_way(
     crew: Fleet, tmp_path: Path, start: Any
 ) -> None:
     (tmp_path / "greedy.py").write_text(GREEDY)
@@ -233,7 +231,7 @@ def test_a_handler_that_takes_all_descriptors_leaves_health_and_what_is_under_wa
     assert node.stop() == 0
 
 
-def test_a_worker_that_cannot_connect_for_want_of_descriptors_goes_on_once_there_are_some(
+def test_worker_without_descriptors_connects_once_there_are_some(
     own_redis: RedisServer, own_crew: Fleet, start: Any
 ) -> None:
     node = start("worker", environment=own_crew.environment(), limits=(2_000, 2_000))
@@ -257,9 +255,7 @@ def test_a_worker_that_cannot_connect_for_want_of_descriptors_goes_on_once_there
 
 @pytest.mark.parametrize("command", ["ingest", "worker"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_soft_limit_is_raised_to_the_hard_one(
-    crew: Fleet, start: Any, command: str, processes: int
-) -> None:
+def test_soft_limit_is_raised_to_the_hard_one(crew: Fleet, start: Any, command: str, processes: int) -> None:
     last = processes - 1
     node = start(
         command, "--processes", str(processes), environment=for_ingest(crew, 0) | {"MASKLINE_HANDLERS": HANDLERS},

@@ -33,7 +33,7 @@ sys.meta_path.insert(0, Stalls())
         [sys.executable, "-m", "maskline.worker"],
     ],
 )
-def test_a_node_that_is_stopped_while_it_imports_exits_with_0_and_says_nothing(tmp_path, command, signum):
+def test_node_stopped_while_importing_exits_0_without_output(tmp_path, command, signum):
     (tmp_path / "sitecustomize.py").write_text(STALLS)
     process = subprocess.Popen(
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stderr=subprocess.PIPE

@@ -43,7 +43,7 @@ def test_health_of_ingest_and_worker_processes(crew: Fleet, tmp_path: Path) -> N
     assert not list(tmp_path.glob("maskline-*/*"))
 
 
-def test_each_of_several_processes_counts(crew: Fleet, tmp_path: Path) -> None:
+def test_health_covers_each_of_several_processes(crew: Fleet, tmp_path: Path) -> None:
     own = {"TMPDIR": str(tmp_path)}
     supervisor = crew.launch("--processes", "2", **own)
     answers = wait_until(

@@ -98,14 +98,14 @@ def whole_life(crew: Fleet, url: str) -> None:
 
 
 @pytest.mark.storage
-def test_a_whole_life_on_one_server(own_redis: RedisServer, tmp_path: Path):
+def test_nodes_work_with_the_documented_rights(own_redis: RedisServer, tmp_path: Path):
     give_rights(own_redis.port)
     with fleet(own_redis, "maskline", tmp_path, partitions=PARTITIONS) as crew:
         whole_life(crew, own_redis.url)
     assert refused(own_redis.port) == []
 
 
-def test_each_user_may_do_no_more(own_redis: RedisServer):
+def test_documented_users_may_do_nothing_else(own_redis: RedisServer):
     give_rights(own_redis.port)
     key = "{maskline:1}:callbacks"
     for user, command, refusal in (

@@ -40,7 +40,7 @@ def crew(tmp_path: Path, namespace: str) -> Iterator[SentinelFleet]:
         sentinels.stop()
 
 
-def test_a_failover_under_load(crew: SentinelFleet):
+def test_sentinel_failover_under_load_keeps_the_order(crew: SentinelFleet):
     crew.start(RECORD_MS=5)
     crew.start(RECORD_MS=5)
     crew.until_balanced(2)
@@ -61,7 +61,7 @@ def test_a_failover_under_load(crew: SentinelFleet):
     assert call.order == "in_order"
 
 
-def test_a_worker_starts_while_there_is_no_primary(crew: SentinelFleet):
+def test_worker_starts_without_a_primary(crew: SentinelFleet):
     crew.sentinels.kill_primary()
     worker = crew.start()
     crew.sentinels.until_failed_over()
@@ -71,7 +71,7 @@ def test_a_worker_starts_while_there_is_no_primary(crew: SentinelFleet):
     crew.until_calls(1)
 
 
-def test_callbacks_answered_around_a_primary_that_is_paused_and_goes_on_are_handled(crew: SentinelFleet):
+def test_callbacks_answered_around_a_paused_primary_are_handled(crew: SentinelFleet):
     crew.start()
     crew.start()
     with ingest(crew, durability="replicas:1") as url:

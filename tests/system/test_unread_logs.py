@@ -109,7 +109,7 @@ def start() -> Iterator[Any]:
         node.close()
 
 
-def test_a_worker_goes_on_keeps_its_leases_and_tells_what_was_dropped(
+def test_worker_with_a_full_log_pipe_keeps_its_leases_and_reports_dropped_lines(
     crew: Fleet, tmp_path: Path, start: Any
 ) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
@@ -139,7 +139,7 @@ def test_a_worker_goes_on_keeps_its_leases_and_tells_what_was_dropped(
     assert crew.leases() == {}
 
 
-def test_a_worker_goes_on_and_stops_although_nobody_reads_what_a_handler_prints(
+def test_worker_goes_on_and_stops_although_nobody_reads_what_a_handler_prints(
     crew: Fleet, tmp_path: Path, start: Any
 ) -> None:
     (tmp_path / "printing.py").write_text(PRINTING)
@@ -150,7 +150,7 @@ def test_a_worker_goes_on_and_stops_although_nobody_reads_what_a_handler_prints(
     assert crew.leases() == {}
 
 
-def test_ingest_goes_on_and_stops(crew: Fleet, tmp_path: Path, start: Any) -> None:
+def test_ingest_with_a_full_log_pipe_goes_on_and_stops(crew: Fleet, tmp_path: Path, start: Any) -> None:
     port = free_port()
     environment = crew.environment(
         handlers=None, host="127.0.0.1", port=port, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}",
@@ -167,7 +167,9 @@ def test_ingest_goes_on_and_stops(crew: Fleet, tmp_path: Path, start: Any) -> No
 
 
 @pytest.mark.parametrize("command", ["ingest", "worker"])
-def test_several_processes_stop(crew: Fleet, tmp_path: Path, start: Any, command: str) -> None:
+def test_several_processes_with_a_full_log_pipe_stop(
+    crew: Fleet, tmp_path: Path, start: Any, command: str
+) -> None:
     environment = crew.environment(
         host="127.0.0.1", port=0, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}", spool_dir=tmp_path / "spool"
     )

@@ -18,7 +18,7 @@ VALUES = [b"%04d" % n for n in range(1000)]
     st.integers(1, 10_000),
     st.lists(st.tuples(st.floats(0, 0.5), st.integers(0, 300), st.integers(0, 300)), max_size=40),
 )
-def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
+def test_rate_holds_whatever_is_granted(per_s, steps):
     rate_limiter, now, moved, granted = RateLimiter(per_s), 1000.0, 0, 0
     rate_limiter.wait_s(now)
     for passes, count, grant in steps:
@@ -37,7 +37,7 @@ def test_the_pace_is_kept_whatever_is_granted(per_s, steps):
 
 
 @given(st.integers(1, 10_000), st.floats(0.06, 5.0))
-def test_the_pace_is_kept_with_pages_that_take_long(per_s, took_s):
+def test_rate_holds_and_is_reached_with_slow_pages(per_s, took_s):
     rate_limiter, now, moved = RateLimiter(per_s), 1000.0, 0
     rate_limiter.wait_s(now)
     largest = 0
@@ -63,7 +63,7 @@ async def fill(it, own_redis, values, session="s"):
     await asyncio.to_thread(own_redis.start)
 
 
-async def test_everything_arrives_in_order_and_once(own_redis, namespace):
+async def test_spooled_callbacks_are_drained_in_order_and_once(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=100_000)
     async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
@@ -73,7 +73,7 @@ async def test_everything_arrives_in_order_and_once(own_redis, namespace):
             assert stream(client, settings, 0) == VALUES
 
 
-async def test_the_rate_is_bounded(own_redis, namespace):
+async def test_drain_rate_is_bounded(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_drain_per_s=500)
     async with delivering(settings) as it:
         await fill(it, own_redis, VALUES[:600])
@@ -83,7 +83,7 @@ async def test_the_rate_is_bounded(own_redis, namespace):
         assert time.monotonic() - began > 0.8
 
 
-async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, namespace):
+async def test_spool_gets_empty_although_new_callbacks_queue_behind(own_redis, namespace):
     """More comes for sessions in the spool than the rate allows to drain."""
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=300)
     async with delivering(settings) as it:
@@ -102,7 +102,7 @@ async def test_what_only_queues_behind_does_not_make_it_endless(own_redis, names
             assert len(streams(client, settings)) == 300 + sent
 
 
-async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace, monkeypatch):
+async def test_broken_stream_holds_up_only_its_partition(own_redis, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.delivery.drainer.RETRY_REFUSED_S", 0.2)
     settings = node_settings(own_redis.url, namespace, partitions=2)
     async with delivering(settings) as it:
@@ -127,7 +127,7 @@ async def test_a_broken_stream_holds_up_only_its_partition(own_redis, namespace,
             assert set(streams(client, settings)) == {b"%d" % n for n in range(700)} | {b"more"}
 
 
-async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
+async def test_drain_survives_repeated_loss_of_redis(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=700)
     async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
@@ -142,7 +142,7 @@ async def test_redis_lost_again_and_again_while_draining(own_redis, namespace):
             assert list(dict.fromkeys(stream(client, settings, 0))) == VALUES
 
 
-async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, namespace):
+async def test_refusing_redis_is_probed_with_one_callback(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with delivering(settings) as it:
         with own_redis.client() as client:
@@ -156,7 +156,7 @@ async def test_a_redis_that_refuses_is_probed_with_one_callback(own_redis, names
             await until(lambda: it.metrics.drained == 100)
 
 
-async def test_the_stop_drains_on_within_its_time(own_redis, namespace):
+async def test_finish_drains_within_its_timeout(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_drain_per_s=1000)
     async with delivering(settings) as it:
         await fill(it, own_redis, VALUES)
@@ -172,7 +172,7 @@ async def test_the_stop_drains_on_within_its_time(own_redis, namespace):
         assert it.spool.callbacks > 100
 
 
-async def test_the_stop_waits_for_no_redis_that_is_away(own_redis, namespace):
+async def test_finish_does_not_wait_for_unavailable_redis(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with delivering(settings) as it:
         own_redis.kill()
@@ -182,7 +182,7 @@ async def test_the_stop_waits_for_no_redis_that_is_away(own_redis, namespace):
         assert it.spool.callbacks == 1
 
 
-async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spool_of_its_own):
+async def test_files_of_dead_processes_are_drained(own_redis, namespace, spool_of_its_own):
     settings = node_settings(own_redis.url, namespace, partitions=1)
     own_redis.kill()
     async with delivering(settings) as first, delivering(settings) as second:
@@ -201,9 +201,7 @@ async def test_what_was_left_by_others_is_drained_too(own_redis, namespace, spoo
 
 
 @pytest.mark.parametrize("timeout_ms", [100])
-async def test_a_redis_that_answers_too_late_leaves_few_duplicates(
-    own_redis, namespace, timeout_ms, monkeypatch
-):
+async def test_redis_that_answers_too_late_gets_few_duplicates(own_redis, namespace, timeout_ms, monkeypatch):
     monkeypatch.setattr("maskline.ingest.publish.publisher.SILENCE_TIMEOUTS_S", (0.2, 0.4, 0.8))
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=timeout_ms)
     async with delivering(settings) as it:

@@ -8,7 +8,7 @@ from ingest_kit import node_settings, until
 VALUES = [b"%03d" % n for n in range(100)]
 
 
-async def test_with_redis_well_nothing_is_spooled(redis_server, namespace):
+async def test_nothing_is_spooled_while_redis_is_healthy(redis_server, namespace):
     settings = node_settings(redis_server.url, namespace)
     async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
@@ -18,7 +18,7 @@ async def test_with_redis_well_nothing_is_spooled(redis_server, namespace):
             assert streams(client, settings) == VALUES
 
 
-async def test_what_redis_refuses_lies_in_the_spool(own_redis, namespace):
+async def test_callbacks_refused_by_redis_are_spooled(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace)
     async with delivering(settings) as it:
         with own_redis.client() as client:
@@ -32,7 +32,7 @@ async def test_what_redis_refuses_lies_in_the_spool(own_redis, namespace):
             assert streams(client, settings) == VALUES
 
 
-async def test_one_broken_stream_does_not_open_the_breaker(redis_server, namespace):
+async def test_broken_stream_does_not_open_the_breaker(redis_server, namespace):
     settings = node_settings(redis_server.url, namespace, partitions=1)
     with redis_server.client() as client:
         client.set(f"{{{namespace}:0}}:callbacks", "not a stream")
@@ -65,7 +65,7 @@ async def test_callbacks_of_a_session_queue_behind_those_in_the_spool(own_redis,
             assert stream(client, settings, 0) == [b"past", *VALUES, b"straight"]
 
 
-async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_redis, namespace):
+async def test_callback_queued_behind_others_goes_to_redis_if_the_spool_fails(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)
     async with delivering(settings, draining=False) as it:
         own_redis.kill()
@@ -82,7 +82,7 @@ async def test_what_only_queued_behind_goes_to_redis_where_the_spool_fails(own_r
             assert streams(client, settings) == [bytes(50_000)] * 2
 
 
-async def test_with_both_away_it_is_said_why(own_redis, namespace):
+async def test_error_code_says_why_neither_redis_nor_spool_took_it(own_redis, namespace):
     own_redis.kill()
     async with delivering(node_settings(own_redis.url, namespace, spool_max_bytes=1 << 20)) as it:
         codes = [await it.store("s", bytes(50_000)) for _ in range(20)]
@@ -90,7 +90,7 @@ async def test_with_both_away_it_is_said_why(own_redis, namespace):
         assert codes[-1] == "spool_full"
 
 
-async def test_a_spool_that_fails_does_not_keep_redis_from_being_found_again(
+async def test_request_probes_redis_while_the_drainer_has_nothing_to_probe_with(
     own_redis, namespace, monkeypatch
 ):
     """The drain is the usual probe; here it has nothing to probe with."""
@@ -107,7 +107,7 @@ async def test_a_spool_that_fails_does_not_keep_redis_from_being_found_again(
         assert it.metrics.spooled == {"redis_oom": 1}
 
 
-async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
+async def test_callbacks_over_the_in_flight_limit_are_refused_at_once(own_redis, namespace):
     async with delivering(node_settings(own_redis.url, namespace, in_flight_max=10)) as it:
         outcomes = await asyncio.gather(*(it.store("s", b"v") for _ in range(11)))
         assert outcomes == [""] * 10 + ["busy"]
@@ -119,7 +119,7 @@ async def test_more_than_may_wait_is_refused_at_once(own_redis, namespace):
         await until(lambda: (it.in_flight.callbacks, it.in_flight.size_bytes) == (0, 0))
 
 
-async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namespace, monkeypatch):
+async def test_callbacks_over_the_in_flight_bytes_are_refused_at_once(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.delivery.router.IN_FLIGHT_MAX_BYTES", 100)
     async with delivering(node_settings(redis_server.url, namespace)) as it:
         outcomes = await asyncio.gather(it.store("s", bytes(101)), it.store("s", b"v"))
@@ -127,7 +127,7 @@ async def test_more_bytes_than_may_wait_are_refused_at_once(redis_server, namesp
         assert await it.store("s", b"v") == ""
 
 
-async def test_a_silent_redis_hands_over_what_is_under_way_and_what_gathers(own_redis, namespace):
+async def test_silent_redis_sends_all_callbacks_to_the_spool(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=100)
     async with delivering(settings) as it:
         own_redis.pause()

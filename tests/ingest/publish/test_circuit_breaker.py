@@ -16,7 +16,7 @@ SERVER_CODES = sorted(SERVER_FAILURES)
 
 
 @pytest.mark.parametrize("code", SERVER_CODES)
-def test_a_failure_of_the_whole_server_opens_it(code):
+def test_server_failure_opens_the_breaker(code):
     breaker = CircuitBreaker()
     breaker.failed(code, 10.0)
     assert (breaker.state, breaker.reason) == ("open", code)
@@ -26,14 +26,14 @@ def test_a_failure_of_the_whole_server_opens_it(code):
 @pytest.mark.parametrize(
     "code", ["redis_wrongtype", "redis_error", "redis_moved", "redis_ask", "redis_tryagain"]
 )
-def test_a_refusal_of_one_stream_does_not(code):
+def test_refusal_of_one_stream_does_not_open_the_breaker(code):
     breaker = CircuitBreaker()
     breaker.failed(code, 10.0)
     assert breaker.state == "closed"
 
 
 @pytest.mark.parametrize("code", ["redis_wrongtype", ""])
-def test_a_probe_that_the_server_answered_closes_it(code):
+def test_answered_probe_closes_the_breaker(code):
     breaker = CircuitBreaker()
     breaker.failed("redis_oom", 0.0)
     assert breaker.try_probe(BACKOFF_FIRST_S)
@@ -44,14 +44,14 @@ def test_a_probe_that_the_server_answered_closes_it(code):
     assert (breaker.state, breaker.reason) == ("closed", "")
 
 
-def test_what_was_sent_before_it_opened_does_not_close_it():
+def test_batch_from_before_it_opened_does_not_close_the_breaker():
     breaker = CircuitBreaker()
     breaker.failed("redis_oom", 0.0)
     breaker.succeeded()
     assert breaker.state == "open"
 
 
-def test_a_new_connection_closes_it_only_where_the_connection_was_all_that_failed():
+def test_new_connection_closes_the_breaker_only_after_a_lost_connection():
     away, silent = CircuitBreaker(), CircuitBreaker()
     away.failed("redis_away", 0.0)
     silent.failed("redis_timeout", 0.0)
@@ -61,7 +61,7 @@ def test_a_new_connection_closes_it_only_where_the_connection_was_all_that_faile
     assert (away.state, silent.state, silent.reason) == ("closed", "open", "redis_timeout")
 
 
-def test_the_back_off_doubles_up_to_its_bound_and_starts_again():
+def test_backoff_doubles_up_to_its_bound_and_starts_again():
     breaker = CircuitBreaker()
     waits = []
     now = 0.0
@@ -78,7 +78,7 @@ def test_the_back_off_doubles_up_to_its_bound_and_starts_again():
     assert breaker.retry_at == 100.0 + BACKOFF_FIRST_S
 
 
-def test_late_replies_after_a_timeout_make_it_slow_until_they_come_in_time():
+def test_late_replies_after_a_timeout_make_the_breaker_slow_until_they_come_in_time():
     breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(0.9)  # from before
@@ -93,7 +93,7 @@ def test_late_replies_after_a_timeout_make_it_slow_until_they_come_in_time():
     assert breaker.state == "closed"
 
 
-def test_a_slow_one_is_closed_by_one_reply_that_is_clearly_in_time():
+def test_one_reply_clearly_in_time_closes_a_slow_breaker():
     breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(3.0)
@@ -102,7 +102,7 @@ def test_a_slow_one_is_closed_by_one_reply_that_is_clearly_in_time():
 
 
 @pytest.mark.parametrize(("code", "reason"), [("redis_away", "redis_timeout"), ("redis_oom", "redis_oom")])
-def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, reason):
+def test_failure_opens_a_slow_breaker_and_a_new_connection_does_not_close_it(code, reason):
     breaker = CircuitBreaker()
     breaker.failed("redis_timeout", 0.0)
     breaker.succeeded(3.0)
@@ -112,7 +112,7 @@ def test_a_slow_one_that_fails_opens_and_a_new_connection_proves_nothing(code, r
 
 
 @pytest.mark.parametrize("code", sorted(SERVER_FAILURES - {"redis_timeout"}))
-def test_late_replies_after_another_failure_count_for_nothing(code):
+def test_late_replies_after_another_failure_do_not_change_the_breaker(code):
     breaker = CircuitBreaker()
     breaker.failed(code, 0.0)
     breaker.succeeded(2.0)
@@ -128,7 +128,7 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=60))
-def test_whatever_happens(events):
+def test_breaker_grants_one_probe_at_a_time_and_can_always_close(events):
     breaker, now, probing = CircuitBreaker(), 0.0, False
     for event, value in events:
         before = breaker.state

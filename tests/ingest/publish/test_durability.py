@@ -62,19 +62,19 @@ async def spools(it, error):
         ("replicas:2", b"*3\r\n$4\r\nWAIT\r\n$1\r\n2\r\n$3\r\n125\r\n", [2, 5], [0, 1, None]),
     ],
 )
-def test_what_a_level_adds_to_a_batch(level, command, reached, missed):
+def test_level_adds_its_command_to_a_batch_and_reads_the_reply(level, command, reached, missed):
     durability = Durability(level, 500)
     assert durability.command == command
     assert all(durability.reached(reply) for reply in reached)
     assert not any(durability.reached(reply) for reply in missed)
 
 
-def test_a_short_timeout_is_never_for_ever():
+def test_short_timeout_never_becomes_an_endless_wait():
     assert Durability("fsync", 1).command.endswith(b"$1\r\n1\r\n")
 
 
 @pytest.mark.waitaof
-async def test_fsync_one_confirmation_a_batch(always, namespace):
+async def test_fsync_is_confirmed_once_a_batch(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
     async with delivering(settings) as it:
         with always.client() as client:
@@ -103,7 +103,7 @@ only_here = pytest.mark.skipif(bool(ONLY_SERVER), reason="names its servers")
 
 
 @only_here
-async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec, namespace):
+async def test_server_that_confirms_before_the_fsync_is_not_used_until_mended(everysec, namespace):
     """Valkey does so with everysec. It is used as soon as that is mended."""
     server = everysec("valkey")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
@@ -119,7 +119,7 @@ async def test_a_server_that_confirms_before_the_fsync_is_not_believed(everysec,
 
 
 @only_here
-async def test_a_policy_that_is_changed_later_is_found(own_redis, namespace, monkeypatch):
+async def test_later_change_of_appendfsync_is_noticed(own_redis, namespace, monkeypatch):
     monkeypatch.setattr(connector_module, "RECHECK_S", 0.05)
     with own_redis.client() as client:
         client.config_set("appendfsync", "always")
@@ -135,7 +135,7 @@ async def test_a_policy_that_is_changed_later_is_found(own_redis, namespace, mon
 
 
 @only_here
-async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, namespace):
+async def test_appendfsync_everysec_is_used_where_the_timeout_allows_it(everysec, namespace):
     """And many are confirmed at once: nobody waits for more than two fsyncs."""
     server = everysec("redis")
     settings = node_settings(server.url, namespace, durability="fsync", publish_timeout_ms=6_000)
@@ -157,7 +157,7 @@ async def test_fsync_once_a_second_is_believed_where_it_is_waited_for(everysec, 
 
 
 @only_here
-async def test_fsync_with_a_lazy_append_only_file_is_still_kept(everysec, namespace):
+async def test_appendfsync_everysec_with_a_short_timeout_spools(everysec, namespace):
     settings = node_settings(everysec("redis").url, namespace, durability="fsync", publish_timeout_ms=200)
     async with delivering(settings) as it:
         for number in range(10):
@@ -193,7 +193,7 @@ async def test_fsync_without_append_only_file_is_spooled(own_redis, namespace):
 
 
 @pytest.mark.waitaof
-async def test_an_append_only_file_switched_off_later_is_found(always, namespace):
+async def test_append_only_file_switched_off_later_is_noticed(always, namespace):
     settings = node_settings(always.url, namespace, durability="fsync")
     async with delivering(settings) as it:
         assert await it.store("s", b"a") == ""
@@ -226,7 +226,7 @@ async def test_fsync_not_permitted_is_spooled_and_config_is_not_needed(always, n
         await spools(it, "MASKLINE_DURABILITY=fsync.*permit")
 
 
-async def test_a_server_before_7_2_is_given_nothing(own_redis, namespace):
+async def test_server_before_7_2_gets_no_callbacks(own_redis, namespace):
     """What it says to WAITAOF; the command is taken away here, unless this is an old server."""
     if has_waitaof(own_redis.binary):
         own_redis.options += ("--rename-command", "WAITAOF", "")
@@ -247,7 +247,7 @@ async def test_replicas_confirm(own_redis, replica, namespace):
             assert streams(client, settings) == VALUES  # at once: that is what was waited for
 
 
-async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace):
+async def test_missing_replicas_are_used_once_they_connect(own_redis, replica, namespace):
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
     async with delivering(settings) as it:
         assert await it.store_all("s", VALUES) == {""}
@@ -261,7 +261,7 @@ async def test_replicas_that_are_missing_may_come(own_redis, replica, namespace)
             assert set(streams(client, settings)) == {*VALUES, b"straight"}
 
 
-async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
+async def test_callbacks_are_spooled_while_a_replica_does_not_answer(own_redis, replica, namespace):
     follow(replica, own_redis)
     settings = node_settings(own_redis.url, namespace, durability="replicas:1")
     async with delivering(settings) as it:
@@ -274,7 +274,7 @@ async def test_a_replica_that_stops_answering(own_redis, replica, namespace):
         await until(lambda: not it.spool.callbacks)
 
 
-async def test_memory_asks_for_nothing(own_redis, namespace):
+async def test_memory_level_sends_no_confirmation_command(own_redis, namespace):
     redis = await RedisEndpoint(node_settings(own_redis.url, namespace)).connect("test")
     with own_redis.client() as client:
         client.config_resetstat()

@@ -50,7 +50,7 @@ async def test_concurrent_callbacks_share_batches(redis_server, namespace):
             assert found == [b"value %d" % n for n in range(500) if n % 4 == partition] * 2
 
 
-async def test_what_comes_while_batches_are_under_way_gathers(own_redis, namespace):
+async def test_callbacks_gather_while_batches_are_under_way(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=10_000)
     async with publishing(settings) as (publisher, metrics):
         under_way: list[int] = []
@@ -67,7 +67,7 @@ async def test_what_comes_while_batches_are_under_way_gathers(own_redis, namespa
         assert metrics.batch_size.total == 200
 
 
-async def test_one_refused_callback_does_not_spoil_the_batch(redis_server, namespace):
+async def test_refused_callback_does_not_fail_the_rest_of_its_batch(redis_server, namespace):
     with redis_server.client() as client:
         client.set(Keys(namespace).callbacks(1), "not a stream")
     async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):
@@ -82,7 +82,7 @@ async def test_one_refused_callback_does_not_spoil_the_batch(redis_server, names
         assert metrics.connects == 1
 
 
-async def test_a_full_server_refuses_and_takes_again(own_redis, namespace):
+async def test_full_server_refuses_and_takes_callbacks_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         with own_redis.client() as client:
             client.config_set("maxmemory", "1")
@@ -92,7 +92,7 @@ async def test_a_full_server_refuses_and_takes_again(own_redis, namespace):
         await publisher.publish(0, b"v")
 
 
-async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace):
+async def test_read_only_server_is_disconnected_and_connected_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, metrics):
         with own_redis.client() as client:
             client.replicaof("127.0.0.1", "1")
@@ -107,7 +107,7 @@ async def test_a_read_only_server_makes_it_look_for_another(own_redis, namespace
         assert metrics.connects == 2
 
 
-async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redis, namespace):
+async def test_silent_server_fails_what_is_under_way_and_what_gathers(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, publish_timeout_ms=100)
     async with publishing(settings) as (publisher, metrics):
         own_redis.pause()
@@ -128,7 +128,7 @@ async def test_a_silent_server_fails_what_is_under_way_and_what_gathers(own_redi
         await publisher.publish(0, b"v")
 
 
-async def test_a_killed_server_fails_everything_at_once_and_is_found_again(own_redis, namespace):
+async def test_killed_server_fails_everything_at_once_and_is_found_again(own_redis, namespace):
     async with publishing(node_settings(own_redis.url, namespace)) as (publisher, _):
         own_redis.kill()
         with pytest.raises(NotStoredError):
@@ -165,7 +165,7 @@ async def test_publisher_survives_a_server_that_is_no_redis(redis_server, namesp
         server.close()
 
 
-async def test_a_waiter_that_gave_up_harms_nobody(redis_server, namespace):
+async def test_cancelled_completion_does_not_disturb_its_batch(redis_server, namespace):
     async with publishing(node_settings(redis_server.url, namespace)) as (publisher, _):
         completions = [publisher.publish(0, b"v") for _ in range(3)]
         completions[1].cancel()
@@ -173,7 +173,7 @@ async def test_a_waiter_that_gave_up_harms_nobody(redis_server, namespace):
         assert publisher.in_flight.callbacks == 0
 
 
-async def test_metrics_are_valid_text(redis_server, namespace):
+async def test_metrics_render_as_prometheus_text(redis_server, namespace):
     from prometheus_client import CollectorRegistry, generate_latest
 
     async with publishing(node_settings(redis_server.url, namespace)) as (publisher, metrics):

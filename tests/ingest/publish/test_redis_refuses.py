@@ -78,7 +78,7 @@ REFUSALS: dict[str, tuple[Callable[[redis.Redis, bool], None], str]] = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-async def test_a_start_while_redis_refuses_spools_until_it_relents(own_redis, namespace, refusal):
+async def test_node_started_while_redis_refuses_spools_until_it_accepts(own_redis, namespace, refusal):
     refuse, reason = REFUSALS[refusal]
     settings = node_settings(own_redis.url, namespace)
     with own_redis.client() as client:
@@ -110,7 +110,7 @@ async def test_a_start_while_redis_refuses_spools_until_it_relents(own_redis, na
         ("unix:///no/such/socket", "cannot be reached"),
     ],
 )
-async def test_a_start_with_what_this_redis_does_not_know_spools(redis_server, namespace, url, reason):
+async def test_node_started_with_an_unusable_redis_url_spools(redis_server, namespace, url, reason):
     settings = node_settings(url.replace("{port}", str(redis_server.port)), namespace)
     async with started(settings) as node:
         health = await spools(node, reason)
@@ -130,9 +130,7 @@ async def test_health_names_the_address_in_use(redis_server, namespace, monkeypa
         assert events["connected_to"] == [f"127.0.0.1:{redis_server.port}"]
 
 
-async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(
-    own_redis, namespace, monkeypatch
-):
+async def test_eviction_policy_set_later_stops_publishing(own_redis, namespace, monkeypatch):
     monkeypatch.setattr(server_monitor, "INSPECT_INTERVAL_S", 0.05)
     settings = node_settings(own_redis.url, namespace)
     async with started(settings) as node:
@@ -146,7 +144,7 @@ async def test_an_eviction_policy_set_later_is_found_and_nothing_more_written(
             await until(lambda: not node._pool.details()["servers"][f"127.0.0.1:{own_redis.port}"]["errors"])
 
 
-async def test_a_password_changed_in_the_file_is_taken_up_without_a_restart(
+async def test_password_changed_in_the_url_file_is_used_without_a_restart(
     own_redis, namespace, tmp_path, run_ingest, spool_of_its_own
 ):
     file = tmp_path / "url"

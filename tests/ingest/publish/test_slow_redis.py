@@ -33,7 +33,7 @@ async def behind_proxy(server, namespace, **changes):
 
 
 @pytest.mark.parametrize("delay_s", [0.1, 0.5])
-async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, namespace, delay_s):
+async def test_slow_redis_gets_everything_through_the_spool(redis_server, namespace, delay_s):
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=100) as (it, proxy):
         proxy.delay(delay_s)
         for begin in range(0, 300, 50):
@@ -58,7 +58,7 @@ async def test_a_slow_redis_gets_everything_by_way_of_the_spool(redis_server, na
         assert sum(it.metrics.spooled.values()) == spooled
 
 
-async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, namespace, monkeypatch):
+async def test_redis_that_is_slow_but_in_time_gets_larger_pages(redis_server, namespace, monkeypatch):
     values = [b"%05d" % number for number in range(4 * PAGE_ROWS_MAX)]
     async with behind_proxy(redis_server, namespace) as (it, proxy):
         await proxy.cut()
@@ -78,7 +78,7 @@ async def test_a_redis_that_is_slow_and_in_time_gets_larger_pages(redis_server, 
             assert streams(client, it.settings) == values
 
 
-async def test_a_redis_slower_than_a_page_waits_has_few_copies(redis_server, namespace, monkeypatch):
+async def test_redis_slower_than_the_silence_timeout_gets_few_copies(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.publish.publisher.SILENCE_TIMEOUTS_S", (0.3, 0.6, 1.2, 2.4, 4.8))
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.35)
@@ -100,9 +100,7 @@ async def test_error_says_who_closed_a_mute_connection(redis_server, namespace, 
         await until(lambda: not it.spool.callbacks, within_s=20)
 
 
-async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
-    redis_server, namespace, monkeypatch
-):
+async def test_unconfirmed_callback_is_appended_once_a_connection(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.publish.durability.PAGE_CONFIRM_MS", 50)
     monkeypatch.setattr("maskline.ingest.publish.circuit_breaker.BACKOFF_MAX_S", 0.1)
     settings = node_settings(redis_server.url, namespace, durability="replicas:1")
@@ -115,7 +113,7 @@ async def test_a_callback_that_is_not_durable_is_appended_once_a_connection(
         assert it.spool.callbacks == 3
 
 
-async def test_where_the_spool_is_unwell_a_slow_redis_is_waited_for(redis_server, namespace):
+async def test_slow_redis_is_awaited_while_the_spool_is_unhealthy(redis_server, namespace):
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.1)
         assert await it.store("s", b"a") == ""
@@ -127,7 +125,7 @@ async def test_where_the_spool_is_unwell_a_slow_redis_is_waited_for(redis_server
 
 
 @pytest.mark.parametrize("stall", ["before it is sent", "after it is sent", "again and again"])
-def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
+def test_blocked_event_loop_is_not_mistaken_for_a_slow_redis(redis_server, namespace, stall):
     async def run():
         settings = node_settings(redis_server.url, namespace, publish_timeout_ms=100)
         async with delivering(settings) as it:
@@ -150,7 +148,7 @@ def test_a_loop_that_stood_still_blames_nobody(redis_server, namespace, stall):
             runner.run(run())
 
 
-def test_a_commit_whose_news_is_not_read_yet_is_no_slow_disk(redis_server, namespace, monkeypatch):
+def test_blocked_event_loop_is_not_mistaken_for_a_slow_disk(redis_server, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.spool.spool.WRITE_TIMEOUT_S", 0.1)
 
     async def run():

@@ -54,7 +54,7 @@ async def test_concurrent_callbacks_share_commits_and_keep_their_order():
         assert spool.callbacks == 2000
 
 
-async def test_a_session_is_held_until_its_last_callback_is_deleted():
+async def test_spool_holds_a_session_until_its_last_callback_is_deleted():
     async with spooling() as (spool, _):
         await asyncio.gather(spool.write("x", 7, b"a"), spool.write("x", 7, b"b"), spool.write("x", 8, b"c"))
         assert spool.holds(7)
@@ -69,7 +69,7 @@ async def test_a_session_is_held_until_its_last_callback_is_deleted():
         assert spool.holds(8)
 
 
-async def test_the_next_start_finds_what_was_left_and_removes_what_is_empty(spool_of_its_own):
+async def test_next_start_finds_callbacks_and_removes_empty_files(spool_of_its_own):
     async with spooling() as (spool, _):
         await spool.write("x", 7, b"a")
     async with spooling() as (spool, _):
@@ -82,7 +82,7 @@ async def test_the_next_start_finds_what_was_left_and_removes_what_is_empty(spoo
     assert list(spool_of_its_own.iterdir()) == []
 
 
-async def test_spools_of_several_processes_and_what_the_dead_among_them_left(spool_of_its_own):
+async def test_processes_use_files_of_their_own_and_adopt_those_of_dead_ones(spool_of_its_own):
     async with spooling() as (first, _):
         async with spooling() as (second, _), spooling() as (third, _):
             for number, spool in enumerate((first, second, third)):
@@ -102,7 +102,7 @@ async def test_spools_of_several_processes_and_what_the_dead_among_them_left(spo
     }
 
 
-async def test_a_full_disk_fails_only_what_it_cannot_take_and_passes():
+async def test_full_disk_fails_only_what_it_cannot_take_and_the_spool_recovers():
     async with spooling() as (spool, metrics):
         await spool.write("x", 1, b"before")
         with file_size_limit(200_000):
@@ -120,7 +120,7 @@ async def test_a_full_disk_fails_only_what_it_cannot_take_and_passes():
 
 
 @pytest.mark.parametrize("before", [[], [b"before"]])
-async def test_a_disk_that_is_full_at_the_start(before):
+async def test_spool_recovers_from_a_disk_that_is_full_at_the_start(before):
     async with spooling() as (spool, _):
         for value in before:
             await spool.write("x", 1, value)
@@ -135,7 +135,7 @@ async def test_a_disk_that_is_full_at_the_start(before):
             assert await everything(spool) == [*before, b"after"]
 
 
-async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
+async def test_hanging_disk_fails_callbacks_after_the_timeout(monkeypatch):
     monkeypatch.setattr("maskline.ingest.spool.spool.WRITE_TIMEOUT_S", 0.05)
     monkeypatch.setattr("maskline.ingest.spool.spool.COMMIT_RECHECK_S", 0.01)
     async with spooling() as (spool, metrics):
@@ -157,7 +157,7 @@ async def test_a_disk_that_hangs_is_not_waited_for(monkeypatch):
         assert metrics.spool_failures == {"spool_slow": 1}
 
 
-async def test_the_drain_gets_its_turn_however_much_comes():
+async def test_pages_are_read_however_many_callbacks_are_written():
     async with spooling() as (spool, _):
 
         async def pour():
@@ -174,7 +174,7 @@ async def test_the_drain_gets_its_turn_however_much_comes():
         await until(lambda: not spool.waiting)
 
 
-async def test_a_damaged_file_is_set_aside_at_the_start(spool_of_its_own):
+async def test_damaged_file_is_set_aside_at_the_start(spool_of_its_own):
     spool_of_its_own.mkdir()
     (spool_of_its_own / "spool-ns-0.db").write_bytes(b"no database" * 1000)
     (spool_of_its_own / "spool-ns-5.db").write_bytes(b"no database either" * 1000)
@@ -189,7 +189,7 @@ async def test_a_damaged_file_is_set_aside_at_the_start(spool_of_its_own):
         assert aside.read_bytes() == b"no database" * 1000
 
 
-async def test_a_file_that_gets_damaged_is_set_aside_and_nothing_refused(spool_of_its_own):
+async def test_file_damaged_in_use_is_set_aside_and_no_callback_refused(spool_of_its_own):
     async with spooling() as (spool, _):
         for _ in range(3):
             await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(300)))
@@ -205,7 +205,7 @@ async def test_a_file_that_gets_damaged_is_set_aside_and_nothing_refused(spool_o
         assert await everything(spool) == [b"still kept"]
 
 
-async def test_what_is_damaged_is_found_by_reading_too(spool_of_its_own):
+async def test_damage_found_by_reading_sets_the_file_aside(spool_of_its_own):
     async with spooling() as (spool, _):
         await asyncio.gather(*(spool.write("x", 1, bytes(3000)) for _ in range(600)))
         (own,) = spool.files()

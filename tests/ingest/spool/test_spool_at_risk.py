@@ -35,7 +35,9 @@ def spool_on(tmp_path: Path, monkeypatch):
         ("ext4", {}, False, False),
     ],
 )
-async def test_a_spool_in_memory(redis_server, namespace, spool_on, kind, options, warned, shown):
+async def test_spool_that_does_not_outlive_a_crash_is_logged_once_and_shown(
+    redis_server, namespace, spool_on, kind, options, warned, shown
+):
     settings = node_settings(redis_server.url, namespace, spool_dir=spool_on(kind), admin_port=0)
     with capture_logs() as logs:
         node = IngestNode(settings, **options)

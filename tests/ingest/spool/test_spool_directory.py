@@ -13,7 +13,7 @@ from maskline.ingest.spool.directory import SpoolDirectory, _describe_unusable, 
 from maskline.schemas.errors import ConfigError
 
 
-def test_each_takes_the_lowest_free_slot(tmp_path):
+def test_process_acquires_the_lowest_free_slot(tmp_path):
     directory = SpoolDirectory(tmp_path / "not" / "there" / "yet", "ns")
     slots = [directory.acquire_slot() for _ in range(3)]
     assert [slot.number for slot in slots] == [0, 1, 2]
@@ -25,12 +25,12 @@ def test_each_takes_the_lowest_free_slot(tmp_path):
     assert list(directory.path.iterdir()) == []
 
 
-def test_the_directory_is_for_its_owner_only(tmp_path):
+def test_directory_is_made_for_its_owner_only(tmp_path):
     SpoolDirectory(tmp_path / "spool", "ns").acquire_slot().release()
     assert (tmp_path / "spool").stat().st_mode & 0o077 == 0
 
 
-def test_leftovers_are_journals_that_nobody_holds(tmp_path):
+def test_leftovers_are_files_that_no_process_holds(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
     slots = [directory.acquire_slot() for _ in range(5)]
     for slot in slots[:4]:
@@ -45,7 +45,7 @@ def test_leftovers_are_journals_that_nobody_holds(tmp_path):
 
 
 @pytest.mark.parametrize("namespace", ["n", "ns-1", "ns-2", "s"])
-def test_another_namespace_is_none_of_ours(tmp_path, namespace):
+def test_files_of_another_namespace_are_not_acquired(tmp_path, namespace):
     slot = SpoolDirectory(tmp_path, "ns").acquire_slot()
     slot.path.write_bytes(b"12345")
     slot.release()
@@ -56,7 +56,7 @@ def test_another_namespace_is_none_of_ours(tmp_path, namespace):
     assert other.other_bytes(own.path) == 5
 
 
-def test_other_bytes_are_all_but_ones_own_and_the_damaged(tmp_path):
+def test_other_bytes_count_all_files_but_the_own_and_damaged_ones(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
     own = directory.acquire_slot().path
     for name, size in (
@@ -68,7 +68,7 @@ def test_other_bytes_are_all_but_ones_own_and_the_damaged(tmp_path):
     assert directory.damaged() == ["spool-ns-1.db.damaged-17"]
 
 
-def test_setting_aside_keeps_the_log_with_the_file_and_earlier_damage(tmp_path):
+def test_set_aside_keeps_the_log_with_the_file_and_earlier_damaged_files(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
     slot = directory.acquire_slot()
     names = []
@@ -83,7 +83,7 @@ def test_setting_aside_keeps_the_log_with_the_file_and_earlier_damage(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["file", "file/below", "/proc/nowhere"])
-def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
+def test_unusable_directory_is_a_config_error(tmp_path, path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="^MASKLINE_SPOOL_DIR: "):
         SpoolDirectory(tmp_path / path, "ns").acquire_slot()
@@ -98,18 +98,18 @@ def test_a_directory_that_cannot_be_used_is_the_operators_fault(tmp_path, path):
         (10001, True, "chown -R 10001:10002 '/a b'"),  # a file in it is another user's
     ],
 )
-def test_the_command_that_mends_a_directory(owner, writable, mend):
+def test_permission_fix_is_the_command_that_grants_access(owner, writable, mend):
     assert permission_fix("'/a b'", owner, 10001, 10002, writable=writable) == mend
 
 
-def test_a_file_system_that_cannot_be_written_wants_a_volume():
+def test_read_only_file_system_asks_for_a_volume():
     error = OSError(errno.EROFS, "Read-only file system")
     assert _describe_unusable(Path("spool"), error) == (
         "spool cannot be used: Read-only file system: mount a volume there"
     )
 
 
-def test_a_directory_of_another_user_names_the_user_and_the_command():
+def test_directory_of_another_user_names_the_user_and_the_command():
     base = Path(tempfile.mkdtemp()).resolve()
     directory, redis = base / "spool", base / "link"
     directory.mkdir()
@@ -135,14 +135,14 @@ def test_a_directory_of_another_user_names_the_user_and_the_command():
         shutil.rmtree(base)
 
 
-def test_a_link_to_a_directory_is_as_good(tmp_path):
+def test_link_to_a_directory_works_like_the_directory(tmp_path):
     (tmp_path / "volume").mkdir()
     (tmp_path / "spool").symlink_to(tmp_path / "volume")
     SpoolDirectory(tmp_path / "spool", "ns").acquire_slot()
     assert [path.name for path in (tmp_path / "volume").iterdir()] == ["spool-ns-0.lock"]
 
 
-def test_a_slot_that_is_removed_while_others_reach_for_it_is_never_held_twice(tmp_path):
+def test_slot_removed_while_others_acquire_it_is_never_held_twice(tmp_path):
     bucket_counts: set[int] = set()
     problems: list[int] = []
     guard = threading.Lock()

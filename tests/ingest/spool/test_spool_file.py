@@ -35,7 +35,7 @@ def everything(file, rows_max=100, bytes_max=MIB):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 100, 511, 512, 513, 1500])
-def test_what_is_written_is_read_in_order_also_after_opening_it_again(tmp_path, count):
+def test_rows_are_read_in_order_also_after_reopening(tmp_path, count):
     written = [(random.Random(n).getrandbits(32), os.urandom(n % 50)) for n in range(count)]
     with journal_file(tmp_path) as file:
         file.insert(written[: count // 2])
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_in_order_also_after_opening_it_again(tmp_path, 
             assert file.bucket_counts[partition_hash % SESSION_BUCKETS] >= 1
 
 
-def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_path):
+def test_page_is_bounded_in_rows_and_bytes_and_has_at_least_one_row(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, bytes(1000))] * 10 + [(2, bytes(100_000))] + [(3, b"")])
         assert len(file.page(0, 4, MIB)) == 4
@@ -60,7 +60,7 @@ def test_a_page_is_bounded_in_rows_and_bytes_and_never_empty_for_nothing(tmp_pat
         assert file.page(12, 100, 10) == []
 
 
-def test_a_page_reads_no_more_values_than_it_brings(tmp_path):
+def test_page_reads_no_more_values_than_it_returns(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, bytes(60_000))] * 256)
         read_before = read_bytes()
@@ -74,7 +74,7 @@ def read_bytes():
     return int(counters["rchar"])
 
 
-def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
+def test_delete_removes_these_rows_and_no_others(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(n, b"%d" % n) for n in range(10)])
         rows = everything(file)
@@ -88,7 +88,7 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(tmp_path):
         assert file.state == (0, 0, None)
 
 
-def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path, monkeypatch):
+def test_rows_that_a_full_disk_does_not_let_be_deleted_do_not_come_again(tmp_path, monkeypatch):
     ask = SpoolFile._execute
 
     def full(self, statement, values=()):
@@ -118,7 +118,7 @@ def test_what_a_full_disk_does_not_let_be_deleted_is_gone_all_the_same(tmp_path,
         assert values(everything(file)) == rows
 
 
-def test_numbers_go_on_where_the_file_was_emptied(tmp_path):
+def test_ids_go_on_after_the_file_was_emptied(tmp_path):
     """Else a reader's cursor would stand beyond what comes next."""
     with journal_file(tmp_path) as file:
         file.insert([(1, b"a"), (1, b"b")])
@@ -128,7 +128,7 @@ def test_numbers_go_on_where_the_file_was_emptied(tmp_path):
         assert everything(file)[0].id > last.id
 
 
-def test_the_bound_holds_and_the_space_is_used_again(tmp_path):
+def test_size_bound_holds_and_space_is_used_again(tmp_path):
     with journal_file(tmp_path, MIB) as file:
         written = 0
         with pytest.raises(SpoolError) as caught:  # noqa: PT012 - which of them fails is not known
@@ -150,7 +150,7 @@ def test_the_bound_holds_and_the_space_is_used_again(tmp_path):
             file.insert([(1, bytes(1000))])
 
 
-def test_less_room_for_others_sake_is_less_room(tmp_path):
+def test_limit_can_be_lowered(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, bytes(1000))] * 100)
         file.limit(-5)
@@ -161,7 +161,7 @@ def test_less_room_for_others_sake_is_less_room(tmp_path):
         assert file.state.callbacks == 200
 
 
-def test_an_empty_file_gives_its_space_back(tmp_path):
+def test_empty_file_gives_its_space_back(tmp_path):
     with journal_file(tmp_path) as file:
         for _ in range(10):
             file.insert([(1, bytes(1000))] * 1000)
@@ -176,26 +176,26 @@ def test_an_empty_file_gives_its_space_back(tmp_path):
         assert values(everything(file)) == [(7, b"still in use")]
 
 
-def test_the_file_is_for_its_owner_only(tmp_path):
+def test_file_is_made_for_its_owner_only(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, b"a")])
         for path in (file.path, wal_of(file.path)):
             assert path.stat().st_mode & 0o077 == 0
 
 
-def test_a_second_opener_is_refused(tmp_path):
+def test_file_cannot_be_opened_twice(tmp_path):
     with journal_file(tmp_path), pytest.raises(SpoolError, match="BUSY"):
         SpoolFile(tmp_path / "j.db").open(MIB)
 
 
 @pytest.mark.parametrize("rest", [b"", b"x" * 100_000])
-def test_a_file_that_is_no_database_is_damaged(tmp_path, rest):
+def test_file_that_is_no_database_is_damaged(tmp_path, rest):
     (tmp_path / "j.db").write_bytes(b"this is no database, but it is long enough to be looked at" + rest)
     with pytest.raises(DamagedError):
         SpoolFile(tmp_path / "j.db").open(MIB)
 
 
-def test_damage_in_the_middle_is_found_when_it_is_opened(tmp_path):
+def test_damage_in_the_middle_is_found_at_opening(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, bytes(3000))] * 100)
     with (tmp_path / "j.db").open("r+b") as raw:
@@ -205,7 +205,7 @@ def test_damage_in_the_middle_is_found_when_it_is_opened(tmp_path):
         SpoolFile(tmp_path / "j.db").open(MIB)
 
 
-def test_the_file_of_a_newer_release_is_left_alone(tmp_path):
+def test_file_of_a_newer_release_is_left_alone(tmp_path):
     with journal_file(tmp_path) as file:
         file.insert([(1, b"a")])
     with closing(sqlite3.connect(tmp_path / "j.db")) as db:

@@ -119,7 +119,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_is_answered_after_it_is_found_by_the_next_start(spool_of_its_own, tmp_path, way):
+async def test_callbacks_after_the_displacement_are_found_by_the_next_start(spool_of_its_own, tmp_path, way):
     async with spooling() as spool:
         way(spool_of_its_own)
         for number in range(3):
@@ -131,7 +131,7 @@ async def test_what_is_answered_after_it_is_found_by_the_next_start(spool_of_its
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_what_was_answered_before_it_is_carried_without_another_callback(
+async def test_callbacks_before_the_displacement_are_rescued_without_another_callback(
     spool_of_its_own, tmp_path, way, monkeypatch
 ):
     monkeypatch.setattr("maskline.ingest.spool.files.MOVED_GRACE_S", 0.5)
@@ -148,7 +148,7 @@ async def test_what_was_answered_before_it_is_carried_without_another_callback(
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_stop_at_once_leaves_the_next_start_everything(spool_of_its_own, way):
+async def test_stop_right_after_the_displacement_leaves_everything_to_the_next_start(spool_of_its_own, way):
     async with spooling() as spool:
         await spool.write("x", 1, b"a")
         way(spool_of_its_own)
@@ -158,7 +158,7 @@ async def test_a_stop_at_once_leaves_the_next_start_everything(spool_of_its_own,
 
 
 @pytest.mark.parametrize("filled", [False, True])
-async def test_a_stop_unlinks_nothing_of_the_process_that_came_after(spool_of_its_own, filled):
+async def test_stop_unlinks_no_file_of_a_later_process(spool_of_its_own, filled):
     async with spooling() as first:
         if filled:
             await first.write("x", 1, b"first")
@@ -173,7 +173,7 @@ async def test_a_stop_unlinks_nothing_of_the_process_that_came_after(spool_of_it
             await second.write("x", 1, b"third")
 
 
-async def test_a_log_of_somebody_else_is_not_unlinked(spool_of_its_own):
+async def test_foreign_file_at_the_path_of_the_log_is_not_unlinked(spool_of_its_own):
     async with spooling() as spool:
         await spool.write("x", 1, b"a")
         put_another_log(spool_of_its_own)
@@ -181,7 +181,7 @@ async def test_a_log_of_somebody_else_is_not_unlinked(spool_of_its_own):
     assert wal_of(spool_of_its_own / FILE).read_bytes() == b"somebody's"
 
 
-async def test_a_directory_that_is_moved_away_and_back_is_the_same(spool_of_its_own, tmp_path):
+async def test_directory_moved_away_and_back_is_used_on(spool_of_its_own, tmp_path):
     async with spooling() as spool:
         await spool.write("x", 1, b"a")
         own = spool.files()[0]
@@ -195,7 +195,7 @@ async def test_a_directory_that_is_moved_away_and_back_is_the_same(spool_of_its_
         assert found(spool_of_its_own, tmp_path / "copy") == [b"a", b"b"]
 
 
-async def test_where_nothing_new_can_be_made_it_is_refused_and_then_taken_again(spool_of_its_own, tmp_path):
+async def test_callbacks_are_refused_while_no_new_file_can_be_made(spool_of_its_own, tmp_path):
     async with spooling() as spool:
         await spool.write("x", 1, b"a")
         remove_everything(spool_of_its_own)
@@ -209,7 +209,7 @@ async def test_where_nothing_new_can_be_made_it_is_refused_and_then_taken_again(
         await until(lambda: set(found(spool_of_its_own, tmp_path / "copy")) >= {b"a", b"c"})
 
 
-async def test_what_cannot_be_carried_is_drained(own_redis, namespace, spool_of_its_own):
+async def test_displaced_file_that_cannot_be_rescued_is_drained(own_redis, namespace, spool_of_its_own):
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     async with delivering(settings) as it:
@@ -223,7 +223,7 @@ async def test_what_cannot_be_carried_is_drained(own_redis, namespace, spool_of_
         await until(lambda: not it.spool.callbacks)
 
 
-async def test_a_count_that_drifted_unlinks_nothing(spool_of_its_own):
+async def test_wrong_count_unlinks_no_callbacks(spool_of_its_own):
     async with spooling() as spool:
         await asyncio.gather(*(spool.write("x", 1, b"%d" % number) for number in range(10)))
         spool.files()[0].file.state = FileState()
@@ -236,7 +236,7 @@ async def test_a_count_that_drifted_unlinks_nothing(spool_of_its_own):
         assert spool.callbacks == 9  # it was to be shrunk, and was asked
 
 
-async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
+async def test_drainer_survives_a_directory_that_cannot_be_listed(
     own_redis, namespace, spool_of_its_own, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
@@ -252,7 +252,7 @@ async def test_the_drain_outlives_a_directory_that_cannot_be_listed(
         await until(lambda: it.metrics.drained == 2)
 
 
-async def test_the_drain_outlives_a_moment_without_descriptors(own_redis, namespace, monkeypatch):
+async def test_drainer_survives_a_moment_without_descriptors(own_redis, namespace, monkeypatch):
     monkeypatch.setattr("maskline.ingest.delivery.drainer.ADOPT_INTERVAL_S", 0.05)
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
@@ -270,7 +270,7 @@ async def test_the_drain_outlives_a_moment_without_descriptors(own_redis, namesp
         await until(lambda: it.metrics.drained == 3)
 
 
-async def test_a_fault_in_the_thread_ends_neither_it_nor_the_test_for_room():
+async def test_error_in_the_writer_thread_ends_neither_it_nor_the_probe():
     async with spooling() as spool:
 
         def end():
@@ -287,7 +287,7 @@ async def test_a_fault_in_the_thread_ends_neither_it_nor_the_test_for_room():
         await until(lambda: spool.error is None)
 
 
-async def test_one_who_cannot_be_told_keeps_nobody_else_from_it():
+async def test_failing_completion_does_not_keep_others_from_their_outcome():
     class Broken:
         def done(self):
             raise OSError("as if its connection were in a state that nobody foresaw")
@@ -299,7 +299,9 @@ async def test_one_who_cannot_be_told_keeps_nobody_else_from_it():
         assert not spool.waiting
 
 
-async def test_removed_while_it_idles_then_killed(own_redis, namespace, run_ingest, spool_of_its_own):
+async def test_file_removed_while_idle_loses_no_callback_at_a_kill(
+    own_redis, namespace, run_ingest, spool_of_its_own
+):
     process = run_ingest(redis_url=own_redis.url, namespace=namespace)
     port = await asyncio.to_thread(process.port)
     shutil.rmtree(spool_of_its_own)

@@ -38,7 +38,7 @@ def spooled_by(directory):
     return [path for path in directory.iterdir() if path.suffix == ".db"]
 
 
-async def test_killed_while_it_spools_and_started_again(own_redis, namespace, run_ingest, spool_of_its_own):
+async def test_kill_while_spooling_loses_no_callback(own_redis, namespace, run_ingest, spool_of_its_own):
     own_redis.kill()
     settings = node_settings(own_redis.url, namespace)
     taken: list[str] = []
@@ -60,7 +60,7 @@ async def test_killed_while_it_spools_and_started_again(own_redis, namespace, ru
     assert list(spool_of_its_own.iterdir()) == []
 
 
-async def test_killed_while_it_drains(own_redis, namespace, run_ingest):
+async def test_kill_while_draining_loses_no_callback(own_redis, namespace, run_ingest):
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     process = run_ingest(redis_url=own_redis.url, namespace=namespace, spool_drain_per_s=500)
@@ -79,7 +79,7 @@ async def test_killed_while_it_drains(own_redis, namespace, run_ingest):
     await asyncio.to_thread(everything_arrives, own_redis, settings, taken)
 
 
-async def test_several_processes_and_one_that_takes_up_what_they_left(
+async def test_files_of_several_killed_processes_are_drained_by_one(
     own_redis, namespace, run_ingest, spool_of_its_own
 ):
     settings = node_settings(own_redis.url, namespace)
@@ -116,7 +116,7 @@ async def timed_hammer(port, name, taken, answers):
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-async def test_redis_away_under_load(own_redis, namespace, run_ingest, fault):
+async def test_outage_of_redis_under_load_is_answered_200_in_time(own_redis, namespace, run_ingest, fault):
     settings = node_settings(own_redis.url, namespace)
     process = run_ingest(redis_url=own_redis.url, namespace=namespace)
     port = await port_of(process)
@@ -139,7 +139,9 @@ async def test_redis_away_under_load(own_redis, namespace, run_ingest, fault):
     await asyncio.to_thread(everything_arrives, own_redis, settings, taken)
 
 
-async def test_a_disk_that_gets_full_and_has_room_again(own_redis, namespace, run_ingest, spool_of_its_own):
+async def test_full_disk_is_answered_503_until_there_is_room(
+    own_redis, namespace, run_ingest, spool_of_its_own
+):
     settings = node_settings(own_redis.url, namespace)
     own_redis.kill()
     process = run_ingest(redis_url=own_redis.url, namespace=namespace)
@@ -171,7 +173,7 @@ async def test_a_disk_that_gets_full_and_has_room_again(own_redis, namespace, ru
     await asyncio.to_thread(everything_arrives, own_redis, settings, taken)
 
 
-async def test_the_log_says_when_and_why_and_what_stays(own_redis, namespace, run_ingest):
+async def test_log_says_when_and_why_callbacks_are_spooled_and_left(own_redis, namespace, run_ingest):
     own_redis.kill()
     process = run_ingest(redis_url=own_redis.url, namespace=namespace)
     port = await port_of(process)
