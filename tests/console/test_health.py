@@ -83,7 +83,7 @@ async def test_without_a_note_it_asks_where_the_settings_say(capsys, monkeypatch
     monkeypatch.setenv("MASKLINE_CONFIG", str(config))
     async with node() as server:
         server._written_note.remove()
-        server._left = None
+        server._written_note = None
         assert (await said(capsys))[0] == 0
         assert (await said(capsys, "worker"))[0] == 0
         monkeypatch.setenv("MASKLINE_NAMESPACE", "another")
