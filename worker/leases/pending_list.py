@@ -81,7 +81,7 @@ class PendingListReader:
         """A page of the pending list, as XAUTOCLAIM replies: the next start, entries, IDs of deleted entries."""
         async with self._pages:
             commands = await self._connections.commands_ready(partition.number)
-            size, sent_at = self._read_size, monotonic()
+            size, read_at = self._read_size, monotonic()
             count = max(1, min(PAGE_ENTRIES_MAX, size.entries // PAGES_UNDER_WAY_MAX))
             try:
                 page: list[Any] = await commands.execute(
@@ -91,7 +91,7 @@ class PendingListReader:
             except RedisUnavailableError:
                 size.interrupted()
                 raise
-            took_s = monotonic() - sent_at
+            took_s = monotonic() - read_at
             entries = PAGES_UNDER_WAY_MAX * len(page[1])
             size_bytes = PAGES_UNDER_WAY_MAX * sum(len(value) for _, fields in page[1] for value in fields)
             size.completed(entries, size_bytes, took_s, took_s, full=len(page[1]) >= count)
