@@ -117,9 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         "--full", action="store_true", default=bool(environment("FULL")), help="the large sizes, too (FULL)"
     )
     parser.add_argument(
-        "--json", type=Path, default=Path(environment("JSON", "")) if environment("JSON") else None,
+        "--json",
+        type=Path,
+        default=Path(environment("JSON", "")) if environment("JSON") else None,
         help="where the results go (JSON; default .bench/results/)",
-    )  # fmt: skip
+    )
     return parser
 
 

@@ -104,9 +104,11 @@ def report(ratios: list[tuple[Bound, Spread]], console: Console) -> int:
         is_met = found.median <= bound.at_most
         missed += not is_met
         table.add_row(
-            bound.label, f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})", f"{bound.at_most:g}",
+            bound.label,
+            f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})",
+            f"{bound.at_most:g}",
             "[green]well[/]" if is_met else "[red]missed[/]",
-        )  # fmt: skip
+        )
     console.print(table)
     return 1 if missed else 0
 

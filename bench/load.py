@@ -48,10 +48,21 @@ def run_load(
     come back too, but the server must keep the connections open.
     """
     argv = [
-        *([] if core is None else ["taskset", "--cpu-list", str(core)]), str(BINARY),
-        "--port", str(port), "--clients", str(clients), "--requests", str(requests),
-        "--warm-s", str(warm_s), "--slice-s", str(slice_s), "--rate", str(rate),
-    ]  # fmt: skip
+        *([] if core is None else ["taskset", "--cpu-list", str(core)]),
+        str(BINARY),
+        "--port",
+        str(port),
+        "--clients",
+        str(clients),
+        "--requests",
+        str(requests),
+        "--warm-s",
+        str(warm_s),
+        "--slice-s",
+        str(slice_s),
+        "--rate",
+        str(rate),
+    ]
     for pid in pids:
         argv += ["--pid", str(pid)]
     done = subprocess.run(

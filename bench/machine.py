@@ -93,9 +93,13 @@ class Process:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*pinned, *argv],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                start_new_session=True,
                 env=inherited | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
-            )  # fmt: skip
+            )
 
     @property
     def pid(self) -> int:
@@ -215,9 +219,18 @@ def valkey(*, appendfsync: str = "everysec", core: int | None) -> Iterator[Valke
     (HOME / "data").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="valkey-", dir=HOME / "data") as directory:
         argv = [
-            str(find_server()), "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "",
-            "--maxmemory-policy", "noeviction",
-        ]  # fmt: skip
+            str(find_server()),
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            directory,
+            "--save",
+            "",
+            "--maxmemory-policy",
+            "noeviction",
+        ]
         if appendfsync == "off":
             argv += ["--appendonly", "no"]
         else:

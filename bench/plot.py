@@ -52,14 +52,20 @@ class Wanted(NamedTuple):
 
 WANTED: Final = (
     Wanted(
-        "Requests a second on one core, × an empty aiohttp web.Server", "ingest", "64 clients", "empty aiohttp",
+        "Requests a second on one core, × an empty aiohttp web.Server",
+        "ingest",
+        "64 clients",
+        "empty aiohttp",
         ("maskline", "fastify + ioredis", "aiohttp + redis-py", "FastAPI + redis-py"),
     ),
     Wanted(
-        "Events a second on one core, × a hand-written loop without order or state", "worker", "backlog",
-        "hand-written", ("maskline", "FastStream", "taskiq-redis", "streaq"),
+        "Events a second on one core, × a hand-written loop without order or state",
+        "worker",
+        "backlog",
+        "hand-written",
+        ("maskline", "FastStream", "taskiq-redis", "streaq"),
     ),
-)  # fmt: skip
+)
 
 
 def panels(samples: Sequence[Sample]) -> list[Panel]:

@@ -46,10 +46,18 @@ def prepare_peers(console: Console) -> None:
         _run([sys.executable, "-m", "venv", "--clear", str(PEERS)])
         _run(
             [
-                str(PEERS_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                "-r", str(_PYTHON_SOURCES[0]), "-c", str(_PYTHON_SOURCES[1]),
+                str(PEERS_PYTHON),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "-r",
+                str(_PYTHON_SOURCES[0]),
+                "-c",
+                str(_PYTHON_SOURCES[1]),
             ]
-        )  # fmt: skip
+        )
 
     _step(console, "installing the Python peers (a minute the first time)", "peers", _PYTHON_SOURCES, install)
 

@@ -63,7 +63,10 @@ def target_table(samples: Sequence[Sample]) -> Table | None:
         unit = "" if target.unit == "×" else f" {target.unit}"
         verdict = next(one.verdict for one in outcomes if one.target == target)
         table.add_row(
-            target.label, shown_spread(found, ".2f") + unit, f"{sign} {target.bound:g}{unit}",
-            f"{sign} {target.aim:g}{unit}", f"[{_STYLES[verdict]}]{verdict}[/]",
-        )  # fmt: skip
+            target.label,
+            shown_spread(found, ".2f") + unit,
+            f"{sign} {target.bound:g}{unit}",
+            f"{sign} {target.aim:g}{unit}",
+            f"[{_STYLES[verdict]}]{verdict}[/]",
+        )
     return table

@@ -49,7 +49,7 @@ ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 
 class Event(
     msgspec.Struct, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
-):  # fmt: skip
+):
     """What every event has. An attribute is None if Plivo sent nothing, a null, or a text that cannot be read."""
 
     session_uuid: str

@@ -66,9 +66,13 @@ class Keys:
         if keys is None:
             tag, group = f"{{{self.namespace}:{partition}}}", self.group
             keys = self._partitions[partition] = PartitionKeys(
-                f"{tag}:callbacks", f"{tag}:dead", f"{tag}:lease:{group}", f"{tag}:fence:{group}",
-                f"{tag}:marks:{group}", f"{tag}:session:{group}:",
-            )  # fmt: skip
+                callbacks=f"{tag}:callbacks",
+                dead=f"{tag}:dead",
+                lease=f"{tag}:lease:{group}",
+                fence=f"{tag}:fence:{group}",
+                marks=f"{tag}:marks:{group}",
+                session=f"{tag}:session:{group}:",
+            )
         return keys
 
     def callbacks(self, partition: int) -> str:

@@ -43,9 +43,13 @@ def plan(options: Options) -> Plan:
         "backlog": Key("backlog", f"{sizes[0]:,}"),
     }
     columns = [
-        Column("cpu_us", "cost ÷ base", ratio=True, format=".2f"), CPU, SERVER, RATE,
-        Column("seconds", "seconds", format=".1f"), Column("memory_mb", "worker MB", format=",.0f"),
-    ]  # fmt: skip
+        Column("cpu_us", "cost ÷ base", ratio=True, format=".2f"),
+        CPU,
+        SERVER,
+        RATE,
+        Column("seconds", "seconds", format=".1f"),
+        Column("memory_mb", "worker MB", format=",.0f"),
+    ]
     title = "Growth: CPU of the worker for an event, against the first of each case"
     return Plan("growth", title, slices, bases, columns)
 

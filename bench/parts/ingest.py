@@ -63,9 +63,12 @@ FASTIFY: Final = Server(
 )
 MASKLINE: Final = Server("maskline", (sys.executable, "-m", "maskline.ingest"), verifies=True, stores=True)
 MASKLINE_TWO: Final = Server(
-    "maskline, 2 processes, unpinned", (sys.executable, "-m", "maskline.ingest", "--processes", "2"),
-    verifies=True, stores=True, pinned=False,
-)  # fmt: skip
+    "maskline, 2 processes, unpinned",
+    (sys.executable, "-m", "maskline.ingest", "--processes", "2"),
+    verifies=True,
+    stores=True,
+    pinned=False,
+)
 
 
 def requests_file() -> Path:
@@ -121,9 +124,14 @@ def closed(
     """Throughput with `clients` keep-alive clients."""
     with running(server, appendfsync=appendfsync) as (port, started, store):
         load = run_load(
-            port, requests_file(), core=_load_core(server), clients=clients,
-            warm_s=options.warm_s, slice_s=options.slice_s, pids=started.pids(),
-        )  # fmt: skip
+            port,
+            requests_file(),
+            core=_load_core(server),
+            clients=clients,
+            warm_s=options.warm_s,
+            slice_s=options.slice_s,
+            pids=started.pids(),
+        )
         if server.stores:
             check_stored(store, load)
     return figures(load)
@@ -133,9 +141,14 @@ def mixed(server: Server, options: Options) -> dict[str, float]:
     """As `closed`, but 1 % of the requests are off the fast path. Figures are of all answers, refusals too."""
     with running(server) as (port, started, store):
         load = run_load(
-            port, mixed_requests_file(), core=_load_core(server),
-            warm_s=options.warm_s, slice_s=options.slice_s, pids=started.pids(), may_refuse=True,
-        )  # fmt: skip
+            port,
+            mixed_requests_file(),
+            core=_load_core(server),
+            warm_s=options.warm_s,
+            slice_s=options.slice_s,
+            pids=started.pids(),
+            may_refuse=True,
+        )
         check_stored(store, load)
     return figures(load)
 
@@ -146,9 +159,14 @@ def half_load(server: Server, options: Options) -> dict[str, float]:
         core = _load_core(server)
         most = run_load(port, requests_file(), core=core, warm_s=options.warm_s, slice_s=CAPACITY_S)
         load = run_load(
-            port, requests_file(), core=core, warm_s=options.warm_s, slice_s=options.slice_s,
-            rate=most.good / most.seconds / 2, pids=started.pids(),
-        )  # fmt: skip
+            port,
+            requests_file(),
+            core=core,
+            warm_s=options.warm_s,
+            slice_s=options.slice_s,
+            rate=most.good / most.seconds / 2,
+            pids=started.pids(),
+        )
     return figures(load)
 
 
@@ -178,9 +196,11 @@ def running(server: Server, *, appendfsync: str = "everysec") -> Iterator[tuple[
         port = free_port()
         log = HOME / "logs" / f"ingest-{server.name.replace(' ', '-').replace(',', '')}.log"
         with process(
-            server.argv, log, core=found.server if server.pinned else None,
+            server.argv,
+            log,
+            core=found.server if server.pinned else None,
             environment=environment(port, store.url, Path(spool)),
-        ) as started:  # fmt: skip
+        ) as started:
             wait_until_listening(port, started)
             check_answers(port, verifies=server.verifies)
             yield port, started, store
@@ -189,13 +209,21 @@ def running(server: Server, *, appendfsync: str = "everysec") -> Iterator[tuple[
 def environment(port: int, redis_url: str, spool: Path) -> dict[str, str]:
     """The environment of all servers. maskline has its production defaults, but for these settings."""
     return {
-        "BENCH_PORT": str(port), "BENCH_REDIS_URL": redis_url, "BENCH_URL": data.URL,
-        "BENCH_AUTH_TOKEN": data.AUTH_TOKEN, "BENCH_NODE_HOME": str(NODE_HOME), "NODE_ENV": "production",
-        "MASKLINE_HOST": "127.0.0.1", "MASKLINE_PORT": str(port), "MASKLINE_ADMIN_PORT": "0",
-        "MASKLINE_REDIS_URL": redis_url, "MASKLINE_AUTH_TOKENS": f"{data.AUTH_ID}:{data.AUTH_TOKEN}",
-        "MASKLINE_PARTITIONS": str(PARTITIONS), "MASKLINE_LOG_FORMAT": "json",
+        "BENCH_PORT": str(port),
+        "BENCH_REDIS_URL": redis_url,
+        "BENCH_URL": data.URL,
+        "BENCH_AUTH_TOKEN": data.AUTH_TOKEN,
+        "BENCH_NODE_HOME": str(NODE_HOME),
+        "NODE_ENV": "production",
+        "MASKLINE_HOST": "127.0.0.1",
+        "MASKLINE_PORT": str(port),
+        "MASKLINE_ADMIN_PORT": "0",
+        "MASKLINE_REDIS_URL": redis_url,
+        "MASKLINE_AUTH_TOKENS": f"{data.AUTH_ID}:{data.AUTH_TOKEN}",
+        "MASKLINE_PARTITIONS": str(PARTITIONS),
+        "MASKLINE_LOG_FORMAT": "json",
         "MASKLINE_SPOOL_DIR": str(spool),
-    }  # fmt: skip
+    }
 
 
 def check_answers(port: int, *, verifies: bool) -> None:

@@ -118,9 +118,13 @@ def end_to_end(
         logs = HOME / "logs"
         with (
             process(MASKLINE.work, logs / "latency-worker.log", core=None, environment=environment) as worker,
-            process([sys.executable, "-m", "maskline.ingest"], logs / "latency-ingest.log", core=None,
-                    environment=environment) as server,
-        ):  # fmt: skip
+            process(
+                [sys.executable, "-m", "maskline.ingest"],
+                logs / "latency-ingest.log",
+                core=None,
+                environment=environment,
+            ) as server,
+        ):
             wait_until_ready(MASKLINE, store, worker, PARTITIONS)
             wait_until_listening(port, server)
             counted_from_s = time.time() + warm_s

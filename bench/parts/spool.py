@@ -52,9 +52,13 @@ def http(name: str, options: Options) -> dict[str, float]:
             wait_until_listening(port, server)
             check_answers(port, verifies=name == MASKLINE)
             load = run_load(
-                port, requests_file(), core=found.rest, warm_s=options.warm_s, slice_s=options.slice_s,
+                port,
+                requests_file(),
+                core=found.rest,
+                warm_s=options.warm_s,
+                slice_s=options.slice_s,
                 pids=server.pids(),
-            )  # fmt: skip
+            )
             if not any(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file()):
                 raise BenchError("nothing was written")
     return figures(load)

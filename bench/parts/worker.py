@@ -59,15 +59,28 @@ FASTSTREAM_BATCH: Final = Consumer(
 TASKIQ: Final = Consumer(
     "taskiq-redis",
     (
-        str(PEERS / "bin" / "taskiq"), "worker", "bench.worker.with_taskiq:broker", "--workers", "1",
-        "--log-level", "WARNING", "--max-async-tasks", "20", "--max-prefetch", "20", "--no-parse",
+        str(PEERS / "bin" / "taskiq"),
+        "worker",
+        "bench.worker.with_taskiq:broker",
+        "--workers",
+        "1",
+        "--log-level",
+        "WARNING",
+        "--max-async-tasks",
+        "20",
+        "--max-prefetch",
+        "20",
+        "--no-parse",
     ),
-    (*_PEER, "bench.worker.with_taskiq"), "callbacks",
-)  # fmt: skip
+    (*_PEER, "bench.worker.with_taskiq"),
+    "callbacks",
+)
 STREAQ: Final = Consumer(
-    "streaq", (str(PEERS / "bin" / "streaq"), "run", "bench.worker.with_streaq:worker"),
-    (*_PEER, "bench.worker.with_streaq"), "streaq:default:queues:normal",
-)  # fmt: skip
+    "streaq",
+    (str(PEERS / "bin" / "streaq"), "run", "bench.worker.with_streaq:worker"),
+    (*_PEER, "bench.worker.with_streaq"),
+    "streaq:default:queues:normal",
+)
 QUEUES: Final = (FASTSTREAM, FASTSTREAM_BATCH, TASKIQ, STREAQ)
 WAITING_QUEUES: Final = (
     FASTSTREAM._replace(
@@ -120,9 +133,13 @@ def slow_session(consumer: Consumer, events: int) -> dict[str, float]:
 
 
 def drain(
-    consumer: Consumer, events: Callable[[], Iterable[data.NumberedEvent]], total: int, *, pause: str = "",
+    consumer: Consumer,
+    events: Callable[[], Iterable[data.NumberedEvent]],
+    total: int,
+    *,
+    pause: str = "",
     drained: bool = True,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Handle a backlog of `total` events. `drained`: wait until all are committed."""
     with (
         listen_for_handled() as handled_counts,
@@ -210,10 +227,14 @@ def settings(store: Valkey, partitions: int) -> dict[str, str]:
     """The environment of all consumers. maskline has its production defaults, but for these settings."""
     return {
         "BENCH_REDIS_URL": store.url,
-        "MASKLINE_REDIS_URL": store.url, "MASKLINE_NAMESPACE": NAMESPACE, "MASKLINE_GROUP": GROUP,
-        "MASKLINE_PARTITIONS": str(partitions), "MASKLINE_HANDLERS": "bench.worker.maskline_handlers",
-        "MASKLINE_ADMIN_PORT": "0", "MASKLINE_LOG_FORMAT": "json",
-    }  # fmt: skip
+        "MASKLINE_REDIS_URL": store.url,
+        "MASKLINE_NAMESPACE": NAMESPACE,
+        "MASKLINE_GROUP": GROUP,
+        "MASKLINE_PARTITIONS": str(partitions),
+        "MASKLINE_HANDLERS": "bench.worker.maskline_handlers",
+        "MASKLINE_ADMIN_PORT": "0",
+        "MASKLINE_LOG_FORMAT": "json",
+    }
 
 
 def load_backlog(

@@ -102,6 +102,19 @@ def _parser() -> CommandParser:
         description="Play simulated masking sessions, signed as Plivo signs, against a URL. "
         "Exit code 0 if every callback was answered 200.",
     )
+    _add_target_arguments(parser)
+    _add_session_arguments(parser)
+    _add_disturbance_arguments(parser)
+    _add_request_arguments(parser)
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--json", action="store_true", help="the report as JSON")
+    shown.add_argument(
+        "--expect", metavar="FILE", help="write what a handler should see of each session, as JSON lines"
+    )
+    return parser
+
+
+def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where to")
     where.add_argument("--url", default=DEFAULT_URL, help="the callback URL (%(default)s)")
     where.add_argument("--auth-id", help="sign as this account (default: the first of MASKLINE_AUTH_TOKENS)")
@@ -110,6 +123,9 @@ def _parser() -> CommandParser:
         "--signed-url",
         help="what the signature covers, if not the URL dialled (default: MASKLINE_PUBLIC_URL and the path)",
     )
+
+
+def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
     sessions = parser.add_argument_group("what happens")
     sessions.add_argument("--sessions", type=positive, default=20, metavar="N", help="(%(default)s)")
     sessions.add_argument("--calls", type=span, default=(1, 3), metavar="N|N-M", help="a session (1-3)")
@@ -130,6 +146,9 @@ def _parser() -> CommandParser:
         metavar="N",
         help="same seed, same bytes: a server that had them takes them as duplicates (drawn, and shown)",
     )
+
+
+def _add_disturbance_arguments(parser: argparse.ArgumentParser) -> None:
     way = parser.add_argument_group("what goes wrong on the way (a share: 0.1 or 10%)")
     way.add_argument("--shuffle", type=share, default=0.3, metavar="SHARE", help="come late (%(default)s)")
     way.add_argument(
@@ -137,6 +156,9 @@ def _parser() -> CommandParser:
     )
     way.add_argument("--duplicates", type=share, default=0.1, metavar="SHARE", help="(%(default)s)")
     way.add_argument("--losses", type=share, default=0.0, metavar="SHARE", help="never sent (%(default)s)")
+
+
+def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     requests = parser.add_argument_group("how it is sent")
     requests.add_argument(
         "--rate", type=rate, default=DEFAULT_RATE, metavar="N", help="callbacks/s, 0: no pause (%(default)g)"
@@ -154,12 +176,6 @@ def _parser() -> CommandParser:
     requests.add_argument(
         "--timeout", type=positive, default=int(ANSWER_TIMEOUT_S), metavar="S", help="(%(default)s s)"
     )
-    shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--json", action="store_true", help="the report as JSON")
-    shown.add_argument(
-        "--expect", metavar="FILE", help="write what a handler should see of each session, as JSON lines"
-    )
-    return parser
 
 
 def _options(arguments: argparse.Namespace) -> PlanOptions:
