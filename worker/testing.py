@@ -1,4 +1,4 @@
-"""A harness for users' tests: callbacks in, in any order; what their handlers got, out. No Redis, no network.
+"""A harness for tests of handler modules: callbacks in, in any order; what the handlers got, out. No Redis, no network.
 
     async def test_fare_is_settled_once():
         async with Harness("my_handlers") as harness:
@@ -48,9 +48,14 @@ CLOSE_S: Final = 60.0
 """For closing the resources. One that takes longer is cancelled, and fails the test."""
 
 _SPELLINGS: Final = {
-    "session_uuid": "SessionUUID", "from_number": "From", "to_number": "To", "recording_uuid": "RecordingUUID",
-    "recording_url": "RecordingURL", "recording_resource_url": "RecordingResourceURL",
-}  # fmt: skip
+    "session_uuid": "SessionUUID",
+    "from_number": "From",
+    "to_number": "To",
+    "recording_uuid": "RecordingUUID",
+    "recording_url": "RecordingURL",
+    "recording_resource_url": "RecordingResourceURL",
+}
+"""Attributes that Plivo does not spell as their names in camel case."""
 
 
 def callback(event_name: str, **attributes: object) -> dict[str, str]:
@@ -68,9 +73,10 @@ def callback(event_name: str, **attributes: object) -> dict[str, str]:
 
 
 class Call(NamedTuple):
-    """One attempt of one handler."""
+    """One attempt of one handler, and what it was given; the fields of a `Context` mean the same here."""
 
     handler: str
+    """The handler's name, as logs and dead letters show it."""
     event: Event
     order: Order
     missing: tuple[int, ...]
@@ -78,23 +84,41 @@ class Call(NamedTuple):
     attempt: int
     idempotency_key: str
     error: BaseException | None
-    """What the handler raised, None if it came to its end."""
+    """What the handler raised; None if it has handled the event."""
 
 
 class Harness:
-    """Runs handler modules (dotted names, `.py` paths or modules) on callbacks that a test feeds.
+    """Runs handler modules on callbacks that a test feeds. An async context manager: it opens and closes the resources.
 
-    The settings have the meaning and the defaults of those of the same name (docs/settings.md).
+    `modules`: dotted names, `.py` paths or modules. The settings mean the same as those of the same name, and have the
+    same defaults (docs/settings.md):
+
+    - `gap_timeout_ms`: how long, by the harness's time, an event waits for a missing number.
+    - `first_sequence`: the number that opens a session.
+    - `recording_sequence`: `own` or `shared`, whether recording events are numbered apart.
+    - `late`: `deliver` or `dead`, what becomes of events that come too late.
+    - `held_max`: events of a session that wait at a time, at most.
+    - `concurrency`: sessions with a handler under way at a time.
+    - `ignored_parameters`: names that do not count where two callbacks are compared.
+
+    Raises ConfigError where a module cannot be loaded, and, when it is entered, what a resource failed to open with.
     """
 
     def __init__(
-        self, *modules: str | ModuleType, gap_timeout_ms: int = 5_000, first_sequence: int = 1,
-        recording_sequence: str = "own", late: str = "deliver", held_max: int = 256, concurrency: int = 256,
+        self,
+        *modules: str | ModuleType,
+        gap_timeout_ms: int = 5_000,
+        first_sequence: int = 1,
+        recording_sequence: str = "own",
+        late: str = "deliver",
+        held_max: int = 256,
+        concurrency: int = 256,
         ignored_parameters: Iterable[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.calls: list[Call] = []
         """Every attempt, in the order they ended."""
         self.dead_letters: list[DeadLetter] = []
+        """What handlers gave up, or what could not be read, in that order."""
         self._handlers = load_handlers(modules)
         self._settings = PartitionSettings(
             group="workers",
@@ -112,12 +136,12 @@ class Harness:
 
     @property
     def duplicates(self) -> int:
-        """Callbacks that were dropped because they had come before."""
+        """How many callbacks were dropped because the same one had come before."""
         return self._counters.duplicates
 
     @property
     def waiting(self) -> int:
-        """Events that wait for a missing number, or for the opening of a call."""
+        """How many events wait for a missing number, or for the opening of a call."""
         return self._partition.held
 
     async def __aenter__(self) -> Self:
@@ -132,9 +156,13 @@ class Harness:
             for kind, handlers in bind(self._handlers, opened).items()
         }
         self._dispatcher = Dispatcher(
-            table, concurrency=self._concurrency, late_dead=self._late_dead, counters=self._counters,
-            on_progress=self._progressed, context=self._resources.context,
-        )  # fmt: skip
+            table,
+            concurrency=self._concurrency,
+            late_dead=self._late_dead,
+            counters=self._counters,
+            on_progress=self._progressed,
+            context=self._resources.context,
+        )
         self._partition = Partition(Lease(0, 1, "1 harness"), GroupPosition(), self._settings, self._counters)
         self._partition.lease_until = math.inf
         self._partition.session_cache = 1_000_000
@@ -145,10 +173,17 @@ class Harness:
         await self._dispatcher.stop()
         errors = await self._resources.close(CLOSE_S)
         if errors:
-            raise errors[0] if len(errors) == 1 else BaseExceptionGroup("resources ended badly", errors)
+            raise (
+                errors[0]
+                if len(errors) == 1
+                else BaseExceptionGroup("resources were not closed well", errors)
+            )
 
     async def feed(self, *callbacks: Mapping[str, str] | RawCallback) -> None:
-        """Take callbacks in, in this order, at the harness's time; return when no handler has anything to do."""
+        """Feed callbacks in this order, at the harness's time; return when no handler has anything left to do.
+
+        Each is the parameters of a callback, by Plivo's names, as `callback` makes them, or a whole RawCallback.
+        """
         entries = []
         for given in callbacks:
             self._entries += 1
@@ -156,10 +191,10 @@ class Harness:
             entries.append((entry_id.encode(), [CALLBACK_FIELD, encode_callback(self._raw(given))]))
         decoded = self._partition.decode(entries, pending=False, now_ms=self._now_ms)
         self._dispatcher.submit(self._partition.arrive(decoded, {}, self._now_ms))
-        await self._settle()
+        await self._until_handled()
 
     async def pass_time(self, seconds: float) -> None:
-        """Let the stream's time pass: gaps that have waited long enough are given up."""
+        """Move the harness's time on: events that have waited long enough for a missing number are handled."""
         self._now_ms += round(seconds * 1000)
         await self.feed()
 
@@ -172,7 +207,7 @@ class Harness:
         partition.commit_requested = False
         self._done.set()
 
-    async def _settle(self) -> None:
+    async def _until_handled(self) -> None:
         while self._partition.unfinished:
             self._done.clear()
             await self._done.wait()

@@ -67,7 +67,7 @@ async def test_a_number_is_known_as_long_as_its_handler_is_under_way_and_a_while
         assert not known()
 
 
-async def test_so_is_that_of_a_thread_which_ignores_its_time_limit(state):
+async def test_number_is_known_while_a_thread_ignores_its_time_limit(state):
     state["release"].set()
     async with Harness(__name__) as harness:
         await harness.feed(callback("SessionTimeout", second_party=NUMBER))

@@ -1,4 +1,4 @@
-"""What a handler is told about an event besides its attributes."""
+"""What a handler gets with an event: its order, its attempt, its keys, a logger."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -35,10 +35,12 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def session_uuid(self) -> str:
+        """The event's SessionUUID."""
         return self._entry.event.session_uuid
 
     @property
     def sequence_number(self) -> int | None:
+        """The event's SequenceNumber; None where it has none that can be read."""
         return self._release.arrival.number
 
     @property
@@ -53,7 +55,7 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def run(self) -> int:
-        """0, then one more each time the session's numbering started again."""
+        """0, and one more each time the session's numbering started again."""
         return self._release.run
 
     @property
@@ -63,7 +65,10 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def idempotency_key(self) -> str:
-        """The same at every redelivery of this callback, another for every other callback."""
+        """The same at every redelivery of this callback, another for every other callback.
+
+        `<SessionUUID>:<SequenceNumber, or u for none>:<fingerprint of the parameters, hexadecimal>`.
+        """
         number = self._release.arrival.number
         where = "u" if number is None else str(number)
         return f"{self.session_uuid}:{where}:{self._release.arrival.fingerprint.hex()}"
@@ -75,11 +80,11 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def received_at(self) -> datetime:
-        """When ingest had the callback, UTC; where that is no time, when the stream had it."""
+        """When ingest received the callback, in UTC; where the entry has no such time, when the stream took it."""
         entry = self._entry
         try:
             return datetime.fromtimestamp(entry.received_at_ms / 1000, UTC)
-        except (OverflowError, ValueError, OSError):  # whoever wrote the entry
+        except (OverflowError, ValueError, OSError):  # an entry that something else has written
             return datetime.fromtimestamp(self._release.arrival.arrived_ms / 1000, UTC)
 
     @property

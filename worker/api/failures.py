@@ -1,4 +1,4 @@
-"""How an attempt may end, what a handler may raise to say so itself, and what follows from it. Pure."""
+"""How an attempt may fail, what a handler raises to say so itself, and what follows from it. Pure."""
 
 from typing import NamedTuple, TypeVar
 
@@ -35,7 +35,7 @@ class HandlerTimeoutError(MasklineError):
 
 
 class HandlerHungError(MasklineError):
-    """An attempt did not end within its `timeout_ms`, and cannot be stopped: it may yet do its work."""
+    """An attempt did not end within its `timeout_ms` and cannot be stopped: it may still do its work."""
 
 
 class HandlerCrashedError(MasklineError):
@@ -81,7 +81,7 @@ def traceback_of(failure: BaseException | None) -> str | None:
 
 
 def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
-    """The failure of an attempt that was cut off by its time limit."""
+    """The failure of an attempt that its time limit has ended. `in_thread`: it runs on in a thread."""
     limit = f"no end after {handler.timeout_s * 1000:.0f} ms"
     if in_thread:
         return HandlerHungError(f"{limit}, in a thread, which cannot be stopped")
@@ -89,7 +89,7 @@ def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
 
 
 def unstoppable(handler: BoundHandler) -> MasklineError:
-    """The failure of an attempt that was cut off by its time limit, and has not ended for all that."""
+    """The failure of an attempt that its time limit has cancelled, and that has not ended all the same."""
     return HandlerHungError(f"no end after {handler.timeout_s * 1000:.0f} ms, nor after it was cancelled")
 
 

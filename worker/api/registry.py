@@ -102,7 +102,7 @@ on: Final = _On()
 
 
 def resource(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIterator[Any]]:
-    """Mark an async generator function, or an async context manager's, as a resource that handlers share.
+    """Mark an async generator function, or a function that returns an async context manager, as a shared resource.
 
     It is entered once when the worker starts, before any handler runs, and closed after the last one ended. A handler
     takes what it yields by a parameter of the function's name, or by a parameter annotated with the type it yields.

@@ -1,8 +1,7 @@
-"""What handlers share, from its opening at the start to its end at the stop.
+"""Opens what handlers share when a worker starts, and closes it when the worker stops.
 
-Each resource lives in a task of its own, where it is opened and closed: so one that raises, or hangs, when it is closed
-keeps no other from being closed, and does not keep the process. All of them see one context, which handlers get copies
-of.
+Each resource is opened and closed in a task of its own: one that raises, or hangs, when it is closed keeps no other
+from being closed, and does not keep the process. All of them see one context; attempts begin with copies of it.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ CANCEL_GRACE_S: Final = 0.25
 _log = get_logger("maskline.worker")
 
 
-class _Life:
+class _OpenResource:
     """One resource: a task that opens it, waits, and closes it."""
 
     def __init__(self, spec: ResourceSpec, context: contextvars.Context) -> None:
@@ -47,7 +46,7 @@ class _Life:
         return None
 
     async def close(self, within_s: float) -> BaseException | None:
-        """Have it closed; what went wrong."""
+        """Close it within `within_s` seconds; return what went wrong."""
         self._closing.set()
         await asyncio.wait({self._task}, timeout=within_s)
         if not self._task.done():
@@ -55,7 +54,7 @@ class _Life:
             await asyncio.wait({self._task}, timeout=CANCEL_GRACE_S)
             return TimeoutError(f"no end after {within_s:.1f} s")
         if self.opened.exception() is not None:
-            return None  # it was never open, and that was said
+            return None  # it was never open, and `open` has said so
         return None if self._task.cancelled() else self._task.result()
 
 
@@ -64,42 +63,41 @@ class Resources:
 
     def __init__(self) -> None:
         self.context = contextvars.copy_context()
-        """As the resources have left it."""
-        # In place they change their own settings, and not those of whoever opens them.
+        """The context that the resources were opened in, with what they have set in it."""
+        # In place they change their own settings, and not those of the code that opens them.
         self.context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
-        self._lives: list[_Life] = []
+        self._open: list[_OpenResource] = []
 
     async def open(self, specs: Iterable[ResourceSpec]) -> dict[str, Any]:
-        """Open them one after the other; by name what they yield.
+        """Open them one after the other; return what they yield, by their names.
 
-        Raises ConfigError where one cannot be opened; `close` closes the others.
+        Raises ConfigError where one cannot be opened; `close` then closes the others.
         """
         opened: dict[str, Any] = {}
         for spec in specs:
-            life = _Life(spec, self.context)
-            self._lives.append(life)
+            one = _OpenResource(spec, self.context)
+            self._open.append(one)
             try:
-                opened[spec.name] = await life.opened
+                opened[spec.name] = await one.opened
             except Exception as error:
-                told = f"{type(error).__name__}: {error}".removesuffix(": ")
-                raise ConfigError(f"the resource {spec.name} could not be opened: {told}") from error
+                described = f"{type(error).__name__}: {error}".removesuffix(": ")
+                raise ConfigError(f"the resource {spec.name} could not be opened: {described}") from error
         return opened
 
     async def close(self, within_s: float = 0.0) -> list[BaseException]:
-        """Close all, the last opened first, in so many seconds or CLOSE_MIN_S.
+        """Close all, the last opened first, within `within_s` seconds, or CLOSE_MIN_S if that is more.
 
-        What goes wrong is logged by name, and returned.
+        Logs and returns what went wrong.
         """
         deadline = monotonic() + max(within_s, CLOSE_MIN_S)
         errors: list[BaseException] = []
-        while self._lives:
-            life = self._lives.pop()
-            share_s = max(deadline - monotonic(), 0.0) / (len(self._lives) + 1)
-            if (error := await life.close(share_s)) is not None:
+        while self._open:
+            one = self._open.pop()
+            share_s = max(deadline - monotonic(), 0.0) / (len(self._open) + 1)
+            if (error := await one.close(share_s)) is not None:
                 _log.error(
-                    "resource not closed", resource=life.name,
-                    reason=f"{type(error).__name__}: {error}",
-                )  # fmt: skip
+                    "resource not closed", resource=one.name, reason=f"{type(error).__name__}: {error}"
+                )
                 errors.append(error)
         return errors
 

@@ -1,4 +1,4 @@
-"""What every attempt begins with: a copy of the context that the resources have left, decimal's part of it included.
+"""Makes what every attempt begins with: a copy of the context that the resources were opened in, decimal's included.
 
 A copy of a context is one of its variables, not of what they hold. So what `decimal.getcontext()` gives, which handlers
 change in place, must be another object for every attempt. Python makes one, with the settings of
@@ -13,7 +13,7 @@ _SETTINGS: Final = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp", "tr
 
 
 class CleanContext:
-    """`source`: the context that resources were opened in; as it is now."""
+    """`source`: the context that the resources were opened in, taken as it is now."""
 
     def __init__(self, source: contextvars.Context) -> None:
         used = source.copy().run(decimal.getcontext)  # a new one, where there is none
@@ -28,8 +28,9 @@ class CleanContext:
 
     @property
     def reusable(self) -> bool:
-        """Whether a copy that still holds the same values is as good as new: not where a handler may have changed one
-        of them in place, and nobody can tell.
+        """Whether a copy that still holds the same values is as good as new.
+
+        Not so where a handler may have changed one of them in place, unseen.
         """
         return self._decimal is None
 

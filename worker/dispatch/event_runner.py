@@ -225,7 +225,7 @@ class EventRunner:
     def _failure_of(self, error: BaseException, attempt: Attempt) -> BaseException:
         """What an attempt failed with. Raises it again where it is not the handler's."""
         if isinstance(error, asyncio.CancelledError):
-            # Where nobody here asked for it, something that the handler waited for was cancelled.
+            # Unless a stop is under way, something that the handler waited for was cancelled.
             if self._stopping and not attempt.cancel_reason:
                 raise error
         elif isinstance(error, GeneratorExit) or (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c()):

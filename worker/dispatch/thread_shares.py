@@ -3,7 +3,7 @@
 | bound | on |
 | --- | --- |
 | THREADS_MAX (worker.dispatch.threads) | attempts of plain handlers under way |
-| HUNG_MAX | threads besides, whose attempts were given up and which have not ended: nobody can end them |
+| HUNG_MAX | threads besides, whose attempts were given up and which have not ended: a thread cannot be ended |
 | HANDLER_THREADS_MAX | threads of one handler, hung ones included |
 
 Requests for one handler are served in their order; the handlers take turns. A handler that has no thread finds one free

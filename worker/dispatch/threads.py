@@ -98,7 +98,7 @@ class HandlerThreads:
 
     async def run(self, call: Callable[..., Any], *arguments: Any, context: contextvars.Context) -> Any:
         """Wait for a thread, and call in it; return or raise what that returns or raises."""
-        while not self.reserve():  # noqa: ASYNC110  nobody tells when there is one
+        while not self.reserve():  # noqa: ASYNC110  nothing tells when there is one
             await asyncio.sleep(START_RETRY_S)
         return await self.start(functools.partial(call, *arguments), context)
 

@@ -1,7 +1,7 @@
-"""Notices a handler that blocks the event loop, while it does: from a thread, since nothing on the loop can.
+"""Notices a handler that blocks the event loop, while it does so: from a thread, since nothing on the loop can.
 
-While the loop is blocked no lease is renewed and no other session moves, so the log line must come then and there,
-with the handler's name and the line it is at.
+While the loop is blocked no lease is renewed and no other session moves. So the log line must come at once, with the
+handler's name and the line of code that it is at.
 """
 
 import sys
@@ -15,13 +15,16 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 
 BLOCKED_AFTER_S: Final = 1.0
-"""The loop did not turn for so long: a warning. A fifth of the default lease."""
+"""A loop that did not turn for so long is blocked. A fifth of the default lease."""
 
 CHECK_INTERVAL_S: Final = 0.25
+"""How often the loop says that it turns, and the thread looks for that."""
+
 FRAMES_SHOWN: Final = 3
+"""Innermost lines of code in the log."""
 
 START_INTERVAL_S: Final = 5.0
-"""Between tries to start the thread: where there is none to be had, that lasts, and others need theirs first."""
+"""Between tries to start the thread: a lack of threads lasts, and handlers need theirs first."""
 
 NAME: Final = "watchdog"
 """Its name among the background tasks."""
@@ -30,15 +33,15 @@ _log = get_logger("maskline.worker")
 
 
 class Watchdog:
-    """`suspect()` names the handler that was started last; `on_block()` counts.
+    """`handler_on_loop()`: the name of the handler that has the event loop. `on_block()`: called at every block.
 
-    `background`: where it is said that the thread could not be started, or has died; it is started again.
+    `background`: counts failures of the thread to start, or to live on; the thread is started again.
     """
 
     def __init__(
-        self, suspect: Callable[[], str], on_block: Callable[[], None], background: BackgroundTasks
+        self, handler_on_loop: Callable[[], str], on_block: Callable[[], None], background: BackgroundTasks
     ) -> None:
-        self._suspect = suspect
+        self._handler_on_loop = handler_on_loop
         self._on_block = on_block
         self._background = background
         self._loop_thread = threading.get_ident()
@@ -47,14 +50,15 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._start_at = 0.0
-        self._timer = background.every(NAME, CHECK_INTERVAL_S, self._turn)
+        self._timer = background.every(NAME, CHECK_INTERVAL_S, self._beat_once)
         self._keep_thread()
 
     def stop(self) -> None:
+        """End the thread, and the beats of the loop."""
         self._timer.cancel()
         self._stopped.set()
 
-    def _turn(self) -> None:
+    def _beat_once(self) -> None:
         self._beat = time.monotonic()
         self._keep_thread()
 
@@ -77,7 +81,7 @@ class Watchdog:
     def _run(self) -> None:
         try:
             self._watch()
-        except BaseException as error:  # noqa: BLE001  the loop tells of it
+        except BaseException as error:  # noqa: BLE001  the loop reports it
             self._error = error
 
     def _watch(self) -> None:
@@ -85,7 +89,7 @@ class Watchdog:
         slept_at = time.monotonic()
         while not self._stopped.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
-            # Where this thread did not run either, the whole process was stopped: nobody's handler is to blame.
+            # Where this thread did not run either, the whole process was stopped: no handler is to blame.
             paused = now - slept_at > BLOCKED_AFTER_S
             slept_at = now
             if (
@@ -97,7 +101,7 @@ class Watchdog:
                 self._on_block()
                 _log.warning(
                     "event loop blocked",
-                    handler=self._suspect() or None,
+                    handler=self._handler_on_loop() or None,
                     at=self._where(),
                 )
 

@@ -231,7 +231,7 @@ async def _read_report(reader: asyncio.StreamReader) -> Report | None:
 
 async def _until_ended(process: subprocess.Popen[bytes], deadline: float) -> None:
     """Wait for the end of the process, at most until the deadline, by `monotonic()`."""
-    while process.poll() is None and monotonic() < deadline:  # noqa: ASYNC110  it tells nobody
+    while process.poll() is None and monotonic() < deadline:  # noqa: ASYNC110  nothing tells of it
         await asyncio.sleep(POLL_INTERVAL_S)
 
 

@@ -71,7 +71,7 @@ def handler(timeout_ms=250):
         (ExceptionGroup("g", [Retry(after_ms=9)]), 1, (9, "failed", "ExceptionGroup: g (1 sub-exception)")),
     ],
 )  # fmt: skip
-def test_table(failure, attempt, expected):
+def test_verdict_follows_the_table(failure, attempt, expected):
     assert judge(failure, POLICY, attempt, jitter=1) == expected
 
 
@@ -109,7 +109,7 @@ def test_no_phone_number_gets_into_a_reason_not_even_its_first_half(before):
 
 
 @pytest.mark.parametrize("after_ms", [-1, float("nan"), -0.1])
-def test_a_wait_that_is_none_is_refused_where_it_is_asked_for(after_ms):
+def test_retry_refuses_a_negative_wait_where_it_is_raised(after_ms):
     with pytest.raises(ValueError, match="after_ms"):
         Retry(after_ms=after_ms)
 

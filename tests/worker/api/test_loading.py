@@ -59,7 +59,7 @@ async def call(function, *modules, **opened):
     await bound[-1].call("event", "ctx")
 
 
-async def test_resources_by_name_by_annotation_and_by_neither():
+async def test_resources_fill_parameters_by_name_or_annotation_or_not_at_all():
     seen = []
 
     @on(SessionTimeout)
@@ -89,7 +89,7 @@ async def test_a_default_gives_way_to_a_resource_of_that_name():
     assert seen == ["P", None]
 
 
-def test_missing_and_ambiguous_resources():
+def test_missing_and_ambiguous_resources_are_refused():
     @on(SessionTimeout, name="h")
     async def wants(event, ctx, connection: Pool):
         pass
@@ -181,7 +181,7 @@ async def test_resources_open_and_close_as_context_managers():
     assert handlers.resources[2].yields is Pool
 
 
-def test_wrong_resources():
+def test_wrong_resources_are_refused():
     @resource
     async def returns():
         return 1
@@ -199,7 +199,7 @@ def test_wrong_resources():
     assert "async generator" in refused(module(h=handler(), plain=plain))
 
 
-def test_two_resources_of_one_name():
+def test_two_resources_of_one_name_are_refused():
     def make():
         @resource
         async def pool() -> AsyncIterator[Pool]:
@@ -221,13 +221,13 @@ def test_a_module_of_resources_alone_is_a_module_of_ours():
 # Modules
 
 
-def test_by_dotted_name_from_the_working_directory(write):
+def test_module_is_loaded_by_dotted_name_from_the_working_directory(write):
     write("shop/__init__.py", "")
     write("shop/fares.py", A_HANDLER)
     assert names_for(SessionTimeout, "shop.fares") == ["shop.fares.handle"]
 
 
-def test_by_path_and_what_stands_beside_the_start_can_be_imported(write):
+def test_module_is_loaded_by_path_and_imports_from_the_working_directory(write):
     write("rates.py", "RATE = 3")
     path = write("elsewhere/settle.py", "from rates import RATE\n" + textwrap.dedent(A_HANDLER))
     assert names_for(SessionTimeout, str(path)) == ["settle.handle"]
@@ -264,7 +264,7 @@ def test_files_of_one_name_or_of_a_library_s_stay_apart(write):
         ("x = 1", "declares no handler"),
     ],
 )
-def test_modules_that_cannot_be_used(write, source, said):
+def test_modules_that_cannot_be_used_are_refused(write, source, said):
     write("broken.py", source)
     for name in ("broken", "broken.py"):
         text = refused(name)
@@ -272,7 +272,7 @@ def test_modules_that_cannot_be_used(write, source, said):
         assert said in text
 
 
-def test_modules_that_are_not_there(write):
+def test_modules_that_do_not_exist_are_refused(write):
     assert refused("no.such.module").startswith("MASKLINE_HANDLERS: no.such.module cannot be imported")
     assert refused("no/such.py").startswith("MASKLINE_HANDLERS: no/such.py: there is no such file")
 
@@ -285,11 +285,11 @@ def test_a_file_that_failed_leaves_nothing_behind(write):
     assert names_for(SessionTimeout, str(path)) == ["flaky.handle"]
 
 
-def test_no_module_at_all():
+def test_no_module_at_all_is_refused():
     assert "there is no handler" in refused()
 
 
-def test_what_claims_to_have_every_attribute_is_no_handler():
+def test_object_that_claims_every_attribute_is_no_handler():
     class Everything:
         def __getattr__(self, name):
             return ["?"]
@@ -297,7 +297,7 @@ def test_what_claims_to_have_every_attribute_is_no_handler():
     assert len(load_handlers([module(h=handler(), odd=Everything())]).specs) == 1
 
 
-def test_the_default_module():
+def test_default_module_loads():
     (spec,) = load_handlers(["maskline.handlers.log"]).specs
     assert spec.name == "maskline.handlers.log.log"
     assert spec.types == (Event,)

@@ -47,13 +47,13 @@ def test_marking_changes_nothing_a_caller_would_see():
 
 @pytest.mark.parametrize("option", ["retries", "backoff_ms", "backoff_max_ms", "timeout_ms"])
 @pytest.mark.parametrize("value", [-1, 1.5, "3", None, True])
-def test_wrong_options(option, value):
+def test_wrong_options_are_refused(option, value):
     with pytest.raises(ConfigError, match=f"@on: {option} must be") as caught:
         on(SessionTimeout, **{option: value})
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_least_options():
+def test_least_values_of_options_are_taken():
     on(SessionTimeout, retries=0, backoff_ms=0, backoff_max_ms=0, timeout_ms=1)
     with pytest.raises(ConfigError, match="timeout_ms"):
         on(SessionTimeout, timeout_ms=0)
@@ -162,7 +162,7 @@ def test_one_function_marked_twice_for_an_event_would_handle_it_twice():
     assert "marked twice for SessionTimeout" in refused(module(h=handle))
 
 
-def test_unless_the_marks_have_names():
+def test_function_marked_twice_for_an_event_handles_it_twice_under_two_names():
     @on.every(name="second")
     @on(SessionTimeout, name="first")
     async def handle(event, ctx):
@@ -171,7 +171,7 @@ def test_unless_the_marks_have_names():
     assert names_for(SessionTimeout, module(h=handle)) == ["second", "first"]
 
 
-def test_name_clashes():
+def test_two_handlers_of_one_name_are_refused():
     text = refused(module(a=handler(name="settle"), b=handler(SessionPartiesHangup, name="settle")))
     assert "two handlers are called settle" in text
     assert "name=" in text
@@ -251,14 +251,14 @@ class Class:
     [functools.partial(print), Class().method, Class(), Class, print, SessionTimeout],
     ids=["partial", "bound method", "callable", "class", "builtin", "event type"],
 )
-def test_what_is_no_function_is_refused_where_it_is_marked(thing):
+def test_marking_anything_but_a_function_is_refused(thing):
     with pytest.raises(ConfigError, match="wrap it in a function"):
         on(SessionTimeout)(thing)
     with pytest.raises(ConfigError, match="wrap it in a function"):
         on.every(thing)
 
 
-def test_a_method_would_never_be_found():
+def test_method_as_handler_is_refused():
     with pytest.raises(ConfigError, match="not a method"):
 
         class Handlers:
@@ -267,7 +267,7 @@ def test_a_method_would_never_be_found():
                 pass
 
 
-def test_a_generator_would_never_run():
+def test_generator_as_handler_is_refused():
     with pytest.raises(ConfigError, match="must not yield"):
 
         @on(SessionTimeout)
@@ -281,7 +281,7 @@ def test_a_generator_would_never_run():
             yield
 
 
-def test_too_few_parameters():
+def test_handler_with_too_few_parameters_is_refused():
     @on(SessionTimeout, name="lonely")
     async def lonely(event):
         pass

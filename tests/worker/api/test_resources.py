@@ -97,7 +97,7 @@ class Here:
 
 
 @pytest.mark.parametrize("error", [OSError("away"), SystemExit(3), asyncio.CancelledError(), StopIteration()])
-async def test_one_that_cannot_be_opened_closes_those_before_it(error):
+async def test_resource_that_cannot_be_opened_closes_those_before_it(error):
     log, it = [], Resources()
     specs = [spec("a", lambda: Here("a", log)), spec("b", lambda: Here("b", log, error))]
     with pytest.raises(ConfigError, match="the resource b could not be opened"):
@@ -125,7 +125,7 @@ async def test_each_is_closed_in_the_task_that_opened_it_and_all_see_one_context
     assert [name for what, name, _ in log if what == "closed"] == ["b", "a"]
 
 
-async def test_those_that_hang_share_the_time_and_the_last_has_its_part(monkeypatch):
+async def test_resources_that_hang_share_the_time_and_the_last_has_its_part(monkeypatch):
     monkeypatch.setattr(resources, "CLOSE_MIN_S", 0.2)
     log, it = [], Resources()
 

@@ -121,7 +121,7 @@ async def test_no_attempt_sees_what_another_has_done(what):
 
 
 @pytest.mark.parametrize("what", DIRT)
-async def test_nor_in_the_harness_and_nothing_gets_out_of_it(what):
+async def test_no_attempt_in_the_harness_sees_another_and_nothing_leaks_out(what):
     seen = []
     module = ModuleType("under_test")
     vars(module).update({function.__name__: function for function in handlers_that(seen, what)})
@@ -138,7 +138,7 @@ async def test_nor_in_the_harness_and_nothing_gets_out_of_it(what):
     assert found() == CLEAN
 
 
-async def test_what_the_resources_have_left_is_there_at_every_attempt_and_cannot_be_changed():
+async def test_every_attempt_begins_with_the_context_of_the_resources_unchanged():
     seen, closed = [], []
 
     @resource
@@ -178,7 +178,7 @@ async def test_what_the_resources_have_left_is_there_at_every_attempt_and_cannot
     assert found() == CLEAN
 
 
-async def test_a_value_that_is_equal_and_another_is_a_change():
+async def test_another_object_of_equal_value_taints_the_context():
     seen, mine = [], []
     context = contextvars.copy_context()
     context.run(basket.set, mine)
@@ -196,7 +196,7 @@ async def test_a_value_that_is_equal_and_another_is_a_change():
     assert len(seen) == 10
 
 
-async def test_what_cannot_be_compared_is_a_change():
+async def test_value_that_cannot_be_compared_taints_the_context():
     class Sore:
         def __eq__(self, other):
             raise ArithmeticError
@@ -271,7 +271,7 @@ STEPS = st.sampled_from([*DIRT, "wait", "nothing"])
     st.integers(1, 3),
     st.sampled_from([28, 40]),
 )
-def test_any_steps_in_any_handlers(scripts, concurrency, precision):
+def test_contexts_stay_apart_after_any_steps_of_any_handlers(scripts, concurrency, precision):
     """Attempts that do anything to their context, wait, and fail, on few runners."""
     seen = []
 
@@ -305,7 +305,9 @@ def test_any_steps_in_any_handlers(scripts, concurrency, precision):
     assert {str(one) for one in seen} == {str(("nobody", {}, precision, []))}
 
 
-async def test_what_follows_an_attempt_does_not_bear_its_bindings(redis_server, namespace, monkeypatch):
+async def test_commits_and_their_logs_do_not_run_in_the_context_of_an_attempt(
+    redis_server, namespace, monkeypatch
+):
     """Commits, and what is logged of them, are of many sessions."""
     bound, seen = [], {}
 

@@ -73,7 +73,7 @@ async def test_retry_after_takes_its_time_and_counts_as_one():
     assert letter.attempts == 2
 
 
-async def test_reject_is_the_end_at_once():
+async def test_reject_makes_a_dead_letter_at_once():
     @every()
     async def handle(event, ctx):
         raise Reject("no such fare")
@@ -233,7 +233,7 @@ async def test_a_dead_letter_is_there_while_another_handler_is_still_retried():
         assert d.partition.unfinished == 1
 
 
-async def test_no_handler_wants_the_event():
+async def test_event_without_a_handler_is_done():
     @every()
     async def handle(event, ctx):
         raise AssertionError

@@ -42,7 +42,7 @@ async def test_a_time_limit_cancels_and_counts_as_a_failed_attempt():
     assert letters[0].reason == "retries exhausted after 2 attempts: timed out: no end after 20 ms"
 
 
-async def test_a_handler_s_own_timeout_is_its_own_affair():
+async def test_timeout_inside_a_handler_fails_no_attempt():
     @every(retries=0, timeout_ms=60_000)
     async def handle(event, ctx):
         try:
@@ -109,7 +109,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeyp
         assert d.counters.failed == {"stubborn": 2}
 
 
-async def test_nor_does_it_keep_the_dispatcher_from_stopping(monkeypatch):
+async def test_handler_that_ignores_its_cancellation_does_not_keep_the_dispatcher_from_stopping(monkeypatch):
     monkeypatch.setattr(deadlines, "CANCEL_GRACE_S", 0.05)
     release, begun = asyncio.Event(), asyncio.Event()
 
@@ -194,7 +194,7 @@ async def test_what_a_plain_function_returns_to_be_awaited_is_awaited(fails):
 # Leases and stops
 
 
-async def test_nothing_starts_without_a_valid_lease_and_resume_takes_it_up():
+async def test_nothing_starts_without_a_valid_lease_and_resume_starts_it():
     seen = []
 
     @every()
@@ -216,7 +216,7 @@ async def test_nothing_starts_without_a_valid_lease_and_resume_takes_it_up():
     assert sorted(seen) == [("s", 1), ("s", 2), ("s", 3), ("t", 1)]
 
 
-async def test_the_lease_is_looked_at_before_every_session(monkeypatch):
+async def test_lease_is_checked_before_every_session(monkeypatch):
     """It ends between two sessions: over a log line on a slow disk, or a SIGSTOP."""
     calls = []
 
@@ -239,7 +239,7 @@ async def test_the_lease_is_looked_at_before_every_session(monkeypatch):
         await until(lambda: len(calls) == 2)
 
 
-async def test_the_lease_is_looked_at_before_every_handler_of_an_event():
+async def test_lease_is_checked_before_every_handler_of_an_event():
     seen = []
 
     @every(name="slow")
@@ -355,7 +355,7 @@ def test_closing_the_loop_without_a_stop_does_not_hang():
     assert not thread.is_alive()
 
 
-async def test_who_has_the_loop_is_known():
+async def test_handler_on_the_loop_is_known():
     here = []
 
     @every(name="first")

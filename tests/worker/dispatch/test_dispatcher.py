@@ -85,7 +85,7 @@ async def test_handlers_that_never_wait_leave_the_loop_its_turns():
     assert longest <= 2 * dispatcher.EVENTS_PER_TURN_MAX * dispatcher.WAKE_MAX
 
 
-async def test_nor_do_handlers_that_fail_at_once():
+async def test_handlers_that_fail_at_once_leave_the_loop_its_turns():
     failed = 0
 
     @every(retries=1, backoff_ms=60_000)
@@ -123,7 +123,7 @@ async def test_a_failing_session_holds_up_only_itself():
 
 
 @pytest.mark.parametrize("late_dead", [False, True])
-async def test_late_events(late_dead):
+async def test_late_events_are_delivered_or_dead_letters_as_set(late_dead):
     seen = []
 
     @every()
@@ -145,7 +145,7 @@ async def test_late_events(late_dead):
         assert letters == []
 
 
-async def test_all_of_the_context():
+async def test_context_has_every_attribute_of_the_contract():
     contexts = []
 
     @every(retries=1, **AT_ONCE, name="handler")

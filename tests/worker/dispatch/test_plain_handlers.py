@@ -69,7 +69,7 @@ async def test_sessions_that_wait_for_threads_hold_up_no_async_handler(concurren
 
 
 @pytest.mark.usefixtures("few")
-async def test_nor_one_of_the_same_event_though_it_is_declared_after_it_or_retries():
+async def test_sessions_that_wait_for_threads_hold_up_no_async_handler_of_the_same_event():
     seen = []
     with opening() as gate:
 
@@ -98,7 +98,7 @@ async def test_nor_one_of_the_same_event_though_it_is_declared_after_it_or_retri
 
 
 @pytest.mark.usefixtures("few")
-async def test_threads_that_hang_are_bounded_and_told_of_and_others_have_theirs():
+async def test_hung_threads_are_bounded_and_logged_and_leave_other_handlers_theirs():
     used, seen = [], []
     with opening() as gate, capture_logs() as logs:
 
@@ -206,7 +206,7 @@ async def test_a_time_limit_begins_with_the_function(monkeypatch):
 
 
 @pytest.mark.usefixtures("few")
-async def test_who_waits_keeps_no_partition_and_no_stop_waiting():
+async def test_session_that_waits_for_a_thread_holds_up_no_partition_and_no_stop():
     begun = []
     with opening() as gate:
 
@@ -387,7 +387,7 @@ async def test_many_handlers_of_many_events_all_run_once_and_in_order(monkeypatc
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_whatever_happens_to_a_partition_nobody_is_forgotten_in_a_line(monkeypatch, seed):
+async def test_no_request_for_a_thread_is_lost_whatever_happens_to_its_partition(monkeypatch, seed):
     """It is closed and opened again, its lease comes and goes, threads hang and cannot be started."""
     chance = random.Random(seed)
     monkeypatch.setattr(threads, "THREADS_MAX", chance.choice([1, 2, 4]))
@@ -463,7 +463,7 @@ async def well(event, ctx):
 """
 
 
-def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
+def test_worker_whose_threads_hang_logs_it_goes_on_and_stops(crew, tmp_path):
     module = tmp_path / "users_handlers.py"
     module.write_text(HANDLERS.replace("TIMEOUT_MS", "50"))
     worker = crew.start(
@@ -493,7 +493,7 @@ def test_a_worker_whose_threads_hang_says_so_goes_on_and_stops(crew, tmp_path):
     assert len(crew.dead_letters()) == thread_shares.HANDLER_THREADS_MAX
 
 
-def test_a_stop_waits_for_no_thread_and_for_nobody_who_waits_for_one(crew, tmp_path):
+def test_stop_waits_for_no_thread_and_for_no_request_for_one(crew, tmp_path):
     module = tmp_path / "users_handlers.py"
     module.write_text(HANDLERS.replace("TIMEOUT_MS", "60_000"))
     worker = crew.start(

@@ -78,7 +78,7 @@ async def test_all_threads_are_daemons(pool):
     assert await run(pool, lambda: threading.current_thread().daemon)
 
 
-async def test_no_job_waits_behind_another_one_s_handler():
+async def test_no_job_waits_behind_another_handler():
     """Quick jobs at every moment of a thread's turn, each followed by one that must not wait for the one before."""
     pool = HandlerThreads()
     for _ in range(300):
@@ -91,7 +91,7 @@ async def test_no_job_waits_behind_another_one_s_handler():
     pool.stop()
 
 
-async def test_there_is_a_thread_for_every_job_that_has_a_place():
+async def test_there_is_a_thread_for_every_reserved_job():
     pool = HandlerThreads()
     for count in (1, 3, 2, 8, 5, 8):
         together = threading.Barrier(count)

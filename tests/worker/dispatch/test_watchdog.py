@@ -74,7 +74,7 @@ async def test_each_block_is_reported():
     assert len(blocks) == 2
 
 
-async def test_its_thread_ends_with_it():
+async def test_thread_of_the_watchdog_ends_with_it():
     before = set(threading.enumerate())
     dog = Watchdog(lambda: "", lambda: None, BackgroundTasks())
     (thread,) = set(threading.enumerate()) - before

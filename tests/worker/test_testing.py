@@ -134,7 +134,7 @@ async def test_callbacks_have_the_attributes_they_were_given():
     assert unknown.event_name == "SessionSomethingNew"
 
 
-async def test_sessions_are_apart():
+async def test_sessions_do_not_wait_for_each_other():
     async with Harness(recorder()) as harness:
         await harness.feed(ringing(1), ringing(2, session_uuid="other"), ringing(1, session_uuid="other"))
         assert harness.waiting == 0
@@ -163,7 +163,7 @@ async def test_gaps_wait_for_the_harness_s_time():
     assert harness.calls[1].missing == (2, 3)
 
 
-async def test_settings_have_their_meaning():
+async def test_settings_of_the_harness_mean_what_a_worker_s_mean():
     recording = callback("SessionRecordingInitiated", sequence_number=1)
     async with Harness(recorder(), first_sequence=7, recording_sequence="shared", held_max=1) as harness:
         await harness.feed(ringing(9), recording)
@@ -198,7 +198,7 @@ async def test_retries_come_at_once_and_every_attempt_is_recorded():
     assert len({call.idempotency_key for call in harness.calls}) == 1
 
 
-async def test_dead_letters():
+async def test_given_up_events_are_dead_letters_of_the_harness():
     @on(SessionFirstPartyRinging, name="picky")
     async def handle(event, ctx):
         raise Reject("no")
