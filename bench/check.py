@@ -44,7 +44,7 @@ BOUNDS: Final = (
     Bound(
         "ingest: CPU of a request, 1 % GETs, 404s and wrong signatures ÷ callbacks alone",
         partial(ingest.mixed, ingest.MASKLINE, OPTIONS), partial(ingest.closed, ingest.MASKLINE, OPTIONS),
-        "cpu_us", 1.25,
+        "cpu_us", 1.4,
     ),
     Bound(
         "ingest: p99 at half load ÷ empty aiohttp web.Server",

@@ -75,6 +75,7 @@ TRANSFER_ENCODING: Final = Refusal(
 _REQUEST_LINE: Final = re.compile(rb"([A-Z-]+) [!-~]+(?: HTTP/([0-9]\.[0-9]))?").fullmatch
 _VERSION_BEGINNING: Final = re.compile(rb"(?:H(?:T(?:T(?:P(?:/(?:[0-9](?:\.[0-9]?)?)?)?)?)?)?)?").fullmatch
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)").fullmatch
 _VISIBLE: Final = re.compile(rb"[!-~]*").fullmatch
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _BLANK_LINES: Final = re.compile(rb"(?:\r\n)*").match
@@ -136,10 +137,11 @@ def read_head(raw: bytes) -> RequestHead | Refusal:
         return refusal
     values: dict[bytes, list[bytes]] = {}
     for line in lines[1:]:
-        if refusal := _check_header_line(line):
-            return refusal
-        name, _, value = line.partition(b":")
-        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        header = _HEADER(line)
+        if header is None or len(line) > HEAD_LINE_MAX_BYTES:
+            return _check_header_line(line) or NO_HEADER
+        name, value = header.groups()
+        values.setdefault(name.lower(), []).append(value.rstrip(b" \t"))
     content_length = _body_length(values, lines[0])
     if isinstance(content_length, Refusal):
         return content_length
