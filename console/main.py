@@ -2,7 +2,7 @@
 
 import sys
 
-from maskline.runtime.startup.search_path import arrange
+from maskline.runtime.startup.search_path import order_search_path
 
 NODES = ("dev", "ingest", "worker")
 """Commands that run until a signal stops them. (Not `Final`: before `arrange`, `typing` may be a file of the user.)"""
@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code; without it, run that of this process and exit."""
     # Imports follow `arrange`, so that none of them finds a module in the user's directories.
     if argv is None:
-        arrange()
+        order_search_path()
         if sys.argv[1:2] and sys.argv[1] in NODES:
             from maskline.runtime.startup import early_signals  # noqa: PLC0415
 

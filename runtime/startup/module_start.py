@@ -10,14 +10,14 @@ import sys
 def prepare(module: str) -> None:
     """If the interpreter was started as `python -m module`, order the search path and handle SIGTERM from here on.
 
-    Does nothing where the module is only imported. Exits with 2 as `search_path.arrange` does.
+    Does nothing where the module is only imported. Exits with 2 as `search_path.order_search_path` does.
     """
     # While it looks for the module, sys.argv is "-m" and the module's own arguments.
     if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != module:
         return
-    from maskline.runtime.startup.search_path import arrange  # noqa: PLC0415 - nobody else needs it
+    from maskline.runtime.startup.search_path import order_search_path  # noqa: PLC0415 - nobody else needs it
 
-    arrange()
+    order_search_path()
     # Only now, as its own imports must not be found in the working directory.
     from maskline.runtime.startup import early_signals  # noqa: PLC0415
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, all_suffixes
 from importlib.util import find_spec
 
-PACKAGES = frozenset({"maskline"})
-"""Maskline's own."""
+OWN_NAME = "maskline"
+"""The one name at the top that is ours."""
 
 LIBRARIES = frozenset(
     {
@@ -23,27 +23,27 @@ LIBRARIES = frozenset(
         "structlog", "typing_extensions", "uvloop", "yarl",
     }
 )  # fmt: skip
-"""What they need, and what that needs, by the names of their packages; a test holds it against what is installed."""
+"""The packages that maskline needs, and those that they need, by name; a test compares them with what is installed."""
 
-NEEDED = PACKAGES | LIBRARIES | sys.stdlib_module_names
+NEEDED = {OWN_NAME} | LIBRARIES | sys.stdlib_module_names
 """Names that a module of the user's must not take."""
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
-"""The directory of the package `maskline`."""
+"""The directory that holds the package `maskline`."""
 
 _EXIT_USAGE = 2
 
 
-def arrange() -> None:
-    """Put maskline's packages first and the working directory last, for this process.
+def order_search_path() -> None:
+    """Have maskline found first and modules of the working directory last, in this process.
 
-    Ends it with 2 and one line where a file of the user's hides a module that maskline needs.
+    Exits with 2 and one line if a file of the user's hides a module that maskline needs.
     """
-    if not any(isinstance(finder, _Ours) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Ours())
+    if not any(isinstance(finder, _OwnFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OwnFinder())
     last = [entry for entry in sys.path if _is_working_directory(entry) and not _is_installed(entry)]
     sys.path[:] = [entry for entry in sys.path if entry not in last] + last[:1]
-    for name, file in hiding():
+    for name, file in hiding_modules():
         os.write(
             2,
             f"maskline: {file} takes the place of the module {name}, which maskline needs: "
@@ -58,18 +58,18 @@ def add_working_directory() -> None:
         sys.path.append(_absolute(os.curdir))
 
 
-class _Ours:
-    """Finds maskline's packages where this file is, whatever stands on the path."""
+class _OwnFinder:
+    """Finds the package `maskline` where this file is, whatever the search path is."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: object = None
     ) -> ModuleSpec | None:
         del path, target
-        return PathFinder.find_spec(name, [ROOT]) if name in PACKAGES else None
+        return PathFinder.find_spec(name, [ROOT]) if name == OWN_NAME else None
 
 
-def hiding() -> Iterator[tuple[str, str]]:
-    """Modules that maskline needs, and the file on the path that is or would be imported instead."""
+def hiding_modules() -> Iterator[tuple[str, str]]:
+    """The modules that maskline needs and a file of the user's hides: each name, and the file imported instead."""
     for entry in sys.path:
         if _is_installed(entry):
             continue
@@ -100,22 +100,22 @@ def _location(spec: ModuleSpec | None) -> str:
 
 
 def _is_copy(name: str, entry: str, files: Sequence[str]) -> bool:
-    """Whether it is a library that was installed there, or that is to be found nowhere else."""
+    """Whether the module on this entry of the path is a library installed there, or one that is found nowhere else."""
     if name in LIBRARIES:
         metadata = (".dist-info", ".egg-info")
         if any(file.lower().startswith(name) and file.endswith(metadata) for file in files):
             return True
     others = [other for other in sys.path if other != entry]
-    return name not in PACKAGES and PathFinder.find_spec(name, others) is None
+    return name != OWN_NAME and PathFinder.find_spec(name, others) is None
 
 
-def hidden(name: str) -> tuple[str, str] | None:
-    """Where a dotted name means a module of the working directory, but another one is imported: the two locations."""
+def hidden_module(name: str) -> tuple[str, str] | None:
+    """If a dotted name means a module of the user's, but another one is imported: the locations of both."""
     top = name.partition(".")[0]
     found = _location(_spec(top))
     if not found:
         return None
-    for entry in [os.curdir, *(sys.path if top in PACKAGES else ())]:
+    for entry in [os.curdir, *(sys.path if top == OWN_NAME else ())]:
         directory = _absolute(entry)
         meant = os.path.join(directory, *name.split("."))
         for file in (*(meant + suffix for suffix in all_suffixes()), os.path.join(meant, "__init__.py")):
@@ -129,7 +129,7 @@ def _is_working_directory(entry: str) -> bool:
 
 
 def _is_installed(entry: str) -> bool:
-    """Whether it is Python's own, a directory of installed packages, or the one of ours."""
+    """Whether an entry of the path is Python's own, a directory of installed packages, or the one of maskline."""
     library = os.path.dirname(_absolute(os.__file__))
     return (
         os.path.basename(os.path.normpath(entry)) in ("site-packages", "dist-packages")

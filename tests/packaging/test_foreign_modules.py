@@ -262,9 +262,9 @@ def test_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):
     (tmp_path / "redis" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "redis")
-    assert list(search_path.hiding()) == [("redis", str(tmp_path / "redis"))]
+    assert list(search_path.hiding_modules()) == [("redis", str(tmp_path / "redis"))]
     (tmp_path / "redis-9.0.dist-info").mkdir()
-    assert list(search_path.hiding()) == []
+    assert list(search_path.hiding_modules()) == []
 
 
 def test_library_names_cover_every_installed_dependency():
@@ -286,5 +286,5 @@ def test_library_names_cover_every_installed_dependency():
         for name, owners in packages_distributions().items()
         if {owner.lower() for owner in owners} & needed
     }
-    ours = {name for name in provided if name.startswith("__editable__")} | search_path.PACKAGES
+    ours = {name for name in provided if name.startswith("__editable__")} | {search_path.OWN_NAME}
     assert {name for name in provided - ours if not name.startswith("_")} <= search_path.LIBRARIES

@@ -83,7 +83,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _import_dotted(name: str) -> ModuleType:
-    if hidden := search_path.hidden(name):
+    if hidden := search_path.hidden_module(name):
         file, other = hidden
         raise ConfigError(
             f"{file} cannot be imported under this name, {other} has it: rename it, or give its path"
@@ -93,7 +93,7 @@ def _import_dotted(name: str) -> ModuleType:
 
 def _hidden_module(error: BaseException) -> str:
     """What to add where a module imports one of the user's, and finds another of that name."""
-    hidden = search_path.hidden(error.name) if isinstance(error, ImportError) and error.name else None
+    hidden = search_path.hidden_module(error.name) if isinstance(error, ImportError) and error.name else None
     return f" ({hidden[0]} cannot be imported under this name: rename it)" if hidden else ""
 
 
