@@ -33,7 +33,7 @@ def leave_a_task() -> None:
     task.add_done_callback(lambda _: None)  # keeps it
 
 
-WAYS = {
+DEATHS = {
     "exit": lambda: os._exit(3),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "fault": lambda: ctypes.string_at(0),
@@ -46,14 +46,14 @@ WAYS = {
 
 def die_if_deadly(event: Event, ctx: Context, *, plain: bool) -> None:
     way = event.session_uuid.rstrip("0123456789")
-    if way not in WAYS or (way == "plain") != plain or ctx.sequence_number != DEADLY_NUMBER:
+    if way not in DEATHS or (way == "plain") != plain or ctx.sequence_number != DEADLY_NUMBER:
         return
     if once := os.environ.get("DEADLY_ONCE"):
         if Path(once).exists():
             return
         Path(once).touch()
     write(what="deadly", session=event.session_uuid, key=ctx.idempotency_key, parent=os.getppid())
-    WAYS[way]()
+    DEATHS[way]()
 
 
 @on.every(retries=2, backoff_ms=20, name="record")

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from types import ModuleType
 
 from maskline import on
+from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.schemas.parameters import FORM_TYPE
@@ -44,17 +45,23 @@ def partition_of_test(number: int = 3, *, token: int = 7, counters: Counters | N
 
 
 class Dispatch:
-    """Feed it sequence numbers of sessions; `settled` waits until all of it was handled or given up."""
+    """A dispatcher with one partition: feed it sequence numbers of sessions, wait until all is handled or given up."""
 
     def __init__(self, *functions, concurrency: int = 256, late_dead: bool = False, context=None) -> None:
         self.counters = Counters()
         self.partition = partition_of_test(counters=self.counters)
         self.progress = asyncio.Event()
         table = bind(load_handlers([module_of(*functions)]), {})
+        self.background = BackgroundTasks()
         self.dispatcher = Dispatcher(
-            table, concurrency=concurrency, late_dead=late_dead, counters=self.counters,
-            on_progress=self._progressed, context=context,
-        )  # fmt: skip
+            table,
+            concurrency=concurrency,
+            late_dead=late_dead,
+            counters=self.counters,
+            on_progress=self._progressed,
+            background=self.background,
+            context=context,
+        )
         self.entries = 0
 
     def _progressed(self, partition: Partition) -> None:
@@ -62,7 +69,7 @@ class Dispatch:
         self.progress.set()
 
     def arrive(self, *events: tuple[str, int], name: str = "SessionFirstPartyRinging", **parameters: str):
-        """Put events in order, as (session, number); the sessions that have work now."""
+        """Put events in order, given as (session, number); returns the sessions that have work now."""
         entries = []
         for session, number in events:
             self.entries += 1
@@ -79,7 +86,8 @@ class Dispatch:
         self.dispatcher.submit(ready)
         return ready
 
-    async def settled(self, *, left: int = 0) -> None:
+    async def until_handled(self, *, left: int = 0) -> None:
+        """Wait until all but `left` events are handled or given up."""
         async with asyncio.timeout(PATIENCE_S):
             while self.partition.unfinished > left:
                 self.progress.clear()
@@ -94,6 +102,7 @@ class Dispatch:
 
 @asynccontextmanager
 async def dispatching(*functions, **named) -> AsyncIterator[Dispatch]:
+    """A `Dispatch` that is stopped at the end."""
     dispatch = Dispatch(*functions, **named)
     try:
         yield dispatch

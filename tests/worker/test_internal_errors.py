@@ -175,7 +175,7 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         monkeypatch.setattr(d.dispatcher, "_run_event", faulty)
         with capture_logs() as logs:
             d.feed(*(("odd", number) for number in range(1, 4)), *((f"s{n}", 1) for n in range(9)))
-            await d.settled()
+            await d.until_handled()
         assert d.partition.running == 0
         assert d.dispatcher.busy == 0
         given_up = times >= internal_errors.ERRORS_MAX
@@ -186,7 +186,7 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         )
         if given_up:
             assert type(error).__name__ in found[0].reason
-        assert d.dispatcher._background.failures["dispatcher"] == min(times, internal_errors.ERRORS_MAX)
+        assert d.background.failures["dispatcher"] == min(times, internal_errors.ERRORS_MAX)
         assert any(log["event"] == "background task failed" for log in logs)
         assert not d.dispatcher._internal_errors.by_entry
 
@@ -231,7 +231,7 @@ async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
         monkeypatch.setattr(d.dispatcher._attempts, "_on_abandon", failing)
         d.feed(("stubborn", 1))
         async with asyncio.timeout(10):
-            while not d.dispatcher._background.failures["time limits"]:
+            while not d.background.failures["time limits"]:
                 await asyncio.sleep(0.005)
         d.feed(("s", 1))
         async with asyncio.timeout(10):
@@ -255,7 +255,7 @@ async def test_a_time_that_is_none_fails_no_handler(odd_ms):
             [(f"{START_MS}-0".encode(), [CALLBACK_FIELD, value])], pending=False, now_ms=0
         )
         d.dispatcher.submit(d.partition.arrive(decoded, {}, START_MS))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
     assert times == [datetime.fromtimestamp(START_MS / 1000, UTC)]
 

@@ -61,11 +61,11 @@ OOM_SCORE: Final = 1_000
 def main(descriptor: int, worker: int) -> None:
     """Run what the worker asks for, and report. `descriptor`: of the socket. `worker`: the worker's process id."""
     die_with_parent(worker, signal.SIGKILL)
-    link = socket.socket(fileno=descriptor)
-    link.set_inheritable(False)
-    request = decode_request(_receive(link, int.from_bytes(_receive(link, HEAD_BYTES), "big")))
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    request = decode_request(_receive(connection, int.from_bytes(_receive(connection, HEAD_BYTES), "big")))
     threading.Thread(
-        target=_exit_with_worker, args=(link,), name="maskline-worker-watch", daemon=True
+        target=_exit_with_worker, args=(connection,), name="maskline-worker-watch", daemon=True
     ).start()
     _make_expendable()
     sys.path[:] = request.path
@@ -74,17 +74,17 @@ def main(descriptor: int, worker: int) -> None:
     set_token_key(request.token_key)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(run_request(request, link))
+            runner.run(run_request(request, connection))
     except Exception as error:  # noqa: BLE001  whatever it is, the worker goes on without a sandbox
         # After the outcome nobody reads this.
         reason = KNOWN_NUMBERS.redact(" ".join(storable_text(f"{type(error).__name__}: {error}").split()))
-        link.sendall(encode(HandlerNotStarted(reason[:REASON_MAX_CHARS])))
+        connection.sendall(encode(HandlerNotStarted(reason[:REASON_MAX_CHARS])))
 
 
-def _exit_with_worker(link: socket.socket) -> None:
+def _exit_with_worker(connection: socket.socket) -> None:
     """The worker sends nothing after the request: what comes is its end, where the kernel sends no signal of it."""
     with contextlib.suppress(OSError):
-        link.recv(1)
+        connection.recv(1)
     os._exit(1)
 
 
@@ -98,16 +98,16 @@ def _make_expendable() -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
 
 
-def _receive(link: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int) -> bytes:
     received = b""
     while len(received) < size:
-        if not (more := link.recv(size - len(received))):
+        if not (more := connection.recv(size - len(received))):
             os._exit(1)
         received += more
     return received
 
 
-async def run_request(request: SandboxRequest, link: socket.socket) -> None:
+async def run_request(request: SandboxRequest, connection: socket.socket) -> None:
     """Load the handler, run its attempt, and report over the socket.
 
     Raises ConfigError where the modules cannot be loaded or a resource cannot be opened, MasklineError where the
@@ -126,10 +126,12 @@ async def run_request(request: SandboxRequest, link: socket.socket) -> None:
             raise MasklineError(f"no handler {request.handler} wants this event")
         (handler,) = bound
         ctx = Context(release, handler.name, request.attempt, request.fencing_token)
-        link.sendall(encode(HandlerStarted()))
+        connection.sendall(encode(HandlerStarted()))
         clean = CleanContext(resources.context)
         failure = await asyncio.create_task(_attempt(handler, event, ctx, clean), context=clean.copy())
-        link.sendall(encode(HandlerDone() if failure is None else _failed(failure, handler, request.attempt)))
+        connection.sendall(
+            encode(HandlerDone() if failure is None else _failed(failure, handler, request.attempt))
+        )
     finally:
         await resources.close(CLOSE_S)
 

@@ -114,7 +114,7 @@ async def test_no_attempt_sees_what_another_has_done(what):
     seen = []
     async with dispatching(*handlers_that(seen, what), concurrency=3) as d:
         d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(10)))
-        await d.settled()
+        await d.until_handled()
         assert {letter.code for letter in d.letters()} == {"rejected", "timed_out"}
     assert len(seen) == 20 * (4 + 3 + 1)
     assert [one for one in seen if one != CLEAN] == []
@@ -191,7 +191,7 @@ async def test_another_object_of_equal_value_taints_the_context():
 
     async with dispatching(handle, context=context) as d:
         d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(5)))
-        await d.settled()
+        await d.until_handled()
     assert all(one is mine for one in seen)
     assert len(seen) == 10
 
@@ -214,7 +214,7 @@ async def test_value_that_cannot_be_compared_taints_the_context():
 
     async with dispatching(handle, context=context) as d:
         d.feed(*((f"s{session}", number) for number in (1, 2) for session in range(5)))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
     assert len(seen) == 10
     assert all(one is theirs for one in seen)
@@ -239,7 +239,7 @@ async def test_a_task_that_a_handler_leaves_behind_keeps_the_context_of_its_atte
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("first", 1), ("second", 1), ("third.", 1), ("fourth..", 1))
-        await d.settled()
+        await d.until_handled()
         gate.set()
         await asyncio.gather(*left)
     assert sorted(seen) == [
@@ -258,7 +258,7 @@ async def test_a_task_is_used_again_as_long_as_its_context_is_clean():
     async with dispatching(handle) as d:
         for number in range(1, 20):
             d.feed(("s", number))
-            await d.settled()
+            await d.until_handled()
     assert len(tasks) == 1
 
 
@@ -297,7 +297,7 @@ def test_contexts_stay_apart_after_any_steps_of_any_handlers(scripts, concurrenc
         context.run(setattr, context.run(decimal.getcontext), "prec", precision)
         async with dispatching(first, second, concurrency=concurrency, context=context) as d:
             d.feed(*((str(index), number) for index in range(len(scripts)) for number in (1, 2)))
-            await d.settled()
+            await d.until_handled()
             assert d.letters() == []
 
     asyncio.run(main())

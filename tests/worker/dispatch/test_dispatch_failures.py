@@ -27,7 +27,7 @@ async def test_retries_exhausted_become_a_dead_letter_with_everything_to_find_th
 
     async with dispatching(handle) as d:
         d.feed(("s", 1), From="%2B447700900123")
-        await d.settled()
+        await d.until_handled()
         (letter,) = d.letters()
     assert attempts == [1, 2, 3]
     assert (letter.code, letter.handler, letter.attempts) == ("retries_exhausted", "settle", 3)
@@ -51,7 +51,7 @@ async def test_a_retry_that_succeeds_leaves_nothing_behind():
 
     async with dispatching(handle) as d:
         (session,) = d.feed(("s", 1), ("s", 2))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
         assert session.progress is None
         assert session.idle
@@ -67,7 +67,7 @@ async def test_retry_after_takes_its_time_and_counts_as_one():
 
     async with dispatching(handle) as d:
         d.feed(("s", 1))
-        await d.settled()
+        await d.until_handled()
         (letter,) = d.letters()
     assert starts[1] - starts[0] >= 0.039
     assert letter.attempts == 2
@@ -80,7 +80,7 @@ async def test_reject_makes_a_dead_letter_at_once():
 
     async with dispatching(handle) as d:
         d.feed(("s", 1))
-        await d.settled()
+        await d.until_handled()
         (letter,) = d.letters()
     assert (letter.code, letter.attempts, letter.reason) == ("rejected", 1, "rejected: no such fare")
 
@@ -124,7 +124,7 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(failure, plain):
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("s", 1), ("t", 1))
-        await d.settled()
+        await d.until_handled()
         letters = d.letters()
     assert [letter.attempts for letter in letters] == [2, 2]
     assert {letter.code for letter in letters} == {"retries_exhausted"}
@@ -139,7 +139,7 @@ async def test_a_task_cancelled_under_the_handler_is_a_failed_attempt():
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("s", 1), ("s", 2))
-        await d.settled()
+        await d.until_handled()
         assert [letter.attempts for letter in d.letters()] == [2, 2]
 
 
@@ -159,7 +159,7 @@ async def test_a_handler_that_cancels_its_own_task_stops_nobody_else(caught):
 
     async with dispatching(handle, concurrency=2) as d:
         d.feed(*((f"s{session}", number) for session in range(5) for number in (1, 2)))
-        await d.settled()
+        await d.until_handled()
         letters = d.letters()
     assert len(seen) == (10 if caught else 0)
     assert len(letters) == (0 if caught else 10)
@@ -184,7 +184,7 @@ async def test_several_handlers_succeed_and_fail_each_by_itself():
     handlers = make("a", 0), make("b", 2, retries=3), make("c", 9, retries=1), make("d", 0)
     async with dispatching(*handlers) as d:
         d.feed(("s", 1), ("s", 2))
-        await d.settled()
+        await d.until_handled()
         letters = d.letters()
     one_event = [("a", 1), ("b", 1), ("c", 1), ("d", 1), ("b", 2), ("c", 2), ("b", 3)]
     assert ran == one_event * 2
@@ -213,7 +213,7 @@ async def test_the_next_event_waits_until_every_handler_is_done_with_the_last():
         d.feed(("s", 1), ("s", 2))
         await ready.wait()
         assert ran == [("first", 1)]
-        await d.settled()
+        await d.until_handled()
     assert ran == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
 
 
@@ -240,5 +240,5 @@ async def test_event_without_a_handler_is_done():
 
     async with dispatching(handle) as d:
         d.feed(("s", 1), name="SessionFirstPartyAnswer")
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []

@@ -35,7 +35,7 @@ async def test_a_time_limit_cancels_and_counts_as_a_failed_attempt():
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("s", 1), ("t", 1))
-        await d.settled()
+        await d.until_handled()
         letters = d.letters()
     assert sorted(ended) == [1, 1, 2, 2]
     assert {letter.code for letter in letters} == {"timed_out"}
@@ -53,7 +53,7 @@ async def test_timeout_inside_a_handler_fails_no_attempt():
 
     async with dispatching(handle) as d:
         d.feed(("s", 1), ("s", 2))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
 
 
@@ -69,7 +69,7 @@ async def test_a_handler_that_came_to_its_end_in_spite_of_the_limit_has_handled_
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("s", 1), ("s", 2))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
     assert ended == [1, 1]
 
@@ -94,7 +94,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeyp
 
     async with dispatching(handle, other, concurrency=1) as d:
         d.feed(("s", 1), ("s", 2), ("t", 1), ("t", 2))
-        await d.settled()
+        await d.until_handled()
         assert d.dispatcher.busy == d.partition.running == 0
         letters = d.letters()
         assert stubborn == ["s", "t"]
@@ -145,7 +145,7 @@ async def test_plain_handlers_run_in_threads_with_the_loop_free():
 
     async with dispatching(handle) as d:
         d.feed(*((f"s{index}", 1) for index in range(4)))
-        await d.settled()
+        await d.until_handled()
     assert len(names) == 4
     assert threading.current_thread().name not in names
 
@@ -161,7 +161,7 @@ async def test_a_thread_that_hangs_is_a_dead_letter_at_once_and_stops_nobody():
     try:
         async with dispatching(handle, concurrency=1) as d:
             d.feed(("s", 1), ("s", 2), ("t", 1))
-            await d.settled()
+            await d.until_handled()
             letters = d.letters()
     finally:
         release.set()
@@ -186,7 +186,7 @@ async def test_what_a_plain_function_returns_to_be_awaited_is_awaited(fails):
 
     async with dispatching(handle) as d:
         d.feed(("s", 1))
-        await d.settled()
+        await d.until_handled()
         assert len(d.letters()) == fails
     assert threads[1] is threading.current_thread() is not threads[0]
 
@@ -212,7 +212,7 @@ async def test_nothing_starts_without_a_valid_lease_and_resume_starts_it():
         d.partition.lease_until = lease_clock() + 60
         d.dispatcher.resume(d.partition)
         d.dispatcher.resume(d.partition)
-        await d.settled()
+        await d.until_handled()
     assert sorted(seen) == [("s", 1), ("s", 2), ("s", 3), ("t", 1)]
 
 
@@ -260,7 +260,7 @@ async def test_lease_is_checked_before_every_handler_of_an_event():
         assert d.dispatcher.busy == d.partition.running == 0
         d.partition.lease_until = lease_clock() + 60
         d.dispatcher.resume(d.partition)
-        await d.settled()
+        await d.until_handled()
     assert seen == ["slow", "second"], "who has handled it runs no second time"
 
 
@@ -370,6 +370,6 @@ async def test_handler_on_the_loop_is_known():
     async with dispatching(first, second) as d:
         assert d.dispatcher.handler_on_loop() == ""
         d.feed(("s", 1), ("t", 1))
-        await d.settled()
+        await d.until_handled()
         assert d.dispatcher.handler_on_loop() == ""
     assert sorted(here) == ["first"] * 2 + ["second"] * 2

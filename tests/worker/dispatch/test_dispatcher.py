@@ -39,7 +39,7 @@ async def test_a_session_in_order_and_one_event_at_a_time(concurrency):
         for at in range(0, len(events), 16):
             d.feed(*events[at : at + 16])
             await asyncio.sleep(0)
-        await d.settled()
+        await d.until_handled()
         assert d.dispatcher.busy == d.partition.running == 0
     assert seen == {f"s{session}": list(range(1, 9)) for session in range(20)}
     assert not any(overlaps)
@@ -62,7 +62,7 @@ async def test_sessions_at_once_up_to_the_bound_and_no_further(sessions, concurr
 
     async with dispatching(handle, concurrency=concurrency) as d:
         d.feed(*((f"s{index}", 1) for index in range(sessions)))
-        await d.settled()
+        await d.until_handled()
     assert most == expected
 
 
@@ -114,7 +114,7 @@ async def test_a_failing_session_holds_up_only_itself():
 
     async with dispatching(handle, concurrency=1) as d:
         d.feed(("bad", 1), ("bad", 2), ("good", 1), ("fine", 1), ("good", 2))
-        await d.settled(left=2)
+        await d.until_handled(left=2)
         assert sorted(seen) == [("fine", 1), ("good", 1), ("good", 2)]
         assert d.dispatcher.busy == 0, "a runner waits for a backoff"
 
@@ -133,7 +133,7 @@ async def test_late_events_are_delivered_or_dead_letters_as_set(late_dead):
     async with dispatching(handle, late_dead=late_dead) as d:
         d.feed(("s", 1), ("s", 2))
         d.feed(("s", 1), Amount="0.5")
-        await d.settled()
+        await d.until_handled()
         letters = d.letters()
     in_order = [(1, "in_order"), (2, "in_order")]
     if late_dead:
@@ -159,7 +159,7 @@ async def test_context_has_every_attribute_of_the_contract():
         d.feed(("s", 1), ("s", 4))
         gap_over = d.partition.decode((), pending=False, now_ms=0)
         d.dispatcher.submit(d.partition.arrive(gap_over, {}, START_MS + 6_000))
-        await d.settled()
+        await d.until_handled()
     first, again, fourth, _ = contexts
     assert (first.session_uuid, first.sequence_number, first.order) == ("s", 1, "in_order")
     assert (first.missing, first.run, first.replayed, first.fencing_token) == ((), 0, False, 7)
@@ -184,7 +184,7 @@ async def test_the_idempotency_key_is_that_of_the_callback_wherever_it_comes_fro
             d.feed(("s", 1), From="a", To="b")
             d.feed(("s", 2), To="b", From="a")
             d.feed(("s", 3), From="a", To="c")
-            await d.settled()
+            await d.until_handled()
     first, second = keys[:3], keys[3:]
     assert [key for key, _ in first] == [key for key, _ in second]
     assert len({key for key, _ in keys}) == 3

@@ -63,7 +63,7 @@ async def test_sessions_that_wait_for_threads_hold_up_no_async_handler(concurren
             assert done == []
             assert d.partition.running <= min(concurrency, threads.THREADS_MAX)
             gate.set()
-            await d.settled()
+            await d.until_handled()
             assert d.letters() == []
     assert sorted(done) == sorted(f"s{index}" for index in range(2_000))
 
@@ -90,7 +90,7 @@ async def test_sessions_that_wait_for_threads_hold_up_no_async_handler_of_the_sa
             await until(lambda: sum(one[0] == 4 for one in seen) >= 18)
             assert not any(one[0] == "slow" for one in seen)
             gate.set()
-            await d.settled()
+            await d.until_handled()
             assert d.letters() == []
     assert sorted(map(str, seen)) == sorted(
         str((what, f"s{index}")) for what in ("slow", 1, 2, 3, 4) for index in range(20)
@@ -115,14 +115,14 @@ async def test_hung_threads_are_bounded_and_logged_and_leave_other_handlers_thei
             d.feed(*((f"s{index}", 1) for index in range(10)))
             await until(lambda: d.dispatcher.threads()["hangs"].hung == 2)
             d.feed(*((f"t{index}", 1) for index in range(20)), name=HANGUP)
-            await d.settled(left=8)
+            await d.until_handled(left=8)
             assert len(seen) == 20
             assert d.dispatcher.threads() == {"hangs": (0, 2, 8), "well": (0, 0, 0)}
             assert len(used) == 2
             assert [(letter.code, letter.attempts) for letter in d.letters()] == [("timed_out", 1)] * 2
             assert d.dispatcher.busy == d.partition.running == 0
             gate.set()
-            await d.settled()
+            await d.until_handled()
             # They waited and were no attempts meanwhile; what hung is of use again.
             assert d.letters() == []
             await until(lambda: not d.dispatcher.threads()["hangs"].hung)
@@ -150,10 +150,10 @@ async def test_a_slow_handler_leaves_another_one_its_thread(few):
             d.feed(*((f"s{index}", 1) for index in range(10)))
             await until(lambda: d.dispatcher.threads()["slow"].under_way)
             d.feed(*((f"t{index}", 1) for index in range(10)), name=HANGUP)
-            await d.settled(left=10)
+            await d.until_handled(left=10)
             assert d.dispatcher.threads()["slow"] == (1, 0, 9)
             gate.set()
-            await d.settled()
+            await d.until_handled()
 
 
 async def test_handlers_take_turns(monkeypatch):
@@ -176,7 +176,7 @@ async def test_handlers_take_turns(monkeypatch):
             d.feed(("t", 1), name=HANGUP)
             await turns()
             gate.set()
-            await d.settled()
+            await d.until_handled()
     assert order.index("one") <= 2
     assert len(order) == 41
 
@@ -201,7 +201,7 @@ async def test_a_time_limit_begins_with_the_function(monkeypatch):
                 await asyncio.sleep(0.05)
             assert d.dispatcher.threads()["second"].waiting == 1
             gate.set()
-            await d.settled()
+            await d.until_handled()
             assert d.letters() == []
 
 
@@ -262,7 +262,7 @@ async def test_without_a_lease_nothing_starts_in_a_thread(few):
             assert len(seen) == 2
             d.partition.lease_until = lease_clock() + 600
             d.dispatcher.resume(d.partition)
-            await d.settled()
+            await d.until_handled()
     assert len(seen) == 6
 
 
@@ -287,11 +287,11 @@ async def test_where_no_thread_can_be_started_plain_handlers_wait_and_others_go_
             d.feed(*((f"s{index}", 1) for index in range(300)))
             await until(lambda: len(refused) >= 2)
             d.feed(*((f"t{index}", 1) for index in range(20)), name="SessionTimeout")
-            await d.settled(left=300)
+            await d.until_handled(left=300)
             assert len(seen) == 20
             assert plainly == []
             short.undo()
-            await d.settled()
+            await d.until_handled()
             assert d.letters() == []
             assert d.counters.failed == {}
     assert len(plainly) == 300
@@ -321,7 +321,7 @@ async def test_a_thread_that_is_there_is_used_though_no_other_can_be_started(mon
     async with dispatching(one, other) as d:
         monkeypatch.setattr(threading.Thread, "start", start_one)
         d.feed(*((f"s{index}", 1) for index in range(100)))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
     assert len(plainly) == 200
 
@@ -344,7 +344,7 @@ async def test_what_a_function_returned_is_awaited_without_a_thread(monkeypatch)
         await turns()
         assert len(waiting) == d.partition.running == 5
         gate.set()
-        await d.settled()
+        await d.until_handled()
     assert len(waiting) == 8
 
 
@@ -378,7 +378,7 @@ async def test_many_handlers_of_many_events_all_run_once_and_in_order(monkeypatc
     sessions = ["s" * count for count in range(1, 41)]
     async with dispatching(a, b, c, d_, concurrency=4) as d:
         d.feed(*((session, number) for number in range(1, 6) for session in sessions))
-        await d.settled()
+        await d.until_handled()
         assert d.letters() == []
     for name, handled in seen.items():
         assert len(handled) == len(set(handled)) == 200, name
@@ -438,7 +438,7 @@ async def test_no_request_for_a_thread_is_lost_whatever_happens_to_its_partition
             short[0] = False
             await until(lambda: not d.partition.unfinished or d.dispatcher.threads()["hangs"].hung)
             gate.set()
-            await d.settled()
+            await d.until_handled()
             await until(lambda: not any(map(any, d.dispatcher.threads().values())))
             assert d.dispatcher.busy == d.partition.running == 0
     for (name, session), numbers in seen.items():

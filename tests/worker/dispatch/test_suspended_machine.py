@@ -32,5 +32,5 @@ async def test_no_handler_starts_after_a_suspension_under_a_lease_that_lapsed_me
         assert calls == [("first", 1)]
         d.partition.lease_until += 3_600
         d.dispatcher.resume(d.partition)
-        await d.settled()
+        await d.until_handled()
         assert calls == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]

@@ -44,7 +44,7 @@ async def test_a_blocked_loop_is_reported_while_it_is_blocked_once_with_the_hand
         async with dispatching(innocent, guilty) as d:
             dog = Watchdog(d.dispatcher.handler_on_loop, lambda: blocks.append("reported"), BackgroundTasks())
             d.feed(("s", 1))
-            await d.settled()
+            await d.until_handled()
             dog.stop()
     assert blocks == ["reported", "still blocked: reported no second time"]
     (entry,) = [entry for entry in logs if "blocked" in entry["event"]]
