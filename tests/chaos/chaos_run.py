@@ -28,10 +28,10 @@ from history import (
     HANDLERS_FILE,
     RUNNER_FILE,
     Began,
+    DeadLetter,
     Ended,
     Fault,
-    Left,
-    Letter,
+    Leftover,
     Recovery,
     Tail,
     Terms,
@@ -138,7 +138,7 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
         ) as stage:  # fmt: skip
             traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
             nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
-            progress = asyncio.create_task(_tell(console, options, traffic, nemesis))
+            progress = asyncio.create_task(_show_progress(console, options, traffic, nemesis))
             watch = asyncio.create_task(_watch(stage, nemesis, writer, options.lease_s / STALL_PART))
             try:
                 async with asyncio.TaskGroup() as group:
@@ -150,7 +150,7 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
                 watch.cancel()
             if not stop.is_set():
                 await asyncio.gather(*(node.terminate() for node in stage.nodes))
-                _look(stage, writer)
+                _record_final_state(stage, writer)
     finally:
         writer.close()
     return not stop.is_set()
@@ -168,7 +168,7 @@ async def _watch(stage: Stage, nemesis: Nemesis, writer: Writer, stall_s: float)
         await asyncio.sleep(WATCH_S)
 
 
-async def _tell(console: Console, options: Options, traffic: Traffic, nemesis: Nemesis) -> None:
+async def _show_progress(console: Console, options: Options, traffic: Traffic, nemesis: Nemesis) -> None:
     began = time.monotonic()
     while True:
         await asyncio.sleep(PROGRESS_S if console.is_terminal else PLAIN_PROGRESS_S)
@@ -206,7 +206,7 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
                     wanted.discard(key)
         left = await asyncio.to_thread(stage.left)
         if not any(pending != 0 or lag != 0 for pending, lag in left.values()):
-            letters = await asyncio.to_thread(_letters, stage)
+            letters = await asyncio.to_thread(_dead_letters, stage)
             wanted -= {(letter.tag, letter.handler or "") for letter in letters}
             if not wanted:
                 writer.write(Recovery("drained", "all", began, time.monotonic() - began))
@@ -214,19 +214,19 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
         await asyncio.sleep(0.1)
 
 
-def _look(stage: Stage, writer: Writer) -> None:
+def _record_final_state(stage: Stage, writer: Writer) -> None:
     """Write down what is in Redis at the end."""
-    for letter in _letters(stage):
+    for letter in _dead_letters(stage):
         writer.write(letter)
     for number, (pending, lag) in stage.left().items():
-        writer.write(Left(number, pending, lag))
+        writer.write(Leftover(number, pending, lag))
 
 
-def _letters(stage: Stage) -> list[Letter]:
-    letters: list[Letter] = []
+def _dead_letters(stage: Stage) -> list[DeadLetter]:
+    letters: list[DeadLetter] = []
     for number in range(stage.partitions):
         for _, fields in stage.client.xrange(stage.keys.dead(number)):
             letter = decode_dead_letter(fields[b"d"])
             event = decode_event(decode_callback(letter.callback)).event
-            letters.append(Letter(str(event.extra.get(TAG, "")), letter.handler, letter.code))
+            letters.append(DeadLetter(str(event.extra.get(TAG, "")), letter.handler, letter.code))
     return letters

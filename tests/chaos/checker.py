@@ -1,4 +1,4 @@
-"""Reads the whole history of a chaos run and decides each promise. Pure: facts in, findings out.
+"""Reads the whole history of a chaos run and checks each promise. Pure: facts in, findings out.
 
 - lost: a callback was answered 200, and a handler that asked for it neither came to its end with it, nor is there a
   dead letter for it.
@@ -8,17 +8,17 @@
 - doubled: a handler came to its end with a callback twice; one callback under two idempotency keys, two under one.
 - held_up: while one event was slow or failing, none of the other sessions of its partition were served.
 - left: entries of the stream that the group has not read or not acknowledged at the end.
-- unexplained, no promise but the ground they stand on: a process that ended though nobody asked, a call without an
-  end whose process was not killed, a call for a callback that was never sent.
+- unexplained, no promise but what all others rest on: a process that ended unasked, a call without an end whose process
+  was not killed, a call for a callback that was never sent.
 
-What a crash excuses. The owner of a call is in *trouble* while its process is being killed or stopped, while its
+What a fault excuses. The owner of a call is *disturbed* while its process is being killed or stopped, while its
 connection is disturbed or Redis is away, and for one lease's life after that: so long it may take to be connected
 again, and no longer can it believe in a lease that it has lost. Then, and only then:
 
-- A handler may come to its end twice: if its first owner was in trouble between the start of the first call and the
+- A handler may come to its end twice: if its first owner was disturbed between the start of the first call and the
   commit of the event, which is due a lease's life after the last handler's end; the second call bears a higher token.
-- Two calls of a session may be under way at once: if the owner of the first came into trouble during that call, and
-  the second bears a higher token. A handler that is running cannot be called back by whoever takes over.
+- Two calls of a session may be under way at once: if the owner of the first was disturbed during that call, and the
+  second bears a higher token. The new owner cannot call back a handler that is running.
 - An old owner may start one call after the new owner did: if its process was stopped. It looked at its lease, was
   stopped, and went on where it was: one call for each stop, right after it. Or within RACE_S of the new owner's first.
 
@@ -37,7 +37,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from history import Asked, Began, Ended, Exit, Fault, History, Left, Letter, Terms
+from history import Answer, Began, DeadLetter, Ended, Exit, Fault, History, Leftover, Terms
 
 from maskline.schemas.keys import partition_of
 
@@ -100,15 +100,15 @@ class Call:
         )
 
 
-class Troubles:
-    """When owners could not know, or tell, what they had done."""
+class Disturbances:
+    """When owners could not know, or record, what they had done."""
 
     def __init__(self, faults: Iterable[Fault], lease_s: float) -> None:
         self.lease_s = lease_s
         self.redis: list[Fault] = []
         self.of: defaultdict[int, list[Fault]] = defaultdict(list)
         self.asked_to_stop: dict[int, float] = {}
-        """When, by the process: no excuse, but it starts no handler any more."""
+        """When a process was asked to stop: no excuse, but it starts no handler any more."""
         for fault in faults:
             if fault.target == "redis":
                 self.redis.append(fault)
@@ -117,8 +117,8 @@ class Troubles:
             elif fault.kind != "log":  # that nobody reads what it logs is no excuse
                 self.of[fault.pid].append(fault)
 
-    def met(self, pid: int, since: float, until: float) -> bool:
-        """Whether the process was in trouble at any time between."""
+    def overlap(self, pid: int, since: float, until: float) -> bool:
+        """Whether the process was disturbed at any time between `since` and `until`."""
         return any(
             fault.began <= until and since <= fault.ended + self.lease_s
             for faults in (self.of.get(pid, ()), self.redis)
@@ -130,7 +130,7 @@ class Troubles:
 
 
 def check(history: History) -> Verdict:
-    """Decide every promise. Raises LookupError for a history without terms."""
+    """Check every promise. Raises LookupError for a history without terms."""
     return _Check(history).verdict()
 
 
@@ -144,11 +144,11 @@ class _Check:
     def __init__(self, history: History) -> None:
         self.history = history
         self.terms: Terms = history.terms
-        self.troubles = Troubles(history.of(Fault), self.terms.lease_s)
+        self.disturbances = Disturbances(history.of(Fault), self.terms.lease_s)
         self.found: list[Finding] = []
         self.counts: Counter[str] = Counter()
-        self.answered: dict[str, Asked] = {}
-        for asked in history.of(Asked):
+        self.answered: dict[str, Answer] = {}
+        for asked in history.of(Answer):
             if asked.status == 200 and asked.tag not in self.answered:
                 self.answered[asked.tag] = asked
         self.calls = self._calls()
@@ -159,12 +159,12 @@ class _Check:
             self.by_session[call.began.session].append(call)
 
     def verdict(self) -> Verdict:
-        self._lost()
-        self._misordered()
-        self._doubled()
-        self._held_up()
-        self._left()
-        self._unexplained()
+        self._check_lost()
+        self._check_misordered()
+        self._check_doubled()
+        self._check_held_up()
+        self._check_left()
+        self._check_unexplained()
         broken: defaultdict[str, list[Finding]] = defaultdict(list)
         for finding in self.found:
             broken[finding.promise].append(finding)
@@ -185,10 +185,10 @@ class _Check:
 
     # 1: nothing taken is lost
 
-    def _lost(self) -> None:
+    def _check_lost(self) -> None:
         done = {(call.began.tag, call.began.handler) for call in self.calls if call.outcome == "done"}
-        dead = {(letter.tag, letter.handler) for letter in self.history.of(Letter)}
-        everything = self.history.of(Asked)
+        dead = {(letter.tag, letter.handler) for letter in self.history.of(DeadLetter)}
+        everything = self.history.of(Answer)
         self.counts["requests"] = len(everything)
         self.counts["callbacks"] = len({asked.tag for asked in everything})
         self.counts["callbacks answered 200"] = len(self.answered)
@@ -207,9 +207,9 @@ class _Check:
 
     # 2: order
 
-    def _misordered(self) -> None:
+    def _check_misordered(self) -> None:
         for calls in self.by_session.values():
-            self._one_at_a_time(calls)
+            self._check_one_at_a_time(calls)
             for call in calls:
                 if call.began.run:
                     self._find(
@@ -220,25 +220,25 @@ class _Check:
                 if call.began.number is not None and call.began.order != "late":
                     lanes[lane_of(call.began), call.began.run].append(call)
             for lane in lanes.values():
-                self._rising(lane)
-                self._whole(lane)
-        self._tokens_grow()
+                self._check_rising(lane)
+                self._check_gaps(lane)
+        self._check_tokens()
         self._count_flags()
 
-    def _one_at_a_time(self, calls: list[Call]) -> None:
+    def _check_one_at_a_time(self, calls: list[Call]) -> None:
         open_calls: list[Call] = []
         for call in calls:
             start = call.began.at
             open_calls = [it for it in open_calls if it.end is not None and it.end > start]
             for before in open_calls:
                 it = before.began
-                if it.token < call.began.token and self.troubles.met(it.pid, it.at, start):
-                    self.counts["at once, of an owner in trouble"] += 1
+                if it.token < call.began.token and self.disturbances.overlap(it.pid, it.at, start):
+                    self.counts["at once, of a disturbed owner"] += 1
                 else:
                     self._find("misordered", f"at once: {before} | {call}")
             open_calls.append(call)
 
-    def _rising(self, lane: list[Call]) -> None:
+    def _check_rising(self, lane: list[Call]) -> None:
         """Under one owner the numbers never fall."""
         last: dict[int, Began] = {}
         for call in lane:
@@ -248,7 +248,7 @@ class _Check:
                 self._find("misordered", f"{call}: after {before.number} ({before.tag}) under the same owner")
             last[it.token] = it
 
-    def _whole(self, lane: list[Call]) -> None:
+    def _check_gaps(self, lane: list[Call]) -> None:
         """What is said to be in order has nothing open before it; what is said to be missing was not handled."""
         reached: dict[int, Call] = {}
         for call in lane:
@@ -256,7 +256,7 @@ class _Check:
             number = it.number
             if it.order == "after_gap":
                 handled = {
-                    one for one in it.missing if one in reached and not self._taken_back(reached[one], it)
+                    one for one in it.missing if one in reached and not self._rolled_back(reached[one], it)
                 }
                 if not it.missing or handled or number - 1 not in it.missing:
                     self._find(
@@ -268,7 +268,7 @@ class _Check:
                 self._find("misordered", f"{call}: in_order, and {number - 1} was not handled before")
             reached[number] = call
 
-    def _taken_back(self, handled: Call, later: Began) -> bool:
+    def _rolled_back(self, handled: Call, later: Began) -> bool:
         """Whether a failover may have lost that an event was handled, before a later owner asked for it."""
         it = handled.began
         if later.token <= it.token:
@@ -276,12 +276,12 @@ class _Check:
         end = it.at if handled.end is None else handled.end
         lost = any(
             fault.kind in FAILOVERS and fault.began - self.terms.lease_s <= end <= fault.ended
-            for fault in self.troubles.redis
+            for fault in self.disturbances.redis
         )
         self.counts["after_gap, the missing handled before a failover"] += lost
         return lost
 
-    def _tokens_grow(self) -> None:
+    def _check_tokens(self) -> None:
         """In a partition a call under an old token never starts after one under a newer token."""
         newest: dict[int, Began] = {}
         resumed: set[Fault] = set()
@@ -295,7 +295,7 @@ class _Check:
                 stop = next(
                     (
                         fault
-                        for fault in self.troubles.stops(it.pid)
+                        for fault in self.disturbances.stops(it.pid)
                         if fault not in resumed and fault.ended <= it.at <= fault.ended + self.terms.lease_s
                     ),
                     None,
@@ -303,7 +303,7 @@ class _Check:
                 if stop is not None:
                     resumed.add(stop)
                     self.counts["started by a stopped owner"] += 1
-                elif it.at > first.at + RACE_S or not self.troubles.met(it.pid, it.at, it.at):
+                elif it.at > first.at + RACE_S or not self.disturbances.overlap(it.pid, it.at, it.at):
                     self._find(
                         "misordered", f"{call}: {first.token} owned the partition since {first.at:.3f}"
                     )
@@ -323,7 +323,7 @@ class _Check:
 
     # 3: once
 
-    def _doubled(self) -> None:
+    def _check_doubled(self) -> None:
         owners: dict[str, str] = {}
         for tag, calls in self.by_tag.items():
             keys = {call.began.key for call in calls}
@@ -343,16 +343,16 @@ class _Check:
 
     def _second(self, before: Call, call: Call, calls: list[Call]) -> None:
         first = before.began
-        settled_at = self._settled_at(first, calls)
+        settled_at = self._committed_by(first, calls)
         until = call.began.at if settled_at is None else settled_at + self.terms.lease_s
-        if call.began.token > first.token and self.troubles.met(first.pid, first.at, until):
+        if call.began.token > first.token and self.disturbances.overlap(first.pid, first.at, until):
             self.counts["doubled in the crash window"] += 1
         elif call.began.token > first.token and settled_at is None and HANDOVER_FORGETS:
             self.counts["doubled by a handover between tries"] += 1
         else:
             self._find("doubled", f"{call} | first: {before}")
 
-    def _settled_at(self, first: Began, calls: list[Call]) -> float | None:
+    def _committed_by(self, first: Began, calls: list[Call]) -> float | None:
         """When an owner was done with an event, so that it was to be committed; None if it never was."""
         ends: list[float] = []
         mine = [call for call in calls if call.began.token == first.token]
@@ -374,7 +374,7 @@ class _Check:
 
     # 4: a slow session holds up only itself
 
-    def _held_up(self) -> None:
+    def _check_held_up(self) -> None:
         waits, came = self._arrivals()
         for calls in self.by_tag.values():
             for token in {call.began.token for call in calls}:
@@ -383,9 +383,9 @@ class _Check:
                 # A worker that is asked to stop lets handlers come to their end, and then gives the partition back.
                 end = min(
                     max(call.end or start for call in mine),
-                    self.troubles.asked_to_stop.get(it.pid, float("inf")),
+                    self.disturbances.asked_to_stop.get(it.pid, float("inf")),
                 )
-                if end - start < SLOW_S or self.troubles.met(it.pid, start - SETTLE_S, end):
+                if end - start < SLOW_S or self.disturbances.overlap(it.pid, start - SETTLE_S, end):
                     continue
                 partition = partition_of(it.session, self.terms.partitions)
                 low = bisect_left(came[partition], start)
@@ -399,7 +399,7 @@ class _Check:
 
     def _arrivals(self) -> tuple[dict[int, list[tuple[float, str, float]]], dict[int, list[float]]]:
         """By partition: when a callback was answered, its session, when it was first called; and the first alone."""
-        # While an ingest node is in trouble, what it has answered may wait in its spool.
+        # While an ingest node is disturbed, callbacks that it has answered may wait in its spool.
         ingest: defaultdict[str, list[Fault]] = defaultdict(list)
         for fault in self.history.of(Fault):
             ingest[fault.target].append(fault)
@@ -420,8 +420,8 @@ class _Check:
 
     # 5: nothing unhandled is trimmed, nothing is left
 
-    def _left(self) -> None:
-        left: list[Left] = self.history.of(Left)
+    def _check_left(self) -> None:
+        left: list[Leftover] = self.history.of(Leftover)
         unseen = set(range(self.terms.partitions)) - {it.partition for it in left}
         if unseen:
             self._find("left", f"partitions {sorted(unseen)} were not looked at in the end")
@@ -429,8 +429,8 @@ class _Check:
             if it.pending != 0 or it.lag != 0:
                 self._find("left", f"partition {it.partition}: {it.pending} pending, {it.lag} not read")
 
-    def _unexplained(self) -> None:
-        sent = {asked.tag for asked in self.history.of(Asked)}
+    def _check_unexplained(self) -> None:
+        sent = {asked.tag for asked in self.history.of(Answer)}
         for it in self.history.of(Exit):
             if not it.asked or (it.asked == "term" and it.code != 0):
                 asked = f"asked to stop ({it.asked})" if it.asked else "though nobody asked"

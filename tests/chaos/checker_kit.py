@@ -1,9 +1,9 @@
-"""Histories made by hand: a book in which a test writes what is said to have happened."""
+"""Builds histories by hand, for the tests of the checker."""
 
 from collections.abc import Sequence
 
 from checker import Verdict, check
-from history import Asked, Began, Ended, Exit, Fact, Fault, History, Left, Letter, Terms
+from history import Answer, Began, DeadLetter, Ended, Exit, Fact, Fault, History, Leftover, Terms
 
 LEASE_S = 1.0
 PARTITIONS = 1
@@ -13,20 +13,20 @@ ENDING = "SessionTimeout"
 RINGING = "SessionFirstPartyRinging"
 
 
-class Book:
-    """What it is not told it takes for the ordinary: answered 200, done at the first attempt, nothing left."""
+class HistoryBuilder:
+    """Builds a history. Defaults are the ordinary case: answered 200, done at the first attempt, nothing left."""
 
     def __init__(self) -> None:
         self.facts: list[Fact] = [Terms({"every": [], "ends": [ENDING]}, ATTEMPTS, LEASE_S, PARTITIONS)]
-        self.left = [Left(number, 0, 0) for number in range(PARTITIONS)]
-        self.asked: dict[str, Asked] = {}
+        self.left = [Leftover(number, 0, 0) for number in range(PARTITIONS)]
+        self.asked: dict[str, Answer] = {}
         self._calls = 0
 
     def sent(
         self, tag: str, number: int | None = None, *, session: str = "s", event: str = RINGING, at: float = 0.0,
         status: int = 200, node: str = "ingest-0",
     ) -> None:  # fmt: skip
-        asked = Asked(tag, session, number, event, node, at, at + 0.01, status)
+        asked = Answer(tag, session, number, event, node, at, at + 0.01, status)
         self.asked.setdefault(tag, asked)
         self.facts.append(asked)
 
@@ -36,7 +36,7 @@ class Book:
         run: int = 0,
     ) -> None:  # fmt: skip
         """`took`: None for a call that has no end."""
-        asked = self.asked.get(tag) or Asked(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
+        asked = self.asked.get(tag) or Answer(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
         order = order or ("unsequenced" if asked.number is None else "in_order")
         name = f"{pid}-{self._calls}"
         self._calls += 1
@@ -60,7 +60,7 @@ class Book:
         self.facts.append(Exit(target, pid, code, asked, at))
 
     def letter(self, tag: str, handler: str | None) -> None:
-        self.facts.append(Letter(tag, handler, "retries_exhausted"))
+        self.facts.append(DeadLetter(tag, handler, "retries_exhausted"))
 
     def numbers(
         self, *numbers: int, session: str = "s", token: int = 1, pid: int = 100, at: float = 1.0

@@ -17,16 +17,16 @@ from typing import Any
 import msgspec
 
 RUNNER_FILE = "history.jsonl"
-"""What the runner saw: answers, faults, dead letters."""
+"""What the runner recorded: answers, faults, dead letters."""
 HANDLERS_FILE = "handlers.jsonl"
-"""What the handlers of all workers saw."""
+"""What the handlers of all workers recorded."""
 
 
 class Terms(msgspec.Struct, frozen=True, tag="terms"):
-    """What was agreed before the run began."""
+    """The parameters of the run, written before it began."""
 
     handlers: dict[str, list[str]]
-    """The events that each handler asked for; empty for all."""
+    """The events that each handler subscribes to; empty for all."""
     attempts: int
     """How often a handler is tried before the event goes to the dead letters."""
     lease_s: float
@@ -34,7 +34,7 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     first_sequence: int = 1
 
 
-class Asked(msgspec.Struct, frozen=True, tag="asked"):
+class Answer(msgspec.Struct, frozen=True, tag="asked"):
     """One request and its answer."""
 
     tag: str
@@ -52,7 +52,7 @@ class Began(msgspec.Struct, frozen=True, tag="began"):
     """A handler was called."""
 
     call: str
-    """Names this call, for its end."""
+    """Identifies this call, for its end."""
     pid: int
     handler: str
     tag: str
@@ -69,7 +69,7 @@ class Began(msgspec.Struct, frozen=True, tag="began"):
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
-    """A handler came to its end; of a call that a kill cut there is no such line."""
+    """A handler has returned, failed or been cancelled; a call that a kill cut short has no such line."""
 
     call: str
     outcome: str
@@ -78,7 +78,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 
 
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
-    """Something that the nemesis did, over when everything is as before."""
+    """A fault that the nemesis injected; it ends when everything is as before."""
 
     kind: str
     """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`; `stall`: the machine by itself."""
@@ -111,23 +111,23 @@ class Recovery(msgspec.Struct, frozen=True, tag="recovery"):
     took_s: float
 
 
-class Letter(msgspec.Struct, frozen=True, tag="letter"):
-    """A dead letter, read at the end."""
+class DeadLetter(msgspec.Struct, frozen=True, tag="letter"):
+    """A dead letter, read at the end of the run."""
 
     tag: str
     handler: str | None
     code: str
 
 
-class Left(msgspec.Struct, frozen=True, tag="left"):
-    """What the group had not done of a partition at the end; None where there was no group."""
+class Leftover(msgspec.Struct, frozen=True, tag="left"):
+    """What a consumer group had not handled of a partition at the end; None where there was no group."""
 
     partition: int
     pending: int | None
     lag: int | None
 
 
-Fact = Terms | Asked | Began | Ended | Fault | Exit | Recovery | Letter | Left
+Fact = Terms | Answer | Began | Ended | Fault | Exit | Recovery | DeadLetter | Leftover
 
 _encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Fact)

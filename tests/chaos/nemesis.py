@@ -112,11 +112,11 @@ class Nemesis:
             )
         await asyncio.sleep(fault.lasts_s)
         await asyncio.to_thread(servers.fail_over)
-        stage.follow()
+        stage.follow_primary()
         if fault.kind == "come_back":
             await asyncio.sleep(fault.lasts_s)
             await asyncio.to_thread(servers.return_old_primary)
-            stage.follow()
+            stage.follow_primary()
         await asyncio.to_thread(servers.attach_replica)
 
     async def _node(self, node: Node, fault: Planned) -> None:

@@ -36,15 +36,15 @@ START_S = 30.0
 STOP_S = 25.0
 """Longer than MASKLINE_STOP_TIMEOUT_MS."""
 POLL_S = 0.02
-LOOK_TIMEOUT_S = 1.0
-"""For our own looks into Valkey, which may stand still."""
+INSPECT_TIMEOUT_S = 1.0
+"""For the runner's own commands to Valkey, which may stand still."""
 
 NAMESPACE = "chaos"
 GAP_TIMEOUT_MS = 3_000
 RETENTION_S = 20
 """Short, so that there is something to trim while entries are open."""
 
-_JOURNAL = re.compile(rf"spool-{NAMESPACE}-(\d+)\.db(-wal|-shm|)$")
+_SPOOL_FILE = re.compile(rf"spool-{NAMESPACE}-(\d+)\.db(-wal|-shm|)$")
 _STARTED = {"ingest": '"event":"ingest started"', "worker": '"event":"worker started"'}
 
 
@@ -183,10 +183,10 @@ class Node:
         """Put journals that were removed beside those made since, as slots that nobody holds: the process is down."""
         assert self.spool is not None
         self.spool.mkdir(mode=0o700, exist_ok=True)
-        taken = {int(match[1]) for path in self.spool.iterdir() if (match := _JOURNAL.match(path.name))}
+        taken = {int(match[1]) for path in self.spool.iterdir() if (match := _SPOOL_FILE.match(path.name))}
         slots: dict[str, int] = {}
         for file in sorted(copy.iterdir()) if copy.exists() else ():
-            if match := _JOURNAL.match(file.name):
+            if match := _SPOOL_FILE.match(file.name):
                 slot = slots.setdefault(
                     match[1], next(number for number in counting() if number not in taken)
                 )
@@ -233,7 +233,7 @@ class Stage:
         """The one in use."""
         return self.servers.primary
 
-    def follow(self) -> None:
+    def follow_primary(self) -> None:
         """The servers have changed places: the address of each process leads to the one that is in use now."""
         self.client = self._look()
         for node in self.nodes:
@@ -245,8 +245,8 @@ class Stage:
     def _look(self) -> redis.Redis:
         return redis.Redis(
             port=self.server.port,
-            socket_timeout=LOOK_TIMEOUT_S,
-            socket_connect_timeout=LOOK_TIMEOUT_S,
+            socket_timeout=INSPECT_TIMEOUT_S,
+            socket_connect_timeout=INSPECT_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
         )
 

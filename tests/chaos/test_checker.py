@@ -2,23 +2,23 @@
 
 import pytest
 from checker import RACE_S, SERVED_MIN
-from checker_kit import ATTEMPTS, ENDING, LEASE_S, Book
-from history import Left
+from checker_kit import ATTEMPTS, ENDING, LEASE_S, HistoryBuilder
+from history import Leftover
 
 
 @pytest.fixture
-def book() -> Book:
+def builder() -> HistoryBuilder:
     """A session of two numbers, handled in order."""
-    it = Book()
+    it = HistoryBuilder()
     it.numbers(1, 2)
     return it
 
 
-def test_history_without_a_fault_passes(book: Book):
-    book.sent("t", event=ENDING)
-    book.call("t", 2.0)
-    book.call("t", 2.1, handler="ends")
-    verdict = book.verdict()
+def test_history_without_a_fault_passes(builder: HistoryBuilder):
+    builder.sent("t", event=ENDING)
+    builder.call("t", 2.0)
+    builder.call("t", 2.1, handler="ends")
+    verdict = builder.verdict()
     assert verdict.good
     assert verdict.counts["callbacks answered 200"] == 3
     assert verdict.counts["in_order"] == 2
@@ -27,97 +27,97 @@ def test_history_without_a_fault_passes(book: Book):
 # Lost
 
 
-def test_answered_and_never_handled_is_lost(book: Book):
-    book.sent("x")
-    assert book.broken == {"lost": 1}
+def test_answered_and_never_handled_is_lost(builder: HistoryBuilder):
+    builder.sent("x")
+    assert builder.broken == {"lost": 1}
 
 
-def test_not_answered_200_may_be_handled_or_not(book: Book):
+def test_not_answered_200_may_be_handled_or_not(builder: HistoryBuilder):
     for tag, status in (("a", 0), ("b", 503), ("c", 0)):
-        book.sent(tag, status=status)
-    book.call("c", 3.0)
-    assert book.broken == {}
+        builder.sent(tag, status=status)
+    builder.call("c", 3.0)
+    assert builder.broken == {}
 
 
-def test_answered_at_the_second_try_counts_as_answered(book: Book):
-    book.sent("x", status=503)
-    book.sent("x", status=200)
-    assert book.broken == {"lost": 1}
-    book.call("x", 3.0)
-    assert book.broken == {}
+def test_answered_at_the_second_try_counts_as_answered(builder: HistoryBuilder):
+    builder.sent("x", status=503)
+    builder.sent("x", status=200)
+    assert builder.broken == {"lost": 1}
+    builder.call("x", 3.0)
+    assert builder.broken == {}
 
 
-def test_every_subscribed_handler_is_checked(book: Book):
-    book.sent("x", event=ENDING)
-    book.call("x", 3.0)
-    assert book.broken == {"lost": 1}
-    book.call("x", 3.1, handler="ends")
-    assert book.broken == {}
+def test_every_subscribed_handler_is_checked(builder: HistoryBuilder):
+    builder.sent("x", event=ENDING)
+    builder.call("x", 3.0)
+    assert builder.broken == {"lost": 1}
+    builder.call("x", 3.1, handler="ends")
+    assert builder.broken == {}
 
 
 @pytest.mark.parametrize("handler", ["every", None])
-def test_a_dead_letter_is_an_end_as_well(book: Book, handler: str | None):
-    book.sent("x")
-    book.letter("x", handler)
-    assert book.broken == {}
+def test_a_dead_letter_is_an_end_as_well(builder: HistoryBuilder, handler: str | None):
+    builder.sent("x")
+    builder.letter("x", handler)
+    assert builder.broken == {}
 
 
-def test_a_dead_letter_for_one_handler_does_not_stand_for_the_other(book: Book):
-    book.sent("x", event=ENDING)
-    book.letter("x", "ends")
-    assert book.broken == {"lost": 1}
+def test_a_dead_letter_for_one_handler_does_not_stand_for_the_other(builder: HistoryBuilder):
+    builder.sent("x", event=ENDING)
+    builder.letter("x", "ends")
+    assert builder.broken == {"lost": 1}
 
 
-def test_a_call_that_failed_or_was_cancelled_is_no_end(book: Book):
+def test_a_call_that_failed_or_was_cancelled_is_no_end(builder: HistoryBuilder):
     for tag, outcome in (("a", "failed"), ("b", "cancelled")):
-        book.sent(tag, session=tag)
-        book.call(tag, 3.0, outcome=outcome)
-    assert book.broken == {"lost": 2}
+        builder.sent(tag, session=tag)
+        builder.call(tag, 3.0, outcome=outcome)
+    assert builder.broken == {"lost": 2}
 
 
 # Misordered
 
 
 def test_numbers_that_fall_under_one_owner_are_misordered():
-    book = Book()
-    book.numbers(1, 3, 2)
-    assert book.broken == {"misordered": 2}, "3 came before 2 was handled, and 2 after 3"
+    builder = HistoryBuilder()
+    builder.numbers(1, 3, 2)
+    assert builder.broken == {"misordered": 2}, "3 came before 2 was handled, and 2 after 3"
 
 
-def test_lanes_and_sessions_are_numbered_apart(book: Book):
-    book.numbers(1, 2, session="other", at=1.05)
+def test_lanes_and_sessions_are_numbered_apart(builder: HistoryBuilder):
+    builder.numbers(1, 2, session="other", at=1.05)
     for number in (1, 2):
-        book.sent(f"r{number}", number, event="SessionRecordingInitiated")
-        book.call(f"r{number}", 2.0 + number / 10)
-    assert book.broken == {}
+        builder.sent(f"r{number}", number, event="SessionRecordingInitiated")
+        builder.call(f"r{number}", 2.0 + number / 10)
+    assert builder.broken == {}
 
 
-def test_a_run_that_never_began_is_misordered(book: Book):
+def test_a_run_that_never_began_is_misordered(builder: HistoryBuilder):
     """Also where all that shows it is one callback that came again with a change."""
-    book.sent("again", 2)
-    book.call("again", 3.0, order="late", run=1)
-    assert book.broken == {"misordered": 1}
+    builder.sent("again", 2)
+    builder.call("again", 3.0, order="late", run=1)
+    assert builder.broken == {"misordered": 1}
 
 
-def test_another_callback_of_a_number_may_be_late(book: Book):
+def test_another_callback_of_a_number_may_be_late(builder: HistoryBuilder):
     for tag, number in (("again", 2), ("damaged", 2**53 - 1)):
-        book.sent(tag, number)
-        book.call(tag, 3.0 + len(tag), order="late")
-    assert book.broken == {}
+        builder.sent(tag, number)
+        builder.call(tag, 3.0 + len(tag), order="late")
+    assert builder.broken == {}
 
 
-def test_in_order_without_the_number_before_it_is_misordered(book: Book):
-    book.sent("late", 4)
-    book.call("late", 3.0)
-    assert book.broken == {"misordered": 1}
+def test_in_order_without_the_number_before_it_is_misordered(builder: HistoryBuilder):
+    builder.sent("late", 4)
+    builder.call("late", 3.0)
+    assert builder.broken == {"misordered": 1}
 
 
-def test_a_gap_that_is_flagged_is_none(book: Book):
-    book.sent("s4", 4)
-    book.call("s4", 3.0, order="after_gap", missing=[3])
-    book.sent("s3", 3)
-    book.call("s3", 4.0, order="late")
-    verdict = book.verdict()
+def test_a_gap_that_is_flagged_is_none(builder: HistoryBuilder):
+    builder.sent("s4", 4)
+    builder.call("s4", 3.0, order="after_gap", missing=[3])
+    builder.sent("s3", 3)
+    builder.call("s3", 4.0, order="late")
+    verdict = builder.verdict()
     assert verdict.good
     assert (verdict.counts["after_gap"], verdict.counts["late"]) == (1, 1)
     assert verdict.counts["after_gap, the missing answered before"] == 1, "3 was answered at 0"
@@ -134,92 +134,92 @@ def test_a_gap_that_is_flagged_is_none(book: Book):
     ],
 )
 def test_handled_number_may_be_named_missing_only_where_a_failover_took_it_back(
-    book: Book, kind: str, began: float, token: int, excused: bool
+    builder: HistoryBuilder, kind: str, began: float, token: int, excused: bool
 ):
-    book.sent("s3", 3)
-    book.fault(kind, "redis", began, began + 0.1)
-    book.call("s3", 3.0, order="after_gap", missing=[2], token=token)
-    assert book.broken == ({} if excused else {"misordered": 1})
+    builder.sent("s3", 3)
+    builder.fault(kind, "redis", began, began + 0.1)
+    builder.call("s3", 3.0, order="after_gap", missing=[2], token=token)
+    assert builder.broken == ({} if excused else {"misordered": 1})
 
 
 @pytest.mark.parametrize("missing", [[], [2, 3], [1, 2, 3]], ids=str)
-def test_a_flag_that_says_what_is_not_so_is_misordered(book: Book, missing: list[int]):
-    book.sent("s4", 4)
-    book.call("s4", 3.0, order="after_gap", missing=missing)
-    assert book.broken == {"misordered": 1}
+def test_a_flag_that_says_what_is_not_so_is_misordered(builder: HistoryBuilder, missing: list[int]):
+    builder.sent("s4", 4)
+    builder.call("s4", 3.0, order="after_gap", missing=missing)
+    assert builder.broken == {"misordered": 1}
 
 
-def test_a_number_cannot_be_unsequenced(book: Book):
-    book.sent("s3", 3)
-    book.call("s3", 3.0, order="unsequenced")
-    assert book.broken == {"misordered": 1}
+def test_a_number_cannot_be_unsequenced(builder: HistoryBuilder):
+    builder.sent("s3", 3)
+    builder.call("s3", 3.0, order="unsequenced")
+    assert builder.broken == {"misordered": 1}
 
 
-def test_two_callbacks_of_one_number_in_order_are_misordered(book: Book):
-    book.sent("again", 2)
-    book.call("again", 3.0)
-    assert book.broken == {"misordered": 1}
+def test_two_callbacks_of_one_number_in_order_are_misordered(builder: HistoryBuilder):
+    builder.sent("again", 2)
+    builder.call("again", 3.0)
+    assert builder.broken == {"misordered": 1}
 
 
 def test_a_retry_before_the_next_number_is_in_order():
-    book = Book()
-    book.sent("s1", 1)
-    book.sent("s2", 2)
-    book.call("s1", 1.0, outcome="failed")
-    book.call("s1", 1.5, attempt=2)
-    book.call("s2", 2.0)
-    assert book.broken == {}
+    builder = HistoryBuilder()
+    builder.sent("s1", 1)
+    builder.sent("s2", 2)
+    builder.call("s1", 1.0, outcome="failed")
+    builder.call("s1", 1.5, attempt=2)
+    builder.call("s2", 2.0)
+    assert builder.broken == {}
 
 
 def test_a_retry_after_the_next_number_is_misordered():
-    book = Book()
-    book.sent("s1", 1)
-    book.sent("s2", 2)
-    book.call("s1", 1.0, outcome="failed")
-    book.call("s2", 1.2)
-    book.call("s1", 1.5, attempt=2)
-    assert book.broken == {"misordered": 1}
+    builder = HistoryBuilder()
+    builder.sent("s1", 1)
+    builder.sent("s2", 2)
+    builder.call("s1", 1.0, outcome="failed")
+    builder.call("s2", 1.2)
+    builder.call("s1", 1.5, attempt=2)
+    assert builder.broken == {"misordered": 1}
 
 
-def test_two_calls_of_a_session_at_once_are_misordered(book: Book):
-    book.sent("x")
-    book.call("x", 1.105, took=1.0)
-    assert book.broken == {"misordered": 1}, "2 is under way"
+def test_two_calls_of_a_session_at_once_are_misordered(builder: HistoryBuilder):
+    builder.sent("x")
+    builder.call("x", 1.105, took=1.0)
+    assert builder.broken == {"misordered": 1}, "2 is under way"
 
 
-def test_the_numbers_after_a_takeover_begin_where_nothing_was_committed(book: Book):
-    book.killed(100, 1.2)
-    book.call("s2", 2.5, token=2, pid=200)
-    book.sent("s3", 3)
-    book.call("s3", 2.6, token=2, pid=200)
-    assert book.broken == {}
+def test_the_numbers_after_a_takeover_begin_where_nothing_was_committed(builder: HistoryBuilder):
+    builder.killed(100, 1.2)
+    builder.call("s2", 2.5, token=2, pid=200)
+    builder.sent("s3", 3)
+    builder.call("s3", 2.6, token=2, pid=200)
+    assert builder.broken == {}
 
 
-def test_a_takeover_that_leaves_a_number_out_is_misordered(book: Book):
-    book.killed(100, 1.2)
-    book.sent("s3", 3, status=0)
-    book.sent("s4", 4)
-    book.call("s4", 2.6, token=2, pid=200)
-    assert book.broken == {"misordered": 1}
+def test_a_takeover_that_leaves_a_number_out_is_misordered(builder: HistoryBuilder):
+    builder.killed(100, 1.2)
+    builder.sent("s3", 3, status=0)
+    builder.sent("s4", 4)
+    builder.call("s4", 2.6, token=2, pid=200)
+    assert builder.broken == {"misordered": 1}
 
 
-@pytest.mark.parametrize("troubled", [True, False], ids=["stopped", "well"])
-def test_an_owner_that_was_stopped_may_overlap_with_the_next(book: Book, troubled: bool):
-    book.sent("s3", 3)
-    book.call("s3", 2.0, took=3.0)
-    book.call("s3", 4.0, token=2, pid=200)
-    if troubled:
-        book.fault("stop", "worker-0", 2.005, 4.9, pid=100)
-    assert book.broken == ({} if troubled else {"misordered": 1, "doubled": 1})
-    assert book.verdict().counts["at once, of an owner in trouble"] == troubled
+@pytest.mark.parametrize("disturbed", [True, False], ids=["stopped", "undisturbed"])
+def test_an_owner_that_was_stopped_may_overlap_with_the_next(builder: HistoryBuilder, disturbed: bool):
+    builder.sent("s3", 3)
+    builder.call("s3", 2.0, took=3.0)
+    builder.call("s3", 4.0, token=2, pid=200)
+    if disturbed:
+        builder.fault("stop", "worker-0", 2.005, 4.9, pid=100)
+    assert builder.broken == ({} if disturbed else {"misordered": 1, "doubled": 1})
+    assert builder.verdict().counts["at once, of a disturbed owner"] == disturbed
 
 
-def test_no_fault_excuses_two_calls_at_once_of_one_owner(book: Book):
-    book.fault("stop", "worker-0", 1.0, 3.0, pid=100)
-    book.fault("kill", "redis", 1.0, 3.0)
-    book.sent("x")
-    book.call("x", 1.105)
-    assert book.broken == {"misordered": 1}
+def test_no_fault_excuses_two_calls_at_once_of_one_owner(builder: HistoryBuilder):
+    builder.fault("stop", "worker-0", 1.0, 3.0, pid=100)
+    builder.fault("kill", "redis", 1.0, 3.0)
+    builder.sent("x")
+    builder.call("x", 1.105)
+    assert builder.broken == {"misordered": 1}
 
 
 @pytest.mark.parametrize(
@@ -228,29 +228,29 @@ def test_no_fault_excuses_two_calls_at_once_of_one_owner(book: Book):
     ids=["one", "two", "much-later"],
 )
 def test_an_old_owner_may_start_one_call_right_after_it_was_stopped(
-    book: Book, resumed_after_s: float, calls: int, broken: dict[str, int]
+    builder: HistoryBuilder, resumed_after_s: float, calls: int, broken: dict[str, int]
 ):
     """It looked at its lease before."""
     at = 6.0
-    book.fault("stop", "worker-0", 2.0, at + resumed_after_s, pid=100)
-    book.sent("other", session="other")
-    book.call("other", 3.5, token=2, pid=200)
+    builder.fault("stop", "worker-0", 2.0, at + resumed_after_s, pid=100)
+    builder.sent("other", session="other")
+    builder.call("other", 3.5, token=2, pid=200)
     for count in range(calls):
-        book.sent(f"x{count}", session=f"x{count}")
-        book.call(f"x{count}", at + count / 10)
-    assert book.broken == broken
+        builder.sent(f"x{count}", session=f"x{count}")
+        builder.call(f"x{count}", at + count / 10)
+    assert builder.broken == broken
 
 
 @pytest.mark.parametrize(("after_s", "broken"), [(RACE_S / 2, {}), (RACE_S * 2, {"misordered": 1})])
 def test_an_owner_that_is_cut_off_starts_nothing_once_it_is_replaced(
-    book: Book, after_s: float, broken: dict[str, int]
+    builder: HistoryBuilder, after_s: float, broken: dict[str, int]
 ):
-    book.fault("cut", "worker-0", 2.0, 5.0, pid=100)
-    book.sent("new", session="new")
-    book.call("new", 3.5, token=2, pid=200)
-    book.sent("old", session="old")
-    book.call("old", 3.5 + after_s)
-    assert book.broken == broken
+    builder.fault("cut", "worker-0", 2.0, 5.0, pid=100)
+    builder.sent("new", session="new")
+    builder.call("new", 3.5, token=2, pid=200)
+    builder.sent("old", session="old")
+    builder.call("old", 3.5 + after_s)
+    assert builder.broken == broken
 
 
 # Doubled
@@ -275,39 +275,39 @@ def test_an_owner_that_is_cut_off_starts_nothing_once_it_is_replaced(
     ],
 )  # fmt: skip
 def test_only_a_fault_of_its_first_owner_excuses_a_second_call(
-    book: Book, kind: str, target: str, pid: int, began: float, ended: float, excused: bool
+    builder: HistoryBuilder, kind: str, target: str, pid: int, began: float, ended: float, excused: bool
 ):
-    book.call("s2", 5.0, token=2, pid=200)
-    book.fault(kind, target, began, ended, pid=pid)
-    assert book.broken == ({} if excused else {"doubled": 1})
-    assert book.verdict().counts["doubled in the crash window"] == excused
+    builder.call("s2", 5.0, token=2, pid=200)
+    builder.fault(kind, target, began, ended, pid=pid)
+    assert builder.broken == ({} if excused else {"doubled": 1})
+    assert builder.verdict().counts["doubled in the crash window"] == excused
 
 
-def test_a_log_that_nobody_reads_is_no_excuse(book: Book):
-    book.call("s2", 5.0, token=2, pid=200)
-    book.fault("log", "worker-0", 1.0, 3.0, pid=100)
-    assert book.broken == {"doubled": 1}
+def test_a_log_that_nobody_reads_is_no_excuse(builder: HistoryBuilder):
+    builder.call("s2", 5.0, token=2, pid=200)
+    builder.fault("log", "worker-0", 1.0, 3.0, pid=100)
+    assert builder.broken == {"doubled": 1}
 
 
-def test_a_kill_long_after_the_commit_was_due_is_no_excuse(book: Book):
-    book.killed(100, 1.11 + LEASE_S + 0.1)
-    book.call("s2", 5.0, token=2, pid=200)
-    assert book.broken == {"doubled": 1}
+def test_a_kill_long_after_the_commit_was_due_is_no_excuse(builder: HistoryBuilder):
+    builder.killed(100, 1.11 + LEASE_S + 0.1)
+    builder.call("s2", 5.0, token=2, pid=200)
+    assert builder.broken == {"doubled": 1}
 
 
-def test_nothing_excuses_a_second_time_under_the_same_owner(book: Book):
-    book.fault("kill", "redis", 1.1, 1.5)
-    book.call("s2", 2.0)
-    assert book.broken == {"doubled": 1}
+def test_nothing_excuses_a_second_time_under_the_same_owner(builder: HistoryBuilder):
+    builder.fault("kill", "redis", 1.1, 1.5)
+    builder.call("s2", 2.0)
+    assert builder.broken == {"doubled": 1}
 
 
-def test_handlers_are_counted_apart(book: Book):
-    book.sent("x", event=ENDING)
-    book.call("x", 2.0)
-    book.call("x", 2.1, handler="ends")
-    assert book.broken == {}
-    book.call("x", 2.2, handler="ends")
-    assert book.broken == {"doubled": 1}
+def test_handlers_are_counted_apart(builder: HistoryBuilder):
+    builder.sent("x", event=ENDING)
+    builder.call("x", 2.0)
+    builder.call("x", 2.1, handler="ends")
+    assert builder.broken == {}
+    builder.call("x", 2.2, handler="ends")
+    assert builder.broken == {"doubled": 1}
 
 
 @pytest.mark.parametrize(
@@ -315,102 +315,106 @@ def test_handlers_are_counted_apart(book: Book):
 )
 def test_an_event_is_open_as_long_as_one_of_its_handlers_is(attempt: int, broken: dict[str, int]):
     """Its commit waits for the other one's retries."""
-    book = Book()
-    book.sent("x", event=ENDING)
-    book.call("x", 1.0)
-    book.call("x", 1.1, handler="ends", outcome="failed", attempt=attempt)
-    book.letter("x", "ends")
-    book.killed(100, 1.0 + 3 * LEASE_S)
-    book.call("x", 6.0, token=2, pid=200)
-    assert book.broken == broken
+    builder = HistoryBuilder()
+    builder.sent("x", event=ENDING)
+    builder.call("x", 1.0)
+    builder.call("x", 1.1, handler="ends", outcome="failed", attempt=attempt)
+    builder.letter("x", "ends")
+    builder.killed(100, 1.0 + 3 * LEASE_S)
+    builder.call("x", 6.0, token=2, pid=200)
+    assert builder.broken == broken
 
 
 @pytest.mark.parametrize("forgets", [True, False])
 def test_handover_between_two_attempts_is_in_order(monkeypatch: pytest.MonkeyPatch, forgets: bool):
     monkeypatch.setattr("checker.HANDOVER_FORGETS", forgets)
-    book = Book()
-    book.sent("x", event=ENDING)
-    book.call("x", 1.0)
-    book.call("x", 1.1, handler="ends", outcome="failed")
-    book.call("x", 1.2, token=2, pid=200)
-    book.call("x", 1.3, handler="ends", token=2, pid=200)
-    assert book.broken == ({} if forgets else {"doubled": 1})
-    book.call("x", 1.4, token=3)
-    assert book.broken["doubled"] == (1 if forgets else 2), "its second owner had settled it"
+    builder = HistoryBuilder()
+    builder.sent("x", event=ENDING)
+    builder.call("x", 1.0)
+    builder.call("x", 1.1, handler="ends", outcome="failed")
+    builder.call("x", 1.2, token=2, pid=200)
+    builder.call("x", 1.3, handler="ends", token=2, pid=200)
+    assert builder.broken == ({} if forgets else {"doubled": 1})
+    builder.call("x", 1.4, token=3)
+    assert builder.broken["doubled"] == (1 if forgets else 2), "its second owner had settled it"
 
 
-def test_a_second_key_is_doubled_even_in_a_crash_window(book: Book):
-    book.killed(100, 1.2)
-    book.call("s2", 3.0, token=2, pid=200, key="another")
-    assert book.broken == {"doubled": 1}
+def test_a_second_key_is_doubled_even_in_a_crash_window(builder: HistoryBuilder):
+    builder.killed(100, 1.2)
+    builder.call("s2", 3.0, token=2, pid=200, key="another")
+    assert builder.broken == {"doubled": 1}
 
 
-def test_a_key_of_two_callbacks_is_doubled(book: Book):
-    book.sent("x")
-    book.call("x", 3.0, key="key of s2")
-    assert book.broken == {"doubled": 1}
+def test_a_key_of_two_callbacks_is_doubled(builder: HistoryBuilder):
+    builder.sent("x")
+    builder.call("x", 3.0, key="key of s2")
+    assert builder.broken == {"doubled": 1}
 
 
 # Held up
 
 
-def slow_beside(book: Book, *, others: int, served_at: float, outcome: str = "done") -> None:
-    book.sent("slow", session="slow")
-    book.call("slow", 10.0, took=2.0, outcome=outcome)
+def slow_beside(builder: HistoryBuilder, *, others: int, served_at: float, outcome: str = "done") -> None:
+    builder.sent("slow", session="slow")
+    builder.call("slow", 10.0, took=2.0, outcome=outcome)
     if outcome == "failed":
-        book.letter("slow", "every")
+        builder.letter("slow", "every")
     for count in range(others):
-        book.sent(f"o{count}", session=f"o{count}", at=10.1)
-        book.call(f"o{count}", served_at + count / 100)
+        builder.sent(f"o{count}", session=f"o{count}", at=10.1)
+        builder.call(f"o{count}", served_at + count / 100)
 
 
 @pytest.mark.parametrize("outcome", ["done", "failed"])
-def test_a_slow_event_beside_which_nobody_is_served_holds_up(book: Book, outcome: str):
-    slow_beside(book, others=SERVED_MIN, served_at=12.1, outcome=outcome)
-    assert book.broken == {"held_up": 1}
+def test_a_slow_event_beside_which_nobody_is_served_holds_up(builder: HistoryBuilder, outcome: str):
+    slow_beside(builder, others=SERVED_MIN, served_at=12.1, outcome=outcome)
+    assert builder.broken == {"held_up": 1}
 
 
-def test_a_slow_event_beside_which_others_are_served_does_not(book: Book):
-    slow_beside(book, others=SERVED_MIN, served_at=10.2)
-    verdict = book.verdict()
+def test_a_slow_event_beside_which_others_are_served_does_not(builder: HistoryBuilder):
+    slow_beside(builder, others=SERVED_MIN, served_at=10.2)
+    verdict = builder.verdict()
     assert verdict.good
     assert verdict.counts["slow events looked at"] == 1
 
 
-def test_with_few_other_events_there_is_no_verdict(book: Book):
-    slow_beside(book, others=SERVED_MIN - 1, served_at=12.1)
-    assert book.verdict().counts["slow events looked at"] == 0
+def test_with_few_other_events_there_is_no_verdict(builder: HistoryBuilder):
+    slow_beside(builder, others=SERVED_MIN - 1, served_at=12.1)
+    assert builder.verdict().counts["slow events looked at"] == 0
 
 
 @pytest.mark.parametrize(
     ("target", "pid"), [("worker-0", 100), ("redis", 9), ("ingest-0", 300)], ids=["owner", "redis", "ingest"]
 )
-def test_a_fault_explains_that_nobody_was_served(book: Book, target: str, pid: int):
-    slow_beside(book, others=SERVED_MIN, served_at=12.1)
-    book.fault("stop", target, 9.0, 10.05, pid=pid)
-    assert book.broken == {}
+def test_a_fault_explains_that_nobody_was_served(builder: HistoryBuilder, target: str, pid: int):
+    slow_beside(builder, others=SERVED_MIN, served_at=12.1)
+    builder.fault("stop", target, 9.0, 10.05, pid=pid)
+    assert builder.broken == {}
 
 
 @pytest.mark.parametrize(("asked_at", "broken"), [(10.02, {}), (11.9, {"held_up": 1})], ids=["soon", "late"])
-def test_an_owner_that_is_asked_to_stop_serves_nobody_beside_it(book: Book, asked_at: float, broken: dict):
+def test_an_owner_that_is_asked_to_stop_serves_nobody_beside_it(
+    builder: HistoryBuilder, asked_at: float, broken: dict
+):
     """But what it owed until then, it owed."""
-    slow_beside(book, others=SERVED_MIN, served_at=12.1)
-    book.fault("restart", "worker-0", asked_at, 12.5, pid=100)
-    assert book.broken == broken
+    slow_beside(builder, others=SERVED_MIN, served_at=12.1)
+    builder.fault("restart", "worker-0", asked_at, 12.5, pid=100)
+    assert builder.broken == broken
 
 
 # Left, unexplained
 
 
 @pytest.mark.parametrize(("pending", "lag"), [(1, 0), (0, 1), (0, None), (None, None)], ids=str)
-def test_what_is_not_acknowledged_or_not_read_is_left(book: Book, pending: int | None, lag: int | None):
-    book.left = [Left(0, pending, lag)]
-    assert book.broken == {"left": 1}
+def test_what_is_not_acknowledged_or_not_read_is_left(
+    builder: HistoryBuilder, pending: int | None, lag: int | None
+):
+    builder.left = [Leftover(0, pending, lag)]
+    assert builder.broken == {"left": 1}
 
 
-def test_partition_that_was_not_inspected_is_left(book: Book):
-    book.left = []
-    assert book.broken == {"left": 1}
+def test_partition_that_was_not_inspected_is_left(builder: HistoryBuilder):
+    builder.left = []
+    assert builder.broken == {"left": 1}
 
 
 @pytest.mark.parametrize(
@@ -418,28 +422,30 @@ def test_partition_that_was_not_inspected_is_left(book: Book):
     [(-9, "kill", {}), (0, "term", {}), (-9, "term", {"unexplained": 1}), (1, "", {"unexplained": 1})],
     ids=["killed", "stopped", "did-not-stop", "died"],
 )
-def test_a_process_ends_only_as_it_was_asked(book: Book, code: int, asked: str, broken: dict[str, int]):
-    book.exited(100, 9.0, code=code, asked=asked)
-    assert book.broken == broken
+def test_a_process_ends_only_as_it_was_asked(
+    builder: HistoryBuilder, code: int, asked: str, broken: dict[str, int]
+):
+    builder.exited(100, 9.0, code=code, asked=asked)
+    assert builder.broken == broken
 
 
-def test_a_call_without_an_end_needs_a_kill(book: Book):
-    book.sent("x", session="x")
-    book.call("x", 2.0, took=None)
-    book.call("x", 5.0, token=2, pid=200)
-    assert book.broken == {"unexplained": 1}
-    book.killed(100, 2.001)
-    assert book.broken == {}
-    assert book.verdict().counts["calls cut"] == 1
+def test_a_call_without_an_end_needs_a_kill(builder: HistoryBuilder):
+    builder.sent("x", session="x")
+    builder.call("x", 2.0, took=None)
+    builder.call("x", 5.0, token=2, pid=200)
+    assert builder.broken == {"unexplained": 1}
+    builder.killed(100, 2.001)
+    assert builder.broken == {}
+    assert builder.verdict().counts["calls cut"] == 1
 
 
-def test_a_callback_that_was_never_sent_is_unexplained(book: Book):
-    book.call("nobody's", 3.0)
-    assert book.broken == {"unexplained": 1}
+def test_a_callback_that_was_never_sent_is_unexplained(builder: HistoryBuilder):
+    builder.call("nobody's", 3.0)
+    assert builder.broken == {"unexplained": 1}
 
 
 def test_history_without_terms_cannot_be_checked():
-    book = Book()
-    del book.facts[0]
+    builder = HistoryBuilder()
+    del builder.facts[0]
     with pytest.raises(LookupError):
-        book.verdict()
+        builder.verdict()

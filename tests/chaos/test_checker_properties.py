@@ -11,8 +11,8 @@ from itertools import pairwise
 import msgspec
 import pytest
 from checker import check
-from checker_kit import ATTEMPTS, ENDING, LEASE_S, RINGING, Book
-from history import Asked, Began, Ended, Exit, Fact, Fault, History, Left, Letter
+from checker_kit import ATTEMPTS, ENDING, LEASE_S, RINGING, HistoryBuilder
+from history import Answer, Began, DeadLetter, Ended, Exit, Fact, Fault, History, Leftover
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.book = Book()
+        self.builder = HistoryBuilder()
         self.now = 0.0
         self.token, self.pid = 1, 100
         self.queues = {f"s{index}": self.events(f"s{index}") for index in range(self.rng.randint(1, 4))}
@@ -44,12 +44,12 @@ class World:
                 events.append((f"{session}.{number}u", None, ()))
         events.append((f"{session}.end", None, ()))
         for tag, number, _ in events:
-            self.book.sent(tag, number, session=session, event=ENDING if tag.endswith(".end") else RINGING)
+            self.builder.sent(tag, number, session=session, event=ENDING if tag.endswith(".end") else RINGING)
             if self.rng.random() < 0.2:
-                self.book.sent(tag, number, session=session, status=self.rng.choice((0, 200, 503)))
+                self.builder.sent(tag, number, session=session, status=self.rng.choice((0, 200, 503)))
         return events
 
-    def play(self) -> Book:
+    def play(self) -> HistoryBuilder:
         while any(self.queues.values()):
             session = self.rng.choice([name for name, queue in self.queues.items() if queue])
             tag, number, missing = self.queues[session][0]
@@ -58,7 +58,7 @@ class World:
                 self.queues[session].pop(0)
             elif self.rng.random() < 0.2:
                 continue  # another session is first with the new owner
-        return self.book
+        return self.builder
 
     def handle(self, tag: str, number: int | None, missing: tuple[int, ...]) -> bool:
         """One event by its owner; False where the owner changes before it was committed."""
@@ -71,23 +71,23 @@ class World:
                 self.now += CALL_S * 2
                 last = handler == handlers[-1] and (not fails or attempt == ATTEMPTS)
                 took = None if fate == "cut" and last else CALL_S
-                self.book.call(
+                self.builder.call(
                     tag, self.now, took=took, handler=handler, token=self.token, pid=self.pid, attempt=attempt,
                     order=order, missing=missing, outcome="failed" if fails else "done",
                 )  # fmt: skip
         self.now += CALL_S * 2
         if fate == "well":
             for handler in handlers if fails else ():
-                self.book.letter(tag, handler)
+                self.builder.letter(tag, handler)
             if self.rng.random() < 0.05:
                 self.now += 3 * LEASE_S  # all of it was committed long ago
-                self.book.exited(self.pid, self.now, code=0, asked="term")
+                self.builder.exited(self.pid, self.now, code=0, asked="term")
                 self.next_owner()
             return True
         if fate == "stopped":
-            self.book.fault("stop", "worker-0", self.now - CALL_S, self.now + 2 * LEASE_S, pid=self.pid)
+            self.builder.fault("stop", "worker-0", self.now - CALL_S, self.now + 2 * LEASE_S, pid=self.pid)
         else:
-            self.book.killed(self.pid, self.now - CALL_S * 1.5)
+            self.builder.killed(self.pid, self.now - CALL_S * 1.5)
         self.next_owner()
         return False
 
@@ -98,8 +98,8 @@ class World:
 
 
 def facts_of(seed: int) -> list[Fact]:
-    book = World(seed).play()
-    return [*book.facts, *book.left]
+    builder = World(seed).play()
+    return [*builder.facts, *builder.left]
 
 
 def broken(facts: list[Fact]) -> set[str]:
@@ -132,19 +132,23 @@ CircuitBreaker = Callable[[list[Fact], random.Random], list[Fact] | None]
 
 def lose(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
     """The end of a session never comes to its handlers."""
-    tag = rng.choice(sorted({fact.tag for fact in facts if isinstance(fact, Asked) and fact.event == ENDING}))
+    tag = rng.choice(
+        sorted({fact.tag for fact in facts if isinstance(fact, Answer) and fact.event == ENDING})
+    )
     calls = {fact.call for fact in facts if isinstance(fact, Began) and fact.tag == tag}
     return [
         fact
         for fact in facts
         if not (isinstance(fact, Began | Ended) and fact.call in calls)
-        and not (isinstance(fact, Letter) and fact.tag == tag)
+        and not (isinstance(fact, DeadLetter) and fact.tag == tag)
     ]
 
 
 def lose_for_one(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
     """One of the two handlers of a session's end never comes to its own."""
-    tag = rng.choice(sorted({fact.tag for fact in facts if isinstance(fact, Asked) and fact.event == ENDING}))
+    tag = rng.choice(
+        sorted({fact.tag for fact in facts if isinstance(fact, Answer) and fact.event == ENDING})
+    )
     calls = {
         fact.call for fact in facts if isinstance(fact, Began) and (fact.tag, fact.handler) == (tag, "ends")
     }
@@ -152,7 +156,7 @@ def lose_for_one(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
         fact
         for fact in facts
         if not (isinstance(fact, Began | Ended) and fact.call in calls)
-        and not (isinstance(fact, Letter) and (fact.tag, fact.handler) == (tag, "ends"))
+        and not (isinstance(fact, DeadLetter) and (fact.tag, fact.handler) == (tag, "ends"))
     ]
 
 
@@ -164,9 +168,9 @@ def double(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
 
 def double_when_all_is_quiet(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
     """A session's end comes again long after everything, under a new owner, though nothing has happened to the old."""
-    troubled = {fact.pid for fact in facts if isinstance(fact, Exit) and fact.asked == "kill"}
-    troubled |= {fact.pid for fact in facts if isinstance(fact, Fault)}
-    calls = [pair for pair in done_calls(facts) if pair[0].handler == "ends" and pair[0].pid not in troubled]
+    disturbed = {fact.pid for fact in facts if isinstance(fact, Exit) and fact.asked == "kill"}
+    disturbed |= {fact.pid for fact in facts if isinstance(fact, Fault)}
+    calls = [pair for pair in done_calls(facts) if pair[0].handler == "ends" and pair[0].pid not in disturbed]
     if not calls:
         return None
     return [*facts, *again(*rng.choice(calls), later_s=1_000.0, token=10_000, pid=10_000)]
@@ -249,8 +253,10 @@ def another_key(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
 
 
 def leave(facts: list[Fact], rng: random.Random) -> list[Fact] | None:
-    left = rng.choice([Left(0, rng.randint(1, 9), 0), Left(0, 0, rng.randint(1, 9)), Left(0, None, None)])
-    return [left if isinstance(fact, Left) else fact for fact in facts]
+    left = rng.choice(
+        [Leftover(0, rng.randint(1, 9), 0), Leftover(0, 0, rng.randint(1, 9)), Leftover(0, None, None)]
+    )
+    return [left if isinstance(fact, Leftover) else fact for fact in facts]
 
 
 def die(facts: list[Fact], rng: random.Random) -> list[Fact] | None:

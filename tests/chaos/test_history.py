@@ -10,13 +10,13 @@ import pytest
 from history import (
     HANDLERS_FILE,
     RUNNER_FILE,
-    Asked,
+    Answer,
     Began,
+    DeadLetter,
     Ended,
     Exit,
     Fault,
-    Left,
-    Letter,
+    Leftover,
     Recovery,
     Tail,
     Terms,
@@ -27,15 +27,15 @@ from servers import wait_until
 
 FACTS = [
     Terms({"every": [], "ends": ["SessionTimeout"]}, 3, 1.5, 16),
-    Asked("0.1", "s", 3, "SessionTimeout", "ingest-0", 1.25, 1.5, 200),
-    Asked("0.2", "s", None, "SessionTimeout", "ingest-0", 1.25, 1.5, 0),
+    Answer("0.1", "s", 3, "SessionTimeout", "ingest-0", 1.25, 1.5, 200),
+    Answer("0.2", "s", None, "SessionTimeout", "ingest-0", 1.25, 1.5, 0),
     Began("7-0", 7, "every", "0.1", "s", 3, "SessionTimeout", "after_gap", [1, 2], 0, 1, "s:3:ff", 9, 1.75),
     Ended("7-0", "done", 1.875),
     Fault("kill", "worker-0", 7, 2.0, 3.0),
     Exit("worker-0", 7, -9, "kill", 2.0),
     Recovery("takeover", "worker-0", 2.0, 1.5),
-    Letter("0.2", None, "late"),
-    Left(0, 0, None),
+    DeadLetter("0.2", None, "late"),
+    Leftover(0, 0, None),
 ]
 
 WRITES_FOR_EVER = """

@@ -8,13 +8,13 @@ from itertools import islice
 
 from aiohttp import web
 from chaos_handlers import DO, TAG
-from history import Asked
+from history import Answer
 from plivo.utils import validate_v3_signature
 from traffic import AUTH_TOKEN, Event, Traffic, sessions
 
 SESSIONS = 300
 
-Answer = Callable[[str, int], Awaitable[int]]
+Reply = Callable[[str, int], Awaitable[int]]
 
 
 def events(seed: int, count: int = SESSIONS) -> list[Event]:
@@ -55,7 +55,7 @@ def test_every_callback_has_a_tag_of_its_own_and_all_kinds_come():
 
 
 @asynccontextmanager
-async def server(answer: Answer) -> AsyncIterator[int]:
+async def server(answer: Reply) -> AsyncIterator[int]:
     """Asks `answer` what to say to a tag, which has come so often before; 0 closes the connection."""
     times: Counter[str] = Counter()
 
@@ -94,12 +94,12 @@ async def test_everything_is_sent_until_it_is_answered_and_the_end_of_a_session_
         arrivals.append(tag)
         return 200
 
-    noted: list[Asked] = []
+    noted: list[Answer] = []
     async with server(moody) as first, server(moody) as second:
         traffic = Traffic([("a", first), ("b", second)], seed=3, rate=400.0, note=noted.append)
         await asyncio.wait_for(traffic.play(0.5, asyncio.Event()), 60)
 
-    answered: defaultdict[str, list[Asked]] = defaultdict(list)
+    answered: defaultdict[str, list[Answer]] = defaultdict(list)
     for asked in noted:
         answered[asked.session].append(asked)
     begun = [

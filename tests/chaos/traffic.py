@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import aiohttp
 from chaos_handlers import DO, TAG
-from history import Asked
+from history import Answer
 
 from maskline.console.simulate.sessions import SessionOptions, make_session
 from maskline.ingest.auth.signatures import sign_v3
@@ -137,7 +137,7 @@ class Traffic:
     """Sends to the nodes (name and port each), `rate` callbacks a second on average; `note` takes each answer."""
 
     def __init__(
-        self, nodes: Sequence[tuple[str, int]], *, seed: int, rate: float, note: Callable[[Asked], None]
+        self, nodes: Sequence[tuple[str, int]], *, seed: int, rate: float, note: Callable[[Answer], None]
     ) -> None:
         self._nodes = nodes
         self._seed = seed
@@ -267,5 +267,5 @@ class Traffic:
         ended = time.monotonic()
         if status == 200:
             self.last_answer[node] = max(began, self.last_answer.get(node, 0.0))
-        self._note(Asked(event.tag, event.session, event.number, event.name, node, began, ended, status))
+        self._note(Answer(event.tag, event.session, event.number, event.name, node, began, ended, status))
         return status
