@@ -16,7 +16,7 @@ from maskline.schemas.decode import decode_event
 from maskline.schemas.keys import partition_of
 
 
-def test_the_same_events_every_time():
+def test_events_are_the_same_every_time():
     assert list(data.session_events(30)) == list(data.session_events(30))
 
 
@@ -39,7 +39,7 @@ def test_events_decode_as_what_they_say():
         assert not decoded.problems
 
 
-def test_numbers_go_on_past_the_script():
+def test_numbers_continue_past_the_script():
     event = data.numbered(3, 12, "name")
     assert dict(parse_qsl(event.body.decode()))["SequenceNumber"] == "12"
 

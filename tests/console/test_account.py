@@ -15,7 +15,7 @@ def empty_directory(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_kept_for_its_owner_only(empty_directory):
+def test_throw_away_account_is_kept_and_readable_by_its_owner_only(empty_directory):
     account = throw_away_account()
     assert throw_away_account() == account
     path = empty_directory / ".maskline" / "account.json"
@@ -26,7 +26,7 @@ def test_kept_for_its_owner_only(empty_directory):
     assert account.auth_token not in repr(account)
 
 
-def test_who_signs():
+def test_account_that_signs_is_the_named_one_else_the_set_one_else_the_throw_away():
     with pytest.raises(ConfigError, match="MASKLINE_AUTH_TOKENS"):
         find_account(Settings(), None, None)
     local = throw_away_account()
@@ -41,7 +41,7 @@ def test_who_signs():
     assert "other" not in str(error.value)
 
 
-def test_damaged_or_unwritable(empty_directory):
+def test_damaged_or_unwritable_account_file_is_a_config_error(empty_directory):
     path = empty_directory / ".maskline" / "account.json"
     path.parent.mkdir()
     path.write_text("{")

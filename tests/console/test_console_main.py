@@ -84,7 +84,7 @@ def test_simulate_repeats_no_password_of_a_url(tmp_path, monkeypatch, capsys):
         assert "127.0.0.1:1/callbacks" in shown.out
 
 
-def test_wrong_usage_ends_with_two_and_one_line(tmp_path):
+def test_wrong_usage_exits_2_with_one_line(tmp_path):
     for argv in (["nonsense"], ["simulate", "--rate", "fast"], ["status"]):
         done = maskline(*argv, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
@@ -98,7 +98,7 @@ def test_wrong_usage_ends_with_two_and_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_and_version():
+def test_help_and_version_exit_0():
     done = maskline("--version")
     assert (done.returncode, done.stdout) == (0, f"maskline {version('maskline')}\n")
     for argv in ([], ["--help"]):
@@ -108,7 +108,7 @@ def test_help_and_version():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_there(name, capsys):
+def test_every_command_has_a_main_and_a_help(name, capsys):
     assert callable(import_module(COMMANDS[name].module).main)
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
@@ -116,7 +116,7 @@ def test_every_command_is_there(name, capsys):
     assert f"maskline {name}" in capsys.readouterr().out
 
 
-def test_a_command_loads_only_what_it_needs():
+def test_command_imports_only_what_it_needs():
     code = (
         "import sys, maskline.console.commands, maskline.console.main\n"
         "names = ('aiohttp', 'maskline.console.dev', 'maskline.worker', 'maskline.ingest')\n"

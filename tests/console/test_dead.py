@@ -72,13 +72,13 @@ def rows(run, *argv):
     return msgspec.json.decode(run("list", "--json", *argv).out)
 
 
-def test_none(run):
+def test_empty_list_says_so(run):
     assert rows(run) == []
     assert "no dead letters" in run("list").out
 
 
 @pytest.mark.usefixtures("letters")
-def test_list(run):
+def test_list_has_the_fields_of_the_contract(run):
     listed = rows(run)
     assert len(listed) == 4
     assert all(set(row) >= CONTRACT for row in listed)
@@ -105,7 +105,7 @@ def test_list(run):
 
 
 @pytest.mark.usefixtures("letters")
-def test_show_masks_numbers(run):
+def test_show_has_tokens_for_phone_numbers(run):
     for row in rows(run):
         for argv in (["show", row["id"]], ["show", row["id"], "--json"]):
             shown = run(*argv)
@@ -117,7 +117,7 @@ def test_show_masks_numbers(run):
 
 
 @pytest.mark.usefixtures("letters")
-def test_show_rejected(run):
+def test_show_has_traceback_and_request(run):
     (row,) = rows(run, "--session", "s1")
     whole = msgspec.json.decode(run("show", row["id"], "--json").out)
     assert set(whole) >= {*row, "traceback", "request", "entry_id"}
@@ -130,7 +130,7 @@ def test_show_rejected(run):
 
 
 @pytest.mark.usefixtures("letters")
-def test_reveal_shows_and_says_so(run):
+def test_reveal_shows_numbers_and_is_logged(run):
     (row,) = rows(run, "--session", "s1")
     shown = run("show", row["id"], "--reveal")
     assert f"From = {NUMBER}" in shown.out
@@ -141,7 +141,7 @@ def test_reveal_shows_and_says_so(run):
 
 
 @pytest.mark.usefixtures("letters")
-def test_what_cannot_be_read_is_shown_raw(run):
+def test_undecodable_callback_is_shown_raw(run):
     by_code = {row["code"]: row["id"] for row in rows(run)}
     whole = msgspec.json.decode(run("show", by_code["not_decodable"], "--json", "--reveal").out)
     assert whole["request"]["body"] == "EventName=%ff&From=%2B14155550123"
@@ -153,12 +153,12 @@ def test_what_cannot_be_read_is_shown_raw(run):
 @pytest.mark.parametrize(
     "text", ["0-1-1", "0-1700000000000-0", "x", f"{PARTITIONS + 99}-1-1", "", "-1-1-1", "0-1"]
 )
-def test_unknown_id(run, text):
+def test_unknown_id_is_an_error(run, text):
     with pytest.raises(NoSuchDeadLetterError, match="there is no dead letter"):
         run("show", "--", text)
 
 
-def test_wrong_usage():
+def test_wrong_usage_is_a_config_error():
     for argv in (["dead"], ["dead", "bury"], ["dead", "show"], ["dead", "list", "--limit", "0"]):
         with pytest.raises(ConfigError):
             main(argv)
@@ -194,7 +194,7 @@ def sent_bytes(server):
 
 
 @pytest.mark.parametrize("limit", [1, 5, 30])
-def test_a_limit_reads_little_more_than_it_shows(run, redis_server, namespace, limit):
+def test_limit_reads_little_more_than_it_shows(run, redis_server, namespace, limit):
     ids = put_letters(redis_server, namespace)
     before = sent_bytes(redis_server)
     found = rows(run, "--limit", str(limit))
@@ -203,7 +203,7 @@ def test_a_limit_reads_little_more_than_it_shows(run, redis_server, namespace, l
     assert read < (2 * limit + 2 * PARTITIONS) * CALLBACK_BYTES + 50_000
 
 
-def test_a_limit_counts_the_letters_of_the_session(run, redis_server, namespace):
+def test_limit_counts_the_letters_of_the_session(run, redis_server, namespace):
     ids = put_letters(redis_server, namespace)
     assert [row["id"] for row in rows(run, "--session", "s7", "--limit", "3")] == ids[7::50][-3:]
     assert [row["id"] for row in rows(run, "--session", "s7")] == ids[7::50]
@@ -211,7 +211,7 @@ def test_a_limit_counts_the_letters_of_the_session(run, redis_server, namespace)
 
 
 @pytest.mark.parametrize(("count", "size"), [(2_000, 10), (60, 64_000)])
-def test_pages_keep_to_their_bytes_whatever_letters_take(
+def test_pages_keep_to_their_bytes_whatever_the_size_of_letters(
     redis_server, namespace, run, monkeypatch, count, size
 ):
     ids = put_letters(redis_server, namespace, count=count, size=size)
@@ -230,7 +230,7 @@ def test_pages_keep_to_their_bytes_whatever_letters_take(
 
 
 @pytest.mark.parametrize("odd_ms", [-(10**18), 10**18, 2**62])
-def test_a_time_that_is_none_keeps_no_letter_from_being_shown(run, redis_server, namespace, odd_ms):
+def test_letter_with_an_impossible_time_is_shown(run, redis_server, namespace, odd_ms):
     (letter_id,) = put_letters(redis_server, namespace, count=1, failed_at_ms=odd_ms, received_at_ms=odd_ms)
     (row,) = rows(run)
     assert (row["id"], row["received_at"]) == (letter_id, None)

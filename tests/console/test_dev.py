@@ -73,7 +73,7 @@ def no_server_left(directory):
     return not (directory / ".maskline" / "valkey" / "server.sock").exists()
 
 
-def test_demo(dev, tmp_path):
+def test_demo_handles_every_event_once_in_order(dev, tmp_path):
     demo = dev("--demo", "--exit", MASKLINE_GAP_TIMEOUT_MS="2000")
     assert demo.wait() == 0, demo.output
     output = demo.output
@@ -103,7 +103,7 @@ def test_demo(dev, tmp_path):
     assert no_server_left(tmp_path)
 
 
-def test_a_second_terminal(dev, tmp_path):
+def test_printed_command_lines_work_from_a_second_terminal(dev, tmp_path):
     """simulate, curl, status and dead, as pasted from what dev prints; then Ctrl-C."""
     port = free_port()
     running = dev(MASKLINE_PORT=str(port)).until_ready()
@@ -180,7 +180,7 @@ def test_a_second_terminal(dev, tmp_path):
     assert no_server_left(tmp_path)
 
 
-def test_ctrl_c_in_the_middle_of_the_demo(dev, tmp_path):
+def test_ctrl_c_during_the_demo_stops_cleanly(dev, tmp_path):
     running = dev("--demo").until_ready()
     wait_until(lambda: LINE.search(running.output), what="the first event")
     running.process.send_signal(signal.SIGTERM)
@@ -189,7 +189,7 @@ def test_ctrl_c_in_the_middle_of_the_demo(dev, tmp_path):
     assert no_server_left(tmp_path)
 
 
-def test_output_that_nobody_reads_holds_nothing_up(tmp_path):
+def test_unread_output_does_not_block_dev(tmp_path):
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -224,7 +224,7 @@ def test_output_that_nobody_reads_holds_nothing_up(tmp_path):
     assert no_server_left(tmp_path)
 
 
-def test_a_reader_that_goes_away_ends_dev(tmp_path):
+def test_closed_output_pipe_ends_dev(tmp_path):
     command = [BIN / "maskline", "dev", "--demo"]
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "MASKLINE_PORT": str(free_port())}
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environ) as piped:
@@ -232,7 +232,7 @@ def test_a_reader_that_goes_away_ends_dev(tmp_path):
         assert piped.wait(timeout=30) == 1
 
 
-def test_taken_ports_are_left_to_their_owner(dev):
+def test_default_port_that_is_taken_is_replaced_by_the_next_free_one(dev):
     held = []
     try:
         for port in (8080, 9090, 9091):
@@ -251,7 +251,7 @@ def test_taken_ports_are_left_to_their_owner(dev):
             taken.close()
 
 
-def test_a_set_port_that_is_taken_is_an_error(dev):
+def test_set_port_that_is_taken_is_an_error(dev):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         running = dev(MASKLINE_PORT=str(port), MASKLINE_HOST="127.0.0.1")
@@ -260,7 +260,7 @@ def test_a_set_port_that_is_taken_is_an_error(dev):
     assert "Traceback" not in running.output
 
 
-def test_own_server_and_own_handlers(dev, tmp_path, redis_server, namespace):
+def test_dev_uses_the_server_and_handlers_that_are_set(dev, tmp_path, redis_server, namespace):
     (tmp_path / "mine.py").write_text(
         "from maskline.events import SessionTimeout\nfrom maskline import on\n\n"
         "@on(SessionTimeout)\nasync def mine(event, ctx):\n    ctx.log.info('handled by mine')\n"
@@ -281,7 +281,7 @@ def test_own_server_and_own_handlers(dev, tmp_path, redis_server, namespace):
     assert not (tmp_path / ".maskline" / "valkey").exists()
 
 
-def test_the_embedded_server_dies(dev, tmp_path):
+def test_dev_exits_1_if_the_embedded_server_dies(dev, tmp_path):
     # Without its server a worker hands nothing back; it need not try for long.
     running = dev(MASKLINE_STOP_TIMEOUT_MS="200").until_ready()
     (server,) = (
@@ -301,7 +301,7 @@ def _read(path):
         return b""
 
 
-def test_redis_away(dev):
+def test_dev_exits_2_if_the_set_redis_is_unreachable(dev):
     running = dev(MASKLINE_REDIS_URL=f"redis://127.0.0.1:{free_port()}")
     assert running.wait() == 2
     assert "MASKLINE_REDIS_URL" in running.output

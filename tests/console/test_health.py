@@ -62,7 +62,7 @@ async def said(capsys, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "[::]", "localhost", "127.0.0.2,127.0.0.1"])  # noqa: S104
 @pytest.mark.parametrize("port", ["0", ""])
-async def test_wherever_it_listens(capsys, monkeypatch, host, port):
+async def test_process_is_reached_wherever_it_listens(capsys, monkeypatch, host, port):
     monkeypatch.setenv("MASKLINE_ADMIN_HOST", host)
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", port)
     async with node() as server:
@@ -75,7 +75,7 @@ async def test_wherever_it_listens(capsys, monkeypatch, host, port):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "localhost", "127.0.0.2,127.0.0.1"])  # noqa: S104
-async def test_without_a_note_it_asks_where_the_settings_say(capsys, monkeypatch, tmp_path, host):
+async def test_without_a_note_the_ports_of_the_settings_are_probed(capsys, monkeypatch, tmp_path, host):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config = tmp_path / "maskline.toml"
@@ -107,7 +107,7 @@ async def node_elsewhere() -> AsyncIterator[None]:
     await server.stop()
 
 
-async def test_whether_it_is_ready_and_why_not(capsys, monkeypatch):
+async def test_ready_reports_the_reasons_of_an_unready_process(capsys, monkeypatch):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
     details = {"stopping": True, "redis": {"takes": False, "reason": "no\nroute"}, "spool": {"reason": ""}}
     async with node(ready=Health(ok=False, details=details)) as server:
@@ -125,13 +125,13 @@ async def test_whether_it_is_ready_and_why_not(capsys, monkeypatch):
         assert report["processes"][0]["details"] == {"ok": False} | details
 
 
-async def test_why_a_worker_is_not_ready(capsys, monkeypatch):
+async def test_ready_reports_why_a_worker_is_not_ready(capsys, monkeypatch):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
     async with node("worker", ready=Health(ok=False, details={"redis": "Redis at h:1 cannot be reached"})):
         assert (await said(capsys, "--ready"))[1].endswith("answers 503 (Redis at h:1 cannot be reached)")
 
 
-async def test_one_that_hangs_is_reported_in_time_and_hides_no_other(capsys, monkeypatch):
+async def test_hanging_process_is_reported_in_time_with_all_others(capsys, monkeypatch):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections, nobody answers
         hung = msgspec.structs.replace(
@@ -150,7 +150,7 @@ async def test_one_that_hangs_is_reported_in_time_and_hides_no_other(capsys, mon
         left.remove()
 
 
-async def test_an_answer_in_drops_does_not_prolong_it(capsys, monkeypatch):
+async def test_slow_answer_does_not_extend_the_deadline(capsys, monkeypatch):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
 
     gone = asyncio.Event()
@@ -184,7 +184,7 @@ async def test_an_answer_in_drops_does_not_prolong_it(capsys, monkeypatch):
         (b'HTTP/1.1 500 Oh\r\nServer: maskline\r\n\r\n{"error": "x"}', "answers 500 (x)"),
     ],
 )
-async def test_whatever_answers(capsys, monkeypatch, reply, why):
+async def test_unusable_answers_are_named(capsys, monkeypatch, reply, why):
     monkeypatch.setenv("MASKLINE_ADMIN_PORT", "0")
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -227,7 +227,7 @@ def test_wrong_settings_and_usage_are_exit_code_2_and_one_line(arguments, settin
     assert done.stdout == ""
 
 
-def test_it_loads_the_settings_and_little_else():
+def test_health_imports_the_settings_and_little_else():
     """It runs every few seconds, on each node."""
     program = (
         "import sys\nfrom maskline.console.main import main\n"
@@ -291,7 +291,7 @@ def noted(command: str, port: int, **settings: Any) -> Note:
         ({"admin_port": 9090}, None, [noted("ingest", 9090)], []),
     ],
 )  # fmt: skip
-def test_whom_to_ask(settings, command, left, found):
+def test_processes_to_probe_are_those_with_notes_else_those_of_the_settings(settings, command, left, found):
     assert find_processes(Settings(**settings), command, left) == found
 
 
@@ -317,6 +317,6 @@ ABSENT = [
         ([WELL_A] * 6, True, f"healthy: {', '.join(['ingest at a:1'] * 4)}, and 2 more"),
     ],
 )
-def test_the_verdict(answers, ok, told):
+def test_summary_line_names_the_processes_that_decide(answers, ok, told):
     assert all_healthy(answers) is ok
     assert summary_line(ok, answers, ready=False) == told

@@ -30,7 +30,7 @@ class Unnumbered:
         return None
 
 
-def test_event_line():
+def test_event_line_has_order_arrival_missing_and_run():
     assert event_line(handled(), 5, NOW).plain.split() == [
         "09:01:02.345", "5f598579", "3", "SessionParamUpdate", "in", "order", "arrived", "#5",
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_event_line():
     assert " -  Session" in event_line(handled(number=None, order="unsequenced"), 1, NOW).plain
 
 
-def test_summary_line():
+def test_summary_line_leaves_out_zeros():
     line = summary_line(Counts(7, 5, 4, 1, 0, 0, 2, 0, 0)).plain
     assert (
         line == "-- 7 arrived · 5 handled (4 in order, 1 after a gap) · 2 duplicates dropped · 0 dead letters"
@@ -52,7 +52,7 @@ def test_summary_line():
     assert "2 waiting for a missing number" in summary_line(Counts(7, 5, 4, 1, 0, 0, 2, 2, 0)).plain
 
 
-async def test_a_flood_is_cut_and_said(monkeypatch):
+async def test_flood_of_events_is_cut_and_reported(monkeypatch):
     monkeypatch.setattr(live_view, "SHOWN_WAITING_MAX", 10)
     out = io.StringIO()
     shown = LiveView(Console(file=out), Unnumbered(), lambda: Counts(*[0] * 9))
@@ -67,7 +67,7 @@ async def test_a_flood_is_cut_and_said(monkeypatch):
     assert "\x1b" not in out.getvalue()
 
 
-async def test_summary_only_when_something_changed(monkeypatch):
+async def test_summary_is_written_only_after_changes(monkeypatch):
     monkeypatch.setattr(live_view, "SUMMARY_INTERVAL_S", 0.01)
     out = io.StringIO()
     asked = 0
@@ -87,7 +87,7 @@ async def test_summary_only_when_something_changed(monkeypatch):
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1", "2"]
 
 
-async def test_arrivals_are_numbered_per_session(redis_server, namespace):
+async def test_arrivals_are_numbered_by_session(redis_server, namespace):
     settings = Settings(redis_url=redis_server.url, namespace=namespace, partitions=2)
     keys = Keys(namespace)
 
@@ -119,14 +119,14 @@ async def test_arrivals_are_numbered_per_session(redis_server, namespace):
         assert await arrivals.place("a", "9-9", timeout_s=60) is None
 
 
-def test_listening_ends():
+def test_listener_can_be_removed():
     end = listen(lambda _: None)
     end()
     with pytest.raises(ValueError, match="not in list"):
         end()
 
 
-def test_judge():
+def test_comparison_counts_missing_repeated_and_misplaced_events():
     def events(*numbers, **changes):
         return [handled(number=number, **changes) for number in numbers]
 

@@ -51,7 +51,7 @@ def waits_for_a_number():
     return [("EventName", "SessionParamUpdate"), ("SessionUUID", "s3"), ("SequenceNumber", "7")]
 
 
-async def test_with_a_live_worker(redis_server, namespace):
+async def test_status_with_a_live_worker_is_healthy(redis_server, namespace):
     settings = settings_for(redis_server, namespace)
     seen = []
     worker = WorkerNode(settings, handler_modules=[handler_module(lambda event, _: seen.append(event))])
@@ -80,7 +80,7 @@ async def test_with_a_live_worker(redis_server, namespace):
     assert "no worker is alive" in status.problems
 
 
-def test_nobody_works(redis_server, namespace, monkeypatch, capsys):
+def test_waiting_callbacks_without_a_worker_are_a_problem(redis_server, namespace, monkeypatch, capsys):
     publish(redis_server, namespace, *one_event())
     publish(redis_server, namespace, *one_event("s2"))
     options = {"MASKLINE_PARTITIONS": str(PARTITIONS)}
@@ -111,13 +111,13 @@ def test_partitions_are_those_in_redis(redis_server, namespace, monkeypatch, cap
         assert client.keys(f"*{namespace}*") == [f"{namespace}:layout".encode()]
 
 
-def test_redis_away(own_redis, namespace, monkeypatch):
+def test_unreachable_redis_is_an_error(own_redis, namespace, monkeypatch):
     own_redis.kill()
     with pytest.raises(RedisUnavailableError, match="cannot be reached"):
         command(monkeypatch, own_redis, namespace, "status")
 
 
-def test_no_redis_set(monkeypatch, tmp_path):
+def test_missing_redis_url_is_a_config_error(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MASKLINE_REDIS_URL", raising=False)
     from maskline.console.main import main
@@ -130,7 +130,7 @@ def partition(number=0, owner="w", unread=0, pending=0):
     return PartitionStatus(number, owner, 1, 1000, 5, unread, pending, 9)
 
 
-def test_what_is_a_problem():
+def test_problems_are_no_worker_and_waiting_partitions_without_owner():
     assert list(find_problems({"w": 1}, [partition(unread=5), partition(1, pending=5)])) == []
     assert list(find_problems({"w": 1}, [partition(owner=None)])) == []
     assert list(find_problems({}, [])) == ["no worker is alive"]
@@ -163,7 +163,7 @@ def dead_of(letters, mib):
         (950, 0, 900, 0),
     ],
 )
-def test_a_redis_that_fills_up_is_a_problem(used, limit, dead_mib, problems):
+def test_nearly_full_redis_is_a_problem(used, limit, dead_mib, problems):
     found = list(
         find_shortages(redis_with(used, limit), [dead_of(5, dead_mib / 2), dead_of(5, dead_mib / 2)])
     )
@@ -177,7 +177,7 @@ def test_dead_letters_are_a_warning_with_their_count_and_size():
     assert "MiB" not in next(find_warnings(redis_with(1, 100), [unknown, dead_of(1, 1)]))
 
 
-def test_dead_letters_beyond_a_part_of_maxmemory_are_told_by_status_health_and_metrics(
+def test_dead_letters_beyond_a_share_of_maxmemory_show_in_status_health_and_metrics(
     own_redis, namespace, monkeypatch, capsys
 ):
     with own_redis.client() as client:

@@ -25,7 +25,7 @@ from servers import RedisServer, free_port  # noqa: E402 - found by the path abo
 from wheel_kit import check_sdist, check_wheel, of_package  # noqa: E402 - as above
 
 SDIST_TESTS = (
-    "tests/schemas/test_settings.py",
+    "tests/schemas/settings/test_settings.py",
     "tests/worker/ordering/test_reorder.py",
     "tests/packaging/test_container_files.py",
 )

@@ -28,11 +28,11 @@ many = settings(max_examples=200, deadline=None)
         replayed=st.booleans(),
     )
 )
-def test_round_trip(callback):
+def test_encoded_callback_decodes_to_itself(callback):
     assert decode_callback(encode_callback(callback)) == callback
 
 
-def test_the_bytes_of_version_1():
+def test_bytes_of_version_1_stay():
     callback = RawCallback("POST", b"a=1", "text/x", b"b", 1_700_000_000_000, "MA1", replayed=True)
     array = ["POST", b"a=1", "text/x", b"b", 1_700_000_000_000, "MA1", True, 1]
     assert encode_callback(callback) == msgspec.msgpack.encode(array)
@@ -54,7 +54,7 @@ def test_the_bytes_of_version_1():
         b"\x99" + encode_callback(RawCallback("GET", b"", "", b"", 1, ""))[1:] + b"\x91" * 100_000 + b"\xc0",
     ],
 )
-def test_foreign(value):
+def test_foreign_value_is_refused(value):
     with pytest.raises(UndecodableEntryError) as caught:
         decode_callback(value)
     assert caught.value.code == "foreign_entry"
@@ -70,7 +70,7 @@ def test_any_bytes_are_read_or_foreign(value):
     assert outcome in {"RawCallback", "foreign_entry"}
 
 
-def test_no_number_is_shown():
+def test_repr_of_a_callback_shows_no_phone_number():
     callback = RawCallback("POST", b"From=14155550123", "x", b"To=14155550124", 1, "MA1")
     screen = io.StringIO()
     Console(file=screen, width=1_000).print(callback)

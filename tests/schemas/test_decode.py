@@ -123,7 +123,7 @@ def test_json_with_native_values():
 
 @pytest.mark.parametrize("null", ["", " ", "null", "NULL", "None", "none"])
 @pytest.mark.parametrize("name", sorted(set(ATTRIBUTES.values()) - {"SessionUUID"}))
-def test_null_is_none_without_a_problem(name, null):
+def test_null_becomes_none_without_a_problem(name, null):
     event = read((name, null), name="SessionRecordingFailed")
     assert all(getattr(event, attribute) is None for attribute in ATTRIBUTES if attribute != "session_uuid")
     assert (event.extra, event.problems) == ({}, ())
@@ -134,7 +134,7 @@ def test_null_is_none_without_a_problem(name, null):
     [("EventTimestamp", "yesterday"), ("Amount", "NaN"), ("Duration", "1m"), ("PinRetryCounter", "many")]
     + [("SequenceNumber", text) for text in ("-1", "1.5", "x", str(SEQUENCE_NUMBER_MAX + 1), "9" * 100)],
 )
-def test_unreadable_is_kept_and_named(name, text):
+def test_unreadable_value_is_kept_and_named(name, text):
     event = read((name, text))
     assert event == SessionTimeout(session_uuid="s-1", extra={name: text}, problems=(name,))
 
@@ -192,7 +192,7 @@ def test_unknown_event(name):
         ),
     ],
 )
-def test_repeated(pairs, attribute, value, extra, problems):
+def test_repeated_parameters_become_attribute_extra_or_problem(pairs, attribute, value, extra, problems):
     event = read(*pairs)
     assert (getattr(event, attribute), event.extra, event.problems) == (value, extra, problems)
 
@@ -236,7 +236,7 @@ def test_body_counts_before_query():
         (RawCallback("POST", b"", "multipart/form-data", b"x", 1, ""), "not_decodable"),
     ],
 )
-def test_refused_with_a_code(callback, code):
+def test_refused_callbacks_have_a_code(callback, code):
     with pytest.raises(UndecodableEntryError) as caught:
         decode_event(callback)
     assert caught.value.code == code

@@ -192,7 +192,7 @@ def test_native_json_values_are_not_lost(members):
         st.binary(max_size=40).map(lambda raw: b'{"SessionUUID":"s","EventName":"X",' + raw + b"}"),
     ),
 )
-def test_whatever_the_bytes_only_undecodable_comes_out(method, query, content_type, body):
+def test_any_bytes_decode_or_raise_undecodable(method, query, content_type, body):
     try:
         decoded = decode_event(RawCallback(method, query, content_type, body, 1, ""))
     except UndecodableEntryError as error:

@@ -130,7 +130,7 @@ def fail_over(event):
 @pytest.mark.parametrize(
     "event_type", [SessionSecondPartyHangup, events.SessionRecordingCompleted, UnknownEvent]
 )
-def test_no_number_is_shown(event_type):
+def test_repr_of_an_event_shows_no_phone_number(event_type):
     extra = {
         "From": ["+14155550125", "+14155550126"],
         "To": "weird 12 user@sip",
@@ -165,5 +165,5 @@ def test_repr_shows_what_is_set_and_the_mask():
     )
 
 
-def test_everything_in_all_exists():
+def test_every_name_in_all_exists():
     assert all(hasattr(events, name) for name in events.__all__)

@@ -32,7 +32,7 @@ def spelled(draw):
 
 
 @given(spelled())
-def test_an_address_is_the_same_in_every_spelling(pair):
+def test_address_is_the_same_in_every_spelling(pair):
     address, text = pair
     assert read_address(text) == address
     assert read_hosts(text) == (str(address),)
@@ -40,7 +40,7 @@ def test_an_address_is_the_same_in_every_spelling(pair):
 
 
 @given(spelled(), st.integers(0, 99_999))
-def test_a_peer_may_have_a_port(pair, port):
+def test_peer_may_have_a_port(pair, port):
     address, text = pair
     if ":" in text and not text.startswith("["):
         text = f"[{text}]"
@@ -51,19 +51,19 @@ def test_a_peer_may_have_a_port(pair, port):
     "text",
     ["", "unknown", "_hidden", "1.2.3.4:", "1.2.3.4:http", "[::1", "::1]:80", "[1.2.3.4]:1", "a:80", ":80"],
 )
-def test_what_names_no_peer(text):
+def test_texts_without_an_address_are_no_peer(text):
     with pytest.raises(ValueError):  # noqa: PT011 - its text is the setting's
         read_peer(text)
 
 
-def test_zones_stay():
+def test_zone_of_an_address_is_kept():
     assert read_hosts("FE80::1%eth0,[fe80::1%2]") == ("fe80::1%eth0", "fe80::1%2")
     assert in_url("fe80::1%eth0") == "[fe80::1%25eth0]"
     assert with_port("fe80::1%eth0", 80) == "[fe80::1%eth0]:80"
 
 
 @given(st.lists(st.one_of(ADDRESSES.map(str), NAMES), min_size=1, max_size=8))
-def test_a_list_reads_as_it_was_read(hosts):
+def test_list_of_hosts_reads_back_as_itself(hosts):
     found = read_hosts(" , ".join(hosts))
     assert len(found) == len(set(found))
     assert read_hosts(",".join(found)) == found
@@ -72,12 +72,12 @@ def test_a_list_reads_as_it_was_read(hosts):
 @pytest.mark.parametrize(
     "text", ["", ", ,", "a b", "1.2.3.4:80", "[::1]:80", "[a]", "a%b", "::1::", "x" * 256]
 )
-def test_what_is_no_list_of_hosts(text):
+def test_wrong_list_of_hosts_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 - its text is the setting's
         read_hosts(text)
 
 
-def test_a_list_is_bounded():
+def test_list_of_hosts_is_bounded():
     hosts = [f"10.0.0.{number}" for number in range(HOSTS_MAX + 1)]
     assert len(read_hosts(",".join(hosts[:-1]))) == HOSTS_MAX
     with pytest.raises(ValueError, match="more than"):
@@ -98,5 +98,5 @@ def test_a_list_is_bounded():
         ("fe80::1%eth0", "fe80::1", "[fe80::1%25eth0]:80"),
     ],
 )
-def test_where_to_dial(hosts, bound, shown):
+def test_authority_is_the_first_host_that_can_be_dialled(hosts, bound, shown):
     assert authority(hosts, 80, bound) == shown

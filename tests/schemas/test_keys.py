@@ -54,7 +54,7 @@ def test_all_keys_of_a_partition_share_its_hash_tag(namespace, group, partition)
         assert re.match(r"\{([^}]+)\}", key)[1] == f"{namespace}:{partition}"
 
 
-def test_nothing_is_shared():
+def test_groups_share_streams_and_nothing_else():
     one, two = Keys("a", "g1"), Keys("a", "g2")
     assert one.callbacks(1) == two.callbacks(1)
     assert one.dead(1) == two.dead(1)

@@ -23,7 +23,7 @@ FORM = "application/x-www-form-urlencoded"
 
 @many
 @given(st.lists(st.tuples(st.text(max_size=10), st.text(max_size=20)), max_size=20))
-def test_pairs_come_back(pairs):
+def test_encoded_pairs_parse_to_themselves(pairs):
     assert parse_pairs(urlencode(pairs).encode()) == pairs
 
 
@@ -62,7 +62,7 @@ def test_reads_as_parse_qsl_does(encoded):
         assert parse_pairs(encoded) == expected
 
 
-def test_at_most_so_many():
+def test_more_than_the_bound_of_pairs_is_refused():
     assert len(parse_pairs(b"&".join([b"a=1"] * PAIRS_MAX))) == PAIRS_MAX
     with pytest.raises(NotDecodableError, match="1000"):
         parse_pairs(b"&" * PAIRS_MAX)
@@ -88,7 +88,7 @@ def test_get_has_a_query_only_and_post_both():
         (";", "form"), (" ; charset=utf-8", "form"),
     ],
 )  # fmt: skip
-def test_what_a_type_says(content_type, reading):
+def test_content_type_names_a_reading(content_type, reading):
     assert named_reading(content_type) == reading
 
 
@@ -138,7 +138,7 @@ def test_json_numbers_keep_their_digits():
         b'{\x00"\x00a',
     ],
 )
-def test_broken_json(body):
+def test_broken_json_is_refused(body):
     with pytest.raises(NotDecodableError):
         parse_json(body)
 

@@ -120,7 +120,7 @@ def test_no_spelling_of_a_known_number_survives(number, data):
     st.sampled_from(["14155550123", "447700900123", "491711234567", "33639980123", "353209120123"]), st.data()
 )
 @many
-def test_nor_does_the_way_it_is_dialled_at_home(number, data):
+def test_national_spelling_of_a_known_number_is_redacted(number, data):
     trunk = data.draw(st.sampled_from(["", "0", "1", "8"]))
     hidden = known(number).redact(f"call {data.draw(spelled(trunk + national(number)))} failed")
     assert number_token(number) in hidden
@@ -129,7 +129,7 @@ def test_nor_does_the_way_it_is_dialled_at_home(number, data):
 
 @given(numbers, st.integers(0, 3))
 @many
-def test_nor_does_any_type(number, decimals):
+def test_known_number_of_any_type_is_redacted(number, decimals):
     value = int(number)
     for shown in (
         str(value), str(float(value)), repr([value, {"to": float(value)}]), f"{value:,}", f"{value:_}",
@@ -210,7 +210,7 @@ def test_json_stays_json_where_a_number_is_part_of_a_figure(figure):
         ("2026-11-29 22:50:18.653535+01:00", "12922501865"),
     ],
 )
-def test_what_is_surely_something_else_stays_whole_whatever_its_digits_are(text, number):
+def test_uuids_times_and_entry_ids_are_kept_whatever_their_digits(text, number):
     token = number_token(number)
     hidden = known(number).redact(f"at {text}, {number} '{text}' {number}-{text}")
     assert hidden == f"at {text}, {token} '{text}' {token}-{text}"
@@ -265,11 +265,11 @@ def test_what_is_no_number_is_not_looked_for(number):
     assert len(known(number)) == 0
 
 
-def test_a_number_within_an_address():
+def test_digits_of_a_sip_address_are_those_before_the_host():
     assert digits_of("sip:+14155550123@10.0.0.1;user=phone") == "14155550123"
 
 
-def test_the_last_ones_are_kept():
+def test_numbers_added_last_are_kept():
     them = known(*(f"141555501{last:02}" for last in range(100)), "44155550199")
     them.add("14155550100")
     them.keep_latest(3)

@@ -42,7 +42,7 @@ def test_token_depends_on_the_key():
     assert number_token("+14155550123") == before
 
 
-def test_short_key_refused():
+def test_short_token_key_is_refused():
     with pytest.raises(ValueError, match="16 bytes"):
         set_token_key(b"short")
 
@@ -86,7 +86,7 @@ def test_short_key_refused():
         "+1 (415)  555 - 0123",
     ],
 )
-def test_numbers_go(template, number):
+def test_numbers_are_redacted(template, number):
     shown = redact(template.format(number))
     assert "5550123" not in re.sub(r"\W", "", shown)
     assert "900123" not in re.sub(r"\W", "", shown)
@@ -141,7 +141,7 @@ def test_a_number_has_its_token_in_any_text():
         "https://media.example.com/v1/0d6ab5e2-8a3c-4f0a-9b1e-012345678901.mp3",
     ],
 )
-def test_everything_else_stays(text):
+def test_other_texts_are_kept(text):
     assert redact(text) == text
 
 

@@ -51,7 +51,7 @@ def test_every_event_of_both_vocabularies_appears():
     assert seen == set(EVENT_TYPES)
 
 
-def test_a_session_speaks_one_vocabulary():
+def test_session_has_one_vocabulary():
     for session in many(100):
         names = {event.event_name for event in session}
         assert not (names & OLD_ONLY and names & NEW_ONLY)
@@ -72,7 +72,7 @@ def test_numbers_are_fiction():
     assert all(FICTION.match(value) for value in found)
 
 
-def test_null_in_every_spelling():
+def test_nulls_occur_in_every_spelling():
     spelled = {
         event.parameters.get("SequenceNumber")
         for session in many()
@@ -84,7 +84,7 @@ def test_null_in_every_spelling():
 
 @settings(max_examples=50)
 @given(st.integers(0, 1000), options)
-def test_numbering(index, session_options):
+def test_events_are_numbered_by_lane_and_run(index, session_options):
     session = make_session(7, index, session_options)
     following: dict[tuple[str, int], int] = {}
     for event in session:
@@ -113,7 +113,7 @@ def test_numbering_starts_again_with_each_call():
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_what_a_worker_reads(restart):
+def test_every_attribute_is_readable_and_no_two_callbacks_are_equal(restart):
     """Every attribute can be read, times grow with the session, no two callbacks of a session are equal."""
     for session in many(150, restart_numbering=restart):
         times: list[datetime] = []
@@ -132,7 +132,7 @@ def test_what_a_worker_reads(restart):
         assert len(fingerprints) == len(session)
 
 
-def test_costs_and_recordings_are_there():
+def test_costs_and_recordings_occur():
     events = [event.parameters for session in many(50) for event in session]
     charged = [e for e in events if e["EventName"] == "SessionPartiesHangup"]
     assert all(re.match(r"\d+\.\d{5}\Z", e["Amount"]) for e in charged)

@@ -15,7 +15,7 @@ from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import SETTINGS, Settings, load_settings, read_settings
 from maskline.schemas.settings.kinds import hide_password
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "s3cr3t-w0rd"
 
 

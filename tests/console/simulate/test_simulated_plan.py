@@ -92,7 +92,7 @@ def test_duplicates_are_byte_equal_and_follow_soon(options):
 
 @FEW
 @given(plans)
-def test_displaced_within_the_window_and_never_across_what_stands_alone(options):
+def test_displacement_stays_in_the_window_and_never_crosses_events_sent_alone(options):
     plan = plan_session(0, options)
     sent = [send for send in plan.sends if not send.duplicate]
     natural = [e for e in make_session(options.seed, 0, options.session) if e not in plan.lost]
@@ -111,7 +111,7 @@ def test_displaced_within_the_window_and_never_across_what_stands_alone(options)
     assert epochs == sorted(epochs)
 
 
-def test_a_shuffled_plan_is_shuffled():
+def test_shuffled_plan_is_out_of_order():
     plan = plan_session(0, PlanOptions(seed=1, session=SessionOptions(calls_min=3)))
     numbers = [s.event.number for s in plan.sends if not s.duplicate and s.event.lane == "status"]
     assert numbers != sorted(numbers)
@@ -166,7 +166,7 @@ def test_sessions_are_made_as_they_are_needed():
 
 @FEW
 @given(plans, st.floats(0, 10_000))
-def test_fit_keeps_displacement_below_a_second(options, rate):
+def test_fit_to_rate_keeps_displacement_below_a_second(options, rate):
     fitted = fit_to_rate(options, rate)
     if rate == 0:
         assert fitted == options

@@ -150,7 +150,7 @@ async def test_a_timeout_is_retried_once_with_a_new_nonce():
     assert len(server.nonces) == len(server.requests) == 4
 
 
-async def test_nobody_there():
+async def test_unreachable_target_is_counted_as_unanswered():
     async with serving() as server:
         url = server.url
     sends = sends_of(sessions=1)
@@ -175,7 +175,7 @@ async def test_concurrency_is_bounded():
     assert server.most_under_way == 3
 
 
-async def test_rate_is_kept():
+async def test_requests_are_sent_at_the_rate():
     async with serving() as server:
         sends = sends_of(sessions=2)
         began = time.monotonic()
@@ -185,7 +185,7 @@ async def test_rate_is_kept():
     assert took >= (len(sends) - 1) / 100
 
 
-async def test_what_stands_alone_waits_for_all_before_it():
+async def test_request_waits_for_all_of_lower_epochs():
     async with serving() as server:
         session = SessionOptions(restart_numbering=True, calls_min=2, calls_max=3)
         sends = sends_of(sessions=5, session=session, get=0, json_bodies=0)
@@ -209,7 +209,7 @@ async def test_what_stands_alone_waits_for_all_before_it():
     assert server.most_under_way > 1
 
 
-async def test_stop_waits_for_what_is_under_way():
+async def test_stop_waits_for_requests_under_way():
     async with serving() as server:
         stop = asyncio.Event()
 
@@ -224,7 +224,7 @@ async def test_stop_waits_for_what_is_under_way():
     assert 0 < tally.sent < len(sends)
 
 
-async def test_report():
+async def test_report_counts_sent_lost_and_duplicates():
     options = PlanOptions(seed=5, sessions=4, losses=0.2, duplicates=0.5)
     planned = []
     progress = PlanProgress(planned.append)
@@ -245,7 +245,7 @@ async def test_report():
     assert f"200: {summary['sent']}" in text
 
 
-def test_percentile():
+def test_percentile_is_of_the_nearest_rank():
     assert percentile([], 0.5) == 0
     assert percentile([1, 2, 3, 4], 0.5) == 2
     assert percentile([1, 2, 3, 4], 0.99) == 4
