@@ -10,13 +10,13 @@ ROOT = Path(clock.__file__).parents[1]
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux has it")
-def test_the_clock_of_leases_counts_the_time_of_a_suspended_machine():
+def test_clock_of_leases_counts_the_time_of_a_suspended_machine():
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     now = clock.lease_clock()
     assert before <= now <= time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def test_without_it_there_is_a_clock_all_the_same(monkeypatch):
+def test_without_boottime_monotonic_is_the_lease_clock(monkeypatch):
     monkeypatch.setattr(clock, "CLOCK", 10_000)  # no kernel has it
     assert clock._clock() is time.monotonic
     monkeypatch.setattr(clock, "CLOCK", None)

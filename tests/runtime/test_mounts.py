@@ -76,7 +76,7 @@ STACKED = """\
         ("some\nlines - of\nanother 1 2 3 4 - kind", "/spool", ""),
     ],
 )
-def test_the_risk_of_a_directory(text, path, risk):
+def test_risk_of_a_directory(text, path, risk):
     found = risk_of(mount_of(read_mounts(text), PurePosixPath(path)))
     assert (risk in found) if risk else (found == "")
 
@@ -85,7 +85,7 @@ NAMES = st.text(st.sampled_from("ab \t\n\\é0"), min_size=1, max_size=3)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4))
-def test_names_come_back_as_they_are(names):
+def test_escaped_paths_are_unescaped(names):
     point = "/" + "/".join(names)
     escaped = point
     for character in "\\ \t\n":
@@ -96,11 +96,11 @@ def test_names_come_back_as_they_are(names):
 
 
 @given(st.text(max_size=200))
-def test_whatever_stands_there_is_read(text):
+def test_any_text_of_mountinfo_can_be_read(text):
     mount_of(read_mounts(text), PurePosixPath("/a/b"))
 
 
-def test_links_are_followed_and_a_machine_without_mountinfo_tells_nothing(tmp_path, monkeypatch):
+def test_links_are_followed_and_without_mountinfo_no_risk_is_known(tmp_path, monkeypatch):
     sample = tmp_path / "mountinfo"
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")

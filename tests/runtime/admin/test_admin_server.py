@@ -42,7 +42,7 @@ async def test_health_and_readiness_are_asked_each_time():
             assert answer.status == 200
 
 
-async def test_a_check_that_fails_is_a_failed_probe_and_the_server_lives():
+async def test_failing_health_check_is_a_failed_probe_and_the_server_goes_on():
     def fail():
         raise ValueError("+14155550123")
 
@@ -54,7 +54,7 @@ async def test_a_check_that_fails_is_a_failed_probe_and_the_server_lives():
             assert answer.status == 200
 
 
-async def test_metrics():
+async def test_metrics_are_served_in_the_format_asked_for():
     registry = CollectorRegistry()
     Counter("maskline_things", "Things.", registry=registry).inc(3)
     async with serving(registry=registry) as (_, client):
@@ -69,7 +69,7 @@ async def test_metrics():
             assert (await answer.text()).endswith("# EOF\n")
 
 
-async def test_a_collector_that_fails_is_a_500_and_the_server_lives():
+async def test_failing_collector_of_ours_is_a_500_and_the_server_goes_on():
     class Broken(Collector):
         def collect(self):
             raise ValueError("no")
@@ -96,7 +96,7 @@ async def test_nothing_else_is_served(method, path, status):
         assert answer.status == status
 
 
-async def test_a_taken_port_is_the_operators_fault_and_names_the_setting():
+async def test_taken_port_raises_config_error_that_names_the_setting():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = AdminServer(
@@ -123,7 +123,7 @@ def server_on(port, **options):
     )
 
 
-async def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one():
+async def test_taken_default_port_moves_to_the_next_free_one():
     servers = []
     port = free_port()
     try:
@@ -146,7 +146,7 @@ async def test_a_default_port_that_is_taken_gives_way_to_the_next_free_one():
 @pytest.mark.parametrize(
     "sent", [b"", b"G", b"GET /readyz", b"GET /readyz HTTP/1.1\r\nHost: h\r\nX-Slow: ", b"\r\n"]
 )
-async def test_a_connection_whose_head_does_not_come_is_closed(monkeypatch, sent):
+async def test_connection_whose_head_does_not_come_is_closed(monkeypatch, sent):
     monkeypatch.setattr("maskline.runtime.admin.server.KEEPALIVE_TIMEOUT_S", 0.2)
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -162,7 +162,7 @@ async def test_a_connection_whose_head_does_not_come_is_closed(monkeypatch, sent
         writer.close()
 
 
-async def test_a_connection_whose_body_does_not_come_is_closed(monkeypatch):
+async def test_connection_whose_body_does_not_come_is_closed(monkeypatch):
     monkeypatch.setattr("maskline.runtime.admin.server.BODY_TIMEOUT_S", 0.1)
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

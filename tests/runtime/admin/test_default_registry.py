@@ -120,7 +120,7 @@ def broken_metrics():
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)
-async def test_what_raises_or_is_invalid_leaves_out_itself_only(accept):
+async def test_metric_that_raises_or_is_invalid_leaves_out_only_itself(accept):
     users = CollectorRegistry()
     users.register(Of(GaugeMetricFamily("before", "", 1), act=lambda: 1 / 0))
     users.register(Of(*broken_metrics(), GaugeMetricFamily("between", "", 2)))
@@ -133,7 +133,7 @@ async def test_what_raises_or_is_invalid_leaves_out_itself_only(accept):
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
-async def test_a_collector_that_would_end_its_thread_leaves_out_itself_only(error):
+async def test_collector_that_raises_system_exit_leaves_out_only_itself(error):
     users = CollectorRegistry()
     users.register(Of(act=lambda: throw(error)))
     Gauge("after", "", registry=users).set(3)
@@ -145,7 +145,7 @@ def throw(error):
     raise error
 
 
-async def test_a_collector_that_hangs_is_passed_over_until_it_has_come_back(monkeypatch):
+async def test_hanging_collector_is_skipped_until_it_returns(monkeypatch):
     monkeypatch.setattr(default_registry, "COLLECT_MAX_S", 0.05)
     release, calls = threading.Event(), []
     users = CollectorRegistry()
@@ -169,7 +169,7 @@ async def test_a_collector_that_hangs_is_passed_over_until_it_has_come_back(monk
     assert left_out == {"slow": 4}
 
 
-async def test_without_a_thread_the_page_is_ours(monkeypatch):
+async def test_without_a_thread_the_page_has_only_our_metrics(monkeypatch):
     def none_to_be_had(*_):
         raise RuntimeError("can't start new thread")
 
@@ -179,7 +179,7 @@ async def test_without_a_thread_the_page_is_ours(monkeypatch):
     assert left_out == {"no_thread": 1}
 
 
-async def test_a_page_has_a_bound(monkeypatch):
+async def test_page_size_is_bounded(monkeypatch):
     monkeypatch.setattr(default_registry, "TEXTS_MAX_BYTES", 100)
     users = CollectorRegistry()
     Gauge("small", "", registry=users).set(1)
@@ -192,7 +192,7 @@ async def test_a_page_has_a_bound(monkeypatch):
 
 @given(st.sampled_from([NUMBER, "14155550123", "1 (415) 555-0123"]), st.sampled_from(ACCEPTS))
 @settings(max_examples=10, deadline=None)
-async def test_a_label_that_is_a_number_is_a_token(number, accept):
+async def test_phone_number_in_a_label_becomes_a_token(number, accept):
     users = CollectorRegistry()
     calls = Counter("calls", f"Calls to {number}.", ["to"], registry=users)
     calls.labels(number).inc(2, exemplar={"to": number})
@@ -218,7 +218,7 @@ class Port:
 
 
 @pytest.mark.parametrize("accept", ACCEPTS)
-async def test_the_admin_port_has_the_process_and_what_modules_count(accept):
+async def test_admin_port_shows_process_metrics_and_those_of_modules(accept):
     mine = Gauge("fares_open_here", "")
     try:
         async with (

@@ -27,7 +27,7 @@ def note(command: str = "ingest", **changes) -> Note:
     return msgspec.structs.replace(Note.of(command, Settings(**changes)), addresses=ADDRESSES)
 
 
-def test_a_note_is_there_as_long_as_it_is_left(place):
+def test_note_is_read_until_it_is_removed(place):
     left = write_note(note())
     other = write_note(note("worker"))
     assert sorted(read_notes(), key=lambda one: one.command) == [note(), note("worker")]
@@ -38,7 +38,7 @@ def test_a_note_is_there_as_long_as_it_is_left(place):
     assert list(place.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed(place):
+def test_note_of_a_killed_process_is_removed(place):
     program = (
         f"import os, signal; from pathlib import Path; from maskline.runtime.admin import port_notes; "
         f"port_notes._places = lambda: [Path({str(place.parent)!r})]; from maskline.schemas.settings import Settings; "
@@ -71,7 +71,7 @@ def test_what_a_killed_process_left_is_removed(place):
         ({"admin_port": 9090}, False),
     ],
 )
-def test_whose_a_note_is(changes, same):
+def test_note_is_told_apart_by_command_and_settings(changes, same):
     for command, group_matters in (("ingest", False), ("worker", True)):
         assert note(command).is_of(command, Settings(**changes)) is same
         assert note(command).is_of(command, Settings(group="other", **changes)) is (
@@ -80,7 +80,7 @@ def test_whose_a_note_is(changes, same):
     assert not note("ingest").is_of("worker", Settings())
 
 
-def test_the_first_place_that_can_be_written_is_used(tmp_path, monkeypatch):
+def test_note_is_written_to_the_first_writable_place(tmp_path, monkeypatch):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / f"maskline-{os.geteuid()}").mkdir()
@@ -103,7 +103,7 @@ def test_the_first_place_that_can_be_written_is_used(tmp_path, monkeypatch):
     assert read_notes() == []
 
 
-def test_what_is_no_note_is_passed_over(place):
+def test_other_files_are_no_notes(place):
     left = write_note(note())
     (place / "a.json").write_text("{")
     (place / "b.json").mkdir()
@@ -114,6 +114,6 @@ def test_what_is_no_note_is_passed_over(place):
     left.remove()
 
 
-def test_where_to_dial_sockets():
+def test_dialable_addresses_of_listening_sockets():
     sockets = [("0.0.0.0", 1), ("::", 1, 0, 0), ("10.0.0.7", 1), ("fe80::1", 1, 0, 2)]  # noqa: S104 - no socket
     assert dialable(sockets) == (("127.0.0.1", 1), ("::1", 1), ("10.0.0.7", 1), ("fe80::1%2", 1))

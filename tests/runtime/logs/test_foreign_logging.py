@@ -367,7 +367,7 @@ TYPES = {
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("way", WAYS)
-def test_no_known_number_gets_out(way, kind, tmp_path):
+def test_known_number_is_hidden_in_all_output(way, kind, tmp_path):
     path = tmp_path / "file"
     with held(tmp_path) as out:
         WAYS[way](TYPES[kind](TO), path)
@@ -381,7 +381,7 @@ def test_no_known_number_gets_out(way, kind, tmp_path):
     st.text("0123456789", min_size=9, max_size=14), st.sampled_from(["", "+"]), st.sampled_from(sorted(TYPES))
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_number(tmp_path, digits, plus, kind):
+def test_any_number_of_an_event_is_hidden(tmp_path, digits, plus, kind):
     number = f"{plus}3{digits}"
     with held(tmp_path) as out:
         KNOWN_NUMBERS.add_event(event(None, number))
@@ -390,7 +390,7 @@ def test_whatever_the_number(tmp_path, digits, plus, kind):
     assert not leaks(out.getvalue(), number)
 
 
-def test_what_bears_no_number_is_written_as_it_is(tmp_path):
+def test_text_without_a_known_number_is_unchanged(tmp_path):
     record = logging.makeLogRecord(
         {"msg": "%s %d", "args": ("x", 1_700_000_000), "extra": {"a": [1, 2.5, None]}}
     )
@@ -422,7 +422,7 @@ def test_json_with_a_number_in_it_stays_json(tmp_path):
 # What is known
 
 
-def test_the_numbers_of_an_event():
+def test_numbers_of_an_event():
     twice = SessionFirstPartyAnswer(
         session_uuid="s", first_party=FROM, extra={"To": [TO, "anonymous"], "Caller": "x"}, problems=("To",)
     )
@@ -446,7 +446,7 @@ def many_events(count):
     ]
 
 
-def test_those_under_way_stay_known_however_many_come_after(monkeypatch):
+def test_numbers_of_running_events_stay_known(monkeypatch):
     known = KnownNumbers()
     under_way = Attempts(event(TO, None))
     known.watch(under_way)
@@ -467,7 +467,7 @@ def test_those_under_way_stay_known_however_many_come_after(monkeypatch):
     assert known.hide(TO) == TO
 
 
-def test_a_number_is_known_for_a_while_after_its_event():
+def test_number_is_known_for_a_while_after_its_event():
     known = KnownNumbers()
     known.add_event(event())
     known.hide("a line of some length")
@@ -476,7 +476,7 @@ def test_a_number_is_known_for_a_while_after_its_event():
     assert not leaks(known.hide(f"{FROM} {TO}"))
 
 
-def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
+def test_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
     monkeypatch.setattr(known_numbers, "LINE_MAX_CHARS", 100)
     known = KnownNumbers()
     known.add_event(event())
@@ -486,14 +486,14 @@ def test_a_line_that_is_too_long_is_cut_and_no_other(monkeypatch):
     assert hidden == f"{'x' * 88}{one}\n{'x' * 95}+1415… (7 more characters)\n{one}\n"
 
 
-def test_what_cannot_be_looked_through_is_not_written(monkeypatch):
+def test_text_that_cannot_be_searched_is_not_written(monkeypatch):
     known = KnownNumbers()
     known.add_event(event())
     monkeypatch.setattr(PhoneNumbers, "find", lambda *_: 1 / 0)
     assert known.hide(FROM) == "(a text that could not be looked through for numbers: ZeroDivisionError)\n"
 
 
-def test_a_value_of_any_kind_is_taken():
+def test_value_of_any_kind_is_taken():
     known = KnownNumbers()
     known.add_event(event())
     # No parameters: pytest would have to write the first of them.
@@ -516,7 +516,7 @@ def run_alone(source: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
 
 
-def test_a_child_of_a_fork_hides_them_too():
+def test_child_of_a_fork_hides_them_too():
     source = """
         import os, sys
         from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
@@ -541,7 +541,7 @@ def test_a_child_of_a_fork_hides_them_too():
     assert said == token
 
 
-def test_it_is_taken_hold_of_once_and_let_go_again():
+def test_patches_are_installed_once_and_undone():
     places = lambda: (  # noqa: E731 - as they are now
         logging.Logger.callHandlers, logging.Handler.format, logging.Formatter.formatException,
         structlog.BoundLoggerBase._process_event, pprint.PrettyPrinter.pprint,
@@ -553,7 +553,7 @@ def test_it_is_taken_hold_of_once_and_let_go_again():
     assert all("hidden" in place.__name__ or "whole" in place.__name__ for place in held)
 
 
-def test_logging_that_is_configured_over_ours_is_held_too():
+def test_logging_configured_over_ours_hides_numbers_too():
     """As a test of a user's sees it: no process of a worker's around it."""
     source = """
         import structlog

@@ -98,13 +98,13 @@ def numbers(lines):
     return [int(line.split()[0]) for line in lines]
 
 
-def test_a_line_is_there_when_write_returns(stream):
+def test_line_is_there_when_write_returns(stream):
     stream.writer.write(b"one\n")
     assert stream.until(b"one\n") == [b"one"]
     assert (stream.writer.waiting, stream.writer.dropped) == (0, 0)
 
 
-def test_nobody_waits_for_a_reader_and_what_was_dropped_is_reported_in_its_place(stream, monkeypatch):
+def test_writer_never_waits_and_reports_dropped_lines_in_their_place(stream, monkeypatch):
     monkeypatch.setattr(line_writer, "QUEUE_MAX_LINES", 500)
     writer = stream.writer
     stream.fill(20_000)
@@ -119,7 +119,7 @@ def test_nobody_waits_for_a_reader_and_what_was_dropped_is_reported_in_its_place
 
 
 @pytest.mark.parametrize("waiting", range(98, 103))
-def test_the_report_comes_and_the_next_line_too_however_many_waited(pipe, monkeypatch, waiting):
+def test_report_and_next_line_follow_a_full_queue(pipe, monkeypatch, waiting):
     monkeypatch.setattr(line_writer, "QUEUE_MAX_LINES", waiting)
     assert line_writer.BATCH_LINES == 100
     os.write(pipe.file.fileno(), b"-" * 65_535 + b"\n")
@@ -131,7 +131,7 @@ def test_the_report_comes_and_the_next_line_too_however_many_waited(pipe, monkey
     assert pipe.writer.dropped == 5
 
 
-def test_the_flags_that_others_share_are_left_alone(stream):
+def test_flags_that_others_share_are_left_alone(stream):
     descriptor = stream.file.fileno()
     before = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     stream.fill(3_000)
@@ -157,21 +157,21 @@ def test_lines_of_many_threads_come_whole_and_in_each_ones_order(pipe, size):
         assert [int(row[0]) for row in rows if row[1] == name] == [*range(200)]
 
 
-def test_a_line_that_is_larger_than_the_pipe_comes_in_one_piece(pipe):
+def test_line_that_is_larger_than_the_pipe_comes_in_one_piece(pipe):
     pipe.writer.write(b"x" * 300_000 + b"\n")
     pipe.writer.write(b"next\n")
     assert [len(line) for line in pipe.until(b"next\n")] == [300_000, 4]
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, QUEUE_MAX_LINES), (100_000, QUEUE_MAX_BYTES // 100_010)])
-def test_the_queue_is_bounded_in_lines_and_in_bytes(pipe, size, most):
+def test_queue_is_bounded_in_lines_and_in_bytes(pipe, size, most):
     os.write(pipe.file.fileno(), b"-" * 65_536)
     pipe.fill(most + 100, size)
     assert most - 1 <= pipe.writer.waiting <= most + 1
     assert pipe.writer.waiting + pipe.writer.dropped == most + 100
 
 
-def test_without_a_thread_the_next_line_writes_what_waits(pipe, monkeypatch):
+def test_without_a_thread_the_next_line_writes_the_queue(pipe, monkeypatch):
     def no_thread(*_):
         raise RuntimeError("can't start new thread")
 
@@ -184,7 +184,7 @@ def test_without_a_thread_the_next_line_writes_what_waits(pipe, monkeypatch):
     assert numbers(pipe.until(b"last\n")[1:]) == [*range(50), 0]
 
 
-def test_a_disk_that_is_full_costs_lines_that_are_counted():
+def test_lines_lost_to_a_full_disk_are_counted():
     with Path("/dev/full").open("w") as full:
         writer = LineWriter(full, report)
         for _ in range(3):
@@ -192,7 +192,7 @@ def test_a_disk_that_is_full_costs_lines_that_are_counted():
     assert (writer.dropped, writer.waiting) == (3, 0)
 
 
-def test_the_exit_waits_for_a_reader_that_reads_and_not_for_one_that_does_not(pipe):
+def test_exit_waits_for_a_reader_that_reads_and_not_for_one_that_does_not(pipe):
     pipe.fill(5_000)
     began = time.monotonic()
     pipe.writer.finish()
@@ -244,7 +244,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_nothing_on_the_way_to_the_exit_waits_for_stderr(end):
+def test_exit_never_waits_for_stderr(end):
     body, code = ENDS[end]
     flood = "for number in range(3_000): log.info('x' * 100)\n"
     with run(flood + body) as process:
@@ -270,7 +270,7 @@ def test_what_is_printed_comes_in_order_with_what_is_logged_and_without_an_end_o
     assert process.returncode == 0
 
 
-def test_a_signal_handler_logs_in_the_midst_of_lines():
+def test_signal_handler_logs_in_the_midst_of_lines():
     body = """
         signal.signal(signal.SIGALRM, lambda *_: log.info("signal"))
         signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
@@ -285,7 +285,7 @@ def test_a_signal_handler_logs_in_the_midst_of_lines():
     assert len(lines) > 2_000
 
 
-def test_what_waits_in_a_parent_is_not_written_by_its_child_too():
+def test_forked_child_does_not_write_the_queue_of_its_parent():
     body = """
         for number in range(1_000):
             log.info("x" * 100, number=number)
@@ -301,6 +301,6 @@ def test_what_waits_in_a_parent_is_not_written_by_its_child_too():
     assert len(lines) == len(set(lines)) == 1_000
 
 
-def test_what_was_logged_before_a_kill_is_there():
+def test_line_logged_before_a_kill_is_written():
     with run("log.info('last words'); os.kill(os.getpid(), signal.SIGKILL)") as process:
         assert "last words" in process.stderr.read()

@@ -62,7 +62,7 @@ def digits(text):
     return "".join(filter(str.isdigit, text))
 
 
-def test_a_line_has_time_level_logger_event_and_context(out):
+def test_line_has_time_level_logger_event_and_context(out):
     structlog.contextvars.bind_contextvars(session_uuid="s-1")
     get_logger("worker").bind(partition=7).warning("gap given up", missing=[3, 4], ok=None)
     (line,) = lines(out)
@@ -90,7 +90,7 @@ def test_levels():
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_number_leaves_by_any_way(log_format):
+def test_no_phone_number_leaves_by_any_log_call(log_format):
     class Odd:
         def __repr__(self):
             return f"<call from {NUMBER}>"
@@ -130,13 +130,13 @@ def test_no_number_leaves_by_any_way(log_format):
     assert "cannot dial" in text
 
 
-def test_a_token_stays_the_token(out):
+def test_token_stays_the_token(out):
     get_logger("a").info("x", from_number=number_token(NUMBER), to_number=None, To="")
     (line,) = lines(out)
     assert (line["from_number"], line["to_number"], line["To"]) == (number_token(NUMBER), None, "")
 
 
-def test_what_is_no_number_stays_readable(out):
+def test_text_without_a_number_stays_readable(out):
     get_logger("a").info(
         "x",
         entry_id="1700000000000-0",
@@ -151,7 +151,7 @@ def test_what_is_no_number_stays_readable(out):
     assert line["ms"] == 1700000000000
 
 
-def test_an_unhandled_task_error_is_one_line(out):
+def test_unhandled_task_error_is_one_line(out):
     async def main():
         async def fail():
             raise ValueError(NUMBER)
@@ -167,7 +167,7 @@ def test_an_unhandled_task_error_is_one_line(out):
     assert NUMBER not in loud[0]["exception"]
 
 
-def test_an_error_in_a_thread_is_one_line(out):
+def test_error_in_a_thread_is_one_line(out):
     def fail():
         raise ValueError(NUMBER)
 
@@ -271,7 +271,7 @@ def start(*argv, **options):
     )
 
 
-def test_a_closed_or_broken_stderr_does_no_harm():
+def test_closed_or_broken_stderr_does_no_harm():
     reader, writer = os.pipe()
     broken = start("wait", stderr=writer)
     os.close(writer)
@@ -283,7 +283,7 @@ def test_a_closed_or_broken_stderr_does_no_harm():
     assert closed.returncode == 0
 
 
-def test_a_crash_is_one_line_without_the_number():
+def test_crash_is_one_line_without_the_number():
     process = start("raise", stderr=subprocess.PIPE)
     text = process.communicate("", timeout=20)[1]
     assert process.returncode == 1

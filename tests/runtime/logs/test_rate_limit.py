@@ -1,7 +1,7 @@
 from maskline.runtime.logs.rate_limit import LogRateLimit
 
 
-def test_the_same_is_due_once_an_interval_and_the_rest_is_counted(monkeypatch):
+def test_same_line_is_due_once_an_interval_and_others_are_counted(monkeypatch):
     now = 100.0
     monkeypatch.setattr("maskline.runtime.logs.rate_limit.monotonic", lambda: now)
     seldom = LogRateLimit(interval_s=10)
@@ -16,7 +16,7 @@ def test_the_same_is_due_once_an_interval_and_the_rest_is_counted(monkeypatch):
     assert seldom.due("a", 1)
 
 
-def test_never_more_lines_than_the_bound_however_much_there_is_to_say(monkeypatch):
+def test_lines_of_one_interval_are_bounded(monkeypatch):
     now = 100.0
     monkeypatch.setattr("maskline.runtime.logs.rate_limit.monotonic", lambda: now)
     seldom = LogRateLimit(interval_s=10, lines_max=3)

@@ -64,7 +64,7 @@ def test_every_address_of_every_host_on_one_port(hosts, addresses):
         assert reached(sockets) == addresses
 
 
-def test_a_name_means_all_its_addresses_that_are_here(monkeypatch):
+def test_name_means_all_its_addresses_that_are_here(monkeypatch):
     def resolve(host: str, port: int, **_: Any) -> list[Any]:
         assert host == "node.example.com"
         found = ("203.0.113.1", "127.0.0.2", "127.0.0.1", "127.0.0.1")
@@ -75,7 +75,7 @@ def test_a_name_means_all_its_addresses_that_are_here(monkeypatch):
         assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.2", "127.0.0.1"]
 
 
-def test_a_name_is_here_where_another_host_covers_it(no_ipv6, monkeypatch):
+def test_name_counts_as_bound_if_another_host_covers_it(no_ipv6, monkeypatch):
     """As localhost in a container, whose /etc/hosts has ::1 for it although there is no IPv6."""
     real = socket.getaddrinfo
 
@@ -103,7 +103,7 @@ def test_a_name_is_here_where_another_host_covers_it(no_ipv6, monkeypatch):
         (f"{'x' * 70}.example", "x" * 70),
     ],
 )
-def test_a_host_that_is_not_here_is_named_and_nothing_is_held(hosts, where):
+def test_foreign_host_raises_with_its_name_and_no_socket_stays_open(hosts, where):
     port = free_port()
     with pytest.raises(ListenError) as caught:
         bind(hosts, port)
@@ -113,7 +113,7 @@ def test_a_host_that_is_not_here_is_named_and_nothing_is_held(hosts, where):
 
 
 @pytest.mark.parametrize("taken", FAMILIES)
-def test_a_port_that_is_taken_at_one_address_is_taken(taken):
+def test_port_that_is_taken_at_one_address_is_taken(taken):
     with bound(taken) as sockets:
         sockets[0].listen()
         port = sockets[0].getsockname()[1]
@@ -169,7 +169,7 @@ async def test_without_ipv6_all_addresses_are_those_of_ipv4(no_ipv6):
     await listener.close()
 
 
-async def test_the_url_of_all_addresses_where_ipv6_has_none(monkeypatch):
+async def test_url_of_all_addresses_where_ipv6_has_none(monkeypatch):
     """As in a container of Docker's: the family is there, and not even ::1."""
     real = binding._bound
 
@@ -203,7 +203,7 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
         (":: 0.0.0.0 :: 0.0.0.0 ::1 10.0.0.7", ":: 0.0.0.0"),
     ],
 )
-def test_what_is_covered_is_left_away(addresses, kept):
+def test_covered_addresses_are_left_out(addresses, kept):
     def wanted(text: str) -> list[SocketAddress]:
         return [
             SocketAddress("h", V6, (one, 80, 0, 0)) if ":" in one else SocketAddress("h", V4, (one, 80))

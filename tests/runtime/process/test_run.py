@@ -17,14 +17,14 @@ sys.exit(process.run(main))
 
 @pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_main_and_its_code_is_the_exit_code(start, loop, signum):
+def test_signal_stops_main_and_its_code_is_the_exit_code(start, loop, signum):
     run = start(MAIN, loop)
     assert run.line()[1] == ("uvloop" if loop == "uvloop" else "asyncio.selector_events")
     run.signal(signum)
     assert run.end() == (5, "stopped\n", "")
 
 
-def test_signals_close_together_are_one_wish(start):
+def test_signals_close_together_are_one_request(start):
     run = start(
         """
         signals.SECOND_SIGNAL_AFTER_S = 60.0
@@ -47,7 +47,7 @@ def test_signals_close_together_are_one_wish(start):
 
 @pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
 @pytest.mark.parametrize("hang", ["while True: time.sleep(0.01)", "await asyncio.Event().wait()"])
-def test_a_second_signal_ends_even_a_blocked_loop(start, loop, hang):
+def test_second_signal_ends_even_a_blocked_loop(start, loop, hang):
     run = start(
         f"""
         signals.SECOND_SIGNAL_AFTER_S = 0.0
@@ -87,7 +87,7 @@ def test_what_hangs_at_the_stop_is_ended_and_shown(start):
 @pytest.mark.parametrize(
     "where", ["asyncio.to_thread(hang)", "asyncio.sleep(0, threading.Thread(target=hang).start())"]
 )
-def test_a_thread_that_hangs_keeps_no_process(start, where):
+def test_hanging_thread_does_not_keep_the_process(start, where):
     run = start(
         f"""
         stop_deadline.THREADS_GRACE_S = 0.1
@@ -106,7 +106,7 @@ def test_a_thread_that_hangs_keeps_no_process(start, where):
     assert run.end()[0] == 3
 
 
-def test_an_error_in_main_comes_out(start):
+def test_error_in_main_is_raised(start):
     run = start(
         """
         async def main(stop):
@@ -147,7 +147,7 @@ def test_how_a_command_ends(start):
     assert code == 0
 
 
-def test_a_reader_that_goes_away_is_no_traceback(start):
+def test_closed_stdout_shows_no_traceback(start):
     run = start("process.run_command(lambda argv: [print('x' * 80) for _ in range(10000)] and 0)")
     run.process.stdout.close()
     with run.process.stderr as err:

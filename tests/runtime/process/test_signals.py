@@ -53,7 +53,7 @@ QUIET_TAKES = {
         ("a handler of the loop", signal.SIGINT, "uvloop"),
     ],
 )
-def test_a_signal_that_was_taken_stops_the_process_and_reaches_both(start, take, signum, loop):
+def test_signal_that_was_taken_stops_the_process_and_reaches_both(start, take, signum, loop):
     run = start(HOSTILE.format(take=TAKES[take].replace("signum", str(int(signum)))), loop)
     assert run.line() == ["ready"]
     run.signal(signum)
@@ -67,7 +67,7 @@ def test_a_signal_that_was_taken_stops_the_process_and_reaches_both(start, take,
 
 @pytest.mark.parametrize("loop", ["uvloop", "no-uvloop"])
 @pytest.mark.parametrize("take", QUIET_TAKES)
-def test_a_signal_that_was_ignored_or_blocked_stops_the_process(start, take, loop):
+def test_signal_that_was_ignored_or_blocked_stops_the_process(start, take, loop):
     run = start(HOSTILE.format(take=QUIET_TAKES[take].replace("signum", "15")), loop)
     assert run.line() == ["ready"]
     run.signal(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_a_signal_that_was_ignored_or_blocked_stops_the_process(start, take, loo
     assert (("signal taken" in err) or ("signal blocked" in err)) == (take in ("ignored", "blocked"))
 
 
-def test_what_goes_past_the_signal_module_is_found_and_put_back(start):
+def test_handler_set_past_the_signal_module_is_found_and_replaced(start):
     run = start(HOSTILE.format(take="_signal.signal(15, theirs)"))
     assert run.line() == ["ready"]
     with run.process.stderr as err:
@@ -94,7 +94,7 @@ def test_what_goes_past_the_signal_module_is_found_and_put_back(start):
     ["__import__('ctypes').CDLL(None).signal(15, 1)", "__import__('faulthandler').register(15, chain=False)"],
     ids=["ignored", "faulthandler"],
 )
-def test_a_signal_that_was_taken_in_c_stops_the_process(start, take):
+def test_signal_that_was_taken_in_c_stops_the_process(start, take):
     run = start(HOSTILE.format(take=f"{take}; await asyncio.sleep(2 * process.HEARTBEAT_INTERVAL_S)"))
     assert run.line() == ["ready"]
     run.signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_a_signal_that_was_taken_in_c_stops_the_process(start, take):
     assert (code, out) == (5, "stopped\n"), err
 
 
-def test_a_signal_before_the_loop_turns_ends_the_process_at_once(start):
+def test_signal_before_the_loop_turns_ends_the_process_at_once(start):
     run = start(
         """
         def main(stop):
@@ -118,7 +118,7 @@ def test_a_signal_before_the_loop_turns_ends_the_process_at_once(start):
 
 
 @pytest.mark.parametrize("threads", ["", "await asyncio.to_thread(time.sleep, 0)"])
-def test_a_stop_needs_no_thread(start, threads):
+def test_stop_needs_no_thread(start, threads):
     take = f"""
     {threads}
     if os.getuid() == 0:  # whom no limit binds

@@ -51,7 +51,7 @@ def test_children_are_numbered_and_stop_with_their_supervisor(start):
     assert (code, stopped(out), err) == (0, ["0", "1", "2"], "")
 
 
-def test_a_signal_to_the_whole_group_and_the_one_passed_on_are_one_wish(start):
+def test_signal_to_the_group_and_its_forwarded_copy_are_one_request(start):
     run = start(PARENT, "2", child=CHILD)
     pids = run.children(2)
     for pid in (*pids.values(), run.process.pid):
@@ -60,7 +60,7 @@ def test_a_signal_to_the_whole_group_and_the_one_passed_on_are_one_wish(start):
     assert (code, stopped(out), err) == (0, ["0", "1"], "")
 
 
-def test_a_terminals_interrupt_reaches_children_only_from_their_supervisor(start):
+def test_terminals_interrupt_reaches_children_only_from_their_supervisor(start):
     run = start(PARENT, "2", child=CHILD)
     pids = run.children(2)
     assert len({os.getpgid(pid) for pid in (*pids.values(), run.process.pid)}) == 3
@@ -69,7 +69,7 @@ def test_a_terminals_interrupt_reaches_children_only_from_their_supervisor(start
     assert (code, stopped(out), err) == (0, ["0", "1"], "")
 
 
-def test_a_child_that_dies_is_started_again_and_the_others_go_on(start):
+def test_child_that_dies_is_started_again_and_the_others_go_on(start):
     run = start(PARENT, "2", child=CHILD)
     before = run.children(2)
     os.kill(before[1], signal.SIGKILL)
@@ -100,7 +100,7 @@ def test_where_no_child_can_start_the_supervisor_ends_with_2_and_one_line(start)
     assert run.end() == (2, "", "maskline: there is no such thing\n")
 
 
-def test_a_child_that_cannot_start_is_tried_again_and_takes_no_sibling_with_it(start):
+def test_child_that_cannot_start_is_tried_again_and_takes_no_sibling_with_it(start):
     run = start(PARENT, "2", child=refusing("index == '1' and once('refused')"))
     pids = run.children(2)
     assert sorted(pids) == [0, 1]
@@ -111,7 +111,7 @@ def test_a_child_that_cannot_start_is_tried_again_and_takes_no_sibling_with_it(s
     assert "process failed to start" in err
 
 
-def test_a_child_that_cannot_start_again_after_its_death_takes_no_sibling_with_it(start):
+def test_child_that_cannot_start_again_after_its_death_takes_no_sibling_with_it(start):
     run = start(
         PARENT,
         "2",
@@ -146,7 +146,7 @@ HASTY = (
 )
 
 
-def test_a_stopped_child_is_reported_killed_and_replaced(start):
+def test_stopped_child_is_reported_killed_and_replaced(start):
     run = start(HASTY, "2", child=CHILD)
     before = run.children(2)
     os.kill(before[1], signal.SIGSTOP)
@@ -163,7 +163,7 @@ def test_a_stopped_child_is_reported_killed_and_replaced(start):
     ]
 
 
-def test_a_child_with_a_blocked_loop_is_replaced(start):
+def test_child_with_a_blocked_loop_is_replaced(start):
     run = start(
         HASTY,
         "1",
@@ -175,7 +175,7 @@ def test_a_child_with_a_blocked_loop_is_replaced(start):
     assert run.end()[0] == 0
 
 
-def test_a_child_that_blocks_for_less_than_the_bound_goes_on(start):
+def test_child_that_blocks_for_less_than_the_bound_goes_on(start):
     run = start(
         HASTY,
         "1",
@@ -189,7 +189,7 @@ def test_a_child_that_blocks_for_less_than_the_bound_goes_on(start):
     assert "killed" not in err
 
 
-def test_a_supervisor_that_was_stopped_itself_kills_nobody(start):
+def test_supervisor_that_was_stopped_itself_kills_no_child(start):
     run = start(HASTY, "2", child=CHILD)
     pids = run.children(2)
     for pid in (run.process.pid, *pids.values()):
@@ -203,7 +203,7 @@ def test_a_supervisor_that_was_stopped_itself_kills_nobody(start):
     assert "killed" not in err
 
 
-def test_silence_is_counted_in_turns_of_the_supervisor():
+def test_silence_is_counted_by_turns_of_the_supervisor():
     silence_timer = SilenceTimer(kill_s=30.0)
     silence_timer.up = True
     assert silence_timer.elapse(3_600.0) == ""
@@ -213,14 +213,14 @@ def test_silence_is_counted_in_turns_of_the_supervisor():
     assert [silence_timer.elapse(1.0) for _ in range(30)] == [*[""] * 9, "warn", *[""] * 19, "kill"]
 
 
-def test_a_child_that_has_not_come_up_may_be_silent_for_longer():
+def test_child_that_has_not_come_up_may_be_silent_for_longer():
     silence_timer = SilenceTimer(kill_s=30.0)
     said = [silence_timer.elapse(1.0) for _ in range(int(START_KILL_S))]
     assert said.index("warn") == START_WARN_S - 1
     assert said.index("kill") == START_KILL_S - 1
 
 
-def test_a_child_that_fails_at_the_stop_makes_the_code_1(start):
+def test_child_that_fails_at_the_stop_makes_exit_code_1(start):
     run = start(PARENT, "2", child=CHILD.replace("return 0", "return int(index)"))
     run.children(2)
     run.signal(signal.SIGTERM)
@@ -235,7 +235,7 @@ while True:
 """
 
 
-def test_a_child_that_does_not_stop_is_killed(start):
+def test_child_that_does_not_stop_is_killed(start):
     run = start("supervisor.GRACE_MS = 100\n" + PARENT, "1", child=IGNORING)
     run.children(1)
     run.signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_a_child_that_does_not_stop_is_killed(start):
     assert "process killed at stop timeout" in err
 
 
-def test_a_second_signal_kills_the_children_at_once(start):
+def test_second_signal_kills_the_children_at_once(start):
     run = start("signals.SECOND_SIGNAL_AFTER_S = 0.0\n" + PARENT, "2", child=IGNORING)
     run.children(2)
     while run.process.poll() is None:
@@ -275,6 +275,6 @@ def test_restarts_wait_longer_and_longer_within_bounds():
 
 
 @pytest.mark.parametrize("processes", [0, -1, PROCESSES_MAX + 1])
-def test_a_senseless_number_of_processes_is_refused(processes):
+def test_senseless_number_of_processes_is_refused(processes):
     with pytest.raises(ConfigError, match="--processes"):
         supervise(["child"], processes)

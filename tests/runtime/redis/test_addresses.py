@@ -93,7 +93,7 @@ def led_to(connection: PipelinedConnection) -> str:
     return connection.server_address.text
 
 
-async def test_a_dead_first_address_costs_a_fraction_of_a_second_once(redis_server, resolve):
+async def test_dead_first_address_costs_a_fraction_of_a_second_once(redis_server, resolve):
     resolve(DEAD, THIRD, ALIVE)  # nobody listens on the third at all
     found = endpoint(redis_server.port)
     with dead(DEAD, redis_server.port):
@@ -108,9 +108,7 @@ async def test_a_dead_first_address_costs_a_fraction_of_a_second_once(redis_serv
         connection.close()
 
 
-async def test_an_address_that_says_nothing_leaves_time_for_the_next_and_comes_last_then(
-    redis_server, resolve
-):
+async def test_silent_address_leaves_time_for_the_next_and_comes_last_afterwards(redis_server, resolve):
     resolve(DEAD, ALIVE)
     found = endpoint(redis_server.port)
     async with silent(DEAD, redis_server.port):
@@ -125,7 +123,7 @@ async def test_an_address_that_says_nothing_leaves_time_for_the_next_and_comes_l
             one.close()
 
 
-async def test_an_address_that_lost_its_connection_comes_last(redis_server, resolve):
+async def test_address_that_lost_its_connection_comes_last(redis_server, resolve):
     found = endpoint(redis_server.port)
     resolve(ALIVE, DEAD)
     async with relay(DEAD, redis_server.port):
@@ -160,7 +158,7 @@ async def relay(address: str, port: int) -> AsyncIterator[None]:
         server.close()
 
 
-async def test_an_address_that_refuses_the_log_in_is_left_for_the_next(own_redis, resolve):
+async def test_address_that_refuses_the_log_in_is_given_up_for_the_next(own_redis, resolve):
     """One that another server has."""
     with own_redis.client() as client:
         client.config_set("requirepass", "sesame")
@@ -183,7 +181,7 @@ async def test_an_address_that_refuses_the_log_in_is_left_for_the_next(own_redis
             assert f"{ALIVE}:{own_redis.port}: " in str(caught.value)
 
 
-async def test_nobody_at_any_address(redis_server, resolve):
+async def test_server_without_a_live_address_is_unavailable(redis_server, resolve):
     resolve(DEAD, THIRD)
     with pytest.raises(RedisUnavailableError) as caught:
         await endpoint(redis_server.port).connect("test")
@@ -193,7 +191,7 @@ async def test_nobody_at_any_address(redis_server, resolve):
     assert THIRD in text
 
 
-async def test_the_certificate_is_that_of_the_name_and_a_silent_address_is_no_end(
+async def test_certificate_is_checked_against_the_name_and_silent_address_is_skipped(
     server_kind, tmp_path: Path, resolve
 ):
     certificates = Certificates(tmp_path / "certificates", NAME)
@@ -210,7 +208,7 @@ async def test_the_certificate_is_that_of_the_name_and_a_silent_address_is_no_en
         server.stop()
 
 
-async def test_what_is_remembered_and_tried_is_bounded(resolve):
+async def test_remembered_and_tried_addresses_are_bounded(resolve):
     resolve(*(f"127.0.1.{number}" for number in range(1, 40)))
     known = Addresses()
     addresses = await known.of(Server(NAME, 1))
@@ -223,7 +221,7 @@ async def test_what_is_remembered_and_tried_is_bounded(resolve):
     assert len(known._failed) <= FAILED_MAX
 
 
-async def test_an_address_needs_no_resolver(redis_server, resolve):
+async def test_address_needs_no_resolver(redis_server, resolve):
     resolve()
     connection = await RedisEndpoint(Settings(redis_url=redis_server.url)).connect("test")
     assert str(connection.server_address) == led_to(connection) == f"{ALIVE}:{redis_server.port}"

@@ -87,7 +87,7 @@ class Stage:
 @pytest.mark.parametrize(
     "fault", [ConfigError("refused"), TypeError("a fault"), OSError(24, "no descriptor")]
 )
-async def test_a_server_that_cannot_be_started_keeps_no_other_from_it(fault):
+async def test_primary_that_fails_to_start_does_not_delay_others(fault):
     nodes = Nodes(A, B)
     stage = Stage(nodes)
     await stage.cluster.start()
@@ -111,7 +111,7 @@ async def test_a_server_that_cannot_be_started_keeps_no_other_from_it(fault):
     assert all(kept.stopped == 1 for kept in stage.kept.values())
 
 
-async def test_wrong_settings_at_the_start_are_told_when_all_are_started():
+async def test_config_error_of_one_primary_is_raised_after_all_are_started():
     stage = Stage(Nodes(A, B, C))
     stage.faults[B] = ConfigError("other partitions")
     with pytest.raises(ConfigError, match="other partitions"):
@@ -120,7 +120,7 @@ async def test_wrong_settings_at_the_start_are_told_when_all_are_started():
     await stage.cluster.stop()
 
 
-async def test_a_map_that_cannot_be_read_is_asked_for_again():
+async def test_unreadable_slot_map_is_requested_again():
     nodes = Nodes(A)
     stage = Stage(nodes)
     await stage.cluster.start()

@@ -76,7 +76,7 @@ def test_urls_that_cannot_be_read(url):
         ("redis+sentinel://:secret@a,b:2/rides/1", "a:26379,b:2/rides"),
     ],
 )
-def test_the_address_shows_no_credentials(url, address):
+def test_address_shows_no_credentials(url, address):
     assert endpoint(url).address == address
 
 
@@ -100,7 +100,7 @@ async def test_name_database_and_socket_options(redis_server, namespace):
     connection.close()
 
 
-async def test_a_password_a_user_and_a_unix_socket(locked):
+async def test_password_a_user_and_a_unix_socket(locked):
     with redis.Redis(port=locked.port, password=PASSWORD) as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "+@all")
         path = client.config_get("unixsocket")["unixsocket"]
@@ -135,7 +135,7 @@ async def test_wrong_credentials_are_refused(locked, credentials):
         )
 
 
-async def test_a_password_where_none_is_asked_for(redis_server):
+async def test_password_where_none_is_asked_for(redis_server):
     with pytest.raises(RedisRefusesError) as caught:
         await ping(f"redis://:{QUOTED}@127.0.0.1:{redis_server.port}/0")
     one_line(caught.value)
@@ -145,7 +145,7 @@ def locked_url(locked, password):
     return f"redis://:{password}@127.0.0.1:{locked.port}/0"
 
 
-async def test_a_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, tmp_path):
+async def test_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, tmp_path):
     file = tmp_path / "redis-url"
     file.write_text(locked_url(locked, "yesterday") + "\n")
     settings = load_settings({"MASKLINE_REDIS_URL_FILE": str(file)})
@@ -165,7 +165,7 @@ async def test_a_url_in_a_file_is_read_again_when_the_log_in_is_refused(locked, 
         connection.close()
 
 
-async def test_a_database_that_is_not_there(redis_server):
+async def test_missing_database_is_refused(redis_server):
     with pytest.raises(RedisRefusesError, match="DB index"):
         await ping(f"redis://127.0.0.1:{redis_server.port}/9999")
 
@@ -180,27 +180,27 @@ async def test_a_database_that_is_not_there(redis_server):
         "unix://:secret@/no/such/socket",
     ],
 )
-async def test_nobody_there(url):
+async def test_server_that_is_not_there_is_unavailable(url):
     with pytest.raises(RedisUnavailableError) as caught:
         await ping(url.format(port=free_port()))
     assert "cannot be reached" in one_line(caught.value, without=["secret"])
 
 
-async def test_a_server_that_does_not_answer(own_redis):
+async def test_server_that_does_not_answer(own_redis):
     own_redis.pause()
     with pytest.raises(RedisUnavailableError) as caught:
         await endpoint(own_redis.url).connect("test-store", timeout_s=0.1)
     assert "no answer within 0.1 s" in str(caught.value)
 
 
-async def test_tls_where_there_is_none(redis_server):
+async def test_tls_to_a_plain_port_is_unavailable(redis_server):
     found = endpoint(f"rediss://:secret@127.0.0.1:{redis_server.port}/0")
     with pytest.raises(RedisUnavailableError) as caught:
         await found.connect("test", timeout_s=0.3)  # the server waits for the rest of a command
     one_line(caught.value, without=["secret"])
 
 
-async def test_no_room_for_another_connection(own_redis):
+async def test_full_server_refuses_another_connection(own_redis):
     with own_redis.client() as client:
         client.config_set("maxclients", 1)
         with pytest.raises(RedisUnavailableError):

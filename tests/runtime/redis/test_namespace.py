@@ -30,7 +30,7 @@ async def agree(server, namespace, **settings):
     return privacy._token_key
 
 
-async def test_the_first_node_writes_the_layout_and_the_others_take_it_over(redis_server, namespace):
+async def test_first_node_writes_the_layout_and_the_others_take_it_over(redis_server, namespace):
     first = await agree(redis_server, namespace, partitions=8)
     privacy.set_token_key(b"x" * 32)
     assert await agree(redis_server, namespace, partitions=8) == first
@@ -58,7 +58,7 @@ async def test_other_partitions_are_refused(redis_server, namespace):
     assert privacy._token_key == b"x" * 32
 
 
-async def test_a_newer_layout_is_refused(redis_server, namespace):
+async def test_newer_layout_is_refused(redis_server, namespace):
     with redis_server.client() as client:
         client.hset(Keys(namespace).layout, "version", LAYOUT_VERSION + 1)
     with pytest.raises(ConfigError, match="newer maskline"):
@@ -66,7 +66,7 @@ async def test_a_newer_layout_is_refused(redis_server, namespace):
 
 
 @pytest.mark.parametrize("field", ["partitions", "version", "token_key"])
-async def test_a_damaged_layout_is_trouble_that_may_pass_and_no_crash(redis_server, namespace, field):
+async def test_damaged_layout_is_unavailable_and_no_crash(redis_server, namespace, field):
     await agree(redis_server, namespace, partitions=8)
     with redis_server.client() as client:
         client.hset(Keys(namespace).layout, field, "damaged")
@@ -74,7 +74,7 @@ async def test_a_damaged_layout_is_trouble_that_may_pass_and_no_crash(redis_serv
         await agree(redis_server, namespace, partitions=8)
 
 
-async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespace):
+async def test_server_that_refuses_writes_is_unavailable(own_redis, namespace):
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
         with pytest.raises(RedisUnavailableError, match="OOM"):
@@ -85,7 +85,7 @@ async def test_a_server_that_keeps_nothing_now_is_unavailable(own_redis, namespa
             await agree(own_redis, namespace)
 
 
-async def test_a_full_server_that_has_the_layout_will_do(own_redis, namespace):
+async def test_full_server_with_the_layout_is_accepted(own_redis, namespace):
     key = await agree(own_redis, namespace, partitions=8)
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
@@ -94,7 +94,7 @@ async def test_a_full_server_that_has_the_layout_will_do(own_redis, namespace):
             await agree(own_redis, namespace, partitions=9)
 
 
-async def test_nothing_passes_the_gate_before_the_layout_is_agreed_on(redis_server, namespace):
+async def test_no_connection_is_used_before_the_layout_is_checked(redis_server, namespace):
     """In a cluster one node keeps the layout, and the others may be there before it."""
     settings = load_settings({}, redis_url=redis_server.url, namespace=namespace, partitions=8)
     keeper, other = Server("keeper", 1), Server("other", 2)

@@ -89,7 +89,7 @@ def test_packing():
 
 
 @given(st.lists(st.binary() | st.text() | st.integers(), min_size=1))
-def test_what_is_packed_reads_back_as_redis_reads_it(arguments):
+def test_packed_command_is_read_by_redis_as_its_arguments(arguments):
     reader = hiredis.Reader()
     reader.feed(pack(*arguments))
     expected = [a if isinstance(a, bytes) else str(a).encode() for a in arguments]
@@ -99,7 +99,7 @@ def test_what_is_packed_reads_back_as_redis_reads_it(arguments):
 # Replies
 
 
-async def test_replies_come_back_to_whom_they_belong(connection):
+async def test_each_batch_gets_its_own_replies(connection):
     batches = [
         connection.send(b"".join(pack("ECHO", f"{n}.{i}") for i in range(n % 4 + 1)), n % 4 + 1)
         for n in range(500)
@@ -118,7 +118,7 @@ async def test_batches_are_answered_in_the_order_they_were_sent(connection):
     assert order == list(range(50))
 
 
-async def test_what_is_sent_at_once_keeps_its_place(connection, namespace):
+async def test_batch_sent_at_once_keeps_its_order(connection, namespace):
     """Before what is sent later, behind what gathers already."""
     kinds = [True, False, True, False, True]
     sent = [
@@ -164,7 +164,7 @@ async def test_huge_values(connection, namespace):
     assert replies == [b"OK", value]
 
 
-async def test_a_reply_in_pieces(peer):
+async def test_reply_in_pieces(peer):
     connection, server = peer
     future = connection.send(pack("A") + pack("B"), 2)
     for byte in b"$3\r\nab\xff\r\n:7\r\n":
@@ -173,7 +173,7 @@ async def test_a_reply_in_pieces(peer):
     assert await future == [b"ab\xff", 7]
 
 
-async def test_latency_counts_for_nothing_in_how_long_a_reply_took_to_come(peer, monkeypatch):
+async def test_transfer_time_excludes_the_latency(peer, monkeypatch):
     connection, server = peer
     times = iter([100.0, 107.0])
     future = connection.send(pack("TIME") + pack("GET", "k"), 2)
@@ -187,7 +187,7 @@ async def test_latency_counts_for_nothing_in_how_long_a_reply_took_to_come(peer,
     assert connection.transfer_s == 7.0
 
 
-async def test_reply_that_comes_in_one_piece_took_no_time(peer):
+async def test_transfer_time_of_a_reply_in_one_piece_is_zero(peer):
     connection, server = peer
     future = connection.send(pack("TIME") + pack("GET", "k"), 2)
     server.transport.write(b"+first\r\n$3\r\nabc\r\n")
@@ -195,14 +195,14 @@ async def test_reply_that_comes_in_one_piece_took_no_time(peer):
     assert connection.transfer_s == 0.0
 
 
-async def test_who_went_away_disturbs_nobody(connection):
+async def test_cancelled_batch_does_not_disturb_others(connection):
     first, second, third = (connection.send(pack("ECHO", n), 1) for n in range(3))
     second.cancel()
     assert await third == [b"2"]
     assert await first == [b"0"]
 
 
-async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
+async def test_commands_of_one_loop_turn_are_one_write(peer):
     connection, server = peer
     writes = []
     transport = connection._transport
@@ -226,7 +226,7 @@ async def test_what_gathers_in_a_turn_of_the_loop_is_one_write(peer):
 # Loss
 
 
-async def test_a_lost_connection_fails_all_that_is_under_way_and_all_that_comes(own_redis):
+async def test_lost_connection_fails_batches_under_way_and_later_ones(own_redis):
     losses = []
     connection = await connect(own_redis, lambda: losses.append(connection.connected))
     own_redis.pause()
@@ -254,7 +254,7 @@ async def test_replies_that_came_before_the_loss_count(peer):
     await lost(second)
 
 
-async def test_closing_while_somebody_waits(own_link, own_redis):
+async def test_close_fails_a_batch_that_waits(own_link, own_redis):
     own_redis.pause()
     future = own_link.send(pack("PING"), 1)
     own_link.close()
@@ -269,7 +269,7 @@ async def test_closing_before_the_write(connection):
     await lost(future)
 
 
-async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
+async def test_connection_without_an_answer_in_time_is_closed(own_redis, monkeypatch):
     monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     losses = []
     connection = await connect(own_redis, lambda: losses.append(1))
@@ -282,7 +282,7 @@ async def test_no_answer_in_time_cuts_the_connection(own_redis, monkeypatch):
     assert losses == [1]
 
 
-async def test_a_process_that_stood_still_itself_blames_nobody(own_link, monkeypatch):
+async def test_process_that_was_stopped_itself_keeps_its_connection(own_link, monkeypatch):
     """The reply lies in the socket while the loop is blocked past the time limit: it is read, not given up."""
     loop = asyncio.get_running_loop()
     connection = own_link
@@ -297,7 +297,7 @@ async def test_a_process_that_stood_still_itself_blames_nobody(own_link, monkeyp
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", b"$x\r\n", b"\x00\x00"])
-async def test_what_is_no_redis_is_cut(peer, garbage):
+async def test_connection_to_something_else_than_redis_is_closed(peer, garbage):
     connection, server = peer
     future = connection.send(pack("PING"), 1)
     server.transport.write(garbage)
@@ -305,14 +305,14 @@ async def test_what_is_no_redis_is_cut(peer, garbage):
     assert not connection.connected
 
 
-async def test_a_link_that_was_never_connected():
+async def test_connection_that_was_never_made_fails_every_batch():
     connection = PipelinedConnection()
     assert not connection.connected
     assert "not connected" in await lost(connection.send(pack("PING"), 1))
     connection.close()
 
 
-async def test_failures_nobody_looks_at_are_no_noise(own_redis):
+async def test_failed_batch_without_an_owner_is_not_reported_by_asyncio(own_redis):
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     connection = await connect(own_redis)
@@ -326,7 +326,7 @@ async def test_failures_nobody_looks_at_are_no_noise(own_redis):
     assert complaints == []
 
 
-async def test_each_failure_is_an_exception_of_its_own(peer):
+async def test_each_batch_fails_with_its_own_exception(peer):
     connection, _ = peer
     futures = [connection.send(pack("PING"), 1) for _ in range(2)]
     connection.close()
@@ -344,7 +344,7 @@ async def dribble(peer, data, piece, every_s):
         await asyncio.sleep(every_s)
 
 
-async def test_a_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
+async def test_big_reply_that_keeps_coming_is_waited_for(peer, monkeypatch):
     """It takes many times its timeout; those behind it wait as well."""
     monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     connection, server = peer
@@ -367,7 +367,7 @@ async def test_many_small_replies_that_keep_coming_are_waited_for(peer, monkeypa
     assert await asyncio.gather(*futures) == [[1]] * 15
 
 
-async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
+async def test_trickle_does_not_keep_a_connection(peer, monkeypatch):
     monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     connection, server = peer
     future = connection.send(pack("A"), 1, timeout_s=0.25)
@@ -376,7 +376,7 @@ async def test_a_trickle_does_not_keep_a_connection(peer, monkeypatch):
     trickle.cancel()
 
 
-async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch):
+async def test_big_command_that_is_still_being_sent_is_waited_for(monkeypatch):
     """Nothing comes back before it has arrived, which takes many times its timeout."""
     monkeypatch.setattr(pipeline, "WATCH_INTERVAL_S", 0.02)
     value, answered = b"x" * 3_000_000, []
@@ -404,7 +404,7 @@ async def test_a_big_command_that_is_still_on_its_way_is_waited_for(monkeypatch)
         answered.pop().close()
 
 
-async def test_a_lost_link_keeps_nothing_of_replies_that_were_cut(peer):
+async def test_lost_connection_frees_the_memory_of_partial_replies(peer):
     connection, server = peer
     tracemalloc.start()
     try:

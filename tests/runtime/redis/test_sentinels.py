@@ -42,7 +42,7 @@ SERVICE = "rides"
         ([], 1, None),
     ],
 )
-def test_a_majority_names_the_primary_unless_one_of_them_knows_better(said, configured, primary):
+def test_majority_names_the_primary_unless_another_has_a_newer_epoch(said, configured, primary):
     answers = [
         SentinelReply(Server("s", number), server, epoch)
         for number, (server, epoch) in enumerate(said, start=1)
@@ -125,7 +125,7 @@ async def test_one_sentinel_that_names_the_old_primary_is_not_believed(redis_ser
 @pytest.mark.parametrize(
     "forms", [("localhost", "127.0.0.1"), ("::ffff:127.0.0.1", "localhost", "127.0.0.1")]
 )
-async def test_a_name_and_an_address_may_mean_one_server(redis_server, other, forms):
+async def test_name_and_an_address_may_mean_one_server(redis_server, other, forms):
     async with asking(*(StandIn(redis_server, host=host) for host in forms)) as endpoint:
         assert await led_to(endpoint) == redis_server.port
     async with asking(StandIn(other, host="localhost"), StandIn(redis_server)) as endpoint:
@@ -133,7 +133,7 @@ async def test_a_name_and_an_address_may_mean_one_server(redis_server, other, fo
             await endpoint.connect("test")
 
 
-async def test_a_primary_that_is_slow_is_one_all_the_same(redis_server):
+async def test_slow_primary_is_still_used(redis_server):
     proxy = Proxy(redis_server.port)
     await proxy.start()
     proxy.delay(0.7)  # each way
@@ -144,7 +144,7 @@ async def test_a_primary_that_is_slow_is_one_all_the_same(redis_server):
         await proxy.stop()
 
 
-async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, monkeypatch):
+async def test_without_agreement_no_primary_is_used(redis_server, other, monkeypatch):
     monkeypatch.setattr(sentinels, "SENTINELS_TIMEOUT_S", 0.5)
     silent = StandIn(redis_server)
     silent.silent = True
@@ -159,7 +159,7 @@ async def test_where_they_do_not_agree_nobody_is_followed(redis_server, other, m
                 await endpoint.connect("test")
 
 
-async def test_a_silent_sentinel_is_waited_for_no_longer_than_it_matters(redis_server):
+async def test_silent_sentinel_is_waited_for_no_longer_than_it_matters(redis_server):
     silent = StandIn(redis_server)
     silent.silent = True
     async with asking(silent, StandIn(redis_server), StandIn(redis_server)) as endpoint:
@@ -167,9 +167,7 @@ async def test_a_silent_sentinel_is_waited_for_no_longer_than_it_matters(redis_s
             assert await led_to(endpoint) == redis_server.port
 
 
-async def test_the_last_sentinel_is_believed_about_a_primary_that_has_a_replica(
-    own_redis, other, monkeypatch
-):
+async def test_last_sentinel_is_believed_about_a_primary_that_has_a_replica(own_redis, other, monkeypatch):
     monkeypatch.setattr(sentinels, "SENTINELS_TIMEOUT_S", 0.5)
     silent = StandIn(own_redis)
     silent.silent = True
@@ -184,7 +182,7 @@ async def test_the_last_sentinel_is_believed_about_a_primary_that_has_a_replica(
         assert await led_to(endpoint) == own_redis.port
 
 
-async def test_sentinels_that_refuse_the_log_in_are_the_operator_s_fault(redis_server):
+async def test_sentinels_that_refuse_the_log_in_raise_redis_refuses(redis_server):
     refusing = StandIn(redis_server)
     refusing.refusal = b"-NOAUTH Authentication required.\r\n"
     async with asking(refusing, StandIn(None)) as endpoint:
@@ -192,7 +190,7 @@ async def test_sentinels_that_refuse_the_log_in_are_the_operator_s_fault(redis_s
             await endpoint.connect("test")
 
 
-async def test_who_may_not_see_epochs_follows_the_majority(redis_server, other):
+async def test_without_the_right_to_see_epochs_the_majority_counts(redis_server, other):
     standing = [StandIn(other), StandIn(redis_server), StandIn(redis_server)]
     for one in standing:
         one.reply = lambda word, one=one: (  # type: ignore[method-assign,misc]
@@ -205,7 +203,7 @@ async def test_who_may_not_see_epochs_follows_the_majority(redis_server, other):
 # The real ones
 
 
-async def test_a_sentinel_of_its_own_that_slept_through_the_failover(tmp_path, other):
+async def test_sentinel_that_missed_the_failover_is_outvoted(tmp_path, other):
     servers = await asyncio.to_thread(SentinelServers(tmp_path / "group", service=SERVICE).start)
     stale = Sentinel(tmp_path / "stale", valkey_binary(), SERVICE, other.port)
     try:

@@ -60,7 +60,7 @@ def codes(findings: list[Finding]) -> list[str]:
         ),
     ],
 )
-def test_the_judgement(said, save, expected):
+def test_faults_found_by_what_a_server_says(said, save, expected):
     findings = find_faults(GOOD | said, save)
     assert codes(findings) == expected
     for finding in findings:
@@ -77,21 +77,21 @@ def test_the_judgement(said, save, expected):
         ("role", "role"),
     ],
 )
-def test_what_is_not_told_is_named_and_not_guessed(missing, named):
+def test_missing_facts_are_named_and_not_guessed(missing, named):
     said = {name: value for name, value in GOOD.items() if name != missing}
     (finding,) = find_faults(said, "")
     assert (finding.severity, finding.code) == ("warning", "not_inspected")
     assert f"does not tell its {named}:" in finding.text
 
 
-def test_a_server_that_tells_nothing():
+def test_server_that_tells_nothing():
     (finding,) = find_faults({}, None)
     assert finding.code == "not_inspected"
     for named in ("version", "eviction policy", "persistence", "role"):
         assert named in finding.text
 
 
-def test_the_text_of_info_is_read_whatever_its_line_ends_and_oddities():
+def test_text_of_info_is_read_whatever_its_line_ends_and_oddities():
     text = "# Server\r\nredis_version:8.2.3\r\n\r\nconfig_file:/a:b\nno colon\r\nmaxmemory:\r\n"
     assert parse_info(text.encode()) == {"redis_version": "8.2.3", "config_file": "/a:b", "maxmemory": ""}
     assert codes(find_faults(GOOD | {"maxmemory": "", "used_memory": "-1"}, "")) == ["warning not_inspected"]
@@ -115,7 +115,7 @@ async def inspect(url):
         connection.close()
 
 
-async def test_a_server_as_it_should_be_and_what_becomes_of_it(server):
+async def test_findings_of_a_server_follow_its_configuration(server):
     report = await inspect(server.url)
     said = parse_info(plain_reply(server.port, "INFO", "server"))
     assert report.version in (f"Valkey {said.get('valkey_version')}", f"Redis {said['redis_version']}")
@@ -142,7 +142,7 @@ async def test_a_server_as_it_should_be_and_what_becomes_of_it(server):
         assert codes((await inspect(server.url)).findings) == ["warning snapshots_only"]
 
 
-async def test_a_snapshot_that_fails_and_a_replica(server, tmp_path):
+async def test_snapshot_that_fails_and_a_replica(server, tmp_path):
     with server.client() as client:
         client.config_set("save", "3600 1")
         (tmp_path / "dump.rdb").mkdir()  # nothing can be renamed over it
@@ -163,7 +163,7 @@ async def test_a_snapshot_that_fails_and_a_replica(server, tmp_path):
         ("-info -config", "version, eviction policy, persistence, role"),
     ],
 )
-async def test_a_user_who_may_not_ask(server, rights, not_told):
+async def test_user_without_rights_gets_a_warning(server, rights, not_told):
     plain_reply(server.port, "ACL", "SETUSER", "ann", "on", ">pass", "~*", "+@all", *rights.split())
     report = await inspect(f"redis://ann:pass@127.0.0.1:{server.port}/0")
     assert codes(report.findings) == (["warning not_inspected"] if not_told else [])
@@ -178,7 +178,7 @@ async def test_without_config_the_save_points_are_not_guessed(server):
     assert codes(report.findings) == ["warning appendonly_off", "warning not_inspected"]
 
 
-async def test_a_connection_lost_meanwhile(server):
+async def test_inspection_over_a_lost_connection_raises(server):
     connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     server.kill()
     with pytest.raises(RedisUnavailableError):

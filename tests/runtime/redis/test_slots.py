@@ -24,7 +24,7 @@ def test_ranges_are_read_and_replicas_left_out():
 
 
 @pytest.mark.parametrize("host", [b"", b"?", None])
-def test_a_node_that_does_not_know_its_address_is_the_one_asked(host):
+def test_node_that_does_not_know_its_address_is_the_one_asked(host):
     assert read_slots([[0, SLOTS - 1, [host, 9, b"id"]]], ASKED).primaries == (Server("asked", 9),)
 
 
@@ -37,6 +37,6 @@ def test_slots_that_nobody_serves():
 @pytest.mark.parametrize(
     "reply", [None, b"x", [[1]], [[0, 1, None]], [[0, b"x", [b"a", 1]]], [[0, 1, [b"a", b"x"]]]]
 )
-def test_what_is_no_map(reply):
+def test_reply_that_is_no_slot_map_raises(reply):
     with pytest.raises(ValueError, match="not a map of slots"):
         read_slots(reply, ASKED)

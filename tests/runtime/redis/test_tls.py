@@ -54,7 +54,7 @@ async def refusal(url):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_a_server_whose_authority_is_trusted(server, certificates, host):
+async def test_server_whose_authority_is_trusted(server, certificates, host):
     assert await ping(server.url(certificates.trusting(), host=host)) == b"PONG"
 
 
@@ -67,7 +67,7 @@ async def test_much_data_and_many_batches_go_through(server, certificates):
     connection.close()
 
 
-async def test_an_authority_that_is_not_trusted(server, tmp_path):
+async def test_authority_that_is_not_trusted(server, tmp_path):
     others = Certificates(tmp_path / "others", "localhost")
     text = await refusal(server.url(others.trusting()))
     assert f"localhost:{server.port} cannot be reached" in text
@@ -75,7 +75,7 @@ async def test_an_authority_that_is_not_trusted(server, tmp_path):
     assert "certificate verify failed" in await refusal(server.url("")), "nor is it in the system's list"
 
 
-async def test_a_certificate_of_another_host(server_kind, tmp_path):
+async def test_certificate_of_another_host(server_kind, tmp_path):
     others = Certificates(tmp_path / "others", "redis.example.com")
     server = TlsServer(tmp_path / "data", others, binary_of(server_kind)).start()
     try:
@@ -86,7 +86,7 @@ async def test_a_certificate_of_another_host(server_kind, tmp_path):
         server.stop()
 
 
-async def test_a_server_that_wants_a_client_certificate(strict_server, certificates, tmp_path):
+async def test_server_that_wants_a_client_certificate(strict_server, certificates, tmp_path):
     assert await ping(strict_server.url(certificates.trusting(client=certificates))) == b"PONG"
     others = Certificates(tmp_path / "others", "localhost")
     for query in (certificates.trusting(), certificates.trusting(client=others)):
@@ -99,12 +99,12 @@ async def test_no_certificate_is_asked_for_where_that_is_said(server, spelling):
 
 
 @pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "optional", "Cert_Optional"])
-async def test_a_certificate_is_verified_in_every_other_case(server, certificates, spelling):
+async def test_certificate_is_verified_in_every_other_case(server, certificates, spelling):
     assert "certificate verify failed" in await refusal(server.url(f"?ssl_cert_reqs={spelling}"))
     assert await ping(server.url(certificates.trusting() + f"&ssl_cert_reqs={spelling}")) == b"PONG"
 
 
-async def test_the_host_is_not_compared_where_that_is_said(server_kind, tmp_path):
+async def test_host_is_not_compared_where_that_is_said(server_kind, tmp_path):
     others = Certificates(tmp_path / "others", "redis.example.com")
     server = TlsServer(tmp_path / "data", others, binary_of(server_kind)).start()
     try:
@@ -135,7 +135,7 @@ async def test_versions_ciphers_and_a_key_with_a_password(strict_server, certifi
         assert "wrong-one" not in str(caught.value)
 
 
-async def test_a_password_goes_over_tls(server, certificates):
+async def test_password_goes_over_tls(server, certificates):
     with server.server.client() as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", ">pass", "~*", "+@all")
     assert await ping(server.url(certificates.trusting(), login="ann:pass@")) == b"PONG"

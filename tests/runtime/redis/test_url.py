@@ -55,7 +55,7 @@ def test_tls_is_said_by_the_scheme(url):
         ("redis+sentinel://:secret@a:1/rides/x", "cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_one_line_without_secrets(url, says):
+def test_unreadable_url_is_one_line_without_secrets(url, says):
     with pytest.raises(ConfigError) as caught:
         read_redis_url(url)
     text = str(caught.value)
@@ -147,5 +147,5 @@ def test_options_of_every_kind_of_url():
     assert read_redis_url("rediss://h").tls.minimum_version is ssl.TLSVersion.TLSv1_2  # type: ignore[union-attr]
 
 
-def test_a_server_is_shown_as_it_is_dialled():
+def test_server_is_shown_as_it_is_dialled():
     assert str(Server("/run/x.sock", 0)) == "/run/x.sock"
