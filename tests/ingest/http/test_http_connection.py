@@ -63,7 +63,7 @@ async def answers(node: IngestNode, pieces: list[bytes], *, first: Request | Non
         for piece in pieces:
             client.send(piece)
             await client.writer.drain()
-            for _ in range(3):  # so that the node may see it alone
+            for _ in range(3):  # so that the node may read it alone
                 await asyncio.sleep(0)
         received = b""
         while data := await client.reader.read(65_536):
@@ -138,6 +138,22 @@ async def test_known_request_is_not_parsed(node, monkeypatch):
     async with await Client.connect(node.port) as client:
         for _ in range(3):
             assert (await client.ask(GOOD.encode())).status == 200
+
+
+async def test_connection_takes_the_fast_path_again_after_odd_requests(node, monkeypatch):
+    odd = [
+        (Request(method="GET", query=PAIRS), 200),
+        (Request(target="/unknown"), 404),
+        (Request(token="wrong"), 403),
+        (Request(method="PUT"), 405),
+        (Request(members={"SessionUUID": "s"}), 200),
+    ]
+    async with await Client.connect(node.port) as client:
+        for request, status in odd:
+            assert (await client.ask(request.encode())).status == status
+            with monkeypatch.context() as patch:
+                patch.setattr(RequestReader, "read", None)
+                assert (await client.ask(GOOD.encode())).status == 200
 
 
 async def test_head_and_body_may_come_in_two_packets(node):

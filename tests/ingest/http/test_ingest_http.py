@@ -1,4 +1,4 @@
-"""The HTTP side of a node by raw bytes: the table of answers, and everything that is no proper callback."""
+"""The HTTP side of a node, by raw bytes: the table of accepted requests, the table of refused ones, their bounds."""
 
 import asyncio
 import gzip
@@ -29,16 +29,16 @@ BODY = b"SessionUUID=s&EventName=e"
 BODY_PAIRS = [("SessionUUID", "s"), ("EventName", "e")]
 
 
-@pytest.fixture(params=[True, False], ids=["quick", "parsed"], autouse=True)
-def quick(request, monkeypatch) -> bool:
-    """Whether layouts of requests are remembered, which must not be seen from outside."""
+@pytest.fixture(params=[True, False], ids=["fast path", "parsed"], autouse=True)
+def fast_path(request, monkeypatch) -> bool:
+    """Whether there is a fast path, which must make no difference to a client."""
     monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", request.param)
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     return bool(request.param)
 
 
 @pytest.fixture
-async def node(redis_server, namespace, quick) -> AsyncIterator[IngestNode]:
+async def node(redis_server, namespace, fast_path) -> AsyncIterator[IngestNode]:
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     yield node
@@ -50,7 +50,7 @@ def lines(*head: str, body: bytes = b"") -> bytes:
 
 
 def signed(*more: str, body: bytes = b"", target: str = "/callbacks") -> bytes:
-    """A POST whose headers can be anything; the signature is there and wrong unless the body is not looked at."""
+    """A POST with any headers, and a signature that is wrong for any body."""
     return lines(
         f"POST {target} HTTP/1.1", "Host: h", "X-Plivo-Signature-V3: x", "X-Plivo-Signature-V3-Nonce: 1", *more,
         body=body,
@@ -314,7 +314,7 @@ async def test_head_request_gets_no_body(node):
         response = await client.ask(Request(method="HEAD").encode(), "HEAD")
         assert (response.status, response.headers["allow"]) == (405, "GET, POST")
         assert int(response.headers["content-length"]) > 0
-        assert (await client.ask(GOOD.encode())).status == 200  # nothing of it is left in the connection
+        assert (await client.ask(GOOD.encode())).status == 200  # no byte of it is left on the connection
 
 
 async def test_connection_serves_many_requests(node):

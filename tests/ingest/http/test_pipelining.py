@@ -1,4 +1,4 @@
-"""A good request does not suffer from what stands behind it, in whatever packets it comes."""
+"""Pipelined requests: a good one is answered and stored whatever follows it, in whatever packets it comes."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from test_ingest_http import BODY, BODY_PAIRS, chunked
 
 from maskline.ingest.node import IngestNode
 
-KEPT = {
+GOOD = {
     "get": Request(method="GET", query=PAIRS),
     "post": Request(),
     "post to the account": Request(target=f"/callbacks/{MAIN}"),
@@ -29,7 +29,7 @@ LAST = {
     "close": Request(headers={"Connection": "close"}),
     "http/1.0": Request(version="HTTP/1.0"),
     "get, http/1.0": Request(method="GET", query=PAIRS, version="HTTP/1.0"),
-    "chunked, close": KEPT["chunked"]._replace(
+    "chunked, close": GOOD["chunked"]._replace(
         headers={"Content-Length": None, "Transfer-Encoding": "chunked", "Connection": "close"}
     ),
 }
@@ -40,27 +40,27 @@ GARBAGE = [b"x", b" ", b"\0", b"\n", b"\xff\xfe", b"xyz\r\n\r\n", b"\x16\x03\x01
            b"\r\n\r\n\0", b"x" * 40_000]  # fmt: skip
 
 
-@pytest.fixture(params=[True, False], ids=["quick", "parsed"])
+@pytest.fixture(params=[True, False], ids=["fast path", "parsed"])
 async def node(redis_server, namespace, monkeypatch, request) -> AsyncIterator[IngestNode]:
     monkeypatch.setattr("maskline.ingest.http.server.FAST_PATH", request.param)
     monkeypatch.setattr("maskline.ingest.fastpath.head_templates.LEARN_AFTER", 1)
     node = IngestNode(node_settings(redis_server.url, namespace))
     await node.start()
     for _ in range(3):
-        assert (await ask(node.port, KEPT["post"])).status == 200
+        assert (await ask(node.port, GOOD["post"])).status == 200
     yield node
     await node.stop()
 
 
 async def statuses(node: IngestNode, sent: bytes, cuts: list[int]) -> list[int]:
-    """Of all answers until the node ends the connection, whatever they are split by."""
+    """The statuses of all answers until the node ends the connection; `cuts`: where the sent bytes are cut."""
     answered: list[int] = []
     places = [0, *sorted({cut for cut in cuts if cut < len(sent)}), len(sent)]
     async with await Client.connect(node.port) as client:
         for begin, end in pairwise(places):
             client.send(sent[begin:end])
             await client.writer.drain()
-            for _ in range(3):  # so that the node may see it alone
+            for _ in range(3):  # so that the node may read it alone
                 await asyncio.sleep(0)
         async with asyncio.timeout(20):
             received = await client.reader.read()
@@ -78,14 +78,14 @@ async def statuses(node: IngestNode, sent: bytes, cuts: list[int]) -> list[int]:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
-    st.lists(st.sampled_from([*KEPT.values()]), max_size=4), st.none() | st.sampled_from([*LAST.values()]),
+    st.lists(st.sampled_from([*GOOD.values()]), max_size=4), st.none() | st.sampled_from([*LAST.values()]),
     st.sampled_from(GARBAGE) | st.binary(min_size=1, max_size=9).map(lambda data: b"\0" + data),
     st.lists(st.integers(1, 2_500), max_size=5),
 )  # fmt: skip
-@example([KEPT["get"]] * 3, None, b"x", [])
-@example([KEPT["chunked"]], None, b"\0", [])
+@example([GOOD["get"]] * 3, None, b"x", [])
+@example([GOOD["chunked"]], None, b"\0", [])
 @example([], LAST["close"], b" ", [])
-@example([KEPT["get"]], LAST["http/1.0"], b"x", [])
+@example([GOOD["get"]], LAST["http/1.0"], b"x", [])
 async def test_good_requests_are_answered_whatever_follows_them(node, good, last, garbage, cuts):
     taken = node.metrics.taken
     requests = [*good, *([last] if last else [])]
@@ -96,10 +96,10 @@ async def test_good_requests_are_answered_whatever_follows_them(node, good, last
 
 
 async def test_good_requests_before_rubbish_are_stored(node, redis_server, namespace):
-    sent = b"".join(request.encode() for request in KEPT.values())
-    assert await statuses(node, sent + b"\0", []) == [200] * len(KEPT) + [400]
+    sent = b"".join(request.encode() for request in GOOD.values())
+    assert await statuses(node, sent + b"\0", []) == [200] * len(GOOD) + [400]
     with redis_server.client() as client:
-        assert len(stored(client, node_settings(redis_server.url, namespace))) == 3 + len(KEPT)
+        assert len(stored(client, node_settings(redis_server.url, namespace))) == 3 + len(GOOD)
 
 
 async def test_client_gets_its_answers_although_it_sends_more(node):
@@ -117,9 +117,9 @@ async def test_client_gets_its_answers_although_it_sends_more(node):
 
 async def test_client_may_end_its_side_before_the_answer(node):
     async with await Client.connect(node.port) as client:
-        client.send(b"".join(request.encode() for request in KEPT.values()))
+        client.send(b"".join(request.encode() for request in GOOD.values()))
         client.writer.write_eof()
-        assert [(await client.response()).status for _ in KEPT] == [200] * len(KEPT)
+        assert [(await client.response()).status for _ in GOOD] == [200] * len(GOOD)
         assert await client.ended()
 
 
