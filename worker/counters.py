@@ -1,4 +1,4 @@
-"""What a worker process counts: plain integers on the hot path, turned into metrics when they are asked for."""
+"""What a worker process counts: plain integers on the hot path, read by `worker.metrics` when they are asked for."""
 
 from collections import Counter, defaultdict
 
@@ -8,36 +8,42 @@ class Counters:
 
     def __init__(self) -> None:
         self.read = 0
+        """Entries read."""
         self.duplicates = 0
+        """Callbacks dropped because they had come before."""
         self.given_up = 0
-        """Sequence numbers that were given up."""
+        """Sequence numbers given up because they did not come in time."""
         self.released: Counter[str] = Counter()
-        """Events by order."""
+        """Events released to handlers, by order (`in_order`, `after_gap`, `late`, `unsequenced`)."""
         self.dead: Counter[str] = Counter()
         """Dead letters by code."""
         self.unreadable: Counter[str] = Counter()
-        """Values that could not be read, by Plivo's names of their attributes: those of schemas.events alone."""
+        """Values that could not be read, by Plivo's names of their attributes: known attributes only."""
         self.handled: Counter[str] = Counter()
         """Successful attempts by handler."""
         self.failed: Counter[str] = Counter()
         """Failed attempts by handler."""
         self.handler_seconds: defaultdict[str, float] = defaultdict(float)
-        """Time in handlers, awaiting included."""
+        """Seconds spent in handlers, awaiting included, by handler."""
         self.commits = 0
+        """Commits confirmed by Redis."""
         self.fenced = 0
-        """Commits refused because the lease had gone to somebody else."""
+        """Commits and marks refused because another worker has the lease."""
         self.leases_gained = 0
+        """Leases acquired."""
         self.leases_lost = 0
         """Leases that ended without being given back."""
         self.diverged = 0
-        """Partitions begun again because their server had lost what was seen of them."""
+        """Partitions read again because their server had lost what was seen of them."""
         self.crashes = 0
         """Handlers that were running for an event when their worker went down."""
         self.sandbox_runs: Counter[str] = Counter()
         """Runs of handlers in a sandbox, by outcome: handled, failed, crashed, impossible."""
         self.trimmed = 0
-        """Entries that retention has taken."""
+        """Entries trimmed by retention."""
         self.unreadable_states = 0
+        """Session states that could not be read, so that their order began anew."""
         self.loop_blocks = 0
+        """Times that a handler blocked the event loop for too long."""
         self.forced_gaps = 0
-        """Gaps given up early because the process held too much."""
+        """Gaps given up early because the process held too many events."""

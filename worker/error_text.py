@@ -1,8 +1,8 @@
-"""What an exception tells a person who wants to mend its cause, in few bytes: messages, and the user's own lines.
+"""Describes an exception in few bytes for a person who is to mend its cause, without phone numbers.
 
 A whole traceback is mostly the way from our loop to the handler, and down into libraries: thousands of characters that
-are the same each time. What is kept of each exception in the chain: its type and message, the last lines of the user's
-own code, and the line that raised it.
+are the same each time. Of each exception in the chain these are kept: its type and message, the last lines of the
+user's own code, and the line that raised it.
 """
 
 import linecache
@@ -15,19 +15,19 @@ from typing import Final
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 
 CHAIN_MAX: Final = 3
-"""Exceptions of a chain (`raise … from …`), or of a group: the last, and what led to it."""
+"""Exceptions shown of a chain (`raise … from …`) or of a group: the last one, and those that led to it."""
 
 FRAMES_MAX: Final = 6
-"""Lines of the user's own code shown of each, the innermost."""
+"""Lines of the user's own code shown of each exception, the innermost ones."""
 
 LINE_MAX_CHARS: Final = 200
-"""Of a line of code, and of a path: its end."""
+"""Of a line of code or a path; of a path its end is shown."""
 
 MESSAGE_MAX_CHARS: Final = 1_000
-"""Of an exception's text. Some carry whole answers of a server."""
+"""Of an exception's text: some carry whole answers of a server."""
 
-ACCOUNT_MESSAGE_MAX_CHARS: Final = 300
-"""Of an exception's text beside the lines that led there: the lines must have room as well."""
+TRACEBACK_MESSAGE_MAX_CHARS: Final = 300
+"""Of an exception's text in a traceback, where the lines must have room as well."""
 
 OURS: Final = tuple(
     f"{Path(__file__).resolve().parent.parent / package}/" for package in ("worker", "runtime", "schemas")
@@ -37,12 +37,12 @@ LIBRARIES: Final = tuple({f"{_PATHS[name]}/" for name in ("stdlib", "purelib", "
 
 
 def storable_text(text: str) -> str:
-    """The text as UTF-8 can hold it: an exception's may have lone surrogates, of a file name for instance."""
+    """The text with what UTF-8 cannot hold escaped: lone surrogates, of a file name for instance."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def error_message(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> str:
-    """An exception's text, whatever it is, in one line of bounded length, without phone numbers."""
+    """The text of any exception, in one line of at most `at_most` characters, without phone numbers."""
     try:
         text = str(failure)
     except BaseException:  # noqa: BLE001  a handler's exception, with a __str__ of its own
@@ -53,7 +53,10 @@ def error_message(failure: BaseException, at_most: int = MESSAGE_MAX_CHARS) -> s
 
 
 def short_traceback(failure: BaseException, *, maskline_lines: bool = False) -> str:
-    """Where a failure came from, the innermost cause first, without phone numbers. `maskline_lines`: show ours too."""
+    """Where a failure came from: lines and messages, the innermost cause first, without phone numbers.
+
+    `maskline_lines`: show lines of maskline itself where there are no others.
+    """
     chain: list[BaseException] = []
     _collect(failure, chain)
     parts = [_one_short_traceback(one, maskline_lines=maskline_lines) for one in reversed(chain)]
@@ -61,7 +64,7 @@ def short_traceback(failure: BaseException, *, maskline_lines: bool = False) -> 
 
 
 def _collect(failure: BaseException, chain: list[BaseException]) -> None:
-    """The failure, and what led to it or is within it, CHAIN_MAX at most."""
+    """Add the failure and those that led to it, or are in its group, to `chain`: CHAIN_MAX at most."""
     todo: list[BaseException] = [failure]
     while todo and len(chain) < CHAIN_MAX:
         one = todo.pop(0)
@@ -76,9 +79,9 @@ def _collect(failure: BaseException, chain: list[BaseException]) -> None:
 
 
 def _one_short_traceback(failure: BaseException, *, maskline_lines: bool) -> str:
-    told = f"{type(failure).__qualname__}: {error_message(failure, ACCOUNT_MESSAGE_MAX_CHARS)}"
+    described = f"{type(failure).__qualname__}: {error_message(failure, TRACEBACK_MESSAGE_MAX_CHARS)}"
     lines = [_line(frame, number) for frame, number in _frames(failure, maskline_lines=maskline_lines)]
-    return "\n".join([*lines, told.removesuffix(": ")])
+    return "\n".join([*lines, described.removesuffix(": ")])
 
 
 def _frames(failure: BaseException, *, maskline_lines: bool) -> list[tuple[FrameType, int]]:

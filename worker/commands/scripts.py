@@ -1,6 +1,7 @@
-"""The Lua scripts of `lua/`, one typed function each: what they are given and what they answer stands in their heads.
+"""The Lua scripts of `lua/` as typed functions. The head of each script lists its KEYS, its ARGV and its reply.
 
-Commands are packed for a PipelinedConnection; several of them travel in one round trip.
+A function named like a script returns one packed command, for `PipelinedConnection.send`: several of them travel in one
+round trip. A function `read_…` reads that script's reply.
 """
 
 import hashlib
@@ -18,8 +19,7 @@ from maskline.worker.commands.marks import MARKS_TTL_S, Mark, encode_mark
 from maskline.worker.commands.packing import pack_arguments, pack_keys, pack_states, packed_command
 
 CONSUMER: Final = "maskline"
-"""The one consumer of every group: who owns a partition is said by the lease, not by the consumer's name."""
-
+"""The only consumer of every group: the lease says who owns a partition, not the consumer's name."""
 
 MARKS_MAX: Final = 1_000
 """Marks written by one call: Lua's unpack takes some thousand values."""
@@ -38,7 +38,10 @@ _SHA: Final = {
 
 
 async def load_scripts(connection: PipelinedConnection) -> None:
-    """Make the scripts known to the server; once for every connection, since a restarted server forgets them."""
+    """Load all scripts into the server: once for every connection, since a restarted server forgets them.
+
+    Raises RedisUnavailableError where the server refuses one.
+    """
     replies = await connection.send(
         b"".join(pack("SCRIPT", "LOAD", source) for source in _SOURCES.values()), len(_SOURCES)
     )
@@ -48,7 +51,7 @@ async def load_scripts(connection: PipelinedConnection) -> None:
 
 
 class AcquiredLease(NamedTuple):
-    """A lease just taken, and where its group stands."""
+    """The reply of `acquire`: a lease just taken, and where its group stands."""
 
     token: int
     cursor: str
@@ -66,11 +69,15 @@ class AcquiredLease(NamedTuple):
 
 
 def lease_value(token: int, worker: str) -> str:
+    """What stands under a lease's key while `worker` holds it with this fencing token."""
     return f"{token} {worker}"
 
 
 def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over: int = 0) -> bytes:
-    """`token_over`: the greatest token that this worker has had for the partition; the new one is greater."""
+    """Take the partition's lease, if nobody holds it.
+
+    `token_over`: the greatest fencing token that this worker has had for the partition; the new one is greater.
+    """
     return pack(
         "EVALSHA", _SHA["acquire"], 4,
         keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.marks(partition),
@@ -79,7 +86,7 @@ def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over:
 
 
 def read_acquired(reply: Any) -> AcquiredLease | None:
-    """None if somebody else holds the lease. Raises RedisUnavailableError for an error reply."""
+    """Read the reply of `acquire`: None if another worker holds it. Raises RedisUnavailableError for an error."""
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"a lease could not be taken: {reply}")
     if reply == 0:
@@ -92,19 +99,25 @@ def read_acquired(reply: Any) -> AcquiredLease | None:
 
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
+    """Hold a lease for `ttl_ms` more; `value` is its `lease_value`. Reply: 1 if it is still held, else 0."""
     return pack("EVALSHA", _SHA["renew"], 2, keys.lease(partition), keys.fence(partition), value, ttl_ms)
 
 
 def release(keys: Keys, partition: int, value: str) -> bytes:
+    """Give a lease back, and note that its tenure ended well. Reply: 1, or 0 if it was not held any more."""
     return pack("EVALSHA", _SHA["release"], 2, keys.lease(partition), keys.fence(partition), value)
 
 
 def heartbeat(keys: Keys, worker: str, ttl_ms: int) -> bytes:
+    """Say that the worker lives, and ask which others do."""
     return pack("EVALSHA", _SHA["heartbeat"], 1, keys.workers, worker, ttl_ms)
 
 
 def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
-    """The live workers, and in how many ms the next of the others lapses; None where it was refused."""
+    """Read the reply of `heartbeat`: the live workers' IDs, and in how many ms the next other one's heartbeat lapses.
+
+    None for each that is not known: both where Redis refused the command, the second where no other worker lives.
+    """
     if not isinstance(reply, list):
         return None, None
     live, next_lapse_ms = reply
@@ -114,11 +127,14 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
 COMMITTED: Final = 1
 FENCED: Final = 0
 DIVERGED: Final = 2
-"""Replies of a commit; see lua/commit.lua."""
+"""Replies of `commit`: done; the lease is another worker's; the server lacks what the commit stands on."""
 
 
 def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: bool = True) -> bytes:
-    """`look_up`: have the server look whether the entry at the cursor is there, where the cursor has moved."""
+    """Write what was done to a partition, if the lease is still held; `value` is its `lease_value`.
+
+    `look_up`: where the cursor has moved, have the server check that the entry at it is there.
+    """
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
     states, closed = pack_states(what.states.values())
     heads = (
@@ -142,21 +158,21 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: boo
 
 
 def get_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
-    """No script: the states of sessions, each None where there is none."""
+    """The encoded states of sessions, each None where there is none: an MGET, no script. `sessions`: SessionUUIDs."""
     return packed_command(
         1 + len(sessions), pack_arguments("MGET"), pack_keys(keys.of(partition).session, sessions)
     )
 
 
 def get_history(keys: Keys, partition: int, entry_id: str) -> bytes:
-    """No script, two commands: token, owner and commit of the fence, and the entry under an ID."""
+    """Two commands, no script: HMGET of the fence's token, owner and commit, and XRANGE of the entry under an ID."""
     return pack("HMGET", keys.fence(partition), "token", "owner", "commit") + pack(
         "XRANGE", keys.callbacks(partition), entry_id, entry_id
     )
 
 
 def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark]]) -> bytes:
-    """`marks`: by field, MARKS_MAX of them at most."""
+    """Write marks, if the lease is still held. `marks`: by field, MARKS_MAX of them at most. Reply: 1, else 0."""
     pairs = [argument for field, mark in marks for argument in (field, encode_mark(mark))]
     return pack(
         "EVALSHA", _SHA["mark"], 3, keys.lease(partition), keys.fence(partition), keys.marks(partition),
@@ -165,29 +181,35 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
 
 
 class RetainingGroup(NamedTuple):
-    """A group that keeps callbacks which retention would take."""
+    """A consumer group that has not handled callbacks which retention would trim."""
 
     group: str
     waiting: int
     """Callbacks that it has not handled; -1 where the server does not know."""
     outstayed_ms: int
-    """For how long the oldest of what it keeps should have been gone."""
+    """For how many ms the oldest of them should have been gone."""
 
 
 class TrimReply(NamedTuple):
+    """The reply of `trim`."""
+
     trimmed: int
+    """Entries that are gone."""
     left: int
+    """Entries that are still in the stream."""
     oldest_ms: int
     """The time of the oldest entry left; -1 if there is none."""
     held: tuple[RetainingGroup, ...]
+    """The groups that hold retention back."""
 
 
 def trim(keys: Keys, partition: int, *, retention_ms: int, keep: int, at_most: int) -> bytes:
+    """Trim a stream to `retention_ms` and `keep` entries, as far as all groups have handled it, by `at_most`."""
     return pack("EVALSHA", _SHA["trim"], 1, keys.callbacks(partition), retention_ms, keep, at_most)
 
 
 def read_trimmed(reply: Any) -> TrimReply:
-    """Raises RedisUnavailableError for an error reply."""
+    """Read the reply of `trim`. Raises RedisUnavailableError for an error."""
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"a stream could not be trimmed: {reply}")
     trimmed, left, oldest_ms, *held = reply

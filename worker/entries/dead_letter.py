@@ -17,14 +17,14 @@ from maskline.worker.ordering.reorder import Arrival
 DEAD_FIELD: Final = b"d"
 
 LETTER_MAX_BYTES: Final = 4_096
-"""Of a letter besides the callback itself: Redis keeps every letter in memory until somebody has looked at it."""
+"""Of a letter besides the callback itself: Redis keeps every letter in memory until an operator has dealt with it."""
 
 REASON_MAX_BYTES: Final = 1_024
 NAME_MAX_BYTES: Final = 512
-"""Of a longer letter's names: a session's has that much at most, and the callback has the whole of the others."""
+"""Of each name in a letter that is cut: a SessionUUID is no longer, and the callback has the others whole."""
 
 HEADS_BYTES: Final = 64
-"""What msgpack writes before a field, and before texts and bytes to say how long they are."""
+"""Room for what msgpack writes before texts and bytes: their type and length."""
 
 INTERNAL_ERROR: Final = "internal_error"
 """The code of a letter about a fault in maskline."""
@@ -119,7 +119,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes:
-    """The value of the letter's field: LETTER_MAX_BYTES at most besides callback and foreign fields."""
+    """The msgpack of a dead letter, cut to LETTER_MAX_BYTES besides its callback and its foreign fields."""
     try:
         encoded = _encode(letter)
     except (UnicodeEncodeError, OverflowError):
@@ -129,7 +129,7 @@ def encode_dead_letter(letter: DeadLetter) -> bytes:
 
 
 def _cut(letter: DeadLetter) -> DeadLetter:
-    """With what can be stored of its texts, as far as the bound allows: the beginnings, and the account's end."""
+    """The letter with its texts cut to the bound, and made storable: their beginnings, and the traceback's end."""
     names = ("group", "entry_id", "code", "session_uuid", "event_name", "handler")
     texts = {name: _beginning(getattr(letter, name), NAME_MAX_BYTES) for name in names}
     numbers = {
@@ -139,8 +139,8 @@ def _cut(letter: DeadLetter) -> DeadLetter:
         letter, **texts, **numbers, reason=_beginning(letter.reason, REASON_MAX_BYTES), traceback=None
     )
     room = LETTER_MAX_BYTES - HEADS_BYTES - len(_encode(replace(cut, callback=b"", foreign_fields=[])))
-    account = storable_text(letter.traceback or "").encode()[-room:].decode(errors="ignore")
-    return replace(cut, traceback=account or None)
+    traceback = storable_text(letter.traceback or "").encode()[-room:].decode(errors="ignore")
+    return replace(cut, traceback=traceback or None)
 
 
 def _beginning(text: str | None, at_most: int) -> str | None:
@@ -162,16 +162,17 @@ _PUBLIC_ID: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,20}-[0-9]{1,20})")
 
 
 def decode_dead_letter(value: bytes) -> DeadLetter:
-    """Raises msgspec.MsgspecError where the value is no dead letter."""
+    """Read what `encode_dead_letter` wrote. Raises msgspec.MsgspecError for anything else."""
     return _decoder.decode(value)
 
 
 def public_id(partition: int, entry_id: str) -> str:
+    """The ID by which operators name a dead letter; `entry_id` is its own in `{ns:p}:dead`."""
     return f"{partition}-{entry_id}"
 
 
 def split_public_id(text: str) -> tuple[int, str]:
-    """The partition and entry ID of a public id. Raises ValueError for anything else."""
+    """The partition and entry ID that `public_id` was given. Raises ValueError for any other text."""
     match = _PUBLIC_ID.fullmatch(text)
     if match is None:
         raise ValueError("not the id of a dead letter")

@@ -1,4 +1,7 @@
-"""Stream entries: from the bytes in the stream to an arrival with its event, or to a dead letter that says why not."""
+"""Decodes stream entries: each becomes an arrival with its event, or is refused, and the dead letter says why.
+
+`worker.native.entries` does the same in C, and comes back to `EntryDecoder.arrival_of` for all that is not ordinary.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,7 +32,7 @@ try:
     from maskline.worker.native import entries
 
     IN_C = True
-except ImportError:  # where there was no compiler, we are told so here
+except ImportError:  # there was no compiler at installation
     IN_C = False
 
 RECORDING_PREFIX: Final = "SessionRecording"
@@ -39,31 +42,31 @@ _RECORDING: Final = frozenset(kind for name, kind in EVENT_TYPES.items() if name
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 StreamEntries = Sequence[tuple[bytes, Sequence[bytes]]]
-"""IDs and fields, as XREAD answers."""
+"""Entries as XREAD returns them: the ID, and names and values in turn."""
 
 RefusedEntry = tuple[str, Sequence[bytes], UndecodableEntryError]
-"""ID and fields of an entry that is no callback, and why."""
+"""An entry that is no callback: its ID, its fields, and why it is refused."""
 
 DecodeResult = tuple[list[str], list[Arrival], list[str], list[RefusedEntry]]
-"""The IDs of all, the arrivals, their sessions that are not known, and the refused."""
+"""The IDs of all entries, the arrivals, the SessionUUIDs that are not known, and the refused entries."""
 
 ArrivalOf = Callable[[str, Sequence[bytes], bool], Arrival]
 
 DecodeEntries = Callable[[StreamEntries, bool, Mapping[str, Any]], DecodeResult]
 
 DECODERS_MAX: Final = 8
-"""A process has one; tests have a few."""
+"""Decoders kept: a process needs one, tests a few."""
 
 
 class EntryDecoder:
-    """Decodes stream entries; `ignored` parameters do not count where callbacks are compared (Arrival.fingerprint)."""
+    """Decodes stream entries. `ignored`: names of parameters that do not count in `Arrival.fingerprint`."""
 
     def __init__(self, ignored: frozenset[str]) -> None:
         self.callbacks = TemplateDecoder(ignored)
         self.unreadable = self.callbacks.unreadable
-        """What could not be read of entries, until somebody takes it away: attributes, how often."""
+        """Values that could not be read since the partition took the last ones away: attribute, how often."""
         self.decode: DecodeEntries = self.decode_in_python
-        """As `decode_in_python`; in C where that could be built when maskline was installed."""
+        """As `decode_in_python`: in C, unless there was no compiler at installation."""
         if IN_C and self.callbacks.templates is not None:
             self.decode = entries.EntryReader(
                 self.callbacks.templates,
@@ -77,7 +80,7 @@ class EntryDecoder:
     def decode_in_python(
         self, entries: StreamEntries, recording_shared: bool, known: Mapping[str, Any]
     ) -> DecodeResult:
-        """Decode stream entries; `known` are the sessions that need not be named."""
+        """Decode stream entries. `known`: SessionUUIDs that are not to be returned as unknown, with any values."""
         ids = [entry_id.decode() for entry_id, _ in entries]
         arrivals: list[Arrival] = []
         unknown: dict[str, None] = {}
@@ -97,7 +100,11 @@ class EntryDecoder:
         return ids, arrivals, list(unknown), refused
 
     def arrival_of(self, entry_id: str, fields: Sequence[bytes], recording_shared: bool) -> Arrival:
-        """The arrival of an entry, an `Entry` as its payload. Raises UndecodableEntryError where it is no callback."""
+        """The arrival of an entry, with an `Entry` as its payload.
+
+        `fields`: name and value of its one field, which is the msgpack of a RawCallback. `recording_shared`: recording
+        events are numbered with the others. Raises UndecodableEntryError where the entry is no callback.
+        """
         if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
             raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
         event, fingerprint, received_at_ms, replayed = self.callbacks.decode(fields[1])
@@ -119,12 +126,12 @@ class EntryDecoder:
 
 @lru_cache(DECODERS_MAX)
 def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
-    """The decoder that partitions share: what it learns of one, it knows of all."""
+    """The decoder that all partitions share: the templates that it learns serve them all."""
     return EntryDecoder(ignored)
 
 
 def internal_refusal(error: Exception) -> UndecodableEntryError:
-    """A fault of ours in decoding, as what refuses the entry."""
+    """The refusal of an entry on which decoding itself has failed; `error` is its cause."""
     refusal = UndecodableEntryError(INTERNAL_ERROR, internal_error_reason(error, "decoding"))
     refusal.__cause__ = error
     return refusal
@@ -133,15 +140,15 @@ def internal_refusal(error: Exception) -> UndecodableEntryError:
 def dead_letter_of_undecodable(
     entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, *, group: str, now_ms: int
 ) -> DeadLetter:
-    """The dead letter of an entry that `arrival_of` refuses; `fields` may be empty if they are gone."""
-    # Whatever somebody may have put there: what is no bytes stands as text.
+    """The dead letter of an entry that `arrival_of` refuses; `fields` is empty where the entry was deleted."""
+    # A foreign entry may hold anything: what is not bytes is kept as text.
     given: Sequence[Any] = fields or ()
     kept = [field if isinstance(field, bytes) else repr(field).encode() for field in given]
     ours = len(kept) == 2 and kept[0] == CALLBACK_FIELD
-    account = None
+    traceback = None
     if error.code == INTERNAL_ERROR and error.__cause__ is not None:
-        account = short_traceback(error.__cause__, maskline_lines=True)
-    reason = error.detail if account else f"{error.code.replace('_', ' ')}: {error.detail}"
+        traceback = short_traceback(error.__cause__, maskline_lines=True)
+    reason = error.detail if traceback else f"{error.code.replace('_', ' ')}: {error.detail}"
     return DeadLetter(
         group=group,
         entry_id=entry_id,
@@ -150,7 +157,7 @@ def dead_letter_of_undecodable(
         failed_at_ms=now_ms,
         callback=kept[1] if ours else b"",
         received_at_ms=_received_at_ms(kept[1]) if ours else None,
-        traceback=account,
+        traceback=traceback,
         foreign_fields=[] if ours else list(zip(kept[::2], kept[1::2], strict=False)),
     )
 
@@ -172,11 +179,11 @@ def _timestamp_us(moment: datetime) -> int:
 
 
 _timestamps_us: Final = BoundedCache(_timestamp_us, CACHED_VALUES_MAX)
-"""Remembered, as the moments themselves are."""
+"""The cache has the size of the one for the moments themselves."""
 
 
 def _received_at_ms(value: Any) -> int | None:
     try:
         return decode_callback(value).received_at_ms
-    except Exception:  # noqa: BLE001 - it was that, perhaps, which could not be foreseen
+    except Exception:  # noqa: BLE001 - decoding may be what has failed
         return None

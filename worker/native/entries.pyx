@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""`worker.entries.decode.decode_entries` in C. An entry that is not as usual goes to `arrival_of`, in Python.
+"""`worker.entries.decode.EntryDecoder.decode` in C. An entry that is not ordinary goes to `arrival_of`, in Python.
 
-It makes the same objects of the same parts, and saves Python's way from one to the next.
+It makes the same objects of the same parts, and saves the interpreter's way from one to the next.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE

@@ -1,10 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The ordinary cases of `worker.ordering.reorder.SessionOrder.arrive` in C: an arrival that is due, and one that waits for its turn.
-Also how sessions come into memory and leave it (`worker.partitions.partition`).
+"""The two ordinary cases of `worker.ordering.reorder.SessionOrder.arrive` in C: an arrival that is due, and one that
+waits for its turn. Also how sessions come into memory and leave it, for `worker.partitions.partition`.
 
-It decides nothing that `worker.ordering.reorder` would not: what is not plain is left alone, for Python to look at
-(tests/worker/ordering/test_in_c.py holds both side by side). The steps are Python's, and cost half of what they cost there: it
-is worth 1.4 µs of 2.4 for each event.
+It decides nothing otherwise than `worker.ordering.reorder` does: what is not ordinary is left untouched, for Python to
+decide (tests/worker/ordering/test_in_c.py holds both against each other). It is worth 1.4 µs of 2.4 for each event.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -57,7 +56,7 @@ cdef enum:
     NUMBER_BYTES = 8
     FINGERPRINT_BYTES = 8
     EVICTED_AT_ONCE = 128
-    WAITING_MAX = 8  # arrivals of a session that wait: each is looked at once or twice
+    WAITING_MAX = 8  # arrivals of a session that wait: all of them are looked through once or twice
 
 cdef Py_ssize_t RING_MAX = RELEASED_REMEMBERED * RELEASED_BYTES
 if RELEASED_BYTES != NUMBER_BYTES + FINGERPRINT_BYTES:
@@ -92,12 +91,12 @@ if sorted(SessionOrder.__slots__ + LiveSession.__slots__) != sorted(
 
 
 def arrive_ordinary(list arrivals not None, size_t at, dict sessions not None, states, policy, list ready, owner):
-    """Take arrivals, from `at` on, as long as each is plain; return where that ended.
+    """Take arrivals, from the index `at` on, as long as each is ordinary; return the index of the first that is not.
 
-    On one that raises nothing was done, as on one that is not plain: Python looks at it, and says what is wrong.
+    Nothing was done on that one, nor on one that raises: Python takes it, and says what is wrong.
 
     `sessions`: those in memory, in the order of their use. `states`: of those that are not. `ready`: sessions that have
-    work now. `owner`: the Partition, of which this is a method in all but name.
+    work now are added to it. `owner`: the Partition; this is a method of it in all but name.
     """
     cdef long long count = 0
     try:
@@ -111,7 +110,7 @@ def arrive_ordinary(list arrivals not None, size_t at, dict sessions not None, s
 
 
 cdef bint arrive_one(arrival, dict sessions, states, policy, list ready, owner, long long *count) except -1:
-    """Whether it was plain; if not, nothing is done but that its session is in memory."""
+    """Take one arrival, and return whether it was ordinary; if not, nothing is done but to load its session."""
     cdef PyObject *found
     cdef Py_ssize_t before
     cdef list outcomes
@@ -151,7 +150,7 @@ cdef bint arrive_one(arrival, dict sessions, states, policy, list ready, owner, 
 
 
 cdef object loaded_session(uuid, encoded, owner):
-    """As `Partition.load_session`: where sessions come and go, one is made for each event."""
+    """As `Partition.load_session`, and for the same reason in C: where sessions come and go, each event loads one."""
     cdef object session, state = NEW_SESSION
     if encoded is not None:
         state = decode_ordinary_state(encoded)
@@ -171,9 +170,9 @@ cdef object loaded_session(uuid, encoded, owner):
 
 
 def evict_idle(dict sessions not None, Py_ssize_t surplus, dict changed not None, being_written not None):
-    """As `Partition._evict` does it, drop sessions that are over the bound, as long as each is plain; return how many.
+    """Drop the oldest sessions that are over the bound, as long as each is idle; return how many.
 
-    `changed`, `being_written`: those with states that Redis has not confirmed.
+    As `Partition._evict`. `changed`, `being_written`: sessions with states that Redis has not confirmed.
     """
     cdef PyObject *uuids[EVICTED_AT_ONCE]
     cdef PyObject *oldest[EVICTED_AT_ONCE]
@@ -201,10 +200,10 @@ def evict_idle(dict sessions not None, Py_ssize_t surplus, dict changed not None
 
 
 cdef void prefetch_states(PyObject **sessions, Py_ssize_t count) noexcept:
-    """Have what the sessions consist of on its way, all of it at once.
+    """Fetch what the sessions consist of into the cache, all of it at once.
 
-    They were not used for long: who frees them one after the other waits for the memory several times for each, which
-    is half of what evicting one costs.
+    They were not used for long. Freeing them one after the other would wait for memory several times for each, which is
+    half of what evicting one costs.
     """
     cdef PyObject *parts[EVICTED_AT_ONCE]
     memcpy(parts, sessions, count * sizeof(PyObject *))
@@ -241,7 +240,7 @@ cdef bint is_empty(some) except -1:
 
 
 cpdef ordinary_outcomes(session, arrival, policy):
-    """As `worker.ordering.reorder.SessionOrder.arrive`; None, and nothing done, where it is not plain."""
+    """As `worker.ordering.reorder.SessionOrder.arrive`; None, and nothing done, where the case is not ordinary."""
     cdef object number, lane, following, waiting, state, first_sequence
     cdef bint recording, due
     cdef list outcomes
@@ -255,7 +254,7 @@ cpdef ordinary_outcomes(session, arrival, policy):
     if type(lane) is not LaneState or at_slot(lane, FLOOR_US) is not None or at_slot(lane, ENDING_US) is not None:
         return None
     following = at_slot(lane, NEXT)
-    if waiting and not wait_plainly(waiting, arrival, number, recording, following, policy):
+    if waiting and not all_wait_on(waiting, arrival, number, recording, following, policy):
         return None
     if following is None:
         first_sequence = policy.first_sequence
@@ -288,7 +287,7 @@ cpdef ordinary_outcomes(session, arrival, policy):
 
 
 cdef int release_followers(session, list waiting, number, bint recording, list outcomes) except -1:
-    """Release what waited for this number, and so on."""
+    """Release the arrival that waited for this number, and the one that waited for it, and so on."""
     cdef object lane, held
     while waiting:
         number += 1
@@ -303,8 +302,8 @@ cdef int release_followers(session, list waiting, number, bint recording, list o
     return 0
 
 
-cdef bint wait_plainly(list waiting, arrival, number, bint recording, following, policy) except -1:
-    """Whether what waits is in one lane with the arrival, has numbers of its own that are not passed yet, and waits on.
+cdef bint all_wait_on(list waiting, arrival, number, bint recording, following, policy) except -1:
+    """Whether all that waits is in the arrival's lane, has distinct numbers that are not passed yet, and is not expired.
 
     A number that was passed is undecided, and may be late with the next release.
     """
@@ -347,7 +346,7 @@ cdef object released(session, arrival, lane, number, bint recording):
 cdef bint is_in(bytes ring, bytes fingerprint) except -1:
     if ring is None or fingerprint is None:
         raise TypeError("no bytes")
-    # `in` asks its left side for a number first, and pays for the refusal: 0.4 µs.
+    # `in` would ask its left side for a number first, and pay for the refusal: 0.4 µs.
     return memmem(
         PyBytes_AS_STRING(ring), PyBytes_GET_SIZE(ring), PyBytes_AS_STRING(fingerprint), PyBytes_GET_SIZE(fingerprint)
     ) != NULL

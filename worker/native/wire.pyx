@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""What `worker.commands.packing` packs, in C, and the way back: the states of sessions that have one lane and nothing unusual, which
-most have. Others go to Python.
+"""`worker.commands.packing` in C, and the way back: reads and writes the states of sessions that have one lane and
+nothing unusual, which are nearly all. Others go to Python.
 
-Where each event is another session's, it is worth 1.5 µs of 10: each brings a key and a state in, and both out again.
+It is worth 1.5 µs of 10 where each event is another session's: each then brings a key and a state in, and both out.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -98,7 +98,7 @@ def pack_states(states):
     cdef list packed = [], closed = []
     cdef bytes bulk, encoded
     for state in states:
-        bulk = plain_bulk(state)
+        bulk = ordinary_bulk(state)
         if bulk is None:
             encoded = encode_state(state)
             bulk = b"$%d\r\n%b\r\n" % (len(encoded), encoded)
@@ -108,7 +108,7 @@ def pack_states(states):
     return b"".join(packed), closed
 
 
-cdef bytes plain_bulk(state):
+cdef bytes ordinary_bulk(state):
     """The state as an argument of a command; None where something about it is unusual."""
     cdef char head[BULK_HEAD_MAX_BYTES]
     cdef char body[STATE_MAX_BYTES]
@@ -200,7 +200,7 @@ cdef bint put(char **place, number) except -1:
 
 
 cpdef decode_ordinary_state(bytes encoded):
-    """As `worker.ordering.state.decode_state`, for states that `plain_bulk` writes; None for others, and for what is no state."""
+    """As `worker.ordering.state.decode_state`, for states that `ordinary_bulk` writes; None for all else."""
     cdef const unsigned char *at
     cdef const unsigned char *end
     cdef long long following, run, opening, top_us

@@ -1,9 +1,10 @@
-"""What a worker remembers of a session: where its numbering stands and what was released of late.
+"""The state of a session's order: where its numbering stands, and what was released lately. Redis keeps its msgpack.
 
-Rules: a state is immutable and complete: a new owner that loads the one committed with a release, and is fed
-what was not handled, decides as the old one would have. Held arrivals are no part of it: the stream's pending
-list has them. The rings are plain bytes, so that remembering one more release is a concatenation, and a state
-encodes at once.
+Rules: a state is immutable and complete. A new owner that loads the state committed with a release, and is fed what was
+not handled, decides as the old owner would have. Held arrivals are no part of it: they are in the group's pending list.
+
+Strategy: what was released is remembered in rings of plain bytes, so that one more release is a concatenation, and a
+state encodes at once.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ import msgspec
 STATE_VERSION: Final = 1
 
 RELEASED_REMEMBERED: Final = 64
-"""Releases of a lane (and unsequenced ones of a session) whose repeats are known. Plivo repeats a callback
-within a minute, in which a session has a dozen events; 64 cover several calls, and cost a lane 1 KiB."""
+"""Releases of a lane, and unsequenced ones of a session, whose repeats are recognised. Plivo repeats a callback within
+a minute, in which a session has a dozen events; 64 cover several calls, and take 1 KiB for a lane."""
 
 FINGERPRINT_BYTES: Final = 8
 NUMBER_BYTES: Final = 8
 RELEASED_BYTES: Final = NUMBER_BYTES + FINGERPRINT_BYTES
 
 _Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-"""What is one more than such a number can be written and read as well."""
+"""One less than a number that fits into msgpack's largest, so that the number after it can be written and read too."""
 
 
 class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -98,7 +99,7 @@ def decode_state(encoded: bytes) -> SessionState:
 
 
 def _newer(encoded: bytes) -> str:
-    """Says so where another version's shape is why a state cannot be read."""
+    """Names the version, if the state cannot be read because another release wrote it; else an empty text."""
     try:
         version = _head_decoder.decode(encoded).version
     except (msgspec.MsgspecError, RecursionError):
@@ -110,12 +111,13 @@ _pack_released = Struct(f">Q{FINGERPRINT_BYTES}s").pack
 
 
 def remember_released(ring: bytes, number: int, fingerprint: bytes) -> bytes:
+    """A lane's ring with one more release, without the oldest where there are RELEASED_REMEMBERED already."""
     return (ring + _pack_released(number, fingerprint))[-_RELEASED_MAX_BYTES:]
 
 
 def was_released(ring: bytes, number: int, fingerprint: bytes) -> bool:
-    """Whether a lane's ring has this callback."""
-    # By the fingerprint: random bytes are found, or found missing, much faster than a number's zeros.
+    """Whether a lane's ring has a release of this number with this fingerprint."""
+    # Search for the fingerprint: random bytes are found, or found missing, much faster than a number's zeros.
     at = ring.find(fingerprint)
     while at >= 0:
         if at % RELEASED_BYTES == NUMBER_BYTES and _number_at(ring, at - NUMBER_BYTES) == number:
@@ -125,7 +127,7 @@ def was_released(ring: bytes, number: int, fingerprint: bytes) -> bool:
 
 
 def was_number_released(ring: bytes, number: int) -> bool:
-    """Whether a lane's ring has this number, with whatever fingerprint."""
+    """Whether a lane's ring has a release of this number, with any fingerprint."""
     return number in released_numbers(ring)
 
 
@@ -139,10 +141,12 @@ def _number_at(ring: bytes, at: int) -> int:
 
 
 def remember_unsequenced(ring: bytes, fingerprint: bytes) -> bytes:
+    """A session's ring of unsequenced releases with one more, bounded as a lane's."""
     return (ring + fingerprint)[-_UNSEQUENCED_MAX_BYTES:]
 
 
 def was_released_unsequenced(ring: bytes, fingerprint: bytes) -> bool:
+    """Whether a session's ring of unsequenced releases has this callback."""
     at = ring.find(fingerprint)
     while at >= 0:
         if at % FINGERPRINT_BYTES == 0:

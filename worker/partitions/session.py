@@ -1,4 +1,4 @@
-"""What a worker keeps in memory of a stream entry and of a session."""
+"""What a worker keeps in memory of a session: its order, its released events, and how far their handlers have come."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """How far the handlers of a session's first event have come, once one of them has failed or waits for a thread."""
+    """How far the handlers of a session's first event have come, once one has failed or waits for a thread."""
 
     __slots__ = ("_due", "attempts", "done", "retry_timer", "thread_requests", "waiting")
 
@@ -26,40 +26,40 @@ class Progress:
         self.waiting = False
         """The session is with no runner: the first of these threads that is free takes it."""
         self.retry_timer: asyncio.TimerHandle | None = None
-        """Brings it to a runner before that, for a retry."""
+        """Takes the session to a runner for a retry, if no thread is free before."""
 
     def wait(self, retry_timer: asyncio.TimerHandle | None) -> None:
         """The session has left its runner, and waits for a thread; `retry_timer` may end that sooner."""
         self.waiting, self.retry_timer = True, retry_timer
 
     def stop_waiting(self) -> None:
-        """The session goes to a runner, or is put aside."""
+        """The session goes to a runner, or waits for its partition to be resumed: no timer and no thread takes it."""
         self.waiting = False
         if self.retry_timer is not None:
             self.retry_timer.cancel()
             self.retry_timer = None
 
     def failed(self, handler: str, attempt: int, due: float) -> None:
-        """Attempt number `attempt` of a handler failed; the next is due at `due`, by `lease_clock()`."""
+        """Attempt number `attempt` of a handler (1, 2, …) failed; the next is due at `due`, by `lease_clock()`."""
         self.attempts[handler] = attempt
         self._due[handler] = due
 
     def wait_ms(self, handler: str, now: float) -> float:
-        """How long the handler's next attempt has to wait yet; 0 or less if it is due."""
+        """In how many ms the handler's next attempt is due; 0 or less if it is due now. `now`: by `lease_clock()`."""
         return (self._due.get(handler, now) - now) * 1000
 
 
 NO_RELEASES: Final = cast("list[Release]", ())
-"""The queue of a session that has none: nearly all have none nearly all the time, and a list is a hundred bytes."""
+"""The queue where nothing is released, which is nearly every session: a list of its own would take a hundred bytes."""
 
 
 class LiveSession(SessionOrder):
-    """A session in memory: its ordering, and what was released and waits for its handlers, in order."""
+    """A session in memory: its order, and the releases that wait for their handlers, the oldest first."""
 
     __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
 
     def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
-        # Here rather than by `super`: where sessions come and go, one is made for each event.
+        # Without `super().__init__`: where sessions come and go, one is made for each event.
         self.state = state
         self.waiting = NONE_WAITING
         self.uuid = uuid
@@ -67,13 +67,13 @@ class LiveSession(SessionOrder):
         self.queue = NO_RELEASES  # else a list of one or two, nearly always: a deque is ten times as large
         self.progress: Progress | None = None
         self.scheduled = False
-        """Ready to run, running, or waiting for a retry: somebody will look at the queue again."""
+        """Ready to run, running, or waiting for a retry: the dispatcher will come to its queue again."""
         self.gap_ends_ms: int | None = None
-        """When, by the stream's time, the first of what is held gives its gap up."""
+        """When the gap before what it holds is given up, by the stream's time; None while nothing waits."""
         self.touched_ms = 0
         """The stream's time of its last entry."""
 
     @property
     def idle(self) -> bool:
-        """Nothing held, nothing waiting: its state may be dropped from memory and read back."""
+        """Nothing is queued or waits: the session may be dropped from memory, and its state read back later."""
         return not self.queue and not self.scheduled and not self.waiting
