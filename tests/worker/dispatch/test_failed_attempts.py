@@ -36,7 +36,7 @@ async def test_retries_exhausted_become_a_dead_letter_with_everything_to_find_th
     assert (letter.received_at_ms, letter.entry_id) == (RECEIVED_MS, f"{START_MS}-1")
     assert letter.reason.startswith("retries exhausted after 3 attempts: LookupError: no fare for num_")
     assert letter.traceback is not None
-    assert "test_dispatch_failures.py" in letter.traceback
+    assert "test_failed_attempts.py" in letter.traceback
     assert "900123" not in letter.reason + letter.traceback + repr(letter)
     assert b"From=%2B447700900123" in letter.callback
     assert d.counters.failed == {"settle": 3}
