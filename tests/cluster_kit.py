@@ -40,11 +40,24 @@ class ClusterNode(RedisServer):
     def __init__(self, directory: Path, *, binary: str | None = None, options: tuple[str, ...] = ()) -> None:
         super().__init__(directory, binary=binary)
         self.options = (
-            "--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-config-file", "nodes.conf",
-            "--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-replica-validity-factor", "0",
-            "--cluster-allow-replica-migration", "no", "--repl-ping-replica-period", "1",
-            "--repl-diskless-sync-delay", "0", *options,
-        )  # fmt: skip
+            "--cluster-enabled",
+            "yes",
+            "--cluster-port",
+            str(free_port()),
+            "--cluster-config-file",
+            "nodes.conf",
+            "--cluster-node-timeout",
+            str(NODE_TIMEOUT_MS),
+            "--cluster-replica-validity-factor",
+            "0",
+            "--cluster-allow-replica-migration",
+            "no",
+            "--repl-ping-replica-period",
+            "1",
+            "--repl-diskless-sync-delay",
+            "0",
+            *options,
+        )
         self.node_id = ""
 
     @property
@@ -80,9 +93,13 @@ class ClusterServers:
     """A cluster of real servers: the slots spread evenly over the primaries, the replicas dealt out in turn."""
 
     def __init__(
-        self, directory: Path, primaries: int = 3, replicas: int = 3, binary: str | None = None,
+        self,
+        directory: Path,
+        primaries: int = 3,
+        replicas: int = 3,
+        binary: str | None = None,
         options: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.nodes = [
             ClusterNode(directory / f"node-{number}", binary=binary, options=options)
             for number in range(primaries + replicas)
@@ -120,8 +137,9 @@ class ClusterServers:
             first.cluster("MEET", "127.0.0.1", node.port, bus_port)
         wait_until(
             lambda: all(len(node.known()) == len(self.nodes) for node in self.nodes),
-            within_s=SETTLE_S, what="the nodes to meet",
-        )  # fmt: skip
+            within_s=SETTLE_S,
+            what="the nodes to meet",
+        )
         for number, node in enumerate(replicas):
             node.cluster("REPLICATE", primaries[number % len(primaries)].node_id)
 
@@ -156,9 +174,11 @@ class ClusterServers:
 
         def agreed() -> ClusterNode | None:
             seen = {
-                one.node_id for node in self.alive for one in node.known()
+                one.node_id
+                for node in self.alive
+                for one in node.known()
                 if one.primary and any(slot in part for part in one.slots)
-            }  # fmt: skip
+            }
             return self._node(seen.pop()) if len(seen) == 1 else None
 
         return wait_until(agreed, within_s=SETTLE_S, what="the nodes to agree on a slot")  # type: ignore[no-any-return]
@@ -220,14 +240,19 @@ class ClusterServers:
         heir: ClusterNode = wait_until(promoted, within_s=SETTLE_S, what="a replica to be promoted")
         wait_until(
             lambda: all(primary.node_id not in _owners(node) for node in self.alive) and self.settled(),
-            within_s=SETTLE_S, what="all to know of the new primary",
-        )  # fmt: skip
+            within_s=SETTLE_S,
+            what="all to know of the new primary",
+        )
         return heir
 
     def move_slot(
-        self, slot: int, target: ClusterNode, *, keys_a_step: int = MOVE_KEYS,
+        self,
+        slot: int,
+        target: ClusterNode,
+        *,
+        keys_a_step: int = MOVE_KEYS,
         between: Callable[[int], None] = lambda _moved: None,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Move a slot with all its keys to another primary, as resharding does, while others use it; keys moved.
 
         Until the end clients are told ASK for the keys that have gone and TRYAGAIN for commands on both sides.
@@ -259,10 +284,13 @@ def _known(line: str) -> KnownNode:
     node_id, address, flags, replicates, _, _, _, _, *slots = line.split()
     spans = [span.partition("-") for span in slots if not span.startswith("[")]
     return KnownNode(
-        node_id, int(address.partition("@")[0].rpartition(":")[2]), "master" in flags, "fail" in flags.split(","),
+        node_id,
+        int(address.partition("@")[0].rpartition(":")[2]),
+        "master" in flags,
+        "fail" in flags.split(","),
         "" if replicates == "-" else replicates,
         tuple(range(int(first), int(last or first) + 1) for first, _, last in spans),
-    )  # fmt: skip
+    )
 
 
 def _in_step(node: ClusterNode) -> bool:

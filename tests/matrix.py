@@ -50,9 +50,12 @@ def tests_pass(kind: str, binary: str, arguments: list[str]) -> bool:
         "-m",
         "server or storage",
     ]
-    return subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=os.environ | {"TEST_SERVER": kind}, check=False
-    ).returncode == 0  # fmt: skip
+    return (
+        subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=os.environ | {"TEST_SERVER": kind}, check=False
+        ).returncode
+        == 0
+    )
 
 
 def version_of(binary: str) -> str:
@@ -98,9 +101,13 @@ def own_lists() -> tuple[str, ...]:
 
 def apt(*arguments: str) -> bool:
     done = subprocess.run(
-        ["apt-get", "-qq", *arguments], cwd=PLACE, capture_output=True, text=True, timeout=APT_TIMEOUT_S,
+        ["apt-get", "-qq", *arguments],
+        cwd=PLACE,
+        capture_output=True,
+        text=True,
+        timeout=APT_TIMEOUT_S,
         check=False,
-    )  # fmt: skip
+    )
     return done.returncode == 0
 
 

@@ -38,8 +38,10 @@ class Sentinel:
         with (self.directory / "sentinel.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [self._binary, str(self._configuration), "--sentinel"],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
         wait_until(self._answers, what="a sentinel to answer")
         # They look at each other every two seconds, and at the servers every ten: a test cannot wait for that.
         self.ask("SENTINEL", "DEBUG", "info-period", 200, "publish-period", 200, "ping-period", 200)
@@ -138,8 +140,9 @@ class SentinelServers:
         try:
             wait_until(
                 lambda: (heir := self._agreed()) is not None and heir is not old,
-                within_s=SETTLE_S, what="the failover",
-            )  # fmt: skip
+                within_s=SETTLE_S,
+                what="the failover",
+            )
         finally:
             old.resume()
         wait_until(lambda: self._in_step(self.primary()), within_s=SETTLE_S, what="the old primary to follow")

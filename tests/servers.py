@@ -135,13 +135,29 @@ class RedisServer:
         with (self.directory / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory),
-                    "--save", "", "--appendonly", "yes", "--appendfsync", APPENDFSYNC,
-                    "--maxmemory-policy", "noeviction",
-                    "--daemonize", "no", *self.options,
+                    self.binary,
+                    "--port",
+                    str(self.port),
+                    "--bind",
+                    "127.0.0.1",
+                    "--dir",
+                    str(self.directory),
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "yes",
+                    "--appendfsync",
+                    APPENDFSYNC,
+                    "--maxmemory-policy",
+                    "noeviction",
+                    "--daemonize",
+                    "no",
+                    *self.options,
                 ],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
         wait_until(self._answers, what="the server to answer")
         return self
 

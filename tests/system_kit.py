@@ -30,8 +30,9 @@ def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
     log = crew.directory / "ingest.log"
     environment = crew.environment(
         **{"handlers": None, "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}"}
-        | {"spool_dir": crew.directory / "spool"} | settings
-    )  # fmt: skip
+        | {"spool_dir": crew.directory / "spool"}
+        | settings
+    )
     with log.open("wb") as stderr:
         process = subprocess.Popen([sys.executable, "-m", "maskline.ingest"], env=environment, stderr=stderr)
 
@@ -51,14 +52,19 @@ def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
 async def post(client: aiohttp.ClientSession, url: str, session: str, number: int) -> int:
     """Send one signed callback; the status of its answer."""
     pairs = [
-        ("EventName", "SessionFirstPartyRinging"), ("SessionUUID", session),
-        ("SequenceNumber", str(number)), ("From", "+14155550123"), ("To", "+14155550199"),
-    ]  # fmt: skip
+        ("EventName", "SessionFirstPartyRinging"),
+        ("SessionUUID", session),
+        ("SequenceNumber", str(number)),
+        ("From", "+14155550123"),
+        ("To", "+14155550199"),
+    ]
     nonce = uuid4().hex
     signature = sign_v3(AUTH_TOKEN, "POST", url, Parameters([], pairs, None), nonce)
     headers = {
-        "Content-Type": FORM_TYPE, "X-Plivo-Signature-V3": signature, "X-Plivo-Signature-V3-Nonce": nonce,
-    }  # fmt: skip
+        "Content-Type": FORM_TYPE,
+        "X-Plivo-Signature-V3": signature,
+        "X-Plivo-Signature-V3-Nonce": nonce,
+    }
     async with client.post(url, data=urlencode(pairs), headers=headers) as response:
         await response.read()
         return response.status

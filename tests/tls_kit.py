@@ -60,10 +60,17 @@ class TlsServer:
         options: tuple[str, ...] = ()
         if has_tls(binary):
             options = (
-                "--tls-port", str(self.port), "--tls-cert-file", str(certificates.server),
-                "--tls-key-file", str(certificates.server_key), "--tls-ca-cert-file", str(certificates.authority),
-                "--tls-auth-clients", "yes" if client_certificates else "no",
-            )  # fmt: skip
+                "--tls-port",
+                str(self.port),
+                "--tls-cert-file",
+                str(certificates.server),
+                "--tls-key-file",
+                str(certificates.server_key),
+                "--tls-ca-cert-file",
+                str(certificates.authority),
+                "--tls-auth-clients",
+                "yes" if client_certificates else "no",
+            )
         self.server = RedisServer(directory, binary=binary, options=options)
         """The server itself, which also listens without TLS."""
 

@@ -49,11 +49,22 @@ async def note(event: Event, ctx: Context, handler: str) -> None:
     # Nothing is awaited before this line: what the worker looked at before the call is no older than the call.
     write(
         Began(
-            call, os.getpid(), handler, str(event.extra.get(TAG, "")), event.session_uuid, ctx.sequence_number,
-            event.event_name, ctx.order, list(ctx.missing), ctx.run, ctx.attempt, ctx.idempotency_key,
-            ctx.fencing_token, time.monotonic(),
+            call,
+            os.getpid(),
+            handler,
+            str(event.extra.get(TAG, "")),
+            event.session_uuid,
+            ctx.sequence_number,
+            event.event_name,
+            ctx.order,
+            list(ctx.missing),
+            ctx.run,
+            ctx.attempt,
+            ctx.idempotency_key,
+            ctx.fencing_token,
+            time.monotonic(),
         )
-    )  # fmt: skip
+    )
     do, outcome = event.extra.get(DO, ""), "cancelled"
     try:
         await asyncio.sleep(SLOW_S if do == "slow" else WORK_S)

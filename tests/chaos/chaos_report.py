@@ -12,12 +12,27 @@ from rich.markup import escape
 from rich.table import Table
 
 COUNTED = (
-    "requests", "callbacks", "callbacks answered 200", "repeats answered 200", "answered otherwise", "not answered",
-    "calls", "calls cut", "dead letters", "in_order", "unsequenced", "after_gap",
-    "after_gap, the missing answered before", "late", "doubled in the crash window",
-    "doubled by a handover between tries", "at once, of a disturbed owner", "started by a stopped owner",
-    "slow events looked at", "torn lines",
-)  # fmt: skip
+    "requests",
+    "callbacks",
+    "callbacks answered 200",
+    "repeats answered 200",
+    "answered otherwise",
+    "not answered",
+    "calls",
+    "calls cut",
+    "dead letters",
+    "in_order",
+    "unsequenced",
+    "after_gap",
+    "after_gap, the missing answered before",
+    "late",
+    "doubled in the crash window",
+    "doubled by a handover between tries",
+    "at once, of a disturbed owner",
+    "started by a stopped owner",
+    "slow events looked at",
+    "torn lines",
+)
 """Counts of the checker that are shown, in this order."""
 
 

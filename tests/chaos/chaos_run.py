@@ -86,9 +86,14 @@ def main(argv: list[str]) -> int:
     history = read(directory)
     verdict = check(history)
     summary = report(
-        history, verdict, seed=options.seed, duration_s=options.duration_s, rate=options.rate,
-        lease_s=options.lease_s, directory=str(directory),
-    )  # fmt: skip
+        history,
+        verdict,
+        seed=options.seed,
+        duration_s=options.duration_s,
+        rate=options.rate,
+        lease_s=options.lease_s,
+        directory=str(directory),
+    )
     if options.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(summary)).decode() + "\n")
     else:
@@ -133,9 +138,14 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
     )
     try:
         async with open_stage(
-            directory, writer.write, workers=WORKERS, ingests=INGESTS, partitions=PARTITIONS, lease_s=options.lease_s,
+            directory,
+            writer.write,
+            workers=WORKERS,
+            ingests=INGESTS,
+            partitions=PARTITIONS,
+            lease_s=options.lease_s,
             handlers_file=directory / HANDLERS_FILE,
-        ) as stage:  # fmt: skip
+        ) as stage:
             traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
             nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
             progress = asyncio.create_task(_show_progress(console, options, traffic, nemesis))

@@ -23,18 +23,36 @@ class HistoryBuilder:
         self._calls = 0
 
     def sent(
-        self, tag: str, number: int | None = None, *, session: str = "s", event: str = RINGING, at: float = 0.0,
-        status: int = 200, node: str = "ingest-0",
-    ) -> None:  # fmt: skip
+        self,
+        tag: str,
+        number: int | None = None,
+        *,
+        session: str = "s",
+        event: str = RINGING,
+        at: float = 0.0,
+        status: int = 200,
+        node: str = "ingest-0",
+    ) -> None:
         asked = Answer(tag, session, number, event, node, at, at + 0.01, status)
         self.asked.setdefault(tag, asked)
         self.facts.append(asked)
 
     def call(
-        self, tag: str, at: float, *, took: float | None = 0.01, handler: str = "every", token: int = 1, pid: int = 100,
-        outcome: str = "done", order: str = "", missing: Sequence[int] = (), attempt: int = 1, key: str = "",
+        self,
+        tag: str,
+        at: float,
+        *,
+        took: float | None = 0.01,
+        handler: str = "every",
+        token: int = 1,
+        pid: int = 100,
+        outcome: str = "done",
+        order: str = "",
+        missing: Sequence[int] = (),
+        attempt: int = 1,
+        key: str = "",
         run: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`took`: None for a call that has no end."""
         asked = self.asked.get(tag) or Answer(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
         order = order or ("unsequenced" if asked.number is None else "in_order")
@@ -42,10 +60,22 @@ class HistoryBuilder:
         self._calls += 1
         self.facts.append(
             Began(
-                name, pid, handler, tag, asked.session, asked.number, asked.event, order, list(missing), run,
-                attempt, key or f"key of {tag}", token, at,
+                name,
+                pid,
+                handler,
+                tag,
+                asked.session,
+                asked.number,
+                asked.event,
+                order,
+                list(missing),
+                run,
+                attempt,
+                key or f"key of {tag}",
+                token,
+                at,
             )
-        )  # fmt: skip
+        )
         if took is not None:
             self.facts.append(Ended(name, outcome, at + took))
 

@@ -52,9 +52,14 @@ class Node:
     """An ingest or worker process at its place: what is started there after a kill has the same ports and spool."""
 
     def __init__(
-        self, role: str, index: int, environment: dict[str, str], proxy: Proxy, directory: Path,
+        self,
+        role: str,
+        index: int,
+        environment: dict[str, str],
+        proxy: Proxy,
+        directory: Path,
         note: Callable[[Fact], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name = f"{role}-{index}"
         self.role = role
         self.proxy = proxy
@@ -82,10 +87,16 @@ class Node:
         threading.Thread(target=self._read_log, args=(reader,)).start()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", f"maskline.{self.role}", env=self._environment, cwd=ROOT,
+                sys.executable,
+                "-m",
+                f"maskline.{self.role}",
+                env=self._environment,
+                cwd=ROOT,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=writer, stderr=writer, start_new_session=True,
-            )  # fmt: skip
+                stdout=writer,
+                stderr=writer,
+                start_new_session=True,
+            )
         finally:
             os.close(writer)
         self._watch = asyncio.create_task(self._until_exit(self._process))
@@ -287,9 +298,15 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def open_stage(
-    directory: Path, note: Callable[[Fact], None], *, workers: int, ingests: int, partitions: int, lease_s: float,
+    directory: Path,
+    note: Callable[[Fact], None],
+    *,
+    workers: int,
+    ingests: int,
+    partitions: int,
+    lease_s: float,
     handlers_file: Path,
-) -> AsyncIterator[Stage]:  # fmt: skip
+) -> AsyncIterator[Stage]:
     """Start everything in `directory`; stop everything in the end."""
     # By the second, the default, a write may wait while another is synced, and a kill then takes what was answered.
     options = ("--appendfsync", "always")
@@ -322,11 +339,12 @@ async def open_stage(
         for index in range(ingests):
             port = fixed_port()
             settings = {
-                "MASKLINE_HOST": "127.0.0.1", "MASKLINE_PORT": str(port),
+                "MASKLINE_HOST": "127.0.0.1",
+                "MASKLINE_PORT": str(port),
                 "MASKLINE_AUTH_TOKENS": f"{AUTH_ID}:{AUTH_TOKEN}",
                 "MASKLINE_SPOOL_DIR": str(directory / f"spool-{index}"),
                 "MASKLINE_DURABILITY": "replicas:1",
-            }  # fmt: skip
+            }
             stage.ingests.append(await add("ingest", index, settings))
             stage.urls.append((stage.ingests[-1].name, port))
         for index in range(workers):

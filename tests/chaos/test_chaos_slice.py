@@ -25,8 +25,12 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     }
     return subprocess.Popen(
         [sys.executable, str(RUN), "--keep", str(tmp_path / "kept"), *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def alive(directory: Path) -> list[int]:
@@ -46,9 +50,17 @@ def alive(directory: Path) -> list[int]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos_run_keeps_all_promises(tmp_path: Path, seed: int):
     process = command(
-        tmp_path, "--seed", str(seed), "--duration-s", str(DURATION_S), "--rate", str(RATE),
-        "--lease-s", str(LEASE_S), "--json",
-    )  # fmt: skip
+        tmp_path,
+        "--seed",
+        str(seed),
+        "--duration-s",
+        str(DURATION_S),
+        "--rate",
+        str(RATE),
+        "--lease-s",
+        str(LEASE_S),
+        "--json",
+    )
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err + out
     report: dict[str, Any] = json.loads(out)
@@ -76,8 +88,9 @@ def test_interrupted_run_stops_all_processes_and_has_no_verdict(tmp_path: Path):
     handlers = tmp_path / "kept" / "handlers.jsonl"
     wait_until(
         lambda: process.poll() is not None or (handlers.exists() and handlers.stat().st_size > 10_000),
-        within_s=60, what="the run to be under way",
-    )  # fmt: skip
+        within_s=60,
+        what="the run to be under way",
+    )
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -1,4 +1,7 @@
-"""The checker against histories that break each promise, and against those that only look as though they did."""
+"""The checker against histories that break each promise, and against those that only look as though they did.
+
+Longer than other files: a few lines for each rule and each excuse of the checker, which are read beside each other.
+"""
 
 import pytest
 from checker import RACE_S, SERVED_MIN
@@ -270,10 +273,17 @@ def test_an_owner_that_is_cut_off_starts_nothing_once_it_is_replaced(
         ("cut", "worker-0", 100, 0.0, 1.1 - LEASE_S - 0.01, False),
     ],
     ids=[
-        "stopped", "cut-before", "cut-after", "redis-killed", "restarted", "another-worker", "ingest", "too-late",
+        "stopped",
+        "cut-before",
+        "cut-after",
+        "redis-killed",
+        "restarted",
+        "another-worker",
+        "ingest",
+        "too-late",
         "too-early",
     ],
-)  # fmt: skip
+)
 def test_only_a_fault_of_its_first_owner_excuses_a_second_call(
     builder: HistoryBuilder, kind: str, target: str, pid: int, began: float, ended: float, excused: bool
 ):

@@ -72,9 +72,17 @@ class World:
                 last = handler == handlers[-1] and (not fails or attempt == ATTEMPTS)
                 took = None if fate == "cut" and last else CALL_S
                 self.builder.call(
-                    tag, self.now, took=took, handler=handler, token=self.token, pid=self.pid, attempt=attempt,
-                    order=order, missing=missing, outcome="failed" if fails else "done",
-                )  # fmt: skip
+                    tag,
+                    self.now,
+                    took=took,
+                    handler=handler,
+                    token=self.token,
+                    pid=self.pid,
+                    attempt=attempt,
+                    order=order,
+                    missing=missing,
+                    outcome="failed" if fails else "done",
+                )
         self.now += CALL_S * 2
         if fate == "well":
             for handler in handlers if fails else ():

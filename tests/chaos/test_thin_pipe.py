@@ -54,9 +54,14 @@ def put_backlog(crew: Fleet) -> int:
 def put_dead(crew: Fleet) -> None:
     value = callback("s", 1, Padding=PADDING)
     letter = DeadLetter(
-        group="workers", entry_id="1-1", code="failed", reason="a test", failed_at_ms=1_700_000_000_000,
-        callback=value, traceback="x" * 6_000,
-    )  # fmt: skip
+        group="workers",
+        entry_id="1-1",
+        code="failed",
+        reason="a test",
+        failed_at_ms=1_700_000_000_000,
+        callback=value,
+        traceback="x" * 6_000,
+    )
     for _ in range(DEAD):
         crew.client.xadd(crew.keys.dead(0), {DEAD_FIELD: encode_dead_letter(letter)})
 
@@ -96,7 +101,10 @@ async def test_dead_letters_are_listed_through_a_thin_pipe(
         listing = await asyncio.to_thread(
             subprocess.run,
             [MASKLINE, "dead", "list", "--json"],
-            env=environment, capture_output=True, check=False, timeout=60,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
         assert listing.returncode == 0, listing.stderr.decode()
         assert len(json.loads(listing.stdout)) == DEAD

@@ -38,11 +38,13 @@ def test_every_callback_has_a_tag_of_its_own_and_all_kinds_come():
     first = {event.tag: event for event in made}
     assert 0.02 * len(made) < len(altered) < 0.06 * len(made)
     changed = Counter(
-        "number" if event.number != first[tag].number
-        else "time" if dict(event.pairs)["EventTimestamp"] != dict(first[tag].pairs)["EventTimestamp"]
+        "number"
+        if event.number != first[tag].number
+        else "time"
+        if dict(event.pairs)["EventTimestamp"] != dict(first[tag].pairs)["EventTimestamp"]
         else "parameter"
         for event, tag in altered
-    )  # fmt: skip
+    )
     assert changed.keys() == {"number", "time", "parameter"}
     late = sum(
         later.after_s < event.after_s
@@ -63,9 +65,13 @@ async def server(answer: Reply) -> AsyncIterator[int]:
         form = {key: str(value) for key, value in (await request.post()).items()}
         headers = request.headers
         signed = validate_v3_signature(
-            "POST", str(request.url), headers["X-Plivo-Signature-V3-Nonce"], AUTH_TOKEN,
-            headers["X-Plivo-Signature-V3"], form,
-        )  # fmt: skip
+            "POST",
+            str(request.url),
+            headers["X-Plivo-Signature-V3-Nonce"],
+            AUTH_TOKEN,
+            headers["X-Plivo-Signature-V3"],
+            form,
+        )
         assert signed
         times[form[TAG]] += 1
         status = await answer(form[TAG], times[form[TAG]] - 1)

@@ -88,10 +88,16 @@ def _session(seed: int, index: int) -> list[Event]:
         parameters = made.parameters | {TAG: tag} | _treatment(rng)
         events.append(
             Event(
-                at_s + late_s, tag, made.session_uuid, made.event_name, made.number, list(parameters.items()),
-                made.ends_session, rng.random() < REPEATED_SHARE,
+                at_s + late_s,
+                tag,
+                made.session_uuid,
+                made.event_name,
+                made.number,
+                list(parameters.items()),
+                made.ends_session,
+                rng.random() < REPEATED_SHARE,
             )
-        )  # fmt: skip
+        )
         if made.number is not None and rng.random() < ALTERED_SHARE:
             events.append(_altered(events[-1], rng))
     return sorted(events, key=lambda event: event.after_s)
@@ -109,9 +115,12 @@ def _altered(event: Event, rng: random.Random) -> Event:
         number = DAMAGED_NUMBER
         parameters["SequenceNumber"] = str(number)
     return event._replace(
-        after_s=event.after_s + rng.uniform(*ALTERED_LATER_S), tag=parameters[TAG], number=number,
-        pairs=list(parameters.items()), repeat=False,
-    )  # fmt: skip
+        after_s=event.after_s + rng.uniform(*ALTERED_LATER_S),
+        tag=parameters[TAG],
+        number=number,
+        pairs=list(parameters.items()),
+        repeat=False,
+    )
 
 
 def _treatment(rng: random.Random) -> dict[str, str]:

@@ -138,10 +138,16 @@ async def ask(port: int, request: Request | bytes) -> Response:
 
 def node_settings(redis_url: str, namespace: str, **changes: Any) -> Settings:
     values = {
-        "redis_url": redis_url, "namespace": namespace, "partitions": 4, "host": "127.0.0.1", "port": 0,
-        "admin_port": 0, "auth_tokens": ((MAIN, MAIN_TOKEN), (SUB, SUB_TOKEN)), "log_format": "json",
+        "redis_url": redis_url,
+        "namespace": namespace,
+        "partitions": 4,
+        "host": "127.0.0.1",
+        "port": 0,
+        "admin_port": 0,
+        "auth_tokens": ((MAIN, MAIN_TOKEN), (SUB, SUB_TOKEN)),
+        "log_format": "json",
         "spool_dir": SPOOL_DIR,
-    }  # fmt: skip
+    }
     return Settings(**(values | changes))
 
 

@@ -21,9 +21,14 @@ class Process:
     def __init__(self, *arguments: str, **settings: Any) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MASKLINE_")}
         defaults = {
-            "auth_tokens": f"{MAIN}:{MAIN_TOKEN}", "host": "127.0.0.1", "port": "0", "admin_port": "0",
-            "partitions": "4", "log_format": "json", "spool_dir": str(ingest_kit.SPOOL_DIR),
-        }  # fmt: skip
+            "auth_tokens": f"{MAIN}:{MAIN_TOKEN}",
+            "host": "127.0.0.1",
+            "port": "0",
+            "admin_port": "0",
+            "partitions": "4",
+            "log_format": "json",
+            "spool_dir": str(ingest_kit.SPOOL_DIR),
+        }
         environment |= {
             f"MASKLINE_{name.upper()}": str(value) for name, value in (defaults | settings).items()
         }

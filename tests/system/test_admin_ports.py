@@ -51,9 +51,12 @@ def start(crew: Fleet, tmp_path: Path) -> Iterator[Any]:
 
     def begin(*argv: str, **settings: Any) -> Run:
         defaults = {
-            "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}",
-            "spool_dir": tmp_path / "spool", "admin_port": None,
-        }  # fmt: skip
+            "host": "127.0.0.1",
+            "port": 0,
+            "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}",
+            "spool_dir": tmp_path / "spool",
+            "admin_port": None,
+        }
         environment = crew.environment(**(defaults | settings))
         runs.append(Run(argv, environment, tmp_path / f"log-{len(runs)}"))
         return runs[-1]

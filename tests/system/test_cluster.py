@@ -78,8 +78,11 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     assert len(owners) == 3
     status = subprocess.run(
         [str(Path(sys.executable).with_name("maskline")), "status", "--json"],
-        env=crew.environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=crew.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert status.returncode == 0, status.stderr
     told = json.loads(status.stdout)
     assert (told["stored"], told["unread"], told["pending"]) == (len(events), 0, 0)

@@ -50,10 +50,12 @@ class Node:
         self.admin = int(environment["MASKLINE_ADMIN_PORT"])
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"maskline.{argv[0]}", *argv[1:]], env=environment, stderr=stderr,
+                [sys.executable, "-m", f"maskline.{argv[0]}", *argv[1:]],
+                env=environment,
+                stderr=stderr,
                 stdin=subprocess.DEVNULL,
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),  # noqa: PLW1509 - no threads here
-            )  # fmt: skip
+            )
 
     def ask(self, path: str, *, index: int = 0) -> str:
         assert self.process.poll() is None, self.log_file.read_text()
@@ -112,9 +114,12 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
 def for_ingest(crew: Fleet, port: int) -> dict[str, str]:
     return crew.environment(
-        handlers=None, host="127.0.0.1", port=port, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}",
+        handlers=None,
+        host="127.0.0.1",
+        port=port,
+        auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}",
         spool_dir=crew.directory / "spool",
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager
@@ -258,9 +263,13 @@ def test_worker_without_descriptors_connects_once_there_are_some(
 def test_soft_limit_is_raised_to_the_hard_one(crew: Fleet, start: Any, command: str, processes: int) -> None:
     last = processes - 1
     node = start(
-        command, "--processes", str(processes), environment=for_ingest(crew, 0) | {"MASKLINE_HANDLERS": HANDLERS},
-        limits=(200, 700), index=last,
-    )  # fmt: skip
+        command,
+        "--processes",
+        str(processes),
+        environment=for_ingest(crew, 0) | {"MASKLINE_HANDLERS": HANDLERS},
+        limits=(200, 700),
+        index=last,
+    )
     assert node.metric("descriptors_max", index=last) == 700
 
 

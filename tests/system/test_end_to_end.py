@@ -25,12 +25,15 @@ def seen(calls: list[Call], *, recording: bool) -> list[dict[str, Any]]:
     """What `--expect` says of a lane, as the handler saw it."""
     return [
         {
-            "event_name": c.event_name, "sequence_number": c.number, "run": c.run, "order": c.order,
+            "event_name": c.event_name,
+            "sequence_number": c.number,
+            "run": c.run,
+            "order": c.order,
             "missing": c.missing,
         }
         for c in calls
         if c.number is not None and c.event_name.startswith("SessionRecording") == recording
-    ]  # fmt: skip
+    ]
 
 
 def test_every_event_reaches_the_handler_once_and_in_order(crew: Fleet, ingest_url: str, tmp_path: Path):
@@ -39,14 +42,32 @@ def test_every_event_reaches_the_handler_once_and_in_order(crew: Fleet, ingest_u
     expect = tmp_path / "expect.jsonl"
     played = subprocess.run(
         [
-            str(Path(sys.executable).with_name("maskline")), "simulate",
-            "--url", ingest_url, "--sessions", str(SESSIONS), "--calls", "1", "--rate", "0", "--shuffle", "0.5",
-            "--duplicates", "0.1", "--seed", "7",
-            "--expect", str(expect), "--json",
+            str(Path(sys.executable).with_name("maskline")),
+            "simulate",
+            "--url",
+            ingest_url,
+            "--sessions",
+            str(SESSIONS),
+            "--calls",
+            "1",
+            "--rate",
+            "0",
+            "--shuffle",
+            "0.5",
+            "--duplicates",
+            "0.1",
+            "--seed",
+            "7",
+            "--expect",
+            str(expect),
+            "--json",
         ],
         env=crew.environment(auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}"),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert played.returncode == 0, played.stderr
     report = json.loads(played.stdout)
     assert report["answered"] == {"200": report["sent"]}

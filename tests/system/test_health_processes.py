@@ -13,9 +13,19 @@ from system_kit import ingest
 
 def ask(crew: Fleet, *arguments: str, **settings: Any) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-c", "from maskline.console.main import main; main()", "health", "--json", *arguments],
-        env=crew.environment(**settings), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from maskline.console.main import main; main()",
+            "health",
+            "--json",
+            *arguments,
+        ],
+        env=crew.environment(**settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 

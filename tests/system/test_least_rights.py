@@ -56,12 +56,30 @@ def with_login(url: str, user: str) -> str:
 def simulate(crew: Fleet, url: str) -> None:
     played = subprocess.run(
         [
-            str(Path(sys.executable).with_name("maskline")), "simulate", "--url", url, "--sessions", "30",
-            "--calls", "1", "--rate", "0", "--shuffle", "0.5", "--duplicates", "0.1", "--seed", "7", "--json",
+            str(Path(sys.executable).with_name("maskline")),
+            "simulate",
+            "--url",
+            url,
+            "--sessions",
+            "30",
+            "--calls",
+            "1",
+            "--rate",
+            "0",
+            "--shuffle",
+            "0.5",
+            "--duplicates",
+            "0.1",
+            "--seed",
+            "7",
+            "--json",
         ],
         env=crew.environment(auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}"),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert played.returncode == 0, played.stdout + played.stderr
 
 

@@ -153,9 +153,13 @@ def test_worker_goes_on_and_stops_although_nobody_reads_what_a_handler_prints(
 def test_ingest_with_a_full_log_pipe_goes_on_and_stops(crew: Fleet, tmp_path: Path, start: Any) -> None:
     port = free_port()
     environment = crew.environment(
-        handlers=None, host="127.0.0.1", port=port, auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}",
-        spool_dir=tmp_path / "spool", log_level="debug",
-    )  # fmt: skip
+        handlers=None,
+        host="127.0.0.1",
+        port=port,
+        auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}",
+        spool_dir=tmp_path / "spool",
+        log_level="debug",
+    )
     node = start("ingest", environment=environment)
     node.until_ready()
     with Traffic(f"http://127.0.0.1:{port}/callbacks") as traffic:
@@ -179,8 +183,9 @@ def test_several_processes_with_a_full_log_pipe_stop(
     os.kill(child, signal.SIGKILL)  # the supervisor has something to say about it
     wait_until(
         lambda: len(children(node.process.pid)) == 2 and child not in children(node.process.pid),
-        within_s=PATIENCE_S, what="another in its place",
-    )  # fmt: skip
+        within_s=PATIENCE_S,
+        what="another in its place",
+    )
     node.until_ready()
     assert node.stop() == 0
 

@@ -60,9 +60,13 @@ def test_other_bytes_count_all_files_but_the_own_and_damaged_ones(tmp_path):
     directory = SpoolDirectory(tmp_path, "ns")
     own = directory.acquire_slot().path
     for name, size in (
-        (own.name, 1), (f"{own.name}-wal", 10), ("spool-ns-1.db", 100), ("spool-ns-1.db-wal", 1000),
-        ("spool-ns-1.db.damaged-17", 10_000), ("something else", 100_000),
-    ):  # fmt: skip
+        (own.name, 1),
+        (f"{own.name}-wal", 10),
+        ("spool-ns-1.db", 100),
+        ("spool-ns-1.db-wal", 1000),
+        ("spool-ns-1.db.damaged-17", 10_000),
+        ("something else", 100_000),
+    ):
         (tmp_path / name).write_bytes(bytes(size))
     assert directory.other_bytes(own) == 1100
     assert directory.damaged() == ["spool-ns-1.db.damaged-17"]

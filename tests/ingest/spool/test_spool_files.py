@@ -113,9 +113,19 @@ def remove_the_lock(directory):
 
 
 WAYS = [
-    remove_the_file, remove_the_log, remove_everything, remove_what_is_in_it, move_the_file, move_the_directory,
-    put_another_directory, put_a_link_to_another_directory, put_a_copy, put_a_link, put_another_log, remove_the_lock,
-]  # fmt: skip
+    remove_the_file,
+    remove_the_log,
+    remove_everything,
+    remove_what_is_in_it,
+    move_the_file,
+    move_the_directory,
+    put_another_directory,
+    put_a_link_to_another_directory,
+    put_a_copy,
+    put_a_link,
+    put_another_log,
+    remove_the_lock,
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
