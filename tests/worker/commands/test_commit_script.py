@@ -129,7 +129,7 @@ async def test_a_takeover_finds_where_the_last_owner_stood(store):
     assert second.token > first.token
 
 
-async def test_groups_are_apart(store):
+async def test_leases_of_two_groups_are_independent(store):
     other = Keys(store.namespace, "audit")
     store.add(2)
     mine, theirs = await store.acquire(), await store.acquire("z", keys=other)
@@ -274,7 +274,7 @@ async def test_a_commit_writes_everything_and_once(store):
 @pytest.mark.parametrize(
     "how", ["other worker", "other token", "given back", "given back and taken", "expired and taken"]
 )
-async def test_fenced_off_nothing_changes_at_all(store, how):
+async def test_fenced_commit_changes_nothing(store, how):
     ids = store.add(4)
     mine = await store.acquire()
     assert await store.commit(mine.token, number=1, cursor="2-0", entries_read=2, waiting=(ids[0],)) == 1
@@ -314,7 +314,7 @@ async def test_a_new_owner_s_first_commit_is_no_repeat_of_the_last_one_s(store):
 
 
 @pytest.mark.parametrize("loss", ["the last commit", "all of the fence"])
-async def test_a_commit_whose_forerunner_redis_has_lost_changes_nothing(store, loss):
+async def test_commit_diverges_where_redis_lost_the_one_before(store, loss):
     ids = store.add(3)
     mine = await store.acquire()
     assert await store.commit(mine.token, number=1, cursor="1-0", entries_read=1, waiting=(ids[0],)) == 1
@@ -385,7 +385,7 @@ async def test_a_worker_s_tokens_grow_where_a_failover_has_lost_them_and_the_clo
     assert (await store.acquire(token_over=had)).token == had + 1
 
 
-async def test_far_more_than_lua_can_unpack(store):
+async def test_commit_takes_more_entries_than_lua_can_unpack(store):
     count = 8_500
     ids = [f"{number}-0" for number in range(1, count + 1)]
     with store.client.pipeline(transaction=False) as pipe:

@@ -138,7 +138,7 @@ async def test_a_lease_that_lapsed_and_that_nobody_took_is_still_its_owner_s(cro
 
 @pytest.mark.parametrize("script", [renew, commit, mark, release])
 @pytest.mark.parametrize("since", ["taken", "taken and lapsed", "given back"])
-async def test_a_lease_that_somebody_had_since_is_not(crowded, script, since):
+async def test_lapsed_lease_that_another_worker_had_since_is_lost(crowded, script, since):
     if since == "given back":
         assert await release(crowded) == 1
     else:

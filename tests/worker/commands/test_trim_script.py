@@ -99,7 +99,7 @@ async def stream(server):
 
 
 @pytest.mark.parametrize("seed", range(25))
-async def test_all_that_may_go_goes_and_nothing_else(stream, seed):
+async def test_every_handled_entry_past_retention_is_trimmed_and_no_other(stream, seed):
     """Random groups, bounds, sizes of nodes: what is left is the least that retention and the groups allow."""
     rng = random.Random(seed)
     count = rng.choice([1, 7, 60, 400])
@@ -129,13 +129,13 @@ async def test_a_stream_without_groups_is_left_alone(stream):
     assert stream.left() == ids
 
 
-async def test_a_partition_without_a_stream_is_no_trouble(stream):
+async def test_partition_without_a_stream_trims_nothing(stream):
     assert await stream.trim(minutes=0) == (0, 0, -1, ())
     stream.group("workers", "0-0")
     assert await stream.trim(minutes=0) == (0, 0, -1, ())
 
 
-async def test_one_call_takes_no_more_than_it_is_told(stream):
+async def test_one_call_trims_at_most_as_many_as_asked(stream):
     ids = stream.fill(3_000)
     stream.group("workers", ids[-1])
     assert 0 < (await stream.trim(minutes=0, at_most=500)).trimmed <= 500
@@ -169,7 +169,7 @@ async def test_trimming_leaves_the_groups_lag_right(stream):
     assert (group["lag"], group["entries-read"]) == (50, 250)
 
 
-async def test_it_names_the_groups_that_hold_it_back(stream):
+async def test_reply_names_the_groups_that_hold_trimming_back(stream):
     ids = stream.fill(60)
     stream.group("workers", ids[-1])
     stream.group("asleep", ids[9], pending=[ids[4]])
@@ -192,7 +192,7 @@ async def test_it_names_the_groups_that_hold_it_back(stream):
     assert (await stream.trim(minutes=40)).held == ()
 
 
-async def test_too_many_are_held_back_by_whoever_keeps_the_oldest(stream):
+async def test_excess_entries_are_held_back_by_the_group_that_keeps_the_oldest(stream):
     ids = stream.fill(60)
     stream.group("workers", ids[39])
     stream.group("asleep", ids[9])
@@ -220,13 +220,13 @@ async def test_entries_deleted_under_a_pending_list_do_not_stop_it(stream):
     assert await stream.trim_all(minutes=0) == 19
 
 
-async def test_a_foreign_key_is_an_error_and_no_more(stream):
+async def test_key_of_another_type_is_an_error_reply(stream):
     stream.client.set(stream.name, "foreign")
     with pytest.raises(RedisUnavailableError, match="WRONGTYPE"):
         await stream.trim(minutes=0)
 
 
-async def test_it_trims_a_server_that_is_out_of_memory(stream):
+async def test_server_out_of_memory_is_trimmed(stream):
     ids = stream.fill(200)
     stream.group("workers", ids[-1])
     stream.client.config_set("maxmemory", 1)

@@ -40,23 +40,23 @@ FULL = DeadLetter(
 
 
 @pytest.mark.parametrize("letter", [LEAST, FULL])
-def test_comes_back_as_it_was(letter):
+def test_dead_letter_is_decoded_as_it_was_encoded(letter):
     assert decode_dead_letter(encode_dead_letter(letter)) == letter
 
 
-def test_what_is_not_there_takes_no_room():
+def test_absent_fields_of_a_dead_letter_take_no_room():
     assert set(msgspec.msgpack.decode(encode_dead_letter(LEAST))) == {
         "group", "entry_id", "code", "reason", "failed_at_ms", "callback",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"group": 1}), b"d"])
-def test_anything_else_is_refused(value):
+def test_bytes_that_are_no_dead_letter_are_refused(value):
     with pytest.raises(msgspec.MsgspecError):
         decode_dead_letter(value)
 
 
-def test_repr_shows_no_number():
+def test_repr_of_a_dead_letter_shows_no_phone_number():
     shown = repr(FULL)
     assert "900123" not in shown
     assert "callback=20" in shown
@@ -66,7 +66,7 @@ def test_repr_shows_no_number():
 
 
 @pytest.mark.parametrize(("partition", "entry_id"), [(0, "1-1"), (63, "1767225600000-0"), (16_383, "5-12")])
-def test_public_ids(partition, entry_id):
+def test_public_id_is_split_into_partition_and_entry_id(partition, entry_id):
     assert split_public_id(public_id(partition, entry_id)) == (partition, entry_id)
 
 
@@ -77,7 +77,7 @@ def test_public_ids(partition, entry_id):
         *(" 1-2-3", "1-2-3\n", "1-+2-3", "1_0-2-3", "٣-1-1"),
     ],
 )
-def test_no_public_ids(text):
+def test_text_that_is_no_public_id_is_refused(text):
     with pytest.raises(ValueError, match="dead letter"):
         split_public_id(text)
 
@@ -92,14 +92,14 @@ def arrival():
     return session.queue[0].arrival
 
 
-async def test_a_letter_has_the_callback_byte_for_byte():
+async def test_dead_letter_has_the_callback_byte_for_byte():
     letter = dead_letter_of(arrival(), Cause("rejected", "no", "h", 1), group="g", failed_at_ms=9)
     assert decode_callback(letter.callback).body.endswith(b"From=%2B447700900123")
     assert (letter.group, letter.failed_at_ms, letter.traceback) == ("g", 9, None)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 7, 13, 20, 27])
-async def test_an_account_has_the_message_and_no_number_not_even_the_half_of_one(shift):
+async def test_traceback_has_the_message_and_no_phone_number_nor_half_of_one(shift):
     text = "x" * shift + "the end \udcff " + " ".join(["+44 7700 900123"] * 20_000)
     cause = Cause("c", "r", "h", 1, short_traceback(ValueError(text)))
     letter = dead_letter_of(arrival(), cause, group="g", failed_at_ms=9)
@@ -153,7 +153,7 @@ def endless():
 
 
 @pytest.mark.parametrize("fail", [lambda: deep(0), lambda: deep(900), libraries, chained, grouped, endless])
-async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_than_its_bound(fail):
+async def test_dead_letter_has_the_users_lines_and_the_message_within_its_bound(fail):
     try:
         fail()
     except Exception as error:  # noqa: BLE001  any of them
@@ -166,7 +166,7 @@ async def test_a_letter_has_the_user_s_own_lines_and_the_message_and_no_more_tha
     assert "worker/dispatch/dispatcher.py" not in back.traceback
 
 
-def test_an_account_names_what_raised_in_a_library_and_what_led_to_it():
+def test_traceback_names_the_library_line_that_raised_and_the_cause():
     try:
         chained()
     except RuntimeError as error:
@@ -178,7 +178,7 @@ def test_an_account_names_what_raised_in_a_library_and_what_led_to_it():
 
 @pytest.mark.parametrize("size", [1, 300, 10_000])
 @pytest.mark.parametrize("char", ["x", "✓", "\udcff"])
-def test_names_and_reason_of_any_length_keep_to_the_bound(size, char):
+def test_dead_letter_with_long_names_and_reason_keeps_to_the_bound(size, char):
     text = char * size
     letter = DeadLetter(
         group="workers", entry_id="1-1", code="c", reason=text, failed_at_ms=1, callback=b"x" * 70_000,
@@ -188,7 +188,7 @@ def test_names_and_reason_of_any_length_keep_to_the_bound(size, char):
     assert (back.code, back.session_uuid, back.sequence_number) == ("c", "s", None)
 
 
-async def test_what_cannot_be_formatted_becomes_a_letter_all_the_same():
+async def test_exception_that_cannot_be_formatted_still_makes_a_dead_letter():
     class OddError(Exception):
         def __str__(self):
             raise SystemExit(1)

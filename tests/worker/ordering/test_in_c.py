@@ -71,7 +71,7 @@ def arrivals(*numbers, recording=False):
 
 
 @pytest.mark.parametrize("recording", [False, True])
-def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
+def test_due_and_waiting_arrivals_are_ordinary(recording):
     session = SessionOrder()
     some = arrivals(1, 2, 4, 5, 3, 7, 6, 8, recording=recording)
     outcomes = [order.ordinary_outcomes(session, arrival, PLAIN) for arrival in some]
@@ -89,14 +89,14 @@ def test_what_is_due_and_what_waits_for_its_turn_is_plain(recording):
         SessionState(status=LaneState(run=1)),
     ],
 )
-def test_what_needs_a_second_look_is_not(state):
+def test_arrival_in_an_unusual_lane_is_not_ordinary(state):
     (arrival,) = arrivals(2)
     session = SessionOrder(state)
     assert order.ordinary_outcomes(session, arrival, PLAIN) is None
     assert session.state is state
 
 
-def test_what_is_undecided_is_left_to_python():
+def test_undecided_arrival_is_left_to_python():
     session, python = SessionOrder(), SessionOrder()
     again, due = stamp(
         [(1, b"altered!", 9, False, False, False), (3, b"00000003", 10, False, False, False)], [9, 1]
@@ -110,7 +110,7 @@ def test_what_is_undecided_is_left_to_python():
     assert [release.order for release in session.arrive(due, PLAIN)] == ["in_order", "late"]
 
 
-def test_only_what_it_knows_is_looked_into():
+def test_objects_of_other_types_are_left_to_python():
     (arrival,) = arrivals(1)
     assert order.ordinary_outcomes(SessionOrder(), object(), PLAIN) is None
     assert order.ordinary_outcomes(object(), arrival, PLAIN) is None
@@ -286,7 +286,7 @@ LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
     ],
     ids=str,
 )
-def test_what_is_odd_about_a_state_is_left_to_python(odd):
+def test_unusual_state_is_packed_by_python(odd):
     lane = {name: value for name, value in odd.items() if name in LaneState.__struct_fields__}
     rest = {name: value for name, value in odd.items() if name not in lane}
     state = SessionState(status=structs.replace(LANE, **lane), **rest)
@@ -305,7 +305,7 @@ def test_a_ring_that_is_full_or_longer_is_written_and_read(more):
     assert wire.decode_ordinary_state(encode_state(state)) == state
 
 
-def test_what_is_no_bytes_is_not_looked_into():
+def test_state_that_is_no_bytes_is_not_read():
     assert wire.decode_ordinary_state(None) is None
     for odd in ({"unsequenced": None}, {"status": structs.replace(LANE, released=None)}, {"version": True}):
         states = [structs.replace(SessionState(status=LANE), **odd)]
@@ -313,14 +313,14 @@ def test_what_is_no_bytes_is_not_looked_into():
 
 
 @pytest.mark.parametrize("damage", [{"next": 2**62 + 1}, {"released": bytes(RELEASED_BYTES + 1)}], ids=str)
-def test_what_is_no_state_is_left_to_python(damage):
+def test_bytes_that_are_no_state_are_left_to_python(damage):
     damaged = encode_state(SessionState(status=structs.replace(LANE, **damage)))
     assert read(decode_state, damaged) is None
     assert wire.decode_ordinary_state(damaged) is None
 
 
 @given(PLAIN_STATES)
-def test_a_plain_state_is_read_in_c_and_shares_what_is_empty(state):
+def test_ordinary_state_is_read_in_c_and_shares_its_empty_lane(state):
     found = wire.decode_ordinary_state(encode_state(state))
     assert found == state
     assert found.recording is NEW_SESSION.recording
@@ -343,7 +343,7 @@ def test_damage_is_read_as_python_reads_it_or_left_alone(encoded, at, instead, c
 
 
 @given(st.binary(max_size=64))
-def test_garbage_is_left_alone(garbage):
+def test_garbage_state_is_left_to_python(garbage):
     assert wire.decode_ordinary_state(garbage) in (None, read(decode_state, garbage))
 
 

@@ -64,7 +64,7 @@ def play(*arrivals: Arrival, policy: Policy = POLICY, session: SessionOrder | No
 # n = next; n > next
 
 
-def test_in_order() -> None:
+def test_arrivals_in_order_are_released_in_order() -> None:
     assert play(event(1), event(2), event(3)) == ["1 in_order", "2 in_order", "3 in_order"]
 
 
@@ -76,14 +76,14 @@ def test_a_number_that_comes_early_waits_for_those_before_it() -> None:
     assert (session.held, session.deadline_ms(POLICY)) == (0, None)
 
 
-def test_the_first_to_come_need_not_be_the_first() -> None:
+def test_first_arrival_waits_if_its_number_does_not_open_a_run() -> None:
     assert play(event(3), event(2), event(1)) == ["1 in_order", "2 in_order", "3 in_order"]
 
 
 # opening
 
 
-def test_zero_opens_too() -> None:
+def test_zero_opens_a_run() -> None:
     assert play(event(0), event(1), event(2)) == ["0 in_order", "1 in_order", "2 in_order"]
 
 
@@ -96,7 +96,7 @@ def test_a_second_zero_later_in_time_starts_again_even_where_one_opened() -> Non
     assert play(event(1, 10), event(0, 5), event(0, 50), event(1, 60)) == expected
 
 
-def test_another_first_number() -> None:
+def test_first_sequence_setting_opens_a_run() -> None:
     policy = Policy(5_000, first_sequence=5, held_max=256)
     session = SessionOrder()
     assert play(event(6), event(3), event(5), policy=policy, session=session) == [
@@ -124,7 +124,7 @@ def test_one_number_in_both_lanes_is_two_callbacks() -> None:
     assert play(event(1), event(1, recording=True)) == ["1 in_order", "r1 in_order"]
 
 
-def test_what_is_no_longer_remembered_is_late() -> None:
+def test_repeat_of_a_forgotten_release_is_late() -> None:
     session = SessionOrder()
     play(*(event(number) for number in range(1, RELEASED_REMEMBERED + 2)), session=session)
     assert play(event(2), event(1), session=session) == ["2 duplicate", "1 late"]
@@ -161,7 +161,7 @@ def test_what_is_undecided_is_late_once_the_run_has_gone_beyond_it() -> None:
     assert play(*arrivals) == ["1 in_order", "2 in_order", "3 in_order", "2 late"]
 
 
-def test_two_undecided_of_one_number() -> None:
+def test_two_undecided_arrivals_of_one_number_are_decided_one_by_one() -> None:
     arrivals = [event(1, 10), event(2, 20), event(2, 110), event(2, 120), event(1, 100)]
     assert play(*arrivals) == ["1 in_order", "2 in_order", "1 in_order run 1", "2 in_order run 1"]
     assert play(*arrivals, event(None, 130, ends_session=True))[4:] == [
@@ -192,7 +192,7 @@ def test_an_opening_that_comes_too_late_opens_nothing() -> None:
     assert play(*arrivals) == ["1 in_order", "2 in_order", "2 late", "1 late"]
 
 
-def test_where_zero_opened_the_first_number_waits_for_another_zero() -> None:
+def test_first_number_waits_for_another_zero_where_zero_opened_the_run() -> None:
     arrivals = [event(0, 10), event(1, 20), event(2, 30), event(1, 110), event(2, 120)]
     assert play(*arrivals, event(0, 100)) == [
         *("0 in_order", "1 in_order", "2 in_order"),
@@ -200,7 +200,7 @@ def test_where_zero_opened_the_first_number_waits_for_another_zero() -> None:
     ]
 
 
-def test_and_starts_again_itself_if_none_comes() -> None:
+def test_waiting_first_number_starts_a_run_if_no_zero_comes() -> None:
     arrivals = [event(0, 10), event(1, 20), event(2, 30), event(4, 40, ms=1), event(1, 110, ms=1)]
     assert play(*arrivals, event(2, 120, ms=2), event(3, 130, ms=5_001), event(0, 100, ms=5_001)) == [
         *("0 in_order", "1 in_order", "2 in_order", "4 after_gap (3,)"),
@@ -390,14 +390,14 @@ def test_a_number_far_ahead_disturbs_nothing_that_waits_for_another() -> None:
     ]
 
 
-def test_numbers_far_ahead_beside_each_other_are_gone_on_with() -> None:
+def test_numbers_far_ahead_that_are_near_each_other_are_plausible() -> None:
     session = SessionOrder()
     play(event(1), event(9_001), event(9_000), event(9_500), event(2, ms=10), session=session)
     assert [release.arrival.number for release in session.expire(5_000, POLICY)] == [9_000, 9_001, 9_500]
     assert session.state.status.next == 9_501
 
 
-def test_a_number_far_ahead_is_gone_on_with_where_another_was_before() -> None:
+def test_number_far_ahead_is_plausible_where_one_near_it_was_released() -> None:
     """As when ingest came up in the middle of a long session."""
     session = SessionOrder()
     play(event(5_000), session=session)
@@ -432,7 +432,9 @@ EVERY_OTHER = [2 * index for index in range(1, 129)]
 
 @pytest.mark.parametrize("numbers", [PAIRS_FAR_AHEAD, PAIRS_FAR_AHEAD[::-1], EVERY_OTHER])
 @pytest.mark.parametrize("held_max", [128, 64])
-def test_what_waits_is_given_up_at_a_cost_of_its_square(numbers: list[int], held_max: int) -> None:
+def test_giving_up_all_that_waits_costs_no_more_than_the_square_of_its_number(
+    numbers: list[int], held_max: int
+) -> None:
     """A session of nonsense must not keep the event loop for seconds. Counted are calls of functions."""
     session, policy, calls = SessionOrder(), Policy(5_000, 1, held_max), 0
 

@@ -77,7 +77,7 @@ def test_what_earlier_releases_wrote_is_read() -> None:
 
 
 @given(st.binary(max_size=64))
-def test_garbage_raises_nothing_but_a_value_error(encoded: bytes) -> None:
+def test_garbage_raises_only_value_error(encoded: bytes) -> None:
     with suppress(ValueError):
         assert isinstance(decode_state(encoded), SessionState)
 
@@ -108,7 +108,7 @@ def damaged(**lane: object) -> bytes:
         ),
     ],
 )
-def test_what_is_no_state_is_refused(encoded: bytes) -> None:
+def test_bytes_that_are_no_state_are_refused(encoded: bytes) -> None:
     with pytest.raises(ValueError, match="not a session state"):
         decode_state(encoded)
 
@@ -116,13 +116,13 @@ def test_what_is_no_state_is_refused(encoded: bytes) -> None:
 @pytest.mark.parametrize(
     "rest", [[], ["another", "shape"], [*msgspec.structs.astuple(NEW_SESSION)[1:], 1, 2]]
 )
-def test_another_version_is_refused_by_name_whatever_its_shape(rest: list[object]) -> None:
+def test_state_of_another_version_is_refused_and_its_version_named(rest: list[object]) -> None:
     with pytest.raises(ValueError, match=f"version 2, and this release reads {STATE_VERSION}"):
         decode_state(msgspec.msgpack.encode([STATE_VERSION + 1, *rest]))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from((b"a" * 8, b"b" * 8, bytes(8)))), max_size=150))
-def test_a_ring_knows_the_last_64(history: list[tuple[int, bytes]]) -> None:
+def test_lane_ring_remembers_the_last_64_releases(history: list[tuple[int, bytes]]) -> None:
     ring = b""
     for number, fingerprint in history:
         ring = remember_released(ring, number, fingerprint)
@@ -134,7 +134,7 @@ def test_a_ring_knows_the_last_64(history: list[tuple[int, bytes]]) -> None:
 
 
 @given(st.lists(FINGERPRINTS, max_size=150), FINGERPRINTS)
-def test_the_ring_of_unsequenced_knows_the_last_64(history: list[bytes], other: bytes) -> None:
+def test_unsequenced_ring_remembers_the_last_64_releases(history: list[bytes], other: bytes) -> None:
     ring = b""
     for fingerprint in history:
         ring = remember_unsequenced(ring, fingerprint)
@@ -143,7 +143,7 @@ def test_the_ring_of_unsequenced_knows_the_last_64(history: list[bytes], other: 
         assert was_released_unsequenced(ring, fingerprint) == (fingerprint in remembered)
 
 
-def test_bytes_across_two_entries_are_no_entry() -> None:
+def test_fingerprint_across_two_ring_entries_does_not_match() -> None:
     ring = remember_unsequenced(remember_unsequenced(b"", b"abcdefgh"), b"ijklmnop")
     assert not was_released_unsequenced(ring, b"efghijkl")
     released = remember_released(remember_released(b"", 7, b"abcdefgh"), 8, b"ijklmnop")

@@ -289,7 +289,7 @@ def test_the_watermark_never_runs_backwards():
     assert partition.watermark_ms == START_MS + 500
 
 
-def test_giving_up_the_oldest_gap():
+def test_give_up_oldest_releases_after_the_oldest_gap():
     counters = Counters()
     partition = make(counters=counters)
     assert partition.give_up_oldest() == []
@@ -344,7 +344,7 @@ def test_a_held_event_keeps_its_session_in_memory():
     assert partition.live_sessions == 1
 
 
-def test_a_bury_wants_a_commit():
+def test_dead_letter_wants_a_commit():
     partition = make()
     assert not partition.wants_commit
     partition.take_in_deleted("1-1", 0)

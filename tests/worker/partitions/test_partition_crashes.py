@@ -210,7 +210,7 @@ callbacks = st.lists(
 
 @settings(max_examples=250)
 @given(callbacks, st.randoms(use_true_random=False), st.booleans())
-def test_whenever_the_owner_dies_nothing_is_lost_and_nothing_committed_comes_again(entries, rng, deleting):
+def test_owner_that_dies_at_any_point_loses_nothing_and_repeats_nothing_committed(entries, rng, deleting):
     history = History(rng)
     history.deleted = set()
     unsent = list(entries)

@@ -218,7 +218,7 @@ callbacks = st.lists(
 
 @settings(max_examples=250)
 @given(callbacks, st.randoms(use_true_random=False))
-def test_whichever_server_takes_over_every_callback_taken_is_handled(numbered, rng):
+def test_every_accepted_callback_is_handled_whichever_server_takes_over(numbered, rng):
     world = World(rng)
     bodies = [fields(SessionUUID=f"s{session}", SequenceNumber=number) for session, number in numbered]
     unsent = list(bodies)

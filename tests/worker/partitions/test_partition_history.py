@@ -31,7 +31,7 @@ def test_before_the_first_commit_the_number_is_empty():
     assert not has_all(seen, [b"5", b"me", b"1"], [])
 
 
-def test_nothing_that_is_missing_or_another_s_passes():
+def test_history_with_anything_missing_or_foreign_is_refused():
     for fence in (
         [None, None, None],
         [b"5", None, b"3"],
