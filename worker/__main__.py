@@ -15,24 +15,27 @@ from maskline.schemas.settings import load_settings
 from maskline.worker.node import WorkerNode
 
 GC_YOUNG_MAX: Final = 50_000
-"""Objects made and not dropped before the collector looks at them: some ten milliseconds' work. Next to nothing in a
-worker is a cycle, and by Python's 700 every batch of replies was looked at several times: a tenth of a busy worker."""
+"""Objects made and not dropped before the garbage collector runs: some ten milliseconds' work. A worker makes next to
+no cycles, and with Python's 700 it visited every batch of replies several times: a tenth of a busy worker."""
 
-LEASES_LAPSED: Final = 2
-"""Who sets a long lease has handlers that block the loop: a worker is killed after two of them at the earliest."""
+SILENT_LEASES: Final = 2
+"""A worker whose event loop stands still is killed after so many lease times at the earliest: a long lease is set where
+handlers block the loop."""
 
 
 def main(argv: list[str]) -> int:
-    """Run a worker as the arguments and MASKLINE_ settings say; the exit code."""
+    """Run a worker as the arguments and MASKLINE_ settings say; return the exit code. Raises ConfigError."""
     arguments = _parser().parse_args(argv)
     settings = load_settings()
     configure_logging(settings)
     unblock_standard_streams()
     if arguments.index is None and arguments.processes != 1:
         return supervise(
-            ["maskline.worker"], arguments.processes, stop_timeout_ms=settings.stop_timeout_ms,
-            silent_kill_s=max(SILENT_KILL_S, LEASES_LAPSED * settings.lease_ttl_ms / 1000),
-        )  # fmt: skip
+            ["maskline.worker"],
+            arguments.processes,
+            stop_timeout_ms=settings.stop_timeout_ms,
+            silent_kill_s=max(SILENT_KILL_S, SILENT_LEASES * settings.lease_ttl_ms / 1000),
+        )
 
     def serve(stop: asyncio.Event) -> Awaitable[int]:
         # Before the loop turns: handler modules are imported here, which may take long.
@@ -45,7 +48,7 @@ async def _serve(node: WorkerNode, stop: asyncio.Event) -> int:
     await node.start()
     supervisor_pipe.report_up()
     gc.set_threshold(GC_YOUNG_MAX)
-    gc.freeze()  # what is there now stays
+    gc.freeze()  # the objects made until now stay
     failed = asyncio.create_task(node.failed())
     stopped = asyncio.create_task(stop.wait())
     try:

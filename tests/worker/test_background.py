@@ -1,4 +1,4 @@
-"""The worker's own parts, when they fail: named, shown and gone on with, or named and the end of the process."""
+"""When a part of the worker fails, it is restarted and shown, or it ends the process and is named."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ async def node(redis_server, namespace, tmp_path, monkeypatch):
     await it.stop()
 
 
-async def test_retention_that_fails_is_started_again_and_shown(node, redis_server, monkeypatch):
+async def test_failing_retention_is_restarted_and_shown_by_readyz(node, redis_server, monkeypatch):
     real, failures = node.retention._due, []
 
     def due(owned):
@@ -67,7 +67,7 @@ runpy.run_module("maskline.worker", run_name="__main__", alter_sys=True)
         ("pollers", "poller.Poller.run = failing"),
     ],
 )
-def test_a_part_without_which_nothing_moves_ends_the_process_and_is_named(crew: Fleet, part, patch):
+def test_failure_of_an_essential_part_ends_the_process_and_is_named(crew: Fleet, part, patch):
     worker = crew.launch(program=PROGRAM.format(patch=patch))
     assert worker.process.wait(PATIENCE_S) == 1
     line = worker.logged("worker part failed")
@@ -77,7 +77,7 @@ def test_a_part_without_which_nothing_moves_ends_the_process_and_is_named(crew: 
     assert worker.logged("worker stopped") is not None, "its leases are given back all the same"
 
 
-async def test_a_watchdog_that_gets_no_thread_is_shown_and_tried_again(monkeypatch):
+async def test_watchdog_without_a_thread_is_shown_and_retried(monkeypatch):
     monkeypatch.setattr(watchdog, "START_INTERVAL_S", 0.05)
     monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 0.02)
     background, refused = BackgroundTasks(), []
@@ -99,7 +99,7 @@ async def test_a_watchdog_that_gets_no_thread_is_shown_and_tried_again(monkeypat
     assert [log["task"] for log in logs if log["event"] == "background task failed"] == ["watchdog"]
 
 
-async def test_a_watchdog_that_dies_is_shown_and_started_again(monkeypatch):
+async def test_watchdog_that_dies_is_shown_and_restarted(monkeypatch):
     monkeypatch.setattr(watchdog, "START_INTERVAL_S", 0.0)
     monkeypatch.setattr(watchdog, "CHECK_INTERVAL_S", 0.02)
     monkeypatch.setattr(watchdog, "BLOCKED_AFTER_S", 0.1)
@@ -121,7 +121,7 @@ async def test_a_watchdog_that_dies_is_shown_and_started_again(monkeypatch):
     dog.stop()
 
 
-async def test_health_shows_what_fails_beside_what_is_well(node):
+async def test_metrics_show_background_failures_and_unreadable_values(node):
     node.background.failed("retention", OSError("odd"))
     node.counters.unreadable.update(("EventTimestamp", "EventTimestamp", "Amount"))
 

@@ -96,7 +96,7 @@ def test_held_event_that_only_the_old_primary_had_is_handled_from_its_copy(
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["same clock", "old primary's clock ahead"])
-def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
+def test_no_entry_is_skipped_if_the_new_stream_ends_before_the_last_entry_read(
     pair: Replicated, crew: Fleet, ahead: bool
 ):
     start_with_the_first_event(crew)
@@ -117,7 +117,7 @@ def test_no_entry_is_skipped_where_the_new_stream_ends_before_what_was_read(
         assert place(group["last-delivered-id"]) <= place(info["last-generated-id"])
 
 
-def test_primary_that_takes_over_another_s_data_behind_a_living_connection_is_read_again(
+def test_primary_that_takes_over_another_s_data_behind_an_open_connection_is_read_again(
     pair: Replicated, crew: Fleet
 ):
     start_with_the_first_event(crew)

@@ -47,7 +47,7 @@ def raising_for(real, error, chosen):
 
 @pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
 @pytest.mark.usefixtures("both_ways")
-def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monkeypatch):
+def test_undecodable_entry_harms_no_other_of_its_batch(error, monkeypatch):
     odd = fields(SequenceNumber="2", From="+14155550123", Odd="yes")
     decode = raising_for(TemplateDecoder.decode, error, lambda _, value: b"Odd=yes" in value)
     monkeypatch.setattr(TemplateDecoder, "decode", decode)
@@ -83,7 +83,7 @@ def test_an_entry_that_cannot_be_decoded_costs_no_other_of_its_batch(error, monk
     ids=str,
 )
 @pytest.mark.usefixtures("both_ways")
-def test_whatever_lies_in_an_entry_it_becomes_a_letter(odd):
+def test_entry_with_any_content_becomes_a_dead_letter(odd):
     it = make()
     ready = take_in(it, [entry(1, SequenceNumber="1"), (b"5-0", odd), entry(9, SequenceNumber="2")])
     assert [len(session.queue) for session in ready] == [2]
@@ -95,7 +95,7 @@ STEPS = ["arrive", "_release", "_decide_waiting", "_is_duplicate", "_give_up"]
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("turn", range(1, 7))
-def test_a_fault_in_ordering_loses_no_entry(step, turn, monkeypatch):
+def test_fault_in_ordering_loses_no_entry(step, turn, monkeypatch):
     """It strikes in the turn-th call of a step: every entry is released, or a duplicate, or a letter, and is done."""
     monkeypatch.setattr(partition, "arrive_ordinary", None)  # it has steps of its own
     turns = itertools.count(1)
@@ -122,7 +122,7 @@ def test_a_fault_in_ordering_loses_no_entry(step, turn, monkeypatch):
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_what_c_fails_on_is_decided_in_python_and_loses_nothing():
+def test_entry_that_c_fails_on_is_decided_in_python_and_not_lost():
     it = make()
     decoded = it.decode(
         [entry(at, SequenceNumber=str(number)) for at, number in enumerate([1, 3, 4, 2, 5])],
@@ -137,7 +137,7 @@ def test_what_c_fails_on_is_decided_in_python_and_loses_nothing():
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
+def test_session_whose_gap_cannot_be_given_up_delays_no_other(monkeypatch):
     monkeypatch.setattr(
         LiveSession, "expire",
         raising_for(SessionOrder.expire, ValueError("odd"), lambda session, *_: session.uuid == "odd"), raising=False,
@@ -155,7 +155,7 @@ def test_a_session_whose_gap_cannot_be_given_up_holds_up_no_other(monkeypatch):
 
 @pytest.mark.parametrize("error", [*ODD, GeneratorExit()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("times", [1, 2, 100])
-async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkeypatch):
+async def test_fault_of_the_dispatcher_strands_no_session(error, times, monkeypatch):
     monkeypatch.setattr(internal_errors, "RETRY_DELAY_MS", 1.0)
     left = itertools.count()
     calls = []
@@ -191,7 +191,7 @@ async def test_a_fault_of_the_dispatcher_strands_no_session(error, times, monkey
         assert not d.dispatcher._internal_errors.by_entry
 
 
-async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
+async def test_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
     monkeypatch.setattr(internal_errors, "RETRY_DELAY_MS", 1.0)
     calls = []
 
@@ -211,7 +211,7 @@ async def test_a_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch)
         assert d.partition.running == 0
 
 
-async def test_the_sweep_of_time_limits_outlives_a_fault(monkeypatch):
+async def test_sweep_of_time_limits_survives_a_fault(monkeypatch):
     """One attempt that cannot be given up, and the others are held to their limits all the same."""
     monkeypatch.setattr("maskline.worker.dispatch.deadlines.CANCEL_GRACE_S", 0.05)
     ended = []
@@ -260,7 +260,7 @@ async def test_a_time_that_is_none_fails_no_handler(odd_ms):
     assert times == [datetime.fromtimestamp(START_MS / 1000, UTC)]
 
 
-def test_a_commit_that_cannot_be_written_holds_up_no_other_partition(crew: Fleet):
+def test_commit_that_cannot_be_encoded_delays_no_other_partition(crew: Fleet):
     """Real workers: the state of one session is something that msgpack cannot write."""
     program = """
 import runpy

@@ -11,7 +11,7 @@ from maskline.worker.streams.pipeline import StreamPipeline
 
 
 @pytest.mark.parametrize("ticks", range(6))
-async def test_a_part_woken_the_moment_before_stops_all_the_same(
+async def test_lease_task_woken_just_before_its_cancellation_stops(
     redis_server, namespace, tmp_path, monkeypatch, ticks
 ):
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
@@ -33,7 +33,7 @@ async def test_a_part_woken_the_moment_before_stops_all_the_same(
 
 @pytest.mark.parametrize("stays", [False, True], ids=["goes", "stays"])
 @pytest.mark.parametrize("step", ["_order", "_receive_states"], ids=["decoded", "asked"])
-async def test_what_was_read_is_handled_though_its_partition_moves_meanwhile(
+async def test_entries_read_are_handled_although_their_partition_moves_to_another_server(
     own_redis, namespace, tmp_path, monkeypatch, step, stays
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""

@@ -36,7 +36,7 @@ def test_suspects_run_on_a_server_that_is_out_of_memory(own_crew: Fleet):
     assert second.terminate() == 0
 
 
-def test_a_mark_that_is_refused_is_said_and_not_ten_times_a_second(own_crew: Fleet):
+def test_refused_suspect_mark_is_logged_at_a_bounded_rate(own_crew: Fleet):
     kill_amid_handlers(own_crew)
     own_crew.client.execute_command("ACL", "SETUSER", "default", "-expire")  # which the script needs
     second = own_crew.start()
@@ -52,7 +52,7 @@ def test_a_mark_that_is_refused_is_said_and_not_ten_times_a_second(own_crew: Fle
     assert second.terminate() == 0
 
 
-def test_a_server_that_refuses_its_time_is_read_again_when_it_tells_it(own_crew: Fleet):
+def test_reading_resumes_when_the_server_allows_time_again(own_crew: Fleet):
     worker = own_crew.start()
     own_crew.put("s1", 1)
     own_crew.until_calls(1)
@@ -70,7 +70,7 @@ def failed_scripts(crew: Fleet) -> int:
     return int(crew.client.info("commandstats").get("cmdstat_evalsha", {}).get("failed_calls", 0))
 
 
-def test_a_partition_that_cannot_be_taken_is_not_said_at_every_try(crew: Fleet):
+def test_failed_acquisition_is_not_logged_at_every_try(crew: Fleet):
     crew.client.set(crew.keys.callbacks(3), "foreign")
     before = failed_scripts(crew)
     worker = crew.start()
@@ -80,7 +80,7 @@ def test_a_partition_that_cannot_be_taken_is_not_said_at_every_try(crew: Fleet):
     assert worker.terminate() == 0
 
 
-def test_a_partition_that_cannot_commit_is_said_once_however_busy_the_others_are(crew: Fleet):
+def test_refused_commit_is_logged_once_however_busy_other_partitions_are(crew: Fleet):
     stuck = partition_of("stuck", crew.partitions)
     crew.client.set(crew.keys.dead(stuck), "foreign")
     worker = crew.start()

@@ -21,7 +21,7 @@ from maskline.worker.node import WorkerNode
 HOUR_MS = 3_600_000
 
 
-def test_a_killed_redis_is_waited_for(own_crew: Fleet):
+def test_worker_waits_for_a_killed_redis(own_crew: Fleet):
     worker = own_crew.start(RECORD_MS=10)
     events = load(40, 20)
     own_crew.put_all(events)
@@ -36,7 +36,7 @@ def test_a_killed_redis_is_waited_for(own_crew: Fleet):
     assert worker.process.poll() is None
 
 
-def test_lost_connections_and_scripts_are_mended(own_crew: Fleet):
+def test_worker_recovers_from_lost_connections_and_flushed_scripts(own_crew: Fleet):
     worker = own_crew.start(RECORD_MS=10)
     events = load(40, 12)
     own_crew.put_all(events)
@@ -67,7 +67,7 @@ def flush_all(crew: Fleet) -> None:
 
 
 @pytest.mark.parametrize("harm", [destroy_groups, delete_streams, flush_all])
-def test_deleted_data_does_not_stop_a_worker(own_crew: Fleet, harm: Callable[[Fleet], None]):
+def test_worker_survives_deleted_data(own_crew: Fleet, harm: Callable[[Fleet], None]):
     own_crew.start()
     before = load(20, 6)
     own_crew.put_all(before)
@@ -83,7 +83,7 @@ def test_deleted_data_does_not_stop_a_worker(own_crew: Fleet, harm: Callable[[Fl
     assert len(own_crew.calls("s")) == len(before)
 
 
-def test_a_stream_that_is_deleted_under_way_holds_up_no_stop(own_crew: Fleet):
+def test_stream_deleted_under_way_does_not_delay_a_stop(own_crew: Fleet):
     worker = own_crew.start(RECORD_MS=300)
     own_crew.put("s", 1)
     wait_until(lambda: worker.metric("handlers_running") == 1, what="the handler to start")
@@ -92,7 +92,7 @@ def test_a_stream_that_is_deleted_under_way_holds_up_no_stop(own_crew: Fleet):
     assert worker.terminate() == 0
 
 
-def test_a_key_that_is_none_of_ours_harms_its_partition_alone(crew: Fleet):
+def test_foreign_key_harms_its_partition_alone(crew: Fleet):
     broken = partition_of("s0", crew.partitions)
     crew.client.set(crew.keys.callbacks(broken), "somebody else's")
     worker = crew.start()
@@ -105,7 +105,7 @@ def test_a_key_that_is_none_of_ours_harms_its_partition_alone(crew: Fleet):
     crew.until_calls(1, "s0")
 
 
-def test_a_lost_number_is_given_up_after_the_gap_timeout(crew: Fleet):
+def test_missing_number_is_given_up_after_the_gap_timeout(crew: Fleet):
     crew.start(gap_timeout_ms=700)
     crew.put("s", 1)
     crew.put("s", 4)
@@ -123,7 +123,7 @@ def test_a_lost_number_is_given_up_after_the_gap_timeout(crew: Fleet):
     crew.until_drained()
 
 
-def test_nothing_further_down_an_old_backlog_is_given_up(crew: Fleet):
+def test_number_further_down_an_old_backlog_is_not_given_up(crew: Fleet):
     start_ms = time.time_ns() // 1_000_000 - HOUR_MS
     ids = iter(f"{start_ms + ms}-0" for ms in range(0, HOUR_MS, 100))
     crew.put("s", 2, entry_id=next(ids))
@@ -140,7 +140,7 @@ def test_nothing_further_down_an_old_backlog_is_given_up(crew: Fleet):
     assert [(c.number, c.order) for c in crew.calls("late")] == [(2, "after_gap"), (1, "late")]
 
 
-def test_what_cannot_be_handled_goes_to_the_dead_letters_alone(crew: Fleet):
+def test_event_that_cannot_be_handled_becomes_a_dead_letter_and_the_others_go_on(crew: Fleet):
     crew.start()
     stream = crew.stream("s")
     crew.client.xadd(stream, {"c": b"\xc1 no msgpack"})
@@ -173,7 +173,7 @@ def test_what_cannot_be_handled_goes_to_the_dead_letters_alone(crew: Fleet):
 
 
 @pytest.mark.parametrize("bound", [1, 50])
-def test_reading_stops_where_too_much_is_unfinished(crew: Fleet, bound: int):
+def test_reading_stops_while_too_many_events_are_unfinished(crew: Fleet, bound: int):
     """However small the bound, and were it less than the partitions: it goes on in the end."""
     worker = crew.start(outstanding_max=bound, RECORD_MS=5 if bound > 1 else 0, concurrency=8)
     events = load(40, 10 if bound > 1 else 2)
@@ -250,9 +250,7 @@ def readiness(worker: WorkerProcess) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_a_log_in_that_is_refused_is_tried_again_with_what_the_file_says_then(
-    own_crew: Fleet, tmp_path: Path
-):
+def test_refused_login_is_retried_with_the_password_file_read_again(own_crew: Fleet, tmp_path: Path):
     file = tmp_path / "url"
     file.write_text(own_crew.server.url.replace("//", "//:yesterday@"))
     own_crew.put("s", 1)
@@ -268,7 +266,7 @@ def test_a_log_in_that_is_refused_is_tried_again_with_what_the_file_says_then(
     assert worker.terminate() == 0
 
 
-def test_events_are_handled_on_a_server_that_would_evict_and_health_says_so(own_crew: Fleet):
+def test_events_are_handled_on_an_evicting_server_and_health_reports_it(own_crew: Fleet):
     own_crew.client.config_set("maxmemory", 1 << 30)
     own_crew.client.config_set("maxmemory-policy", "allkeys-lru")
     worker = own_crew.start()
@@ -279,7 +277,7 @@ def test_events_are_handled_on_a_server_that_would_evict_and_health_says_so(own_
     assert "callbacks_evicted" in body
 
 
-def test_logs_show_the_workers_id_as_it_is(monkeypatch: pytest.MonkeyPatch):
+def test_worker_id_is_not_redacted_in_logs(monkeypatch: pytest.MonkeyPatch):
     """Were it taken for a phone number, nobody could tell whose leases those are."""
     monkeypatch.setattr("os.getpid", lambda: 4_194_304)
     monkeypatch.setattr("secrets.token_hex", lambda _: "123456")
@@ -287,13 +285,13 @@ def test_logs_show_the_workers_id_as_it_is(monkeypatch: pytest.MonkeyPatch):
     assert redact(worker_id).endswith("-p4194304-x123456")
 
 
-def test_no_processes_is_wrong_usage(crew: Fleet):
+def test_zero_processes_is_wrong_usage(crew: Fleet):
     worker = crew.launch("--processes", "0")
     assert worker.process.wait(PATIENCE_S) == 2
     assert "--processes" in worker.log
 
 
-def test_the_workers_of_one_command_share_the_partitions(crew: Fleet):
+def test_workers_of_one_command_share_the_partitions(crew: Fleet):
     crew.launch("--processes", "2")
     crew.until_balanced(2)
     events = load(10, 3)
@@ -304,7 +302,7 @@ def test_the_workers_of_one_command_share_the_partitions(crew: Fleet):
     assert not crew.leases()
 
 
-def test_a_worker_starts_before_redis_does(tmp_path: Path, namespace: str):
+def test_worker_starts_while_redis_is_away(tmp_path: Path, namespace: str):
     server = RedisServer(tmp_path / "valkey").start()
     server.kill()
     try:
@@ -319,7 +317,7 @@ def test_a_worker_starts_before_redis_does(tmp_path: Path, namespace: str):
         server.stop()
 
 
-def test_a_full_redis_takes_no_callbacks_and_is_worked_off_all_the_same(own_crew: Fleet):
+def test_backlog_of_a_full_redis_is_handled(own_crew: Fleet):
     """Only what is committed can be trimmed: a worker that waited for room would wait for ever."""
     first = own_crew.start(RECORD_MS=300)
     events = [("s", 1), ("t", 1), ("s", 2), ("fail", 1)]
@@ -344,7 +342,7 @@ def test_a_full_redis_takes_no_callbacks_and_is_worked_off_all_the_same(own_crew
     assert len(own_crew.calls("s")) == 2
 
 
-def test_a_partition_that_cannot_be_read_holds_up_no_other(crew: Fleet):
+def test_unreadable_partition_delays_no_other(crew: Fleet):
     worker = crew.start()
     crew.until_balanced(1)
     broken = crew.stream("broken")
@@ -360,7 +358,7 @@ def test_a_partition_that_cannot_be_read_holds_up_no_other(crew: Fleet):
     assert_complete_and_in_order(crew.calls(), [*events, ("broken", 1)])
 
 
-def test_a_clock_that_leapt_ahead_and_back_holds_up_no_gap(crew: Fleet):
+def test_server_clock_that_leaps_ahead_and_back_delays_no_gap(crew: Fleet):
     """The stream's IDs stay in the future until the clock has caught up: gaps must not wait for that."""
     worker = crew.start(gap_timeout_ms=1_000)
     crew.until_balanced(1)

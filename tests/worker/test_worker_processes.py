@@ -37,7 +37,7 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_child_that_cannot_open_a_resource_takes_no_sibling_with_it(
+def test_child_that_cannot_open_a_resource_does_not_stop_its_siblings(
     redis_server, namespace, tmp_path, needing
 ):
     with fleet(redis_server, namespace, tmp_path) as it, socket.create_server(("127.0.0.1", 0)) as needed:
@@ -70,7 +70,7 @@ def test_a_child_that_cannot_open_a_resource_takes_no_sibling_with_it(
         assert "the resource link could not be opened" in line["reason"]
 
 
-def test_where_no_child_can_open_a_resource_the_command_ends_with_2_and_one_line(
+def test_command_exits_2_with_one_line_if_no_child_can_open_a_resource(
     redis_server, namespace, tmp_path, needing
 ):
     with fleet(redis_server, namespace, tmp_path) as it:

@@ -37,7 +37,7 @@ LEAVES = "lambda *_: (theirs(), sys.exit(7))"
         ("in_handler", "signal.signal(signal.SIGTERM, signal.SIG_IGN); theirs()"),
     ],
 )
-def test_a_worker_stops_whatever_its_handler_module_does_with_signals(
+def test_worker_stops_whatever_its_handler_module_does_with_signals(
     redis_server, namespace, tmp_path, place, take
 ):
     places = dict.fromkeys(("at_import", "in_resource", "in_handler"), "pass") | {place: take}
@@ -54,7 +54,7 @@ def test_a_worker_stops_whatever_its_handler_module_does_with_signals(
         assert worker.logged("worker stopped") is not None
 
 
-def test_a_module_that_ignores_sigterm_while_it_is_imported_can_be_stopped(redis_server, namespace, tmp_path):
+def test_worker_stops_while_a_module_that_ignores_sigterm_is_imported(redis_server, namespace, tmp_path):
     (tmp_path / "slow.py").write_text(
         "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "open(os.environ['RECORD_FILE'], 'w').close()\ntime.sleep(60)"

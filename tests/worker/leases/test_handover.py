@@ -65,6 +65,29 @@ async def test_partition_is_given_back_when_its_handler_has_ended_and_its_commit
             assert (group["lag"], group["pending"]) == (0, 0), "what was done is committed"
 
 
+async def test_lease_is_kept_until_what_was_done_is_committed(redis_server, namespace):
+    done = asyncio.Event()
+
+    @on.every
+    async def handler(event, ctx):
+        done.set()
+
+    async with worker_parts(redis_server, namespace, handler) as parts:
+        with redis_server.client() as client:
+            partition = await started(parts, client)
+            verified_at, partition.verified_at = partition.verified_at, None  # no commit is sent meanwhile
+            await done.wait()
+            await until(lambda: partition.uncommitted and not partition.running)
+            released = []
+            task = asyncio.create_task(handover(parts, released).give_back(partition))
+            await asyncio.wait([task], timeout=0.3)
+            assert client.exists(parts.keys.lease(0))
+            partition.verified_at = verified_at
+            await asyncio.wait_for(task, PATIENCE_S)
+            assert released == [partition]
+            assert (parts.counters.commits, parts.fenced) == (1, [])
+
+
 async def test_handler_is_cancelled_once_the_stop_timeout_is_over(redis_server, namespace):
     running, ended = asyncio.Event(), []
 

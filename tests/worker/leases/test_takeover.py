@@ -36,7 +36,7 @@ def test_partitions_are_balanced_as_workers_join_and_leave(crew: Fleet):
     assert held.items() <= crew.leases().items()
 
 
-def test_a_stop_gives_leases_back_at_once(crew: Fleet):
+def test_stopping_worker_releases_its_leases_at_once(crew: Fleet):
     leaver, heir = (crew.launch(lease_ttl_ms=60_000) for _ in range(2))
     leaver.until_started()
     crew.put_all(load(20, 5))
@@ -47,7 +47,7 @@ def test_a_stop_gives_leases_back_at_once(crew: Fleet):
     heir.until_started()
 
 
-def test_a_leaving_worker_is_no_longer_counted(crew: Fleet):
+def test_stopping_worker_no_longer_counts_as_live_while_its_last_handler_runs(crew: Fleet):
     """Its share is free for others while its last handler is still at work."""
     leaver = crew.start(lease_ttl_ms=3_000, RECORD_MS=300)
     crew.start(lease_ttl_ms=3_000, RECORD_MS=300)
@@ -66,7 +66,7 @@ def test_a_leaving_worker_is_no_longer_counted(crew: Fleet):
     assert [call.outcome for call in crew.calls()] == ["done"]
 
 
-def test_a_slow_handler_holds_up_nobody_while_its_partition_changes_hands(
+def test_slow_handler_delays_no_other_session_while_its_partition_is_handed_over(
     redis_server: RedisServer, namespace: str, tmp_path: Path
 ):
     with fleet(redis_server, namespace, tmp_path, partitions=2) as crew:
@@ -97,7 +97,7 @@ def test_a_slow_handler_holds_up_nobody_while_its_partition_changes_hands(
         assert len(crew.calls()) == len(put) + 1
 
 
-def test_a_killed_worker_is_taken_over(crew: Fleet):
+def test_partitions_of_a_killed_worker_are_taken_over(crew: Fleet):
     victim, heir = crew.launch(RECORD_MS=20), crew.launch(RECORD_MS=20)
     victim.until_started()
     heir.until_started()
@@ -131,7 +131,7 @@ def test_a_killed_worker_is_taken_over(crew: Fleet):
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["one-handler", "two-handlers"])
-def test_a_worker_that_was_stopped_past_its_lease_is_fenced_off(crew: Fleet, twice: bool):
+def test_worker_paused_past_its_lease_is_fenced_off(crew: Fleet, twice: bool):
     options = {"RECORD_MS": 30} | ({"RECORD_TWICE": 1} if twice else {})
     sleeper, heir = crew.launch(**options), crew.launch(**options)
     sleeper.until_started()
@@ -183,7 +183,9 @@ def test_a_worker_that_was_stopped_past_its_lease_is_fenced_off(crew: Fleet, twi
     assert call.token == tokens[partition_of(session, 8)]
 
 
-def test_a_commit_after_the_lease_changes_nothing(redis_server: RedisServer, namespace: str, tmp_path: Path):
+def test_commit_after_the_lease_was_lost_changes_nothing(
+    redis_server: RedisServer, namespace: str, tmp_path: Path
+):
     """Not even the first of an owner, where the next one has not committed anything either."""
     with fleet(redis_server, namespace, tmp_path, partitions=1) as crew:
         sleeper = crew.start(RECORD_MS=300)
@@ -200,7 +202,7 @@ def test_a_commit_after_the_lease_changes_nothing(redis_server: RedisServer, nam
         assert [c.pid for c in crew.calls()] == [sleeper.pid, heir.pid]
 
 
-def test_a_stop_under_load_loses_and_doubles_nothing(crew: Fleet):
+def test_stop_under_load_loses_and_repeats_no_event(crew: Fleet):
     leaver, heir = crew.launch(RECORD_MS=50), crew.launch(RECORD_MS=50)
     leaver.until_started()
     heir.until_started()
@@ -222,7 +224,7 @@ def test_a_stop_under_load_loses_and_doubles_nothing(crew: Fleet):
     assert {c.outcome for c in calls} == {"done"}
 
 
-def test_a_redis_that_went_back_in_time_loses_no_waiting_event(tmp_path: Path, namespace: str):
+def test_redis_restarted_from_an_older_snapshot_loses_no_held_event(tmp_path: Path, namespace: str):
     """What an owner believes committed may be gone after a restart or failover: it must start from what is there."""
     server = RedisServer(tmp_path / "valkey", options=("--appendonly", "no")).start()
     try:
@@ -247,7 +249,7 @@ def test_a_redis_that_went_back_in_time_loses_no_waiting_event(tmp_path: Path, n
         server.stop()
 
 
-def test_what_is_undecided_outlives_its_owner(redis_server: RedisServer, namespace: str, tmp_path: Path):
+def test_undecided_event_outlives_its_owner(redis_server: RedisServer, namespace: str, tmp_path: Path):
     """It waits for the opening of a second call, in the pending list meanwhile. Nothing is left of it there."""
     with fleet(redis_server, namespace, tmp_path, partitions=1) as crew:
         first = crew.start(gap_timeout_ms=3_600_000, lease_ttl_ms=500)

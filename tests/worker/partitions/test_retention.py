@@ -21,7 +21,7 @@ def used_memory(crew: Fleet) -> int:
     return int(crew.client.info("memory")["used_memory"])
 
 
-def test_a_soak_of_many_times_the_retention_stays_within_bounds(tmp_path: Path, namespace: str):
+def test_stream_stays_within_bounds_for_many_times_the_retention(tmp_path: Path, namespace: str):
     server = RedisServer(tmp_path / "valkey").start()
     try:
         with fleet(server, namespace, tmp_path) as crew:
@@ -46,7 +46,7 @@ def test_a_soak_of_many_times_the_retention_stays_within_bounds(tmp_path: Path, 
         server.stop()
 
 
-def test_handled_callbacks_go_when_they_are_old_enough(crew: Fleet):
+def test_handled_callbacks_are_trimmed_after_retention(crew: Fleet):
     start_ms = time.time_ns() // 1_000_000 - HOUR_MS
     for number in range(1, 51):
         crew.put("s", number, entry_id=f"{start_ms + number}-0")
@@ -58,7 +58,7 @@ def test_handled_callbacks_go_when_they_are_old_enough(crew: Fleet):
     assert crew.drained(), "trimming has changed what the group knows"
 
 
-def test_without_retention_nothing_handled_stays(crew: Fleet):
+def test_handled_callbacks_are_trimmed_at_once_without_retention(crew: Fleet):
     crew.start(retention_s=0)
     events = load(20, 5)
     crew.put_all(events)
@@ -69,7 +69,7 @@ def test_without_retention_nothing_handled_stays(crew: Fleet):
     assert [call.order for call in crew.until_calls(101, "s")][-1] == "in_order"
 
 
-def test_what_waits_for_a_missing_number_is_kept(crew: Fleet):
+def test_held_callbacks_are_kept(crew: Fleet):
     worker = crew.start(retention_s=0, retention_max_entries=0, gap_timeout_ms=HOUR_MS)
     crew.put_all([("s", 1), ("s", 3), *(("s", number) for number in range(4, 10))])
     wait_until(lambda: worker.metric("events_held") == 7, what="the others to wait")
@@ -85,7 +85,7 @@ def test_what_waits_for_a_missing_number_is_kept(crew: Fleet):
     wait_until(lambda: retained(crew) == 0, within_s=PATIENCE_S, what="all to go")
 
 
-def test_a_group_that_does_not_keep_up_keeps_what_it_has_not_handled(crew: Fleet):
+def test_group_that_lags_keeps_its_unhandled_callbacks_and_is_warned_of(crew: Fleet):
     start_ms = time.time_ns() // 1_000_000 - HOUR_MS
     stream = crew.stream("s")
     for number in range(1, 101):
@@ -112,7 +112,7 @@ def test_a_group_that_does_not_keep_up_keeps_what_it_has_not_handled(crew: Fleet
     assert worker.log.count("retention held back") == 1
 
 
-def test_each_group_of_workers_gets_everything_before_it_goes(crew: Fleet):
+def test_every_group_handles_a_callback_before_it_is_trimmed(crew: Fleet):
     """Two groups at different speeds: the slow one misses nothing."""
     events = load(10, 10)
     crew.put_all(events)

@@ -22,7 +22,7 @@ def read(size: ReadSize, entry_bytes: int, bytes_s: float, backlog: int = 1_000_
     return entries, took_s
 
 
-def test_a_quick_link_soon_brings_as_much_as_is_ever_asked_for():
+def test_quick_network_soon_gets_reads_of_the_greatest_size():
     size = ReadSize()
     reads = [read(size, 600, 1e9)[0] for _ in range(3)]
     assert reads[0] * 600 <= READ_START_BYTES
@@ -32,21 +32,21 @@ def test_a_quick_link_soon_brings_as_much_as_is_ever_asked_for():
 
 @pytest.mark.parametrize("bytes_s", [20_000, 200_000, 2_000_000])
 @pytest.mark.parametrize("entry_bytes", [300, 2_300, 65_000])
-def test_a_thin_pipe_brings_reads_that_end_soon(bytes_s: int, entry_bytes: int):
+def test_thin_network_gets_reads_that_end_soon(bytes_s: int, entry_bytes: int):
     size = ReadSize()
     longest_s = max(QUICK_S * 2, SLOW_S, 2 * READ_MIN_BYTES / bytes_s)
     times = [read(size, entry_bytes, bytes_s)[1] for _ in range(40)]
     assert max(times[15:]) <= 2 * longest_s
 
 
-def test_a_read_brings_no_more_than_its_bound_from_the_first_great_callbacks_on():
+def test_read_stays_within_its_bound_from_the_first_large_callbacks_on():
     size = ReadSize()
     for entry_bytes in (300, 65_000, 300, 30_000, 65_000) * 20:
         read(size, entry_bytes, 1e9)
         assert size.entries * entry_bytes <= READ_MAX_BYTES
 
 
-def test_a_cut_halves_down_to_a_least_that_still_brings_something():
+def test_interruptions_halve_a_read_down_to_its_minimum():
     size = ReadSize()
     size.interrupted()
     assert size.slow
@@ -59,14 +59,14 @@ def test_a_cut_halves_down_to_a_least_that_still_brings_something():
     assert size.entries == 1
 
 
-def test_a_busy_worker_asks_for_no_less():
+def test_busy_worker_does_not_ask_for_less():
     size = ReadSize()
     size.completed(256, READ_START_BYTES, 3.0, 0.0, full=True)
     assert size.read_bytes == READ_START_BYTES
     assert not size.slow
 
 
-def test_idle_reads_teach_nothing_about_the_pipe():
+def test_idle_reads_do_not_change_the_size():
     size = ReadSize()
     for _ in range(1_000):
         size.completed(0, 60, 0.25, 0.25, full=False)
@@ -74,7 +74,7 @@ def test_idle_reads_teach_nothing_about_the_pipe():
     assert size.read_bytes == READ_START_BYTES
 
 
-def test_great_callbacks_leave_room_for_few():
+def test_large_callbacks_leave_room_for_few():
     size = ReadSize()
     size.completed(100, 100 * 65_536, 0.1, 0.1, full=True)
     assert size.room(0) == OUTSTANDING_MAX_BYTES // 65_536
