@@ -40,6 +40,11 @@ def set_token_key(key: bytes) -> None:
     _token_key = key
 
 
+def token_key() -> bytes:
+    """The key of all tokens that this process makes, for a process that is to make the same."""
+    return _token_key
+
+
 def number_token(text: str) -> str:
     """The token of a phone number: `num_` and ten hexadecimal digits.
 

@@ -145,7 +145,7 @@ class Quarantine:
             await self._mark(session.partition, mark_field(ctx.entry_id, handler.name), Mark(crashes, state))
 
         while (mode := self.run_mode(suspect, handler.name)) is RunMode.SANDBOX:
-            await mark("trial")
+            await mark("trial")  # the word that marks have for a sandbox run
             try:
                 await self._sandbox.run(handler, release, ctx, crashes)
             except SandboxUnavailableError as error:

@@ -20,8 +20,8 @@ from time import monotonic
 from typing import Final
 
 from maskline.runtime.logs import get_logger
-from maskline.schemas import privacy
 from maskline.schemas.errors import MasklineError
+from maskline.schemas.privacy import token_key
 from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
@@ -131,7 +131,7 @@ class Sandbox:
             path=sys.path,
             log_format=settings.log_format,
             log_level=settings.log_level,
-            token_key=privacy._token_key,  # noqa: SLF001  logs must agree on tokens
+            token_key=token_key(),
             handler=handler.name,
             entry_id=ctx.entry_id,
             callback=release.arrival.payload.encoded,

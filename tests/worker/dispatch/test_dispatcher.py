@@ -1,4 +1,4 @@
-"""Who runs when, and what handlers are told: the dispatcher itself, with real handlers."""
+"""Which session runs when, and what handlers get: the dispatcher itself, with real handlers."""
 
 import asyncio
 import random

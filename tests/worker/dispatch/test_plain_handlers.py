@@ -1,4 +1,4 @@
-"""Plain handlers: who waits for a thread holds up nobody, and threads that hang are bounded and told of."""
+"""Plain handlers: a session that waits for a thread holds up no other, and hung threads are bounded and logged."""
 
 import asyncio
 import json
@@ -484,8 +484,8 @@ def test_worker_whose_threads_hang_logs_it_goes_on_and_stops(crew, tmp_path):
     assert worker.metric("handlers_running") == 0
     admin = worker.logged("worker started")["admin"]
     with urllib.request.urlopen(f"{admin}/readyz", timeout=10) as answer:  # noqa: S310 our own
-        told = json.load(answer)["threads"]
-    assert told == {"hangs": {"under_way": 0, "hung": thread_shares.HANDLER_THREADS_MAX, "waiting": 10}}
+        shown = json.load(answer)["threads"]
+    assert shown == {"hangs": {"under_way": 0, "hung": thread_shares.HANDLER_THREADS_MAX, "waiting": 10}}
     line = worker.logged("plain handler waits for hung threads")
     assert line["handler"] == "hangs"
     assert worker.terminate() == 0

@@ -1,4 +1,4 @@
-"""Who has a thread next: the bounds hold, nobody waits for nothing, and everybody's turn comes."""
+"""Which handler gets a thread next: the bounds hold, no thread stays idle, and every handler has its turn."""
 
 import pytest
 from hypothesis import given
