@@ -96,7 +96,5 @@ def _frames(failure: BaseException, *, maskline_lines: bool) -> list[tuple[Frame
 def _line(frame: FrameType, number: int) -> str:
     code = frame.f_code
     source = linecache.getline(code.co_filename, number, frame.f_globals).strip()
-    return (
-        f"{code.co_filename[-LINE_MAX_CHARS:]}:{number} in {code.co_name[:LINE_MAX_CHARS]}"
-        + (f"\n    {source[:LINE_MAX_CHARS]}" if source else "")
-    )  # fmt: skip
+    place = f"{code.co_filename[-LINE_MAX_CHARS:]}:{number} in {code.co_name[:LINE_MAX_CHARS]}"
+    return f"{place}\n    {source[:LINE_MAX_CHARS]}" if source else place

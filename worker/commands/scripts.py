@@ -79,10 +79,18 @@ def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over:
     `token_over`: the greatest fencing token that this worker has had for the partition; the new one is greater.
     """
     return pack(
-        "EVALSHA", _SHA["acquire"], 4,
-        keys.lease(partition), keys.fence(partition), keys.callbacks(partition), keys.marks(partition),
-        worker, ttl_ms, keys.group, token_over,
-    )  # fmt: skip
+        "EVALSHA",
+        _SHA["acquire"],
+        4,
+        keys.lease(partition),
+        keys.fence(partition),
+        keys.callbacks(partition),
+        keys.marks(partition),
+        worker,
+        ttl_ms,
+        keys.group,
+        token_over,
+    )
 
 
 def read_acquired(reply: Any) -> AcquiredLease | None:
@@ -93,9 +101,15 @@ def read_acquired(reply: Any) -> AcquiredLease | None:
         return None
     token, cursor, entries_read, pending, clean, last_id, reset, marks = reply
     return AcquiredLease(
-        int(token), cursor.decode(), int(entries_read), int(pending), clean == 1, last_id.decode(), reset == 1,
+        int(token),
+        cursor.decode(),
+        int(entries_read),
+        int(pending),
+        clean == 1,
+        last_id.decode(),
+        reset == 1,
         marks,
-    )  # fmt: skip
+    )
 
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
@@ -137,24 +151,23 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: boo
     """
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
     states, closed = pack_states(what.states.values())
-    heads = (
-        "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks,
-    )  # fmt: skip
+    heads = "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks
     cursor = "" if not what.moved else f"?{what.cursor}" if look_up else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
     if what.waiting or what.done or what.dead or what.unmarked or closed:
-        rest = [
-            CONSUMER, len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(closed),
-            *what.waiting, *what.done, *what.dead, *what.unmarked,
-        ]  # fmt: skip
+        counts = len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(closed)
+        rest = [CONSUMER, *counts, *what.waiting, *what.done, *what.dead, *what.unmarked]
         for place in closed:
             rest += place + 1, what.closed_life_s  # the script counts from 1
     return packed_command(
         len(heads) + len(arguments) + 2 * len(what.states) + len(rest),
-        pack_arguments(*heads), pack_keys(session, what.states), pack_arguments(*arguments), states,
+        pack_arguments(*heads),
+        pack_keys(session, what.states),
+        pack_arguments(*arguments),
+        states,
         pack_arguments(*rest),
-    )  # fmt: skip
+    )
 
 
 def get_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
@@ -175,9 +188,16 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
     """Write marks, if the lease is still held. `marks`: by field, MARKS_MAX of them at most. Reply: 1, else 0."""
     pairs = [argument for field, mark in marks for argument in (field, encode_mark(mark))]
     return pack(
-        "EVALSHA", _SHA["mark"], 3, keys.lease(partition), keys.fence(partition), keys.marks(partition),
-        value, MARKS_TTL_S, *pairs,
-    )  # fmt: skip
+        "EVALSHA",
+        _SHA["mark"],
+        3,
+        keys.lease(partition),
+        keys.fence(partition),
+        keys.marks(partition),
+        value,
+        MARKS_TTL_S,
+        *pairs,
+    )
 
 
 class RetainingGroup(NamedTuple):

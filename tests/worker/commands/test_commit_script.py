@@ -53,10 +53,17 @@ class PartitionStore:
 
     async def commit(self, token, worker="a", *, keys=None, **what):
         commit = Commit(
-            what.pop("number", 1), what.pop("cursor", "0-0"), what.pop("entries_read", 0), what.pop("waiting", ()),
-            what.pop("done", ()), what.pop("dead", ()), what.pop("states", {}), LIFE_S, CLOSED_LIFE_S,
+            what.pop("number", 1),
+            what.pop("cursor", "0-0"),
+            what.pop("entries_read", 0),
+            what.pop("waiting", ()),
+            what.pop("done", ()),
+            what.pop("dead", ()),
+            what.pop("states", {}),
+            LIFE_S,
+            CLOSED_LIFE_S,
             moved=what.pop("moved", True),
-        )  # fmt: skip
+        )
         assert not what
         return await self.run(
             scripts.commit(keys or self.keys, 3, scripts.lease_value(token, worker), commit)
@@ -250,9 +257,12 @@ async def test_a_commit_writes_everything_and_once(store):
     mine = await store.acquire()
     states = {"s1": STATE, "s 2": ENDED}
     what = {
-        "cursor": "5-0", "entries_read": 5, "waiting": (ids[0], ids[2], ids[4]), "dead": (b"letter 1", b"\xff"),
+        "cursor": "5-0",
+        "entries_read": 5,
+        "waiting": (ids[0], ids[2], ids[4]),
+        "dead": (b"letter 1", b"\xff"),
         "states": states,
-    }  # fmt: skip
+    }
     assert await store.commit(mine.token, number=1, **what) == 1
     assert store.group() == ("5-0", 5, 1, [ids[0], ids[2], ids[4]])
     assert [fields[b"d"] for _, fields in store.client.xrange(store.keys.dead(3))] == [b"letter 1", b"\xff"]
@@ -296,9 +306,16 @@ async def test_fenced_commit_changes_nothing(store, how):
     before = store.dump()
     for number in (1, 2):
         reply = await store.commit(
-            token, worker, number=number, cursor="4-0", entries_read=4, waiting=(ids[2],), done=(ids[0],),
-            dead=(b"letter",), states={"s": STATE},
-        )  # fmt: skip
+            token,
+            worker,
+            number=number,
+            cursor="4-0",
+            entries_read=4,
+            waiting=(ids[2],),
+            done=(ids[0],),
+            dead=(b"letter",),
+            states={"s": STATE},
+        )
         assert reply == 0
     assert store.dump() == before
 
@@ -471,9 +488,14 @@ async def test_what_cannot_be_committed_whole_is_not_committed_at_all(store, wha
         store.client.set(store.keys.dead(3), "foreign")
     before = store.dump()
     reply = await store.commit(
-        mine.token, number=1, cursor="3-0", entries_read=3, waiting=(ids[1],), dead=(b"letter",),
+        mine.token,
+        number=1,
+        cursor="3-0",
+        entries_read=3,
+        waiting=(ids[1],),
+        dead=(b"letter",),
         states={"s": STATE},
-    )  # fmt: skip
+    )
     assert isinstance(reply, hiredis.ReplyError)
     assert str(reply).startswith("WRONGTYPE" if what == "dead letters" else "NOGROUP")
     assert store.dump() == before
@@ -491,9 +513,13 @@ async def test_out_of_memory_stops_callbacks_and_no_commit(tmp_path, kind):
             ids = store.add(3)
             mine = await store.acquire()
             what = {
-                "number": 1, "cursor": "3-0", "entries_read": 3, "waiting": (ids[1],), "dead": (b"letter",),
+                "number": 1,
+                "cursor": "3-0",
+                "entries_read": 3,
+                "waiting": (ids[1],),
+                "dead": (b"letter",),
                 "states": {"s": STATE},
-            }  # fmt: skip
+            }
             client.config_set("maxmemory", 1)
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 client.xadd(store.stream, {"c": "x"})

@@ -43,8 +43,16 @@ class Crowded:
 
     async def commit(self, number, cursor, entries_read, **what):
         commit = Commit(
-            number, cursor, entries_read, what.get("waiting", ()), (), what.get("dead", ()), {"s": STATE}, 3_600, 100
-        )  # fmt: skip
+            number,
+            cursor,
+            entries_read,
+            what.get("waiting", ()),
+            (),
+            what.get("dead", ()),
+            {"s": STATE},
+            3_600,
+            100,
+        )
         return await self.reply(scripts.commit(self.keys, 3, self.value, commit))
 
 

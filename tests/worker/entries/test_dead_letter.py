@@ -46,8 +46,13 @@ def test_dead_letter_is_decoded_as_it_was_encoded(letter):
 
 def test_absent_fields_of_a_dead_letter_take_no_room():
     assert set(msgspec.msgpack.decode(encode_dead_letter(LEAST))) == {
-        "group", "entry_id", "code", "reason", "failed_at_ms", "callback",
-    }  # fmt: skip
+        "group",
+        "entry_id",
+        "code",
+        "reason",
+        "failed_at_ms",
+        "callback",
+    }
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"group": 1}), b"d"])
@@ -117,8 +122,10 @@ def assert_small(letter):
     assert len(encoded) - len(letter.callback) - foreign <= LETTER_MAX_BYTES
     back = decode_dead_letter(encoded)
     assert (back.callback, back.foreign_fields, back.entry_id) == (
-        letter.callback, letter.foreign_fields, letter.entry_id,
-    )  # fmt: skip
+        letter.callback,
+        letter.foreign_fields,
+        letter.entry_id,
+    )
     return back
 
 
@@ -181,9 +188,18 @@ def test_traceback_names_the_library_line_that_raised_and_the_cause():
 def test_dead_letter_with_long_names_and_reason_keeps_to_the_bound(size, char):
     text = char * size
     letter = DeadLetter(
-        group="workers", entry_id="1-1", code="c", reason=text, failed_at_ms=1, callback=b"x" * 70_000,
-        session_uuid="s", event_name=text, handler=text, traceback=text, sequence_number=10**30,
-    )  # fmt: skip
+        group="workers",
+        entry_id="1-1",
+        code="c",
+        reason=text,
+        failed_at_ms=1,
+        callback=b"x" * 70_000,
+        session_uuid="s",
+        event_name=text,
+        handler=text,
+        traceback=text,
+        sequence_number=10**30,
+    )
     back = assert_small(letter)
     assert (back.code, back.session_uuid, back.sequence_number) == ("c", "s", None)
 

@@ -136,11 +136,16 @@ MOMENT_US = 1_706_768_895_000_000
 @pytest.mark.parametrize(
     "text",
     [
-        "2024-02-01 06:28:15 +0000 UTC", "2024-02-01 06:28:15  0000 UTC", "2024-02-01T06:28:15 00:00", "1706768895",
-        "2024-02-01 06:28:15 +0000 UTC m=+0.1", "Thu, 01 Feb 2024 06:28:15 GMT", "1706768895000",
+        "2024-02-01 06:28:15 +0000 UTC",
+        "2024-02-01 06:28:15  0000 UTC",
+        "2024-02-01T06:28:15 00:00",
+        "1706768895",
+        "2024-02-01 06:28:15 +0000 UTC m=+0.1",
+        "Thu, 01 Feb 2024 06:28:15 GMT",
+        "1706768895000",
         "Thu Feb  1 06:28:15 2024",
     ],
-)  # fmt: skip
+)
 def test_order_knows_the_moment_however_it_is_written(text):
     """Of a callback that has no template yet, and of one that has."""
     partition = make()

@@ -206,14 +206,29 @@ class World:
 
 
 STEPS = (
-    ["put"] * 4 + ["read"] * 3 + ["handle"] * 3
-    + ["commit", "arrives", "confirm", "confirm", "connect", "connect", "replicate", "drain_spool", "fail_over", "die"]
-)  # fmt: skip
+    ["put"] * 4
+    + ["read"] * 3
+    + ["handle"] * 3
+    + [
+        "commit",
+        "arrives",
+        "confirm",
+        "confirm",
+        "connect",
+        "connect",
+        "replicate",
+        "drain_spool",
+        "fail_over",
+        "die",
+    ]
+)
 
 callbacks = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from([1, 2, 3, 4, 5, 6])),
-    min_size=1, max_size=30, unique=True,
-)  # fmt: skip
+    min_size=1,
+    max_size=30,
+    unique=True,
+)
 
 
 @settings(max_examples=250)

@@ -96,8 +96,9 @@ def test_group_that_lags_keeps_its_unhandled_callbacks_and_is_warned_of(crew: Fl
     wait_until(lambda: retained(crew) == 70, within_s=PATIENCE_S, what="what both have handled to go")
     warning = wait_until(
         lambda: worker.logged("retention held back"),
-        within_s=PATIENCE_S, what="the warning",
-    )  # fmt: skip
+        within_s=PATIENCE_S,
+        what="the warning",
+    )
     assert warning["group"] == "audit"
     assert warning["outstayed_s"] > 3_000
     assert worker.metric("retention_held_back_seconds", group="audit") > 3_000
@@ -107,8 +108,9 @@ def test_group_that_lags_keeps_its_unhandled_callbacks_and_is_warned_of(crew: Fl
     wait_until(lambda: retained(crew) == 0, within_s=PATIENCE_S, what="the rest to go")
     wait_until(
         lambda: worker.metric("retention_held_back_seconds", group="audit") == 0,
-        within_s=PATIENCE_S, what="the metric to fall",
-    )  # fmt: skip
+        within_s=PATIENCE_S,
+        what="the metric to fall",
+    )
     assert worker.log.count("retention held back") == 1
 
 
@@ -126,7 +128,8 @@ def test_every_group_handles_a_callback_before_it_is_trimmed(crew: Fleet):
     crew.start(group="audit", RECORD_FILE=other, RECORD_MS=20, retention_s=0)
     wait_until(
         lambda: other.exists() and other.read_text().count('"session": "t"') >= 38,
-        within_s=PATIENCE_S, what="the slow group to handle its own",
-    )  # fmt: skip
+        within_s=PATIENCE_S,
+        what="the slow group to handle its own",
+    )
     wait_until(lambda: retained(crew) == 0, within_s=PATIENCE_S, what="everything to go")
     assert len(crew.calls("t")) == 39
