@@ -66,3 +66,12 @@ def test_files_that_the_map_names_exist():
         assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
         named += 1
     assert named > 40
+
+
+def test_log_events_that_operating_quotes_are_logged():
+    """A row of the table of what can be wrong that begins with a quote quotes log events."""
+    logged = set(re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "logs.md").read_text(), re.MULTILINE))
+    rows = re.findall(r'^\| ("[^|]+)\|', (ROOT / "docs" / "operating.md").read_text(), re.MULTILINE)
+    quoted = {event for row in rows for event in re.findall(r'"([^"]+)"', row)}
+    assert len(quoted) > 20
+    assert quoted <= logged
