@@ -281,7 +281,7 @@ def test_dev_uses_the_server_and_handlers_that_are_set(dev, tmp_path, redis_serv
     assert not (tmp_path / ".maskline" / "valkey").exists()
 
 
-def test_dev_exits_1_if_the_embedded_server_dies(dev, tmp_path):
+def test_dying_server_ends_dev(dev, tmp_path):
     # Without its server a worker hands nothing back; it need not try for long.
     running = dev(MASKLINE_STOP_TIMEOUT_MS="200").until_ready()
     (server,) = (
