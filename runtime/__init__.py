@@ -1,0 +1,1 @@
+"""What every process needs: start, signals, logs, the admin port, connections to Redis."""

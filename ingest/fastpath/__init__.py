@@ -1,0 +1,1 @@
+"""Verifies ordinary callbacks by templates of earlier ones, without parsing them. Pure."""

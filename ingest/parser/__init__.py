@@ -1,0 +1,1 @@
+"""Reads requests off the wire: heads and bodies, strictly. Pure."""

@@ -1,0 +1,1 @@
+"""Appends callbacks to the streams in Redis: group commit, connections, circuit breaker, durability."""

@@ -1,0 +1,1 @@
+"""Keeps callbacks on this node's disk, fsynced, while Redis does not take them."""

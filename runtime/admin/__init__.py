@@ -1,0 +1,1 @@
+"""Serves the admin port: health, readiness and metrics."""

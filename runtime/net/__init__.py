@@ -1,0 +1,1 @@
+"""Binds and accepts: listening sockets, and the file descriptors that clients may take."""

@@ -1,0 +1,1 @@
+"""Runs and stops processes: event loop, signals, stop deadlines, supervisor."""

@@ -1,0 +1,1 @@
+"""Calls handlers: one event of a session at a time, with time limits, threads and retries."""

@@ -1,0 +1,1 @@
+"""Turns stream entries into events, or into dead letters."""

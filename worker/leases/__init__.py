@@ -1,0 +1,1 @@
+"""Decides which partitions this worker owns: plans, acquires, renews and releases leases."""

@@ -1,0 +1,1 @@
+"""Puts the events of one session in order. Pure."""

@@ -1,0 +1,1 @@
+"""Reads new entries from the streams, and takes them through decoding and ordering to the dispatcher."""
