@@ -161,6 +161,8 @@ def _comma_list(
 ) -> Kind:
     def read_all(text: str) -> tuple[Any, ...]:
         items = _items(text)
+        if text.strip() and not items:
+            raise ValueError("it has commas and nothing between them")
         values: list[Any] = []
         for position, item in enumerate(items, 1):
             try:

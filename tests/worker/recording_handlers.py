@@ -1,7 +1,8 @@
 """Handlers that write down every call: the tests of worker processes read what happened from a file.
 
-A session's name says how its events are treated: `fail…` raises, `slow…` takes ten times as long. The environment says
-the rest: RECORD_FILE, RECORD_MS (how long a call takes), RECORD_TWICE (a second handler for every event).
+A session's name says how its events are treated: `fail…` raises, `slow…` takes ten times as long, `held…` takes until
+the file HELD_UNTIL_FILE exists. The environment says the rest: RECORD_FILE, RECORD_MS (how long a call takes),
+RECORD_TWICE (a second handler for every event).
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from maskline import Context, on, resource
@@ -44,12 +46,18 @@ async def recorder() -> AsyncIterator[Recorder]:
     write(what="closed", at=time.monotonic())
 
 
+def may_end() -> bool:
+    return Path(os.environ["HELD_UNTIL_FILE"]).exists()
+
+
 async def note(event: Event, ctx: Context, recorder: Recorder, handler: str) -> None:
     start = time.monotonic()
     outcome = "cancelled"
     try:
         if HOLD_S:
             await asyncio.sleep(HOLD_S * (SLOW_FACTOR if event.session_uuid.startswith("slow") else 1))
+        while event.session_uuid.startswith("held") and not may_end():
+            await asyncio.sleep(0.01)
         if event.session_uuid.startswith("fail"):
             outcome = "failed"
             raise RuntimeError("as the session's name says")

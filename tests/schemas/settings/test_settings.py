@@ -120,6 +120,7 @@ WRONG = [
     ("REDIS_URL", f"redis://:{SECRET}/more@h:1"),
     ("REDIS_URL", "unix://relative"),
     ("REDIS_URL", "redis+sentinel://a:26379"),
+    ("HANDLERS", ","),
     ("NAMESPACE", "a b"),
     ("NAMESPACE", "a{b}"),
     ("NAMESPACE", "x" * 65),
