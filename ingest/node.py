@@ -21,8 +21,8 @@ from maskline.ingest.spool.spool import Spool
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
 from maskline.runtime.admin.vitals import vital_details
+from maskline.runtime.disk_mounts import storage_risk
 from maskline.runtime.logs import get_logger
-from maskline.runtime.mounts import storage_risk
 from maskline.runtime.net.binding import ListenError
 from maskline.runtime.net.descriptors import descriptors_max, for_clients
 from maskline.runtime.net.listener import Listener

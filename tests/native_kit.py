@@ -14,7 +14,7 @@ PARTS = (
     "maskline.schemas.fastdecode.native",
     "maskline.worker.native.entries",
     "maskline.worker.native.order",
-    "maskline.worker.native.wire",
+    "maskline.worker.native.packing",
 )
 BUILT = all(find_spec(part) for part in PARTS)
 WAYS = ("c", "python") if BUILT else ("python",)

@@ -33,7 +33,7 @@ from maskline.worker.metrics import Gauges, WorkerCollector
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts
 from maskline.worker.partitions.history_check import HistoryVerifier
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, arrive_ordinary
 from maskline.worker.partitions.retention import Retention
 from maskline.worker.poison.sandbox import Sandbox

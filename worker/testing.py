@@ -30,7 +30,7 @@ from maskline.worker.api.binding import BoundHandler, bind
 from maskline.worker.api.context import Context
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
-from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.api.retry_schedule import RetryPolicy
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter

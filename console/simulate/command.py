@@ -33,7 +33,7 @@ from maskline.runtime.cli import CommandParser
 from maskline.runtime.process.run import run
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import Settings, load_settings
-from maskline.schemas.settings.kinds import hide_secrets
+from maskline.schemas.settings.value_types import hide_secrets
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 DEFAULT_RATE: Final = 100.0

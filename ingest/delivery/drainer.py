@@ -24,9 +24,9 @@ from maskline.ingest.outcome import MOVED, SERVER_FAILURES
 from maskline.ingest.publish.pool import PublisherPool
 from maskline.ingest.publish.publisher import Publisher
 from maskline.ingest.spool.errors import SpoolError
-from maskline.ingest.spool.file import Row
-from maskline.ingest.spool.files import SlotFile
+from maskline.ingest.spool.file_set import SlotFile
 from maskline.ingest.spool.spool import Spool
+from maskline.ingest.spool.sqlite_file import Row
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 

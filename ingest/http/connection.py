@@ -2,8 +2,9 @@
 
 There is no task and no future for a request: it is taken in `data_received`, and answered when the publisher's reply
 completes its PendingRequest. A request that a template fits (ingest.fastpath) is not even parsed; any other goes
-through ingest.http.request_reader and ingest.http.decider. Each is taken out of the bytes by itself and answered in its
-turn: what follows a request never changes how it is read, and the next request may take the fast path again.
+through ingest.http.request_reader and ingest.http.request_decider. Each is taken out of the bytes by itself and
+answered in its turn: what follows a request never changes how it is read, and the next request may take the fast path
+again.
 
 | state | bytes come in | the outcome comes | the client has ended its side |
 | --- | --- | --- | --- |
@@ -31,7 +32,6 @@ from maskline.ingest.fastpath.head_templates import HeadTemplate
 from maskline.ingest.http import limits
 from maskline.ingest.http.closing import ConnectionCloser, unread_bytes
 from maskline.ingest.http.context import ServerContext
-from maskline.ingest.http.decider import RequestDecider
 from maskline.ingest.http.limits import (
     CLIENT_GONE,
     EXPECTATION_FAILED,
@@ -40,6 +40,7 @@ from maskline.ingest.http.limits import (
     not_stored,
 )
 from maskline.ingest.http.pending_request import PendingRequest
+from maskline.ingest.http.request_decider import RequestDecider
 from maskline.ingest.http.request_reader import ReceivedRequest, RequestReader
 from maskline.ingest.http.responses import CONTINUE, OK, OK_AND_CLOSE, refusal_response
 from maskline.ingest.outcome import NotStoredError

@@ -4,8 +4,8 @@ import asyncio
 
 from maskline.ingest.auth.verifier import CallbackVerifier
 from maskline.ingest.delivery.router import DeliveryRouter
+from maskline.ingest.fastpath.fast_verifier import FastVerifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
-from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.http.refusal_log import RefusalLog
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import NO_HEADERS

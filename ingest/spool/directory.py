@@ -27,7 +27,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
-from maskline.ingest.spool.open_file import Identity, identity_at, identity_of, unlink_own
+from maskline.ingest.spool.file_identity import Identity, identity_at, identity_of, unlink_own
 from maskline.schemas.errors import ConfigError
 
 SLOTS_MAX: Final = 1024

@@ -1,7 +1,7 @@
 """The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is healthy.
 
 - The callbacks of a loop tick are one write request for the writer thread (`ingest.spool.writer`), which owns the files
-  (`ingest.spool.files`).
+  (`ingest.spool.file_set`).
 - A callback that is not fsynced within WRITE_TIMEOUT_S is given up: the answer is due, the disk hangs.
 - A commit that fails makes the spool unhealthy. It is then probed by a write every PROBE_INTERVAL_S, so that a node
   that the load balancer took out of service recovers without a callback.
@@ -26,9 +26,9 @@ from maskline.ingest.outcome import (
 )
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.file import SESSION_BUCKETS, Row
-from maskline.ingest.spool.files import SlotFile
+from maskline.ingest.spool.file_set import SlotFile
 from maskline.ingest.spool.log import SpoolLog
+from maskline.ingest.spool.sqlite_file import SESSION_BUCKETS, Row
 from maskline.ingest.spool.writer import CommitResult, SpoolWriter, WriteRequest
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings

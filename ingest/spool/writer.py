@@ -4,7 +4,7 @@
   the write-ahead log allow. One wake-up of the loop completes all of them.
 - Between two commits one call runs: a page to drain, a deletion. So neither callbacks nor the drainer starve.
 - A commit that fails, fails its callbacks only; the next one tries again.
-- Only this thread touches the files of the process (`ingest.spool.files`). Every CHECK_INTERVAL_S it checks whether
+- Only this thread touches the files of the process (`ingest.spool.file_set`). Every CHECK_INTERVAL_S it checks whether
   they are still in place.
 - The thread survives every error of its own, and reports it: nothing else would complete the requests.
 """
@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from maskline.ingest.outcome import SPOOL_FAILED, Completions
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import SpoolError, from_os_error
-from maskline.ingest.spool.file import wal_max_bytes
-from maskline.ingest.spool.files import CHECK_INTERVAL_S, FileEvents, SpoolFiles
+from maskline.ingest.spool.file_set import CHECK_INTERVAL_S, FileEvents, SpoolFiles
+from maskline.ingest.spool.sqlite_file import wal_max_bytes
 
 COMMIT_ROWS_MAX: Final = 4096
 """The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""
@@ -126,7 +126,7 @@ class SpoolWriter:
                 await self._ended.wait()
         return self._ended.is_set()
 
-    # Events of the files, which happen in the thread (`ingest.spool.files.FileEvents`): handed on to the loop
+    # Events of the files, which happen in the thread (`ingest.spool.file_set.FileEvents`): handed on to the loop
 
     def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
         """Hand the event on to the loop."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.settings.kinds import FLAG
+from maskline.schemas.settings.value_types import FLAG
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.settings.kinds import PATH, Kind, hide_secrets
+from maskline.schemas.settings.value_types import PATH, Kind, hide_secrets
 
 PREFIX: Final = "MASKLINE_"
 FILE_SUFFIX: Final = "_FILE"

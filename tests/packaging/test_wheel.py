@@ -18,7 +18,7 @@ import pytest
 from newcomer_kit import APPLICATION, PYTEST_PROJECT, Installation, Newcomer, write
 from wheel_kit import ROOT, check_sdist, check_wheel
 
-EXTENSION = "maskline/worker/native/wire.pyx"
+EXTENSION = "maskline/worker/native/packing.pyx"
 """The one that is built."""
 
 BUILD = """
@@ -97,7 +97,7 @@ def test_build_without_compiler_leaves_the_c_extensions_out_unless_they_are_requ
     log = (tmp_path / "wheel.log").read_text()
     (line,) = [line for line in log.splitlines() if line.startswith("maskline: ")]
     assert "REQUIRE_MASKLINE_C is set" in line
-    assert "maskline.worker.native.wire cannot be built" in line
+    assert "maskline.worker.native.packing cannot be built" in line
     assert "Traceback" not in log
     wheel = build("wheel", source, tmp_path, CC="/bin/false")
     assert wheel, (tmp_path / "wheel.log").read_text()
@@ -108,7 +108,7 @@ def test_maskline_of_the_wheel_runs_beside_modules_of_the_same_names(
     installation, built, redis_server, namespace, tmp_path
 ):
     newcomer = Newcomer(installation, tmp_path, redis_server, namespace)
-    found = newcomer.run("-P", "-c", "import maskline.worker.native.wire as m; print(m.__file__)")
+    found = newcomer.run("-P", "-c", "import maskline.worker.native.packing as m; print(m.__file__)")
     assert found.startswith(str(built.site))
     with newcomer.started("-m", "maskline", "ingest"):
         newcomer.post("s1", 2)

@@ -213,7 +213,7 @@ async def test_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
 
 async def test_sweep_of_time_limits_survives_a_fault(monkeypatch):
     """One attempt that cannot be given up, and the others are held to their limits all the same."""
-    monkeypatch.setattr("maskline.worker.dispatch.deadlines.CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr("maskline.worker.dispatch.time_limits.CANCEL_GRACE_S", 0.05)
     ended = []
 
     @every(name="h", retries=0, timeout_ms=30)

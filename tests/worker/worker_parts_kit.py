@@ -24,7 +24,7 @@ from maskline.worker.leases.acquisition import Acquisition, LeaseAcquirer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.ledger import GroupPosition, Lease
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 from maskline.worker.partitions.phase import Phase
 from maskline.worker.streams.pipeline import StreamPipeline

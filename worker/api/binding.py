@@ -11,7 +11,7 @@ from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import EVENT_TYPES, Event, UnknownEvent
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.registry import Handlers, HandlerSpec, ResourceSpec
-from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.api.retry_schedule import RetryPolicy
 
 HANDLED_TYPES: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
 """The types that events really have; handlers may ask for a base of several."""

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
-from maskline.worker.api.retry import (
+from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
     RETRIES_DEFAULT,

@@ -1,6 +1,6 @@
 """Packs the keys and states of sessions into Redis's wire format: a worker sends them by the thousand.
 
-`worker.native.wire` does the same in C.
+`worker.native.packing` does the same in C.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -35,10 +35,10 @@ def _in_c_or_python() -> tuple[
     Callable[[str, Collection[str]], bytes], Callable[[Iterable[SessionState]], tuple[bytes, list[int]]]
 ]:
     try:
-        from maskline.worker.native import wire  # noqa: PLC0415 - where there was no compiler, this fails
+        from maskline.worker.native import packing  # noqa: PLC0415 - where there was no compiler, this fails
     except ImportError:
         return pack_keys_in_python, pack_states_in_python
-    return wire.pack_keys, wire.pack_states
+    return packing.pack_keys, packing.pack_states
 
 
 pack_keys, pack_states = _in_c_or_python()

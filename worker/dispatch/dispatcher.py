@@ -11,7 +11,7 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 | `dispatcher` | chooses sessions, starts and ends the tasks that run them |
 | `event_runner` | runs the handlers of one event |
 | `failed_attempts`, `internal_errors` | what follows a failure of a handler, and one of maskline |
-| `deadlines` | the attempts under way and their time limits |
+| `time_limits` | the attempts under way and their time limits |
 | `plain_handlers`, `thread_shares`, `threads` | plain `def` handlers wait for threads, share them, run in them |
 | `quarantine` | suspects of having brought a worker down |
 """
@@ -29,13 +29,13 @@ from maskline.worker.api.binding import Table
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch import internal_errors
 from maskline.worker.dispatch.clean_context import CleanContext
-from maskline.worker.dispatch.deadlines import CANCEL_GRACE_S, TIME_LIMIT, Attempt, RunningAttempts
 from maskline.worker.dispatch.event_runner import UNTIL_RESUMED, UNTIL_SOLO, UNTIL_THREAD, EventRunner
 from maskline.worker.dispatch.failed_attempts import FailedAttempts
 from maskline.worker.dispatch.internal_errors import InternalErrors
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, ThreadSlot
 from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue
 from maskline.worker.dispatch.thread_shares import ThreadUse
+from maskline.worker.dispatch.time_limits import CANCEL_GRACE_S, TIME_LIMIT, Attempt, RunningAttempts
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 

@@ -18,13 +18,13 @@ from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundHandler, Table
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import overtime
+from maskline.worker.api.failure_verdict import overtime
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.clean_context import CleanContext
-from maskline.worker.dispatch.deadlines import TIME_LIMIT, Attempt
 from maskline.worker.dispatch.failed_attempts import LATE, FailedAttempt, FailedAttempts, give_up
 from maskline.worker.dispatch.plain_handlers import PlainHandlers
 from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent
+from maskline.worker.dispatch.time_limits import TIME_LIMIT, Attempt
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession

@@ -9,9 +9,9 @@ from maskline.runtime.logs import get_logger
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundHandler, Table
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import (
+from maskline.worker.api.exceptions import HandlerCrashedError
+from maskline.worker.api.failure_verdict import (
     FailedInSandboxError,
-    HandlerCrashedError,
     Verdict,
     judge,
     traceback_of,

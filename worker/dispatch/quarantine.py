@@ -20,12 +20,12 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import HandlerCrashedError
+from maskline.worker.api.exceptions import HandlerCrashedError
 from maskline.worker.commands import scripts
 from maskline.worker.commands.marks import Mark, MarkState, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
-from maskline.worker.dispatch.deadlines import Attempt
+from maskline.worker.dispatch.time_limits import Attempt
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 from maskline.worker.poison.sandbox import Sandbox, SandboxUnavailableError

@@ -20,7 +20,7 @@ from maskline.worker.commands import scripts
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.partitions.committer import Committer
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.phase import Phase
 

@@ -41,7 +41,7 @@ from maskline.worker.leases.renewal import LeaseRenewer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
 from maskline.worker.partitions.ledger import GroupPosition, Lease
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 from maskline.worker.partitions.phase import Phase
 from maskline.worker.streams.pipeline import StreamPipeline

@@ -13,7 +13,7 @@ from cpython.ref cimport PyTypeObject
 from libc.string cimport memcpy
 
 from maskline.worker.native.slots cimport at_slot, check_fields, fill_slot, set_slot, slot_of
-from maskline.worker.native.wire cimport (
+from maskline.worker.native.packing cimport (
     CLOSED,
     ENDING_US,
     FLOOR_US,

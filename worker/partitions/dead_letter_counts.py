@@ -12,7 +12,7 @@ from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import WorkerConnections
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 
 REFRESH_S: Final = 15.0
 """Between two counts: as often as Prometheus usually asks."""

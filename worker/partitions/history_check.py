@@ -19,7 +19,7 @@ from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.partitions.history import Seen, has_all
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 CHECK_S: Final = 1.0

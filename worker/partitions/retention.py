@@ -25,7 +25,7 @@ from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.counters import Counters
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 ROUND_S: Final = 1.0

@@ -25,7 +25,8 @@ from maskline.schemas.privacy import token_key
 from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import FailedInSandboxError, HandlerCrashedError, Verdict, overtime
+from maskline.worker.api.exceptions import HandlerCrashedError
+from maskline.worker.api.failure_verdict import FailedInSandboxError, Verdict, overtime
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.poison.sandbox_protocol import (

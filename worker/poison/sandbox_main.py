@@ -30,7 +30,7 @@ from maskline.schemas.privacy import set_token_key
 from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import BoundHandler, bind, only
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import judge
+from maskline.worker.api.failure_verdict import judge
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.dispatch.clean_context import CleanContext

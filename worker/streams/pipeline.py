@@ -33,7 +33,7 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import StreamEntries, entry_ms
 from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import DecodedBatch, Partition
 from maskline.worker.partitions.session import LiveSession
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import ServerConnections, WorkerConnections
-from maskline.worker.partitions.owned import OwnedPartitions
+from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.poller import Poller
 

@@ -10,10 +10,10 @@ from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, PAIRS, SUB, SUB_TOKEN, Req
 
 from maskline.ingest.auth.signatures import sign_v2, sign_v3
 from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
-from maskline.ingest.fastpath import head_templates, verifier
+from maskline.ingest.fastpath import fast_verifier, head_templates
+from maskline.ingest.fastpath.fast_verifier import FastVerifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.fastpath.head_templates import fits_fast_path
-from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.parser.aiohttp_parser import HEAD_END
 from maskline.ingest.parser.request_head import RequestHead, read_head
 from maskline.ingest.refusal import Refusal
@@ -186,7 +186,7 @@ def test_without_verification_nothing_is_learned():
 
 
 def test_targets_are_bounded(monkeypatch):
-    monkeypatch.setattr(verifier, "TARGETS_MAX", 5)
+    monkeypatch.setattr(fast_verifier, "TARGETS_MAX", 5)
     fast = taught(Request().encode())
     for number in range(20):
         request = Request(query=[("order", str(number))]).encode()
@@ -194,7 +194,7 @@ def test_targets_are_bounded(monkeypatch):
         assert verify_fast(request, fast) == verify(request)
         (targets,) = fast._targets.values()
         assert 0 < len(targets) <= 5
-    long = Request(query=[("order", "1" * verifier.TARGET_MAX_BYTES)]).encode()
+    long = Request(query=[("order", "1" * fast_verifier.TARGET_MAX_BYTES)]).encode()
     verify(long, fast=fast)
     assert verify_fast(long, fast) is None
 

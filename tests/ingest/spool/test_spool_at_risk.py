@@ -8,7 +8,7 @@ from ingest_kit import node_settings
 from structlog.testing import capture_logs
 
 from maskline.ingest.node import IngestNode
-from maskline.runtime import mounts
+from maskline.runtime import disk_mounts
 
 WARNING = "spool not durable"
 
@@ -20,7 +20,7 @@ def spool_on(tmp_path: Path, monkeypatch):
     def mount(kind: str) -> Path:
         sample = tmp_path / "mountinfo"
         sample.write_text(f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {tmp_path.resolve()} rw - {kind} t rw\n")
-        monkeypatch.setattr(mounts, "MOUNTINFO", sample)
+        monkeypatch.setattr(disk_mounts, "MOUNTINFO", sample)
         return tmp_path / "spool"
 
     return mount

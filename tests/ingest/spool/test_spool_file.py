@@ -10,7 +10,7 @@ import pytest
 
 from maskline.ingest.spool.directory import wal_of
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.file import SESSION_BUCKETS, SpoolFile
+from maskline.ingest.spool.sqlite_file import SESSION_BUCKETS, SpoolFile
 
 MIB = 1 << 20
 

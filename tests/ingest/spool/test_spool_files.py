@@ -15,8 +15,8 @@ from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import InFlight
 from maskline.ingest.spool.directory import SpoolDirectory, wal_of
 from maskline.ingest.spool.errors import SpoolError
-from maskline.ingest.spool.file import FileState, SpoolFile
 from maskline.ingest.spool.spool import Spool
+from maskline.ingest.spool.sqlite_file import FileState, SpoolFile
 from maskline.runtime.tasks import BackgroundTasks
 
 FILE = "spool-ns-0.db"
@@ -144,7 +144,7 @@ async def test_callbacks_after_the_displacement_are_found_by_the_next_start(spoo
 async def test_callbacks_before_the_displacement_are_rescued_without_another_callback(
     spool_of_its_own, tmp_path, way, monkeypatch
 ):
-    monkeypatch.setattr("maskline.ingest.spool.files.MOVED_GRACE_S", 0.5)
+    monkeypatch.setattr("maskline.ingest.spool.file_set.MOVED_GRACE_S", 0.5)
     values = [b"%04d" % number for number in range(2000)]
     async with spooling() as spool:
         await asyncio.gather(*(spool.write("x", 1, value) for value in values))

@@ -20,7 +20,7 @@ from maskline.schemas.events import (
 )
 from maskline.worker.api.binding import bind
 from maskline.worker.api.loading import load_handlers
-from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.api.retry_schedule import RetryPolicy
 
 # Options
 

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from maskline.worker.dispatch.deadlines import Attempt
 from maskline.worker.dispatch.quarantine import SoloQueue
+from maskline.worker.dispatch.time_limits import Attempt
 
 
 async def test_suspects_with_crashes_run_one_after_the_other_in_their_order():

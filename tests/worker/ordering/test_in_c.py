@@ -16,7 +16,8 @@ from maskline.schemas.fastdecode.templates import LEARN_AFTER
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.commands import packing
 from maskline.worker.entries.decode import EntryDecoder
-from maskline.worker.native import order, wire
+from maskline.worker.native import order
+from maskline.worker.native import packing as packing_in_c
 from maskline.worker.ordering.reorder import NONE_WAITING, SessionOrder
 from maskline.worker.ordering.state import (
     NEW_SESSION,
@@ -268,7 +269,7 @@ def test_numbers_of_every_size_are_written_and_read(number, of):
     plain = LaneState(1, 0, 1, b"", 0)
     state = SessionState(status=structs.replace(plain, **{of: number}))
     assert packing.pack_states([state]) == packing.pack_states_in_python([state])
-    assert wire.decode_ordinary_state(encode_state(state)) == state
+    assert packing_in_c.decode_ordinary_state(encode_state(state)) == state
 
 
 LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
@@ -293,8 +294,8 @@ def test_unusual_state_is_packed_by_python(odd):
     plain = SessionState(status=LANE)
     states = [plain, state, plain]
     assert packing.pack_states(states) == packing.pack_states_in_python(states)
-    assert wire.decode_ordinary_state(encode_state(plain)) == plain
-    assert wire.decode_ordinary_state(encode_state(state)) is None
+    assert packing_in_c.decode_ordinary_state(encode_state(plain)) == plain
+    assert packing_in_c.decode_ordinary_state(encode_state(state)) is None
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
@@ -302,11 +303,11 @@ def test_a_ring_that_is_full_or_longer_is_written_and_read(more):
     released = bytes(RELEASED_BYTES * (RELEASED_REMEMBERED + more))
     state = SessionState(status=structs.replace(LANE, released=released))
     assert packing.pack_states([state]) == packing.pack_states_in_python([state])
-    assert wire.decode_ordinary_state(encode_state(state)) == state
+    assert packing_in_c.decode_ordinary_state(encode_state(state)) == state
 
 
 def test_state_that_is_no_bytes_is_not_read():
-    assert wire.decode_ordinary_state(None) is None
+    assert packing_in_c.decode_ordinary_state(None) is None
     for odd in ({"unsequenced": None}, {"status": structs.replace(LANE, released=None)}, {"version": True}):
         states = [structs.replace(SessionState(status=LANE), **odd)]
         assert packing.pack_states(states) == packing.pack_states_in_python(states)
@@ -316,12 +317,12 @@ def test_state_that_is_no_bytes_is_not_read():
 def test_bytes_that_are_no_state_are_left_to_python(damage):
     damaged = encode_state(SessionState(status=structs.replace(LANE, **damage)))
     assert read(decode_state, damaged) is None
-    assert wire.decode_ordinary_state(damaged) is None
+    assert packing_in_c.decode_ordinary_state(damaged) is None
 
 
 @given(PLAIN_STATES)
 def test_ordinary_state_is_read_in_c_and_shares_its_empty_lane(state):
-    found = wire.decode_ordinary_state(encode_state(state))
+    found = packing_in_c.decode_ordinary_state(encode_state(state))
     assert found == state
     assert found.recording is NEW_SESSION.recording
 
@@ -329,7 +330,7 @@ def test_ordinary_state_is_read_in_c_and_shares_its_empty_lane(state):
 @settings(max_examples=500)
 @given(STATES)
 def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
-    assert wire.decode_ordinary_state(encode_state(state)) in (None, state)
+    assert packing_in_c.decode_ordinary_state(encode_state(state)) in (None, state)
 
 
 @settings(max_examples=1_000)
@@ -339,12 +340,12 @@ def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
 def test_damage_is_read_as_python_reads_it_or_left_alone(encoded, at, instead, cut):
     at %= len(encoded)
     damaged = encoded[:at] + instead + (b"" if cut else encoded[at + len(instead) :])
-    assert wire.decode_ordinary_state(damaged) in (None, read(decode_state, damaged))
+    assert packing_in_c.decode_ordinary_state(damaged) in (None, read(decode_state, damaged))
 
 
 @given(st.binary(max_size=64))
 def test_garbage_state_is_left_to_python(garbage):
-    assert wire.decode_ordinary_state(garbage) in (None, read(decode_state, garbage))
+    assert packing_in_c.decode_ordinary_state(garbage) in (None, read(decode_state, garbage))
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=40), max_size=5))

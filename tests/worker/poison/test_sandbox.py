@@ -12,7 +12,8 @@ from maskline.schemas.parameters import FORM_TYPE
 from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import bind
 from maskline.worker.api.context import Context
-from maskline.worker.api.failures import FailedInSandboxError, HandlerCrashedError, HandlerTimeoutError
+from maskline.worker.api.exceptions import HandlerCrashedError, HandlerTimeoutError
+from maskline.worker.api.failure_verdict import FailedInSandboxError
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.counters import Counters
 from maskline.worker.poison.sandbox import IMPOSSIBLE_MAX, KILLED_MAX, Sandbox, SandboxUnavailableError

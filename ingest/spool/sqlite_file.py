@@ -10,7 +10,8 @@
   disk once the file is empty.
 - A full disk may not even allow a deletion. Rows that could not be deleted are remembered, and once nothing else is
   left, the file is begun anew. Otherwise a spool that fills its disk by itself would never be drained.
-- Which file it is, and whether that still lies at its path, is known by device and inode (`ingest.spool.open_file`).
+- Which file it is, and whether that still lies at its path, is known by device and inode
+  (`ingest.spool.file_identity`).
 
 | column | holds |
 | --- | --- |
@@ -33,7 +34,7 @@ import msgspec
 
 from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_FULL
 from maskline.ingest.spool.errors import DamagedError, SpoolError, from_os_error
-from maskline.ingest.spool.open_file import OpenFile
+from maskline.ingest.spool.file_identity import OpenFile
 
 VERSION: Final = 1
 """Of the tables, kept in `user_version`."""

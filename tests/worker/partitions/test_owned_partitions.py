@@ -2,7 +2,7 @@
 
 from dispatch_kit import partition_of_test
 
-from maskline.worker.partitions.owned import SESSION_CACHE_MIN, OwnedPartitions
+from maskline.worker.partitions.owned_partitions import SESSION_CACHE_MIN, OwnedPartitions
 from maskline.worker.partitions.phase import Phase
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.runtime import mounts
-from maskline.runtime.mounts import Mount, mount_of, read_mounts, risk_of, storage_risk
+from maskline.runtime import disk_mounts
+from maskline.runtime.disk_mounts import Mount, mount_of, read_mounts, risk_of, storage_risk
 
 # A container of Docker: a volume, a directory of the host, a tmpfs, a file of the host.
 DOCKER = """\
@@ -106,8 +106,8 @@ def test_links_are_followed_and_without_mountinfo_no_risk_is_known(tmp_path, mon
     (tmp_path / "link").symlink_to(tmp_path / "real")
     real = str((tmp_path / "real").resolve())
     sample.write_text(f"1 0 0:1 / / rw - ext4 a rw\n2 1 0:2 / {real} rw - tmpfs t rw\n")
-    monkeypatch.setattr(mounts, "MOUNTINFO", sample)
+    monkeypatch.setattr(disk_mounts, "MOUNTINFO", sample)
     assert "in memory" in storage_risk(tmp_path / "link" / "not there yet")
     assert storage_risk(tmp_path) == ""
-    monkeypatch.setattr(mounts, "MOUNTINFO", Path("/nowhere"))
+    monkeypatch.setattr(disk_mounts, "MOUNTINFO", Path("/nowhere"))
     assert storage_risk(tmp_path / "link") == ""

@@ -5,16 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskline.worker.api.binding import BoundHandler
-from maskline.worker.api.failures import (
-    HandlerHungError,
-    HandlerTimeoutError,
-    Reject,
-    Retry,
-    judge,
-    overtime,
-    unstoppable,
-)
-from maskline.worker.api.retry import RetryPolicy
+from maskline.worker.api.exceptions import HandlerHungError, HandlerTimeoutError, Reject, Retry
+from maskline.worker.api.failure_verdict import judge, overtime, unstoppable
+from maskline.worker.api.retry_schedule import RetryPolicy
 from maskline.worker.error_text import MESSAGE_MAX_CHARS, storable_text
 
 POLICY = RetryPolicy(retries=2, backoff_ms=100, backoff_max_ms=1_000)

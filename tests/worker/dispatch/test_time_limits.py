@@ -17,7 +17,7 @@ from dispatch_kit import (
 
 from maskline import Reject
 from maskline.runtime.clock import lease_clock
-from maskline.worker.dispatch import deadlines
+from maskline.worker.dispatch import time_limits
 from maskline.worker.partitions.phase import Phase
 
 # Time limits
@@ -75,7 +75,7 @@ async def test_a_handler_that_came_to_its_end_in_spite_of_the_limit_has_handled_
 
 
 async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeypatch):
-    monkeypatch.setattr(deadlines, "CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr(time_limits, "CANCEL_GRACE_S", 0.05)
     release, stubborn, seen = asyncio.Event(), [], []
 
     @every(name="stubborn", timeout_ms=10, retries=5)
@@ -110,7 +110,7 @@ async def test_a_handler_that_ignores_its_cancellation_is_left_to_itself(monkeyp
 
 
 async def test_handler_that_ignores_its_cancellation_does_not_keep_the_dispatcher_from_stopping(monkeypatch):
-    monkeypatch.setattr(deadlines, "CANCEL_GRACE_S", 0.05)
+    monkeypatch.setattr(time_limits, "CANCEL_GRACE_S", 0.05)
     release, begun = asyncio.Event(), asyncio.Event()
 
     @every()

@@ -23,8 +23,8 @@ from typing import Final, Protocol
 from maskline.ingest.outcome import SPOOL_FAILED
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError, from_os_error
-from maskline.ingest.spool.file import Row, SpoolFile
-from maskline.ingest.spool.open_file import Identity, Stamp, stamp_of
+from maskline.ingest.spool.file_identity import Identity, Stamp, stamp_of
+from maskline.ingest.spool.sqlite_file import Row, SpoolFile
 from maskline.schemas.errors import ConfigError
 
 CHECK_INTERVAL_S: Final = 1.0

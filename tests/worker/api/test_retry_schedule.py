@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.api.retry import (
+from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
     RETRIES_DEFAULT,

@@ -1,4 +1,4 @@
-# Where the attributes of a session's state and of its lanes lie, which are the fields that `worker.native.wire` knows.
+# Where the attributes of a session's state and of its lanes lie, which are the fields that `worker.native.packing` knows.
 cdef Py_ssize_t VERSION, STATUS, RECORDING, UNSEQUENCED, CLOSED
 cdef Py_ssize_t NEXT, RUN, OPENING, RELEASED, TOP_US, FLOOR_US, ENDING_US
 

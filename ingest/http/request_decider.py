@@ -1,8 +1,8 @@
 """Decides about the requests that are off the fast path, and teaches the fast path those that it may take."""
 
 from maskline.ingest.auth.verifier import AcceptedCallback, CallbackHead, CallbackVerifier
+from maskline.ingest.fastpath.fast_verifier import FastVerifier
 from maskline.ingest.fastpath.head_templates import fits_fast_path
-from maskline.ingest.fastpath.verifier import FastVerifier
 from maskline.ingest.http.request_reader import ReceivedRequest
 from maskline.ingest.parser.request_body import BODY_BROKEN
 from maskline.ingest.parser.request_head import RequestHead
