@@ -95,8 +95,10 @@ class Dev:
             await ingest.start()
             stack.push_async_callback(ingest.stop)
             if settings.admin_port is None:
-                self._say_port("the admin port of ingest", ADMIN_PORTS["ingest"], ingest.admin_port)
-                self._say_port("the admin port of the worker", ADMIN_PORTS["worker"], worker.admin.port)
+                self._print_moved_port("the admin port of ingest", ADMIN_PORTS["ingest"], ingest.admin_port)
+                self._print_moved_port(
+                    "the admin port of the worker", ADMIN_PORTS["worker"], worker.admin.port
+                )
             await _until_ready(ingest.admin_url, worker.admin_url)
             account = find_account(settings, None, None)
             self._greet(settings, account, ingest, worker)
@@ -115,7 +117,7 @@ class Dev:
             watched.add(server_ended)
         demo: asyncio.Task[bool] | None = None
         if self._demo:
-            demo = asyncio.create_task(Demo(settings, target).play(stop, self._say))
+            demo = asyncio.create_task(Demo(settings, target).play(stop, self._print))
             watched.add(demo)
         try:
             while True:
@@ -124,7 +126,7 @@ class Dev:
                     return 1  # the log says which part of it
                 if server_ended is not None and server_ended in done:
                     assert self._embedded is not None  # noqa: S101  server_ended is its task
-                    self._say(f"the embedded server has ended: {self._embedded.last_log_line()}")
+                    self._print(f"the embedded server has ended: {self._embedded.last_log_line()}")
                     return 1
                 if stopped in done:
                     return 0
@@ -134,7 +136,7 @@ class Dev:
                 if self._exit_after:
                     view.summarise()
                     return 0 if good else 1
-                self._say("the nodes go on: Ctrl-C ends them")
+                self._print("the nodes go on: Ctrl-C ends them")
         finally:
             for task in watched:
                 task.cancel()
@@ -175,13 +177,13 @@ class Dev:
     def _free_port(self, hosts: str, wanted: int) -> int:
         for port in range(wanted, wanted + PORTS_TRIED):
             if is_free(hosts, port):
-                self._say_port("MASKLINE_PORT", wanted, port)
+                self._print_moved_port("MASKLINE_PORT", wanted, port)
                 return port
         return wanted  # the node then reports why it cannot listen there
 
-    def _say_port(self, what: str, wanted: int, port: int) -> None:
+    def _print_moved_port(self, what: str, wanted: int, port: int) -> None:
         if port != wanted:
-            self._say(f"{what}: {wanted} is taken, so it is {port}")
+            self._print(f"{what}: {wanted} is taken, so it is {port}")
 
     async def _view(self, stack: contextlib.AsyncExitStack, settings: Settings) -> LiveView:
         """Start the live view, which writes until everything else has stopped."""
@@ -210,7 +212,7 @@ class Dev:
 
     # Output
 
-    def _say(self, line: str = "") -> None:
+    def _print(self, line: str = "") -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def _greet(self, settings: Settings, account: Account, ingest: IngestNode, worker: WorkerNode) -> None:
@@ -220,18 +222,18 @@ class Dev:
             else RedisEndpoint(settings).address
         )
         callback_url = _public(settings, ingest.url)
-        self._say(f"callbacks   {callback_url}   (account {account.auth_id})")
-        self._say(f"ingest      {ingest.admin_url}/readyz  {ingest.admin_url}/metrics")
-        self._say(f"worker      {worker.admin_url}/readyz  {worker.admin_url}/metrics")
-        self._say(f"redis       {server}")
+        self._print(f"callbacks   {callback_url}   (account {account.auth_id})")
+        self._print(f"ingest      {ingest.admin_url}/readyz  {ingest.admin_url}/metrics")
+        self._print(f"worker      {worker.admin_url}/readyz  {worker.admin_url}/metrics")
+        self._print(f"redis       {server}")
         if settings.handlers:
-            self._say(f"handlers    {', '.join(settings.handlers)}")
-        self._say()
-        self._say("Send one event by hand:")
-        self._say("  " + curl_line(_target(settings, account, ingest.url)))
-        self._say("Play sessions from another terminal in this directory:")
-        self._say("  " + simulate_line(ingest.url))
-        self._say()
+            self._print(f"handlers    {', '.join(settings.handlers)}")
+        self._print()
+        self._print("Send one event by hand:")
+        self._print("  " + curl_line(_target(settings, account, ingest.url)))
+        self._print("Play sessions from another terminal in this directory:")
+        self._print("  " + simulate_line(ingest.url))
+        self._print()
 
 
 def curl_line(target: Target) -> str:

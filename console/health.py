@@ -193,7 +193,7 @@ def _send(process: ProbedProcess, path: str, deadline: float) -> _SentProbe:
     """Connect to the first address that accepts, and send the request."""
     error_text, shown = "cannot be reached", [with_port(*address) for address in process.addresses]
     for host, port in process.addresses:
-        for family, _, _, _, where in _look_up(host, port, deadline):
+        for family, _, _, _, where in _resolve(host, port, deadline):
             with contextlib.ExitStack() as undo:
                 try:
                     sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -212,7 +212,7 @@ def _host_header(host: str, port: int) -> str:
     return with_port(host.partition("%")[0], port)
 
 
-def _look_up(host: str, port: int, deadline: float) -> list[Any]:
+def _resolve(host: str, port: int, deadline: float) -> list[Any]:
     """The addresses of a name, as getaddrinfo returns them. A resolver may block, so it runs in a thread with a
     deadline.
     """

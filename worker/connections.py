@@ -132,7 +132,7 @@ class ServerConnections:
             if self.commands is not None and self.reads is not None:
                 return self.commands, self.reads
 
-    def note_error_reply(self, reply: str) -> None:
+    def handle_error_reply(self, reply: str) -> None:
         """Act on an error that the server replied: it may be the wrong server, or have forgotten our scripts."""
         if reply.startswith(MOVED_AWAY):
             self._on_error()
@@ -176,7 +176,7 @@ class ServerConnections:
             ),
             return_exceptions=True,
         )
-        # Both are kept even if one failed: `_close` closes whatever was opened.
+        # Both are kept even if one failed: `_close` closes each that was opened.
         self.reads, self.leases = (
             other if isinstance(other, PipelinedConnection) else None for other in others
         )
@@ -308,10 +308,10 @@ class WorkerConnections:
             await asyncio.sleep(READY_CHECK_S)
         return connection
 
-    def note_error_reply(self, number: int, reply: str) -> None:
-        """Act on an error that a partition's server replied (`ServerConnections.note_error_reply`)."""
+    def handle_error_reply(self, number: int, reply: str) -> None:
+        """Act on an error that a partition's server replied (`ServerConnections.handle_error_reply`)."""
         if (server := self._cluster.of_partition(number)) is not None:
-            server.note_error_reply(reply)
+            server.handle_error_reply(reply)
 
     @property
     def error(self) -> str:

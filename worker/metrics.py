@@ -34,7 +34,7 @@ class Gauges(NamedTuple):
     """By group: for how many seconds the oldest entry that it keeps has outstayed retention."""
     dead_letters: int
     dead_letters_bytes: int | None
-    """None where Redis does not tell."""
+    """None if Redis does not report it."""
     threads: Mapping[str, ThreadUse]
     """By plain handler."""
     servers: Mapping[str, ServerReport]

@@ -1,4 +1,4 @@
-"""A worker process: its parts put together, started and stopped in the right order."""
+"""Wires a worker process together, and starts and stops its parts in the right order."""
 
 import asyncio
 import os

@@ -83,26 +83,26 @@ class Tally:
 class _SessionRequests:
     """The requests of one session that were taken from the plan and are not answered, by epoch."""
 
-    __slots__ = ("under_way", "waiters")
+    __slots__ = ("blocked", "under_way")
 
     def __init__(self) -> None:
         self.under_way: Counter[int] = Counter()
-        self.waiters: list[asyncio.Future[None]] = []
+        self.blocked: list[asyncio.Future[None]] = []
 
     async def wait_for_earlier(self, epoch: int) -> None:
         while any(earlier < epoch for earlier in self.under_way):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.waiters.append(waiter)
-            await waiter
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.blocked.append(future)
+            await future
 
     def finish(self, epoch: int) -> None:
         self.under_way[epoch] -= 1
         if not self.under_way[epoch]:
             del self.under_way[epoch]
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        blocked, self.blocked = self.blocked, []
+        for future in blocked:
+            if not future.done():
+                future.set_result(None)
 
 
 class Player:

@@ -1,8 +1,8 @@
-"""As what a request's body may be read, and in which order the readings are tried. Pure.
+"""Decides how a request's body may be read, and in which order the readings are tried. Pure.
 
 The Content-Type never decides alone: proxies join it, clients forget it. A V3 signature covers the parameters, so the
-reading that it fits is the one that was meant, whatever the type says. Where no signature covers the body (V2, or
-MASKLINE_VERIFY=off), an unmistakable look decides, then the type.
+reading that it fits is the one that was meant, even against the type. If no signature covers the body (V2, or
+MASKLINE_VERIFY=off), an unmistakable beginning decides, then the type.
 
 | | type says JSON | type says a form, or no type is sent | type says neither |
 | --- | --- | --- | --- |
@@ -31,5 +31,5 @@ def unsigned_readings(content_type: str, body: bytes) -> tuple[Reading, ...]:
     """The readings of a body that no signature covers; the first that can be decoded counts."""
     if not body:
         return ("form",)
-    named, look = named_reading(content_type), looks_like(body)
-    return tuple(dict.fromkeys(reading for reading in (look, named) if reading is not None))
+    named, suggested = named_reading(content_type), looks_like(body)
+    return tuple(dict.fromkeys(reading for reading in (suggested, named) if reading is not None))

@@ -1,7 +1,7 @@
-"""Identifies the open spool file, whatever its path leads to by now.
+"""Identifies the open spool file, wherever its path leads by now.
 
-An open file lives on when it is moved or removed, and what is written to it then is lost to the next start. So a spool
-file is identified by device and inode, not by its name, and nothing else is unlinked or renamed.
+An open file still takes writes after it was moved or removed, but the next start does not find them. So a spool file is
+identified by device and inode, not by its name, and nothing else is unlinked or renamed.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ class Stamp(NamedTuple):
     inode: int
     changed_ns: int
 
-    def is_settled(self) -> bool:
-        """Whether the next change will surely give another stamp."""
+    def shows_next_change(self) -> bool:
+        """Whether the next change is sure to give another stamp."""
         whole_seconds = self.changed_ns % 1_000_000_000 == 0
         return time.time_ns() - self.changed_ns > (COARSE_NS if whole_seconds else FINE_NS)
 
@@ -91,7 +91,7 @@ class OpenFile:
 
     def open_log(self) -> None:
         """Identify the log. To be called once SQLite has opened the file and made the log."""
-        # Where the file is a symbolic link, SQLite puts the log beside what it leads to.
+        # If the path is a symbolic link, SQLite makes the log beside its target.
         self._log_path = f"{os.path.realpath(self.path)}-wal"
         self._descriptors.append(os.open(self._log_path, os.O_RDONLY | os.O_CLOEXEC))
         self._log_identity = identity_of(self._descriptors[1])
@@ -116,11 +116,11 @@ class OpenFile:
         return self._entry != self.identity
 
     def is_own(self) -> bool:
-        """Whether what lies at the path is what was opened there."""
+        """Whether the path leads to the file that was opened there."""
         return self._entry is not None and identity_at(self.path) == self._entry
 
     def is_lost(self) -> bool:
-        """Whether no path at all leads to the file or its log: what lies in it ends with this process."""
+        """Whether no path at all leads to the file or its log: its callbacks are lost with this process."""
         return any(os.fstat(descriptor).st_nlink == 0 for descriptor in self._descriptors)
 
     def unlink(self) -> None:
@@ -135,7 +135,7 @@ class OpenFile:
     def log_of_others_kept(self) -> Iterator[None]:
         """Protect another's log while SQLite closes the file.
 
-        SQLite unlinks what lies at the log's path, even if it is another's, unless the file has moved. So it is moved.
+        SQLite unlinks the file at the log's path, even another process's, unless it has moved. So it is moved.
         """
         if (
             self._log_identity is None

@@ -29,12 +29,12 @@ from maskline.schemas.errors import ConfigError
 
 CHECK_INTERVAL_S: Final = 1.0
 """How often files are checked while nothing is written, the other processes' share of the directory is measured, and
-what failed is tried again. So long are callbacks exposed in a file that was removed."""
+failures are retried. For as long callbacks are exposed in a file that was removed."""
 MOVED_GRACE_S: Final = 30.0
-"""An operator who moves the directory away and back (another disk, a copy) needs seconds; until then nothing is made in
-its place without need. What was moved is not lost, so waiting risks nothing."""
+"""An operator who moves the directory away and back (another disk, a copy) needs seconds; until then no new one is made
+without need. Moved callbacks are not lost, so waiting risks nothing."""
 RESCUE_ROWS_MAX: Final = 512
-"""Of one page: one statement; at 1 kB each some milliseconds, for which fresh callbacks wait."""
+"""Rows of a page to rescue: one statement. At 1 kB each it takes some milliseconds, for which new callbacks wait."""
 RESCUE_BYTES_MAX: Final = 1 << 20
 """Of one page, except that a page holds at least one callback."""
 
@@ -58,22 +58,22 @@ class SlotFile:
 
 
 class FileEvents(Protocol):
-    """What is reported of files, in the writer thread."""
+    """Receives the events of files, in the writer thread."""
 
     def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
-        """The own file was opened, with so many callbacks by bucket; `add`: those counted before still count."""
+        """The own file was opened, with this many callbacks by bucket; `add`: those counted before still count."""
 
     def on_damaged(self, name: str) -> None:
         """A damaged file was set aside under this name."""
 
     def on_displaced(self, name: str, callbacks: int) -> None:
-        """The file of this name, with so many callbacks in it, is gone from its path."""
+        """The file of this name, with this many callbacks in it, is gone from its path."""
 
     def on_rescued(self, partition_hashes: Sequence[int]) -> None:
         """Callbacks of dead processes are in the own file now, with these partition hashes."""
 
     def on_displaced_closed(self, name: str, lost: int) -> None:
-        """The displaced file of this name is closed; so many callbacks are lost with it."""
+        """The displaced file of this name is closed; this many callbacks are lost with it."""
 
 
 class SpoolFiles:
@@ -121,7 +121,7 @@ class SpoolFiles:
         again.file.insert(rows, at_ms)
         if not self._in_place(again):
             raise SpoolError(SPOOL_FAILED, "its files are removed again and again")
-        with contextlib.suppress(SpoolError):  # then they come twice
+        with contextlib.suppress(SpoolError):  # their callbacks then come twice
             own.file.delete(ids)
 
     def page(self, slot_file: SlotFile, after_id: int, rows_max: int, bytes_max: int) -> list[Row]:
@@ -254,7 +254,7 @@ class SpoolFiles:
             self._retry_at = time.monotonic() + CHECK_INTERVAL_S
 
     def close(self) -> None:
-        """Rescue what would end with this process, close all files, and remove those that are empty."""
+        """Rescue callbacks that would be lost with this process, close all files, and remove the empty ones."""
         for slot_file in self.all:
             with contextlib.suppress(SpoolError):
                 if (
@@ -306,7 +306,10 @@ class SpoolFiles:
                 return True
             in_place = slot_file.file.open_file.in_place() and slot_file.slot.ensure_locked()
             stable = (
-                in_place and stamp is not None and stamp.is_settled() and not slot_file.file.open_file.is_link
+                in_place
+                and stamp is not None
+                and stamp.shows_next_change()
+                and not slot_file.file.open_file.is_link
             )
             slot_file.seen_in_place = stamp if stable else None
         except OSError as error:

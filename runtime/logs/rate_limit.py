@@ -17,23 +17,23 @@ class LogRateLimit:
 
     def __init__(self, interval_s: float = INTERVAL_S, lines_max: int = LINES_MAX) -> None:
         self._interval_s, self._lines_max = interval_s, lines_max
-        self._said: dict[Hashable, float] = {}
+        self._logged_at: dict[Hashable, float] = {}
         """When each was logged, within the last interval only, so never more than `lines_max`."""
-        self._silent = 0
+        self._suppressed = 0
 
     def due(self, *about: Hashable) -> bool:
         """Whether to log a line about `about`, which tells it from others of its kind; if not, it is counted."""
         now = monotonic()
-        if about in self._said or len(self._said) >= self._lines_max:
+        if about in self._logged_at or len(self._logged_at) >= self._lines_max:
             recent = now - self._interval_s
-            self._said = {known: at for known, at in self._said.items() if at > recent}
-            if about in self._said or len(self._said) >= self._lines_max:
-                self._silent += 1
+            self._logged_at = {known: at for known, at in self._logged_at.items() if at > recent}
+            if about in self._logged_at or len(self._logged_at) >= self._lines_max:
+                self._suppressed += 1
                 return False
-        self._said[about] = now
+        self._logged_at[about] = now
         return True
 
-    def take_silent(self) -> int:
+    def take_suppressed(self) -> int:
         """How many lines were held back since the last call."""
-        silent, self._silent = self._silent, 0
-        return silent
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed

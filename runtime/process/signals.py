@@ -69,7 +69,7 @@ class StopSignals:
             # Even where Python believes that ours is set: faulthandler, or a library, may have set another in C.
             self._real_signal(signum, self._own_handler)
             if current != self._own_handler:
-                self._note_taker(signum, current, _describe(current))
+                self._warn_of_taker(signum, current, _describe(current))
         for blocked in signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) & set(SIGNALS):
             _log.warning("signal blocked by other code", signal=_signal_name(blocked))
         while self._other_errors:
@@ -83,10 +83,10 @@ class StopSignals:
         if not callable(handler):
             handler = signal.Handlers(handler)  # as does signal.signal: ValueError, TypeError
         before = self._other_handlers.get(signum, self._before[signum])
-        self._note_taker(signum, handler, _caller_of_signal())
+        self._warn_of_taker(signum, handler, _caller_of_signal())
         return before
 
-    def _note_taker(self, signum: int, handler: Any, by: str) -> None:
+    def _warn_of_taker(self, signum: int, handler: Any, by: str) -> None:
         given_back = handler in (self._before[signum], signal.SIG_DFL, signal.default_int_handler)
         self._other_handlers[signum] = handler
         if not given_back:

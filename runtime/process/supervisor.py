@@ -267,11 +267,11 @@ class _Supervisor:
                 _log.info("process responsive again", index=child.index)
             if line == UP:
                 child.silence_timer.up = True
-                self._note_up()
+                self._on_up()
             elif line.startswith(FAILED):
                 child.reason = line.removeprefix(FAILED)
 
-    def _note_up(self) -> None:
+    def _on_up(self) -> None:
         if not self.any_up:
             self.any_up = True
             for child in self.children:  # those that failed their first start have waited for this

@@ -119,15 +119,17 @@ class Dialer:
         return connection
 
 
-def refused(who: str, reply: str) -> RedisUnavailableError:
-    """The error for an error reply to a connection's first commands. `who`: the server, for the message."""
+def refused(server_name: str, reply: str) -> RedisUnavailableError:
+    """The error for an error reply to a connection's first commands. `server_name`: the server, for the message."""
     if reply.startswith(_LOGIN_REFUSED):
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the log-in: {reply}")
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {server_name} refuses the log-in: {reply}")
     if "DB index" in reply:
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} refuses the database: {reply}")
+        return RedisRefusesError(f"MASKLINE_REDIS_URL: {server_name} refuses the database: {reply}")
     if "cluster support disabled" in reply:
-        return RedisRefusesError(f"MASKLINE_REDIS_URL: {who} is no cluster: use redis:// for one server")
-    return RedisUnavailableError(f"{who} refuses: {reply}")
+        return RedisRefusesError(
+            f"MASKLINE_REDIS_URL: {server_name} is no cluster: use redis:// for one server"
+        )
+    return RedisUnavailableError(f"{server_name} refuses: {reply}")
 
 
 async def _log_in(

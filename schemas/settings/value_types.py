@@ -191,8 +191,8 @@ def _read_network_item(text: str) -> Network:
         return _read_network(text)
     except ValueError as error:
         # The library's own messages repeat the value without need.
-        ours = re.match("host bits are set, the|leave the zone", str(error))
-        raise ValueError(str(error) if ours else "") from None
+        own_message = re.match("host bits are set, the|leave the zone", str(error))
+        raise ValueError(str(error) if own_message else "") from None
 
 
 NETWORKS: Final = _comma_list("networks such as 10.0.0.0/8, comma-separated", _read_network_item)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, get_type_hints
 
-# From Python 3.14 on annotations are evaluated when they are looked at, each time all of a function's, and a name that
-# only a type checker imports raises NameError (PEP 649). As FORWARDREF they come one by one, unresolved where need be.
+# From Python 3.14 on annotations are evaluated when they are read, each time all of a function's, and a name that only
+# a type checker imports raises NameError (PEP 649). As FORWARDREF they come one by one, unresolved where need be.
 _FORWARD_REFERENCES: Final[dict[str, Any]] = (
     {}
     if sys.version_info < (3, 14)

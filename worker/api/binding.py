@@ -1,4 +1,4 @@
-"""Handlers ready to be called: each with its resources in place, in a table by type of event."""
+"""Binds handlers to their resources, and makes the table of handlers by type of event."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from maskline.worker.api.registry import Handlers, HandlerSpec, ResourceSpec
 from maskline.worker.api.retry_schedule import RetryPolicy
 
 HANDLED_TYPES: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
-"""The types that events really have; handlers may ask for a base of several."""
+"""The concrete types of events; a handler may be declared for a base of several."""
 
 
 class BoundHandler(msgspec.Struct, frozen=True, eq=False):

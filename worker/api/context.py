@@ -1,4 +1,4 @@
-"""What a handler gets with an event: its order, its attempt, its keys, a logger."""
+"""The context that a handler gets with an event: its order, its attempt, its keys, a logger."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,12 +20,12 @@ class Context(msgspec.Struct, eq=False, gc=False):
     attempt: int
     """1 for the first try, 2 for the second, …"""
     fencing_token: int
-    """Grows with every change of the session's owner: a store that remembers the greatest one it saw can refuse
+    """Grows with every change of the session's owner: a database that remembers the greatest one it has seen can refuse
     a write from an owner that was cut off and does not know it yet."""
     _log: Any = None
 
     def __repr__(self) -> str:
-        # Without the event, which has phone numbers.
+        # The event is left out, as it has phone numbers.
         return f"Context({self.idempotency_key}, handler={self._handler!r}, attempt={self.attempt})"
 
     @property
@@ -60,7 +60,7 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def replayed(self) -> bool:
-        """Put back by an operator: handlers may have seen it before, under the same idempotency key."""
+        """Whether an operator replayed it: handlers may have seen it before, under the same idempotency key."""
         return self._entry.replayed
 
     @property

@@ -28,17 +28,17 @@ class HandlerTimeoutError(MasklineError):
 
 
 class HandlerHungError(MasklineError):
-    """An attempt did not end within its `timeout_ms` and cannot be stopped: it may still do its work."""
+    """An attempt did not end within its `timeout_ms` and cannot be stopped: it may still have effects."""
 
 
 class HandlerCrashedError(MasklineError):
     """The worker went down each time this handler ran for this event, so the handler does not run again.
 
-    `crashes`: how often that was seen. `how`: how the sandbox ended, if there was one.
+    `crashes`: how often that was seen. `sandbox_exit`: how the sandbox ended, if there was one.
     """
 
-    def __init__(self, crashes: int, how: str = "") -> None:
-        sandbox = f", and so did a process of its own ({how})" if how else ""
+    def __init__(self, crashes: int, sandbox_exit: str = "") -> None:
+        sandbox = f", and so did a process of its own ({sandbox_exit})" if sandbox_exit else ""
         # Once more than was seen: nothing was marked the first time.
-        times = crashes + 1 if how else crashes
+        times = crashes + 1 if sandbox_exit else crashes
         super().__init__(f"its worker went down {times} times while this handler ran{sandbox}")

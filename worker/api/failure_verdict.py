@@ -47,7 +47,7 @@ def traceback_of(failure: BaseException | None) -> str | None:
 
 
 def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
-    """The failure of an attempt that its time limit has ended. `in_thread`: it runs on in a thread."""
+    """The failure of an attempt that its time limit has ended. `in_thread`: it still runs in a thread."""
     limit = f"no end after {handler.timeout_s * 1000:.0f} ms"
     if in_thread:
         return HandlerHungError(f"{limit}, in a thread, which cannot be stopped")
@@ -55,7 +55,7 @@ def overtime(handler: BoundHandler, *, in_thread: bool) -> MasklineError:
 
 
 def unstoppable(handler: BoundHandler) -> MasklineError:
-    """The failure of an attempt that its time limit has cancelled, and that has not ended all the same."""
+    """The failure of an attempt that was cancelled at its time limit and has not ended."""
     return HandlerHungError(f"no end after {handler.timeout_s * 1000:.0f} ms, nor after it was cancelled")
 
 

@@ -1,6 +1,6 @@
-"""How a worker finds handlers: it imports the modules of MASKLINE_HANDLERS and collects what they declare.
+"""Loads handlers: imports the modules of MASKLINE_HANDLERS and collects what they declare.
 
-A module is named by its dotted name, or by the path of a `.py` file. Whatever is wrong with one is a ConfigError, one
+A module is named by its dotted name, or by the path of a `.py` file. Anything wrong with a module is a ConfigError, one
 line that names the module.
 """
 
@@ -24,8 +24,8 @@ from maskline.worker.api.registry import Handlers, HandlerSpec, ResourceSpec, ha
 def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
     """Import handler modules, by dotted name or by the path of a `.py` file, and collect what they declare.
 
-    Raises ConfigError, one line, where a module cannot be imported, declares nothing, two handlers or two resources
-    share a name, or a handler asks for a parameter that no resource fills.
+    Raises ConfigError, one line, if a module cannot be imported or declares nothing, if two handlers or two resources
+    share a name, or if no resource fills a handler's parameter.
     """
     specs: list[HandlerSpec] = []
     resources: dict[str, Callable[..., Any]] = {}
@@ -55,7 +55,7 @@ def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
 
 
 def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
-    """One name may stand for one function under several @on, as long as none of its events is meant by two."""
+    """Check a name. One function may have it under several @on, if no event belongs to two of them."""
     for other in others:
         if other.name != spec.name:
             continue
@@ -69,7 +69,7 @@ def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
 
 
 def _import(name: str) -> ModuleType:
-    # A user's own module stands where the worker is started, and what it imports beside it.
+    # A user's own module, and those that it imports, are in the directory where the worker is started.
     search_path.add_working_directory()
     try:
         return _import_path(Path(name)) if name.endswith(".py") else _import_dotted(name)
@@ -92,7 +92,7 @@ def _import_dotted(name: str) -> ModuleType:
 
 
 def _hidden_module(error: BaseException) -> str:
-    """What to add where a module imports one of the user's, and finds another of that name."""
+    """A hint to add if a module imports one of the user's, and finds another of that name."""
     hidden = search_path.hidden_module(error.name) if isinstance(error, ImportError) and error.name else None
     return f" ({hidden[0]} cannot be imported under this name: rename it)" if hidden else ""
 
@@ -101,7 +101,8 @@ def _import_path(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError("there is no such file")
     path = path.resolve()
-    # Imported by its dotted name as well, or named twice: one module, or every event would be handled twice.
+    # A file imported by its dotted name as well, or named twice, is one module; else every event would be handled
+    # twice.
     for known in list(sys.modules.values()):
         if getattr(known, "__file__", None) == str(path) and known.__name__ != "__main__":
             return known

@@ -1,4 +1,4 @@
-"""How modules declare handlers and resources: `@on` and `@resource`.
+"""Declares handlers and resources: `@on` and `@resource`.
 
 Both only mark functions, so a handler stays a plain function that a test can call. `worker.api.loading` collects the
 marked ones, `worker.api.binding` makes the table of handlers by type of event.
@@ -29,7 +29,7 @@ class HandlerSpec(NamedTuple):
     """A handler as declared."""
 
     name: str
-    """What logs, metrics and dead letters call it."""
+    """The handler's name in logs, metrics and dead letters."""
     function: Callable[..., Any]
     types: tuple[type[Event], ...]
     policy: RetryPolicy
@@ -54,9 +54,9 @@ class _On:
         - `backoff_ms`, `backoff_max_ms`: the wait before the first retry, doubled for each further one up to the
           greatest. Milliseconds.
         - `timeout_ms`: an attempt that takes longer has failed.
-        - `name`: what logs, metrics and dead letters call it; the module and function by default.
+        - `name`: the handler's name in logs, metrics and dead letters; by default module and function.
 
-        Raises ConfigError where a type is no event or an option makes no sense.
+        Raises ConfigError if a type is no event or an option makes no sense.
         """
         if not types:
             raise ConfigError("@on needs at least one type of event; use @on.every for all of them")
@@ -105,7 +105,7 @@ def resource(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIt
     """Mark an async generator function, or a function that returns an async context manager, as a shared resource.
 
     It is entered once when the worker starts, before any handler runs, and closed after the last one ended. A handler
-    takes what it yields by a parameter of the function's name, or by a parameter annotated with the type it yields.
+    gets the yielded object by a parameter of the function's name, or by one annotated with its type.
     """
     setattr(function, _RESOURCE_MARK, True)
     return function
@@ -128,11 +128,11 @@ class Handlers(NamedTuple):
 
 
 def handler_specs(value: Any) -> list[HandlerSpec]:
-    """The handlers that a module declares by this value of its namespace; none where it is no marked function."""
+    """The handlers that a value of a module's namespace declares; none if it is not a marked function."""
     # Only functions: a mock or a proxy in the namespace claims to have every attribute.
     marks: Sequence[HandlerSpec] = getattr(value, _HANDLER_MARK, ()) if inspect.isfunction(value) else ()
-    # A decorator above @on has copied the mark: what the module calls the handler is what runs. The last mark is the
-    # uppermost, and reads first.
+    # A decorator above @on has copied the mark, and the decorated function runs. The last mark is the uppermost, and
+    # reads first.
     return [spec._replace(function=value) for spec in reversed(marks)]
 
 
@@ -146,7 +146,7 @@ def _full_name(function: Callable[..., Any]) -> str:
 
 
 def _check_function(function: Any) -> None:
-    """Refuse what would never be found or never run."""
+    """Raise ConfigError for a function that would never be found or never run."""
     if not inspect.isfunction(function):
         raise ConfigError(f"@on marks functions, not {function!r}: wrap it in a function")
     named = _full_name(function)

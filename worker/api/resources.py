@@ -1,7 +1,7 @@
-"""Opens what handlers share when a worker starts, and closes it when the worker stops.
+"""Opens the resources that handlers share when a worker starts, and closes them when it stops.
 
-Each resource is opened and closed in a task of its own: one that raises, or hangs, when it is closed keeps no other
-from being closed, and does not keep the process. All of them see one context; attempts begin with copies of it.
+Each resource is opened and closed in a task of its own: if its closing raises or hangs, the others are closed all the
+same, and the process ends. All of them see one context; attempts begin with copies of it.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from maskline.schemas.errors import ConfigError
 from maskline.worker.api.registry import ResourceSpec
 
 CLOSE_MIN_S: Final = 1.5
-"""For closing all of them, where handlers have used up the time that a stop may take."""
+"""The least time for closing all of them, if handlers have used up the stop timeout."""
 
 CANCEL_GRACE_S: Final = 0.25
-"""How long one that was cancelled may take to end; after that it is left to the end of the process."""
+"""How long a cancelled task may take to end; after that it ends with the process."""
 
 _log = get_logger("maskline.worker")
 
@@ -39,14 +39,14 @@ class _OpenResource:
             async with spec.open() as value:
                 self.opened.set_result(value)
                 await self._closing.wait()
-        except BaseException as error:  # noqa: BLE001  whatever a user's resource raises, even to end the process
+        except BaseException as error:  # noqa: BLE001  anything that a user's resource raises, even SystemExit
             if not self.opened.done():
                 self.opened.set_exception(_as_exception(error))
             return error
         return None
 
     async def close(self, within_s: float) -> BaseException | None:
-        """Close it within `within_s` seconds; return what went wrong."""
+        """Close it within `within_s` seconds. Returns the error, None if there was none."""
         self._closing.set()
         await asyncio.wait({self._task}, timeout=within_s)
         if not self._task.done():
@@ -54,7 +54,7 @@ class _OpenResource:
             await asyncio.wait({self._task}, timeout=CANCEL_GRACE_S)
             return TimeoutError(f"no end after {within_s:.1f} s")
         if self.opened.exception() is not None:
-            return None  # it was never open, and `open` has said so
+            return None  # it was never open, and `open` has reported that
         return None if self._task.cancelled() else self._task.result()
 
 
@@ -63,15 +63,15 @@ class Resources:
 
     def __init__(self) -> None:
         self.context = contextvars.copy_context()
-        """The context that the resources were opened in, with what they have set in it."""
-        # In place they change their own settings, and not those of the code that opens them.
+        """The context that the resources were opened in, with the variables that they have set."""
+        # Resources change settings in place: their own copy, not that of the code that opens them.
         self.context.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
         self._open: list[_OpenResource] = []
 
     async def open(self, specs: Iterable[ResourceSpec]) -> dict[str, Any]:
         """Open them one after the other; return what they yield, by their names.
 
-        Raises ConfigError where one cannot be opened; `close` then closes the others.
+        Raises ConfigError if one cannot be opened; `close` then closes the others.
         """
         opened: dict[str, Any] = {}
         for spec in specs:
@@ -87,7 +87,7 @@ class Resources:
     async def close(self, within_s: float = 0.0) -> list[BaseException]:
         """Close all, the last opened first, within `within_s` seconds, or CLOSE_MIN_S if that is more.
 
-        Logs and returns what went wrong.
+        Logs and returns the errors.
         """
         deadline = monotonic() + max(within_s, CLOSE_MIN_S)
         errors: list[BaseException] = []
@@ -103,7 +103,7 @@ class Resources:
 
 
 def _as_exception(error: BaseException) -> Exception:
-    """What a future may carry."""
+    """The exception, or one that a future may carry in its place."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     return RuntimeError(f"it raised {type(error).__name__}")

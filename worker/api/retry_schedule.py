@@ -1,4 +1,4 @@
-"""When a failed handler is tried again: exponential backoff with full jitter, bounded. Pure."""
+"""Computes when a failed handler is tried again: exponential backoff with jitter, bounded. Pure."""
 
 from typing import Final, NamedTuple
 
@@ -9,7 +9,7 @@ TIMEOUT_MS_DEFAULT: Final = 30_000
 
 
 class RetryPolicy(NamedTuple):
-    """The options of `@on` that say how often and how soon."""
+    """The options of `@on` for retries: how often and how soon."""
 
     retries: int = RETRIES_DEFAULT
     """Tries after the first: 3 means four attempts."""
@@ -21,9 +21,9 @@ class RetryPolicy(NamedTuple):
     def delay_ms(self, attempt: int, *, after_ms: int | None, jitter: float) -> float | None:
         """How long to wait after attempt number `attempt` (1, 2, …) failed; None if that was the last.
 
-        `after_ms` is what the handler asked for by Retry, taken as it is; otherwise the wait lies between half and
-        the whole of the backoff, where `jitter` (0 … 1, random) puts it, so that what failed together does not come
-        back together.
+        `after_ms`: the wait that the handler requested by Retry, bounded as all. Without it the wait is half of the
+        backoff, and `jitter` (0 … 1, random) of the other half, so that events that failed together are not retried
+        together.
         """
         if attempt > self.retries:
             return None

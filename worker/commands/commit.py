@@ -1,4 +1,4 @@
-"""What one commit of a partition writes: the data that `scripts.commit` packs for lua/commit.lua."""
+"""The data of one commit of a partition, which `scripts.commit` packs for lua/commit.lua."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from maskline.worker.ordering.state import SessionState
 
 
 class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What goes to Redis in one fenced call. Its number makes it harmless to repeat one whose reply was lost."""
+    """The data of one fenced call. Its number makes it harmless to repeat a call whose reply was lost."""
 
     number: int
     """1, 2, … under one fencing token."""
@@ -31,4 +31,4 @@ class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     unmarked: Sequence[str] = ()
     """The fields of marks that are over (`commands.marks`)."""
     moved: bool = True
-    """The cursor is another one than the last commit, or the acquisition, left in Redis."""
+    """Whether the cursor differs from the one that the last commit, or the acquisition, left in Redis."""

@@ -59,7 +59,7 @@ class AcquiredLease(NamedTuple):
     """-1 where the server does not know."""
     pending: int
     clean: bool
-    """The last tenure ended well: its owner gave the lease back, or lives and has it again."""
+    """The last tenure ended well: its owner gave the lease back, or is alive and has acquired it again."""
     last_id: str
     """The last entry that the stream was given."""
     reset: bool
@@ -69,7 +69,7 @@ class AcquiredLease(NamedTuple):
 
 
 def lease_value(token: int, worker: str) -> str:
-    """What stands under a lease's key while `worker` holds it with this fencing token."""
+    """The value of a lease's key while `worker` holds it with this fencing token."""
     return f"{token} {worker}"
 
 
@@ -118,19 +118,19 @@ def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
 
 
 def release(keys: Keys, partition: int, value: str) -> bytes:
-    """Give a lease back, and note that its tenure ended well. Reply: 1, or 0 if it was not held any more."""
+    """Give a lease back, and record that its tenure ended well. Reply: 1, or 0 if it was not held any more."""
     return pack("EVALSHA", _SHA["release"], 2, keys.lease(partition), keys.fence(partition), value)
 
 
 def heartbeat(keys: Keys, worker: str, ttl_ms: int) -> bytes:
-    """Say that the worker lives, and ask which others do."""
+    """Send the worker's heartbeat, and ask for the live workers."""
     return pack("EVALSHA", _SHA["heartbeat"], 1, keys.workers, worker, ttl_ms)
 
 
 def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
-    """Read the reply of `heartbeat`: the live workers' IDs, and in how many ms the next other one's heartbeat lapses.
+    """Read the reply of `heartbeat`: the live workers' IDs, and the ms until the next heartbeat of another one lapses.
 
-    None for each that is not known: both where Redis refused the command, the second where no other worker lives.
+    Both are None if Redis refused the command, the second if no other worker lives.
     """
     if not isinstance(reply, list):
         return None, None
@@ -141,18 +141,18 @@ def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
 COMMITTED: Final = 1
 FENCED: Final = 0
 DIVERGED: Final = 2
-"""Replies of `commit`: done; the lease is another worker's; the server lacks what the commit stands on."""
+"""Replies of `commit`: done; the lease is another worker's; the server lacks data that the commit builds on."""
 
 
-def commit(keys: Keys, partition: int, value: str, what: Commit, *, look_up: bool = True) -> bytes:
+def commit(keys: Keys, partition: int, value: str, what: Commit, *, check_cursor: bool = True) -> bytes:
     """Write what was done to a partition, if the lease is still held; `value` is its `lease_value`.
 
-    `look_up`: where the cursor has moved, have the server check that the entry at it is there.
+    `check_cursor`: where the cursor has moved, have the server check that the entry at it is there.
     """
     callbacks, dead, lease, fence, marks, session = keys.of(partition)
     states, closed = pack_states(what.states.values())
     heads = "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks
-    cursor = "" if not what.moved else f"?{what.cursor}" if look_up else what.cursor
+    cursor = "" if not what.moved else f"?{what.cursor}" if check_cursor else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
     if what.waiting or what.done or what.dead or what.unmarked or closed:
@@ -201,20 +201,20 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
 
 
 class RetainingGroup(NamedTuple):
-    """A consumer group that has not handled callbacks which retention would trim."""
+    """A consumer group that has not handled some callbacks that retention would trim."""
 
     group: str
     waiting: int
     """Callbacks that it has not handled; -1 where the server does not know."""
     outstayed_ms: int
-    """For how many ms the oldest of them should have been gone."""
+    """By how many ms the oldest of them has outstayed retention."""
 
 
 class TrimReply(NamedTuple):
     """The reply of `trim`."""
 
     trimmed: int
-    """Entries that are gone."""
+    """Entries that were trimmed."""
     left: int
     """Entries that are still in the stream."""
     oldest_ms: int

@@ -1,8 +1,8 @@
-"""Makes what every attempt begins with: a copy of the context that the resources were opened in, decimal's included.
+"""Copies the context that the resources were opened in, decimal's included: every attempt begins with such a copy.
 
-A copy of a context is one of its variables, not of what they hold. So what `decimal.getcontext()` gives, which handlers
-change in place, must be another object for every attempt. Python makes one, with the settings of
-`decimal.DefaultContext`, wherever there is none yet: so it is left out, unless its settings are others.
+Copying a context copies its variables, not the objects in them. Handlers change the object of `decimal.getcontext()` in
+place, so every attempt needs one of its own. A context without one gets it from Python, with the settings of
+`decimal.DefaultContext`. So a copy leaves it out, unless its settings are others.
 """
 
 import contextvars
@@ -16,7 +16,7 @@ class CleanContext:
     """`source`: the context that the resources were opened in, taken as it is now."""
 
     def __init__(self, source: contextvars.Context) -> None:
-        used = source.copy().run(decimal.getcontext)  # a new one, where there is none
+        used = source.copy().run(decimal.getcontext)  # a new one if there is none
         self._variables = contextvars.Context()
         for variable, value in source.items():
             if value is not used:
@@ -28,9 +28,9 @@ class CleanContext:
 
     @property
     def reusable(self) -> bool:
-        """Whether a copy that still holds the same values is as good as new.
+        """Whether an attempt may use a copy again that still holds the same values.
 
-        Not so where a handler may have changed one of them in place, unseen.
+        False if a handler may have changed one of them in place, unseen.
         """
         return self._decimal is None
 

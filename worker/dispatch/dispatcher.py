@@ -1,8 +1,8 @@
 """Hands released events to handlers: one event of a session at a time, many sessions at once.
 
 A bounded set of runner tasks takes sessions from one queue. A runner works through a session's events with plain
-awaits, so that a handler which never waits costs no task, no timer and no trip through the event loop; only when one
-does wait does another runner go on with the rest. Time limits are kept by one sweep over the attempts under way.
+awaits, so that a handler which never waits costs no task, no timer and no turn of the event loop; when one does wait,
+another runner goes on with the rest. One sweep over the attempts under way enforces the time limits.
 
 A failed attempt is tried again after its backoff; meanwhile its session waits, and the runner does not.
 
@@ -10,10 +10,10 @@ A failed attempt is tried again after its backoff; meanwhile its session waits, 
 | --- | --- |
 | `dispatcher` | chooses sessions, starts and ends the tasks that run them |
 | `event_runner` | runs the handlers of one event |
-| `failed_attempts`, `internal_errors` | what follows a failure of a handler, and one of maskline |
-| `time_limits` | the attempts under way and their time limits |
-| `plain_handlers`, `thread_shares`, `threads` | plain `def` handlers wait for threads, share them, run in them |
-| `quarantine` | suspects of having brought a worker down |
+| `failed_attempts`, `internal_errors` | decide what follows a failure of a handler, or of maskline |
+| `time_limits` | keeps the attempts under way, and their time limits |
+| `plain_handlers`, `thread_shares`, `threads` | queue plain `def` handlers, share the threads out, run them |
+| `quarantine` | runs events that may have crashed a worker |
 """
 
 import asyncio
@@ -43,10 +43,10 @@ EVENTS_PER_TURN_MAX: Final = 64
 """Events a runner handles before it lets the event loop do other work, replies and commits foremost."""
 
 WAKE_MAX: Final = 4
-"""Runners woken at a time: few, since where handlers do not wait the first one does all the work."""
+"""Runners woken at a time. Few: if handlers do not wait, the first runner does all the work."""
 
 DISPATCHER: Final = "dispatcher"
-"""Its name among the background tasks, where its internal errors are counted."""
+"""The dispatcher's name among the background tasks, where its internal errors are counted."""
 
 _log = get_logger("maskline.worker")
 
@@ -56,9 +56,9 @@ class Dispatcher:
 
     `table`: the handlers of each type of event. `concurrency`: sessions with an async handler under way at a time, and
     attempts of plain handlers as many again. `late_dead`: late events go to the dead letters. `on_progress(partition)`:
-    called when an event of the partition is done, and none was since its last commit was taken, so that it gets
-    committed. `quarantine`: runs suspects; needed where partitions have any. `background`: where internal errors are
-    counted. `context`: what every attempt begins with a copy of; the present one by default.
+    called when the first event since the partition's last commit is done, so that the next commit is sent.
+    `quarantine`: runs suspects; needed if partitions have any. `background`: counts internal errors. `context`: every
+    attempt begins with a copy of it; the current one by default.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Dispatcher:
         self._idle: list[asyncio.Future[None]] = []
         self._runners: set[asyncio.Task[None]] = set()
         self._other_tasks: set[asyncio.Task[None]] = set()
-        """Tasks that are no runners: of plain handlers, one that runs a suspect solo, and those given up."""
+        """Tasks other than runners: those of plain handlers, the one that runs a suspect solo, and abandoned ones."""
         self._wake_scheduled = False
         self._stopping = False
         self._solo_queue = SoloQueue(self._start_solo)
@@ -115,7 +115,7 @@ class Dispatcher:
             self._schedule_wake()
 
     def resume(self, partition: Partition) -> None:
-        """Run what was put aside while the partition's lease was in doubt."""
+        """Submit the sessions that were set aside while the partition's lease was in doubt."""
         for session in partition.sessions_with_work():
             if not session.scheduled:
                 session.scheduled = True
@@ -137,20 +137,20 @@ class Dispatcher:
         return self._plain.uses()
 
     def handler_on_loop(self) -> str:
-        """The name of the handler that has the event loop at this moment; empty if none has. Any thread may ask."""
+        """The name of the handler that runs on the event loop now; empty if none does. Any thread may call this."""
         return self._attempts.handler_of(asyncio.current_task(self._loop))
 
     def cancel(self, partition: Partition | None, reason: str) -> None:
-        """Cancel the handlers under way, of one partition or of all; what they did is not committed."""
+        """Cancel the handlers under way, of one partition or of all (None); their events are not committed."""
         self._attempts.cancel(partition, reason)
         self._plain.forget(partition)
 
     def forget(self, partition: Partition) -> None:
-        """The partition is not opened again: its sessions wait for threads no longer."""
+        """Drop the sessions of a partition that is not opened again: they wait for threads no longer."""
         self._plain.forget(partition)
 
     async def stop(self, grace_s: float = CANCEL_GRACE_S) -> None:
-        """End all tasks, but for those that ignore it for so long.
+        """End all tasks. Those that ignore their cancellation for `grace_s` seconds are left alone.
 
         Call it when nothing is under way any more, or after `cancel`.
         """
@@ -167,7 +167,7 @@ class Dispatcher:
             self._loop.call_soon(self._wake_runners, context=self._context)
 
     def _wake_runners(self) -> None:
-        """Wake runners for what is ready. It runs as its own callback: whatever runs now is waiting for something."""
+        """Wake runners for the sessions that are ready. It is a callback of its own, so the current runner waits."""
         self._wake_scheduled = False
         if self._stopping:
             return
@@ -195,10 +195,10 @@ class Dispatcher:
         attempt, ready = self._new_attempt(context), self._ready
         while True:
             while ready:
-                await self._work(ready, attempt)
+                await self._handle_sessions(ready, attempt)
                 if self._stopping or attempt.tainted():
-                    # Where it is no stop, the loop is closing, or a handler has cancelled the task it ran in, or has
-                    # changed its context. Another runner takes the place if one is needed.
+                    # Unless this is a stop, the loop is closing, or a handler has cancelled the task it ran in or
+                    # changed its context. Another runner is started if one is needed.
                     return
                 if ready:
                     await asyncio.sleep(0)
@@ -211,7 +211,7 @@ class Dispatcher:
         assert task is not None  # noqa: S101  we are in it
         return Attempt(task, context if self._clean.reusable else None)
 
-    async def _work(self, ready: deque[LiveSession], attempt: Attempt, events: int = 0) -> None:
+    async def _handle_sessions(self, ready: deque[LiveSession], attempt: Attempt, events: int = 0) -> None:
         """Handle the events of these sessions, EVENTS_PER_TURN_MAX less `events` of them at most.
 
         One coroutine for all: one for each session would be a tenth of what an event costs here.
@@ -235,19 +235,19 @@ class Dispatcher:
                         break
                     events += 1
                     if retry_ms is not None:
-                        self._put_off(session, retry_ms)
+                        self._postpone(session, retry_ms)
                         break
                     self._done(session)
                     if (tainted or events >= EVENTS_PER_TURN_MAX) and session.queue:
                         self.submit([session])
                         break
                 else:
-                    # Nothing left, or not ours to start: `resume` puts it back if the lease turns out to be held.
+                    # Nothing is left, or the lease is in doubt: `resume` submits the session if it is still held.
                     session.scheduled = False
                 partition.running -= 1
                 attempt.session = None
         except BaseException as error:
-            if not self._survives(attempt, error):
+            if not self._recover(attempt, error):
                 raise
         finally:
             if not attempt.abandoned:
@@ -259,7 +259,7 @@ class Dispatcher:
     # What follows
 
     def _done(self, session: LiveSession) -> None:
-        """The first event of a session's queue is handled, or given up."""
+        """Finish the first event of a session's queue, which is handled or given up."""
         session.progress = None
         if self._error_counts:
             self._internal_errors.forget(session)
@@ -269,29 +269,29 @@ class Dispatcher:
             partition.commit_requested = True
             self._on_progress(partition)
 
-    def _put_off(self, session: LiveSession, retry_ms: float) -> None:
+    def _postpone(self, session: LiveSession, retry_ms: float) -> None:
         if retry_ms == UNTIL_RESUMED:
             session.scheduled = False
         elif retry_ms != UNTIL_SOLO:
             timer, progress = None, session.progress
             if retry_ms != UNTIL_THREAD:
-                timer = self._loop.call_later(retry_ms / 1000, self._again, session, context=self._context)
+                timer = self._loop.call_later(retry_ms / 1000, self._resubmit, session, context=self._context)
             if progress is not None and progress.thread_requests:
                 self._plain.session_waits(progress, timer)
             if session.partition.wants_commit:  # another handler's dead letter
                 self._on_progress(session.partition)
 
-    def _again(self, session: LiveSession) -> None:
+    def _resubmit(self, session: LiveSession) -> None:
         """Submit a session whose wait is over."""
         if session.progress is not None:
             session.progress.stop_waiting()
         if session.partition.closed:
-            session.scheduled = False  # `resume` submits it, should the partition be opened again
+            session.scheduled = False  # `resume` submits it if the partition is opened again
         else:
             self.submit([session])
 
-    def _survives(self, attempt: Attempt, error: BaseException) -> bool:
-        """Handle an error in `_work` itself; returns whether its task may go on."""
+    def _recover(self, attempt: Attempt, error: BaseException) -> bool:
+        """Handle an error in `_handle_sessions` itself. Returns whether its task may go on."""
         if isinstance(error, asyncio.CancelledError):
             return False
         session = attempt.session
@@ -300,16 +300,16 @@ class Dispatcher:
         return isinstance(error, Exception)
 
     def _internal_error(self, attempt: Attempt, session: LiveSession, error: BaseException) -> None:
-        """Run the session's first event again in a while, or give it up."""
+        """Run the session's first event again after RETRY_DELAY_MS, or give it up."""
         attempt.deadline, attempt.cancel_reason = 0.0, ""
-        if isinstance(error, Exception):  # else its runner ends by it, and that is counted
+        if isinstance(error, Exception):  # any other ends its runner, which is counted there
             self._background.failed(DISPATCHER, error)
         if not session.queue:
             session.scheduled = False
             return
         exhausted = self._internal_errors.exhausted(session)
         delay_s = internal_errors.RETRY_DELAY_MS / 1000
-        self._loop.call_later(delay_s, self._again, session, context=self._context)
+        self._loop.call_later(delay_s, self._resubmit, session, context=self._context)
         if exhausted:
             internal_errors.give_up(session, error)
             self._done(session)
@@ -334,7 +334,7 @@ class Dispatcher:
         finally:
             self.submit([session])
 
-    # Tasks that are no runners: each runs one event, then it is anybody's turn
+    # Tasks other than runners: each runs one event, then the next session has its turn
 
     def _start_plain(self, session: LiveSession, slot: ThreadSlot) -> None:
         context = self._clean.copy()
@@ -346,7 +346,7 @@ class Dispatcher:
         try:
             while following is not None:
                 session, attempt.slot = following
-                await self._work(deque((session,)), attempt, EVENTS_PER_TURN_MAX - 1)
+                await self._handle_sessions(deque((session,)), attempt, EVENTS_PER_TURN_MAX - 1)
                 following = None if attempt.tainted() else self._plain.finished_take_next(attempt.slot)
         finally:
             if attempt.slot is not None:
@@ -361,7 +361,7 @@ class Dispatcher:
         attempt = self._new_attempt(context)
         attempt.solo = True
         try:
-            await self._work(deque((session,)), attempt, EVENTS_PER_TURN_MAX - 1)
+            await self._handle_sessions(deque((session,)), attempt, EVENTS_PER_TURN_MAX - 1)
         finally:
             self._solo_queue.leave(attempt)
 

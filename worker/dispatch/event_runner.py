@@ -1,11 +1,11 @@
-"""Runs the handlers of one event, one after the other, each at most once at a time.
+"""Runs the handlers of one event, one after the other.
 
-- The ordinary way (`EventRunner.run`): async handlers that succeed at the first try, without a coroutine more than they
-  are. Nearly every event goes this way.
-- The other way (`EventRunner._run_special`): an event that came late, that failed before, that may be a suspect, or
-  that has a plain handler.
+- `EventRunner.run`: async handlers that succeed at the first try, without another coroutine around them. Nearly every
+  event goes this way.
+- `EventRunner._run_special`: an event that came late, that failed before, that may be a suspect, or that has a plain
+  handler.
 
-What an attempt failed with is taken here; what follows is decided in `worker.dispatch.failed_attempts`.
+The exception of an attempt is caught here; `worker.dispatch.failed_attempts` decides what follows.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 
 UNTIL_RESUMED: Final = -1.0
-"""In place of a wait: the session is put aside until `Dispatcher.resume`."""
+"""Returned in place of a wait: the session is set aside until `Dispatcher.resume`."""
 
 UNTIL_SOLO: Final = -2.0
-"""In place of a wait: the queue of suspects with crashes starts the session in its turn."""
+"""Returned in place of a wait: `SoloQueue` starts the session in its turn."""
 
 UNTIL_THREAD: Final = -3.0
-"""In place of a wait: the session waits for a thread of a plain handler."""
+"""Returned in place of a wait: the session waits for a thread of a plain handler."""
 
 
 def may_be_ctrl_c() -> bool:
-    """Whether a KeyboardInterrupt may be the user's: not in a worker, where SIGINT is taken by the process."""
+    """Whether a KeyboardInterrupt may be the user's. Not in a worker, whose process handles SIGINT itself."""
     return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class EventRunner:
     """Runs events in attempts of the dispatcher's tasks.
 
-    `late_dead`: late events go to the dead letters. `quarantine`: runs suspects; needed where partitions have any.
-    `clean`: what every attempt begins with a copy of.
+    `late_dead`: late events go to the dead letters. `quarantine`: runs suspects; needed if partitions have any.
+    `clean`: makes the context of every attempt.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class EventRunner:
         self._stopping = False
 
     def stop(self) -> None:
-        """From here on a cancellation that no time limit and no lease asked for ends its task."""
+        """Stop: from now on a cancellation that neither a time limit nor a lost lease caused ends its task."""
         self._stopping = True
 
     async def run(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
         """Run the handlers that have not handled the event yet.
 
-        Returns None when the event is done, or else in how many ms to come back, UNTIL_RESUMED, UNTIL_SOLO or
-        UNTIL_THREAD. Where a stop or a lost lease has cancelled the attempt, its `cancel_reason` stays set.
+        Returns None if the event is done; else after how many ms to run it again, or UNTIL_RESUMED, UNTIL_SOLO or
+        UNTIL_THREAD. If a stop or a lost lease has cancelled the attempt, its `cancel_reason` stays set.
         """
         partition, event = session.partition, release.arrival.payload.event
         self._add_known_numbers(event)
@@ -185,7 +185,7 @@ class EventRunner:
         attempt: Attempt,
         suspect: SuspectEvent | None,
     ) -> BaseException | None:
-        """Run one attempt; return what it failed with, None if the event is handled."""
+        """Run one attempt. Returns the exception it failed with, None if the event is handled."""
         started = lease_clock()
         attempt.handler, attempt.number = handler, ctx.attempt
         in_thread = handler.in_thread
@@ -223,7 +223,7 @@ class EventRunner:
         return attempt.now < partition.lease_until and not attempt.tainted()
 
     def _failure_of(self, error: BaseException, attempt: Attempt) -> BaseException:
-        """What an attempt failed with. Raises it again where it is not the handler's."""
+        """The failure that an exception in an attempt stands for. Raises it again if it is not the handler's."""
         if isinstance(error, asyncio.CancelledError):
             # Unless a stop is under way, something that the handler waited for was cancelled.
             if self._stopping and not attempt.cancel_reason:
@@ -235,19 +235,19 @@ class EventRunner:
     def _after_cancellation(
         self, failure: BaseException | None, attempt: Attempt, *, in_thread: bool
     ) -> BaseException | None:
-        """What an attempt failed with that the sweep or a stop has cancelled; ends the task of an abandoned one."""
+        """The failure of an attempt that the sweep or a stop has cancelled. Ends the task of an abandoned attempt."""
         if attempt.abandoned:
             raise asyncio.CancelledError
         attempt.task.uncancel()
         if attempt.cancel_reason == TIME_LIMIT:
             attempt.cancel_reason = ""
-            # A handler that came to its end all the same has handled the event.
+            # A handler that has ended normally all the same has handled the event.
             if failure is not None and attempt.handler is not None:
                 return overtime(attempt.handler, in_thread=in_thread)
         return failure
 
     def _request_thread(self, session: LiveSession, event: Event, handler: BoundHandler) -> None:
-        """The handler's attempt is due, and not for this task to run: if it is a plain one, request a thread."""
+        """Request a thread for a plain handler whose attempt is due, as this task may not run it."""
         if handler.in_thread:
             if session.progress is None:
                 session.progress = self._failed_attempts.progress_before(event, handler.name)

@@ -1,4 +1,4 @@
-"""What follows a failed attempt: the handler's retry is noted, or its dead letter is written."""
+"""Decides what follows a failed attempt: records the handler's retry, or writes its dead letter."""
 
 import random
 from time import time_ns
@@ -23,7 +23,7 @@ from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.session import LiveSession, Progress
 
 LATE: Verdict = Verdict(None, "late", "late: its place in the order had passed")
-"""What becomes of late events where MASKLINE_LATE is `dead`."""
+"""The verdict on late events if MASKLINE_LATE is `dead`."""
 
 _log = get_logger("maskline.worker")
 
@@ -40,14 +40,16 @@ class FailedAttempt(NamedTuple):
 
 
 class FailedAttempts:
-    """Decides on failed attempts, and notes that in the session's progress. `table`: the handlers by event type."""
+    """Decides on failed attempts, and records the decision in the session's progress. `table`: the handlers by event
+    type.
+    """
 
     def __init__(self, table: Table, counters: Counters) -> None:
         self._table = table
         self._counters = counters
 
     def add(self, session: LiveSession, release: Release, failed: FailedAttempt) -> float | None:
-        """Decide on an attempt. Returns in how many ms to try again; None where the handler has given the event up."""
+        """Decide on an attempt. Returns after how many ms to try again; None if the handler has given the event up."""
         handler = failed.handler
         progress = self._count(session, release, handler)
         jitter = random.random()  # noqa: S311  no secret
@@ -71,7 +73,7 @@ class FailedAttempts:
         progress.done.add(handler.name)
 
     def progress_before(self, event: Event, handler: str) -> Progress:
-        """The progress of an event when the handler of this name is the first that fails or has to wait.
+        """The progress of an event whose first handler to fail, or to wait, is the one of this name.
 
         Those before it have succeeded.
         """
@@ -90,12 +92,12 @@ class FailedAttempts:
 
 
 def give_up(session: LiveSession, release: Release, verdict: Verdict, failed: FailedAttempt | None) -> None:
-    """Write a dead letter of the event; `failed`: the handler's last attempt, None where no handler was reached."""
+    """Write a dead letter of the event. `failed`: the handler's last attempt, None if no handler was reached."""
     handler, attempts, failure = None, 0, None
     if failed is not None:
         handler, attempts, failure = failed.handler.name, failed.number + failed.crashes, failed.failure
     if isinstance(failure, (HandlerCrashedError, FailedInSandboxError)):
-        failure.with_traceback(None)  # ours, and of no use to anybody
+        failure.with_traceback(None)  # maskline's own frames, of no use to anybody
     partition = session.partition
     cause = Cause(verdict.code, verdict.reason, handler, attempts, traceback_of(failure))
     partition.add_dead_letter(

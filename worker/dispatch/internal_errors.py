@@ -1,7 +1,7 @@
-"""Errors of maskline's own that the dispatcher meets on an event: it runs again a few times, then it is given up.
+"""Counts maskline's own errors on an event: the event runs again a few times, then it is given up.
 
-Some pass (no memory, no thread), but an event that always meets one must not keep its session for ever. This counts;
-the dispatcher carries out.
+Some errors pass (no memory, no thread), but an event that always meets one must not hold its session up for ever. This
+module counts; the dispatcher runs the event again.
 """
 
 from time import time_ns
@@ -15,7 +15,7 @@ ERRORS_MAX: Final = 3
 """Internal errors met on one event before it becomes a dead letter."""
 
 EVENTS_COUNTED_MAX: Final = 1_024
-"""Events whose errors are counted at a time; where there are more, nothing is well, and counting begins again."""
+"""Events whose errors are counted at a time. More means that everything fails: counting begins again."""
 
 RETRY_DELAY_MS: Final = 250.0
 """Before an event that met an internal error runs again."""
@@ -31,7 +31,7 @@ class InternalErrors:
         """How many an event has met, by its entry ID. Always the same object: the dispatcher holds it."""
 
     def exhausted(self, session: LiveSession) -> bool:
-        """Count one error on the session's first event; whether that was one too many for it."""
+        """Count an error on the session's first event. Returns whether that was its ERRORS_MAX-th."""
         entry_id: str = session.queue[0].arrival.payload.entry_id
         if len(self.by_entry) >= EVENTS_COUNTED_MAX:
             self.by_entry.clear()
@@ -42,7 +42,7 @@ class InternalErrors:
         return True
 
     def forget(self, session: LiveSession) -> None:
-        """The session's first event is done."""
+        """Forget the errors of the session's first event, which is done."""
         self.by_entry.pop(session.queue[0].arrival.payload.entry_id, None)
 
 

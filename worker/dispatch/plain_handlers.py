@@ -1,14 +1,14 @@
-"""Where sessions wait for threads of plain handlers, and from where their attempts are started.
+"""Queues sessions that wait for a thread of a plain handler, and starts their attempts.
 
 A session that waits here takes no runner: it holds up no `async` handler, no stop, and no partition that is given back.
-It may wait for several handlers at a time, and for a retry of another one besides; the first that is free takes it. A
-handler whose turn comes while a runner has the session comes before all others when the session is back.
+It may wait for several handlers at a time, and for the retry of another one: whichever is free first runs. If a
+handler's turn comes while a runner has the session, that handler is the first when the session is back.
 
 | bound | on |
 | --- | --- |
 | those of `worker.dispatch.thread_shares` | threads |
 | MASKLINE_CONCURRENCY | attempts of plain handlers, also those that await what their functions have returned |
-| MASKLINE_OUTSTANDING_MAX | what waits, as everything that was read and is not done |
+| MASKLINE_OUTSTANDING_MAX | sessions that wait, with everything else that was read and is not done |
 """
 
 import asyncio
@@ -41,13 +41,13 @@ class ThreadSlot:
     async def run(self, call: Callable[..., Any], *arguments: Any, context: contextvars.Context) -> Any:
         """Call in the thread, in this context; return or raise what that returns or raises. Only once.
 
-        Where it is cancelled the thread goes on, and how it ends has no effect.
+        If it is cancelled the thread goes on, and its result is dropped.
         """
         self.running = self.used = True
         return await self._plain.threads.start(functools.partial(call, *arguments), context, self._ended)
 
     def release(self) -> None:
-        """The attempt needs the thread no more; another may have it, as soon as the function has ended."""
+        """Release the thread: another attempt may have it as soon as the function has ended."""
         if not self.released:
             self.released = True
             self._plain.slot_released(self)
@@ -68,11 +68,11 @@ class _ThreadRequest:
         self.handler = handler
         self.session = session
         self.progress = progress
-        """The session's, for its present event."""
+        """Of the session's first event."""
         self.future: asyncio.Future[ThreadSlot] | None = None
         """Of the attempt that runs solo."""
         self.first = False
-        """Its turn came while a runner had the session: it is the first when that is back."""
+        """Its turn came while a runner had the session: it is served first when the session is back."""
 
 
 class PlainHandlers:
@@ -100,13 +100,15 @@ class PlainHandlers:
     # What the dispatcher calls
 
     def request_thread(self, session: LiveSession, progress: Progress, handler: str) -> None:
-        """The session's first event needs a thread of this handler, too, whose attempt is due."""
+        """Request a thread for an attempt, which is due, of this handler at the session's first event."""
         if handler not in progress.thread_requests:
             request = progress.thread_requests[handler] = _ThreadRequest(handler, session, progress)
             self._shares.enqueue(handler, request)
 
     def session_waits(self, progress: Progress, retry_timer: asyncio.TimerHandle | None) -> None:
-        """The session of this progress has left its runner; `retry_timer` would bring it to one again."""
+        """Let threads take the session of this progress, which has left its runner; `retry_timer` submits it for a
+        retry.
+        """
         progress.wait(retry_timer)
         for request in progress.thread_requests.values():
             if request.first:
@@ -129,7 +131,7 @@ class PlainHandlers:
             raise
 
     def finished_take_next(self, slot: ThreadSlot) -> tuple[LiveSession, ThreadSlot] | None:
-        """What was started with the slot is over: what the same task goes on with, if anything."""
+        """Free a slot whose attempt has ended. Returns the session and slot that the same task goes on with, if any."""
         self._under_way.discard(slot)
         if not slot.released:
             slot.released = True
@@ -137,7 +139,7 @@ class PlainHandlers:
         return self._take_next()
 
     def finished(self, slot: ThreadSlot) -> None:
-        """What was started with the slot is over, or was abandoned."""
+        """Free a slot whose attempt has ended or was abandoned."""
         self._under_way.discard(slot)
         if slot.released:
             self.start_waiting()
@@ -145,7 +147,7 @@ class PlainHandlers:
             slot.release()
 
     def forget(self, partition: Partition | None) -> None:
-        """Sessions of the partition, or all, wait for threads no longer."""
+        """Drop the requests of a partition's sessions, or of all (None)."""
         forgotten = {
             request
             for request in self._shares.waiting()
@@ -182,19 +184,19 @@ class PlainHandlers:
             _log.warning("handler thread hung", handler=handler, hung=self._shares.use(handler).hung)
 
     def hung_ended(self, handler: str) -> None:
-        """A hung thread of the handler has ended after all."""
+        """Count a hung thread of the handler as ended after all."""
         self._shares.hung_ended(handler)
         self.start_waiting()
 
     def start_waiting(self) -> None:
-        """Start as many of the waiting sessions as may start."""
+        """Start as many of the waiting sessions as there are threads for."""
         while (following := self._take_next()) is not None:
             self._start(*following)
 
     # Inside
 
     def _take_next(self) -> tuple[LiveSession, ThreadSlot] | None:
-        """The next session that may start, and its slot. Attempts that run solo get theirs on the way."""
+        """The next session that may start, and its slot. Solo attempts before it in the queue get their slots."""
         if self._stopped or (self._retry_timer is not None and not self.threads.free):
             return None
         while len(self._under_way) < self._attempts_max and (taken := self._shares.take()) is not None:
@@ -226,7 +228,7 @@ class PlainHandlers:
         self.start_waiting()
 
     def _may_start(self, request: _ThreadRequest) -> bool:
-        """Whether the request can be served now; if not, it is void, or is enqueued again by itself."""
+        """Whether the request can be served now. If not, it is void, or is enqueued again here."""
         if request.future is not None:
             return not request.future.done()
         session, progress = request.session, request.progress
@@ -238,7 +240,7 @@ class PlainHandlers:
         if session.partition.closed:
             progress.thread_requests.pop(request.handler)
             progress.stop_waiting()
-            session.scheduled = False  # should it be opened again, `resume` submits it
+            session.scheduled = False  # `resume` submits it if the partition is opened again
             return False
         return True
 

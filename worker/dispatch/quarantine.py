@@ -64,14 +64,15 @@ class SuspectEvent:
         return self._suspect.crashes(handler.name)
 
     async def before_attempt(self, handler: BoundHandler, ctx: Context) -> bool:
-        """Mark in Redis that the handler starts. True where it need not: it has handled the event in a sandbox.
+        """Mark in Redis that the handler starts. Returns True if the handler has handled the event in a sandbox, so
+        that it need not start.
 
-        Raises what the handler failed with in the sandbox, HandlerCrashedError where it may not start again.
+        Raises what the handler failed with in the sandbox, HandlerCrashedError if it may not start again.
         """
         return await self._quarantine.before_attempt(self._session, handler, ctx, self._suspect)
 
     def after_attempt(self, handler: BoundHandler) -> None:
-        """Mark in Redis that the attempt has ended, in whatever way."""
+        """Mark in Redis that the attempt has ended, with whatever result."""
         entry_id = self._session.queue[0].arrival.payload.entry_id
         mark = Mark(self._suspect.crashes(handler.name), "idle")
         self._quarantine.write_marks(self._session.partition, [(mark_field(entry_id, handler.name), mark)])
@@ -99,7 +100,7 @@ class Quarantine:
         self._waiting_log = LogRateLimit()
 
     def taken_over(self, partition: Partition, acquired: scripts.AcquiredLease) -> None:
-        """Find the suspects of a partition just taken, and write the crashes that this adds back to Redis."""
+        """Find the suspects of a partition just acquired, and write the crashes that this adds back to Redis."""
         partition.suspects = suspects_after_takeover(
             clean=acquired.clean,
             cursor=acquired.cursor,
@@ -110,17 +111,17 @@ class Quarantine:
         if partition.suspects is None:
             return
         found = partition.suspects.found
-        for one in found:
-            if one.crashed:
+        for found_mark in found:
+            if found_mark.crashed:
                 self._counters.crashes += 1
                 _log.warning(
                     "worker crashed in handler",
-                    handler=one.handler,
-                    entry_id=one.entry_id,
+                    handler=found_mark.handler,
+                    entry_id=found_mark.entry_id,
                     partition=partition.number,
-                    crashes=one.mark.crashes,
+                    crashes=found_mark.mark.crashes,
                 )
-        changed = [(one.field, one.mark) for one in found if not one.stored]
+        changed = [(found_mark.field, found_mark.mark) for found_mark in found if not found_mark.stored]
         for first in range(0, len(changed), scripts.MARKS_MAX):
             self.write_marks(partition, changed[first : first + scripts.MARKS_MAX])
 
@@ -158,7 +159,9 @@ class Quarantine:
         return False
 
     def write_marks(self, partition: Partition, marks: Sequence[tuple[str, Mark]]) -> None:
-        """Write marks, by field, without waiting for the reply: a lost one costs an event a closer look, no more."""
+        """Write marks, by field, without waiting for the reply. If it is lost, an event may later run as a suspect
+        without need.
+        """
         connection = self._connections.commands(partition.number)
         if connection is not None and not partition.lost:
             connection.send(scripts.mark(self._keys, partition.number, partition.lease_value, marks), 1)
@@ -166,7 +169,7 @@ class Quarantine:
     async def _mark(self, partition: Partition, field: str, mark: Mark) -> None:
         """Write a mark, and wait until Redis has it and the lease is surely held.
 
-        Where that never comes, the attempt is cancelled from outside.
+        If that never happens, the attempt is cancelled from outside.
         """
         packed = scripts.mark(self._keys, partition.number, partition.lease_value, [(field, mark)])
         while True:
@@ -185,27 +188,27 @@ class Quarantine:
                     self._on_fenced(partition)
             if isinstance(reply, hiredis.ReplyError):
                 reason = str(reply)
-                self._connections.note_error_reply(partition.number, reason)
+                self._connections.handle_error_reply(partition.number, reason)
             self._log_waiting(partition, reason)
             await asyncio.sleep(RETRY_DELAY_S)
 
     def _log_waiting(self, partition: Partition, reason: str) -> None:
-        # What follows the first word may name a script or a slot, and differ every time.
+        # The words after the first may name a script or a slot, and differ every time.
         if self._waiting_log.due(partition.number, reason.partition(" ")[0]):
             _log.error(
                 "suspect mark not written",
                 partition=partition.number,
                 reason=reason,
-                repeats_of_all=self._waiting_log.take_silent(),
+                repeats_of_all=self._waiting_log.take_suppressed(),
             )
 
 
 class SoloQueue:
-    """Suspects with crashes: they run one after the other, in their order. No I/O.
+    """Runs suspects with crashes one after the other, in order of arrival. No I/O.
 
     `start_solo(session)`: start the session in an attempt whose `solo` is set, and call `leave` when it has ended.
 
-    A session waits here, not in a runner, and once: at most all sessions with unfinished events do.
+    A waiting session takes no runner, and waits once: so the queue is bounded by the sessions with unfinished events.
     """
 
     def __init__(self, start_solo: Callable[[LiveSession], None]) -> None:
@@ -214,7 +217,7 @@ class SoloQueue:
         self._waiting: deque[LiveSession] = deque()
 
     def admit(self, session: LiveSession, attempt: Attempt) -> bool:
-        """Whether the attempt may run the session now; if not, the session waits, and is started in its turn."""
+        """Whether the attempt may run the session now. If not, the session waits, and is started in its turn."""
         if attempt.solo:
             return True
         self._waiting.append(session)
@@ -222,7 +225,7 @@ class SoloQueue:
         return False
 
     def leave(self, attempt: Attempt) -> None:
-        """The attempt has ended, or was given up: start the next session. Nothing happens for one that is not solo."""
+        """Start the next session if the attempt, which has ended or was abandoned, is solo."""
         if attempt.solo:
             attempt.solo = False
             self._taken = False

@@ -3,11 +3,11 @@
 | bound | on |
 | --- | --- |
 | THREADS_MAX (worker.dispatch.threads) | attempts of plain handlers under way |
-| HUNG_MAX | threads besides, whose attempts were given up and which have not ended: a thread cannot be ended |
+| HUNG_MAX | hung threads besides: their attempts were abandoned, and a thread cannot be stopped |
 | HANDLER_THREADS_MAX | threads of one handler, hung ones included |
 
-Requests for one handler are served in their order; the handlers take turns. A handler that has no thread finds one free
-for it, as far as half of all go: a handler that is slow, or hangs, keeps no other from its own.
+Requests for one handler are served in their order; the handlers take turns. For each handler without a thread one is
+kept free, up to half of all threads: so a handler that is slow, or hangs, does not starve the others.
 """
 
 from collections import deque
@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 HUNG_MAX: Final = 32
-"""As many again may hang, before those under way get fewer for it."""
+"""Hung threads beyond this number reduce the attempts under way."""
 
 HANDLER_THREADS_MAX: Final = 32
-"""As many as may be under way, for where there is one handler only. Where all of one hang, others have as many yet."""
+"""As many as THREADS_MAX, since there may be one handler only. If all of one handler's hang, the others still have as
+many."""
 
 Request = TypeVar("Request")
 
@@ -32,7 +33,7 @@ class ThreadUse(NamedTuple):
 
 
 class ThreadShares(Generic[Request]):
-    """The threads of all plain handlers, counted, and the requests for more.
+    """Counts the threads of all plain handlers, and queues the requests for more.
 
     `handlers`: the names of all plain handlers. `threads_max`: attempts under way.
     """
@@ -43,12 +44,12 @@ class ThreadShares(Generic[Request]):
         self._under_way = self._hung = 0
         """Of all handlers."""
         self._without = len(self._counts)
-        """Handlers that have no thread."""
+        """How many handlers have no thread."""
         self._queues: dict[str, deque[Request]] = {}
-        """By handler, the one whose turn is next first; only handlers with requests."""
+        """By handler, in the order of their turns; only handlers with requests."""
 
     def enqueue(self, handler: str, request: Request, *, first: bool = False) -> None:
-        """Have a request wait behind all others for the handler, or before them."""
+        """Queue a request behind all others for the handler, or with `first` before them."""
         queue = self._queues.setdefault(handler, deque())
         if first:
             queue.appendleft(request)
@@ -56,7 +57,7 @@ class ThreadShares(Generic[Request]):
             queue.append(request)
 
     def take(self) -> tuple[str, Request] | None:
-        """Take the next request that there is a thread for, and count the thread as under way; with its handler."""
+        """Take the next request that may have a thread, and count that as under way. Returns handler and request."""
         for handler, queue in self._queues.items():
             if self.may_start(handler):
                 request = queue.popleft()
@@ -68,19 +69,19 @@ class ThreadShares(Generic[Request]):
         return None
 
     def give_back(self, handler: str) -> None:
-        """A thread under way is free again."""
+        """Count a thread under way as free again."""
         self._count(handler, -1, 0)
 
     def hang(self, handler: str) -> None:
-        """An attempt under way was given up, and its thread goes on."""
+        """Count a thread under way as hung: its attempt was abandoned."""
         self._count(handler, -1, 1)
 
     def hung_ended(self, handler: str) -> None:
-        """A thread that hung has ended after all."""
+        """Count a hung thread as ended after all."""
         self._count(handler, 0, -1)
 
     def discard(self, requests: set[Request]) -> None:
-        """These requests wait no more."""
+        """Drop these requests."""
         for handler, queue in list(self._queues.items()):
             if staying := deque(request for request in queue if request not in requests):
                 self._queues[handler] = staying

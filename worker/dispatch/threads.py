@@ -1,6 +1,7 @@
-"""Threads for plain `def` handlers: daemons, so that one which never ends cannot keep the process alive.
+"""Runs plain `def` handlers in threads: daemons, so that one which never ends cannot keep the process alive.
 
-`concurrent.futures` joins its threads when the interpreter ends, for ever if need be; asyncio's `to_thread` uses it.
+`concurrent.futures`, which asyncio's `to_thread` uses, joins its threads when the interpreter ends, for ever if need
+be.
 """
 
 import asyncio
@@ -18,7 +19,8 @@ THREADS_MAX: Final = 32
 """Plain handlers at once in a worker process; `worker.dispatch.thread_shares` holds them to it."""
 
 START_RETRY_S: Final = 0.2
-"""Before the next try to start a thread. That none could be had is no fault of the handler's, and no attempt."""
+"""Before the next try to start a thread. A failed start is not the handler's fault, and does not count as an
+attempt."""
 
 _log = get_logger("maskline.worker")
 
@@ -44,9 +46,9 @@ def _nothing() -> None:
 
 
 class HandlerThreads:
-    """Threads that run plain handlers for one event loop, started as they are needed and kept.
+    """Threads that run plain handlers for one event loop; started when needed, and kept.
 
-    Everything here is called on the loop.
+    All public methods are called on the loop.
     """
 
     def __init__(self) -> None:
@@ -54,8 +56,8 @@ class HandlerThreads:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._started = 0
         self._free = 0
-        """Threads that wait for a job and are not reserved. A job is only put for a reserved thread, so that it never
-        waits behind another handler."""
+        """Threads that wait for a job and are not reserved. Only a reserved thread is given a job, so a job never waits
+        behind another handler."""
         self._log_limit = LogRateLimit()
 
     @property
@@ -64,7 +66,7 @@ class HandlerThreads:
         return self._free
 
     def reserve(self) -> bool:
-        """Take a thread that is free, or start one; False where neither can be had."""
+        """Reserve a free thread, or start one. Returns False if there is neither."""
         if self._free:
             self._free -= 1
             return True
@@ -73,7 +75,7 @@ class HandlerThreads:
                 target=self._work, name=f"maskline-handler-{self._started + 1}", daemon=True
             ).start()
         except (RuntimeError, MemoryError) as error:
-            # No memory, or as many as this user, or the container, may have.
+            # No memory, or the limit of this user, or of the container, is reached.
             if self._log_limit.due():
                 _log.warning("handler thread not started", reason=str(error))
             return False
@@ -81,7 +83,7 @@ class HandlerThreads:
         return True
 
     def unreserve(self) -> None:
-        """A reserved thread is not needed after all."""
+        """Give back a reserved thread that is not needed after all."""
         self._free += 1
 
     def start(
@@ -89,21 +91,21 @@ class HandlerThreads:
     ) -> asyncio.Future[Any]:
         """Call in the reserved thread, in this context.
 
-        The future has what it returns or raises. Cancelling it does not stop the thread, which goes on; how it
-        ends has no effect then. `on_end` is called on the loop when it has ended, also after a cancellation.
+        The future has the result or the exception. Cancelling it does not stop the thread; its result is dropped then.
+        `on_end` is called on the loop when the call has ended, also after a cancellation.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         self._jobs.put(_Job(call, context, future, on_end))
         return future
 
     async def run(self, call: Callable[..., Any], *arguments: Any, context: contextvars.Context) -> Any:
-        """Wait for a thread, and call in it; return or raise what that returns or raises."""
+        """Wait for a thread, and call `call` in it. Returns its result or raises its exception."""
         while not self.reserve():  # noqa: ASYNC110  nothing tells when there is one
             await asyncio.sleep(START_RETRY_S)
         return await self.start(functools.partial(call, *arguments), context)
 
     def stop(self) -> None:
-        """Let the idle threads end, and the others when their handlers do."""
+        """End the idle threads now, and each other thread when its handler ends."""
         for _ in range(self._started):
             self._jobs.put(None)
 
@@ -132,7 +134,7 @@ class HandlerThreads:
 
 
 def _for_future(raised: BaseException) -> Exception:
-    """What a handler raised, as a future may carry it: StopIteration and what is no Exception are wrapped."""
+    """The exception of a handler as a future may carry it: StopIteration and anything but an Exception is wrapped."""
     if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
         return raised
     wrapped = RuntimeError(f"the handler raised {type(raised).__name__}")

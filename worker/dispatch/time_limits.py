@@ -1,7 +1,7 @@
-"""The attempts under way, and the sweep that holds them to their time limits.
+"""Keeps the attempts under way, and cancels those over their time limit in a periodic sweep.
 
-An attempt over its limit is cancelled, and so is one whose lease is gone. One that ignores that is abandoned after a
-grace: the dispatcher goes on without it.
+An attempt whose lease is gone is cancelled as well. An attempt that ignores its cancellation for CANCEL_GRACE_S is
+abandoned: the dispatcher goes on without it.
 """
 
 import asyncio
@@ -26,13 +26,14 @@ SWEEP_INTERVAL_S: Final = 0.05
 """How late an attempt over its time limit may be cancelled."""
 
 CANCEL_GRACE_S: Final = 5.0
-"""How long a handler that was cancelled may take to end. One that does not is left to itself."""
+"""How long a cancelled handler may take to end, before it is abandoned."""
 
 TIME_LIMIT: Final = "timeout"
 """The reason for a cancellation by the sweep."""
 
 OVERDUE_EVENTS_MAX: Final = 256
-"""Events whose handlers ran over their limit: a thread cannot be stopped, and may log their numbers at its end."""
+"""Events remembered whose handlers ran over their limit: a thread cannot be stopped, and may log their numbers at its
+end."""
 
 SWEEP: Final = "time limits"
 """The name of the sweep among the background tasks."""
@@ -41,12 +42,12 @@ _log = get_logger("maskline.worker")
 
 
 class Attempt:
-    """What a task of the dispatcher is running, for the sweep and for a stop.
+    """What a task of the dispatcher is running: the sweep and a stop read it.
 
-    `context`: the clean one that its task runs in; without it the task is for one attempt only.
+    `context`: the clean context that its task runs in; None if the task is for one attempt only.
 
-    Times here are `lease_clock()`, never the loop's: uvloop's clock stands still while callbacks run, and an owner that
-    was stopped in the middle of them would believe in a lease that is long gone.
+    Times are by `lease_clock()`, never by the loop's clock: uvloop's stands still while callbacks run, so an owner that
+    was stopped meanwhile would trust a lease that lapsed long ago.
     """
 
     __slots__ = (
@@ -73,9 +74,9 @@ class Attempt:
         self._clean_context = contextvars.Context() if context is None else context.copy()
         self._clean_values = tuple(self._clean_context.values())
         self.now = 0.0
-        """When the last handler ended; with nothing to wait for, that is when the next one starts."""
+        """When the last handler ended. If nothing has to be awaited, the next one starts then."""
         self.deadline = 0.0
-        """When the sweep cancels the attempt, or abandons it, if it was cancelled before; 0 while no handler runs."""
+        """When the sweep cancels the attempt, or abandons it if it was cancelled before; 0 while no handler runs."""
         self.handler: BoundHandler | None = None
         self.number = 0
         """1 for the first attempt of the handler at the event."""
@@ -83,24 +84,24 @@ class Attempt:
         self.cancel_reason = ""
         """Why the sweep or a stop has cancelled the handler; empty if neither has."""
         self.abandoned = False
-        """The handler ignores its cancellation: what it still does has no effect here."""
+        """The handler ignores its cancellation: its result does not count any more."""
         self.solo = False
-        """It runs a suspect with crashes, and no other one does meanwhile."""
+        """It runs a suspect with crashes, and no other attempt does meanwhile."""
         self.slot: ThreadSlot | None = None
-        """Its thread: it runs this plain handler, and no other one unless it is solo."""
+        """Its thread. Unless it is solo, the attempt runs no handler but the slot's."""
 
     def tainted(self) -> bool:
-        """Whether its task may run no other attempt: a handler has changed its context, or it was cancelled.
+        """Whether its task must not run another attempt: a handler has changed its context, or it was cancelled.
 
-        Where no handler has, which is nearly always, that costs two comparisons: a task has one context for all its
-        life, and a task for every attempt would cost a quarter of what an event does.
+        Nearly always no handler has, and this costs two comparisons. A task has one context for all its life; a task
+        for every attempt would add a quarter to the cost of an event.
         """
         try:
             if self._context != self._clean_context:
                 return True
-        except Exception:  # noqa: BLE001  a handler has put there what cannot be compared
+        except Exception:  # noqa: BLE001  a handler has set a value that cannot be compared
             return True
-        # The same, not only equal: what handlers change in place later on must not be another attempt's.
+        # Identical, not only equal: another attempt must not share what a handler changes in place later on.
         if self._clean_values and not all(map(is_, self._context.values(), self._clean_values)):
             return True
         return self._cancelling() > 0
@@ -136,14 +137,14 @@ class RunningAttempts:
         return iter(self._attempts)
 
     def handler_of(self, task: asyncio.Task[Any] | None) -> str:
-        """The handler that a task is running; empty if it is none of ours. Any thread may ask."""
+        """The name of the handler that a task is running; empty if it runs no attempt. Any thread may call this."""
         for attempt in list(self._attempts):
             if attempt.task is task and attempt.handler is not None:
                 return attempt.handler.name
         return ""
 
     def events(self) -> list[Event]:
-        """The events whose handlers may be running yet. Any thread may ask."""
+        """The events whose handlers may still be running. Any thread may call this."""
         events = list(self._overdue_events)
         for attempt in list(self._attempts):
             session = attempt.session
@@ -156,14 +157,14 @@ class RunningAttempts:
         """Cancel the attempts of one partition or of all."""
         for attempt in self._attempts:
             session = attempt.session
-            mine = partition is None or (session is not None and session.partition is partition)
-            if mine and not attempt.cancel_reason:
+            affected = partition is None or (session is not None and session.partition is partition)
+            if affected and not attempt.cancel_reason:
                 attempt.cancel_reason = reason
                 attempt.deadline = lease_clock() + CANCEL_GRACE_S
                 attempt.task.cancel()
 
     async def stop(self, tasks: Iterable[asyncio.Task[None]], grace_s: float) -> None:
-        """End the sweep, and the tasks that attempts run in; those that ignore it for so long are left alone."""
+        """End the sweep, and cancel the attempts' tasks. Tasks that ignore it for `grace_s` are left alone."""
         self._sweeper.cancel()
         ending = set(tasks)
         for task in ending:
@@ -178,11 +179,11 @@ class RunningAttempts:
         overdue = [attempt for attempt in self._attempts if attempt.deadline and attempt.deadline <= now]
         for attempt in overdue:
             try:
-                self._overdue(attempt, now)
-            except Exception as error:  # noqa: BLE001 - the others have their limits, too
+                self._end_overdue(attempt, now)
+            except Exception as error:  # noqa: BLE001 - the other attempts have time limits too
                 self._background.failed(SWEEP, error)
 
-    def _overdue(self, attempt: Attempt, now: float) -> None:
+    def _end_overdue(self, attempt: Attempt, now: float) -> None:
         if attempt.session is not None and attempt.session.queue:
             self._overdue_events.append(attempt.session.queue[0].arrival.payload.event)
         if attempt.cancel_reason:

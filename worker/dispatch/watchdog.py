@@ -1,7 +1,7 @@
-"""Notices a handler that blocks the event loop, while it does so: from a thread, since nothing on the loop can.
+"""Reports a handler that blocks the event loop while it does so: from a thread, as nothing on the loop can run.
 
-While the loop is blocked no lease is renewed and no other session moves. So the log line must come at once, with the
-handler's name and the line of code that it is at.
+While the loop is blocked no lease is renewed and no other session moves. So the log line comes at once, with the
+handler's name and its current line of code.
 """
 
 import sys
@@ -15,27 +15,28 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 
 BLOCKED_AFTER_S: Final = 1.0
-"""A loop that did not turn for so long is blocked. A fifth of the default lease."""
+"""A loop that has not turned for this long is blocked. A fifth of the default lease."""
 
 CHECK_INTERVAL_S: Final = 0.25
-"""How often the loop says that it turns, and the thread looks for that."""
+"""How often the loop sends a beat, and how often the thread checks for it."""
 
 FRAMES_SHOWN: Final = 3
 """Innermost lines of code in the log."""
 
 START_INTERVAL_S: Final = 5.0
-"""Between tries to start the thread: a lack of threads lasts, and handlers need theirs first."""
+"""Between tries to start the thread. A lack of threads lasts, and handlers need them more."""
 
 NAME: Final = "watchdog"
-"""Its name among the background tasks."""
+"""The watchdog's name among the background tasks."""
 
 _log = get_logger("maskline.worker")
 
 
 class Watchdog:
-    """`handler_on_loop()`: the name of the handler that has the event loop. `on_block()`: called at every block.
+    """Watches the event loop. `handler_on_loop()`: the name of the handler that runs on it. `on_block()`: called at
+    every block.
 
-    `background`: counts failures of the thread to start, or to live on; the thread is started again.
+    `background`: counts each time the thread does not start, or has died; it is started again.
     """
 
     def __init__(
@@ -50,20 +51,20 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._start_at = 0.0
-        self._timer = background.every(NAME, CHECK_INTERVAL_S, self._beat_once)
-        self._keep_thread()
+        self._timer = background.every(NAME, CHECK_INTERVAL_S, self._send_beat)
+        self._ensure_thread()
 
     def stop(self) -> None:
         """End the thread, and the beats of the loop."""
         self._timer.cancel()
         self._stopped.set()
 
-    def _beat_once(self) -> None:
+    def _send_beat(self) -> None:
         self._beat = time.monotonic()
-        self._keep_thread()
+        self._ensure_thread()
 
-    def _keep_thread(self) -> None:
-        """See that the thread lives; where it does not, start it, START_INTERVAL_S apart."""
+    def _ensure_thread(self) -> None:
+        """Start the thread if it does not live, at most once in START_INTERVAL_S."""
         if (self._thread is not None and self._thread.is_alive()) or time.monotonic() < self._start_at:
             return
         if self._thread is not None:
@@ -89,7 +90,7 @@ class Watchdog:
         slept_at = time.monotonic()
         while not self._stopped.wait(CHECK_INTERVAL_S):
             now = time.monotonic()
-            # Where this thread did not run either, the whole process was stopped: no handler is to blame.
+            # If this thread did not run either, the whole process was stopped: no handler is to blame.
             paused = now - slept_at > BLOCKED_AFTER_S
             slept_at = now
             if (
@@ -102,10 +103,10 @@ class Watchdog:
                 _log.warning(
                     "event loop blocked",
                     handler=self._handler_on_loop() or None,
-                    at=self._where(),
+                    at=self._innermost_frames(),
                 )
 
-    def _where(self) -> list[str]:
+    def _innermost_frames(self) -> list[str]:
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001  documented, for this very purpose
         if frame is None:
             return []

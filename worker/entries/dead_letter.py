@@ -1,4 +1,4 @@
-"""A callback that could not be handled, with why, and everything needed to try again.
+"""Dead letters: callbacks that could not be handled, each with the reason and everything needed to try again.
 
 A dead letter is an entry of its partition's stream `{ns:p}:dead` with one field, `d`, the msgpack map below. Its public
 id is `<partition>-<entry id>`.
@@ -17,11 +17,13 @@ from maskline.worker.ordering.reorder import Arrival
 DEAD_FIELD: Final = b"d"
 
 LETTER_MAX_BYTES: Final = 4_096
-"""Of a letter besides the callback itself: Redis keeps every letter in memory until an operator has dealt with it."""
+"""The bound of a letter without its callback: Redis keeps every letter in memory until an operator has dealt with
+it."""
 
 REASON_MAX_BYTES: Final = 1_024
 NAME_MAX_BYTES: Final = 512
-"""Of each name in a letter that is cut: a SessionUUID is no longer, and the callback has the others whole."""
+"""The bound of each name in a letter that is cut: a SessionUUID is no longer, and the callback has the other names
+whole."""
 
 HEADS_BYTES: Final = 64
 """Room for what msgpack writes before texts and bytes: their type and length."""
@@ -31,7 +33,7 @@ INTERNAL_ERROR: Final = "internal_error"
 
 
 class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why one handler, or all of them where none was reached, will not see a callback."""
+    """Says why one handler, or every one if none was reached, will not get a callback."""
 
     group: str
     """The consumer group that gave up; others may have handled it."""
@@ -53,12 +55,12 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     attempts: int = 0
     received_at_ms: int | None = None
     traceback: str | None = None
-    """The user's own lines that led there, and the exceptions' messages; the end of it, where there is too much."""
+    """The traceback: the user's own lines, and the exceptions' messages. If it is too long, its end."""
     foreign_fields: list[tuple[bytes, bytes]] = []
-    """The fields of an entry that is none of ours."""
+    """The fields of an entry that maskline did not write."""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """What `repr` and `rich` may show: never the callback, which holds phone numbers."""
+        """The fields that `repr` and `rich` may show: never the callback, which holds phone numbers."""
         hidden = {"callback": len(self.callback), "foreign_fields": len(self.foreign_fields)}
         return [(name, hidden.get(name, getattr(self, name))) for name in self.__struct_fields__]
 
@@ -162,7 +164,7 @@ _PUBLIC_ID: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,20}-[0-9]{1,20})")
 
 
 def decode_dead_letter(value: bytes) -> DeadLetter:
-    """Read what `encode_dead_letter` wrote. Raises msgspec.MsgspecError for anything else."""
+    """Read a dead letter that `encode_dead_letter` wrote. Raises msgspec.MsgspecError for anything else."""
     return _decoder.decode(value)
 
 

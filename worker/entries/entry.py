@@ -1,4 +1,4 @@
-"""What a worker keeps of one stream entry from decoding to commit: the payload of its `Arrival`."""
+"""A stream entry in a worker, from decoding to commit: the payload of its `Arrival`."""
 
 import msgspec
 
@@ -18,5 +18,5 @@ class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
     event: Event
 
     def __repr__(self) -> str:
-        # Without the callback, which has phone numbers.
+        # The callback is left out, as it has phone numbers.
         return f"Entry({self.entry_id})"

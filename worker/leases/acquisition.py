@@ -1,7 +1,7 @@
-"""Takes free leases: sends the commands that acquire partitions, those of one server together.
+"""Acquires free leases: sends the commands for all partitions of one server together.
 
-A server that does not answer is not asked for more meanwhile, and what it says later still counts: the leases of the
-other servers must be renewed in time.
+A server that has not answered is not asked again meanwhile, and its late reply still counts: the leases on the other
+servers must be renewed in time.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ class Acquisition(NamedTuple):
     incarnation: object
     """Of the connections (`ServerConnections.incarnation`) that it was granted over."""
     sent_at: float
-    """When it was asked for, by `lease_clock`."""
+    """When it was requested, by `lease_clock`."""
 
 
 class LeaseAcquirer:
     """Acquires leases of partitions for one worker.
 
     `on_acquired(acquisition)`: called for each lease granted, even after `acquire` has returned. `spawn`: starts a task
-    that the owner of this object looks after.
+    that the owner of this object supervises.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LeaseAcquirer:
         self._on_acquired = on_acquired
         self._spawn = spawn
         self._tokens: dict[int, int] = {}
-        """The last fencing token of every partition that this worker has had."""
+        """By partition: the last fencing token that this worker has had."""
         self._under_way: dict[ServerConnections, asyncio.Task[None]] = {}
         self._failure_lines = LogRateLimit()
 
@@ -69,9 +69,9 @@ class LeaseAcquirer:
         for number in numbers:
             if (server := self._connections.of_partition(number)) is not None:
                 by_server.setdefault(server, []).append(number)
-        for server, there in by_server.items():
+        for server, of_server in by_server.items():
             if server not in self._under_way:
-                task = self._under_way[server] = self._spawn(self._acquire_from(server, there))
+                task = self._under_way[server] = self._spawn(self._acquire_from(server, of_server))
                 task.add_done_callback(partial(self._ended, server))
         if self._under_way:
             await asyncio.wait([*self._under_way.values()], timeout=WAIT_PART * self._lease_ttl_ms / 1000)
@@ -104,8 +104,8 @@ class LeaseAcquirer:
             try:
                 lease = scripts.read_acquired(reply)
             except RedisUnavailableError as error:
-                # The other replies count: perhaps another type of key lies under this partition's keys.
-                server.note_error_reply(str(reply))
+                # The other replies count: one of this partition's keys may be of another type.
+                server.handle_error_reply(str(reply))
                 self._log_failure(number, str(error))
                 continue
             if lease is not None:
@@ -120,5 +120,5 @@ class LeaseAcquirer:
                 "partition acquire failed",
                 partition=number,
                 reason=reason,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )

@@ -1,6 +1,6 @@
-"""How many partitions each worker should own, and which ones it gives back or takes. Pure.
+"""Computes how many partitions each worker should own, and which ones it gives back or takes. Pure.
 
-Every worker decides this by itself from what all of them see. Workers that see the same live workers compute the same
+Every worker computes this by itself from what all of them see. Workers that see the same live workers compute the same
 shares: sorted by id, the first `partitions mod workers` get one more than the others. So counts differ by one at most.
 A worker gives back what it has over its share, and takes free partitions up to it; nothing else moves.
 
@@ -39,7 +39,7 @@ def rebalance(
     probed: Sequence[int] | None = None,
     spread: float = 0.0,
 ) -> Rebalance:
-    """What a worker should give back and what it should try to take.
+    """Decide which partitions a worker gives back, and which it tries to take.
 
     `owned`: its own partitions. `taken`: the worker that holds each lease it sees, by partition, its own included.
     `partitions`: how many there are. `probed`: the partitions whose leases it has asked for, in the order in which it

@@ -70,7 +70,7 @@ class PartitionHandover:
         return self._draining.is_set()
 
     def drain(self, stop_timeout_s: float) -> None:
-        """The worker stops: partitions under way are not opened again."""
+        """Stop with the worker: partitions that are being handed over are not opened again."""
         self._stop_timeout_s = stop_timeout_s
         self._draining.set()
 
@@ -91,7 +91,7 @@ class PartitionHandover:
         await self.give_back(partition)
 
     async def give_back(self, partition: Partition) -> None:
-        """Let handlers under way end, or cancel them after the stop timeout; commit; release the lease."""
+        """Wait for handlers under way, or cancel them after the stop timeout; commit; release the lease."""
         self.pause(partition)
         self._dispatcher.forget(partition)
         await self._wait_until_idle(partition, self._stop_timeout_s)
@@ -105,7 +105,7 @@ class PartitionHandover:
 
     async def give_back_lost(self, partition: Partition) -> None:
         """Release a lease that is still ours, of a partition whose phase is LOST already."""
-        # Its handlers end first: their events come again, and no two handlers may be at one session's events.
+        # Its handlers must end first: their events come again, and a session's events never run twice at a time.
         await self._wait_until_idle(partition, self._stop_timeout_s)
         await self._release(partition)
 
@@ -115,7 +115,7 @@ class PartitionHandover:
             self._owned.move(partition, Phase.PAUSED)
 
     async def _release(self, partition: Partition) -> None:
-        """Release the lease, unless it is lost meanwhile."""
+        """Commit, then release the lease, unless it is lost meanwhile."""
         release = scripts.release(self._keys, partition.number, partition.lease_value)
         while partition in self._owned:
             leases = await self._connections.leases_ready(partition.number)
@@ -128,7 +128,7 @@ class PartitionHandover:
                 return
             if reply is not None:
                 self._log_failure(partition.number, str(reply))
-                self._connections.note_error_reply(partition.number, str(reply))
+                self._connections.handle_error_reply(partition.number, str(reply))
             await asyncio.sleep(RETRY_DELAY_S)
 
     async def _wait_until_idle(self, partition: Partition, timeout_s: float) -> None:
@@ -143,5 +143,5 @@ class PartitionHandover:
                 "partition release failed",
                 partition=number,
                 reason=reason,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )

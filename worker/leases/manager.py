@@ -1,12 +1,12 @@
-"""Which partitions this worker process owns: renews leases, takes and gives back partitions, and opens them.
+"""Manages the partitions of a worker process: renews leases, takes and gives back partitions, and opens them.
 
 `worker.leases.planner` decides what to ask, what to take and what to give back. This file carries the plans out:
 
 | step | by |
 | --- | --- |
-| renew leases, see who lives, see what is free | `worker.leases.renewal` |
+| renew leases, find live workers and free leases | `worker.leases.renewal` |
 | take free leases | `worker.leases.acquisition` |
-| take up the group's pending list, then open the partition | `worker.leases.pending_list` |
+| read the group's pending list, then open the partition | `worker.leases.pending_list` |
 | wait for handlers, commit, release the lease | `worker.leases.handover` |
 """
 
@@ -47,12 +47,12 @@ from maskline.worker.partitions.phase import Phase
 from maskline.worker.streams.pipeline import StreamPipeline
 
 DRAIN_SPARE_S: Final = 2.0
-"""After the handlers have ended or were cancelled: how long the last commits and releases may take."""
+"""How long the last commits and releases may take, after the handlers have ended or were cancelled."""
 
 DRAIN_CHECK_S: Final = 0.1
 
 SIGN_OFF_S: Final = 0.5
-"""For removing the heartbeat at a stop: a server that hangs is not waited for."""
+"""How long removing the heartbeat may take at a stop, as the server may hang."""
 
 _log = get_logger("maskline.worker")
 
@@ -60,7 +60,7 @@ _log = get_logger("maskline.worker")
 class PartitionManager:
     """Owns the partitions of a worker process: it fills `owned`, and nothing else does.
 
-    `worker_id`: under which the leases are held. `run` raises what broke a task of its own: a fault in maskline.
+    `worker_id`: holds the leases. `run` raises the error of a task of its own, which is a fault in maskline.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class PartitionManager:
         for partition in self._owned:
             self._handover.pause(partition)
             self._release(partition, self._handover.give_back)
-        # Before any lease goes: the others' shares grow, so that they take what is given back as it comes.
+        # Before any lease is released: the others' shares grow, so that they take each partition as soon as it is free.
         await self._sign_off()
         end = deadline + DRAIN_SPARE_S
         while self._tasks and (left_s := end - monotonic()) > 0:
@@ -163,7 +163,7 @@ class PartitionManager:
             task.cancel()
 
     def fenced(self, partition: Partition) -> None:
-        """Another worker owns the partition now: forget it."""
+        """Forget a partition that another worker owns now."""
         self._forget(partition)
         if not partition.lost:
             self._lose(partition, "the lease was lost")
@@ -172,7 +172,7 @@ class PartitionManager:
             self._early.set()
 
     def diverged(self, partition: Partition) -> None:
-        """The server lacks something that was seen of the partition: acquire it again, and begin with what is there."""
+        """Acquire a partition anew whose server lacks part of its history, and begin with the entries that it has."""
         if not partition.lost:
             self._lose(partition, "the server has lost what was read")
             self._counters.diverged += 1
@@ -195,7 +195,7 @@ class PartitionManager:
         self._follow(request, reply, sent_at)
 
     def _follow(self, request: RenewalRequest, reply: RenewalReply, sent_at: float) -> LeasePlan:
-        """Carry out the plan that follows from a reply, except for what it acquires."""
+        """Carry out the plan that follows from a reply, but for the acquisitions."""
         plan = self._planner.plan(request, reply, sent_at=sent_at, now=lease_clock(), chance=_chance())
         for number in request.renew:
             if (partition := self._owned.get(number)) is not None:
@@ -227,36 +227,38 @@ class PartitionManager:
         partition.lease_until = self._planner.lease_until(number)
         self._owned.add(partition)
         self._counters.leases_gained += 1
-        if self._handover.draining:  # since the lease was asked for
+        if self._handover.draining:  # it has begun since the lease was requested
             self._release(partition, self._handover.give_back)
         else:
             self._spawn(self._open(partition, lease.pending))
 
     async def _open(self, partition: Partition, pending: int) -> None:
-        """Take up the pending list of `pending` entries, then have the stream read on."""
+        """Read the pending list of `pending` entries, then have the stream read."""
         if pending and not await self._pending_lists.read(partition):
             self.fenced(partition)
         if not partition.closed:
             self._owned.move(partition, Phase.OPEN)
 
-    def _release(self, partition: Partition, way: Callable[[Partition], Coroutine[Any, Any, None]]) -> None:
+    def _release(
+        self, partition: Partition, release: Callable[[Partition], Coroutine[Any, Any, None]]
+    ) -> None:
         """Begin to give a partition back, unless that has begun."""
         if partition not in self._releasing:
             self._releasing.add(partition)
-            self._spawn(way(partition))
+            self._spawn(release(partition))
 
     async def _give_back_diverged(self, partition: Partition) -> None:
         await self._handover.give_back_lost(partition)
         self._early.set()
 
-    def _lose(self, partition: Partition, why: str) -> None:
-        """Start and commit nothing more of it. What was not committed comes again, to its next owner."""
+    def _lose(self, partition: Partition, reason: str) -> None:
+        """Start and commit nothing more of a partition. Its next owner gets the uncommitted events again."""
         self._owned.move(partition, Phase.LOST)
         self._committer.abandon(partition)
-        self._dispatcher.cancel(partition, why)
+        self._dispatcher.cancel(partition, reason)
 
     def _forget(self, partition: Partition) -> None:
-        """The lease is not ours any more."""
+        """Remove a partition whose lease is not ours any more."""
         if partition in self._owned:
             self._owned.remove(partition)
             self._releasing.discard(partition)

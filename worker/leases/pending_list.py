@@ -1,8 +1,7 @@
-"""Takes up what the last owner of a partition left in its group's pending list, before the stream is read on.
+"""Reads the entries that the last owner of a partition left in its group's pending list, before the stream is read.
 
 The pending list is the durable reorder buffer: it holds the entries that were read and not done, and those that wait
-for a gap. It is read in pages, oldest entry first, no more of it at a time than comes quickly
-(`worker.streams.read_size`).
+for a gap. It is read in pages, oldest entry first, sized by `worker.streams.read_size`.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ PAGE_ENTRIES_MAX: Final = 256
 """Entries of the pending list read at a time."""
 
 PAGES_UNDER_WAY_MAX: Final = 8
-"""Pages asked for at a time: together they bring what a read may bring (`worker.streams.read_size`)."""
+"""Pages requested at a time: together they have the size of one read (`worker.streams.read_size`)."""
 
 _log = get_logger("maskline.worker")
 
@@ -62,7 +61,7 @@ class PendingListReader:
                 await asyncio.sleep(RETRY_DELAY_S)
                 continue
             except ResponseError as error:
-                self._connections.note_error_reply(partition.number, str(error))
+                self._connections.handle_error_reply(partition.number, str(error))
                 self._log_failure(partition.number, str(error))
                 return False
             for entry_id in deleted:
@@ -103,5 +102,5 @@ class PendingListReader:
                 "partition open failed",
                 partition=number,
                 reason=reason,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )

@@ -1,19 +1,19 @@
-"""Plans a worker's leases: what the next request asks, what follows from its reply, when to send the next one. Pure.
+"""Plans a worker's leases: what the next request asks for, what follows from the reply, when to send the next. Pure.
 
-It is given readings of one clock (`lease_clock`) and random numbers. `worker.leases.renewal` sends the requests,
+It takes readings of one clock (`lease_clock`) and random numbers. `worker.leases.renewal` sends the requests,
 `worker.leases.manager` carries out the plans.
 
 Rules:
 
-- One request says that the worker lives and renews all it owns, so that both lapse together when it dies.
+- One request sends the heartbeat and renews all leases, so that both lapse together when the worker dies.
 - A lease counts from before its request was sent, and is trusted for a little less than its life (TRUSTED_PART).
-- Only a worker below its share asks for other leases, and only once it knows who lives. It starts at its own place in
-  the ring and asks for more each time it finds too few, so that a thousand workers that start together do not each read
-  every lease.
+- Only a worker below its share probes other leases, and only once it knows the live workers. It starts at its own place
+  in the ring and probes more each time it finds too few, so that a thousand workers that start together do not each
+  read every lease.
 - A partition that is being released is still renewed; nothing new starts in it, and it does not count as owned.
-- What no server answered is not known: those leases lapse by the clock, and the live workers stay as last seen.
+- If a server does not answer, its leases lapse by the clock, and the live workers stay as last seen.
 
-When the next request goes:
+When the next request is sent:
 
 | what happened | the next request |
 | --- | --- |
@@ -34,7 +34,7 @@ from typing import Final, NamedTuple
 from maskline.worker.leases.balance import fair_share, rebalance
 
 RENEWALS_PER_LIFE: Final = 3
-"""Two requests may be lost before a lease is."""
+"""Two requests may be lost before a lease lapses."""
 
 TRUSTED_PART: Final = 0.95
 """How much of a lease's life its owner counts on. So the clocks of worker and server may differ by a twentieth of a
@@ -45,20 +45,20 @@ DELAY_MIN_PART: Final = 0.01
 """The least wait after a reply, in parts of a lease: 50 ms of 5 s, some round trips."""
 
 EARLY_SPREAD_PART: Final = 0.02
-"""Workers that lost a race for the same partitions come back apart."""
+"""Spreads the next tries of workers that raced for the same partitions."""
 
 LAPSE_SPREAD_PART: Final = 0.04
-"""All workers know when a dead one lapses: a thousand of them then come within 200 ms of 5 s, not at one instant."""
+"""All workers know when a dead one's heartbeat lapses: a thousand requests are then spread over 200 ms of 5 s."""
 
 RETRY_PART: Final = 0.1
-"""Three tries and more fit between a renewal that failed and the end of the lease."""
+"""More than three tries fit between a failed renewal and the end of the lease."""
 
 EARLY_REQUESTS_MAX: Final = 10
-"""Early requests without a gain, one after the other. A worker that seems gone (it is cut off from the server that has
-the heartbeats only) may hold a lease for long, and nobody may hammer at it meanwhile."""
+"""Early requests in a row that gained nothing. A worker that seems gone, since it is cut off from the server of the
+heartbeats only, may hold a lease for long; the others must not flood the servers meanwhile."""
 
 PROBE_FIRST: Final = 1024
-"""Leases asked for in the first try: all there are in most installations, and a millisecond of Redis's time."""
+"""Leases probed in the first try: all there are in most installations, and a millisecond of Redis's time."""
 
 PROBE_GROWTH: Final = 4
 
@@ -69,26 +69,26 @@ _NONE: Final[Mapping[int, object]] = MappingProxyType({})
 
 
 class RenewalRequest(NamedTuple):
-    """What one round trip asks."""
+    """What one request asks the servers."""
 
     heartbeat: bool
     renew: Mapping[int, int]
     """Fencing tokens of the leases to renew, by partition."""
     probe: Sequence[int]
-    """Partitions whose lease holders are asked for."""
+    """Partitions to probe: which worker holds the lease?"""
 
 
 class RenewalReply(NamedTuple):
-    """What came back of a request. The leases lie on several servers, so it may be anything from all to nothing."""
+    """The replies to a request. The leases lie on several servers, so it may have all, some or none of them."""
 
     live: Collection[str] | None = None
-    """The live workers; None if the server that knows did not answer, or was not asked."""
+    """The live workers; None if the server of the heartbeats did not answer, or was not asked."""
     next_lapse_ms: int | None = None
-    """In how long the next heartbeat of another worker lapses; None if there is no other."""
+    """Milliseconds until the next heartbeat of another worker lapses; None if there is no other."""
     kept: Mapping[int, bool] = _NONE  # type: ignore[assignment]
-    """Of the leases to renew whose server answered: whether they are still ours."""
+    """By partition, of the renewed leases whose server answered: whether the lease is still ours."""
     taken: Mapping[int, str] = _NONE  # type: ignore[assignment]
-    """Of the partitions probed: the workers that hold them."""
+    """By partition, of those probed: the worker that holds the lease."""
     free: Collection[int] = ()
     """Of the partitions probed: those that nobody holds."""
 
@@ -159,16 +159,16 @@ class LeasePlanner:
     # What happens to leases
 
     def acquired(self, partition: int, token: int, sent_at: float) -> None:
-        """A lease was taken, with this fencing token, by a command sent at `sent_at`."""
+        """Add a lease that was granted with this fencing token, by a command sent at `sent_at`."""
         self._leases[partition] = _Lease(token, self._trusted_until(sent_at), self._draining)
         self._early_requests = 0
 
     def forget(self, partition: int) -> None:
-        """A lease was given back, or a commit was fenced off."""
+        """Remove a lease that was given back, or whose commit was fenced off."""
         self._leases.pop(partition, None)
 
     def drain(self) -> None:
-        """The worker stops: it sends no heartbeat from now on, takes nothing, and releases everything."""
+        """Stop: from now on send no heartbeat, take nothing, and release everything."""
         self._draining = True
         for lease in self._leases.values():
             lease.releasing = True
@@ -176,7 +176,7 @@ class LeasePlanner:
     # Requests and plans
 
     def request(self, now: float) -> RenewalRequest:
-        """What to ask the servers now."""
+        """The request to send to the servers now."""
         renew = {partition: lease.token for partition, lease in self._leases.items()}
         probes = not self._draining and now >= self._probe_from and self._missing() > 0
         return RenewalRequest(not self._draining, renew, self._next_probes() if probes else ())
@@ -184,14 +184,14 @@ class LeasePlanner:
     def plan(
         self, request: RenewalRequest, reply: RenewalReply, *, sent_at: float, now: float, chance: float
     ) -> LeasePlan:
-        """What follows from the reply to a request; the reply is `RenewalReply()` if the connection was lost.
+        """The plan that follows from the reply to a request; the reply is `RenewalReply()` if the connection was lost.
 
         `sent_at` was read before the request was sent, `now` after the reply had come.
         """
-        lost, resume = self._note_renewals(request, reply.kept, sent_at, now)
+        lost, resume = self._apply_renewals(request, reply.kept, sent_at, now)
         if request.heartbeat and reply.live is not None:
             all_lost = bool(request.renew) and len(lost) == len(request.renew)
-            self._note_live(reply.live, all_lost, now)
+            self._update_live(reply.live, all_lost, now)
         if self._draining or not self._live:
             return LeasePlan(lost, resume, [], [], self._next_s(request, reply, chance, early=False))
         release, acquire, early = self._rebalance(request, reply, chance)
@@ -216,10 +216,10 @@ class LeasePlanner:
         ring = chain(range(start, self._partitions), range(start))
         return list(islice((number for number in ring if number not in self._leases), self._probe_count))
 
-    def _note_renewals(
+    def _apply_renewals(
         self, request: RenewalRequest, kept: Mapping[int, bool], sent_at: float, now: float
     ) -> tuple[list[int], list[int]]:
-        """Prolong or forget the leases that were asked for; return those lost, and those to resume."""
+        """Prolong or remove the leases of the request. Returns those lost, and those to resume."""
         lost, resume = [], []
         for partition, token in request.renew.items():
             lease = self._leases.get(partition)
@@ -234,7 +234,7 @@ class LeasePlanner:
                 resume.append(partition)
         return lost, resume
 
-    def _note_live(self, live: Collection[str], all_lost: bool, now: float) -> None:
+    def _update_live(self, live: Collection[str], all_lost: bool, now: float) -> None:
         seen = {*live, self._worker_id}
         if seen == {*self._live}:
             return
@@ -242,14 +242,14 @@ class LeasePlanner:
         self._share = fair_share(self._worker_id, self._live, self._partitions)
         self._early_requests = 0
         if all_lost and len(self._live) == 1 < len(before):
-            # Redis has lost its data, and this worker is the first one back: it would take everything, only to
-            # give it back as the others come. They all do before a third of a lease is over.
+            # Redis has lost its data, and this worker is the first one back. It would take everything, and give it back
+            # as the others return, which they all do before a third of a lease is over.
             self._probe_from = now + self._lease_s / RENEWALS_PER_LIFE
 
     def _rebalance(
         self, request: RenewalRequest, reply: RenewalReply, chance: float
     ) -> tuple[list[int], list[int], bool]:
-        """What to give back, what to take, and whether the next request goes early."""
+        """The partitions to give back, those to take, and whether the next request is sent early."""
         missing = self._missing()
         if missing <= 0:
             self._probe_count, self._early_requests = PROBE_FIRST, 0

@@ -1,7 +1,7 @@
 """Sends a renewal request (`worker.leases.planner`) to the servers that hold the leases, and returns their replies.
 
 With a cluster the leases lie on several servers. All are asked at once; a server that is away or slow delays none of
-the others. What it says later still counts, from when it was asked.
+the others. Its late reply still counts, from when it was asked.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _log = get_logger("maskline.worker")
 
 
 class _ServerRequest(NamedTuple):
-    """What one server is asked."""
+    """The part of a request that goes to one server."""
 
     server: ServerConnections
     connection: PipelinedConnection
@@ -55,17 +55,17 @@ class LeaseRenewer:
         self._lease_ttl_ms = lease_ttl_ms
         self._on_late_reply = on_late_reply
         self._under_way: dict[ServerConnections, asyncio.Task[RenewalReply]] = {}
-        """A server that has not answered is not asked again until it has, or its connection is closed."""
+        """The requests under way. A server is asked again only when it has answered, or its connection is closed."""
         self._failure_lines = LogRateLimit()
 
     async def renew(self, request: RenewalRequest, timeout_s: float) -> RenewalReply:
         """Ask the servers; return what they reply within `timeout_s`."""
         asked: dict[asyncio.Task[RenewalReply], _ServerRequest] = {}
-        for one in self._by_server(request):
-            task = asyncio.create_task(self._ask(one))
-            asked[task] = one
-            self._under_way[one.server] = task
-            task.add_done_callback(partial(self._ended, one.server))
+        for server_request in self._by_server(request):
+            task = asyncio.create_task(self._ask(server_request))
+            asked[task] = server_request
+            self._under_way[server_request.server] = task
+            task.add_done_callback(partial(self._ended, server_request.server))
         if not asked:
             return RenewalReply()
         done, late = await asyncio.wait(asked, timeout=timeout_s)
@@ -87,9 +87,9 @@ class LeaseRenewer:
                 its_request = RenewalRequest(heartbeat, renew, probe)
                 yield _ServerRequest(server, server.leases, its_request, lease_clock())
 
-    async def _ask(self, one: _ServerRequest) -> RenewalReply:
+    async def _ask(self, server_request: _ServerRequest) -> RenewalReply:
         keys, life_ms = self._keys, self._lease_ttl_ms
-        heartbeat, renew, probe = one.request
+        heartbeat, renew, probe = server_request.request
         packed = [
             scripts.renew(keys, number, scripts.lease_value(token, self._worker_id), life_ms)
             for number, token in renew.items()
@@ -98,11 +98,11 @@ class LeaseRenewer:
         if heartbeat:
             packed.append(scripts.heartbeat(keys, self._worker_id, life_ms))
         try:
-            replies = await one.connection.send(b"".join(packed), len(packed))
+            replies = await server_request.connection.send(b"".join(packed), len(packed))
         except RedisUnavailableError as error:
-            self._log_failure(one.server, str(error))
+            self._log_failure(server_request.server, str(error))
             return RenewalReply()
-        self._note_error_replies(one.server, replies)
+        self._handle_error_replies(server_request.server, replies)
         kept = {
             number: bool(reply)
             for number, reply in zip(renew, replies, strict=False)
@@ -122,16 +122,16 @@ class LeaseRenewer:
     def _ended(self, server: ServerConnections, _task: asyncio.Task[RenewalReply]) -> None:
         del self._under_way[server]
 
-    def _replied_late(self, one: _ServerRequest, task: asyncio.Task[RenewalReply]) -> None:
+    def _replied_late(self, server_request: _ServerRequest, task: asyncio.Task[RenewalReply]) -> None:
         if not task.cancelled() and task.exception() is None:
-            # The leases probed may have changed since; those renewed were renewed.
-            request = RenewalRequest(False, one.request.renew, ())
-            self._on_late_reply(request, RenewalReply(kept=task.result().kept), one.sent_at)
+            # The probed leases may have changed since, but the renewed ones were renewed.
+            request = RenewalRequest(False, server_request.request.renew, ())
+            self._on_late_reply(request, RenewalReply(kept=task.result().kept), server_request.sent_at)
 
-    def _note_error_replies(self, server: ServerConnections, replies: Sequence[Any]) -> None:
+    def _handle_error_replies(self, server: ServerConnections, replies: Sequence[Any]) -> None:
         error = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if error:
-            server.note_error_reply(error)
+            server.handle_error_reply(error)
             self._log_failure(server, f"redis replied: {error}")
 
     def _log_failure(self, server: ServerConnections, reason: str) -> None:
@@ -140,7 +140,7 @@ class LeaseRenewer:
                 "lease renewal failed",
                 redis=server.address,
                 reason=reason,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )
 
 

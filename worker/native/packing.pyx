@@ -133,7 +133,11 @@ cdef bytes ordinary_bulk(state):
         return None
     memcpy(to, HEAD, HEAD_BYTES)
     to += HEAD_BYTES
-    if not (put(&to, at_slot(lane, NEXT)) and put(&to, at_slot(lane, RUN)) and put(&to, at_slot(lane, OPENING))):
+    if not (
+        write_number(&to, at_slot(lane, NEXT))
+        and write_number(&to, at_slot(lane, RUN))
+        and write_number(&to, at_slot(lane, OPENING))
+    ):
         return None
     if ring_size <= BYTE_MAX:
         to[0], to[1] = <char>BIN_8, <char>ring_size
@@ -143,7 +147,7 @@ cdef bytes ordinary_bulk(state):
         to += 3
     memcpy(to, PyBytes_AS_STRING(ring), ring_size)
     to += ring_size
-    if not put(&to, at_slot(lane, TOP_US)):
+    if not write_number(&to, at_slot(lane, TOP_US)):
         return None
     memcpy(to, TAIL, TAIL_BYTES)
     size = to + TAIL_BYTES - body
@@ -171,7 +175,7 @@ cdef inline Py_ssize_t bulk_head(char *to, Py_ssize_t size) noexcept:
     return digits + 3
 
 
-cdef bint put(char **place, number) except -1:
+cdef bint write_number(char **place, number) except -1:
     """Write a number of MessagePack as msgspec does, and move behind it; False where it is none that is usual."""
     cdef int overflow = 0, more = 1
     cdef long long value

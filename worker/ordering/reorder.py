@@ -2,14 +2,14 @@
 
 Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `SessionOrder` carries it out.
 
-Strategy: what cannot be released yet waits, in the order of the stream. It waits for the numbers before it (held), or
-for an opening that shows that numbering started again (undecided). After every release, all that waits is decided anew,
-in that order, as though it arrived just now. So what follows a release depends on the state right after it and on the
-arrivals not yet handled, and on nothing else: a worker that loads that state after a crash, and is fed those arrivals
-again, decides exactly as the one that died.
+Strategy: arrivals that cannot be released yet wait, in the order of the stream: for the numbers before them (held), or
+for an opening that shows that numbering started again (undecided). After every release, all waiting arrivals are
+decided anew, in that order, as though they arrived just now. So the outcome after a release depends on the state right
+after it and on the arrivals not yet handled, and on nothing else: a worker that loads that state after a crash, and is
+fed those arrivals again, decides exactly as the one that died.
 
-Time is what the arrivals and the watermark say. An arrival first expires whatever its own time has passed, oldest
-first, so it makes no difference how often, or whether, the runtime called `expire` before it.
+Time comes from the arrivals and the watermark. An arrival first expires the gaps whose deadlines its own time has
+passed, oldest first, so it makes no difference how often, or whether, the runtime called `expire` before it.
 
 This is the plain statement of the rules. `worker.native.order` does the two ordinary cases in C (an arrival that is
 due, and one that waits for its turn) and leaves all others to this file; without a compiler it does everything.
@@ -51,7 +51,8 @@ class Policy(msgspec.Struct, frozen=True):
     first_sequence: int
     """The number that opens a run, MASKLINE_FIRST_SEQUENCE; 0 always does."""
     held_max: int
-    """Arrivals of one session that may wait at once, held or undecided. Each makes the next dearekeep to hundreds."""
+    """Arrivals of one session that may wait at once, held or undecided. Each makes the next one dearer: keep to
+    hundreds."""
 
 
 class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -75,7 +76,7 @@ class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The caller's own; in a worker the `Entry`."""
 
     def __repr__(self) -> str:
-        # Without the payload, which may hold phone numbers.
+        # The payload is left out, as it may hold phone numbers.
         return (
             f"Arrival(number={self.number}, fingerprint={self.fingerprint.hex()}, "
             f"timestamp_us={self.timestamp_us}, recording={self.recording}, "
@@ -98,7 +99,7 @@ class Release(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Duplicate(msgspec.Struct, frozen=True, eq=False):
     """An arrival that waits or was released already.
 
-    It is done with before whatever is released after it: once that is committed, this is not fed again.
+    It is done before any later release: once such a release is committed, the duplicate is not fed again.
     """
 
     arrival: Arrival
@@ -109,7 +110,7 @@ _Outcomes = list[Release | Duplicate]
 
 
 def _decide(lane: LaneState, arrival: Arrival, number: int, first_sequence: int) -> _Verdict:
-    """What to do with an arrival that has a number and is no duplicate: the table of docs/ordering.md."""
+    """Decide on an arrival that has a number and is no duplicate, by the table of docs/ordering.md."""
     at_us = arrival.timestamp_us
     if at_us is not None:
         if lane.floor_us is not None and at_us < lane.floor_us:
@@ -147,17 +148,17 @@ def _decide_passed(lane: LaneState, arrival: Arrival, number: int, first_sequenc
 
 
 def _opens_run_after_waiting(lane: LaneState, waiting: Arrival, first_sequence: int) -> bool:
-    """Whether what has waited long enough opens a run: the first number that was passed, where no 0 came before it."""
+    """Whether an arrival that has waited long enough opens a run: it is the first number, and no 0 came before it."""
     number = _number(waiting)
     return lane.opening == 0 and number == first_sequence < cast("int", lane.next) and waiting.may_open
 
 
 NONE_WAITING: Final = cast("list[Arrival]", ())
-"""What waits where nothing does, which is nearly every session: a list of its own would take a hundred bytes."""
+"""The empty list that nearly all sessions share: a list of its own would take a hundred bytes."""
 
 
 class SessionOrder:
-    """The order of one session: its state, and what waits."""
+    """The order of one session: its state, and its waiting arrivals."""
 
     __slots__ = ("state", "waiting")
 
@@ -165,7 +166,7 @@ class SessionOrder:
         self.state = state
         """After everything released so far, and, where numbering has started again since, in the new run."""
         self.waiting = NONE_WAITING
-        """In the order of the stream: all that `_decide` says "wait" of. To be read only."""
+        """The arrivals of which `_decide` says "wait", in the order of the stream. Read-only."""
 
     @property
     def held(self) -> int:
@@ -173,7 +174,7 @@ class SessionOrder:
         return len(self.waiting)
 
     def deadline_ms(self, policy: Policy) -> int | None:
-        """The watermark at which `expire` has something to do; None while nothing waits."""
+        """The watermark, in ms, at which `expire` has something to do; None while nothing waits."""
         return self.waiting[0].arrived_ms + policy.gap_timeout_ms if self.waiting else None
 
     def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
@@ -199,7 +200,7 @@ class SessionOrder:
         return outcomes
 
     def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
-        """Release what has waited long enough; return it in order.
+        """Release the arrivals that have waited long enough. Returns them in order.
 
         `watermark_ms`: the stream's time, which never falls and is never later than an arrival to come.
         """
@@ -237,7 +238,9 @@ class SessionOrder:
         return self.state.recording if arrival.recording else self.state.status
 
     def _decide_waiting(self, policy: Policy, outcomes: _Outcomes, at: int = 0) -> None:
-        """Decide what waits, in the stream's order: from the index `at` on, and all of it anew after each release."""
+        """Decide waiting arrivals in the stream's order: from the index `at` on, and all of them anew after each
+        release.
+        """
         held = self.waiting
         while at < len(held):
             arrival = held[at]

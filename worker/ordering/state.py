@@ -1,10 +1,11 @@
-"""The state of a session's order: where its numbering stands, and what was released lately. Redis keeps its msgpack.
+"""The state of a session's order: the position of its numbering, and its last releases. Redis keeps its msgpack.
 
-Rules: a state is immutable and complete. A new owner that loads the state committed with a release, and is fed what was
-not handled, decides as the old owner would have. Held arrivals are no part of it: they are in the group's pending list.
+Rules: a state is immutable and complete. A new owner that loads the state committed with a release, and is fed the
+unhandled arrivals, decides as the old owner would have. Held arrivals are no part of it: they are in the group's
+pending list.
 
-Strategy: what was released is remembered in rings of plain bytes, so that one more release is a concatenation, and a
-state encodes at once.
+Strategy: the last releases are kept in rings of plain bytes, so that one more release is a concatenation, and a state
+encodes at once.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,8 @@ class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     floor_us: int | None = None
     """An arrival stamped earlier belongs to a run that ended. None in run 0."""
     ending_us: int | None = None
-    """The run is ending: the opening with this EventTimestamp starts the next one, as soon as what this one
-    still held is released. Only to be seen if a worker died halfway through that."""
+    """The run is ending: the opening with this EventTimestamp starts the next one, as soon as what this one still held
+    is released. Only visible if a worker died halfway through that."""
 
 
 class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -77,7 +78,7 @@ encode_state: Final[Callable[[SessionState], bytes]] = _encoder.encode
 
 
 def decode_state(encoded: bytes) -> SessionState:
-    """Read what `encode_state` wrote. Raises ValueError for anything else, and for another version."""
+    """Read a state that `encode_state` wrote. Raises ValueError for anything else, and for another version."""
     try:
         state = _decoder.decode(encoded)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """Commits what partitions have done to Redis: one commit of a partition under way at a time, many partitions a round
 trip.
 
-While a commit is under way, what is done gathers for the next one, so batches grow with the load by themselves. A
-commit whose reply was lost is sent again as it was: the script knows it by its number.
+While a commit is under way, finished work gathers for the next one, so batches grow with the load. A commit whose reply
+was lost is sent again unchanged: the script recognises it by its number.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.partitions.partition import Partition
 
-LOOK_UP_S: Final = 0.5
+CURSOR_CHECK_INTERVAL_S: Final = 0.5
 """How often a commit checks that the entry at the partition's cursor exists. A new connection has the history checked
 (`worker.partitions.history_check`); this is for a server whose data changes behind a connection that stays open."""
 
@@ -59,29 +59,29 @@ class Committer:
         self._on_committed = on_committed
         self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
-        self._waiters: dict[Partition, asyncio.Future[None]] = {}
+        self._waits: dict[Partition, asyncio.Future[None]] = {}
         self._context = contextvars.copy_context()
-        """In which commits are sent, whoever marked them: a handler may have bound log values in its own context."""
+        """Commits are sent in this context, not in the caller's: a handler may have bound log values in its own."""
         self._failure_lines = LogRateLimit()
 
     def mark(self, partition: Partition) -> None:
-        """Commit what the partition has done with the next round trip, unless a commit of it is under way."""
+        """Commit the partition's finished work with the next round trip, unless a commit of it is under way."""
         if partition.commit_in_flight is None:
             if not self._dirty:
                 self._loop.call_soon(self._flush, context=self._context)
             self._dirty[partition] = None
 
     async def wait_committed(self, partition: Partition) -> None:
-        """Wait until everything that was done is committed, or the partition is lost."""
+        """Wait until all finished work is committed, or the partition is lost."""
         while partition.uncommitted and not partition.lost:
             self.mark(partition)
-            future = self._waiters.setdefault(partition, self._loop.create_future())
+            future = self._waits.setdefault(partition, self._loop.create_future())
             await future
 
     def abandon(self, partition: Partition) -> None:
-        """The partition is lost: commit nothing more of it."""
+        """Commit nothing more of a partition, which is lost."""
         self._dirty.pop(partition, None)
-        self._wake_waiter(partition)
+        self._end_wait(partition)
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, {}
@@ -103,14 +103,14 @@ class Committer:
             if connection is None:
                 self._retry(partition)
                 continue
-            look_up = now >= partition.look_up_at
-            if look_up:
-                partition.look_up_at = now + LOOK_UP_S
+            check_cursor = now >= partition.cursor_check_at
+            if check_cursor:
+                partition.cursor_check_at = now + CURSOR_CHECK_INTERVAL_S
             try:
                 one = pack_commit(
-                    self._keys, partition.number, partition.lease_value, commit, look_up=look_up
+                    self._keys, partition.number, partition.lease_value, commit, check_cursor=check_cursor
                 )
-            except Exception as error:  # noqa: BLE001 - the other commits must go, and this one cannot wait for ever
+            except Exception as error:  # noqa: BLE001 - the other commits must be sent, and this one must not wait for ever
                 self._on_fault("commits", error)
                 self._on_fenced(partition)
                 continue
@@ -137,7 +137,7 @@ class Committer:
             partition.committed()
             if partition.wants_commit:
                 self.mark(partition)
-            self._wake_waiter(partition)
+            self._end_wait(partition)
         elif reply == FENCED:
             self._counters.fenced += 1
             self._on_fenced(partition)
@@ -150,21 +150,21 @@ class Committer:
             self._on_diverged(partition)
         else:
             if isinstance(reply, hiredis.ReplyError):
-                self._note_error_reply(partition, str(reply))
+                self._on_error_reply(partition, str(reply))
             self._retry(partition)
 
-    def _note_error_reply(self, partition: Partition, reply: str) -> None:
-        self._connections.note_error_reply(partition.number, reply)
-        kind = reply.partition(" ")[0]  # what follows may name a slot or a script, and differ every time
+    def _on_error_reply(self, partition: Partition, reply: str) -> None:
+        self._connections.handle_error_reply(partition.number, reply)
+        kind = reply.partition(" ")[0]  # the rest may name a slot or a script, and differ every time
         if self._failure_lines.due(partition.number, kind):
             _log.error(
                 "commit refused",
                 partition=partition.number,
                 reply=reply,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )
 
-    def _wake_waiter(self, partition: Partition) -> None:
-        future = self._waiters.pop(partition, None)
+    def _end_wait(self, partition: Partition) -> None:
+        future = self._waits.pop(partition, None)
         if future is not None and not future.done():  # the task that waited may have been cancelled
             future.set_result(None)

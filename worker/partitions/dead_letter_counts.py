@@ -1,4 +1,4 @@
-"""Counts the dead letters of owned partitions, and the memory that they take.
+"""Counts the dead letters of owned partitions, and the bytes of memory that they take.
 
 `MEMORY USAGE` with one sample reads one node of a stream, however long that is: microseconds of the server's time.
 """
@@ -39,7 +39,7 @@ class DeadLetterCounts:
 
     @property
     def size_bytes(self) -> int | None:
-        """About how much of the server's memory they take; None where it does not tell."""
+        """The bytes of the server's memory that they take, roughly; None if the server does not report it."""
         sizes = [size for _, size in self._counts()]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 

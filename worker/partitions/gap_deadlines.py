@@ -1,7 +1,7 @@
-"""When the gaps of a partition's sessions are given up: the earliest deadline first. Pure.
+"""Keeps the deadlines at which the gaps of a partition's sessions are given up, the earliest first. Pure.
 
-A session's deadline moves whenever what it holds changes, and mostly the gap closes before. So a deadline is not taken
-out of the heap then: it is stale once `LiveSession.gap_ends_ms` says otherwise, and dropped when it comes up.
+A session's deadline moves whenever its waiting arrivals change, and most gaps close before it. So an old deadline stays
+in the heap: it is stale if `LiveSession.gap_ends_ms` differs, and is dropped when it comes up.
 """
 
 import heapq
@@ -11,8 +11,8 @@ from typing import Final
 from maskline.worker.partitions.session import LiveSession
 
 STALE_MAX: Final = 64
-"""Stale deadlines, beside as many as there are live ones, before all are looked through: else those of gaps that have
-closed since would stay until their time comes, which may be hours."""
+"""Stale deadlines, beside as many as there are live ones, before all stale ones are dropped: else those of closed gaps
+would stay until their time comes, which may be hours."""
 
 
 class GapDeadlines:
@@ -28,7 +28,7 @@ class GapDeadlines:
         return len(self._heap)
 
     def add(self, deadline_ms: int, session_uuid: str) -> None:
-        """The session's `gap_ends_ms` is this now."""
+        """Add a deadline, which is the session's `gap_ends_ms` now."""
         heapq.heappush(self._heap, (deadline_ms, session_uuid))
         if len(self._heap) > self._size_max:
             self._drop_stale()
@@ -45,7 +45,7 @@ class GapDeadlines:
         return None
 
     def pop(self) -> LiveSession:
-        """The session with the earliest deadline, which is over then. Call it when `next_ms` is not None."""
+        """Remove the earliest deadline, and return its session. Call it only if `next_ms` is not None."""
         session = self._sessions[heapq.heappop(self._heap)[1]]
         session.gap_ends_ms = None
         return session

@@ -1,18 +1,16 @@
-"""Whether a server has everything that the owner of a partition has seen of it. Pure.
+"""Decides whether a server has everything that the owner of a partition has seen of it. Pure.
 
-A server that comes back after a failover or a crash, or another one in its place, may lack the end of what was there:
-replication and append-only files lose the end, and nothing before it. So a server has everything if it has the last
-things that the owner has seen:
+After a failover or a crash a server may lack the newest data: replication and append-only files lose the end, and
+nothing before it. So a server has everything if it has the last things that the owner has seen:
 
-- the acquisition: the fence bears the owner's token and worker. A worker never has the same token twice, whatever the
-  servers remember (`commands/lua/acquire.lua`): otherwise two tenures on two servers could be taken for one;
+- the acquisition: the fence bears the owner's token and worker. A worker never gets the same token twice, even if
+  servers forget (`commands/lua/acquire.lua`): otherwise two tenures on two servers could be taken for one;
 - the last commit that Redis confirmed, or the one under way: the fence bears its number;
-- the last entry read, unless the cursor of that commit stands at it: the entry is there, with the same content. By its
-  ID alone it could be another entry: a server whose clock is behind assigns the same IDs again.
+- the last entry read, unless the cursor of that commit stands at it: the entry is there, with the same content. The ID
+  alone could belong to another entry: a server whose clock is behind assigns the same IDs again.
 
-If one of these is missing, the owner must give the partition up and begin again with what is there. An entry that it
-holds may not exist any more, so that its copy would count as a duplicate; and its cursor may stand beyond the stream's
-end.
+If one of these is missing, the owner must give the partition up and acquire it anew. An entry that it holds may not
+exist any more, so that a repeat of it would count as a duplicate; and its cursor may be beyond the stream's end.
 """
 
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ StreamEntry = Sequence[Any]
 
 
 class Seen(NamedTuple):
-    """What an owner has seen of its partition."""
+    """The last things that an owner has seen of its partition."""
 
     lease_value: str
     """`<fencing token> <worker>`."""
@@ -53,7 +51,9 @@ def has_all(seen: Seen, fence: Sequence[bytes | None], found: Sequence[StreamEnt
 
 
 def _number(text: bytes | None) -> int:
-    """The commit's number: 0 if empty, as before the first commit; -1, which no commit has, if it is no number."""
+    """The commit's number: 0 if empty, as before the first commit; -1, which no commit has, if the text is not a
+    number.
+    """
     if not text:
         return 0
     return int(text) if text.isdigit() else -1

@@ -1,5 +1,4 @@
-"""Checks after each reconnect whether the server still has what was seen of each partition
-(`worker.partitions.history`).
+"""Checks after each reconnect whether the server still has each partition's history (`worker.partitions.history`).
 
 Until the server has answered, the partition is neither read nor committed there: a read could skip entries, and a
 commit could move the cursor past them. One round trip for all partitions of a server, once a connection.
@@ -23,10 +22,10 @@ from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 CHECK_S: Final = 1.0
-"""Between two checks if nothing asks for one: a partition may have moved to another server while it was acquired."""
+"""Between two checks if none is requested: a partition may have moved to another server while it was acquired."""
 
 REQUEST_PARTITIONS_MAX: Final = 256
-"""Partitions in one round trip: each reply may hold an entry of some kilobytes."""
+"""Partitions checked in one round trip: each reply may hold an entry of some kilobytes."""
 
 LOGGED_MAX: Final = 16
 """Partitions named in a log line."""
@@ -58,11 +57,11 @@ class HistoryVerifier:
         self._due = asyncio.Event()
 
     def check_soon(self) -> None:
-        """A connection was opened, or partitions have moved to other servers: check what is not verified."""
+        """Check unverified partitions now: a connection was opened, or partitions have moved to other servers."""
         self._due.set()
 
     async def run(self) -> None:
-        """Verify what is not verified, until cancelled."""
+        """Verify unverified partitions until cancelled."""
         while True:
             self._due.clear()
             by_server: dict[ServerConnections, list[Partition]] = {}
@@ -112,7 +111,7 @@ class HistoryVerifier:
 
     @staticmethod
     def _begin(partition: Partition) -> Seen:
-        # From here on nothing adds to what was seen: a reply that another server still sends is not processed.
+        # From here on the history does not grow: a reply that another server still sends is not processed.
         partition.verified_at = None
         return partition.seen()
 
@@ -123,7 +122,9 @@ class HistoryVerifier:
         partitions: list[Partition],
         seen: list[Seen],
     ) -> list[tuple[Any, Any]]:
-        """The fence of each, and what lies under the ID of the last entry read; nothing if the connection is lost."""
+        """The fence of each partition, and the entries under the ID of the last one read; empty if the connection is
+        lost.
+        """
         packed = [
             scripts.get_history(self._keys, partition.number, one.read_id)
             for partition, one in zip(partitions, seen, strict=True)
@@ -134,5 +135,5 @@ class HistoryVerifier:
             return []
         refusal = next((str(reply) for reply in replies if isinstance(reply, hiredis.ReplyError)), "")
         if refusal:
-            server.note_error_reply(refusal)
+            server.handle_error_reply(refusal)
         return list(zip(replies[::2], replies[1::2], strict=True))

@@ -1,9 +1,9 @@
-"""Which entries of an owned partition are open, and what the next commit writes. Pure: the base of `Partition`.
+"""Keeps the open entries of an owned partition, and makes its commits. Pure: the base of `Partition`.
 
-An entry is *fresh* when it was taken in and no commit has put it into the group's pending list yet, *pending* when it
-is in that list, and done when neither. An entry that is done while it is fresh never enters the pending list at all.
+An entry is *fresh* if it was taken in and no commit has added it to the group's pending list yet, *pending* if it is in
+that list, and done if neither. An entry that is done while it is fresh never enters the pending list.
 
-What is kept true, so that a crash at any point loses and doubles nothing:
+Invariants, so that a crash at any point loses and doubles nothing:
 - every entry up to the cursor is done, or in the group's pending list, once a commit is through;
 - a session's committed state knows of the releases whose handlers are done, and of no later one;
 - both are written by the same commit.
@@ -20,14 +20,14 @@ from maskline.worker.partitions.history import Seen, StreamEntry
 from maskline.worker.poison.tracker import Suspects
 
 RUN_AHEAD_MAX: Final = 1_024
-"""Entries taken in beyond the cursor that Redis knows. After a crash nobody can tell which of them were under way: it
-bounds how many are suspects then."""
+"""Entries taken in beyond the committed cursor. After a crash nobody can tell which of them were under way, so this
+bounds how many become suspects."""
 
 COMMIT_AHEAD: Final = 256
-"""So many of them are worth a commit, even if nothing is done: the pending list then says what waits."""
+"""So many fresh entries are worth a commit, even if none is done: the pending list then has those that wait."""
 
 CLOSED_SESSION_TTL_S: Final = 3_600
-"""A session whose SessionTimeout was handled is remembered for an hour, for stragglers."""
+"""A session whose SessionTimeout was handled is remembered for an hour, for late callbacks."""
 
 
 class Lease(NamedTuple):
@@ -41,10 +41,10 @@ class Lease(NamedTuple):
 
 
 class GroupPosition(NamedTuple):
-    """Where the consumer group of a partition stands."""
+    """The position of a partition's consumer group."""
 
     cursor: str = "0-0"
-    """The ID of the last entry that it was given."""
+    """The ID of the last entry that the group was given."""
     entries_read: int = 0
     """Entries of the stream up to the cursor; -1 where the server does not know."""
 
@@ -57,18 +57,18 @@ class EntryLedger:
     ) -> None:
         self.number, self.token, self.lease_value = lease
         self.cursor, self.entries_read = position
-        """The last entry taken in: all up to it are done or open; and how many those are."""
+        """The last entry taken in: all up to it are done or open; and how many entries that is."""
         self.read_id = self.cursor
         """The last entry read; those between are on their way through the pipeline."""
         self.last_entry: StreamEntry | None = None
         """The entry under `read_id` as it came; None before the first."""
         self.run_ahead = 0
-        """Entries taken in beyond the cursor that Redis knows."""
+        """Entries taken in beyond the committed cursor."""
         self.commit_in_flight: Commit | None = None
         self.commit_requested = False
-        """The committer was told that something is done, and has not taken the next commit yet."""
+        """The committer knows that something is done, and has not taken the next commit yet."""
         self.suspects: Suspects | None = None
-        """Entries that may have brought the last owner down; None once there are none."""
+        """Entries that may have crashed the last owner; None once there are none."""
         self._session_ttl_s = session_ttl_s
         self._counters = counters
         self._fresh: set[str] = set()
@@ -105,7 +105,7 @@ class EntryLedger:
         self._counters.dead[letter.code] += 1
 
     def take_commit(self) -> Commit:
-        """What was done since the last commit; it stays `commit_in_flight` until `committed` is called."""
+        """The finished work since the last commit; it is `commit_in_flight` until `committed` is called."""
         number, cursor = self._confirmed
         commit = Commit(
             number=number + 1,
@@ -138,14 +138,16 @@ class EntryLedger:
         self._being_written = ()
 
     def seen(self) -> Seen:
-        """What a server must have, so that the partition can be gone on with there."""
+        """The history that a server must have, so that the partition can continue there."""
         commits = dict([self._confirmed])
         if (commit := self.commit_in_flight) is not None:
             commits[commit.number] = commit.cursor
         return Seen(self.lease_value, commits, self.read_id, self.last_entry)
 
     def _take_in(self, ids: Sequence[str], *, pending: bool) -> None:
-        """Entries were read: `pending` ones from the group's pending list, others from beyond the cursor, in order."""
+        """Take in entries that were read: `pending` ones from the group's pending list, others from beyond the cursor,
+        in order.
+        """
         if pending:
             self._pending.update(ids)
         else:
@@ -160,7 +162,7 @@ class EntryLedger:
                     self._unmark(self.suspects.entry_read(entry_id, pending=pending))
 
     def _finish_entry(self, entry_id: str) -> None:
-        """An open entry is done. Raises KeyError where it is not open."""
+        """Count an open entry as done. Raises KeyError if it is not open."""
         if entry_id in self._fresh:
             self._fresh.remove(entry_id)
         else:

@@ -1,7 +1,7 @@
 """The partitions that a worker process owns, and which of them are read. No I/O.
 
-All that works on owned partitions is given this object: the stream pipeline, the pollers, retention, the history check.
-The partition manager alone adds and removes partitions, and moves them through their phases
+Everything that works on owned partitions shares this object: the stream pipeline, the pollers, retention, the history
+check. The partition manager alone adds and removes partitions, and moves them through their phases
 (`worker.partitions.phase`).
 """
 
@@ -12,7 +12,7 @@ from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.phase import Phase
 
 SESSION_CACHE_MIN: Final = 64
-"""Sessions in memory that every partition may have, however many partitions there are."""
+"""Sessions that every partition may keep in memory, however many partitions there are."""
 
 
 class OwnedPartitions:
@@ -51,16 +51,16 @@ class OwnedPartitions:
         self._observers.append(observer)
 
     def add(self, partition: Partition) -> None:
-        """A partition was acquired."""
+        """Add a partition that was acquired."""
         self._by_number[partition.number] = partition
 
     def remove(self, partition: Partition) -> None:
-        """The partition's lease is not ours any more."""
+        """Remove a partition whose lease is not ours any more."""
         if partition in self:
             del self._by_number[partition.number]
 
     def move(self, partition: Partition, phase: Phase) -> None:
-        """Move a partition to a phase. Raises ValueError where `phase.TRANSITIONS` does not allow it."""
+        """Move a partition to a phase. Raises ValueError if `phase.TRANSITIONS` does not allow it."""
         partition.move_to(phase)
         self._open = [one for one in self._by_number.values() if one.phase is Phase.OPEN]
         for one in self._open:

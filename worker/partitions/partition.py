@@ -1,13 +1,12 @@
-"""A partition in the hands of its owner: decodes entries, puts each session's events in order, says what has work.
+"""One owned partition: decodes entries, orders each session's events, and returns the sessions that have work.
 
-No I/O and no clock of its own. The pipeline brings entries and session states in and carries the releases to the
-dispatcher; the dispatcher says what is done; the committer takes a Commit and reports back. The testing harness uses it
-as it is, without Redis. What the file leaves to others: which entries are open and what a commit holds (`ledger`),
-which phase may follow which (`phase`), when gaps are given up (`gap_deadlines`), and the rules of order
-(`worker.ordering`).
+No I/O and no clock of its own. The pipeline brings entries and session states in, and passes releases on to the
+dispatcher; the dispatcher reports what is done; the committer takes a Commit and reports its result. The testing
+harness uses the class as it is, without Redis. Other files have the open entries and the commits (`ledger`), the phases
+(`phase`), the deadlines of gaps (`gap_deadlines`), and the rules of order (`worker.ordering`).
 
-One entry must not lose the others: an exception that nobody foresaw, met in decoding or ordering, makes a dead letter
-of what it kept from being handled, and is noted in `internal_errors`.
+One entry must not lose the others: an unforeseen exception in decoding or ordering makes dead letters of the entries
+that it kept from being handled, and is recorded in `internal_errors`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,17 +28,17 @@ from maskline.worker.partitions.phase import Phase, next_phase
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 
 INTERNAL_ERRORS_KEPT_MAX: Final = 16
-"""Internal errors that wait to be logged; what they did to an entry stands in its dead letter."""
+"""Internal errors that wait to be logged. The dead letters have their effects."""
 
 EVICTION_LOOK_MAX: Final = 16
-"""Sessions looked at for eviction with a batch, where the cache is not over its bound."""
+"""Sessions checked for eviction with each batch while the cache is within its bound."""
 
 EVICTION_INTERVAL_MS: Final = 1_000
-"""Of the stream's time, between such looks, at most."""
+"""The most of the stream's time between such checks."""
 
 
 class PartitionSettings(NamedTuple):
-    """What a partition needs of the settings."""
+    """The settings that a partition needs."""
 
     group: str
     """The consumer group, MASKLINE_GROUP."""
@@ -53,7 +52,7 @@ class PartitionSettings(NamedTuple):
 
 
 class DecodedBatch(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A batch of entries, decoded, before it is put in order."""
+    """A batch of decoded entries that are not ordered yet."""
 
     arrivals: list[Arrival]
     unknown: list[str]
@@ -70,20 +69,21 @@ class Partition(EntryLedger):
         self._settings = settings
         self._decoder = entry_decoder(settings.ignored_parameters)
         self.phase = Phase.OPENING
-        """Changed by `move_to` alone."""
+        """Only `move_to` changes it."""
         self.closed = False
-        """Paused or lost: none of its handlers may start. Kept beside `phase`, since each event asks for it."""
+        """Paused or lost: none of its handlers may start. Kept beside `phase`, as it is read for each event."""
         self.lease_until = 0.0
         """Until when the lease is surely held, by `lease_clock()`."""
         self.verified_at: object | None = None
-        """The connections (`ServerConnections.incarnation`) whose server was found to have all that was seen. Over
-        others nothing is read and nothing committed before that was checked (`worker.partitions.history_check`)."""
-        self.look_up_at = 0.0
-        """When a commit has its cursor looked up again, by the committer's clock."""
+        """The incarnation of the connections (`ServerConnections.incarnation`) whose server was found to have the
+        partition's history. Over others nothing is read or committed before the check
+        (`worker.partitions.history_check`)."""
+        self.cursor_check_at = 0.0
+        """When a commit next checks that the entry at its cursor exists, by the committer's clock."""
         self.poller: object | None = None
-        """The poller that has a read of it under way, or entries not fed yet: no other may read on meanwhile."""
+        """The poller that has a read of it under way, or unprocessed entries: no other may read it meanwhile."""
         self.watermark_ms = 0
-        """How far the stream's own time has come; it never falls."""
+        """The watermark: the stream's own time, in milliseconds; it never falls."""
         self._ahead_ms = 0  # how far the stream's time is ahead of the server's clock
         self._now_ms = 0  # the worker's clock at the last decoding: it dates dead letters
         self.running = 0
@@ -93,18 +93,18 @@ class Partition(EntryLedger):
         self.held = 0
         """Entries that wait for a number, or for the opening of a run."""
         self.internal_errors: list[tuple[str, BaseException]] = []
-        """Exceptions that nobody foresaw, and at which step they were met: for the pipeline to log and take away."""
+        """Unforeseen exceptions, each with the step at which it was raised: the pipeline logs and removes them."""
         self.session_cache = 0
-        """Sessions kept in memory; idle ones over it are dropped and read back when they are needed."""
+        """How many sessions are kept in memory. Idle ones beyond that are dropped, and read back when needed."""
         self._sessions: dict[str, LiveSession] = {}
-        """Those in memory by SessionUUID, in the order of their last use."""
-        self._evict_ms = 0  # the watermark at which to look again for sessions that Redis has forgotten
+        """The sessions in memory by SessionUUID, in the order of their last use."""
+        self._evict_ms = 0  # the watermark at which to check again for sessions that Redis has forgotten
         self._deadlines = GapDeadlines(self._sessions)
 
     # Its life
 
     def move_to(self, phase: Phase) -> None:
-        """Enter a phase. Raises ValueError where `phase.TRANSITIONS` does not allow it; nothing changes then."""
+        """Enter a phase. Raises ValueError, and changes nothing, if `phase.TRANSITIONS` does not allow it."""
         self.phase = next_phase(self.phase, phase)
         self.closed = phase is Phase.PAUSED or phase is Phase.LOST
 
@@ -152,10 +152,10 @@ class Partition(EntryLedger):
     def arrive(
         self, decoded: DecodedBatch, states: Mapping[str, bytes | None], watermark_ms: int
     ) -> list[LiveSession]:
-        """Put a decoded batch in order and move the watermark on; return the sessions that now have work.
+        """Order a decoded batch, and advance the watermark. Returns the sessions that now have work.
 
-        `states`: the encoded state of each unknown session, None for a new one. `watermark_ms`: how far the stream's
-        time has certainly come with this batch.
+        `states`: the encoded state of each unknown session, None for a new one. `watermark_ms`: the stream's time after
+        this batch.
         """
         ready: list[LiveSession] = []
         arrivals, sessions, policy = self._dated(decoded.arrivals), self._sessions, self._settings.policy
@@ -181,8 +181,8 @@ class Partition(EntryLedger):
     def stream_now_ms(self, now_ms: int) -> int:
         """The stream's time when the server's clock says `now_ms`: the same, unless that clock has gone back.
 
-        Then IDs stand still until it has caught up, for an hour if it leapt by one. The stream's time goes on from
-        the watermark meanwhile: gaps are given up in time all the same.
+        If it has, IDs stand still until it has caught up, for an hour if it leapt by an hour. Meanwhile the stream's
+        time goes on from the watermark, so that gaps are given up in time.
         """
         self._ahead_ms = max(self._ahead_ms, self.watermark_ms - now_ms)
         return now_ms + self._ahead_ms
@@ -193,7 +193,7 @@ class Partition(EntryLedger):
         return self._deadlines.next_ms
 
     def give_up_oldest(self) -> list[LiveSession]:
-        """Give up the gap that has waited longest, whatever the watermark: the process holds too much.
+        """Give up the gap that has waited longest, even before its deadline, as the process holds too much.
 
         Returns the sessions that now have work.
         """
@@ -206,14 +206,14 @@ class Partition(EntryLedger):
     # Work done
 
     def finish(self, session: LiveSession, release: Release) -> None:
-        """The first release of a session's queue is done: every handler has handled it or given it up."""
+        """Remove the first release of a session's queue: every handler has handled it or given it up."""
         if len(session.queue) == 1:
             session.queue = NO_RELEASES
         else:
             del session.queue[0]
         self.unfinished -= 1
         self._changed[session.uuid] = release.state
-        # As `_finish_entry`, without a call: it is what happens to nearly every entry.
+        # `_finish_entry`, inlined: nearly every entry comes this way.
         entry_id = release.arrival.payload.entry_id
         if entry_id in self._fresh and self.suspects is None:
             self._fresh.remove(entry_id)
@@ -235,23 +235,23 @@ class Partition(EntryLedger):
     # What arrivals come to: called by `_arrive`, and by `arrive_ordinary` in C
 
     def load_session(self, uuid: str, encoded: bytes | None) -> LiveSession:
-        """A session as it comes into memory, from its encoded state, None for a new one; it is not kept yet."""
+        """Make a session from its encoded state, None for a new one. It is not kept in memory yet."""
         state = NEW_SESSION
         if encoded is not None:
             try:
                 state = decode_state(encoded)
-            except Exception:  # noqa: BLE001 - a ValueError, or what we did not foresee
-                # Somebody has written over it. The session's order starts anew; its events are not lost for that.
+            except Exception:  # noqa: BLE001 - a ValueError, or an unforeseen error
+                # The state was overwritten by something else. The session's order starts anew; no event is lost.
                 self._counters.unreadable_states += 1
         return LiveSession(uuid, state, self)
 
     def count_released_in_order(self, count: int) -> None:
-        """So many arrivals were released `in_order`."""
+        """Count arrivals that were released `in_order`."""
         self.unfinished += count
         self._counters.released["in_order"] += count
 
     def count_waiting(self, session: LiveSession, before: int) -> None:
-        """What waits in a session has changed, of which there were `before`: count it, and note its deadline."""
+        """Count the arrivals waiting in a session, `before` until now, and record its new deadline."""
         self.held += session.held - before
         deadline_ms = session.deadline_ms(self._settings.policy)
         if deadline_ms != session.gap_ends_ms:
@@ -282,7 +282,7 @@ class Partition(EntryLedger):
     def _dated(self, arrivals: list[Arrival]) -> list[Arrival]:
         if not self._ahead_ms:
             return arrivals
-        # Their IDs stand still until the clock has caught up, and the stream's time does not.
+        # Their IDs stand still until the clock has caught up; the stream's time goes on.
         now_ms = self.watermark_ms
         return [replace(arrival, arrived_ms=max(arrival.arrived_ms, now_ms)) for arrival in arrivals]
 
@@ -316,7 +316,7 @@ class Partition(EntryLedger):
         self.count_waiting(session, len(before))
 
     def _give_up_unordered(self, session: LiveSession, arrivals: Iterable[Arrival], error: Exception) -> None:
-        """Ordering has failed: those of the arrivals that are neither released nor waiting become dead letters."""
+        """Make dead letters of those arrivals that are neither released nor waiting, as ordering has failed."""
         cause = internal_error(error, "ordering")
         kept = {id(release.arrival) for release in session.queue} | {id(held) for held in session.waiting}
         for arrival in arrivals:
@@ -325,20 +325,20 @@ class Partition(EntryLedger):
                 letter = dead_letter_of(arrival, cause, group=self.group, failed_at_ms=self._now_ms)
                 self.add_dead_letter(letter)
                 self._finish_entry(entry_id)
-        self._note_internal_error("ordering", error)
+        self._record_internal_error("ordering", error)
 
     def _refuse_entry(
         self, entry_id: str, fields: Sequence[bytes], error: UndecodableEntryError, now_ms: int
     ) -> None:
-        """An entry cannot be decoded: it becomes a dead letter, and is done."""
+        """Make a dead letter of an entry that cannot be decoded; it is done."""
         if error.code == INTERNAL_ERROR:
-            self._note_internal_error("decoding", error.__cause__ or error)
+            self._record_internal_error("decoding", error.__cause__ or error)
         self.add_dead_letter(
             dead_letter_of_undecodable(entry_id, fields, error, group=self.group, now_ms=now_ms)
         )
         self._finish_entry(entry_id)
 
-    def _note_internal_error(self, doing: str, error: BaseException) -> None:
+    def _record_internal_error(self, doing: str, error: BaseException) -> None:
         if len(self.internal_errors) < INTERNAL_ERRORS_KEPT_MAX:
             self.internal_errors.append((doing, error))
 
@@ -373,5 +373,5 @@ def _in_c() -> tuple[Callable[..., int], Callable[..., int]] | tuple[None, None]
 
 
 arrive_ordinary, evict_idle = _in_c()
-"""The ordinary case of `_arrive`, and of `_evict`, in C: each does as many as it can, and returns how far it came.
-`worker/native/order.pyi` has their types. None where there was no compiler: Python does all of it."""
+"""The ordinary case of `_arrive`, and of `_evict`, in C: each does as many items as it can, and returns how many.
+`worker/native/order.pyi` has their types. None if maskline was installed without a compiler: Python does everything."""

@@ -1,8 +1,8 @@
-"""The life of an owned partition, from the lease that was acquired to the lease that is gone. Pure.
+"""The phases of an owned partition, from the acquisition of its lease to its loss. Pure.
 
 | phase | its handlers start | the stream is read on | results are committed |
 | --- | --- | --- | --- |
-| `OPENING`: the group's pending list is taken up | yes | no | yes |
+| `OPENING`: the group's pending list is read | yes | no | yes |
 | `OPEN` | yes | yes | yes |
 | `PAUSED`: about to be given back, and opened again if a handler is still at work | no | no | yes |
 | `LOST`: given back or taken away | no | no | no |
@@ -14,7 +14,7 @@ from typing import Final
 
 
 class Phase(Enum):
-    """Where an owned partition stands."""
+    """The phase of an owned partition."""
 
     OPENING = "opening"
     OPEN = "open"
@@ -26,9 +26,9 @@ TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.OPENING: frozenset({Phase.OPEN, Phase.PAUSED, Phase.LOST}),
     Phase.OPEN: frozenset({Phase.PAUSED, Phase.LOST}),
     Phase.PAUSED: frozenset({Phase.OPEN, Phase.LOST}),
-    Phase.LOST: frozenset(),  # its entries come again to the next owner: nothing may start or be committed any more
+    Phase.LOST: frozenset(),  # the next owner gets its entries again: nothing may start or be committed any more
 }
-"""The phases that may follow each."""
+"""The phases that may follow each phase."""
 
 
 def next_phase(now: Phase, wanted: Phase) -> Phase:

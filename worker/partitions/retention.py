@@ -5,7 +5,7 @@ Entries that the owner has read and not committed are beyond its group's cursor 
 commit moves the cursor: the script never takes them.
 
 A group that has stopped keeps everything it has not handled, for ever if need be: nothing unhandled is ever trimmed,
-whatever memory that takes. A metric and a warning say so.
+however much memory that takes. A metric and a warning show it.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 ROUND_S: Final = 1.0
-"""How often each partition is trimmed, about."""
+"""How often each partition is trimmed, roughly."""
 
 STEPS: Final = 4
-"""Round trips that a round is spread over."""
+"""Round trips over which the trimming of all partitions is spread."""
 
 STEP_PARTITIONS_MAX: Final = 64
-"""Partitions trimmed in one round trip; a worker with very many takes longer rounds instead."""
+"""Partitions trimmed in one round trip; with very many partitions, each is trimmed less often."""
 
 TRIM_MAX: Final = 10_000
 """Entries trimmed from a partition with one call: a few milliseconds of the server's time."""
@@ -78,7 +78,7 @@ class Retention:
         return sum(reply.left for number, reply in self._last_replies.items() if number in owned)
 
     def held_back_s(self) -> dict[str, float]:
-        """By group: for how many seconds the oldest entry that it keeps has outstayed retention."""
+        """By group: for how many seconds the oldest entry that it holds back has outstayed retention."""
         owned = {partition.number for partition in self._owned.open}
         greatest: dict[str, float] = {}
         for number, reply in self._last_replies.items():
@@ -101,7 +101,7 @@ class Retention:
             self._warn()
 
     def _due(self, owned: Sequence[Partition]) -> list[int]:
-        """The numbers of the next few partitions, round and round."""
+        """The numbers of the next few partitions to trim, in turn."""
         count = min(-(-len(owned) // STEPS), STEP_PARTITIONS_MAX)
         if self._next >= len(owned):
             self._next = 0
@@ -129,14 +129,14 @@ class Retention:
 
     def _replied(self, number: int, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
-            self._connections.note_error_reply(number, str(reply))
+            self._connections.handle_error_reply(number, str(reply))
             self._last_replies.pop(number, None)
             if self._failure_lines.due(number, str(reply).partition(" ")[0]):
                 _log.error(
                     "trim failed",
                     partition=number,
                     reply=str(reply),
-                    repeats_of_all=self._failure_lines.take_silent(),
+                    repeats_of_all=self._failure_lines.take_suppressed(),
                 )
             return
         trimmed = self._last_replies[number] = scripts.read_trimmed(reply)

@@ -1,4 +1,4 @@
-"""What a worker keeps in memory of a session: its order, its released events, and how far their handlers have come."""
+"""A session in a worker's memory: its order, its released events, and the progress of their handlers."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """How far the handlers of a session's first event have come, once one has failed or waits for a thread."""
+    """The progress of the handlers of a session's first event, once one has failed or waits for a thread."""
 
     __slots__ = ("_due", "attempts", "done", "retry_timer", "thread_requests", "waiting")
 
@@ -22,25 +22,27 @@ class Progress:
         """Handlers that need not run again: they succeeded, or their dead letter is written."""
         self._due: dict[str, float] = {}
         self.thread_requests: dict[str, Any] = {}
-        """By handler, what stands for the session where it waits for a thread; see `worker.dispatch.plain_handlers`."""
+        """By handler, the session's requests for threads; see `worker.dispatch.plain_handlers`."""
         self.waiting = False
-        """The session is with no runner: the first of these threads that is free takes it."""
+        """No runner has the session: the first free thread takes it."""
         self.retry_timer: asyncio.TimerHandle | None = None
-        """Takes the session to a runner for a retry, if no thread is free before."""
+        """Submits the session for a retry, if no thread is free before."""
 
     def wait(self, retry_timer: asyncio.TimerHandle | None) -> None:
-        """The session has left its runner, and waits for a thread; `retry_timer` may end that sooner."""
+        """Let the session, which has left its runner, wait for a thread; `retry_timer` may end that sooner."""
         self.waiting, self.retry_timer = True, retry_timer
 
     def stop_waiting(self) -> None:
-        """The session goes to a runner, or waits for its partition to be resumed: no timer and no thread takes it."""
+        """Stop the timer and the wait for threads, as the session goes to a runner or its partition is closed."""
         self.waiting = False
         if self.retry_timer is not None:
             self.retry_timer.cancel()
             self.retry_timer = None
 
     def failed(self, handler: str, attempt: int, due: float) -> None:
-        """Attempt number `attempt` of a handler (1, 2, …) failed; the next is due at `due`, by `lease_clock()`."""
+        """Record that attempt number `attempt` of a handler (1, 2, …) failed; the next is due at `due`, by
+        `lease_clock()`.
+        """
         self.attempts[handler] = attempt
         self._due[handler] = due
 
@@ -50,7 +52,7 @@ class Progress:
 
 
 NO_RELEASES: Final = cast("list[Release]", ())
-"""The queue where nothing is released, which is nearly every session: a list of its own would take a hundred bytes."""
+"""The empty queue that nearly all sessions share: a list of its own would take a hundred bytes."""
 
 
 class LiveSession(SessionOrder):
@@ -59,17 +61,20 @@ class LiveSession(SessionOrder):
     __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
 
     def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
-        # Without `super().__init__`: where sessions come and go, one is made for each event.
+        # Without `super().__init__`: with short sessions, one is made for each event.
         self.state = state
         self.waiting = NONE_WAITING
         self.uuid = uuid
         self.partition = partition
-        self.queue = NO_RELEASES  # else a list of one or two, nearly always: a deque is ten times as large
+        self.queue = (
+            NO_RELEASES  # a list, as it has one or two items nearly always: a deque is ten times as large
+        )
         self.progress: Progress | None = None
         self.scheduled = False
-        """Ready to run, running, or waiting for a retry: the dispatcher will come to its queue again."""
+        """Ready to run, running, or waiting for a retry: the dispatcher will process its queue again."""
         self.gap_ends_ms: int | None = None
-        """When the gap before what it holds is given up, by the stream's time; None while nothing waits."""
+        """When the gap before its waiting arrivals is given up, by the stream's time in ms; None while nothing
+        waits."""
         self.touched_ms = 0
         """The stream's time of its last entry."""
 

@@ -1,10 +1,10 @@
-"""Runs a suspect's handler in a process of its own, which dies alone of what the handler does. The worker's side.
+"""Runs a suspect's handler in a process of its own, so that a crash ends that alone. The worker's side.
 
 The other side is `worker.poison.sandbox_main`; both talk over a socket pair (`worker.poison.sandbox_protocol`).
 
 - If the sandbox dies after HandlerStarted without another report, the handler is considered to crash its process.
-- Where SIGKILL has ended it, that may have come from outside, so it takes KILLED_MAX such ends in a row.
-- Where the handler could not be called nothing was tried; after IMPOSSIBLE_MAX such runs in a row this worker goes on
+- A SIGKILL may have come from outside, so it takes KILLED_MAX of them in a row.
+- A run that could not call the handler counts for nothing; after IMPOSSIBLE_MAX such runs in a row this worker goes on
   without a sandbox.
 """
 
@@ -43,25 +43,25 @@ from maskline.worker.poison.sandbox_protocol import (
 )
 
 START_S: Final = 60.0
-"""Until the handler starts: its modules are imported and its resources opened first."""
+"""How long the start may take: modules are imported and resources opened before the handler starts."""
 
 POLL_INTERVAL_S: Final = 0.02
-"""How soon the end of the process is noticed where its end of the socket lives on, in a child that it has left."""
+"""How soon the end of the process is noticed if a child of its own still holds its end of the socket."""
 
 KILLED_MAX: Final = 3
-"""Runs that SIGKILL may end before that confirms a crash: the kernel out of memory, or anybody else, kills so too."""
+"""Runs ended by SIGKILL that confirm a crash: the kernel out of memory, or an operator, sends SIGKILL too."""
 
 IMPOSSIBLE_MAX: Final = 3
-"""Runs in a row that could not begin; after that there are no more in this process."""
+"""Runs in a row that could not begin, before this process runs no more of them."""
 
 _log = get_logger("maskline.worker")
 
 
 class SandboxUnavailableError(MasklineError):
-    """The handler was not reached: no process, or one that could not load or open what the handler needs."""
+    """The handler was not called: no process started, or it could not load the modules or open the resources."""
 
 
-class _ProcessDied(Exception):  # noqa: N818  not an error: what a run may come to
+class _ProcessDied(Exception):  # noqa: N818  not an error: one outcome of a run
     """The process has ended without an outcome, after the handler started."""
 
     def __init__(self, exit_code: int) -> None:
@@ -90,9 +90,9 @@ class Sandbox:
     async def run(self, handler: BoundHandler, release: Release, ctx: Context, crashes: int) -> None:
         """Run one attempt. `crashes`: how often the handler crashed on the event so far.
 
-        Returns if the handler handled the event, and clears it so. Raises what it failed with otherwise:
-        FailedInSandboxError, HandlerTimeoutError or HandlerHungError at its time limit, or HandlerCrashedError where it
-        has brought the process down. Raises SandboxUnavailableError where it was not called.
+        Returns if the handler handled the event, which clears it. Raises the failure otherwise: FailedInSandboxError,
+        HandlerTimeoutError or HandlerHungError at its time limit, or HandlerCrashedError if it crashed the process.
+        Raises SandboxUnavailableError if it was not called.
         """
         request = self._request(handler, release, ctx)
         _log.warning(
@@ -105,14 +105,14 @@ class Sandbox:
         for _ in range(KILLED_MAX):
             try:
                 async with self._lock:
-                    await self._once(handler, request)
+                    await self._run_process(handler, request)
             except SandboxUnavailableError:
                 self._impossible += 1
                 self._counters.sandbox_runs["impossible"] += 1
                 raise
             except _ProcessDied as death:
                 self._impossible = 0
-                how = _how(death.exit_code)
+                sandbox_exit = _describe_exit(death.exit_code)
                 if death.exit_code != -signal.SIGKILL:
                     break
             except MasklineError:
@@ -123,7 +123,7 @@ class Sandbox:
                 self._counters.sandbox_runs["handled"] += 1
                 return
         self._counters.sandbox_runs["crashed"] += 1
-        raise HandlerCrashedError(crashes, how)
+        raise HandlerCrashedError(crashes, sandbox_exit)
 
     def _request(self, handler: BoundHandler, release: Release, ctx: Context) -> bytes:
         settings = self._settings
@@ -145,14 +145,14 @@ class Sandbox:
         )
         return encode(request)
 
-    async def _once(self, handler: BoundHandler, request: bytes) -> None:
-        ours, theirs = socket.socketpair()
+    async def _run_process(self, handler: BoundHandler, request: bytes) -> None:
+        worker_end, sandbox_end = socket.socketpair()
         process: subprocess.Popen[bytes] | None = None
         try:
-            with theirs:
-                process = _spawn(theirs)
-            ours.setblocking(False)
-            reader, writer = await asyncio.open_connection(sock=ours)
+            with sandbox_end:
+                process = _spawn(sandbox_end)
+            worker_end.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=worker_end)
             try:
                 writer.write(request)
                 await _follow(handler, process, reader)
@@ -160,15 +160,15 @@ class Sandbox:
             finally:
                 writer.close()
         finally:
-            ours.close()
+            worker_end.close()
             if process is not None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 process.wait()
 
 
-def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    descriptor = theirs.fileno()
+def _spawn(sandbox_end: socket.socket) -> subprocess.Popen[bytes]:
+    descriptor = sandbox_end.fileno()
     module = "maskline.worker.poison.sandbox_main"
     try:
         # In a process group of its own: a terminal's Ctrl-C is the worker's affair.
@@ -185,7 +185,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
 async def _follow(
     handler: BoundHandler, process: subprocess.Popen[bytes], reader: asyncio.StreamReader
 ) -> None:
-    """Follow a run to its outcome: return if the event is handled, else raise what the run came to."""
+    """Follow a run to its outcome: return if the event is handled, else raise the failure."""
     report = await _next_report(process, reader, START_S)
     if isinstance(report, HandlerNotStarted):
         raise SandboxUnavailableError(report.reason)
@@ -216,7 +216,7 @@ async def _next_report(
             return None
         report = reading.result()
         if report is None:
-            await _until_ended(process, deadline)  # its end of the socket goes before it does
+            await _until_ended(process, deadline)  # its end of the socket is closed before the process ends
         return report
     finally:
         reading.cancel()
@@ -236,7 +236,7 @@ async def _until_ended(process: subprocess.Popen[bytes], deadline: float) -> Non
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
-def _how(exit_code: int) -> str:
+def _describe_exit(exit_code: int) -> str:
     if exit_code >= 0:
         return f"exit code {exit_code}"
     with contextlib.suppress(ValueError):

@@ -1,9 +1,9 @@
-"""`python -m maskline.worker.poison.sandbox_main`: one handler, one event, in a process that may die of it.
+"""`python -m maskline.worker.poison.sandbox_main`: runs one handler on one event, in a process that this may crash.
 
-The worker's side is `worker.poison.sandbox`, what both say to each other `worker.poison.sandbox_protocol`.
+`worker.poison.sandbox` is the worker's side, `worker.poison.sandbox_protocol` has the messages.
 
-Arguments: the descriptor of a socket, and the worker's process id. Whenever the worker dies, this process dies with it:
-it holds no lease of its own.
+Arguments: the descriptor of a socket, and the worker's process id. If the worker dies, this process dies with it, as it
+holds no lease of its own.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ from maskline.worker.poison.sandbox_protocol import (
 )
 
 REASON_MAX_CHARS: Final = 1_000
-"""Of the reason why a handler could not be called."""
+"""Bounds the reason why a handler could not be called."""
 
 OOM_SCORE: Final = 1_000
-"""The kernel out of memory takes this process before any other."""
+"""The kernel kills this process before any other when memory runs out."""
 
 
 def main(descriptor: int, worker: int) -> None:
@@ -82,14 +82,16 @@ def main(descriptor: int, worker: int) -> None:
 
 
 def _exit_with_worker(connection: socket.socket) -> None:
-    """The worker sends nothing after the request: what comes is its end, where the kernel sends no signal of it."""
+    """Exit when the worker closes the socket: it sends nothing after the request. Needed where the kernel sends no
+    signal.
+    """
     with contextlib.suppress(OSError):
         connection.recv(1)
     os._exit(1)
 
 
 def _make_expendable() -> None:
-    """Only the worker ends this process, and its end costs nobody anything."""
+    """Ignore the signals of an operator, as only the worker ends this process, and let the kernel kill it first."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         # Functions, as SIG_IGN would be passed on to programs that the handler runs.
         signal.signal(signum, lambda *_: None)
@@ -139,7 +141,9 @@ async def run_request(request: SandboxRequest, connection: socket.socket) -> Non
 async def _attempt(
     handler: BoundHandler, event: Event, ctx: Context, clean: CleanContext
 ) -> BaseException | None:
-    """What the handler failed with; None if it handled the event. The worker keeps the time limit."""
+    """Run the handler. Returns the exception it failed with; None if it handled the event. The worker keeps the time
+    limit.
+    """
     try:
         if handler.in_thread:
             result = await HandlerThreads().run(handler.call, event, ctx, context=clean.copy())

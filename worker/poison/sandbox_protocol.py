@@ -1,7 +1,7 @@
-"""What a worker and a sandbox say to each other over their socket pair: a request in, reports out.
+"""The messages of a worker and a sandbox over their socket pair: a request in, reports out.
 
 The sandbox reports HandlerStarted right before it calls the handler, then HandlerDone or HandlerFailed; or
-HandlerNotStarted, where it does not come to that. Each message is a msgpack map after its length.
+HandlerNotStarted if it cannot call the handler. Each message is a msgpack map after its length.
 """
 
 from typing import Final, Literal
@@ -14,10 +14,10 @@ HEAD_BYTES: Final = 4
 """The length before each message, big-endian."""
 
 REPORT_MAX_BYTES: Final = 1 << 20
-"""Of one report: many times the longest traceback."""
+"""Bounds one report: many times the longest traceback."""
 
 CLOSE_S: Final = 5.0
-"""For closing the resources, after the last report."""
+"""How long closing the resources may take, after the last report."""
 
 
 class SandboxRequest(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     modules: tuple[str, ...]
     """As MASKLINE_HANDLERS has them."""
     path: list[str]
-    """Where the worker imports from."""
+    """The worker's search path for modules."""
     log_format: Literal["auto", "json", "console"]
     log_level: Literal["debug", "info", "warning", "error"]
     token_key: bytes

@@ -1,25 +1,25 @@
-"""Decides which events may have brought a worker down, and how their handlers run after that. Pure.
+"""Decides which events may have crashed a worker, and how their handlers run after that. Pure.
 
 Workers read without a trace, so when one dies nobody knows which entries it had under way. Rules:
 
 - After a takeover from a worker that died, the *suspects* are the entries of the pending list, and those after the
-  cursor that the dead worker can have read. Everything else runs as ever.
+  cursor that the dead worker can have read. All other entries run as usual.
 - The start of a suspect's handler is marked in Redis first. A mark found running at the next such takeover counts as a
   *crash* of that handler on that event. A mark ends with the attempt, and with the event's commit.
-- The more crashes, the more the handler is kept apart (`run_mode`):
+- The more crashes, the more the handler is isolated (`run_mode`):
 
 | crashes | the handler runs |
 | --- | --- |
-| 0 | marked, as many at once as ever |
+| 0 | marked, as many at once as usual |
 | 1 | marked, solo: alone among the suspects with crashes of the process |
 | 2 | in a sandbox: a process of its own, which dies alone; marked so that the worker's own death is no crash |
 | 2, where there is no sandbox | marked, solo |
 | 3, where there is no sandbox | not again: dead letter |
 
 So a handler that kills its worker has done so three times when the sandbox confirms it (once unmarked, twice marked).
-The sandbox clears a handler that was merely under way whenever somebody killed the worker.
+The sandbox clears a handler that was merely under way each time somebody killed the worker.
 
-Older names stay where others read them: the metrics say `handler_strikes` and `trials`, a mark in Redis says `trial`.
+Older names remain in interfaces: the metrics say `handler_strikes` and `trials`, a mark in Redis says `trial`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from typing import Final, NamedTuple
 from maskline.worker.commands.marks import Mark, decode_mark, mark_field
 
 CRASHES_MAX: Final = 3
-"""No attempt in a worker follows so many crashes."""
+"""After so many crashes no attempt runs in a worker."""
 
 CRASHES_FOR_SANDBOX: Final = 2
 """From so many crashes on, the handler runs in a sandbox."""
@@ -66,7 +66,7 @@ def run_mode(crashes: int, *, sandbox_available: bool) -> RunMode:
 
 
 class FoundMark(NamedTuple):
-    """A mark that a takeover found in Redis."""
+    """A mark that the new owner found in Redis at a takeover."""
 
     entry_id: str
     handler: str
@@ -75,7 +75,7 @@ class FoundMark(NamedTuple):
     crashed: bool
     """The handler was running when the worker died: that added a crash."""
     stored: bool
-    """Redis has the mark in this form already."""
+    """Redis already has the mark in this form."""
 
     @property
     def field(self) -> str:
@@ -137,11 +137,11 @@ class Suspects:
             self._unread.setdefault(one.entry_id, []).append(one)
         self._suspects: dict[str, Suspect] = {}
         self._more = True
-        """Entries may yet come that are suspects."""
+        """Suspects may still be among the entries to come."""
 
     @property
     def over(self) -> bool:
-        """There are no suspects and none will come."""
+        """Whether there are no suspects and none will come."""
         return not self._more and not self._suspects
 
     def __len__(self) -> int:

@@ -6,12 +6,12 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 | bound | on |
 | --- | --- |
 | MASKLINE_OUTSTANDING_MAX | entries read and not done, in a process: reading stops |
-| RUN_AHEAD_MAX (`partitions.ledger`) | entries of a partition read ahead of what Redis knows: that one is not read |
+| RUN_AHEAD_MAX (`partitions.ledger`) | entries of a partition read ahead of its committed cursor: it is not read |
 | HELD_FACTOR times MASKLINE_OUTSTANDING_MAX | entries waiting in gaps, in a process: the oldest are given up |
 
 Entries are processed a slice at a time, so that handlers get their turns. The next slice is decoded, and the states of
 its sessions are requested, before the slice under way is ordered: so the server's reply is there when it is needed.
-Waiting for each reply was an eighth of a busy worker's time.
+Waiting for each reply took an eighth of a busy worker's time.
 """
 
 import asyncio
@@ -48,34 +48,34 @@ _NO_STATES: Final[Mapping[str, bytes | None]] = {}
 
 
 class ReadEntries(NamedTuple):
-    """What one read brought of one partition."""
+    """The entries that one read brought of one partition."""
 
     partition: Partition
     entries: StreamEntries
     watermark_ms: int
-    """How far the stream's time has certainly come with these entries."""
+    """The stream's time after these entries: no later entry is older."""
 
 
 class _StateRequest(NamedTuple):
-    """Session states that one server was asked for."""
+    """A request for session states to one server."""
 
     wanted: list[tuple[Partition, list[str]]]
     """The sessions, by partition."""
     replies: asyncio.Future[list[Any]]
-    """A reply for each partition: its sessions' states, in their order."""
+    """Has a reply for each partition: its sessions' states, in their order."""
 
 
 class _Slice(NamedTuple):
-    """Entries that were decoded together, and wait for the states of their sessions."""
+    """Entries that were decoded together. They wait for the states of their sessions."""
 
     decoded: list[tuple[ReadEntries, DecodedBatch]]
     state_requests: list[_StateRequest]
     size: int
-    """Entries, those that could not be decoded included."""
+    """How many entries, those that could not be decoded included."""
 
 
 class StreamPipeline:
-    """Takes the entries of all owned partitions from the pollers to the dispatcher.
+    """Passes the entries of all owned partitions from the pollers to the dispatcher.
 
     `on_progress(partition)`: called when a partition has something to commit. `on_fault(doing, error)`: called with an
     error on one entry that is a fault in maskline; the entry becomes a dead letter.
@@ -111,16 +111,16 @@ class StreamPipeline:
     def readable(self, server: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
         """The partitions that a poller may read at a server now, and whether others of that server must wait.
 
-        Those wait for their commits, for another poller, or until the server is known to have what was seen of them.
+        The others wait for their commits, for another poller, or until their history on the server is checked.
         """
         of_partition, incarnation = self._connections.of_partition, server.incarnation
-        there = [p for p in self._owned.open if of_partition(p.number) is server]
+        open_here = [p for p in self._owned.open if of_partition(p.number) is server]
         readable = [
             p
-            for p in there
+            for p in open_here
             if p.run_ahead < RUN_AHEAD_MAX and p.verified_at is incarnation and p.poller in (None, poller)
         ]
-        return readable, len(readable) < len(there)
+        return readable, len(readable) < len(open_here)
 
     def room(self) -> int:
         """How many more entries may be read."""
@@ -132,7 +132,7 @@ class StreamPipeline:
     def receive(
         self, streams: Sequence[tuple[Partition, StreamEntries]], count: int, now_ms: int
     ) -> list[ReadEntries]:
-        """Note what a read brought, and return what must be processed: entries, and gaps that are to be given up.
+        """Take in what a read brought. Returns what must be processed: entries, and partitions with gaps to give up.
 
         `count`: how many entries were asked for of each partition. `now_ms`: Redis's time before the read.
         """
@@ -155,7 +155,7 @@ class StreamPipeline:
         return received
 
     def process(self, received: Sequence[ReadEntries]) -> Awaitable[None]:
-        """Decode the first slice and request its states now; the awaitable returned, to be awaited, does the rest."""
+        """Decode the first slice and request its states now. The caller awaits the result, which does the rest."""
         size = sum(len(one.entries) for one in received)
         self._unordered += size
         slices = _slices(received)
@@ -211,7 +211,7 @@ class StreamPipeline:
                 if batch.unknown and partition not in states:
                     unanswered.append((received, batch))
                     continue
-                # Even if it is paused: it may be opened again, and what was read is not read twice.
+                # Also for a paused partition: it may be opened again, and what was read is not read twice.
                 ready += partition.arrive(batch, states.get(partition, _NO_STATES), received.watermark_ms)
                 if partition.internal_errors:
                     self._report_faults(partition)
@@ -266,7 +266,7 @@ class StreamPipeline:
     async def _receive_states(
         self, requests: Iterable[_StateRequest]
     ) -> dict[Partition, Mapping[str, bytes | None]]:
-        """The encoded states by session, of those partitions whose server answers."""
+        """The encoded states by session, of the partitions whose servers answer."""
         found: dict[Partition, Mapping[str, bytes | None]] = {}
         for wanted, replies in requests:
             with contextlib.suppress(RedisUnavailableError):
@@ -283,18 +283,20 @@ class StreamPipeline:
             self._on_fault(doing, error)
 
     def _log_failure(self, partition: Partition, reply: str) -> None:
-        self._connections.note_error_reply(partition.number, reply)
+        self._connections.handle_error_reply(partition.number, reply)
         if self._failure_lines.due(partition.number, reply.partition(" ")[0]):
             _log.error(
                 "session state read failed",
                 partition=partition.number,
                 reply=reply,
-                repeats_of_all=self._failure_lines.take_silent(),
+                repeats_of_all=self._failure_lines.take_suppressed(),
             )
 
 
 def _slices(received: Iterable[ReadEntries]) -> Iterator[Sequence[ReadEntries]]:
-    """The same in groups of SLICE_ENTRIES entries, or a little more: what was read of one partition stays together."""
+    """Group what was received into slices of SLICE_ENTRIES entries or a little more; one partition's entries of a read
+    stay together.
+    """
     gathered: list[ReadEntries] = []
     size = 0
     for one in received:

@@ -8,16 +8,15 @@
 A combined read is cheaper and quicker. A cluster refuses it, since the keys lie in several slots. And where one
 partition cannot be read (another type of key in its place), single reads let the others go on.
 
-How much is asked for follows from how fast it comes (`worker.streams.read_size`). While that is less than
-READ_PARTITION_MIN entries of every partition, and there is more than comes, the partitions take turns.
+`worker.streams.read_size` decides how much a read asks for. If that is less than READ_PARTITION_MIN entries of every
+partition, and there is a backlog, the partitions take turns.
 
-Every read begins with TIME: a partition that then brings less than was asked for had been read to its end at that time.
-This is how the watermark moves on where no entries do. The next read is sent before the last one's entries are
-processed.
+Every read begins with TIME. A partition that brings less than was asked for has been read to its end as of that time:
+so its watermark moves on even without entries. The next read is sent before the last one's entries are processed.
 
-Only its poller knows of the entries that were read and are not processed yet: `read_id` is past them, and Redis is not
-told. So a partition has one poller at a time (`Partition.poller`), even while it moves to another server, and a poller
-whose server is gone is not cancelled before it has processed what it has.
+Only its poller knows the entries of a partition that were read and are not processed yet: `read_id` is past them, and
+Redis does not know. So a partition has one poller at a time (`Partition.poller`), even while it moves to another
+server, and a poller whose server is gone is not cancelled before it has processed what it has.
 """
 
 import asyncio
@@ -42,10 +41,12 @@ READ_PARTITION_MIN: Final = 4
 READ_PARTITION_MAX: Final = 256
 
 BLOCK_MAX_MS: Final = 250
-"""How long a read waits at the server. It bounds how late a gap is given up, and a wake-up that came too early."""
+"""How long a read waits at the server. It bounds how late a gap is given up, and how long a wake-up that came before
+the read is missed."""
 
 POLL_S: Final = 0.02
-"""What single reads add to the latency, at most; and a thousand small commands a second for twenty partitions."""
+"""The pause between single reads: the most that they add to the latency. Twenty partitions then take a thousand small
+commands a second."""
 
 TURN_BLOCK_MS: Final = 1
 """How long a read waits at the server while partitions take turns: others have something to read."""
@@ -84,7 +85,7 @@ class Poller:
         self._blocking = False
         """A read is waiting at the server."""
         self.starved = False
-        """Something is not read because too much is unfinished: wake the poller when there is room."""
+        """Something is not read, as too much is unfinished: wake the poller when there is room."""
         self._claimed: list[Partition] = []
         """The partitions whose `poller` this is."""
         self._processing = False
@@ -101,7 +102,7 @@ class Poller:
         """Reads under way when their connection was lost."""
 
     def details(self) -> dict[str, Any]:
-        """How reading goes, for /readyz."""
+        """The state of reading, for /readyz."""
         read, size = self._last_read, self._read_size
         waited_s = read.waited_s if read is not None and read.took_s is None else 0.0
         return {
@@ -114,13 +115,13 @@ class Poller:
         }
 
     def retire(self, task: asyncio.Task[None]) -> None:
-        """Its server is gone: end the task in which it runs, as soon as all that was read is processed."""
+        """End `task`, in which this poller of a removed server runs, as soon as all that was read is processed."""
         self._retired = True
         if not self._processing:
             task.cancel()
 
     def wake(self) -> None:
-        """The partitions to read, or the room for entries, have changed: end a read that waits."""
+        """End a read that waits, as the partitions to read or the room for entries have changed."""
         self._woken.set()
         commands = self._server.commands
         if self._blocking and commands is not None:
@@ -136,7 +137,7 @@ class Poller:
                     await self._read_while_connected(reads)
                 except RedisUnavailableError:
                     self._blocking = False
-                    self._note_interrupted()
+                    self._on_interrupted()
                     self._claim_only(())  # no reply of this connection is read any more
                     # The task that keeps the connection needs a turn to see the loss before `ready` may return again.
                     await asyncio.sleep(RETRY_DELAY_S)
@@ -159,13 +160,13 @@ class Poller:
             ):  # a user who may not ask for TIME: the entries have no date
                 replies = [time_reply] * len(replies)
             streams = self._streams(read, replies)
-            self._note_read(read, streams or ())
+            self._on_read(read, streams or ())
             if streams is None:
                 await asyncio.sleep(RETRY_DELAY_S)
                 read = self._send_read(reads)
                 continue
             now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000 if streams else 0
-            # From here until all that was read is processed nothing may cancel: see `retire`.
+            # From here until all that was read is processed nothing may cancel this task: see `retire`.
             processed = self._pipeline.process(self._pipeline.receive(streams, read.count, now_ms))
             if read.combined or any(entries for _, entries in streams):
                 # After the request for states, which would wait behind it.
@@ -190,7 +191,9 @@ class Poller:
             self._processing = False
 
     def _claim_only(self, partitions: Sequence[Partition]) -> None:
-        """All that was read is processed, and a read of only these is under way: let other pollers read the rest."""
+        """Keep only these partitions, which have a read under way: all others are processed, and other pollers may read
+        them.
+        """
         kept = {*partitions}
         released = [partition for partition in self._claimed if partition not in kept]
         for partition in released:
@@ -206,20 +209,20 @@ class Poller:
         partitions, others_wait = pipeline.readable(self._server, self)
         room = pipeline.room()
         room = min(room, size.room(pipeline.outstanding_max - room))
-        # Where the bound is less than the least that is read, it is read when nothing is unfinished.
+        # If the bound is below the least that a read asks for, the read is sent once nothing is unfinished.
         least = min(len(partitions) * READ_PARTITION_MIN, pipeline.outstanding_max, size.room(0))
         self.starved = room < least or others_wait
         if not partitions or room < least:
             return None
         entries = size.entries
-        there, partitions = len(partitions), self._of_this_turn(partitions, entries)
+        readable_count, partitions = len(partitions), self._of_this_turn(partitions, entries)
         of_each = max(min(entries, room) // len(partitions), min(entries, READ_PARTITION_MIN))
         count = min(of_each, READ_PARTITION_MAX)
         combined = self._combined and monotonic() >= self._single_until
         keys = [self._keys.callbacks(partition.number) for partition in partitions]
         read_ids = [partition.read_id for partition in partitions]
         if combined:
-            block_ms = TURN_BLOCK_MS if len(partitions) < there else self._block_ms(partitions)
+            block_ms = TURN_BLOCK_MS if len(partitions) < readable_count else self._block_ms(partitions)
             packed = [pack("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *keys, *read_ids)]
         else:
             packed = [
@@ -248,7 +251,7 @@ class Poller:
             self._turn = 0
         return chosen
 
-    def _note_read(self, read: ReadRequest, streams: Sequence[tuple[Partition, Sequence[Any]]]) -> None:
+    def _on_read(self, read: ReadRequest, streams: Sequence[tuple[Partition, Sequence[Any]]]) -> None:
         """Learn from a read how much to ask for next."""
         counts = [len(entries) for _, entries in streams]
         size, was_slow, took_s = self._read_size, self._read_size.slow, read.transfer_s
@@ -266,7 +269,7 @@ class Poller:
         if not self._turn:  # the round is over, or there are no turns
             self._backlog, self._full_in_round = self._full_in_round, False
 
-    def _note_interrupted(self) -> None:
+    def _on_interrupted(self) -> None:
         read, self._last_read = self._last_read, None
         if read is not None:
             self.reads_cut += 1
@@ -282,15 +285,15 @@ class Poller:
     def _streams(
         self, read: ReadRequest, replies: Sequence[Any]
     ) -> list[tuple[Partition, Sequence[Any]]] | None:
-        """The entries that came, by partition, even if there are none; None if the streams could not be read.
+        """The entries that came, by partition, also if there are none; None if the streams could not be read.
 
-        It leaves out what came over an earlier connection: that server may have lost those entries since.
+        Entries that came over an earlier connection are left out: the server may have lost them since.
         """
         if read.combined:
             reply = replies[0]
             if isinstance(reply, hiredis.ReplyError):
                 self._single_until = monotonic() + SINGLE_FOR_S
-                self._server.note_error_reply(str(reply))
+                self._server.handle_error_reply(str(reply))
                 return None
             by_key = dict(reply or ())
             return [
@@ -301,15 +304,15 @@ class Poller:
         streams: list[tuple[Partition, Sequence[Any]]] = []
         for partition, reply in zip(read.partitions, replies, strict=True):
             if isinstance(reply, hiredis.ReplyError):
-                self._note_failure(partition, str(reply))
+                self._on_failure(partition, str(reply))
             elif partition.verified_at is read.incarnation:
                 streams.append((partition, reply[0][1] if reply else ()))
                 if self._errors:
                     self._errors.pop(partition.number, None)
         return streams
 
-    def _note_failure(self, partition: Partition, reply: str) -> None:
-        self._server.note_error_reply(reply)
+    def _on_failure(self, partition: Partition, reply: str) -> None:
+        self._server.handle_error_reply(reply)
         kind = reply.partition(" ")[0]
         if self._errors.get(partition.number) != kind:
             self._errors[partition.number] = kind

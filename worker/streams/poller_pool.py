@@ -1,4 +1,4 @@
-"""A poller for each server, as the servers come and go."""
+"""Keeps one poller for each server, as the servers come and go."""
 
 import asyncio
 from typing import Any
@@ -51,21 +51,21 @@ class PollerPool:
         return list(self._pollers)
 
     def details(self) -> list[dict[str, Any]]:
-        """How reading goes from each server, for /readyz."""
+        """The state of reading from each server, for /readyz."""
         return [poller.details() for poller, _ in self._pollers.values()]
 
     def servers_changed(self) -> None:
-        """The servers, or the partitions that they have, have changed."""
+        """Match the pollers to the servers, which have changed, or have other partitions."""
         self._changed.set()
         self.wake()
 
     def wake(self) -> None:
-        """The partitions to read have changed: end reads that wait."""
+        """End reads that wait, as the partitions to read have changed."""
         for poller, _ in self._pollers.values():
             poller.wake()
 
     def progressed(self) -> None:
-        """Something was finished, committed or released by a poller: there may be more to read."""
+        """Wake pollers that wait for room, as something was finished, committed or released by a poller."""
         for poller, _ in self._pollers.values():
             if poller.starved:
                 poller.wake()

@@ -1,4 +1,4 @@
-"""A read that a poller has sent: what it asked for, and how long it takes."""
+"""Describes a read that a poller has sent: what it asks for, and how long it takes."""
 
 import asyncio
 from time import monotonic
@@ -11,7 +11,7 @@ from maskline.worker.partitions.partition import Partition
 class ReadRequest:
     """A read under way over the connection `reads`.
 
-    `incarnation`: of the connections (`ServerConnections.incarnation`) that it was sent over. `count`: how many entries
+    `incarnation`: that of the connections it was sent over (`ServerConnections.incarnation`). `count`: how many entries
     were asked for of each partition. `combined`: whether one XREAD asked for all of them.
     """
 
@@ -48,11 +48,12 @@ class ReadRequest:
         self._before_bytes = reads.received_bytes
         self._sent_at = monotonic()
         self._wanted_at: float | None = None
-        """When the last read's entries were processed, and this read was waited for."""
+        """When the last read's entries were processed, so that the poller began to wait for this read."""
         self.took_s: float | None = None
         """Seconds until the replies had come; None while they have not."""
         self.transfer_s = 0.0
-        """The part of `took_s` after the first reply, which is to TIME. The rest is latency, as a smaller read has."""
+        """The part of `took_s` after the first reply, which is to TIME. The rest is latency, which a smaller read has
+        too."""
         future.add_done_callback(self._replied)
 
     def _replied(self, _future: asyncio.Future[list[Any]]) -> None:
@@ -66,7 +67,7 @@ class ReadRequest:
 
     @property
     def waited_s(self) -> float:
-        """How long it was waited for with nothing else to do; even while it is under way."""
+        """How long the poller has waited for it with nothing else to do, also while it is under way."""
         if self._wanted_at is None:
             return 0.0
         ended_at = monotonic() if self.took_s is None else self._sent_at + self.took_s
@@ -74,5 +75,5 @@ class ReadRequest:
 
     @property
     def size_bytes(self) -> int:
-        """The size of the replies, as long as the next read is not sent."""
+        """The size of the replies in bytes; valid until the next read is sent."""
         return self._reads.received_bytes - self._before_bytes

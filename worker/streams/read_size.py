@@ -1,13 +1,12 @@
-"""How much one read asks for: as much as comes quickly, however thin the network between the worker and Redis is. Pure.
+"""Sizes each read so that it comes quickly, however thin the network between the worker and Redis is. Pure.
 
-`worker.streams.poller` and `worker.leases.pending_list` carry the decisions out. A read is sized in bytes, by the mean
-size of the entries that came lately. It starts small, so that a thin network brings something from the first second on.
-It grows while reads that leave something behind are quick, the quicker the more, and is halved when one was slow or
-interrupted.
+`worker.streams.poller` and `worker.leases.pending_list` carry its decisions out. A read is sized in bytes, by the mean
+size of recent entries. It starts small, so that a thin network brings something from the first second on. It grows
+while full reads are quick, the quicker the more, and is halved after one that was slow or interrupted.
 
 | bound | on |
 | --- | --- |
-| READ_MIN_BYTES, READ_MAX_BYTES | what a read may bring, as far as the mean foretells it |
+| READ_MIN_BYTES, READ_MAX_BYTES | the bytes of a read, as predicted by the mean |
 | READ_MAX | entries of a read |
 """
 
@@ -26,22 +25,22 @@ READ_MAX_BYTES: Final = 32 << 20
 """READ_MAX entries of four kilobytes: far above what Plivo sends, and two reads of it are in memory at most."""
 
 OUTSTANDING_MAX_BYTES: Final = 256 << 20
-"""The callbacks read and not finished in a process, as far as the mean foretells their size. It stands beside
-MASKLINE_OUTSTANDING_MAX, which is enough for callbacks of the usual size."""
+"""The bytes of callbacks read and not finished in a process, as predicted by the mean. For callbacks of the usual size
+MASKLINE_OUTSTANDING_MAX is the tighter bound."""
 
 ENTRY_START_BYTES: Final = 64 << 10
 """The assumed size of an entry before one was seen: the greatest. So the first read only finds out the real size."""
 
 SLOW_S: Final = 1.0
-"""After a read that is waited for longer the next is halved. Lease renewals share the network with its reply."""
+"""If the poller waits longer for a read, the next one is halved. Lease renewals share the network with its reply."""
 QUICK_S: Final = 0.5
 """How long a read may take for the next to grow. The longest that a read blocks at the server is half of it."""
 
 GROWTH_MAX: Final = 8.0
-"""The most that a read grows by at once: on a quick network the third one has the greatest size."""
+"""The greatest factor by which a read grows: on a quick network the third read has the greatest size."""
 
 MEAN_WEIGHT: Final = 0.25
-"""The weight of the last read in the mean size of entries, where they become smaller; greater ones count at once."""
+"""The weight of the last read in the mean size when entries become smaller; greater ones count at once."""
 
 
 class ReadSize:
@@ -64,14 +63,14 @@ class ReadSize:
         return min(READ_MAX, max(1, int(self.read_bytes / self.entry_bytes)))
 
     def room(self, outstanding: int) -> int:
-        """How many more entries fit in memory beside `outstanding` ones that are not finished."""
+        """How many more entries fit in memory beside the `outstanding` ones that are not finished."""
         return int(OUTSTANDING_MAX_BYTES / self.entry_bytes) - outstanding
 
     def completed(self, entries: int, size_bytes: int, took_s: float, waited_s: float, *, full: bool) -> None:
-        """A read is complete.
+        """Size the next read by one that is complete.
 
         `entries`: how many it brought. `size_bytes`: of the whole reply. `took_s`: how long it took. `waited_s`: the
-        part of it in which the worker had nothing else to do: a worker that is busy with the last read gets the next
+        part of it in which the worker had nothing else to do. A worker that is busy with the last read gets the next
         one late, which is no reason to ask for less. `full`: some stream brought as many entries as were asked for.
         """
         if entries:
@@ -87,7 +86,7 @@ class ReadSize:
             self.read_bytes = min(int(self.read_bytes * growth), READ_MAX_BYTES)
 
     def interrupted(self) -> None:
-        """The connection was lost while a read was under way."""
+        """Halve the next read, as the connection was lost while one was under way."""
         self.slow = True
         self._halve()
 

@@ -97,18 +97,18 @@ async def test_full_server_with_the_layout_is_accepted(own_redis, namespace):
 async def test_no_connection_is_used_before_the_layout_is_checked(redis_server, namespace):
     """In a cluster one node keeps the layout, and the others may be there before it."""
     settings = load_settings({}, redis_url=redis_server.url, namespace=namespace, partitions=8)
-    keeper, other = Server("keeper", 1), Server("other", 2)
-    gate = NamespaceCheck(settings, {Keys(namespace).layout: keeper}.get)
+    layout_server, other = Server("layout_server", 1), Server("other", 2)
+    gate = NamespaceCheck(settings, {Keys(namespace).layout: layout_server}.get)
     connection = await RedisEndpoint(settings).connect("test-gate")
     try:
         with pytest.raises(RedisUnavailableError, match="has not answered yet"):
             await gate.check(connection, other)
-        await gate.check(connection, keeper)
+        await gate.check(connection, layout_server)
         await gate.check(connection, other)
         with redis_server.client() as client:
             client.hset(Keys(namespace).layout, "partitions", 9)
         await gate.check(connection, other)
         with pytest.raises(ConfigError):
-            await gate.check(connection, keeper)
+            await gate.check(connection, layout_server)
     finally:
         connection.close()

@@ -1,7 +1,6 @@
 #!lua flags=allow-oom
--- Commit what an owner has done to a partition, if it still owns it.
---
--- Also where the server is out of memory (allow-oom): only what is committed can ever be trimmed.
+-- Commit what an owner has done to a partition, if it still owns it. Runs also when the server is out of memory
+-- (allow-oom): only committed entries can ever be trimmed.
 --
 -- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group
@@ -22,8 +21,9 @@
 --
 -- A commit stands on those before it: which entries wait is said once. Where the last one is not there, Redis has lost
 -- it (a crash, a failover). Where an entry that waits, or the cursor's, is not in the stream, Redis has lost that: the
--- stream goes on with IDs below such a cursor, and nobody would ever read them. In both cases its owner must begin again
--- from what is there. To look a cursor up is a third of what a small commit costs, so it is not asked for every time.
+-- stream goes on with IDs below such a cursor, and nobody would ever read them. In both cases its owner must begin
+-- again from what is there. Checking a cursor is a third of the cost of a small commit, so it is not requested every
+-- time.
 --
 -- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
 local holder = redis.call('GET', KEYS[1])

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Say that I live, forget who has not for a lease's life, and return who does.
+-- Record the worker's heartbeat, remove workers without one for a lease's life, and return the live ones.
 --
 -- KEYS  1 workers
 -- ARGV  1 worker id   2 lease life, ms

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Write marks of handlers that may bring their worker down, if the partition is still mine.
+-- Write marks of handlers that may crash their worker, if the caller still owns the partition.
 --
 -- Also where the server is out of memory (allow-oom): a suspect does not run before its mark is written, and only what
 -- has run can be trimmed. A mark takes some hundred bytes, and there is one for each suspect at most.

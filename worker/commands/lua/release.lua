@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Give a lease back that is still mine, and note that its tenure ended well: whoever takes it next suspects nothing.
+-- Give back a lease that the caller still holds, and record that its tenure ended well: the next owner has no suspects.
 --
 -- KEYS  1 lease   2 fence
 -- ARGV  1 lease value (fencing token, worker id)

@@ -1,8 +1,6 @@
 #!lua flags=allow-oom
--- Trim a partition's stream as far as retention wants, and no group has anything left to do. It needs no lease: whatever
--- is below what every group has handled stays handled, whoever asks.
---
--- Foremost where the server is out of memory (allow-oom): this is what makes room again.
+-- Trim a partition's stream by retention, as far as every group has handled it. It needs no lease: entries that every
+-- group has handled stay handled. Runs also when the server is out of memory (allow-oom), since it makes room.
 --
 -- KEYS  1 stream
 -- ARGV  1 retention, ms   2 entries to keep at most   3 entries to trim at most in one call
@@ -10,14 +8,15 @@
 --         { name, callbacks not handled or -1 if unknown, ms by which the oldest one kept has outstayed } … }
 --       the groups are those that hold back what retention would take
 --
--- A group is done with everything below its oldest pending entry, or, if nothing is pending, up to its cursor. What an
--- owner has read and not committed is beyond the cursor, since commit.lua moves the cursor and puts what waits into the
--- pending list at once: so nothing that is under way is ever below. A group at 0-0 has handled nothing; a stream without
--- groups is left alone, since the first group will want it all. Of a group whose cursor stands beyond the stream's last ID
--- nobody knows what it has handled (lua/acquire.lua): nothing.
+-- A group is done with everything below its oldest pending entry, or, if nothing is pending, up to its cursor. Entries
+-- that an owner has read and not committed are beyond the cursor, since commit.lua moves the cursor and fills the
+-- pending list in one call: so no entry under way is ever below. A group at 0-0 has handled nothing; a stream without
+-- groups is left alone, since the first group will want it all. If a group's cursor is beyond the stream's last ID
+-- (lua/acquire.lua), nobody knows how far it had come: it counts as 0-0.
 local RETENTION_MS, KEEP, LIMIT = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
--- A node of a stream has at most 100 entries by default, and about 4 KiB: what whole nodes leave over is less than that.
+-- A node of a stream has at most 100 entries by default, and about 4 KiB: trimming by whole nodes leaves less than that
+-- over.
 local NODE = 100
 
 -- IDs are pairs of 64-bit numbers, more than a Lua number holds: compared as text, the longer number is the greater.
@@ -105,7 +104,8 @@ if first then
         local kept = redis.call('XRANGE', KEYS[1], group[3], '+', 'COUNT', 1)[1]
         if kept then
             local age_ms = now_ms - tonumber(string.match(kept[1], '^%d+'))
-            -- One that is too many has outstayed all its life; only who keeps the very oldest is to blame for it.
+            -- An entry beyond the count has outstayed for its whole age; only the group that keeps the oldest one is to
+            -- blame.
             local too_many = left > KEEP and kept[1] == first[1]
             local outstayed_ms = too_many and age_ms or age_ms - RETENTION_MS
             if outstayed_ms > 0 then
