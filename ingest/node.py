@@ -74,7 +74,7 @@ class IngestNode:
         self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
-        """Why the spool does not outlive a crash; empty where it does, or that is not known."""
+        """Why the spool does not outlive a crash; empty if it does, or that is not known."""
         self._stopping = False
         self._stop_by = 0.0
         """The deadline of the stop, by the loop's clock."""

@@ -1,6 +1,6 @@
-"""The outcome of a callback: its codes, the error for "not stored", and who is told of it.
+"""The outcome of a callback: its codes, the error for "not stored", and the completion that receives it.
 
-A leaf: the publisher, the spool and the router share these types and do not import each other for them.
+A leaf: the publisher, the spool and the router share these types without importing each other.
 
 | code | means |
 | --- | --- |
@@ -72,20 +72,21 @@ def refusal_code(reply: Any) -> str:
 
 
 class Completion(Protocol):
-    """Awaits the outcome of one callback: a future, or a lighter object of the same shape (ingest.http.connection).
+    """Receives the outcome of one callback: a future, or a lighter object with the same methods
+    (ingest.http.pending_request).
 
     It is completed once, with None or a NotStoredError, and only while it is not `done`. Completing it may call back
     into the router.
     """
 
     def done(self) -> bool:
-        """Whether the outcome is known already, or nobody awaits it any more."""
+        """Whether the outcome is known, or nobody awaits it any more."""
 
     def set_result(self, result: None, /) -> None:
         """The callback is stored."""
 
     def set_exception(self, exception: NotStoredError, /) -> None:
-        """The callback is stored nowhere."""
+        """Complete with an error: the callback is stored nowhere."""
 
 
 Completions = list[Completion]

@@ -1,4 +1,4 @@
-"""Why a request is not taken: the answer to its sender, and a hint for the operator. Pure.
+"""Refusals: why a request is not taken, as an answer to its sender, and a hint for the operator. Pure.
 
 The refusals themselves are constants of the modules that decide: `ingest.parser` for HTTP, `ingest.auth.verifier` for
 callbacks, `ingest.http` for time limits and for callbacks that nothing could store.

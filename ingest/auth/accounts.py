@@ -1,4 +1,4 @@
-"""Whose signatures count: the accounts of MASKLINE_AUTH_TOKENS and their tokens. Pure.
+"""The configured accounts of MASKLINE_AUTH_TOKENS and their tokens: only their signatures count. Pure.
 
 An account may have several tokens while one replaces the other. A main account's token (`MA…`) also signs what its
 subaccounts send, in the Ma headers.
@@ -13,7 +13,7 @@ from maskline.ingest.auth.signatures import Token
 MAIN_PREFIX: Final = "MA"
 
 _AUTH_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What an account in the path may look like where none is configured and verification is off."""
+"""The form of an account in the path if none is configured and verification is off."""
 
 Credential = tuple[str, Token]
 """An auth_id and one of its tokens."""
@@ -50,7 +50,7 @@ class Accounts:
 def signing_account(
     credentials: Iterable[Credential], texts: Sequence[bytes], signatures: Sequence[bytes]
 ) -> str | None:
-    """The auth_id of which one token made one of the signatures of one of the texts; None where there is none."""
+    """The auth_id with a token that made one of the signatures over one of the texts; None if there is none."""
     if not signatures:
         return None
     for auth_id, token in credentials:

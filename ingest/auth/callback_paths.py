@@ -1,4 +1,4 @@
-"""Which paths are ours, and how to explain those that nearly are. Pure.
+"""Finds the account of a callback's path, and explains paths that are nearly right. Pure.
 
 | path, percent-decoded, without slashes at its end | account |
 | --- | --- |
@@ -18,7 +18,7 @@ ACCOUNT_PATH: Final = "/callbacks/"
 
 
 class UnknownPath(NamedTuple):
-    """The explanation of a path that is none of ours."""
+    """The explanation of a path that takes no callbacks."""
 
     detail: str
     """For the sender."""

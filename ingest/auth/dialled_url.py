@@ -1,8 +1,8 @@
 """The URL that Plivo dialled, without its query, and the address that a request came from. Pure.
 
-A signature covers the URL as dialled, not as it reaches us. MASKLINE_PUBLIC_URL says it for all requests. Where it is
-empty, the request does: its target in absolute form, else `http` and `Host`. What a proxy adds (`X-Forwarded-Proto`,
-`-Host`, `-For`) is believed only from MASKLINE_TRUSTED_PROXIES.
+A signature covers the URL as dialled, not as it reaches us. MASKLINE_PUBLIC_URL says it for all requests. If that is
+empty, it follows from the request: its target in absolute form, else `http` and `Host`. What a proxy adds
+(`X-Forwarded-Proto`, `-Host`, `-For`) is believed only from MASKLINE_TRUSTED_PROXIES.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ In two steps, so that a request is refused by its head, where that is enough, be
 Between the steps `ingest.parser.request_body` reads the body, and refuses one that is broken or too large.
 
 Everything else is accepted, also a callback without SessionUUID or EventName: it was signed, so it is Plivo's, and the
-worker makes it a dead letter that somebody can look at.
+worker makes it a dead letter for an operator to read.
 """
 
 from itertools import product
@@ -251,7 +251,7 @@ def _has(headers: Headers, name: str) -> bool:
 
 
 def _read_unsigned(head: CallbackHead, query: Pairs, body: bytes, auth_id: str) -> _ReadCallback:
-    """The reading that the body's look and type suggest. Raises NotDecodableError where there is none."""
+    """The reading that the body's beginning and type suggest. Raises NotDecodableError where there is none."""
     last_error = NotDecodableError("the body is neither a form nor JSON")
     for reading in unsigned_readings(head.content_type, body):
         try:

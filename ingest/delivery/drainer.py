@@ -3,8 +3,8 @@
 - One page at a time, in order of arrival: read, publish, delete what was confirmed. A process that dies between the
   last two leaves duplicates, which the worker counts and drops.
 - The rate limiter bounds the rate (`ingest.delivery.rate_limiter`).
-- While the breaker is open, a single callback is the probe: whether a probe was stored is often unknown, and then it is
-  repeated.
+- While the breaker is open, a single callback is the probe. Often nobody knows whether a probe was stored, and then it
+  is repeated.
 - A server that is slow for good gets larger pages, one after the other: a page may wait longer than a request. In a
   cluster the other servers do not wait for it. A server that is slow, but in time, gets pages that are larger in
   proportion: otherwise more could arrive than is drained, and the spool would never get empty.
@@ -31,15 +31,15 @@ from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
 
 PROBE_ROWS: Final = 1
-"""Rows of a page that only finds out whether a server takes callbacks."""
+"""Rows of a page that only probes whether a server takes callbacks."""
 IDLE_S: Final = 0.25
-"""How often Redis and the disk are checked while they do not work. Callbacks that come in wake the drainer at once."""
+"""How often Redis and the disk are checked while they do not work. New callbacks wake the drainer at once."""
 RETRY_REFUSED_S: Final = 5.0
-"""How long callbacks that Redis refused for themselves are passed over."""
+"""How long the drainer passes over callbacks that Redis refused for themselves."""
 RETRY_AWAY_S: Final = 1.0
 """The same where one server of several is away, or a partition moves to another."""
 ADOPT_INTERVAL_S: Final = 10.0
-"""How often the directory is searched for what dead processes left."""
+"""How often the directory is searched for spool files of dead processes."""
 
 DRAIN_TASK: Final = "drain"
 ADOPTION_TASK: Final = "spool adoption"
@@ -50,7 +50,7 @@ _NOT_TRIED_HELD_UP: Final = "waits"
 _NOT_TRIED_AWAY: Final = "away"
 """In place of a code: not published, because the server of its partition is away."""
 _NOT_REFUSED: Final = frozenset({"", _NOT_TRIED_HELD_UP, _NOT_TRIED_AWAY})
-"""What is no refusal: these two, and the empty code of a callback that was taken."""
+"""Codes that are no refusal: these two, and the empty code of a callback that was taken."""
 
 
 class _Cursor:
@@ -59,9 +59,9 @@ class _Cursor:
     def __init__(self, slot_file: SlotFile) -> None:
         self.slot_file = slot_file
         self.published: list[Row] = []
-        """Confirmed by Redis, and not deleted yet."""
+        """Rows confirmed by Redis, and not deleted yet."""
         self.pending: dict[Publisher, tuple[list[Row], asyncio.Future[list[str]]]] = {}
-        """Pages that slow servers of a cluster, or servers that are probed, have not answered."""
+        """Pages that slow servers, or probed ones, have not answered yet."""
         self.retry_at = 0.0
         self.restart()
 
@@ -72,10 +72,10 @@ class _Cursor:
         self.passed_over = 0
         """Callbacks up to `after_id` that are still in the file."""
         self.held_up: set[int] = set()
-        """The partitions of these."""
+        """The partitions of these callbacks."""
 
     def collect_pending(self) -> None:
-        """Take over the outcome of pending pages that were answered meanwhile."""
+        """Collect the outcomes of pending pages that were answered meanwhile."""
         for publisher, (rows, page) in [*self.pending.items()]:
             if page.done():
                 del self.pending[publisher]
@@ -83,7 +83,7 @@ class _Cursor:
                 self.published += [row for row, code in zip(rows, codes, strict=True) if not code]
 
     def has_work(self, now: float) -> bool:
-        """Whether there is a row to publish or to delete; restarts when what was passed over is due."""
+        """Whether there is a row to publish or to delete. Restarts when the rows passed over are due again."""
         if self.published or any(page.done() for _, page in self.pending.values()):
             return True
         if self.passed_over and now >= self.retry_at:
@@ -118,7 +118,7 @@ class Drainer:
         self._rate_limiter = rate_limiter
         self._cursors: list[_Cursor] = []
         self._turn = 0
-        """Whose turn it was last, as an index of `_cursors`."""
+        """The file that had the last turn, as an index of `_cursors`."""
         self._adopt_at = monotonic() + ADOPT_INTERVAL_S
         self._finishing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -128,7 +128,7 @@ class Drainer:
         self._task = self._tasks.start(DRAIN_TASK, self._run)
 
     async def finish(self, timeout_s: float) -> None:
-        """Go on until the spool is empty or Redis does not take any more, `timeout_s` at most; then end."""
+        """Drain until the spool is empty or Redis takes no more, for `timeout_s` at most; then end."""
         if self._task is None:
             return
         self._finishing.set()
@@ -154,7 +154,7 @@ class Drainer:
 
     async def _idle(self) -> None:
         """Wait until there may be something to do."""
-        # While Redis is away every commit of the spool would wake the drainer for nothing.
+        # While Redis is away, every commit of the spool would wake the drainer without need.
         wake_up = self._spool.changed if self._pool.can_drain else self._finishing
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_S):
@@ -162,7 +162,7 @@ class Drainer:
         self._spool.changed.clear()
 
     def _retry_soon(self) -> bool:
-        """Whether what was passed over is about to be tried again."""
+        """Whether rows that were passed over are about to be tried again."""
         soon = monotonic() + RETRY_AWAY_S
         return self._pool.accepts_pages and any(c.passed_over and c.retry_at <= soon for c in self._cursors)
 
@@ -189,7 +189,7 @@ class Drainer:
         return None
 
     async def _drain_page(self, cursor: _Cursor) -> bool:
-        """Move one page; False where nothing can be done for now. Raises SpoolError."""
+        """Move one page. Returns False if nothing can be done for now. Raises SpoolError."""
         slot_file = cursor.slot_file
         cursor.collect_pending()
         await self._delete_published(cursor)
@@ -198,7 +198,7 @@ class Drainer:
         while (wait_s := self._rate_limiter.wait_s(monotonic())) > 0:  # noqa: ASYNC110 - waits for the rate
             await asyncio.sleep(wait_s)
         rows = await self._spool.page(slot_file, cursor.after_id, self._rows_max())
-        if not rows:  # as it seems, nothing is left behind the cursor: start again from the beginning, later
+        if not rows:  # nothing seems to be left after the cursor: start again from the beginning, later
             cursor.passed_over = slot_file.file.state.callbacks
             cursor.retry_at = monotonic() + RETRY_REFUSED_S
             return True
@@ -211,7 +211,7 @@ class Drainer:
         return went_on
 
     async def _delete_published(self, cursor: _Cursor) -> None:
-        """Delete what Redis has confirmed. Raises SpoolError, and then it is deleted the next time."""
+        """Delete the rows that Redis has confirmed. Raises SpoolError; the next call then tries again."""
         if cursor.published:
             await self._spool.delete(cursor.slot_file, cursor.published)
             cursor.published = []
@@ -222,7 +222,7 @@ class Drainer:
         return SLOW_PAGE_ROWS_MAX if self._pool.accepts_pages else PROBE_ROWS
 
     async def _publish(self, cursor: _Cursor, rows: list[Row]) -> list[str]:
-        """Publish those rows that may be published now. Returns a code for each row, empty where Redis took it."""
+        """Publish the rows that may be published now. Returns a code for each row, empty if Redis took it."""
         codes = [_NOT_TRIED_HELD_UP] * len(rows)
         groups: dict[Publisher, list[int]] = {}
         for number, row in enumerate(rows):
@@ -246,7 +246,7 @@ class Drainer:
         return codes
 
     def _choose(self, cursor: _Cursor, publisher: Publisher, numbers: list[int]) -> list[int]:
-        """Which of these rows, by number, the publisher may send now."""
+        """The rows, by number, that the publisher may send now."""
         if publisher in cursor.pending:
             return []
         if publisher.accepts_pages:
@@ -254,7 +254,7 @@ class Drainer:
         return numbers[:PROBE_ROWS] if publisher.try_probe() else []
 
     def _advance(self, cursor: _Cursor, rows: list[Row], codes: list[str]) -> bool:
-        """Decide by the codes what to delete and where to go on; False where nothing can be done for now."""
+        """Decide by the codes which rows to delete and where to go on. Returns False if nothing can be done for now."""
         cursor.published = [row for row, code in zip(rows, codes, strict=True) if not code]
         refused = {*codes} - _NOT_REFUSED
         if not refused.isdisjoint(SERVER_FAILURES) or {*codes} == {_NOT_TRIED_AWAY}:

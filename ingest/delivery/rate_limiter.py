@@ -1,4 +1,4 @@
-"""How fast the drainer may move spooled callbacks to Redis, and how large its pages are. Pure: the clock is passed in.
+"""Limits the drainer's rate, and sizes its pages. Pure: the clock is passed in.
 
 - MASKLINE_SPOOL_DRAIN_PER_S bounds the rate, so that a Redis that has just come back is not overrun.
 - Callbacks that arrive while Redis takes them, and only queue behind others, are granted on top of the rate: otherwise
@@ -9,7 +9,7 @@
 from typing import Final
 
 PAGE_ROWS_MAX: Final = 256
-"""The rows of a page are published twice at most, if the process dies in between; at 1 kB each they take well under a
+"""The most rows of a page: they are published twice if the process dies in between. At 1 kB each they take well under a
 hundredth of a second of the network."""
 PAGES_PER_S: Final = 10
 """At a low rate pages are smaller, so that the rate is even within a second."""
@@ -45,11 +45,11 @@ class RateLimiter:
         self._share = max(1, min(self._rows_max, int(self.per_s * max(1 / PAGES_PER_S, took_s))))
 
     def grant(self, count: int) -> None:
-        """Let the drainer move so many rows beyond the rate."""
+        """Let the drainer move `count` rows beyond the rate."""
         self._granted += count
 
     def take(self, count: int) -> None:
-        """Account for rows that were moved; more than was earned becomes a debt that `wait_s` waits for."""
+        """Account for `count` moved rows. Rows beyond the budget become a debt that `wait_s` waits for."""
         granted = min(count, self._granted)
         self._granted -= granted
         self._tokens -= count - granted

@@ -8,9 +8,9 @@
 | is slow, and the spool is unhealthy | | Redis, and waits for it |
 | may be probed, and the drainer has nothing to probe with (the spool is empty, or unhealthy) | | Redis, as the probe |
 
-What neither takes is answered 503, with the code of the last failure. With MASKLINE_IN_FLIGHT_MAX callbacks or more
-than IN_FLIGHT_MAX_BYTES awaiting either, the next one is refused at once: a bound on memory, and an answer while Plivo
-still listens.
+A callback that neither takes is answered 503, with the code of the last failure. With MASKLINE_IN_FLIGHT_MAX callbacks
+or more than IN_FLIGHT_MAX_BYTES awaiting either, the next one is refused at once: a bound on memory, and an answer
+while Plivo still listens.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ from maskline.ingest.spool.writer import WriteRequest
 from maskline.schemas.settings import Settings
 
 IN_FLIGHT_MAX_BYTES: Final = 64 << 20
-"""Of all callbacks in flight. An ordinary one has 1 kB: only a flood of huge bodies meets this bound."""
+"""Bounds the bytes of all callbacks in flight. An ordinary one has 1 kB: only a flood of huge bodies meets this
+bound."""
 
 
 class DeliveryRouter:
@@ -70,7 +71,7 @@ class DeliveryRouter:
             if spool.error is not None or not spool.holds(partition_hash):
                 publisher.publish_for(completion, partition_hash, value)
                 return
-            # It adds to what is to be drained, and nothing to what reaches Redis: so the drain rate grows by it.
+            # It has to be drained too, while Redis gets one less directly: so the drain rate grows by one.
             self._rate_limiter.grant(1)
             spool.write_for(completion, BEHIND, partition_hash, value)
         elif (spool.error is not None and publisher.accepts_pages) or (
@@ -81,7 +82,7 @@ class DeliveryRouter:
             spool.write_for(completion, publisher.breaker.reason or AWAY, partition_hash, value)
 
     def _on_spool_failed(self, request: WriteRequest, code: str) -> None:
-        """Send what only queued behind others to Redis after all, and refuse everything else."""
+        """Send callbacks that only queued behind others to Redis after all, and refuse the rest."""
         rows = zip(request.completions, request.partition_hashes, request.values, strict=True)
         for completion, partition_hash, value in rows:
             if completion.done():

@@ -128,7 +128,7 @@ def _split_signatures(signatures: bytes) -> list[bytes]:
 
 
 def _signed_prefix(head: CallbackHead) -> bytes | None:
-    """All of the signed text before a form; None where the query can be read in two ways."""
+    """The signed text before a form; None if the query can be read in two ways."""
     try:
         query = parse_pairs(head.query)
     except NotDecodableError:

@@ -45,7 +45,7 @@ GROUPS: Final = ("target", "length", "signature", "main_signature", "nonce")
 _DECISIVE: Final = frozenset(
     {b"host", b"content-type", b"connection", b"x-forwarded-proto", b"x-forwarded-host"}
 )
-"""Besides those that a head on the fast path may not have at all (_NEVER_FAST)."""
+"""Beside those that keep a head off the fast path (_NEVER_FAST)."""
 _NEVER_FAST: Final = ("Transfer-Encoding", "Content-Encoding", "Expect")
 _ANYTHING_PRINTABLE: Final = "[ -~]*"
 

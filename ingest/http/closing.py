@@ -1,7 +1,7 @@
 """Closes a connection in two steps, so that the client sees its answers and not a reset.
 
-First our side is closed; then, once the client has closed its side too or LINGER_S is over, the rest. If all were
-closed at once, with bytes unread or on their way, the client would get a reset in place of the answers before it.
+First our side is closed; then the rest, once the client has closed its side too or LINGER_S is over. If everything were
+closed at once, with bytes unread or on their way, the client would get a reset in place of its answers.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ class ConnectionCloser:
         self._linger_timer: asyncio.TimerHandle | None = None
 
     def close_our_side(self, transport: asyncio.Transport, *, client_ended: bool) -> None:
-        """Close our side after what is written; the rest at once if the client has ended its side, else in time."""
+        """Close our side after the written bytes. The rest is closed at once if the client has ended its side, else
+        later.
+        """
         if self._linger_timer is None:
             self._linger_timer = self._loop.call_later(limits.LINGER_S, self._close_rest, transport)
         if client_ended:
@@ -34,7 +36,7 @@ class ConnectionCloser:
             transport.abort()
 
     def connection_lost(self) -> None:
-        """Nothing is left to close."""
+        """Stop: the connection is lost, and nothing is left to close."""
         if self._linger_timer is not None:
             self._linger_timer.cancel()
 
@@ -53,5 +55,5 @@ def unread_bytes(transport: asyncio.Transport) -> int:
         return 0
     try:
         return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0])
-    except OSError:  # a socket that does not answer this
+    except OSError:  # a socket without this request
         return 0

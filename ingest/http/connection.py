@@ -71,9 +71,9 @@ class HttpConnection(asyncio.Protocol):
         self._pending: PendingRequest | None = None
         self._awaits_body = False
         self._waiting = b""
-        """Bytes that came in and belong to no complete request yet."""
+        """Bytes received that belong to no complete request yet."""
         self._is_resuming = False
-        """Whether `_resume` is further down the stack."""
+        """Whether `_resume` is running, further up the call stack."""
         self._turn_scheduled = False
         """Whether `_resume` is called in the loop's next turn."""
         self._reading_paused = False
@@ -108,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
         self._idle_timer = self._context.loop.call_later(self._context.idle_timeout_s, self._check_idle)
 
     def data_received(self, data: bytes) -> None:
-        """Take the requests in these bytes, or have them wait behind a pending one."""
+        """Take the requests in these bytes, or queue them behind a pending one."""
         # Not _is_free(), which costs a call.
         if self._pending is not None or self._write_timer is not None or self._turn_scheduled:
             self._waiting += data
@@ -121,24 +121,24 @@ class HttpConnection(asyncio.Protocol):
             self.fail(error)
 
     def eof_received(self) -> bool:
-        """The client has ended its side; it may still read answers, and gets those to all that it sent."""
+        """Go on after the client has ended its side: it may still read the answers to all its requests."""
         self._client_ended = True
         self._end_with_client()
         return self._turn_scheduled or not self._is_free()
 
     def pause_writing(self) -> None:
-        """The client does not read its answers: cut it off if that goes on."""
+        """Start the timeout of a client that does not read its answers."""
         self._write_timer = self._context.loop.call_later(limits.WRITE_TIMEOUT_S, self.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Go on, as the client reads again."""
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
         self._resume()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The connection is closed. The outcome of a pending request still counts."""
+        """Clean up after the connection is closed. The outcome of a pending request still counts."""
         if self._awaits_body:
             self._context.count_refusal(CLIENT_GONE)
         self._stop_awaiting()
@@ -153,7 +153,7 @@ class HttpConnection(asyncio.Protocol):
     # Requests
 
     def _take_request(self, data: bytes) -> bool:
-        """Take the next request out of these bytes, which are all there are. Returns whether the next may follow."""
+        """Take the next request out of `data`, all bytes received so far. Returns whether the next may follow."""
         template = self._template
         match = None if template is None else template.match(data)
         if match is None:
@@ -168,7 +168,7 @@ class HttpConnection(asyncio.Protocol):
             return self._read_request(data)
         accepted = self._fast_verifier.verify(template, captured, data[begin:end], int(time() * 1000))
         if accepted is None:
-            self._template = None  # all but this connection may have forgotten it
+            self._template = None  # it may be kept by this connection alone
             return self._read_request(data)
         self._waiting = data[end:]
         self._store(accepted, data, False)
@@ -207,7 +207,7 @@ class HttpConnection(asyncio.Protocol):
             self._context.request_ended()
 
     def _store(self, accepted: AcceptedCallback, data: bytes, closes: bool) -> None:
-        """Have a callback stored; what comes after it waits. `data` begins with the request's head."""
+        """Have a callback stored; later requests wait. `data` begins with the request's head."""
         self._context.requests_under_way += 1
         if self._read_timer is not None:
             self._stop_awaiting()
@@ -218,7 +218,7 @@ class HttpConnection(asyncio.Protocol):
             request.set_exception(error)
 
     def on_outcome(self, request: PendingRequest, error: NotStoredError | None) -> None:
-        """Answer the pending request: its callback is stored, or will not be."""
+        """Answer the pending request: its callback is stored (None), or will not be (`error`)."""
         context = self._context
         self._pending = None
         context.request_ended()
@@ -243,7 +243,9 @@ class HttpConnection(asyncio.Protocol):
         self._answer(response.encode_head() if is_head_request else response.encode(), ends)
 
     def _answer(self, response: bytes, ends: bool) -> None:
-        """Write a response, if it can be read; the last one where the connection ends with it or the node stops."""
+        """Write a response if the client can read it. It is the last one if the connection ends with it, or the node
+        stops.
+        """
         if ends:
             self._finish()
         transport = self._transport
@@ -259,10 +261,10 @@ class HttpConnection(asyncio.Protocol):
         self._finished = True
         self._waiting = b""
 
-    # What came while a request was pending, or the connection was blocked
+    # Requests that came while one was pending, or the connection was blocked
 
     def _resume(self) -> None:
-        """Take the requests that wait, as many as one turn of the loop may take."""
+        """Take waiting requests, as many as one turn of the loop may take."""
         if self._is_resuming or self._turn_scheduled:
             return
         self._is_resuming = True
@@ -342,11 +344,11 @@ class HttpConnection(asyncio.Protocol):
     # The end
 
     def is_ending(self) -> bool:
-        """Whether our side is closed, or will be with what is written."""
+        """Whether our side is closed, or will be after the written bytes."""
         return self._finished or self._silent
 
     def is_idle(self) -> bool:
-        """Whether nothing of a request has come, not even into the socket's buffer."""
+        """Whether no byte of a request has come, not even into the socket's buffer."""
         return (
             self._is_free() and not self._awaits_body and not self._waiting and not self._finished
             and self._transport is not None and not self._transport.is_closing()
@@ -366,7 +368,7 @@ class HttpConnection(asyncio.Protocol):
         self._closer.close_our_side(transport, client_ended=self._client_ended)
 
     def _check_idle(self) -> None:
-        """Close the connection if it has been idle for the timeout, else check again when it can have been."""
+        """Close the connection if it has been idle for the timeout, else check again when that may be."""
         context = self._context
         left_s = self.idle_since + context.idle_timeout_s - context.loop.time()
         if left_s <= 0 and self.is_idle():
@@ -386,7 +388,7 @@ class HttpConnection(asyncio.Protocol):
             self._close_our_side(self._transport)
 
     def abort(self) -> None:
-        """Close at once, also where answers have not been read."""
+        """Close at once, even if answers have not been read."""
         if self._transport is not None:
             self._transport.abort()
 

@@ -1,4 +1,4 @@
-"""State shared by all connections of a node: collaborators, the count of requests, what is remembered of requests."""
+"""State shared by all connections of a node: collaborators, the count of requests, templates of earlier requests."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from maskline.ingest.refusal import Refusal
 
 
 class ServerContext:
-    """What a connection needs besides its own bytes; one for all connections of a node.
+    """The collaborators and shared state of connections; one for all connections of a node.
 
     `max_body_bytes`: MASKLINE_MAX_BODY_BYTES. `idle_timeout_s`: how long a connection may be idle between requests.
     `fast_path`: whether templates of requests are learned.
@@ -63,7 +63,7 @@ class ServerContext:
             self._all_answered.set_result(None)
 
     async def finish_requests(self, timeout_s: float) -> None:
-        """Make each connection's next answer its last, and wait until no request is under way, at most so long."""
+        """Make each connection's next answer its last, and wait until no request is under way, at most `timeout_s`."""
         self.stopping = True
         if self.requests_under_way:
             self._all_answered = self.loop.create_future()

@@ -22,7 +22,7 @@ READ_TIMEOUT_S: Final = 10.0
 """The same for a body."""
 WAITING_MAX_BYTES: Final = 65_536
 TURN_MAX: Final = 64
-"""Refusals do not wait for Redis: a flood of them on one connection must leave the others their turn."""
+"""Refusals do not wait for Redis: a flood of them on one connection must not starve the others."""
 WRITE_TIMEOUT_S: Final = 30.0
 LINGER_S: Final = 2.0
 """Some round trips, so that the client sees the answer rather than a reset, and what it wrote meanwhile arrives."""

@@ -9,10 +9,10 @@ class OutcomeReceiver(Protocol):
     """The connection of a pending request."""
 
     def on_outcome(self, request: "PendingRequest", error: NotStoredError | None) -> None:
-        """The callback is stored, or will not be: `error`."""
+        """Answer the request: its callback is stored (None), or will not be (`error`)."""
 
     def fail(self, error: Exception) -> None:
-        """`on_outcome` raised an error, which is a fault in maskline."""
+        """Close the connection, as `on_outcome` raised an error, which is a fault in maskline."""
 
 
 class PendingRequest:

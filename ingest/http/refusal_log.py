@@ -30,7 +30,7 @@ class RefusalLog:
     def __init__(self, dialled_url: DialledUrl) -> None:
         self._dialled_url = dialled_url
         self._next_line_at: dict[str, float] = {}
-        """By reason, by the monotonic clock."""
+        """When each reason was last logged, by the monotonic clock."""
         self._unlogged: dict[str, int] = {}
         """Refusals since the last line, by reason."""
 

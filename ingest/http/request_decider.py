@@ -1,4 +1,4 @@
-"""Decides about the requests that are off the fast path, and teaches the fast path those that it may take."""
+"""Decides about requests off the fast path, and has the fast path learn those that it may take."""
 
 from maskline.ingest.auth.verifier import AcceptedCallback, CallbackHead, CallbackVerifier
 from maskline.ingest.fastpath.fast_verifier import FastVerifier

@@ -1,7 +1,7 @@
-"""Takes requests out of a connection's bytes, off the fast path: framing, and what can be refused by the head. Pure.
+"""Takes requests out of a connection's bytes, off the fast path: framing, and refusals by the head. Pure.
 
-A request is taken out by itself, so what follows it, whatever it is, never changes how it is read. `read` returns None
-while a request is incomplete:
+A request is taken out by itself, so the bytes after it never change how it is read. `read` returns None while a request
+is incomplete:
 
 | incomplete | `unread` | `awaited_head` |
 | --- | --- | --- |

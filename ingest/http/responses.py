@@ -11,7 +11,7 @@ import msgspec
 from maskline.ingest.refusal import Refusal
 
 RETRY_AFTER_S: Final = 1
-"""Redis is back within seconds or not for long; a sender that waits longer misses its own deadline."""
+"""Redis is back within seconds, or not for long; a sender that waits longer misses its own deadline."""
 REFUSALS_CACHED_MAX: Final = 128
 """Responses to refusals that are kept ready: there are some two dozen, and few details that vary."""
 

@@ -24,14 +24,15 @@ from maskline.schemas.settings import Settings
 CONNECTIONS_MAX: Final = 8_192
 """Each costs some 10 kB even when idle. Plivo holds dozens, load balancers hundreds."""
 SHED_ABOVE: Final = 7 / 8
-"""The part of the most from which on idle connections are closed."""
+"""The share of the most connections above which idle ones are closed."""
 SHED_IDLE_S: Final = 10.0
 """A client that sent something within these seconds is likely to send more on the same connection."""
 SHED_AT_ONCE_MAX: Final = 64
 SHED_INTERVAL_S: Final = 0.01
-"""Between two searches for them: one takes a millisecond."""
+"""The least time between two searches for idle connections: one takes a millisecond."""
 STOP_LINGER_S: Final = 0.2
-"""For callbacks sent on an idle connection before the client knew of the stop: a round trip and a margin."""
+"""How long the stop waits for callbacks sent on idle connections before the client knew of it: a round trip and a
+margin."""
 STOP_POLL_S: Final = 0.01
 
 FAST_PATH: Final = True
@@ -81,7 +82,7 @@ class CallbackServer:
         return "descriptors_reserved" if descriptor >= descriptors else ""
 
     def _shed(self, surplus: int) -> None:
-        """Close so many, those that are closing already included: the connections that were idle for longest."""
+        """Close the connections that were idle for longest, `surplus` with those that are closing already."""
         now = self._context.loop.time()
         if now < self._shed_at + SHED_INTERVAL_S:
             return
@@ -97,11 +98,11 @@ class CallbackServer:
         return HttpConnection(self._context, self._connections)
 
     def announce_stop(self) -> None:
-        """From here on each connection ends with its next answer, which says so; idle ones stay open."""
+        """Have each connection end with its next answer, which says so; idle ones stay open."""
         self._context.stopping = True
 
     async def drain(self, timeout_s: float) -> None:
-        """Answer the requests under way, at most so long; close idle connections, store what still comes; close all."""
+        """Answer the requests under way within `timeout_s`, close idle connections, store late callbacks, close all."""
         loop = self._context.loop
         ends_at = loop.time() + timeout_s
         await self._context.finish_requests(timeout_s)

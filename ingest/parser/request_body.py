@@ -68,7 +68,7 @@ class BodyReader:
         return BODY_TOO_LARGE if self._decompressor.refusal is BODY_TOO_LARGE else rest
 
     def contents(self) -> list[bytes | Refusal]:
-        """What a complete body may hold, the likeliest first: decompressed, or why it cannot be.
+        """The possible contents of a complete body, the likeliest first: decompressed, or why it cannot be.
 
         Then as it came: a proxy may have decompressed the body and left the header.
         """

@@ -41,7 +41,7 @@ HTTP_METHODS: Final = tuple(
     b"MKACTIVITY MKCALENDAR MKCOL MOVE NOTIFY PROPFIND PROPPATCH PURGE QUERY REBIND REPORT SEARCH SOURCE SUBSCRIBE "
     b"UNBIND UNLINK UNLOCK UNSUBSCRIBE".split()
 )
-"""They tell a request from rubbish by its first bytes. PRI begins HTTP/2."""
+"""A request begins with one of these; anything else is rubbish. PRI begins HTTP/2."""
 
 
 def _malformed(detail: str) -> Refusal:

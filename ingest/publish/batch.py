@@ -1,9 +1,9 @@
-"""One batch of callbacks on its way to Redis: what it holds, who awaits it, and when its deadline is believed.
+"""One batch of callbacks on its way to Redis: its callbacks, their completions, and the check of its deadline.
 
 A batch is either what requests have gathered, each callback with its completion, or a page of the spool, with one
 future for the whole page.
 
-An event loop that stood still has not read the replies that are there. So no deadline is believed at the first check:
+An event loop that stood still has not read the replies that are there. So a deadline is not final at the first check:
 the batch is checked again DEADLINE_RECHECK_S later, when replies that have come are read.
 """
 
@@ -15,7 +15,7 @@ from maskline.ingest.outcome import Completions
 DEADLINE_RECHECK_S: Final = 0.05
 """Between two checks of an overdue batch: time to read what has come while the loop stood still."""
 DEADLINE_CHECKS_MAX: Final = 5
-"""A loop that is late at every check is overloaded for good; then the requests are not to wait any longer."""
+"""A loop that is late at every check is overloaded for good; then requests must not wait any longer."""
 
 Refused = tuple[Completions, list[int], list[bytes]]
 """Callbacks that were refused for one reason: completions, partition hashes, values."""
@@ -57,11 +57,11 @@ class Batch:
         """How often its deadline was checked."""
         self.check_at = 0.0
         self.given_up = False
-        """Its callbacks went elsewhere; it only tells whether the server still answers."""
+        """Its callbacks went elsewhere; its replies only show whether the server still answers."""
 
     @property
     def answered(self) -> bool:
-        """Whether its replies are there, though perhaps not handled yet."""
+        """Whether its replies have come, though perhaps not handled yet."""
         return self.replies is not None and self.replies.done()
 
     def next_check_at(self, now: float, timeout_s: float) -> float | None:

@@ -39,7 +39,7 @@ STATES: Final[tuple[State, ...]] = ("closed", "open", "half_open", "slow")
 
 
 class CircuitBreaker:
-    """The state of one server, derived from what became of its batches. Times are seconds of a monotonic clock."""
+    """The state of one server, derived from the outcomes of its batches. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_backoff_s", "_in_time", "reason", "retry_at", "state")
 

@@ -1,4 +1,4 @@
-"""Keeps one publisher connected to its server: connects, checks the server, and connects again when that is lost.
+"""Keeps one publisher connected to its server: connects, checks the server, and reconnects.
 
 Before a connection is used, the namespace in Redis must fit the settings, the server must not evict or be too old, and
 it must be able to do MASKLINE_DURABILITY. A server that fails a check counts as unavailable: callbacks are spooled
@@ -69,11 +69,11 @@ class PublisherConnection:
         self.error = "not connected yet"
         """Why there is no connection; empty while there is one."""
         self.durability_doubt = ""
-        """What keeps the server from the durability asked for, or may; empty where nothing does."""
+        """Why the server does not have, or may not have, the configured durability; empty if it has."""
         self._verified: set[tuple[bytes, bytes]] = set()
         """Servers whose fsync was tried out, for `check_durability`."""
         self.misconfigured = False
-        """The settings contradict the namespace in Redis: waiting does not help."""
+        """Whether the settings contradict the namespace in Redis, so that waiting does not help."""
 
     @property
     def address(self) -> str:
@@ -115,8 +115,8 @@ class PublisherConnection:
         """Wait for the first try to connect, START_TIMEOUT_S at most.
 
         Raises ConfigError where the settings contradict the namespace in Redis; even then it goes on trying until
-        `stop`. Whatever else Redis says (it refuses the log-in, would evict, cannot do the durability), callbacks are
-        spooled until it says something else.
+        `stop`. For any other fault of Redis (it refuses the log-in, would evict, cannot do the durability), callbacks
+        are spooled until it is mended.
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -191,7 +191,7 @@ class PublisherConnection:
             _log.info("redis latency recovered", redis=self.address)
 
     def _on_unavailable(self, reason: str, cause: Exception | None) -> None:
-        """Note why there is no connection. `cause`: what was raised, if that was the reason."""
+        """Record and log why there is no connection. `cause`: the exception, if that was the reason."""
         self.connection = None
         self.publisher.detach()
         self.misconfigured = isinstance(cause, ConfigError)

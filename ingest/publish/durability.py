@@ -1,4 +1,4 @@
-"""MASKLINE_DURABILITY: what confirms a batch as taken, and the check whether the server can do that.
+"""MASKLINE_DURABILITY: the command that confirms a batch as taken, and the check whether the server can do that.
 
 | level | last command of a batch | taken if |
 | --- | --- | --- |
@@ -85,10 +85,10 @@ async def check_durability(
 ) -> str:
     """Check that the server does what MASKLINE_DURABILITY asks.
 
-    `verified`: (run_id, appendfsync) of servers that earlier checks have tried out; this check adds to it. Returns what
-    is in doubt, or missing for now, "" if nothing is. Raises RedisRefusesError where the operator must act (Redis
-    before 7.2, no append-only file, no permission, a confirmation before the fsync), RedisUnavailableError where the
-    server refuses for now.
+    `verified`: (run_id, appendfsync) of servers that earlier checks have tried out; this check adds to it. Returns why
+    the durability is in doubt, or missing for now; "" if it is not. Raises RedisRefusesError if the operator must act
+    (Redis before 7.2, no append-only file, no permission, a confirmation before the fsync), RedisUnavailableError where
+    the server refuses for now.
     """
     durability = Durability(settings.durability, settings.publish_timeout_ms)
     if durability.replicas:

@@ -1,4 +1,6 @@
-"""The publishers of a process: one, or with a cluster one for each primary. Only the pool knows who has a partition."""
+"""The publishers of a process: one, or with a cluster one for each primary. Only the pool maps partitions to
+publishers.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,7 +63,7 @@ class PublisherPool:
         await self._cluster.stop()
 
     def set_fallback(self, on_refused: OnRefused) -> None:
-        """Hand callbacks that Redis did not take from a publisher, present or future, to `on_refused`."""
+        """Set the callback that takes over what Redis did not take from any publisher, present or future."""
         self._fallback = on_refused
         for publisher in self.publishers:
             publisher.on_refused = on_refused

@@ -1,16 +1,16 @@
 """Group commit: appends callbacks to their partition's stream, many in one round trip.
 
-- What gathers during a loop tick goes out together; while BATCHES_MAX are under way, more gathers. So many callbacks
-  cost one write, one read and one wake-up, and no timer adds to the latency.
+- Callbacks of one loop tick are sent together; while BATCHES_MAX are under way, more gather. So many callbacks cost one
+  write, one read and one wake-up, and no timer adds to the latency.
 - A callback counts as taken only by its own reply: one can be refused (OOM) while others are taken. Where
   MASKLINE_DURABILITY asks for more, the reply of the batch's last command must say so too.
 - A request's batch without replies in time is given up: its callbacks go elsewhere. The connection stays open, since
   the replies may come late: then the server is slow, and spooled callbacks go there all the same. A page of the spool
   waits for SILENCE_TIMEOUTS_S, after which the connection counts as dead.
-- A server that has not answered may or may not have stored a batch, so nobody is told "taken". If it has, the repeat is
-  a duplicate to the worker. COPIES_MAX bounds how often one callback is repeated for that reason.
+- A server that has not answered may or may not have stored a batch, so nobody gets "taken". If it has, the repeat is a
+  duplicate to the worker. COPIES_MAX bounds how often one callback is repeated for that reason.
 - A callback that was not taken is handed on with its completion (`on_refused`), for another place to keep it.
-- A failure of the whole server opens the circuit breaker, and what gathers then is handed on at once.
+- A failure of the whole server opens the circuit breaker; from then on callbacks are handed on at once.
 
 `_on_replies` is the only place where the outcome of a batch that was sent is decided; `ingest.publish.batch` says when
 a deadline is believed.
@@ -91,8 +91,8 @@ class Publisher:
         """Called when the server says that a partition is on another one."""
         self.breaker = CircuitBreaker()
         self.in_flight = in_flight
-        # A confirmation blocks what follows on the connection, and covers all before it. So one at a time: what comes
-        # meanwhile waits for one more, and not for one after the other.
+        # A confirmation blocks later commands on the connection, and covers all before it. So one at a time: callbacks
+        # that come meanwhile wait for one more confirmation, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
         self.ready = False
         """Connected, and the breaker closed: the next callback may be published."""
@@ -132,7 +132,7 @@ class Publisher:
         self._refresh()
 
     def detach(self) -> None:
-        """Publish nothing until the next connection. What is under way fails by the old one, what gathers here."""
+        """Publish nothing until the next connection. Batches under way fail with the old one, others here."""
         connection, self._connection = self._connection, None
         if connection is not None and connection.timed_out:
             self._silence_level = min(self._silence_level + 1, len(SILENCE_TIMEOUTS_S) - 1)
@@ -141,7 +141,7 @@ class Publisher:
     @property
     def probe_due(self) -> bool:
         """Whether `try_probe` would grant a probe."""
-        # What is given up and may still be answered is a probe already.
+        # A batch that was given up and may still be answered is a probe already.
         return (
             self._connection is not None and not self._given_up and self.breaker.probe_due(self._loop.time())
         )
@@ -264,12 +264,12 @@ class Publisher:
         self._refuse(batch, codes, otherwise)
         refusals = {*codes, otherwise} - {""}
         self._metrics.batch_failures.update(refusals)
-        # What opens the breaker has the last word.
+        # The failure that opens the breaker decides.
         for code in sorted(refusals, key=SERVER_FAILURES.__contains__):
             self._on_failure(code, self._latency_share(batch))
         if not refusals.isdisjoint(MOVED):
             self.on_moved()
-        # An append-only file that was switched off is an error; the checks of the next connection tell which.
+        # An append-only file that was switched off is an error; the checks of the next connection name it.
         switched_off = isinstance(confirmation, hiredis.ReplyError)
         if self._connection is not None and (switched_off or not refusals.isdisjoint(WRONG_SERVER)):
             self._connection.close()
@@ -305,7 +305,7 @@ class Publisher:
                 completion.set_result(None)
 
     def _refuse(self, batch: Batch, codes: list[str], otherwise: str) -> None:
-        """Complete what was taken of a batch, and hand on what was not.
+        """Complete the callbacks of a batch that were taken, and hand on the others.
 
         `otherwise`: the code of rows of a page that were not appended again.
         """
@@ -318,7 +318,7 @@ class Publisher:
             self.on_refused(code, completions, partition_hashes, values)
 
     def _on_failure(self, code: str, share: float = 0.0) -> None:
-        """Tell the breaker of a failure; once it is open, what gathers has nothing to wait for."""
+        """Report a failure to the breaker; once that is open, gathered callbacks are handed on."""
         self.breaker.failed(code, self._loop.time(), share)
         self._refresh()
         if not self.accepts_pages and (batch := self._gathering) is not None:
@@ -336,7 +336,7 @@ class Publisher:
             self.on_slow()
 
     def _release(self, batch: Batch) -> None:
-        """Stop the batch's deadline, and take its callbacks off the count of those in flight."""
+        """Stop the batch's deadline, and subtract its callbacks from those in flight."""
         if batch.timer is not None:
             batch.timer.cancel()
             batch.timer = None
@@ -374,7 +374,7 @@ def _loss_code(connection: PipelinedConnection | None) -> str:
 
 def _fail_all(code: str, completions: Completions, _hashes: list[int], _values: list[bytes]) -> None:
     for completion in completions:
-        # Each its own: a shared exception would gather the tracebacks of all who await it.
+        # One exception each: a shared one would gather the tracebacks of all who await it.
         completion.set_exception(NotStoredError(code))
 
 

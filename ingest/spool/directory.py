@@ -1,4 +1,4 @@
-"""MASKLINE_SPOOL_DIR: which spool file belongs to which process.
+"""MASKLINE_SPOOL_DIR: assigns spool files to processes.
 
 | name | is |
 | --- | --- |
@@ -11,7 +11,7 @@ and one that is started again after a crash finds its own. Slots of dead process
 the lock of one drains its callbacks. The lock ends with the process, however it ends.
 
 A file is unlinked or moved here only if its device and inode show that it is this process's own, not by its name: a
-directory may be moved away and another put in its place, with the files of others.
+directory may be moved away, and another one with other processes' files may take its place.
 
 The namespace is part of the name because callbacks must not change their namespace: two deployments may share a
 directory.
@@ -47,9 +47,10 @@ class Slot:
         self._set_lock(lock)
 
     def ensure_locked(self) -> bool:
-        """Make a lock file that was removed again, so that others see that the slot is held. Returns whether it is.
+        """Make the lock file again if it was removed, so that others see that the slot is held. Returns whether it is
+        held.
 
-        False where another process has the slot by now, or the directory is gone. Raises OSError where that cannot be
+        False if another process has the slot by now, or the directory is gone. Raises OSError if that cannot be
         determined.
         """
         if identity_at(self.lock_path, follow=True) == self._identity:
@@ -79,7 +80,7 @@ class Slot:
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
         while aside.exists():
             aside = aside.with_name(f"{aside.name}-again")
-        # The log under the name that goes with it: SQLite's own tools recover both together.
+        # The log gets the matching name: SQLite's own tools recover both together.
         for source, target in ((wal_of(self.path), wal_of(aside)), (self.path, aside)):
             with contextlib.suppress(FileNotFoundError):
                 source.rename(target)
@@ -102,7 +103,7 @@ class SpoolDirectory:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for number in range(SLOTS_MAX):
                 if (slot := self._try_slot(number, open_files)) is not None:
-                    # What is fsynced in a file that its directory forgets is lost in a power cut.
+                    # Fsynced data is lost in a power cut if the directory does not know the file yet.
                     _sync(self.path)
                     return slot
         except OSError as error:
@@ -197,7 +198,9 @@ def wal_of(path: Path) -> Path:
 
 
 def _describe_unusable(path: Path, error: OSError) -> str:
-    """Say what is wrong with the directory; where permission is missing, also for which user, and what grants it."""
+    """Describe the fault of the directory; if permission is missing, also for which user, and the command that grants
+    it.
+    """
     why = f"{path} cannot be used: {error.strerror or type(error).__name__}"
     if error.errno == errno.EROFS:
         return f"{why}: mount a volume there"

@@ -23,22 +23,22 @@ class SpoolLog:
         self._progress_at = 0.0
 
     def found(self, callbacks: int, adopted: int) -> None:
-        """At the start there are callbacks in the spool, in `adopted` files of dead processes among others."""
+        """Log that the spool has callbacks at the start, some of them in `adopted` files of dead processes."""
         self._begin()
         _log.info("spooled callbacks found", callbacks=callbacks, left_by_others=adopted)
 
     def at_risk(self, directory: Path, why: str) -> None:
-        """At the start: the directory does not outlive a crash; `why`, for the operator."""
+        """Log at the start that the directory does not outlive a crash; `why`: the reason, for the operator."""
         _log.warning("spool not durable", directory=str(directory), reason=why)
 
     def spooling(self, reason: str) -> None:
-        """Callbacks are spooled, for this reason; logged only the first time since the spool was empty."""
+        """Log that callbacks are spooled, for this reason; only the first time since the spool was empty."""
         if self._since is None:
             self._begin()
             _log.warning("spooling started", reason=reason)
 
     def drained(self, callbacks: int, left: int) -> None:
-        """So many callbacks were drained, and so many are left; logged now and then, and at the end."""
+        """Count drained callbacks; log them and those left now and then, and at the end."""
         now = monotonic()
         self._drained += callbacks
         if not left:
@@ -50,39 +50,39 @@ class SpoolLog:
             _log.info("spool draining", callbacks=self._drained, left=left)
 
     def refused(self, code: str, callbacks: int) -> None:
-        """Redis refused callbacks of a page; they stay in the spool."""
+        """Log that Redis refused callbacks of a page; they stay in the spool."""
         _log.warning("spooled callbacks refused", reason=code, callbacks=callbacks)
 
     def failed(self, error: SpoolError) -> None:
-        """The spool takes no callbacks."""
+        """Log that the spool takes no callbacks."""
         _log.error("spool failed", code=error.code, reason=error.detail)
 
     def recovered(self) -> None:
-        """The spool takes callbacks again."""
+        """Log that the spool takes callbacks again."""
         _log.info("spool recovered")
 
     def damaged(self, name: str) -> None:
-        """A damaged file was set aside under this name."""
+        """Log that a damaged file was set aside under this name."""
         _log.error("spool file damaged", file=name)
 
     def displaced(self, name: str, callbacks: int) -> None:
-        """A file with so many callbacks is gone from its path."""
+        """Log that a file with this many callbacks is gone from its path."""
         _log.error("spool file displaced", file=name, callbacks=callbacks)
 
     def displaced_closed(self, name: str, lost: int) -> None:
-        """A displaced file was closed; so many callbacks are lost with it."""
+        """Log that a displaced file was closed, and how many callbacks are lost with it."""
         if lost:
             _log.error("spooled callbacks lost", file=name, callbacks=lost)
         else:
             _log.info("displaced spool file closed", file=name)
 
     def stopped(self, callbacks: int) -> None:
-        """The process stops, and so many callbacks stay in the spool for the next start."""
+        """Log how many callbacks stay in the spool for the next start."""
         if callbacks:
             _log.warning("callbacks left in spool", callbacks=callbacks)
 
     def not_closed(self) -> None:
-        """The disk does not answer at the stop, so the files could not be closed."""
+        """Log that the files could not be closed at the stop, as the disk does not answer."""
         _log.error("spool not closed")
 
     def _begin(self) -> None:

@@ -1,4 +1,4 @@
-"""The spool as the event loop sees it: callbacks in, pages out, how much lies there, whether it is healthy.
+"""The spool's interface on the event loop: callbacks in, pages out, its size, its health.
 
 - The callbacks of a loop tick are one write request for the writer thread (`ingest.spool.writer`), which owns the files
   (`ingest.spool.file_set`).
@@ -70,7 +70,7 @@ class Spool:
         self.max_bytes = settings.spool_max_bytes
         self.log = SpoolLog()
         self.error: SpoolError | None = None
-        """Why it does not take callbacks; None while it does."""
+        """Why the spool does not take callbacks; None while it does."""
         self.damaged: list[str] = []
         """Damaged files that were set aside, by name."""
         self.waiting = 0
@@ -151,7 +151,7 @@ class Spool:
             bucket_counts[partition_hash & _BUCKET_MASK] += 1
 
     def holds(self, partition_hash: int) -> bool:
-        """Whether earlier callbacks of the session may lie here, or be on their way here."""
+        """Whether earlier callbacks of the session may be here, or on their way here."""
         return self._bucket_counts[partition_hash & _BUCKET_MASK] > 0
 
     # For the drainer
@@ -186,7 +186,7 @@ class Spool:
         )
 
     async def delete(self, slot_file: SlotFile, rows: list[Row]) -> None:
-        """Delete what Redis has confirmed. Raises SpoolError, and then it has to be tried again."""
+        """Delete rows that Redis has confirmed. Raises SpoolError; the caller then has to try again."""
         writer = self._open_writer()
         if not await self._call(slot_file, writer.files.delete, slot_file, [row.id for row in rows]):
             return
@@ -195,7 +195,7 @@ class Spool:
             for row in rows:
                 self._uncount(row.partition_hash)
         left = self.callbacks + self.waiting
-        if not left:  # whatever was miscounted on the way
+        if not left:  # also corrects miscounts
             self._bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
         self.log.drained(len(rows), left)
 
@@ -243,12 +243,12 @@ class Spool:
         self.changed.set()
 
     def on_damaged(self, name: str) -> None:
-        """Note that a damaged file was set aside under this name."""
+        """Record that a damaged file was set aside under this name."""
         self.damaged.append(name)
         self.log.damaged(name)
 
     def on_displaced(self, name: str, callbacks: int) -> None:
-        """Note that the file of this name, with so many callbacks, is gone from its path."""
+        """Record that the file of this name, with this many callbacks, is gone from its path."""
         self._metrics.spool_files_gone += 1
         self.log.displaced(name, callbacks)
 
@@ -258,12 +258,12 @@ class Spool:
             self._bucket_counts[partition_hash & _BUCKET_MASK] += 1
 
     def on_displaced_closed(self, name: str, lost: int) -> None:
-        """Note that a displaced file is closed, and so many callbacks are lost with it."""
+        """Record that a displaced file is closed, and how many callbacks are lost with it."""
         self.log.displaced_closed(name, lost)
         self.changed.set()
 
     def on_unhealthy(self, error: SpoolError) -> None:
-        """Note why the spool does not take callbacks, and probe it until it does."""
+        """Record why the spool does not take callbacks, and probe it until it does."""
         if self.error is None or self.error.code != error.code:
             self.log.failed(error)
         self.error = error
@@ -303,7 +303,7 @@ class Spool:
         return request
 
     def _hand_over(self) -> None:
-        """Give the write requests of the last loop tick to the writer."""
+        """Pass the write requests of the last loop tick to the writer."""
         gathered, self._gathering = self._gathering, {}
         for request in gathered.values():
             if self._writer is None:
@@ -351,7 +351,7 @@ class Spool:
             self.log.recovered()
 
     async def _probe_until_healthy(self) -> None:
-        """Write now and then, so that the spool recovers without a callback."""
+        """Probe by a write every PROBE_INTERVAL_S, so that the spool recovers without a callback."""
         while self.error is not None and self._writer is not None:
             await asyncio.sleep(PROBE_INTERVAL_S)
             try:

@@ -10,8 +10,7 @@
   disk once the file is empty.
 - A full disk may not even allow a deletion. Rows that could not be deleted are remembered, and once nothing else is
   left, the file is begun anew. Otherwise a spool that fills its disk by itself would never be drained.
-- Which file it is, and whether that still lies at its path, is known by device and inode
-  (`ingest.spool.file_identity`).
+- The file is identified by device and inode, also to check whether it is still at its path (`ingest.spool.open_file`).
 
 | column | holds |
 | --- | --- |
@@ -39,14 +38,14 @@ from maskline.ingest.spool.file_identity import OpenFile
 VERSION: Final = 1
 """Of the tables, kept in `user_version`."""
 SESSION_BUCKETS: Final = 1 << 16
-"""Sessions are counted by the low bits of their partition hash. With a thousand of them here, one in 65 others shares a
-bucket and goes through the spool as well, for no harm but the detour."""
+"""Sessions are counted by the low bits of their partition hash. With a thousand of them here, one in 65 other sessions
+shares a bucket and goes through the spool as well; the detour does no other harm."""
 INSERT_ROWS_MAX: Final = 512
 """Rows of one statement; the statements for 1, 2, 4 … 512 rows are all that are ever prepared."""
 WAL_MAX_BYTES: Final = 4 << 20
 """How large the write-ahead log grows, besides one commit; less for a small spool."""
 SCRATCH_BYTES: Final = 64 << 10
-"""Written to probe whether there is room again: as much as many callbacks, so that not every other one fails."""
+"""Bytes written to probe whether there is room again: as large as many callbacks, so that not every other one fails."""
 DISK_ROOM_BYTES: Final = 32 << 20
 """SQLite has one error for a full disk and for its page limit; with more than this free it is the limit."""
 SHRINK_OVER_BYTES: Final = 1 << 20
@@ -70,7 +69,7 @@ _PAGE: Final = """
         ) WHERE size_before < ?3
     )
 """
-"""The sizes first: a window over the values would read all that the rows allow, whatever the bytes do."""
+"""The sizes first: a window over the values would read all rows of the limit, even beyond the bytes."""
 _read_page: Final = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 
 
@@ -83,11 +82,11 @@ class Row(NamedTuple):
 
 
 class FileState(NamedTuple):
-    """How much lies in a file."""
+    """The contents of a file: counts and sizes."""
 
     callbacks: int = 0
     size_bytes: int = 0
-    """What they take on the disk; 0 where there are none."""
+    """Bytes that they take on the disk; 0 if there are none."""
     oldest_at_ms: int | None = None
     """When the oldest was written, in milliseconds of the wall clock."""
 
@@ -149,7 +148,7 @@ class SpoolFile:
     def remove(self) -> bool:
         """Close the file, and unlink it and its log if it is empty. Returns whether it was.
 
-        What counts is what lies in the file, not what was counted.
+        It decides by the rows in the file, not by the counts.
         """
         try:
             empty = self.is_empty()
@@ -161,7 +160,7 @@ class SpoolFile:
         if empty:
             with contextlib.suppress(
                 OSError
-            ):  # a log without its file is removed by the next to open the path
+            ):  # the next process to open the path removes a log without its file
                 self.open_file.unlink_log()
         return empty
 
@@ -181,7 +180,7 @@ class SpoolFile:
             self._pages_max = pages
 
     def insert(self, rows: Sequence[tuple[int, bytes]], at_ms: int | None = None) -> range:
-        """Write (partition_hash, value) rows in one transaction: all, fsynced, or none. Returns their ids.
+        """Write (partition_hash, value) rows in one transaction: all are fsynced, or none. Returns their ids.
 
         `at_ms`: when they were spooled, in milliseconds of the wall clock; now, if not given. Raises SpoolError.
         """
@@ -316,7 +315,7 @@ class SpoolFile:
         self._set_state(callbacks, first[0] if first else None)
 
     def _set_state(self, callbacks: int, oldest_at_ms: int | None) -> None:
-        """Note the new counts, after a commit: what fails here must not make the commit fail."""
+        """Set the new counts, after a commit: an error here must not make the commit fail."""
         self.state = FileState(callbacks, self.state.size_bytes if callbacks else 0, oldest_at_ms)
         with contextlib.suppress(sqlite3.Error):
             pages, free = self._pages()
@@ -360,7 +359,7 @@ class SpoolFile:
             return from_os_error(error)
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if kind == sqlite3.SQLITE_CONSTRAINT or not isinstance(error, sqlite3.Error):
-            self._miscounted = True  # as it seems: ids come twice, or it is unknown how far it got
+            self._miscounted = True  # probably: ids come twice, or the statement was interrupted
         if kind in _DAMAGED:
             return DamagedError(SPOOL_FAILED, f"{self.path.name} is damaged")
         if kind == sqlite3.SQLITE_FULL:

@@ -3,7 +3,7 @@
 - Callbacks that gathered while the last commit ran go into the next one, as many as COMMIT_ROWS_MAX and the bound of
   the write-ahead log allow. One wake-up of the loop completes all of them.
 - Between two commits one call runs: a page to drain, a deletion. So neither callbacks nor the drainer starve.
-- A commit that fails, fails its callbacks only; the next one tries again.
+- A failed commit fails its own callbacks only; the next one tries again.
 - Only this thread touches the files of the process (`ingest.spool.file_set`). Every CHECK_INTERVAL_S it checks whether
   they are still in place.
 - The thread survives every error of its own, and reports it: nothing else would complete the requests.
@@ -26,9 +26,9 @@ from maskline.ingest.spool.file_set import CHECK_INTERVAL_S, FileEvents, SpoolFi
 from maskline.ingest.spool.sqlite_file import wal_max_bytes
 
 COMMIT_ROWS_MAX: Final = 4096
-"""The usual MASKLINE_IN_FLIGHT_MAX: a commit is no longer than what may wait for it."""
+"""The default MASKLINE_IN_FLIGHT_MAX, since no more can wait for a commit."""
 RESTART_S: Final = 0.1
-"""Before the thread goes on after a fault of its own: bounds how often a lasting fault is reported."""
+"""The pause after a fault of the thread's own: bounds how often a lasting fault is reported."""
 CLOSE_TIMEOUT_S: Final = 5.0
 """How long a disk that hangs may hold up the end of the process."""
 
@@ -56,7 +56,7 @@ class WriteRequest:
         self.size_bytes = 0
         self.timer: asyncio.TimerHandle | None = None
         self.given_up = False
-        """Nobody awaits them any more, and nobody was told that they are stored: not worth writing."""
+        """Nobody awaits them any more, and none was answered "stored": not worth writing."""
         self.written = False
         """They lie in the file, or in a commit that failed."""
 
@@ -76,7 +76,7 @@ class _Call(NamedTuple):
 
 
 class WriterEvents(FileEvents, Protocol):
-    """What the writer reports, on the event loop: what happens to files, and these."""
+    """Receives the writer's events on the event loop: those of files, and these."""
 
     def on_committed(self, result: CommitResult) -> None:
         """A commit has ended, well or not."""
@@ -154,13 +154,13 @@ class SpoolWriter:
         while not (self._closing and not self._requests and not self._calls):
             try:
                 self._run_once()
-            except BaseException as error:  # noqa: BLE001 - whatever it was, requests wait for this thread
+            except BaseException as error:  # noqa: BLE001 - any error: requests wait for this thread
                 self._call_on_loop(self._events.on_thread_failed, error)
                 time.sleep(RESTART_S)
         self._call_on_loop(self._ended.set)
 
     def _run_once(self) -> None:
-        """Take one item off the queue; where there is none, work on what was taken."""
+        """Take one item off the queue; if it is empty, commit and call the items taken."""
         idle = not self._requests and not self._calls and not self.files.rescue_due
         try:
             item = self._queue.get(block=idle, timeout=CHECK_INTERVAL_S)
@@ -213,7 +213,7 @@ class SpoolWriter:
         )
 
     def _insert(self, batch: list[WriteRequest]) -> SpoolError | None:
-        """Write the requests that were not given up, fsynced. Returns why not, None where it went well."""
+        """Write and fsync the requests that were not given up. Returns the error, None if there was none."""
         try:
             rows: list[tuple[int, bytes]] = []
             for request in batch:
