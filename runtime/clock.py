@@ -1,8 +1,8 @@
 """The clock for leases: monotonic, and it goes on while the machine is suspended.
 
 `time.monotonic()` stands still meanwhile on Linux, on a laptop with its lid closed as in a paused virtual machine: a
-worker would wake up and believe in leases that lapsed long ago. Every time of a lease, and whatever is compared with
-one, comes from here. What only waits (backoffs, deadlines of a stop) uses `time.monotonic()`.
+worker would wake up and believe in leases that lapsed long ago. Every time of a lease, and every time compared with
+one, comes from here. Code that only waits (backoffs, deadlines of a stop) uses `time.monotonic()`.
 """
 
 import time

@@ -17,7 +17,7 @@ MOUNTINFO: Final = Path("/proc/self/mountinfo")
 
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 _LAYERED: Final = frozenset({"overlay", "overlayfs", "aufs", "fuse.fuse-overlayfs"})
-"""What Docker, containerd and Podman make the root of a container of; others cannot be told from a disk."""
+"""The file systems of which Docker, containerd and Podman make a container's root; others look like a disk."""
 _EMPTY_DIR: Final = "/kubernetes.io~empty-dir/"
 """In the path of the host's directory that is mounted."""
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")

@@ -16,7 +16,7 @@ from maskline.runtime.logs import get_logger
 
 RESTART_FIRST_S: Final = 0.1
 RESTART_MAX_S: Final = 5.0
-"""Bounds how late work goes on once its fault is mended, and how often a lasting fault occurs again."""
+"""Bounds how late work resumes once its fault is mended, and how often a lasting fault repeats."""
 STEADY_S: Final = 10.0
 """Work that ran this long was healthy: its next restart waits RESTART_FIRST_S again, and health forgets the failure."""
 LOG_INTERVAL_S: Final = 10.0
@@ -83,7 +83,7 @@ class BackgroundTasks:
             started = monotonic()
             try:
                 await work()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the work must go on
+            except Exception as error:  # noqa: BLE001 - after any error the work must go on
                 self.failed(name, error)
             else:
                 return

@@ -1,15 +1,15 @@
 """Adds prometheus_client's default registry to /metrics: handler modules' metrics, and `process_*` and `python_*`.
 
-It is not ours, so nothing in it may break the page or block the event loop:
+It holds others' code, so nothing in it may break the page or block the event loop:
 
-- It is collected in a thread, as prometheus_client's own server does, for COLLECT_MAX_S at most. What has been found by
-  then is on the page; a collector that hangs is skipped until it returns.
+- It is collected in a thread, as prometheus_client's own server does, for COLLECT_MAX_S at most. The page has the
+  metrics collected by then; a collector that hangs is skipped until it returns.
 - Each metric is encoded by itself: one that raises, or is not valid, is left out alone.
-- Names that are on the page already, first of all ours, are not repeated.
-- Labels that look like phone numbers become tokens. Their look decides, not the numbers of the events under way: a
-  series must not change its name when an event is over. A known number that looks like none is hidden while known.
+- Names that are on the page already, those of maskline first, are not repeated.
+- Labels that look like phone numbers become tokens. Their form decides, not the numbers of the events under way: a
+  series must not change its name when an event is over. A known number of another form is hidden while it is known.
 
-What is left out is counted by its reason, and logged.
+Metrics that are left out are counted by reason, and logged.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ END: Final = b"# EOF\n"
 _NAMES: Final = re.compile(rb"^(?:# TYPE (\S+)|([^#\s{]+))", re.MULTILINE)
 
 left_out: Final = Counter[str]()
-"""What was not shown, by reason: `failed`, `slow`, `clash`, `too_large`, `no_thread`."""
+"""Metrics left out, by reason: `failed`, `slow`, `clash`, `too_large`, `no_thread`."""
 
 _log = get_logger("maskline.admin")
 _log_limit = LogRateLimit()
@@ -129,9 +129,9 @@ class _Collection:
         self._size_bytes = 0
         self.texts: list[bytes] = []
         self.left_out: list[tuple[str, str, str | None]] = []
-        """Reason, what, and the error if there was one."""
+        """Reason, the collector or metric, and the error if there was one."""
         self.at: MetricSource | None = None
-        """What is being collected."""
+        """The collector whose turn it is."""
         self.closed = False
         """Set when the page no longer waits for the rest."""
 

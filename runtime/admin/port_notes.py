@@ -1,11 +1,12 @@
-"""Files that note where admin ports are: every node writes one for `maskline health`, which cannot know a moved port.
+"""Port notes: every node writes a file with the place of its admin port, for `maskline health`, which cannot know a
+moved port.
 
 - A note is a file below `maskline-<uid>` in TMPDIR, /tmp or /dev/shm, the first that can be written. A container with a
   read-only file system has at least one of them.
 - Its process keeps it locked (flock) as long as it lives, however it ends. An unlocked note is left over, and the next
   process that finds it removes it.
-- It holds the settings that decide where a process listens and which deployment it belongs to, so that several on one
-  machine are told apart.
+- It holds the settings that decide where a process listens and which deployment it belongs to, to distinguish several
+  on one machine.
 - The directory is locked as well: systemd-tmpfiles, which removes old files, leaves those of locked directories alone.
 
 Without a note (nowhere to write, another user) `maskline health` asks where the settings say.
@@ -42,7 +43,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     """Of a worker; empty for ingest, which has none."""
     admin_host: str
     admin_port: int | None
-    """Both as they were set, not as they turned out."""
+    """Both as they were set, not as they are in use."""
     pid: int
     addresses: tuple[tuple[str, int], ...] = ()
     """Where to dial: addresses and ports."""
@@ -100,7 +101,7 @@ def write_note(note: Note) -> WrittenNote:
             continue
         try:
             for _ in _live(directory):
-                pass  # removes what was left over, so that nothing piles up where nobody asks
+                pass  # removes leftover notes, so that none pile up if nobody runs `maskline health`
             left = _write(directory, note)
             fcntl.flock(directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
@@ -132,7 +133,7 @@ def _places() -> list[Path]:
 
 
 def _open_directory(place: Path, *, make: bool) -> int:
-    """The directory of this user. Raises OSError, also where it could be somebody else's doing."""
+    """The directory of this user. Raises OSError, also if somebody else could have made it."""
     path = place / f"maskline-{os.geteuid()}"
     if make:
         with contextlib.suppress(FileExistsError):
@@ -151,7 +152,7 @@ def _write(directory: int, note: Note) -> WrittenNote:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(file, msgspec.json.encode(note))
-        # Only now it bears a name that is looked at: nobody reads half of it, or finds it without its lock.
+        # Only now it gets a name that readers search for: nobody reads half of it, or finds it without its lock.
         os.rename(name, name + _SUFFIX, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -162,7 +163,7 @@ def _write(directory: int, note: Note) -> WrittenNote:
 
 
 def _live(directory: int) -> Iterator[bytes]:
-    """What stands in the notes whose processes live; the others are removed."""
+    """The contents of the notes whose processes live; the other notes are removed."""
     names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
     for name in names[:NOTES_MAX]:
         try:

@@ -1,6 +1,6 @@
 """The admin port: `/healthz`, `/readyz`, `/metrics`, and nothing of the callbacks.
 
-The node is asked for its health at each request: a cached answer would tell of the past. An error while answering is a
+The node is asked for its health at each request, as a cached answer would be stale. An error while answering is a
 failed probe (503, 500 for metrics) and logged, never a crash of the node. The port answers even when the process has
 run out of file descriptors (runtime.net.listener).
 """
@@ -30,9 +30,9 @@ that asks less often connects again, which costs a probe or a scraper nothing.""
 BODY_TIMEOUT_S: Final = 1.0
 """A request here has no body; one that announces it has so long to send it."""
 PORTS_TRIED: Final = 100
-"""From the default port upwards; an operator with more processes on one machine sets the port."""
+"""Ports tried, from the default one upwards; an operator with more processes on one machine sets the port."""
 CONNECTIONS_MAX: Final = 64
-"""Probes and scrapers; more are forgotten ones, and must not take all descriptors there are."""
+"""Connections of probes and scrapers; any more are forgotten ones, and must not take all descriptors."""
 BACKLOG: Final = 64
 
 _HEADERS: Final = {"Cache-Control": "no-store", "Server": "maskline"}
@@ -138,7 +138,7 @@ class AdminServer:
         try:
             self._written_note = write_note(note)
         except OSError as error:
-            # `maskline health` then asks at the port of the settings, which is right unless it is taken.
+            # `maskline health` then asks the port of the settings, which is right unless it was taken.
             log = _log.info if self.port == self._ports[0] else _log.warning
             log("port note not written", reason=str(error))
 
@@ -153,7 +153,7 @@ class AdminServer:
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
         encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-        # Ours on the loop, not in a thread: they read counters that change on the loop only, without locks.
+        # Maskline's own on the loop, not in a thread: they read counters that change on the loop only, without locks.
         body = await self._others.add_to(encoder(self._registry), encoder)
         return self._response(web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type}))
 
@@ -174,7 +174,7 @@ def _probe(ask: Callable[[], Health]) -> web.Response:
     try:
         health = ask()
         body = _encode({"ok": health.ok, **health.details})
-    except Exception as error:  # noqa: BLE001 - whatever broke, the probe's answer is: not well
+    except Exception as error:  # noqa: BLE001 - after any error the probe's answer is: not well
         _log.exception("health check failed")
         health = Health(ok=False, details={})
         body = _encode({"ok": False, "error": f"the health check failed: {type(error).__name__}"})

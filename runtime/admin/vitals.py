@@ -1,4 +1,4 @@
-"""What /readyz and /metrics of every node show of its process: dropped log lines, descriptors, metrics left out."""
+"""The part of /readyz and /metrics that is about the process: dropped log lines, descriptors, metrics left out."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,8 @@
 """Logging: one structured line an event, on stderr, without a phone number in it. `docs/logs.md` lists the events.
 
-Everything takes the same way out, ours (structlog) and the libraries' (stdlib `logging`, warnings, uncaught
-exceptions): context, exception text, privacy, then level, time and the rendering. Two rules hold whatever is logged:
+Our own lines (structlog) and the libraries' (stdlib `logging`, warnings, uncaught exceptions) go through the same
+steps: context, exception text, privacy, then level, time and the rendering. Two rules hold for everything that is
+logged:
 
 - No phone number leaves. Every text is redacted and every object becomes text first (`redaction`); the numbers of the
   events under way are known (`known_numbers`), and hidden also in what handler modules print, and log by ways of their

@@ -1,7 +1,7 @@
-"""Hides known numbers in logging that a handler module sets up itself, which keeps its form and its place.
+"""Hides known numbers in logging that a handler module sets up itself. Its format and its destination stay.
 
-What can be configured, and configured anew at any time, cannot be trusted to hide anything. So this patches what no
-configuration replaces:
+Configurable parts may be configured anew at any time, and cannot be trusted to hide anything. So this patches functions
+that no configuration replaces:
 
 | what | patched at |
 | --- | --- |
@@ -25,7 +25,7 @@ from structlog import BoundLoggerBase
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) - {"name"}
-"""What every record has; the rest is the user's `extra`."""
+"""The attributes of every record; the rest is the user's `extra`."""
 
 
 def install(is_ours: Callable[[Any], bool]) -> Callable[[], None]:

@@ -1,6 +1,6 @@
-"""Knows the phone numbers of the events under way, and replaces them by tokens in whatever this process writes.
+"""Knows the phone numbers of the events under way, and replaces them by tokens in everything that this process writes.
 
-Handling an event costs one `append`, by `add_event`. Its numbers are read only when something is written. Numbers stay
+Handling an event costs one `append`, by `add_event`. Its numbers are read only if something is written. Numbers stay
 known after their events, for what is written late (by a queue, or a task that a handler has left running): the last
 NUMBERS_MAX of them, and always those of the attempts under way.
 """
@@ -19,18 +19,19 @@ from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, redact
 
 EVENTS_MAX: Final = 1_024
-"""Events seen and not looked at. A process that writes nothing for so many of them has nothing to hide; what writes
-then finds the last ones, and those under way."""
+"""Events whose numbers are not read yet. A process that writes nothing for so many of them has nothing to hide; the
+next write reads the last ones, and those under way."""
 NUMBERS_MAX: Final = 4_096
 """Each more makes it likelier that other digits are taken for it by chance (schemas.phone_numbers)."""
 NUMBERS_SPARE: Final = 1_024
-"""Over that, before the oldest are taken away: doing it one by one would cost more than keeping them."""
+"""Numbers kept beyond that, before the oldest are removed: removing them one by one would cost more than keeping
+them."""
 LINE_MAX_CHARS: Final = 1 << 18
-"""Of one line that is written: looking through so many takes half a second where they are nothing but digits or
-escapes, and milliseconds as a rule. What comes after that is left out."""
+"""Of one line that is written: searching so many takes milliseconds as a rule, and half a second if they are nothing
+but digits or escapes. The rest of the line is left out."""
 DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 1_000
-"""Nesting and members of a value that a logger is given; what is beyond them is seen again as the text it becomes."""
+"""Nesting and members of a logged value; parts beyond them are searched as the text that they become."""
 
 
 class RunningEvents(Protocol):
@@ -51,7 +52,7 @@ class KnownNumbers:
         self._numbers = PhoneNumbers()
         self._added = dict[str, None]()
         """Numbers as events have them, since some were last forgotten: of a session's events, only the first costs more
-        than a look."""
+        than a lookup."""
         self._lock = threading.RLock()
 
     def watch(self, under_way: RunningEvents) -> None:
@@ -59,7 +60,7 @@ class KnownNumbers:
         self._under_way.add(under_way)
 
     def after_fork(self) -> None:
-        """In the child: another thread may have held the lock."""
+        """Make a new lock in the child of a fork, as another thread may have held the old one."""
         self._lock = threading.RLock()
 
     def hide(self, text: str) -> str:
@@ -73,15 +74,15 @@ class KnownNumbers:
             text = "\n".join(map(_cut, text.split("\n")))
         try:
             return self._numbers.redact(text)
-        except Exception as error:  # noqa: BLE001 - ours: it must neither stop who writes, nor let a number through
+        except Exception as error:  # noqa: BLE001 - a fault of ours must neither stop the writer, nor let a number through
             return f"(a text that could not be looked through for numbers: {type(error).__name__})\n"
 
     def redact(self, text: str) -> str:
-        """The same, and with tokens for whatever else looks like a number."""
+        """The same, with tokens also for everything else that looks like a number."""
         return redact(self.hide(text))
 
     def hide_bytes(self, data: bytes) -> bytes:
-        """The same for what is already encoded."""
+        """The same for encoded text."""
         if not self._seen and not self._numbers:
             return data
         text = data.decode("utf-8", "surrogateescape")
@@ -89,7 +90,7 @@ class KnownNumbers:
         return data if hidden is text else hidden.encode("utf-8", "surrogateescape")
 
     def hide_value(self, value: Any, depth: int = 0) -> Any:
-        """The same for a value that a logger is given; of its own type where it has none of the numbers."""
+        """The same for a logged value; it keeps its type if it has none of the numbers."""
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
@@ -128,7 +129,7 @@ class KnownNumbers:
 
     def _learn_seen(self) -> None:
         seen, numbers = self._seen, self._numbers
-        if len(seen) == seen.maxlen:  # some of those under way may have dropped out
+        if len(seen) == seen.maxlen:  # it may have dropped some of those under way
             self._learn_running()
         with contextlib.suppress(IndexError):  # empty
             while True:
@@ -169,6 +170,6 @@ def _cut(line: str) -> str:
 
 
 KNOWN_NUMBERS: Final = KnownNumbers()
-"""Those of this process."""
+"""The known numbers of this process."""
 
 os.register_at_fork(after_in_child=KNOWN_NUMBERS.after_fork)

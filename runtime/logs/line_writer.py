@@ -1,11 +1,11 @@
-"""Writes lines to a stream that perhaps nobody reads: at once if that is possible, else from a queue, and never blocks.
+"""Writes lines to a stream, which perhaps nobody reads: at once if possible, else from a queue. Never blocks.
 
 A full pipe blocks the writer, and with the event loop everything else: leases lapse, the stop is lost. The flag that
 would prevent it (O_NONBLOCK) belongs to the open file, which processes share: set, it would harm the others.
 
-| stream | what keeps a write from blocking |
+| stream | how a write avoids blocking |
 | --- | --- |
-| file, /dev/null, a stream in memory | nothing need |
+| file, /dev/null, a stream in memory | it never blocks |
 | pipe, terminal | it is opened once more, without blocking, for this process alone |
 | socket, as journald gives | MSG_DONTWAIT |
 | pipe or terminal of another user | RWF_NOWAIT; on an old kernel it is asked first whether it takes PIPE_BUF bytes |
@@ -37,7 +37,7 @@ QUEUE_MAX_BYTES: Final = 8 << 20
 BATCH_LINES: Final = 100
 """Written while the lock is held: another thread that logs meanwhile waits for that long and no longer."""
 PIECE_MAX_BYTES: Final = select.PIPE_BUF
-"""What a pipe that is reported writable surely takes, and in one piece."""
+"""Bytes that a pipe that is reported writable is sure to take, in one piece."""
 YIELD_S: Final = 0.0005
 """Between batches, so that another thread that logs gets the lock."""
 RETRY_S: Final = 0.05
@@ -63,7 +63,7 @@ class LineWriter:
         self.broken = False
         """Whether the stream is a pipe whose reader is gone for good."""
         self.before_finish: Callable[[], object] = lambda: None
-        """Called first by `finish`, for what a caller holds back and must write then."""
+        """Called first by `finish`: writes the bytes that a caller holds back."""
         self._unreported = 0
         self._refused = False
         """Whether the stream refused the last line: the reader is gone, or the disk is full."""
@@ -112,7 +112,9 @@ class LineWriter:
                 return
 
     def after_fork(self) -> None:
-        """In the child: forget the queue, which the parent writes, and make a new lock, as a thread may hold it."""
+        """In the child of a fork: forget the queue, which the parent writes, and make a new lock, as a thread may hold
+        the old one.
+        """
         self._lock = threading.RLock()
         self._queue.clear()
         self._queued_bytes = self._unreported = 0
@@ -146,7 +148,9 @@ class LineWriter:
         self._unreported += 1
 
     def _flush(self) -> bool:
-        """Write what the stream takes of a batch; whether it took any. A line that a signal handler logs joins it."""
+        """Write a batch as far as the stream takes it. Returns whether it took any. A line that a signal handler logs
+        joins it.
+        """
         if self._writing:
             return False
         self._writing = True
@@ -232,14 +236,14 @@ def nonblocking_text_stream(
 
 
 OPEN_END_MAX_BYTES: Final = 512
-"""Bound on what is held back because a number may go on in the next piece."""
+"""Bound on the bytes held back because a number may go on in the next piece."""
 _OPEN_END: Final = re.compile(rb"[0-9%\\&\x80-\xff][^A-Za-z\r\n]*\Z")
 
 
 class _RawStream(io.RawIOBase):
     """Takes bytes in pieces: lines, but also parts of one that is long, or flushed in the middle.
 
-    So what may be the beginning of a number is held back until the next piece comes, or the process ends.
+    So a possible beginning of a number is held back until the next piece comes, or the process ends.
     """
 
     def __init__(self, writer: LineWriter, stream: TextIO, hide: Callable[[bytes], bytes]) -> None:
@@ -338,7 +342,7 @@ class _PolledWrite:
                 raise
             except OSError:
                 self._no_wait = (
-                    None  # the kernel has none for this; what else is wrong, the write below meets too
+                    None  # the kernel has none for this; the write below meets any other fault too
                 )
         if not self._poll.poll(0):
             raise BlockingIOError

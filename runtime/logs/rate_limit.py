@@ -1,11 +1,12 @@
-"""Bounds how often the same is logged: what fails in a loop fails many times a second, for hours."""
+"""Bounds how often the same event is logged: a failure in a loop repeats many times a second, for hours."""
 
 from collections.abc import Hashable
 from time import monotonic
 from typing import Final
 
 INTERVAL_S: Final = 30.0
-"""Between two lines about the same: a reader of the log sees within that time what is wrong, and that it lasts."""
+"""Between two lines about the same failure: within that time a reader of the log sees what is wrong, and that it
+lasts."""
 
 LINES_MAX: Final = 5
 """Lines within INTERVAL_S about different things: where a server refuses everything, a few partitions are named and the
@@ -22,7 +23,7 @@ class LogRateLimit:
         self._suppressed = 0
 
     def due(self, *about: Hashable) -> bool:
-        """Whether to log a line about `about`, which tells it from others of its kind; if not, it is counted."""
+        """Whether to log a line now. `about` distinguishes it from others of its kind. If not, it is counted."""
         now = monotonic()
         if about in self._logged_at or len(self._logged_at) >= self._lines_max:
             recent = now - self._interval_s
@@ -34,6 +35,6 @@ class LogRateLimit:
         return True
 
     def take_suppressed(self) -> int:
-        """How many lines were held back since the last call."""
+        """How many lines were suppressed since the last call."""
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed

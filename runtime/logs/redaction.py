@@ -1,7 +1,7 @@
 """Makes any logged value fit for a log: plain types, bounded in size, without a phone number. Never raises.
 
-- A value under the name of a number attribute becomes a token, whatever it looks like.
-- Text is redacted by what looks like a number, and by the numbers of the events under way.
+- A value under the name of a number attribute becomes a token, even if it does not look like a number.
+- In text, everything that looks like a number, and the numbers of the events under way, become tokens.
 - An object becomes text first, so that its attributes cannot carry a number past this.
 """
 
@@ -19,7 +19,7 @@ NUMBER_NAMES: Final = frozenset(NUMBER_ATTRIBUTES) | {
     "first_party",
     "second_party",
 }
-"""What stands under these names is a phone number, whatever it looks like."""
+"""Values under these names are phone numbers, even if they do not look like one."""
 DEPTH_MAX: Final = 6
 """Nesting of a logged value; deeper is cut, so that a value that contains itself ends."""
 ITEMS_MAX: Final = 100
@@ -63,7 +63,7 @@ def _number(value: Any) -> Any:
 def _text(value: Any) -> str:
     shown = as_text(value)
     text = redact(shown)
-    if text is not shown:  # what is known first: a number has one token, with its country code or without
+    if text is not shown:  # known numbers first: a number has one token, with its country code or without
         text = redact(KNOWN_NUMBERS.hide(shown))
     return text if len(text) <= TEXT_MAX_CHARS else text[:TEXT_MAX_CHARS] + "…"
 
@@ -73,7 +73,7 @@ def as_text(value: Any) -> str:
     try:
         if isinstance(value, (bytes, bytearray, memoryview)):
             return bytes(value).decode("utf-8", "backslashreplace")
-        # An exception's text alone seldom says what it is; that of a time or a UUID does.
+        # An exception's text alone rarely says what it is; that of a time or a UUID does.
         return repr(value) if isinstance(value, BaseException) else str.__str__(str(value))
     except Exception:  # noqa: BLE001 - a value that cannot be shown must not stop the work that logs it
         return f"<{type(value).__name__} that cannot be shown>"

@@ -1,7 +1,7 @@
-"""How a line of the log looks: JSON or a console line, and the steps before that (structlog processors).
+"""Renders a log line as JSON or for a console, and has the steps before that (structlog processors).
 
-No text from outside may forge a line or drive the terminal, and no value may make a step raise: then the line says
-what could not be rendered, and the work goes on.
+No text from outside may forge a line or control the terminal. If a value makes a step raise, the line says what could
+not be rendered, and the work goes on.
 """
 
 import json
@@ -39,7 +39,9 @@ def redact_fields(_logger: Any, _method: str, event_dict: EventDict) -> EventDic
 
 
 def escape_control_characters(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
-    """No text from outside may forge a line or drive the terminal; tracebacks keep their line ends."""
+    """Escape control characters, so that no text from outside forges a line or controls the terminal. Tracebacks keep
+    their line ends.
+    """
     for name, value in event_dict.items():
         if isinstance(value, str):
             event_dict[name] = value.translate(_CONTROL if name in ("exception", "stack") else _BREAKS)

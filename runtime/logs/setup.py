@@ -130,7 +130,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
-    """What went wrong where nothing can be raised, as in __del__. Python's own hook waits for stderr."""
+    """Log an error where nothing can be raised, as in __del__. Python's own hook waits for stderr."""
     if args.exc_value is not None:
         exc_info = (args.exc_type, args.exc_value, args.exc_traceback)
         get_logger("maskline").error("exception ignored", where=args.err_msg, exc_info=exc_info)

@@ -1,7 +1,7 @@
-"""The streams of this process: what it logs and prints goes through a writer that waits for no reader.
+"""The streams of this process: logs and prints go through a writer that never waits for a reader.
 
 A process has one stderr, so what stands here is global: the writer of the log's stream, and the one of stdout once
-printing goes this way too. Known numbers are hidden in whatever passes.
+printing goes this way too. Known numbers are hidden in everything that passes.
 """
 
 import atexit
@@ -22,7 +22,7 @@ _stdout_writer: LineWriter | None = None
 
 
 def unblock_standard_streams() -> None:
-    """From here on, what this process prints to sys.stdout and sys.stderr waits for no reader either.
+    """Have prints to sys.stdout and sys.stderr, too, never wait for a reader from here on.
 
     Numbers of the events under way are hidden in it.
     """
@@ -37,7 +37,7 @@ def unblock_standard_streams() -> None:
 
 
 def write_log_to(writer: LineWriter) -> Write:
-    """Make `writer` the one of the log; returns what writes a line by it."""
+    """Make `writer` that of the log. Returns the function that writes a line by it."""
     global _log_writer  # noqa: PLW0603 - a process has one stderr
     _log_writer = writer
     return lambda line: writer.write(KNOWN_NUMBERS.hide_bytes(encode_line(line)))
@@ -54,7 +54,7 @@ def lines_dropped() -> int:
 
 
 def lines_waiting() -> int:
-    """How many log lines wait in memory, as nobody has read yet what the pipe holds."""
+    """How many log lines wait in memory, as nobody has read the pipe yet."""
     return sum(writer.waiting for writer in _writers())
 
 

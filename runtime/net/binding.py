@@ -6,8 +6,8 @@
 | a name | all its addresses that are this machine's, one at least |
 | an address | itself |
 
-An address that another of the list covers (127.0.0.1 beside 0.0.0.0) is left out. IPv6 sockets take no IPv4, whatever
-the system's default is, so that IPv4 peers appear as such.
+An address that another of the list covers (127.0.0.1 beside 0.0.0.0) is left out. IPv6 sockets never take IPv4, even if
+that is the system's default, so that IPv4 peers appear as such.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from maskline.schemas.hosts import ANY_IPV4, ANY_IPV6, LOOPBACKS, read_hosts, wi
 
 PORT_MAX: Final = 65_535
 PORT_TRIES: Final = 16
-"""For a port of the kernel's choice that is free at every address: the first is, nearly always."""
+"""Tries for a port of the kernel's choice that is free at every address: nearly always the first one is."""
 
 _NOT_HERE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 

@@ -1,8 +1,8 @@
 """File descriptors: how many this process may have, how many it has, and how many clients may take.
 
 Each client connection takes one. The process itself (Redis, the spool, the admin port, name resolution) must find some
-left when clients have taken all they can get: so clients get the limit less a reserve. And if none is left all the
-same, a few spares that were opened early can be given up for what must not fail then.
+left when clients have taken all they can get: so clients get the limit less a reserve. If none is left all the same, a
+few spares that were opened early are given up for uses that must not fail.
 """
 
 import contextlib
@@ -19,14 +19,15 @@ RESERVE_SHARE: Final = 8
 spool takes one. Never more than RESERVE_MOST of the limit: some thirty are open when a node has started."""
 RESERVE_MOST: Final = 4
 SPARES: Final = 8
-"""A probe and a scrape at once, what a few before them leave behind until it is closed, and some to refuse with."""
+"""For a probe and a scrape at once, for a few before them that are not closed yet, and some to refuse with."""
 LISTING: Final = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 LIMIT_OF_MACOS: Final = 10_240
 """OPEN_MAX: what macOS allows where it names no bound."""
 
 
 _spares: list[int] = []
-"""Of /dev/null. Early, so that their numbers are low: what is given up is of use under a limit that was lowered."""
+"""Open descriptors of /dev/null. Opened early, so that their numbers are low and of use under a limit that was
+lowered."""
 
 
 def raise_limit() -> None:
@@ -40,7 +41,7 @@ def raise_limit() -> None:
 
 
 def open_spares() -> bool:
-    """Open spares until there are SPARES; whether there are."""
+    """Open spares until there are SPARES. Returns whether there are."""
     with contextlib.suppress(OSError):
         while len(_spares) < SPARES:
             _spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
@@ -48,7 +49,7 @@ def open_spares() -> bool:
 
 
 def give_up_spare() -> bool:
-    """Close a spare, so that something else can be opened at once; whether there was one."""
+    """Close a spare, so that something else can be opened at once. Returns whether there was one."""
     if not _spares:
         return False
     os.close(_spares.pop())
@@ -69,11 +70,11 @@ def descriptors_max() -> int:
 def descriptors_open() -> int:
     """How many descriptors this process has open; its limit, if none is left to count them with."""
     try:
-        return sum(1 for _ in Path(LISTING).iterdir()) - 1  # without the one that looks
+        return sum(1 for _ in Path(LISTING).iterdir()) - 1  # without the one that lists
     except OSError as error:
         return descriptors_max() if error.errno in (errno.EMFILE, errno.ENFILE) else 0
 
 
 def for_clients(limit: int) -> int:
-    """Of `limit` descriptors, how many may be in use before clients get no more."""
+    """How many of `limit` descriptors may be in use before clients get no more."""
     return limit - min(max(RESERVE_MIN, limit // RESERVE_SHARE), limit // RESERVE_MOST)

@@ -33,9 +33,9 @@ VITAL_MAX_S: Final = 5.0
 LOG_INTERVAL_S: Final = 10.0
 """Between two log lines about refused connections; each has the count."""
 OUT_OF_DESCRIPTORS: Final = "no_descriptors"
-"""The reason against a connection that took a spare."""
+"""The reason to refuse a connection that took a spare."""
 ACCEPT_FAILED: Final = "accept_failed"
-"""Counted whenever accept() finds no descriptor, or no memory, whatever comes of it."""
+"""Counted each time accept() finds no descriptor, or no memory, even if a spare then takes the connection."""
 
 _SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = get_logger("maskline.listener")
@@ -135,7 +135,7 @@ class Listener:
                 self._open_connection(sock)
 
     def _accept_by_spare(self, listening: socket.socket) -> bool:
-        """Give up a spare for the next connection; whether one was accepted by it."""
+        """Give up a spare for the next connection. Returns whether one was accepted."""
         if not give_up_spare():
             return False
         try:

@@ -1,6 +1,6 @@
-"""Ends a process when its parent dies, however that dies: the kernel sends it a signal. On Linux only.
+"""Ends a process when its parent dies, even by SIGKILL: the kernel sends it a signal. On Linux only.
 
-Where a parent must be missed elsewhere as well, its child reads a pipe or a socket from it.
+A child that must notice this on other systems too reads a pipe or a socket of its parent.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ def parent_death_signal(signum: int) -> Callable[[], None] | None:
 def die_with_parent(parent: int, signum: int) -> None:
     """Have the kernel send `signum` to this process when its parent dies; exit with 1 if that has died already.
 
-    `parent`: the parent's process id, as the parent itself has told it.
+    `parent`: the parent's process id, as passed on by the parent.
     """
     if (ask := parent_death_signal(signum)) is not None:
         ask()

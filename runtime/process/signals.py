@@ -2,8 +2,8 @@
 
 A handler module, or a library that it uses, may take a signal for itself, ignore it, or block it, at any moment. The
 stop must not depend on that. While `StopSignals` is entered, `signal.signal` leaves our handler in place for these two
-and keeps the other, which is called after ours. `restore` undoes what goes past `signal.signal` (an event loop in C, a
-mask). A warning names who took the signal, unless C code did.
+and keeps the other one, which is called after ours. `restore` undoes changes that bypass `signal.signal` (an event loop
+in C, a mask). A warning names the code that took the signal, unless it is C code.
 """
 
 import contextlib
@@ -60,9 +60,9 @@ class StopSignals:
         self._before = {}
 
     def restore(self) -> None:
-        """Put our handler back where something went past `signal.signal`, and unblock both signals.
+        """Set our handler again where other code has bypassed `signal.signal`, and unblock both signals.
 
-        Logs what it undoes, and what could not be logged within a signal handler.
+        Logs what it undoes, and errors that could not be logged within a signal handler.
         """
         for signum in SIGNALS:
             current = signal.getsignal(signum)

@@ -35,13 +35,13 @@ def arm_deadline(timeout_s: float) -> None:
 
 
 def disarm_deadline() -> None:
-    """Cancel what `arm_deadline` has set."""
+    """Cancel the deadline that `arm_deadline` has set."""
     faulthandler.cancel_dump_traceback_later()
     _cancel_alarm()
 
 
 def exit_later(code: int) -> Callable[[], None]:
-    """Exit with `code` in THREADS_GRACE_S, whatever threads still run. Returns a function that cancels that."""
+    """Exit with `code` in THREADS_GRACE_S, even if threads still run. Returns a function that cancels that."""
     timer = threading.Timer(THREADS_GRACE_S, os._exit, (code,))
     timer.daemon = True
     try:

@@ -2,7 +2,7 @@
 
 - Children run in process groups of their own, so Ctrl-C on a terminal reaches them once, by way of the supervisor. They
   end with their supervisor, even when it is killed.
-- A child that ends is started again after a backoff, whatever its status, and takes no sibling with it. Only if all
+- A child that ends is started again after a backoff, with any exit code, and takes no sibling with it. Only if all
   children have exited with code 2 and none ever came up, the configuration is wrong: the supervisor then exits with 2
   and one line.
 - A child whose event loop is blocked is reported, then killed and started again. Silence is counted by the supervisor's
@@ -62,13 +62,15 @@ class SilenceTimer:
         self.up = False
 
     def heard(self) -> bool:
-        """The child has sent something. Whether that ends a silence that was warned of."""
+        """Reset the silence, as the child has sent something. Returns whether a warning was given before."""
         self.seconds = 0.0
         warned, self._warned = self._warned, False
         return warned
 
     def elapse(self, turn_s: float) -> Literal["", "warn", "kill"]:
-        """One turn of the supervisor, which took `turn_s`, has passed without a line. What to do about it."""
+        """Count one turn of the supervisor, which took `turn_s`, without a line from the child. Returns what to do
+        about it.
+        """
         self.seconds += min(turn_s, TURN_MAX_S)
         warn_s, kill_s = START_WARN_S, START_KILL_S
         if self.up:
@@ -95,7 +97,7 @@ class Child:
         self.exit_code: int | None = None
         """Exit code of the process that ended last."""
         self.reason = ""
-        """Why the running process, or the last one, could not start, in its own words."""
+        """Why the running process, or the last one, could not start, as it reported itself."""
         self.killed = False
         self.silence_timer = SilenceTimer(silent_kill_s)
         self._silent_kill_s = silent_kill_s

@@ -27,7 +27,7 @@ class _Pipe:
         self.descriptor: int | None = None
 
     def send(self, line: str) -> bool:
-        """Write a line; whether there is a supervisor that will read it."""
+        """Write a line. Returns whether there is a supervisor that will read it."""
         if self.descriptor is None:
             return False
         try:
@@ -61,16 +61,16 @@ def attach() -> None:
 
 
 def report_beat() -> None:
-    """Say that the event loop turns; called on it."""
+    """Report that the event loop turns; called on it."""
     _pipe.send(BEAT)
 
 
 def report_up() -> None:
-    """Say that the node has started: whatever ends it from here on, it is worth starting again."""
+    """Report that the node has started: if it ends from here on, it is worth starting again."""
     _pipe.send(UP)
 
 
 def report_failure(reason: str) -> bool:
-    """Say why this process cannot start; whether there is a supervisor to report it."""
+    """Report why this process cannot start. Returns whether there is a supervisor to log it."""
     text = reason.encode("utf-8", "backslashreplace")[:REASON_MAX_BYTES].decode("utf-8", "ignore")
     return _pipe.send(FAILED + " ".join(text.split()))

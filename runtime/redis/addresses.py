@@ -1,4 +1,4 @@
-"""Resolves a server's name at every connect, and tries those of its addresses last that failed last.
+"""Resolves a server's name at every connect; addresses that failed last are tried last.
 
 - A dead address costs ADDRESS_DELAY_S once: the next one is tried in parallel (happy eyeballs, RFC 8305), and the dead
   one comes last from then on.

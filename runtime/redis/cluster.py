@@ -5,7 +5,7 @@ which partition changes: at a failover, or when a slot is moved. The slot map is
 key is elsewhere, while a node cannot be reached, and regularly. Until it is known, what cannot be sent waits.
 
 A new map counts at once: it is applied and announced, primaries that left are stopped, and new ones are started, each
-by itself. No primary, whatever it replies, delays the partitions of another.
+by itself. No primary delays the partitions of another.
 """
 
 import asyncio

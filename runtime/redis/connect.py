@@ -98,7 +98,7 @@ class RedisEndpoint:
 
         `server`: the cluster's node to connect to. `beside`: a connection whose server this one must lead to as well,
         where a name has several addresses or Sentinels change their mind. `on_lost` is called once, when the connection
-        ends for whatever reason.
+        ends for any reason.
 
         Raises RedisUnavailableError where Redis cannot be reached, RedisRefusesError where it refuses the log-in or the
         database: not before MASKLINE_REDIS_URL_FILE was read again, as a password may have changed.
@@ -122,7 +122,7 @@ class RedisEndpoint:
     # Inside
 
     def _read_again(self, used: RedisUrl) -> bool:
-        """Read MASKLINE_REDIS_URL_FILE again; whether there is another URL now than the one that was `used`."""
+        """Read MASKLINE_REDIS_URL_FILE again. Returns whether its URL differs from the one that was `used`."""
         if self._url is not used:
             return True
         if not isinstance(self._text, FileText):

@@ -25,7 +25,7 @@ async def check_namespace(connection: PipelinedConnection, settings: Settings) -
     """Compare the settings with the layout in Redis, or write it there if this is the first node ever started.
 
     Takes over the key of the number tokens, so that all nodes' logs have the same tokens. Raises ConfigError if
-    MASKLINE_PARTITIONS differs from the layout, as a session would then be in two partitions, in no order;
+    MASKLINE_PARTITIONS differs from the layout, as a session would then be in two partitions, without order;
     RedisUnavailableError if Redis refuses, or replies with something else than a layout.
     """
     key = Keys(settings.namespace).layout

@@ -6,10 +6,10 @@ with one call, and hands the replies to their batches as hiredis parses them. It
 here gains by RESP3.
 
 A deadline counts silence, not the time to the last byte of a reply: through a thin pipe a big one may take a minute,
-and cutting it would only have it sent again. What counts as progress stands at PROGRESS_MIN_BYTES.
+and cutting it would only have it sent again. PROGRESS_MIN_BYTES says what counts as progress.
 
 A connection never reconnects: it is lost as a whole, with every batch under way, and its owner opens the next one
-(`runtime.redis.connect`). Which commands were carried out before the loss is unknown, so whatever is sent must be safe
+(`runtime.redis.connect`). Nobody knows which commands were carried out before the loss, so every command must be safe
 to repeat.
 """
 
@@ -80,9 +80,10 @@ class PipelinedConnection(asyncio.Protocol):
         self._overdue: _Batch | None = None
         self._on_lost = on_lost
         self._context = contextvars.copy_context()
-        """For callbacks of the loop, whoever sends: a user's code may have bound log values in its own context."""
+        """The context for callbacks of the loop, not the sender's: a user's code may have bound log values in its
+        own."""
         self.server_address: ServerAddress | None = None
-        """Where it leads; None before it is connected."""
+        """The server's address; None before it is connected."""
         self.timed_out = False
         """Whether it was closed because the server did not answer in time."""
         self.received_bytes = 0
@@ -98,7 +99,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     @property
     def address(self) -> str:
-        """Where it leads, as `10.0.0.7:6379` or the path of a socket; empty before it is connected."""
+        """The server's address, as `10.0.0.7:6379` or the path of a socket; empty before it is connected."""
         return "" if self.server_address is None else self.server_address.text
 
     @property
@@ -146,7 +147,7 @@ class PipelinedConnection(asyncio.Protocol):
 
     @property
     def loss(self) -> str:
-        """Which side has ended the connection, and why; empty while it is open."""
+        """The side that has ended the connection, and why; empty while it is open."""
         return "" if self._lost is None else str(self._lost)
 
     # What the transport calls

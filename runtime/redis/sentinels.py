@@ -137,7 +137,7 @@ async def _ask(
 ) -> SentinelReply:
     connection = await connect(sentinel)
     try:
-        # Two requests that go out together: whoever does not answer the second has answered the first.
+        # Two requests sent together: a Sentinel that does not answer the second has answered the first.
         address = connection.send(
             pack("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service), 1, timeout_s=SENTINELS_TIMEOUT_S
         )

@@ -1,13 +1,14 @@
-"""Whether a Redis server is set up so that the promises can be kept: its version, eviction, persistence, memory, role.
+"""Checks whether a Redis server's setup lets maskline keep its promises: version, eviction, persistence, memory, role.
 
 - An *error* endangers "nothing unhandled is ever evicted", or the server is too old to be spoken to at all: ingest
   spools until an operator has acted. A *warning* weakens another promise, or may come to.
 - Every finding is one line that names what was found, what it costs and what to do.
-- What a server does not tell (an ACL, a managed service) is not guessed: it is left out, and a warning names it.
+- Facts that a server does not report (an ACL, a managed service) are not guessed: they are left out, and a warning
+  names them.
 
-For callers: `report = await inspect_server(connection)` once for every connection (one round trip), log
-`report.errors` and `report.warnings` by `code` and `text`, and put `report.details()` into the JSON of /readyz. With
-several servers, as in a cluster, each has its own report; no text says which server it is about. `find_faults` is pure.
+For callers: `report = await inspect_server(connection)` once for every connection (one round trip), log `report.errors`
+and `report.warnings` by `code` and `text`, and show `report.details()` in the JSON of /readyz. With several servers, as
+in a cluster, each has its own report; no text says which server it is about. `find_faults` is pure.
 """
 
 import dataclasses
@@ -42,14 +43,14 @@ class Finding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerReport:
-    """What a server is by its own account, and what is wrong with it."""
+    """The facts that a server reports of itself, and its faults."""
 
     version: str
-    """As `Valkey 9.1.2` or `Redis 8.2.3`; `unknown` where the server does not tell."""
+    """As `Valkey 9.1.2` or `Redis 8.2.3`; `unknown` if the server does not report it."""
     findings: tuple[Finding, ...]
     memory_used_bytes: int | None = None
     memory_max_bytes: int | None = None
-    """`maxmemory`; 0 for none. None where the server does not tell."""
+    """`maxmemory`; 0 for none. None if the server does not report it."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -87,9 +88,8 @@ async def inspect_server(connection: PipelinedConnection) -> ServerReport:
     for section in sections:
         info |= parse_info(section)
     save = None
-    if (
-        isinstance(configured, list) and len(configured) == 2 and isinstance(configured[1], bytes)
-    ):  # name, value
+    # The reply is name and value.
+    if isinstance(configured, list) and len(configured) == 2 and isinstance(configured[1], bytes):
         save = configured[1].decode(errors="replace")
     used, limit = _number(info, "used_memory"), _number(info, "maxmemory")
     return ServerReport(version_of(info), tuple(find_faults(info, save)), used, limit)
@@ -108,7 +108,7 @@ def parse_info(reply: Any) -> dict[str, str]:
 
 
 def version_of(info: Mapping[str, str]) -> str:
-    """The server's name and version by the fields of INFO, as `Valkey 9.1.2`; `unknown` where they do not tell."""
+    """The server's name and version by the fields of INFO, as `Valkey 9.1.2`; `unknown` if they lack it."""
     # Valkey's redis_version is the one that it is compatible with.
     if "valkey_version" in info:
         return f"Valkey {info['valkey_version']}"
@@ -116,10 +116,10 @@ def version_of(info: Mapping[str, str]) -> str:
 
 
 def find_faults(info: Mapping[str, str], save: str | None) -> list[Finding]:
-    """What is wrong with a server, by what it says of itself.
+    """The faults of a server, by its own account.
 
-    `info`: the fields of INFO, as far as the server gave them. `save`: its save points as CONFIG GET gives them, ""
-    for none, None where it does not tell.
+    `info`: the fields of INFO, as far as the server gave them. `save`: its save points as CONFIG GET gives them, "" for
+    none, None if it does not report them.
     """
     findings = [*_version(info), *_memory(info), *_persistence(info, save), *_replication(info)]
     if not_told := list(_not_told(info, save)):
@@ -155,7 +155,7 @@ def _memory(info: Mapping[str, str]) -> Iterator[Finding]:
     )
     remedy = "CONFIG SET maxmemory-policy noeviction, and the same in the server's configuration file"
     if policy is not None and policy != "noeviction":
-        if not limit:  # none, or it does not tell
+        if not limit:  # none, or not reported
             yield Finding(
                 "warning",
                 "eviction_policy",
@@ -217,7 +217,7 @@ def _replication(info: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _not_told(info: Mapping[str, str], save: str | None) -> Iterator[str]:
-    """In words, what a check needs and the server did not tell."""
+    """In words, the facts that a check needs and the server did not report."""
     if "valkey_version" not in info and not _VERSION.match(info.get("redis_version", "")):
         yield "version"
     if "maxmemory_policy" not in info or _number(info, "maxmemory") is None:

@@ -105,12 +105,12 @@ class ServerMonitor:
                 on_error(connection)
         except RedisUnavailableError:
             return
-        except Exception as error:  # noqa: BLE001 - what one server says keeps no other from being inspected
+        except Exception as error:  # noqa: BLE001 - a fault with one server keeps no other from being inspected
             self._tasks.failed("inspection", error)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What endangers callbacks, of all servers."""
+        """The findings that endanger callbacks, of all servers."""
         return tuple(finding for report in self._reports.values() for finding in report.errors)
 
     @property

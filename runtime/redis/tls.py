@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings.value_types import FLAG
 
-T = TypeVar("T")
+Choice = TypeVar("Choice")
 
 TLS_OPTIONS: Final = (
     "ssl_cert_reqs",
@@ -119,7 +119,7 @@ def _load_client_certificate(context: ssl.SSLContext, options: Mapping[str, str]
     _load(option, lambda: context.load_cert_chain(certificate, key, lambda: password), file)
 
 
-def _choice(option: str, value: str, choices: Mapping[str, T], allowed: str) -> T:
+def _choice(option: str, value: str, choices: Mapping[str, Choice], allowed: str) -> Choice:
     try:
         return choices[value]
     except KeyError:

@@ -12,7 +12,7 @@ def prepare(module: str) -> None:
 
     Does nothing where the module is only imported. Exits with 2 as `search_path.order_search_path` does.
     """
-    # While it looks for the module, sys.argv is "-m" and the module's own arguments.
+    # While the interpreter searches for the module, sys.argv is "-m" and the module's own arguments.
     if sys.argv[:1] != ["-m"] or sys.orig_argv[-len(sys.argv)].removeprefix("-m") != module:
         return
     from maskline.runtime.startup.search_path import order_search_path  # noqa: PLC0415 - nobody else needs it

@@ -1,7 +1,7 @@
 """Orders the search path for modules: maskline first, then the libraries, the working directory last.
 
 A user's project may well have a `redis.py` or a `maskline.py`. None of them may take the place of maskline, or of a
-library that it needs, however a process was started. If one does all the same, because PYTHONPATH puts it first, the
+library that it needs, however a process was started. If one does all the same, because PYTHONPATH has it first, the
 start ends with one line that names it.
 
 This module is imported before anything else, so it imports only what Python itself has loaded by then.
@@ -59,7 +59,7 @@ def add_working_directory() -> None:
 
 
 class _OwnFinder:
-    """Finds the package `maskline` where this file is, whatever the search path is."""
+    """Finds the package `maskline` where this file is, with any search path."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: object = None
