@@ -1,4 +1,4 @@
-"""Follows the partition streams to tell in which order the callbacks of a session arrived.
+"""Follows the partition streams to learn in which order the callbacks of a session arrived.
 
 The worker hands events over in order, so only the stream still has the order of arrival. Following leaves no trace in
 Redis. If the connection is lost, the live view goes on without these numbers.
@@ -35,7 +35,7 @@ class Arrivals:
         """Callbacks of all sessions."""
 
     async def start(self) -> None:
-        """Note the end of each stream: every later entry is an arrival."""
+        """Read the end of each stream: every later entry is an arrival."""
         packed = b"".join(pack("XREVRANGE", stream, "+", "-", "COUNT", 1) for stream in self._streams)
         replies = await self._connection.send(packed, len(self._streams))
         for stream, reply in zip(self._streams, replies, strict=True):

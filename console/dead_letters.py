@@ -1,8 +1,8 @@
 """Reads dead letters in pages that are bounded by count and by bytes; the newest first where only some are wanted.
 
-Redis takes a count for a page and no bytes, so the count is worked out from the size of the letters before. Partitions
-are read one after the other, and the caller keeps only what it makes of each letter. So listing a million letters
-takes a few MiB of memory at either end, and works over a slow link.
+Redis takes a count for a page and no bytes, so the count follows from the size of the letters before. Partitions are
+read one after the other, and the caller keeps only its result for each letter. So listing a million letters takes a few
+MiB of memory at either end, and works over a slow link.
 """
 
 import heapq
@@ -97,7 +97,7 @@ async def latest_letters(
     heads: list[tuple[int, int, int, _Pages, list[Letter]]] = []
 
     async def push_next(pages: _Pages, letters: list[Letter]) -> None:
-        """Put a partition on the heap, ordered by its next letter."""
+        """Push a partition onto the heap, ordered by its next letter."""
         while not letters and not pages.at_end:
             letters = [*reversed(await pages.next())]
         if letters:

@@ -1,7 +1,8 @@
-"""`maskline dev --demo`: plays a few dozen shuffled sessions to the running nodes and checks what they handled.
+"""`maskline dev --demo`: plays a few dozen shuffled sessions to the running nodes and checks the events that they
+handled.
 
-The check compares what was sent with what was handled. It demands little, so that a slow machine does not fail it: each
-event was handled exactly once, and within a session and run the numbers rise, except for events flagged late.
+The check compares sent with handled events. It demands little, so that a slow machine does not fail it: each event was
+handled exactly once, and within a session and run the numbers rise, except for events flagged late.
 """
 
 import asyncio
@@ -21,14 +22,14 @@ SESSIONS: Final = 30
 RATE: Final = 200.0
 """Callbacks a second: fast enough to be over in seconds, slow enough to read along."""
 HANDLED_TIMEOUT_S: Final = 30.0
-"""How long the nodes may take to handle what was sent, on top of the gap timeout."""
+"""How long the nodes may take to handle the sent events, on top of the gap timeout."""
 
 EventKey = tuple[str, str, int | None]
 """SessionUUID, EventName, sequence number."""
 
 
 class Comparison(NamedTuple):
-    """What was sent, compared with what was handled."""
+    """The events sent, compared with those handled."""
 
     sent: int
     """Different callbacks, duplicates not counted."""
@@ -46,7 +47,7 @@ class Comparison(NamedTuple):
 
 
 def compare(sent: Counter[EventKey], handled: Iterable[HandledEvent]) -> Comparison:
-    """Compare what was sent with what was handled, in the order of handling."""
+    """Compare the events sent with those handled, in the order of handling."""
     seen: Counter[EventKey] = Counter()
     latest: dict[tuple[str, bool, int], int] = {}
     misplaced = 0
@@ -84,7 +85,7 @@ class Demo:
         self._progress = asyncio.Event()
 
     async def play(self, stop: asyncio.Event, write: Callable[[str], None]) -> bool:
-        """Play, wait until everything is handled, and `write` the result; whether it is good."""
+        """Play, wait until everything is handled, and `write` the result. Returns whether it is good."""
         options = self.options
         write(
             f"playing {options.sessions} sessions: {options.shuffle:.0%} of the callbacks come up to "

@@ -1,7 +1,7 @@
 """`maskline dev`: an embedded Valkey, an ingest node, a worker and a live view in one process and one terminal.
 
-Dev supplies what is not set, and prints it: a server and an account under `.maskline`, free ports. What is set is used
-as it is, so that dev shows what production would do with it.
+Dev supplies settings that are not set, and prints them: a server and an account under `.maskline`, free ports. Settings
+that are set are used as they are, so that dev behaves as production would.
 """
 
 import asyncio
@@ -159,7 +159,7 @@ class Dev:
         if sources["spool_dir"] == "default":
             changes["spool_dir"] = STATE_DIRECTORY / "spool"
         if sources["handlers"] == "default":
-            changes["handlers"] = ()  # the live view shows what maskline.handlers.log would log
+            changes["handlers"] = ()  # the live view shows the lines of maskline.handlers.log
         return msgspec.structs.replace(settings, **changes)
 
     def _with_ports(self, settings: Settings) -> tuple[Settings, Settings]:

@@ -1,4 +1,4 @@
-"""The handler module of `maskline dev`: passes what was handled to listeners in this process.
+"""The handler module of `maskline dev`: passes handled events to listeners in this process.
 
 No phone number passes through here: only the session, the event's name, its sequence number and its order.
 """

@@ -220,7 +220,7 @@ def _socket_path(directory: Path) -> Path:
 
 
 def _lock(directory: Path) -> IO[bytes]:
-    """Lock the directory. The kernel releases the lock when dev ends, in whatever way. Raises ConfigError."""
+    """Lock the directory. The kernel releases the lock when dev ends, even by SIGKILL. Raises ConfigError."""
     file = (directory / "lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

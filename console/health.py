@@ -32,7 +32,7 @@ TIMEOUT_S: Final = 3.0
 """Less than HEALTHCHECK allows in the Dockerfile, and much more than a healthy process takes."""
 TIMEOUT_MAX_S: Final = 60.0
 CONNECT_MAX_S: Final = 1.0
-"""For one address. The kernel accepts the connection whatever the process does, unless its queue is full."""
+"""For one address. The kernel accepts the connection even if the process hangs, unless its queue is full."""
 ANSWER_MAX_BYTES: Final = 1 << 20
 """Bound of an answer; `/readyz` with a large cluster has a few kilobytes."""
 NAMED_MAX: Final = 4

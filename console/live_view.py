@@ -67,7 +67,7 @@ def event_line(handled: HandledEvent, place: int | None, now: datetime) -> Text:
 
 
 def summary_line(counts: Counts) -> Text:
-    """The line that sums up what was handled so far."""
+    """The line that sums up the events handled so far."""
     orders = [
         f"{number:,} {word}"
         for number, word in (
@@ -145,7 +145,7 @@ class LiveView:
 
     def write(self, line: Text | str = "") -> None:
         """Write one line at once, before the events that are queued."""
-        # Whole lines whatever the width: other programs read a pipe, and a terminal wraps by itself.
+        # Whole lines at any width: other programs read a pipe, and a terminal wraps by itself.
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     async def _write_waiting(self) -> None:

@@ -1,4 +1,4 @@
-"""`maskline status`: who owns which partitions, what waits, what was given up.
+"""`maskline status`: shows the owners of partitions, waiting callbacks, and dead letters.
 
 The exit code is 1 if something needs a person: no live worker, callbacks waiting in partitions without an owner, a
 Redis that is nearly full or filled by dead letters. A few dead letters alone are a warning, as the system works.
@@ -49,7 +49,7 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     """Callbacks read and not finished: under way, being retried, or waiting for a missing number."""
     dead_letters: int
     dead_bytes: int | None = None
-    """Redis memory that they take, roughly, in bytes; None if the server does not tell."""
+    """Redis memory that they take, roughly, in bytes; None if the server does not report it."""
 
     @property
     def waiting(self) -> int:
@@ -77,7 +77,7 @@ class Status(msgspec.Struct, frozen=True):
     healthy: bool
     problems: list[str]
     warnings: list[str]
-    """What needs no person yet, but may later."""
+    """Warnings: they need no person yet, but may later."""
     workers: dict[str, int]
     """Number of partitions by the ID of a live worker."""
     stored: int
@@ -145,7 +145,7 @@ async def read_status(reader: RedisReader) -> Status:
         if float(beat_ms) >= now_ms - settings.lease_ttl_ms
     ]
     owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
-    # A worker that holds a lease lives, as far as Redis can tell, even if its heartbeat is late.
+    # A worker that holds a lease counts as live, even if its heartbeat is late.
     workers = {name: owned[name] for name in sorted({*live, *owned})}
     redis = _redis_status(reader, parse_info(server) | parse_info(memory))
     problems = [*find_problems(workers, partitions), *find_shortages(redis, partitions)]
@@ -196,7 +196,7 @@ def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> 
 
 
 def dead_bytes_of(partitions: Sequence[PartitionStatus]) -> int | None:
-    """Bytes that all dead letters take; None if the server does not tell for all partitions."""
+    """Bytes that all dead letters take; None if the server does not report them for all partitions."""
     sizes = [partition.dead_bytes for partition in partitions]
     return None if None in sizes else sum(size for size in sizes if size is not None)
 

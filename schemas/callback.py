@@ -31,11 +31,13 @@ class RawCallback(msgspec.Struct, frozen=True, array_like=True, gc=False):
     auth_id: str
     """The account whose token fits the signature; empty if verification is off and the path names none."""
     replayed: bool = False
-    """Whether an operator put it back into the stream."""
+    """Whether an operator replayed it into the stream."""
     version: int = CALLBACK_VERSION
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Name and value of what `repr` and `rich` may show: never the parameters, which hold phone numbers."""
+        """Names and values of the fields that `repr` and `rich` may show: never the parameters, which hold phone
+        numbers.
+        """
         return [
             ("method", self.method),
             ("query_bytes", len(self.query)),

@@ -1,7 +1,7 @@
 """Decodes a raw callback to an event: the reference for every faster way to the same result.
 
-Rules: nothing that was sent is lost. A parameter becomes the attribute of its name. A parameter that is no attribute of
-the event, or cannot be read, is kept as text in `extra`, and `problems` names the unreadable ones. Only a callback that
+Rules: no parameter is lost. A parameter becomes the attribute of its name. A parameter that is no attribute of the
+event, or cannot be read, is kept as text in `extra`, and `problems` names the unreadable ones. Only a callback that
 lacks what every event needs (readable parameters, a SessionUUID, an EventName) is refused, with a code for the dead
 letters.
 
@@ -15,8 +15,8 @@ letters.
 | SessionUUID, EventName, repeated with differing values | the first; list in `extra`, name in `problems` |
 | unknown | text in `extra`, a list where it is repeated with differing texts |
 
-Strategy: form, query and JSON become a list of text pairs first (`parameter_pairs`); `event_from_pairs` alone decides
-what the pairs mean, by tables that are built once at import.
+Strategy: form, query and JSON become a list of text pairs first (`parameter_pairs`); `event_from_pairs` alone
+interprets the pairs, by tables that are built once at import.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class DecodedCallback(NamedTuple):
 
     event: Event
     fingerprint: bytes
-    """FINGERPRINT_BYTES bytes, equal for equal parameters, in whatever order and whether as form, query or JSON."""
+    """FINGERPRINT_BYTES bytes, equal for equal parameters, in any order and in a form, a query or JSON."""
 
 
 NONE_IGNORED: Final[frozenset[str]] = frozenset()
@@ -58,7 +58,7 @@ NONE_IGNORED: Final[frozenset[str]] = frozenset()
 def decode_event(callback: RawCallback, ignored: frozenset[str] = NONE_IGNORED) -> DecodedCallback:
     """Decode a callback; `ignored` parameters, by Plivo's names, are no part of its fingerprint.
 
-    Raises UndecodableEntryError and nothing else, whatever the bytes.
+    Raises UndecodableEntryError and nothing else, for any bytes.
     """
     try:
         pairs = parameter_pairs(
@@ -132,7 +132,7 @@ _READERS: Final[dict[type, _Reader]] = {int: read_int, Decimal: read_decimal, da
 
 
 class Attribute(NamedTuple):
-    """An attribute of an event, and how the text of its parameter is read."""
+    """An attribute of an event, and the reader of its parameter's text."""
 
     name: str
     """Our name, in snake case."""
@@ -176,7 +176,7 @@ def schema_of(event_name: str) -> EventSchema:
 
 
 def event_from_pairs(pairs: Pairs) -> Event:
-    """The event that a list of parameters means. The list stays as it is.
+    """The event that a list of parameters stands for. The list is not changed.
 
     Raises UndecodableEntryError with the code `no_session_uuid`, `session_uuid_too_long` or `no_event_name`.
     """

@@ -50,7 +50,7 @@ ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 class Event(
     msgspec.Struct, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
 ):
-    """What every event has. An attribute is None if Plivo sent nothing, a null, or a text that cannot be read."""
+    """The attributes of every event. One is None if Plivo sent nothing, a null, or a text that cannot be read."""
 
     session_uuid: str
     event_timestamp: datetime | None = None
@@ -84,7 +84,9 @@ class Event(
         return str(type(self).__struct_config__.tag)
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Name and value of what is set, for `repr` and `rich`: phone numbers, and what looks like one, as tokens."""
+        """Names and values of the attributes that are set, for `repr` and `rich`: phone numbers, and texts that look
+        like one, as tokens.
+        """
         shown: list[tuple[str, Any]] = []
         if isinstance(self, UnknownEvent):
             shown.append(("event_name", redact(self.event_name)))
@@ -265,7 +267,7 @@ MAY_OPEN_CALL: Final[frozenset[type[Event]]] = frozenset(
 )
 """Status events that may be the first of a call, because they report the beginning of a leg. Plivo's pages differ: the
 older ones have no `…Initiated`, and there an incoming call lands on the virtual number or shows by the party that is
-dialled. All others report what becomes of a leg, a call or the session, so they follow another event. A name that is
+dialled. All others report the progress of a leg, a call or the session, so they follow another event. A name that is
 not documented may be a new first event, as `…Initiated` once was."""
 
 MAY_OPEN_RECORDING: Final[frozenset[type[Event]]] = frozenset(

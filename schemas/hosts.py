@@ -22,7 +22,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}\Z")
 def read_hosts(text: str) -> tuple[str, ...]:
     """The hosts of a list that has them separated by commas or line breaks: each in its canonical form, once, in order.
 
-    Raises ValueError. Its text says what is wrong unless that is plain to see.
+    Raises ValueError. Its text says what is wrong, unless that is obvious.
     """
     hosts = tuple(
         dict.fromkeys(_read_host(item) for part in re.split(r"[,\n]", text) if (item := part.strip()))
@@ -51,7 +51,7 @@ def read_peer(text: str) -> IPv4Address | IPv6Address:
         return read_address(text)
     except ValueError:
         host, colon, port = text.rpartition(":")
-        # Without brackets an IPv6 address with a port cannot be told from a longer address.
+        # Without brackets an IPv6 address with a port looks like a longer address.
         if not colon or not re.match(r"[0-9]{1,5}\Z", port) or (":" in host and not host.startswith("[")):
             raise
         return read_address(host)

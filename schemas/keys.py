@@ -11,7 +11,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
 | `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: crashes of a handler that may bring its worker down; expires |
 | `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
-| `{ns:fsync-i}:callbacks` | stream | nothing: written to see whether the server fsyncs before it confirms |
+| `{ns:fsync-i}:callbacks` | stream | nothing: written to test whether the server fsyncs before it confirms |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
 """
@@ -29,9 +29,9 @@ def partition_of(session_uuid: str, partitions: int) -> int:
 
 
 def probe_stream(namespace: str, number: int) -> str:
-    """The key of a stream to try out what a server does; another `number` may put it on another node of a cluster.
+    """The key of a stream for tests of a server; with another `number` it may be on another node of a cluster.
 
-    An ACL that permits to write callbacks permits to write it.
+    An ACL that permits writing callbacks permits writing it.
     """
     return f"{{{namespace}:fsync-{number}}}:callbacks"
 

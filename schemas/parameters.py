@@ -1,12 +1,12 @@
 """Reads the parameters of a request from its query and its body.
 
-Ingest needs them to verify and to route, the worker to decode. Both read them here, so that what was signed is what is
-handled. Forms and queries are read as `urllib.parse.parse_qsl(keep_blank_values=True)` does, in a third of the time as
-both hot paths come through here, except that bytes that are not UTF-8 are refused rather than replaced.
+Ingest needs them to verify and to route, the worker to decode. Both read them here, so that the signed parameters are
+the ones handled. Forms and queries are read as `urllib.parse.parse_qsl(keep_blank_values=True)` does, in a third of the
+time as both hot paths come through here, except that bytes that are not UTF-8 are refused rather than replaced.
 
 A body is read as a form or as JSON. Ingest finds out by the signature which of the two was meant
 (`ingest.auth.verifier`), and stores a Content-Type that names it (`type_naming`): the body is read by that type from
-then on. A type that names neither, which earlier versions stored, leaves it to what the body looks like.
+then on. A type that names neither, which earlier versions stored, leaves it to the beginning of the body.
 """
 
 import json
@@ -117,7 +117,7 @@ _json_decoder = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 def parse_json(body: bytes) -> dict[str, Any]:
     """The top-level members of a JSON object, its decimals as Decimal. Raises NotDecodableError for anything else.
 
-    The text may be UTF-8, UTF-16 or UTF-32, told apart as `json.loads` does, with or without a byte order mark.
+    The text may be UTF-8, UTF-16 or UTF-32, detected as `json.loads` does, with or without a byte order mark.
     """
     try:
         encoding = json.detect_encoding(body)

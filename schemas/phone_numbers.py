@@ -1,8 +1,8 @@
 r"""Finds known phone numbers in any text, however they are spelled, and replaces them by their tokens. Pure.
 
-`privacy.redact` replaces whatever looks like a number. Here the numbers are known, so they are found by their digits
-even where they do not look like one: `0171/1234567`, `415_555_0123`, `14155550123.0`, `1.4155550123e+10`, full-width
-digits, `%2B1415…`, colour codes between the digits. Linear in the length of the text.
+`privacy.redact` replaces everything that looks like a number. Here the numbers are known, so they are found by their
+digits even where they do not look like one: `0171/1234567`, `415_555_0123`, `14155550123.0`, `1.4155550123e+10`,
+full-width digits, `%2B1415…`, colour codes between the digits. Linear in the length of the text.
 
 | what | rule |
 | --- | --- |
@@ -241,7 +241,7 @@ def _stands_alone(places: list[int], floor: int, start: int, end: int) -> bool:
 
 
 def _within_no_number(text: str, start: int, end: int) -> bool:
-    """Whether these digits lie within what is sure to be no phone number (NO_NUMBER)."""
+    """Whether these digits lie within a text that is sure to be no phone number (NO_NUMBER)."""
     hit = text[start:end]
     if "-" not in hit and ":" not in hit:
         return False

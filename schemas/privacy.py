@@ -3,9 +3,9 @@
 A number has the same token wherever it stands and however its digits are grouped, so that logs can be searched for it
 without revealing it. The key is random until `set_token_key` sets the one that all nodes share.
 
-`redact` takes any text and errs on the side of hiding: it replaces whatever could be a dialable number of 8 to 15
-digits, and keeps what is sure to be something else (the table _KEPT). `schemas.phone_numbers` finds known numbers, in
-any spelling.
+`redact` takes any text and errs on the side of hiding: it replaces everything that could be a dialable number of 8 to
+15 digits, and keeps text that is sure to be something else (the table _KEPT). `schemas.phone_numbers` finds known
+numbers, in any spelling.
 """
 
 import hmac
@@ -18,7 +18,7 @@ NUMBER_ATTRIBUTES: Final = frozenset({"From", "To", "FirstParty", "SecondParty"}
 
 DIGITS_MIN: Final = 8
 DIGITS_MAX: Final = 15
-"""E.164 ends at 15 digits; fewer than 8 cannot be told from any other count."""
+"""E.164 ends at 15 digits; a number with fewer than 8 looks like any other figure."""
 
 TOKEN_HEX_CHARS: Final = 10
 """40 bits: among a million numbers two may share a token, and a log line stays readable."""
@@ -87,7 +87,7 @@ a hundred thousand do. Digits between two of these may be a number: behind a com
 NO_NUMBER_MAX_CHARS: Final = 64
 """A UUID has 36, and a date with its time as many at most."""
 
-# What is sure to be no phone number, if neither a letter, a digit nor a plus stands before it.
+# Texts that are sure to be no phone number, if neither a letter, a digit nor a plus is right before them.
 _KEPT: Final = {
     "UUID": _UUID,
     "long hexadecimal identifier": r"(?=[0-9]*[A-Fa-f])[0-9A-Fa-f]{16,}(?![0-9A-Za-z])",

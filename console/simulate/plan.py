@@ -34,7 +34,7 @@ WHOLE_ATTRIBUTES: Final = ("PinRetryCounter", "PlivoHangupCauseCode", "SequenceN
 
 
 class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What is planned; the arguments of `maskline simulate`. Shares are 0 to 1."""
+    """The options of a plan: the arguments of `maskline simulate`. Shares are 0 to 1."""
 
     seed: int
     sessions: int = 20
@@ -139,7 +139,7 @@ def interleave(plans: Iterable[SessionPlan], options: PlanOptions) -> Iterator[P
 
 
 def expectation(plan: SessionPlan, options: PlanOptions) -> dict[str, Any]:
-    """What a handler should see of a session if nothing is later than the gap timeout: a line of `--expect`.
+    """The events that a handler should get of a session if none is later than the gap timeout: a line of `--expect`.
 
     Numbered events are listed lane by lane in handling order, unsequenced ones in the order of sending.
     """

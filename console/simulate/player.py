@@ -62,7 +62,7 @@ class Target:
 
 
 class Tally:
-    """Counts what became of the requests."""
+    """Counts the outcomes of the requests."""
 
     def __init__(self) -> None:
         self.sent = 0

@@ -10,7 +10,7 @@ from maskline.console.simulate.player import Tally
 
 
 class PlanProgress:
-    """Counts what is planned and what is sent, and so the sessions that are finished."""
+    """Counts the requests planned and sent, and so the sessions that are finished."""
 
     def __init__(self, on_planned: Callable[[SessionPlan], None] = lambda _: None) -> None:
         """`on_planned` is called with each session's plan before its first request."""

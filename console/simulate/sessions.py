@@ -1,8 +1,8 @@
 """Makes the callbacks of a simulated masking session, as Plivo would number them. Pure and seeded.
 
-Rules: the same seed and index give the same callbacks, byte for byte, whatever other sessions there are. Every phone
-number is from a range reserved for fiction. Every attribute is spelled as Plivo documents it; one without a value is
-absent, or null in one of the spellings that Plivo's pages leave open.
+Rules: the same seed and index give the same callbacks, byte for byte, independent of other sessions. Every phone number
+is from a range reserved for fiction. Every attribute is spelled as Plivo documents it; one without a value is absent,
+or null in one of the spellings that Plivo's pages leave open.
 
 Strategy: a `_Script` goes through the calls of a session with a virtual clock and records each event as it happens.
 The old vocabulary has From and To and ends legs with Hangup; the new one has FirstParty, SecondParty, Initiated,

@@ -1,8 +1,8 @@
 """Splits whole forms into names and values, and recognises their layouts. Pure.
 
-Plivo writes the callbacks of one event with the same names in the same order, a layout. What was worked out for one
-form holds for all forms of its layout: for ingest, the place of each value in the signed text; for the worker, the
-attribute of each value.
+Plivo writes the callbacks of one event with the same names in the same order, a layout. Results for one form hold for
+all forms of its layout: for ingest, the place of each value in the signed text; for the worker, the attribute of each
+value.
 
 `split_form` decodes a form as a whole, in a third of the time that decoding each value takes, and splits it at every
 separator. The result is right if each name is followed by `=` and each value by `&`, and none of these is escaped,
@@ -22,7 +22,7 @@ from maskline.schemas.parameters import parse_pairs, unquote_plus
 
 NAMES_MAX: Final = 64
 NAMES_MAX_CHARS: Final = 2_048
-"""Bounds of one layout, so of the memory it takes. Who keeps layouts bounds their number."""
+"""Bounds of one layout, so of the memory it takes. Code that keeps layouts bounds their number."""
 
 _NOT_UNQUOTED: Final = ("%ff", "%C3", "%C3a%A9", "%ED%A0%80", "%C0%AF", "%4", "%zz", "%")
 _ALL_BUT_SEPARATORS: Final = bytes(byte for byte in range(256) if byte not in b"&=")

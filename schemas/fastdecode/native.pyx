@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Templates in C: each reads the forms of one layout, in 1.8 µs a callback where the reference takes some 15.
 
-Rules: a template reads what is as usual and leaves the rest to the reference, by None or ValueError. It reads only plain
+Rules: a template reads usual values and leaves all others to the reference, by None or ValueError. It reads only plain
 ASCII with well-formed escapes, and only what fits the buffers below. These live on the stack, so that several threads
 may use one template.
 
 Strategy: one pass over the form undoes its escapes, notes where each value lies, and gathers the key of the layout: the
-names and the event's name, as they are written. The template found by the key makes objects of what the event keeps, and
-no others: numbers and the fingerprint are made from the bytes themselves.
+names and the event's name, as they are written. The template found by the key makes objects for the event's values
+only: numbers and the fingerprint are made from the bytes themselves.
 
 C checks neither of these, so this file must: every write into a buffer is within its bound, and every reference that is
 taken is given back.
@@ -139,7 +139,7 @@ cdef bint reads_as_null(Form *form, int index) except -1:
 
 
 cdef bint is_word(Bytes text, Bytes word) noexcept:
-    """Whether four letters are these, in whatever case."""
+    """Whether four letters are these, in any case."""
     cdef int at
     for at in range(4):
         if text[at] | 0x20 != word[at]:

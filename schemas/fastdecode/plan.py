@@ -1,7 +1,7 @@
-"""The plan of a template: which parameter of a form becomes which attribute, worked out once for a layout. Pure.
+"""The plan of a template: which parameter of a form becomes which attribute, computed once for a layout. Pure.
 
-A layout is what the callbacks of one event have in common: the event's name, and the names of the parameters in their
-order. A template (`schemas.fastdecode.native`) is made from the plan of its layout, and reads every form that has it.
+The callbacks of one event share a layout: the event's name, and the names of the parameters in their order. A template
+(`schemas.fastdecode.native`) is made from the plan of its layout, and reads every form that has it.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ EVENT_NAME: Final = "EventName"
 
 
 class FormLayout(NamedTuple):
-    """What all forms that one template reads have in common."""
+    """The layout of all forms that one template reads."""
 
     event_name: str
     names: tuple[str, ...]

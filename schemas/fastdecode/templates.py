@@ -65,7 +65,8 @@ class TemplateDecoder:
         self._read = self.templates.read if self.templates is not None else _read_nothing
         self._seen: dict[FormLayout, int] = {}
         self.unreadable: Counter[str] = Counter()
-        """How many values could not be read, by Plivo's name of the attribute. Whoever reports them clears them."""
+        """How many values could not be read, by Plivo's name of the attribute. The code that reports them clears
+        them."""
 
     def decode(self, value: bytes) -> DecodedValue:
         """Decode `value`, the msgpack of a RawCallback, as `decode_callback` and `decode_event` do.

@@ -158,18 +158,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Description(
             whole(1, 1_000_000),
-            "requests of an ingest process that wait for Redis or the journal; more are answered 503",
+            "requests of an ingest process that wait for Redis or the spool; more are answered 503",
         ),
     ] = 4096
-    spool_dir: Annotated[Path, Description(PATH, "directory of the local journal", "./spool")] = Path("spool")
+    spool_dir: Annotated[Path, Description(PATH, "directory of the local spool", "./spool")] = Path("spool")
     spool_max_bytes: Annotated[
-        int, Description(size(1 << 20, 1 << 50), "how large the local journal may grow")
+        int, Description(size(1 << 20, 1 << 50), "how large the local spool may grow")
     ] = GIB
     spool_drain_per_s: Annotated[
         int,
         Description(
             whole(1, 1_000_000),
-            "callbacks a second that an ingest process moves from the journal to a Redis that is back",
+            "callbacks a second that an ingest process moves from the spool to a Redis that is back",
         ),
     ] = 5000
     max_body_bytes: Annotated[

@@ -21,9 +21,9 @@ CONFIG_NAME: Final = "MASKLINE_CONFIG"
 FILE_MAX_BYTES: Final = 1 << 20
 """A file of settings has a few lines. The bound keeps a wrong path (/dev/zero) from filling the memory."""
 SHOWN_MAX_CHARS: Final = 60
-"""How much an error line repeats of a wrong value."""
+"""Characters of a wrong value that an error line repeats."""
 PATH_SHOWN_MAX_CHARS: Final = 255
-"""How much it repeats of a path, whose end says most."""
+"""Characters of a path that it repeats, from the end, which says most."""
 
 # Variables that Kubernetes sets in containers for a Service called `maskline…`, unless enableServiceLinks is false.
 _SERVICE_LINK: Final = re.compile(
@@ -69,7 +69,7 @@ class FileText(str):
         return file_text
 
     def read_again(self) -> "FileText":
-        """What the file holds now. Raises ConfigError as `gather` does."""
+        """The present text of the file. Raises ConfigError as `gather` does."""
         value: FileText = _read_value_file(self._setting, self._file, "")
         return value
 

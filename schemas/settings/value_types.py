@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     show: Callable[[Any], str] = _plain
     """From value to text. For everything but secrets, `read(show(value)) == value`."""
     secret: bool = False
-    """Whether values never stand in an error line; `show` leaves out what nobody may see."""
+    """Whether error lines never show a value; `show` then hides its secret parts."""
 
 
 _WHOLE: Final = re.compile(r"[0-9][0-9_]*\Z")
@@ -343,10 +343,10 @@ _TOKEN_PAIR: Final = re.compile(r"\b([MS]A[A-Z0-9]*):[^,\s]*")
 
 
 def hide_secrets(text: str) -> str:
-    """A wrong value or path for an error line, without what may be a secret in the wrong place.
+    """A wrong value or path for an error line, without parts that may be a secret in the wrong place.
 
-    Hidden are what stands before an @, the query of a URL, and tokens behind their auth_id. The rest is shown, so that
-    the operator recognises the mistake.
+    The text before an @, the query of a URL, and tokens behind their auth_id are hidden. The rest is shown, so that the
+    operator recognises the mistake.
     """
     scheme, separator, _ = text.partition("://")
     start = f"{scheme}://" if separator else ""
