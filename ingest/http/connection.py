@@ -3,8 +3,7 @@
 There is no task and no future for a request: it is taken in `data_received`, and answered when the publisher's reply
 completes its PendingRequest. A request that a template fits (ingest.fastpath) is not even parsed; any other goes
 through ingest.http.request_reader and ingest.http.request_decider. Each is taken out of the bytes by itself and
-answered in its turn: what follows a request never changes how it is read, and the next request may take the fast path
-again.
+answered in its turn: later bytes never change how it is read, and the next request may be fast again.
 
 | state | bytes come in | the outcome comes | the client has ended its side |
 | --- | --- | --- | --- |
@@ -15,10 +14,9 @@ again.
 | finished: the last answer is written | are read and thrown away | | the connection ends |
 | silent: our side was closed while idle | a callback is stored and not answered | | the connection ends |
 
-A connection is closed in two steps (ingest.http.closing). A callback that was sent while an idle connection was being
-closed is stored, though it cannot be answered (silent): Plivo may send it again, and then it is a duplicate.
-
-ingest.http.limits has the bounds.
+Bounds: ingest.http.limits. A connection is closed in two steps (ingest.http.closing). A callback that was sent while an
+idle connection was being closed is stored, though it cannot be answered (silent): Plivo may send it again, and then it
+is a duplicate.
 """
 
 import asyncio
@@ -350,10 +348,14 @@ class HttpConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether no byte of a request has come, not even into the socket's buffer."""
         return (
-            self._is_free() and not self._awaits_body and not self._waiting and not self._finished
-            and self._transport is not None and not self._transport.is_closing()
+            self._is_free()
+            and not self._awaits_body
+            and not self._waiting
+            and not self._finished
+            and self._transport is not None
+            and not self._transport.is_closing()
             and not unread_bytes(self._transport)
-        )  # fmt: skip
+        )
 
     def end_if_idle(self) -> None:
         """Close an idle connection. A callback that the client sent before it knew is still stored."""

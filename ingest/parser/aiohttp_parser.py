@@ -55,9 +55,8 @@ def parse_head(lines: list[bytes]) -> ParsedHead | None:
     elsewhere than we do.
     """
     try:
-        parser_class: Any = (
-            http.HttpRequestParser
-        )  # declared to want a connection and a loop, and needs neither
+        # It is declared to want a connection and a loop, and needs neither.
+        parser_class: Any = http.HttpRequestParser
         parser = parser_class(
             _unused,
             _unused,

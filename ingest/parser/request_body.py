@@ -101,8 +101,16 @@ class LengthFraming:
 class ChunkedFraming:
     """A body in chunks (RFC 9112, 7.1). Extensions and trailers are checked and ignored."""
 
-    __slots__ = ("_bytes_left", "_chunks", "_incomplete_line", "_max_bytes", "_next_line", "_size_bytes",
-                 "_trailers", "parts")  # fmt: skip
+    __slots__ = (
+        "_bytes_left",
+        "_chunks",
+        "_incomplete_line",
+        "_max_bytes",
+        "_next_line",
+        "_size_bytes",
+        "_trailers",
+        "parts",
+    )
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

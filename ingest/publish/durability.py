@@ -181,9 +181,8 @@ async def _write_and_wait(connection: PipelinedConnection, namespace: str, wait_
         written, confirmation = await connection.send(write + pack("WAITAOF", 1, 0, wait_ms), 2)
         if isinstance(written, bytes):
             return isinstance(confirmation, list) and confirmation[0] >= 1
-        if not str(written).startswith(
-            "MOVED"
-        ):  # moved: the key is another server's, the next may be this one's
+        # Moved: the key is another server's, the next may be this one's.
+        if not str(written).startswith("MOVED"):
             return None
     return None
 

@@ -158,9 +158,8 @@ class SpoolFile:
             empty = False
         self.close()
         if empty:
-            with contextlib.suppress(
-                OSError
-            ):  # the next process to open the path removes a log without its file
+            # If that fails, the next process to open the path removes a log without its file.
+            with contextlib.suppress(OSError):
                 self.open_file.unlink_log()
         return empty
 

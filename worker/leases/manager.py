@@ -86,13 +86,7 @@ class PartitionManager:
         self._dispatcher = dispatcher
         self._committer = committer
         self._quarantine = quarantine
-        self._partition_settings = PartitionSettings(
-            group=settings.group,
-            policy=Policy(settings.gap_timeout_ms, settings.first_sequence, settings.held_max),
-            recording_shared=settings.recording_sequence == "shared",
-            session_ttl_s=settings.session_ttl_s,
-            ignored_parameters=frozenset(settings.ignored_parameters),
-        )
+        self._partition_settings = _partition_settings(settings)
         self._lease_s = settings.lease_ttl_ms / 1000
         self._planner = LeasePlanner(worker_id, settings.partitions, self._lease_s)
         self._renewer = LeaseRenewer(
@@ -283,6 +277,16 @@ class PartitionManager:
             # A fault in maskline. `run` raises it, and the process ends: its partitions must not lie idle.
             self._failure = failure
             self._early.set()
+
+
+def _partition_settings(settings: Settings) -> PartitionSettings:
+    return PartitionSettings(
+        group=settings.group,
+        policy=Policy(settings.gap_timeout_ms, settings.first_sequence, settings.held_max),
+        recording_shared=settings.recording_sequence == "shared",
+        session_ttl_s=settings.session_ttl_s,
+        ignored_parameters=frozenset(settings.ignored_parameters),
+    )
 
 
 def _chance() -> float:

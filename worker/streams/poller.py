@@ -155,9 +155,8 @@ class Poller:
             self._blocking = read.combined
             time_reply, *replies = await read.replies()
             self._blocking = False
-            if isinstance(
-                time_reply, hiredis.ReplyError
-            ):  # a user who may not ask for TIME: the entries have no date
+            # If this user may not ask for TIME, the entries have no date.
+            if isinstance(time_reply, hiredis.ReplyError):
                 replies = [time_reply] * len(replies)
             streams = self._streams(read, replies)
             self._on_read(read, streams or ())
@@ -172,10 +171,9 @@ class Poller:
                 # After the request for states, which would wait behind it.
                 read = self._send_read(reads)
                 await self._finish(processed)
+                # The entries just processed may have been what left no room.
                 if read is None:
-                    read = self._send_read(
-                        reads
-                    )  # the entries just processed may have been what left no room
+                    read = self._send_read(reads)
             else:
                 await self._finish(processed)
                 with contextlib.suppress(TimeoutError):
