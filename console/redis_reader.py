@@ -39,7 +39,7 @@ def query_for(key: str, *arguments: Argument) -> Query:
     return Query(key, pack(*arguments))
 
 
-class ServerConnections:
+class ReaderConnections:
     """A connection to every server that has partitions: one server, or a cluster's primaries."""
 
     def __init__(
@@ -70,7 +70,7 @@ class ServerConnections:
             connection.close()
 
 
-async def connect_all(endpoint: RedisEndpoint, name: str) -> ServerConnections:
+async def connect_all(endpoint: RedisEndpoint, name: str) -> ReaderConnections:
     """Connect to every server; `name` is what CLIENT LIST shows. Raises as `RedisEndpoint.connect` does."""
     slots = await endpoint.find_slots()
     connections: dict[Server | None, PipelinedConnection] = {}
@@ -78,15 +78,15 @@ async def connect_all(endpoint: RedisEndpoint, name: str) -> ServerConnections:
         for server in (None,) if slots is None else slots.primaries:
             connections[server] = await endpoint.connect(name, server=server)
     except BaseException:
-        ServerConnections(connections, slots).close()
+        ReaderConnections(connections, slots).close()
         raise
-    return ServerConnections(connections, slots)
+    return ReaderConnections(connections, slots)
 
 
 class RedisReader:
     """Sends queries, and knows the namespace's settings, keys and number of partitions."""
 
-    def __init__(self, servers: ServerConnections, settings: Settings, partitions: int, address: str) -> None:
+    def __init__(self, servers: ReaderConnections, settings: Settings, partitions: int, address: str) -> None:
         self._servers = servers
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.group)
@@ -141,7 +141,7 @@ def with_embedded_server(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, redis_url=url)
 
 
-async def _read_layout(servers: ServerConnections, settings: Settings) -> int:
+async def _read_layout(servers: ReaderConnections, settings: Settings) -> int:
     """The number of partitions. Takes the key of number tokens over as well, so that tokens are those of the logs."""
     key = Keys(settings.namespace).layout
     (reply,) = await servers.of_key(key).send(pack("HMGET", key, "partitions", "token_key"), 1)

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
-from maskline.console.redis_reader import RedisReader, ServerConnections
+from maskline.console.redis_reader import ReaderConnections, RedisReader
 from maskline.console.status import (
     PartitionStatus,
     RedisStatus,
@@ -27,7 +27,7 @@ async def status_of(settings):
     try:
         return await read_status(
             RedisReader(
-                ServerConnections({None: connection}, None), settings, settings.partitions, endpoint.address
+                ReaderConnections({None: connection}, None), settings, settings.partitions, endpoint.address
             )
         )
     finally:
