@@ -228,10 +228,12 @@ def test_redis_restarted_from_an_older_snapshot_loses_no_held_event(tmp_path: Pa
     try:
         with fleet(server, namespace, tmp_path, partitions=1) as crew:
             first = crew.start(gap_timeout_ms=3_600_000)
-            crew.put("held", 2)
+            crew.put("waiting", 2)
             wait_until(lambda: first.metric("events_held") == 1, what="the event to be held")
             crew.client.save()
-            crew.put("other", 1)  # its commit says that `held` waits, and is the last thing Redis forgets
+            crew.put(
+                "other", 1
+            )  # its commit says that `waiting` is pending, and is the last thing Redis forgets
             crew.until_calls(1)
             wait_until(lambda: crew.group(0)["pending"] == 1, what="the commit")
             server.kill()
@@ -241,8 +243,8 @@ def test_redis_restarted_from_an_older_snapshot_loses_no_held_event(tmp_path: Pa
             wait_until(lambda: crew.group(0)["lag"] == 0, what="the commit after the restart")
             first.kill()
             crew.start(gap_timeout_ms=3_600_000)
-            crew.put("held", 1)
-            assert [call.number for call in crew.until_calls(2, "held")] == [1, 2]
+            crew.put("waiting", 1)
+            assert [call.number for call in crew.until_calls(2, "waiting")] == [1, 2]
     finally:
         server.stop()
 
