@@ -330,6 +330,7 @@ class HttpConnection(asyncio.Protocol):
         if self._read_timer is not None:
             self._read_timer.cancel()
             self._read_timer = None
+            self._reader.forget_incomplete_head()  # the fast path may have taken the request
 
     def _give_up_head(self) -> None:
         self._stop_awaiting()

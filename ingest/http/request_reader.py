@@ -86,6 +86,10 @@ class RequestReader:
         body = BodyReader(head, self._max_body_bytes)
         return self._read_body(head, self._check_head(head), body, data[body_begin:])
 
+    def forget_incomplete_head(self) -> None:
+        """Read the next bytes as the beginning of another request."""
+        self._checked_bytes = 0
+
     def _await_head(self, data: bytes) -> ReceivedRequest | None:
         checked_bytes = check_incomplete_head(data, self._checked_bytes)
         if isinstance(checked_bytes, Refusal):

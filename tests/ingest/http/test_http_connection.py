@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ingest_kit import (
     MAIN,
@@ -101,6 +101,9 @@ async def both(redis_server, namespace, monkeypatch) -> AsyncIterator[Any]:
                 yield fast, parsed, client, [node_settings(redis_server.url, name) for name in names]
 
 
+@example(
+    ([Request(target=f"/callbacks/{MAIN}").encode()], [260])
+)  # within the head: then the fast path takes it
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.tuples(st.lists(ordinary, min_size=1, max_size=4), st.lists(st.integers(1, 1_500), max_size=4))

@@ -1,6 +1,7 @@
 """Plain handlers: a session that waits for a thread holds up no other, and hung threads are bounded and logged."""
 
 import asyncio
+import itertools
 import json
 import random
 import threading
@@ -441,9 +442,14 @@ async def test_no_request_for_a_thread_is_lost_whatever_happens_to_its_partition
             await d.until_handled()
             await until(lambda: not any(map(any, d.dispatcher.threads().values())))
             assert d.dispatcher.busy == d.partition.running == 0
-    for (name, session), numbers in seen.items():
-        assert numbers == [1, 2, 3] or (name, session) == ("hangs", "s7"), (name, session)
-    assert len(seen) >= 59
+            letters = d.letters()
+    # On a busy machine an attempt of `hangs` may take longer than its 15 ms in any session.
+    given_up = {(letter.handler, letter.session_uuid, letter.sequence_number) for letter in letters}
+    assert {handler for handler, *_ in given_up} <= {"hangs"}
+    for key in itertools.product(("hangs", "waits", "well"), (f"s{index}" for index in range(20))):
+        kept = {number for number in (1, 2, 3) if (*key, number) not in given_up}
+        numbers = [number for number in seen.get(key, ()) if number in kept]
+        assert numbers == sorted(kept) or key == ("hangs", "s7"), key
 
 
 HANDLERS = """
