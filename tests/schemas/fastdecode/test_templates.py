@@ -217,7 +217,7 @@ def nearly_ordinary(draw):
 
 
 @given(nearly_ordinary())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_nearly_ordinary_callbacks_are_decoded_as_by_the_reference(made):
     decoder = learned(*made)
     for callback in made:

@@ -54,7 +54,7 @@ def agree(history):
         assert (ours.waiting is NONE_WAITING) == (theirs.waiting is NONE_WAITING)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(histories)
 def test_arrivals_are_taken_as_python_takes_them(history):
     agree(history)
@@ -206,7 +206,7 @@ def plainly(arrival):
 DECODERS = [EntryDecoder(frozenset(ignored)) for ignored in ((), ("Odd", "EventTimestamp", "a"))]
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     ENTRIES,
     st.booleans(),
