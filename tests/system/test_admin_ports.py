@@ -77,14 +77,27 @@ def test_nodes_without_an_admin_port_find_free_ones(start: Any) -> None:
     assert [run.stop() for run in runs] == [0, 0, 0]
 
 
+def started_on_9090(start: Any) -> Run:
+    """A node whose callback port is the default admin port, once no node of another test has that."""
+
+    def started() -> Run | None:
+        run: Run = start("ingest", port=9090)
+        wait_until(
+            lambda: run.process.poll() is not None or "ingest started" in run.log_file.read_text(),
+            within_s=PATIENCE_S,
+            what="the node to start, or to end",
+        )
+        if run.process.poll() is None:
+            return run
+        assert "cannot listen on 127.0.0.1:9090: Address already in use" in run.log_file.read_text()
+        return None
+
+    found: Run = wait_until(started, within_s=PATIENCE_S, what="a free port 9090")
+    return found
+
+
 def test_default_admin_port_avoids_the_callback_port(start: Any) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", 9090))
-        except OSError:
-            pytest.skip("somebody else has the port")
-    run = start("ingest", port=9090)
+    run = started_on_9090(start)
     (url,) = run.admin_urls(1)
     assert not url.endswith(":9090")
     assert '"http://127.0.0.1:9090/callbacks"' in run.log_file.read_text()
