@@ -17,7 +17,8 @@ class Stalls:
     def find_spec(self, name, path=None, target=None):
         if name == "structlog":
             open("importing", "w").close()
-            time.sleep(60)
+            for _ in range(6000):  # a signal right before one long sleep would be heard after it
+                time.sleep(0.01)
 
 sys.meta_path.insert(0, Stalls())
 """

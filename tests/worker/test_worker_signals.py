@@ -57,7 +57,7 @@ def test_worker_stops_whatever_its_handler_module_does_with_signals(
 def test_worker_stops_while_a_module_that_ignores_sigterm_is_imported(redis_server, namespace, tmp_path):
     (tmp_path / "slow.py").write_text(
         "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "open(os.environ['RECORD_FILE'], 'w').close()\ntime.sleep(60)"
+        "open(os.environ['RECORD_FILE'], 'w').close()\nfor _ in range(6000): time.sleep(0.01)"
     )
     with fleet(redis_server, namespace, tmp_path) as it:
         worker = it.launch(handlers=tmp_path / "slow.py")
