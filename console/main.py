@@ -5,12 +5,15 @@ import sys
 from maskline.runtime.startup.search_path import order_search_path
 
 NODES = ("dev", "ingest", "worker")
-"""Commands that run until a signal stops them. (Not `Final`: before `arrange`, `typing` may be a file of the user.)"""
+"""Commands that run until a signal stops them.
+
+Not `Final`: until the search path is ordered, `typing` may be a file of the user's.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code; without it, run that of this process and exit."""
-    # Imports follow `arrange`, so that none of them finds a module in the user's directories.
+    # Imports follow `order_search_path`, so that none of them finds a module in the user's directories.
     if argv is None:
         order_search_path()
         if sys.argv[1:2] and sys.argv[1] in NODES:
