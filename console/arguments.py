@@ -2,8 +2,12 @@
 
 import argparse
 import re
+import time
+from datetime import UTC, datetime
 from typing import Final
 
+_AGO: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)\Z")
+_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SPAN: Final = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?\Z")
 
 
@@ -52,3 +56,21 @@ def rate(text: str) -> float:
             f"must be a number a second, 0 for as fast as possible, not {text!r}"
         )
     return value
+
+
+def moment(text: str) -> int:
+    """A time as milliseconds since the epoch: ISO 8601, in UTC unless it has an offset, or so long ago, as `15m`.
+
+    The units are s, m, h and d. A date alone is its midnight. The clock is this machine's. A time before 1970 is 0.
+    """
+    match = _AGO.match(text)
+    if match:
+        return max(int(time.time() * 1000) - int(match[1]) * _UNITS_MS[match[2]], 0)
+    try:
+        read = datetime.fromisoformat(text)
+        at_ms = round((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"must be a time as 2026-01-31T08:00 (UTC), or so long ago as 90s, 15m, 2h, 3d, not {text!r}"
+        ) from None
+    return max(at_ms, 0)
