@@ -4,9 +4,10 @@ Longer than other files: a few lines for each rule and each excuse of the checke
 """
 
 import pytest
-from checker import RACE_S, SERVED_MIN
 from checker_kit import ATTEMPTS, ENDING, LEASE_S, HistoryBuilder
 from history import Leftover
+from order_check import RACE_S
+from served_check import SERVED_MIN
 
 
 @pytest.fixture
@@ -337,7 +338,7 @@ def test_an_event_is_open_as_long_as_one_of_its_handlers_is(attempt: int, broken
 
 @pytest.mark.parametrize("forgets", [True, False])
 def test_handover_between_two_attempts_is_in_order(monkeypatch: pytest.MonkeyPatch, forgets: bool):
-    monkeypatch.setattr("checker.HANDOVER_FORGETS", forgets)
+    monkeypatch.setattr("once_check.HANDOVER_FORGETS", forgets)
     builder = HistoryBuilder()
     builder.sent("x", event=ENDING)
     builder.call("x", 1.0)
