@@ -133,7 +133,14 @@ class PartitionJob(msgspec.Struct, frozen=True, omit_defaults=True):
     state: JobState = "running"
     cursor: str = "0-0"
     """Everything up to this entry is dealt with: put into a retry queue, counted as gone or discarded, or not
-    selected."""
+    selected. For `callbacks`: every session whose last entry in the window is at or before this one."""
+    scanned: bool = False
+    """The cursor has reached the end: nothing more will be taken on."""
+    window: tuple[str, str] | None = None
+    """Only for `callbacks`: the entries after the first ID, up to the second, are worked on, session by session."""
+    appended: int = 0
+    """Only for `callbacks`: so many events of the session after the cursor are in retry queues already. Only ever more
+    than 0 for a session with very many events, which takes several commits."""
     selected: int = 0
     """Runs taken on so far."""
     succeeded: int = 0

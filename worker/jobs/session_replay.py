@@ -1,0 +1,127 @@
+"""Puts the kept callbacks of a session in order once more, and says which of them run again for which handlers. Pure.
+
+Rules: they go through the same order as they did when they came (`worker.ordering`), with two differences. All of them
+are at hand, so a number may be late by as much as a live event waits while an ingest node holds spooled callbacks
+(REPLAY_GAP_MS). And the lowest number that is kept of a session's first run opens it: what came before was trimmed, and
+is no gap. The order is worked out over all events of the session, and only then those
+that are not selected are left out, so that they are no gaps either.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from maskline.schemas.events import Event
+from maskline.schemas.jobs import Selection
+from maskline.worker.entries.entry import Entry
+from maskline.worker.ordering.reorder import Arrival, Policy, Release, SessionOrder
+from maskline.worker.ordering.state import LaneState, SessionState
+
+REPLAY_GAP_MS: Final = 65_000
+"""As long as a live event waits at most by default: MASKLINE_GAP_TIMEOUT_MS and MASKLINE_GAP_SPOOL_MS."""
+
+END_OF_TIME_MS: Final = 2**62
+"""A watermark that all gaps have passed."""
+
+HandlersOf = Callable[[type[Event]], Iterable[str]]
+"""The names of the handlers of a type of event."""
+
+
+class Run(NamedTuple):
+    """A kept event that runs again."""
+
+    release: Release
+    handlers: tuple[str, ...]
+    """The names of the handlers that get it, at least one."""
+
+
+def is_selected(entry: Entry, selection: Selection) -> bool:
+    """Whether a kept callback is selected: by its session, its event, and the time when it was received."""
+    event = entry.event
+    return (
+        selection.session in (None, event.session_uuid)
+        and selection.event in (None, event.event_name)
+        and selection.matches_time(entry.received_at_ms)
+    )
+
+
+def runs_again(
+    arrivals: Sequence[Arrival],
+    selection: Selection,
+    handlers_of: HandlersOf,
+    policy: Policy,
+    now: SessionState,
+) -> list[Run]:
+    """What runs again of a session, in order.
+
+    `arrivals`: all that is kept of it, in the order of the stream. `now`: its present state, by which runs are counted
+    on where the kept events reach to it.
+    """
+    releases, after = _in_order(arrivals, policy)
+    runs: list[Run] = []
+    for release in releases:
+        entry: Entry = release.arrival.payload
+        if not is_selected(entry, selection):
+            continue
+        handlers = tuple(name for name in handlers_of(type(entry.event)) if selection.handler in (None, name))
+        if handlers:
+            recording = release.arrival.recording
+            earlier = _earlier_runs(_lane(after, recording=recording), _lane(now, recording=recording))
+            runs.append(Run(replace(release, run=release.run + earlier) if earlier else release, handlers))
+    return runs
+
+
+def without(runs: Iterable[Run], waiting: Collection[tuple[str, str]]) -> list[Run]:
+    """The runs without those that wait in a retry queue anyway. `waiting`: handlers, each with an entry ID."""
+    left: list[Run] = []
+    for release, handlers in runs:
+        entry_id = release.arrival.payload.entry_id
+        if others := tuple(name for name in handlers if (name, entry_id) not in waiting):
+            left.append(Run(release, others))
+    return left
+
+
+def _in_order(arrivals: Sequence[Arrival], policy: Policy) -> tuple[list[Release], SessionState]:
+    """The releases of a session's kept arrivals, without duplicates, and the state after the last one."""
+    policy = replace(policy, gap_timeout_ms=max(policy.gap_timeout_ms, REPLAY_GAP_MS))
+    status, recording = (
+        _opened_by([one for one in arrivals if one.recording is recording], policy.first_sequence)
+        for recording in (False, True)
+    )
+    order = SessionOrder(SessionState(status=status, recording=recording))
+    releases: list[Release] = []
+    for arrival in arrivals:
+        releases += (one for one in order.arrive(arrival, policy) if isinstance(one, Release))
+    releases += order.expire(END_OF_TIME_MS, policy)
+    return releases, order.state
+
+
+def _opened_by(arrivals: Sequence[Arrival], first_sequence: int) -> LaneState:
+    """The lane before the first of its kept arrivals: the lowest number of their first run opens it.
+
+    The first run ends where an opening comes that is stamped later than all before it: numbering started again there.
+    """
+    lowest: int | None = None
+    top_us: int | None = None
+    for number, at_us, may_open in ((one.number, one.timestamp_us, one.may_open) for one in arrivals):
+        if number is None:
+            continue
+        opens = may_open and number in (0, first_sequence)
+        if opens and at_us is not None and top_us is not None and at_us > top_us:
+            break
+        lowest = number if lowest is None else min(lowest, number)
+        if at_us is not None and (top_us is None or at_us > top_us):
+            top_us = at_us
+    if lowest is None or lowest <= first_sequence:
+        return LaneState()
+    return LaneState(next=lowest, opening=lowest)
+
+
+def _lane(state: SessionState, *, recording: bool) -> LaneState:
+    return state.recording if recording else state.status
+
+
+def _earlier_runs(kept: LaneState, now: LaneState) -> int:
+    """How often numbering had started again before what is kept; 0 where the kept events do not reach to `now`."""
+    return now.run - kept.run if kept.next == now.next and now.run > kept.run else 0
