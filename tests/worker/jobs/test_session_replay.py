@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from partition_kit import fields
 
-from maskline.schemas.jobs import Selection
+from maskline.schemas.jobs import NOTHING_SELECTED, Selection
 from maskline.worker.entries.decode import entry_decoder
 from maskline.worker.jobs.session_replay import REPLAY_GAP_MS, Run, runs_again, without
 from maskline.worker.ordering.reorder import Arrival, Policy
@@ -29,7 +29,7 @@ def arrival(at_ms: int, number: int | None, name: str = "SessionFirstPartyRingin
 
 def replay(
     arrivals: list[Arrival],
-    selection: Selection = Selection(),
+    selection: Selection = NOTHING_SELECTED,
     now: SessionState = NEW,
     policy: Policy = POLICY,
 ) -> list[Run]:
