@@ -1,11 +1,12 @@
-"""Reads a running namespace from Redis for an operator's command. Writes nothing; one connection a server.
+"""Connects an operator's command to a running namespace in Redis; one connection a server.
 
 If MASKLINE_REDIS_URL is not set, the server is that of a `maskline dev` in this directory. If Redis cannot be reached,
-RedisUnavailableError ends the command with one line and exit code 1.
+RedisUnavailableError ends the command with one line and exit code 1. SIGINT (Ctrl-C) and SIGTERM cancel the command,
+which then ends with EXIT_KILLED.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -13,7 +14,7 @@ import msgspec
 
 from maskline.console.account import STATE_DIRECTORY
 from maskline.console.embedded_server import EmbeddedServer
-from maskline.runtime.process.run import run
+from maskline.runtime.process.run import EXIT_KILLED, run
 from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.runtime.redis.pipeline import Argument, PipelinedConnection, pack
 from maskline.runtime.redis.slots import SlotMap
@@ -25,6 +26,10 @@ from maskline.schemas.settings import Settings, load_settings
 
 COMMANDS_MAX: Final = 1_000
 """Commands in one round trip. With 16,384 partitions the server would otherwise build a reply of megabytes."""
+
+
+CLIENT_NAME: Final = "maskline-console"
+"""What CLIENT LIST shows."""
 
 
 class Query(NamedTuple):
@@ -86,14 +91,29 @@ async def connect_all(endpoint: RedisEndpoint, name: str) -> ReaderConnections:
 class RedisReader:
     """Sends queries, and knows the namespace's settings, keys and number of partitions."""
 
-    def __init__(self, servers: ReaderConnections, settings: Settings, partitions: int, address: str) -> None:
+    def __init__(
+        self, endpoint: RedisEndpoint, servers: ReaderConnections, settings: Settings, partitions: int
+    ) -> None:
+        self._endpoint = endpoint
         self._servers = servers
         self.settings = settings
         self.keys = Keys(settings.namespace, settings.group)
         self.partitions = partitions
         """As kept in Redis; as set, if Redis does not keep them yet."""
-        self.address = address
+        self.address = endpoint.address
         self.connected_to = servers.addresses
+
+    async def reconnect(self) -> None:
+        """Close all connections and open new ones, to the servers that have the partitions by then.
+
+        Raises RedisUnavailableError, after which another call may succeed.
+        """
+        self._servers.close()
+        self._servers = await connect_all(self._endpoint, CLIENT_NAME)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._servers.close()
 
     async def send(self, queries: Sequence[Query]) -> list[Any]:
         """The replies, in the order of the queries; an error reply is a hiredis.ReplyError in its place."""
@@ -112,23 +132,44 @@ class RedisReader:
         return replies
 
 
-def run_with_reader(command: Callable[[RedisReader], Awaitable[int]]) -> int:
+def run_with_reader(command: Callable[[RedisReader], Coroutine[Any, Any, int]]) -> int:
     """Connect as the settings say, run `command`, and return its exit code. Raises ConfigError."""
     settings = with_embedded_server(load_settings())
 
-    async def body(_stop: asyncio.Event) -> int:
-        endpoint = RedisEndpoint(settings)
+    async def connect_and_run() -> int:
+        reader = await open_reader(settings)
         try:
-            servers = await connect_all(endpoint, "maskline-console")
-        except RedisRefusesError as error:
-            raise ConfigError(str(error)) from None  # a command does not wait until that is mended
-        try:
-            partitions = await _read_layout(servers, settings)
-            return await command(RedisReader(servers, settings, partitions, endpoint.address))
+            return await command(reader)
         finally:
-            servers.close()
+            reader.close()
 
-    return run(body)
+    return run(lambda stop: _run_until(stop, connect_and_run()))
+
+
+async def open_reader(settings: Settings) -> RedisReader:
+    """Connect as the settings say. Raises RedisUnavailableError, and ConfigError where Redis refuses the log-in."""
+    endpoint = RedisEndpoint(settings)
+    try:
+        servers = await connect_all(endpoint, CLIENT_NAME)
+    except RedisRefusesError as error:
+        raise ConfigError(str(error)) from None  # a command does not wait until that is mended
+    try:
+        return RedisReader(endpoint, servers, settings, await _read_layout(servers, settings))
+    except BaseException:
+        servers.close()
+        raise
+
+
+async def _run_until(stop: asyncio.Event, command: Coroutine[Any, Any, int]) -> int:
+    """The command's exit code. Once `stop` is set, cancel the command and return EXIT_KILLED."""
+    work = asyncio.create_task(command)
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not work.done():
+        work.cancel()
+        await asyncio.wait((work,))
+    return EXIT_KILLED if work.cancelled() else work.result()
 
 
 def with_embedded_server(settings: Settings) -> Settings:

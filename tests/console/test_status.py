@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from console_kit import PARTITIONS, command, handler_module, publish, settings_for
 
-from maskline.console.redis_reader import ReaderConnections, RedisReader
+from maskline.console.redis_reader import open_reader
 from maskline.console.status import (
     PartitionStatus,
     RedisStatus,
@@ -15,23 +15,17 @@ from maskline.console.status import (
     find_warnings,
     read_status,
 )
-from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.node import WorkerNode
 
 
 async def status_of(settings):
-    endpoint = RedisEndpoint(settings)
-    connection = await endpoint.connect("test")
+    reader = await open_reader(settings)
     try:
-        return await read_status(
-            RedisReader(
-                ReaderConnections({None: connection}, None), settings, settings.partitions, endpoint.address
-            )
-        )
+        return await read_status(reader)
     finally:
-        connection.close()
+        reader.close()
 
 
 async def until(settings, condition):
