@@ -10,7 +10,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 
@@ -34,6 +34,20 @@ OURS: Final = tuple(
 )
 _PATHS: Final = sysconfig.get_paths()
 LIBRARIES: Final = tuple({f"{_PATHS[name]}/" for name in ("stdlib", "purelib", "platlib")})
+
+
+class Origin(NamedTuple):
+    """Where a failure came from, in words that stay the same when the lines around it move."""
+
+    error_type: str | None
+    """The exception's name, without its module."""
+    frame: str | None
+    """The user's own innermost frame, `<file's name>:<function>`; a library's if there is none."""
+    message: str
+    """The exception's text, as `error_message` gives it."""
+
+
+NO_ORIGIN: Final = Origin(None, None, "")
 
 
 def storable_text(text: str) -> str:
@@ -63,6 +77,25 @@ def short_traceback(failure: BaseException, *, maskline_lines: bool = False) -> 
     return KNOWN_NUMBERS.redact(storable_text("\n".join(parts)))
 
 
+def origin_of(failure: BaseException, *, maskline_lines: bool = False) -> Origin:
+    """Where a failure came from. Of an exception group, its first exception counts.
+
+    `maskline_lines`: name a function of maskline itself where there is no other.
+    """
+    for _ in range(CHAIN_MAX):
+        if not isinstance(failure, BaseExceptionGroup):
+            break
+        failure = failure.exceptions[0]
+    shown = _own_frames(failure, maskline_lines=maskline_lines)
+    code = shown[-1][0].f_code if shown else None
+    frame = f"{Path(code.co_filename).name}:{code.co_name}" if code is not None else None
+    return Origin(
+        storable_text(type(failure).__qualname__)[:LINE_MAX_CHARS],
+        None if frame is None else storable_text(frame)[-LINE_MAX_CHARS:],
+        error_message(failure),
+    )
+
+
 def _collect(failure: BaseException, chain: list[BaseException]) -> None:
     """Add the failure and those that led to it, or are in its group, to `chain`: CHAIN_MAX at most."""
     todo: list[BaseException] = [failure]
@@ -85,12 +118,20 @@ def _one_short_traceback(failure: BaseException, *, maskline_lines: bool) -> str
 
 
 def _frames(failure: BaseException, *, maskline_lines: bool) -> list[tuple[FrameType, int]]:
+    """The lines to show of one exception: the user's last ones, and the line that raised it."""
+    shown = _own_frames(failure, maskline_lines=maskline_lines)
+    frames = traceback.walk_tb(failure.__traceback__)
+    users = [it for it in frames if not it[0].f_code.co_filename.startswith(OURS)]
+    raised = [it for it in users[-1:] if shown and it != shown[-1]]
+    return shown[-FRAMES_MAX:] + raised
+
+
+def _own_frames(failure: BaseException, *, maskline_lines: bool) -> list[tuple[FrameType, int]]:
+    """The frames of the user's own code; if there are none those of libraries, then those of maskline if asked for."""
     frames = list(traceback.walk_tb(failure.__traceback__))
     users = [it for it in frames if not it[0].f_code.co_filename.startswith(OURS)]
     own = [it for it in users if not it[0].f_code.co_filename.startswith(LIBRARIES)]
-    shown = own or users or (frames if maskline_lines else [])
-    raised = [it for it in users[-1:] if shown and it != shown[-1]]
-    return shown[-FRAMES_MAX:] + raised
+    return own or users or (frames if maskline_lines else [])
 
 
 def _line(frame: FrameType, number: int) -> str:

@@ -8,8 +8,9 @@
         assert harness.duplicates == 1
 
 Decoding, ordering and dispatch are the worker's own. Time is the harness's: it stands still until `pass_time`, and
-retries come without their waits. As in a worker, every attempt begins with a copy of the context that the resources
-were opened in, which is a copy of the one that the harness was entered in.
+retries come without their waits; a handler without `retries=` gives an event up after ten attempts. As in a worker,
+every attempt begins with a copy of the context that the resources were opened in, which is a copy of the one that the
+harness was entered in.
 """
 
 import asyncio
@@ -43,6 +44,9 @@ START_MS: Final = 1_767_225_600_000
 
 SESSION_UUID: Final = "5e551011-0000-4000-8000-000000000000"
 """The session of callbacks that name none."""
+
+UNCOUNTED_RETRIES: Final = 9
+"""Retries of a handler without `retries=`, which a worker would try for a day: ten attempts show a test as much."""
 
 CLOSE_S: Final = 60.0
 """For closing the resources. One that takes longer is cancelled, and fails the test."""
@@ -231,9 +235,10 @@ class Harness:
                 )
             )
 
-        at_once = handler.policy._replace(backoff_ms=0, backoff_max_ms=0)
+        retries = handler.policy.retries
+        at_once = RetryPolicy(UNCOUNTED_RETRIES if retries is None else retries, 0, 0)
         call: Callable[..., Any] = _recording(handler.call, record, in_thread=handler.in_thread)
-        return msgspec.structs.replace(handler, call=call, policy=RetryPolicy(*at_once))
+        return msgspec.structs.replace(handler, call=call, policy=at_once)
 
 
 def _recording(

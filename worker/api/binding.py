@@ -1,7 +1,6 @@
 """Binds handlers to their resources, and makes the table of handlers by type of event."""
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -10,8 +9,8 @@ import msgspec
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import EVENT_TYPES, Event, UnknownEvent
 from maskline.worker.api.annotations import signature_of, type_hints_of
-from maskline.worker.api.registry import Handlers, HandlerSpec, ResourceSpec
-from maskline.worker.api.retry_schedule import RetryPolicy
+from maskline.worker.api.registry import DeadHandlerSpec, Handlers, HandlerSpec, ResourceSpec, is_async
+from maskline.worker.api.retry_schedule import OnGiveUp, RetryPolicy
 
 HANDLED_TYPES: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
 """The concrete types of events; a handler may be declared for a base of several."""
@@ -26,6 +25,28 @@ class BoundHandler(msgspec.Struct, frozen=True, eq=False):
     """A plain `def`: it runs in a thread."""
     policy: RetryPolicy
     timeout_s: float
+    on_give_up: OnGiveUp = "park"
+    concurrency: int | None = None
+    """How many attempts run at once in this process; None: no bound."""
+    rate: float | None = None
+    """How many attempts begin in a second in this process; None: no bound."""
+    limited: bool = False
+    """It has a `concurrency` or a `rate`. Follows from them."""
+    special: bool = False
+    """An attempt needs more than a call: it runs in a thread, or is limited. Follows from both."""
+
+    def __post_init__(self) -> None:
+        limited = self.concurrency is not None or self.rate is not None
+        msgspec.structs.force_setattr(self, "limited", limited)
+        msgspec.structs.force_setattr(self, "special", self.in_thread or limited)
+
+
+class BoundDeadHandler(msgspec.Struct, frozen=True, eq=False):
+    """A handler of dead letters with its resources in place, ready to be called with a letter and a context."""
+
+    name: str
+    call: Callable[..., Awaitable[Any]]
+    timeout_s: float
 
 
 Table = dict[type[Event], tuple[BoundHandler, ...]]
@@ -36,15 +57,39 @@ def bind(handlers: Handlers, opened: dict[str, Any]) -> Table:
     """Make the table of handlers. `opened`: what the resources yield, by their names."""
     bound: list[tuple[HandlerSpec, BoundHandler]] = []
     for spec in handlers.specs:
-        call = spec.function
-        if wanted := resources_by_parameter(spec, handlers.resources):
-            call = functools.partial(call, **{parameter: opened[name] for parameter, name in wanted.items()})
-        in_thread = not _is_async(spec.function)
-        bound.append((spec, BoundHandler(spec.name, call, in_thread, spec.policy, spec.timeout_ms / 1000)))
+        options = spec.options
+        handler = BoundHandler(
+            spec.name,
+            _with_resources(spec, handlers.resources, opened),
+            not is_async(spec.function),
+            options.policy,
+            options.timeout_ms / 1000,
+            options.on_give_up,
+            options.concurrency,
+            options.rate,
+        )
+        bound.append((spec, handler))
     return {
         kind: tuple(handler for spec, handler in bound if issubclass(kind, spec.types))
         for kind in HANDLED_TYPES
     }
+
+
+def bind_dead(handlers: Handlers, opened: dict[str, Any]) -> tuple[BoundDeadHandler, ...]:
+    """The handlers of dead letters, in the order of their declaration. `opened`: as for `bind`."""
+    return tuple(
+        BoundDeadHandler(spec.name, _with_resources(spec, handlers.resources, opened), spec.timeout_ms / 1000)
+        for spec in handlers.dead_specs
+    )
+
+
+def _with_resources(
+    spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[ResourceSpec], opened: dict[str, Any]
+) -> Callable[..., Any]:
+    wanted = resources_by_parameter(spec, resources)
+    if not wanted:
+        return spec.function
+    return functools.partial(spec.function, **{parameter: opened[name] for parameter, name in wanted.items()})
 
 
 def only(handlers: Handlers, name: str) -> Handlers:
@@ -56,12 +101,10 @@ def only(handlers: Handlers, name: str) -> Handlers:
     return Handlers(specs, tuple(spec for spec in handlers.resources if spec.name in wanted))
 
 
-def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
-
-
-def resources_by_parameter(spec: HandlerSpec, resources: Sequence[ResourceSpec]) -> dict[str, str]:
-    """The handler's parameters after event and context: by their names, the names of the resources that fill them.
+def resources_by_parameter(
+    spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[ResourceSpec]
+) -> dict[str, str]:
+    """The handler's parameters after the first two: by their names, the names of the resources that fill them.
 
     A resource fills a parameter of its name, else one annotated with the type that it alone yields. Raises ConfigError
     where no resource, or several, fill a parameter without a default.
@@ -69,8 +112,9 @@ def resources_by_parameter(spec: HandlerSpec, resources: Sequence[ResourceSpec])
     parameters = list(signature_of(spec.function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) < 2:
+        first = "an event" if isinstance(spec, HandlerSpec) else "a letter"
         raise ConfigError(
-            f"the handler {spec.name} must take an event and a context: def handler(event, ctx)"
+            f"the handler {spec.name} must take {first} and a context: def handler({first.split()[1]}, ctx)"
         )
     names = {entry.name for entry in resources}
     hints = type_hints_of(spec.function)

@@ -23,6 +23,10 @@ class Context(msgspec.Struct, eq=False, gc=False):
     """Grows with every change of the session's owner: a database that remembers the greatest one it has seen can refuse
     a write from an owner that was cut off and does not know it yet."""
     _log: Any = None
+    skipped: tuple[int, ...] = ()
+    """The session's numbers before it that this handler never handled: they went to its dead letters, and
+    `on_give_up="skip"` or an operator let the session go on without them. The last 64."""
+    _replayed: bool = False
 
     def __repr__(self) -> str:
         # The event is left out, as it has phone numbers.
@@ -61,7 +65,7 @@ class Context(msgspec.Struct, eq=False, gc=False):
     @property
     def replayed(self) -> bool:
         """Whether an operator replayed it: handlers may have seen it before, under the same idempotency key."""
-        return self._entry.replayed
+        return self._replayed or self._entry.replayed
 
     @property
     def idempotency_key(self) -> str:
@@ -89,8 +93,11 @@ class Context(msgspec.Struct, eq=False, gc=False):
 
     @property
     def log(self) -> Any:
-        """A structlog logger that bears the session, the event, its number, the handler and the attempt."""
+        """A structlog logger that bears the session, the event, its number, the handler and the attempt; `replayed` if
+        it is.
+        """
         if self._log is None:
+            replayed = {"replayed": True} if self.replayed else {}
             self._log = _log.bind(
                 session_uuid=self.session_uuid,
                 event_name=self._entry.event.event_name,
@@ -98,5 +105,6 @@ class Context(msgspec.Struct, eq=False, gc=False):
                 order=self.order,
                 handler=self._handler,
                 attempt=self.attempt,
+                **replayed,
             )
         return self._log

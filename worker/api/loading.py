@@ -18,7 +18,15 @@ from maskline.runtime.startup import search_path
 from maskline.schemas.errors import ConfigError
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.binding import HANDLED_TYPES, resources_by_parameter
-from maskline.worker.api.registry import Handlers, HandlerSpec, ResourceSpec, handler_specs, is_resource
+from maskline.worker.api.registry import (
+    DeadHandlerSpec,
+    Handlers,
+    HandlerSpec,
+    ResourceSpec,
+    dead_handler_spec,
+    handler_specs,
+    is_resource,
+)
 
 
 def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
@@ -28,6 +36,7 @@ def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
     share a name, or if no resource fills a handler's parameter.
     """
     specs: list[HandlerSpec] = []
+    dead_specs: list[DeadHandlerSpec] = []
     resources: dict[str, Callable[..., Any]] = {}
     for name in names:
         module = _import(name) if isinstance(name, str) else name
@@ -38,6 +47,10 @@ def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
                 if spec not in specs:
                     _check_name(spec, specs)
                     specs.append(spec)
+            if (dead_spec := dead_handler_spec(value)) is not None:
+                found = True
+                if dead_spec not in dead_specs:
+                    dead_specs.append(dead_spec)
             if is_resource(value):
                 found = True
                 if resources.setdefault(value.__name__, value) is not value:
@@ -48,14 +61,20 @@ def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
             )
     if not specs:
         raise ConfigError("MASKLINE_HANDLERS: there is no handler (a function marked with @on)")
-    handlers = Handlers(tuple(specs), tuple(_resource_spec(function) for function in resources.values()))
-    for spec in handlers.specs:
-        resources_by_parameter(spec, handlers.resources)
+    _check_dead_names(dead_specs, specs)
+    opened = tuple(_resource_spec(function) for function in resources.values())
+    handlers = Handlers(tuple(specs), opened, tuple(dead_specs))
+    taking: list[HandlerSpec | DeadHandlerSpec] = [*handlers.specs, *handlers.dead_specs]
+    for taker in taking:
+        resources_by_parameter(taker, handlers.resources)
     return handlers
 
 
 def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
-    """Check a name. One function may have it under several @on, if no event belongs to two of them."""
+    """Check a name. One function may have it under several @on, if no event belongs to two of them.
+
+    So a name means one handler for every event, and what waits for that handler in a session waits under its name.
+    """
     for other in others:
         if other.name != spec.name:
             continue
@@ -66,6 +85,20 @@ def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
                 raise ConfigError(
                     f"the handler {spec.name} is marked twice for {kind.__name__}: give one mark another name="
                 )
+        for option in ("concurrency", "rate"):  # bounds of all that runs under the name
+            if getattr(other.options, option) != getattr(spec.options, option):
+                raise ConfigError(
+                    f"the handler {spec.name} is marked twice with another {option}=: give one mark another name="
+                )
+
+
+def _check_dead_names(dead_specs: Iterable[DeadHandlerSpec], specs: Iterable[HandlerSpec]) -> None:
+    """Check that the handlers of dead letters have names of their own: logs tell handlers apart by name alone."""
+    names = {spec.name for spec in specs}
+    for spec in dead_specs:
+        if spec.name in names:
+            raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
+        names.add(spec.name)
 
 
 def _import(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Declares handlers and resources: `@on` and `@resource`.
+"""Declares handlers, handlers of dead letters, and resources: `@on`, `@on.dead` and `@resource`.
 
 Both only mark functions, so a handler stays a plain function that a test can call. `worker.api.loading` collects the
 marked ones, `worker.api.binding` makes the table of handlers by type of event.
@@ -11,15 +11,18 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
+from maskline.worker.api.handler_options import HandlerOptions, check_name
 from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
+    GIVE_UP_AFTER_S_DEFAULT,
     RETRIES_DEFAULT,
     TIMEOUT_MS_DEFAULT,
-    RetryPolicy,
+    OnGiveUp,
 )
 
 _HANDLER_MARK: Final = "__maskline_handlers__"
+_DEAD_MARK: Final = "__maskline_dead_handler__"
 _RESOURCE_MARK: Final = "__maskline_resource__"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,31 +32,51 @@ class HandlerSpec(NamedTuple):
     """A handler as declared."""
 
     name: str
-    """The handler's name in logs, metrics and dead letters."""
+    """The handler's name in logs, metrics, dead letters and the keys of what waits for it."""
     function: Callable[..., Any]
     types: tuple[type[Event], ...]
-    policy: RetryPolicy
+    options: HandlerOptions
+
+
+class DeadHandlerSpec(NamedTuple):
+    """A handler of dead letters as declared."""
+
+    name: str
+    """The handler's name in logs."""
+    function: Callable[..., Any]
     timeout_ms: int
 
 
 class _On:
-    """The decorator `on`: `@on(Type, …, retries=…)` for types of events, `@on.every` for all of them."""
+    """The decorator `on`: `@on(Type, …, retries=…)` for types of events, `@on.every` for all of them, `@on.dead` for
+    dead letters.
+    """
 
     def __call__(
         self,
         *types: type[Event],
-        retries: int = RETRIES_DEFAULT,
+        retries: int | None = RETRIES_DEFAULT,
+        give_up_after_s: float = GIVE_UP_AFTER_S_DEFAULT,
         backoff_ms: int = BACKOFF_MS_DEFAULT,
         backoff_max_ms: int = BACKOFF_MAX_MS_DEFAULT,
         timeout_ms: int = TIMEOUT_MS_DEFAULT,
+        on_give_up: OnGiveUp = "park",
+        concurrency: int | None = None,
+        rate: float | None = None,
         name: str | None = None,
     ) -> Callable[[Function], Function]:
         """Mark a function as the handler of one or more types of events, subclasses included.
 
-        - `retries`: tries after the first; after them the event goes to the dead letters for this handler.
+        - `retries`: tries after the first. None: as many as the time allows.
+        - `give_up_after_s`: the last try is made so long after the first failure. Seconds. After it, or after
+          `retries`, the event goes to the dead letters for this handler.
         - `backoff_ms`, `backoff_max_ms`: the wait before the first retry, doubled for each further one up to the
-          greatest. Milliseconds.
+          greatest; of it a random part is waited. Milliseconds.
         - `timeout_ms`: an attempt that takes longer has failed.
+        - `on_give_up`: `park`: the session's later events wait for this handler until an operator has replayed or
+          discarded the dead letter. `skip`: they go on, and `ctx.skipped` names what was never handled.
+        - `concurrency`: how many attempts of the handler run at once in a worker process. None: no bound of its own.
+        - `rate`: how many of its attempts begin in a second in a worker process. None: no bound.
         - `name`: the handler's name in logs, metrics and dead letters; by default module and function.
 
         Raises ConfigError if a type is no event or an option makes no sense.
@@ -64,23 +87,24 @@ class _On:
         for kind in given:
             if not (isinstance(kind, type) and issubclass(kind, Event)):
                 raise ConfigError(f"@on takes types of events from `maskline.events`, not {kind!r}")
-        options: tuple[tuple[str, Any, int], ...] = (
-            ("retries", retries, 0),
-            ("backoff_ms", backoff_ms, 0),
-            ("backoff_max_ms", backoff_max_ms, 0),
-            ("timeout_ms", timeout_ms, 1),
+        options = HandlerOptions(
+            retries=retries,
+            give_up_after_s=give_up_after_s,
+            backoff_ms=backoff_ms,
+            backoff_max_ms=backoff_max_ms,
+            timeout_ms=timeout_ms,
+            on_give_up=on_give_up,
+            concurrency=concurrency,
+            rate=rate,
         )
-        for option, value, least in options:
-            if type(value) is not int or value < least:
-                raise ConfigError(f"@on: {option} must be a whole number of at least {least}, not {value!r}")
-        given_name: Any = name
-        if given_name is not None and (type(given_name) is not str or not given_name.strip()):
-            raise ConfigError(f"@on: name must be a text, not {name!r}")
-        policy = RetryPolicy(retries, backoff_ms, backoff_max_ms)
+        options.check("@on")
+        if name is not None:
+            check_name(name, "@on")
 
         def mark(function: Function) -> Function:
             _check_function(function)
-            spec = HandlerSpec(name or _full_name(function), function, types, policy, timeout_ms)
+            spec = HandlerSpec(name or _full_name(function), function, types, options)
+            check_name(spec.name, "@on")
             setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
             return function
 
@@ -95,6 +119,39 @@ class _On:
     def every(self, function: Any = None, **options: Any) -> Any:
         """Mark a function as a handler of every event, unknown ones included: `@on.every` or `@on.every(retries=2)`."""
         mark = self(Event, **options)
+        return mark if function is None else mark(function)
+
+    @overload
+    def dead(self, function: Function) -> Function: ...
+
+    @overload
+    def dead(
+        self, *, timeout_ms: int = TIMEOUT_MS_DEFAULT, name: str | None = None
+    ) -> Callable[[Function], Function]: ...
+
+    def dead(
+        self, function: Any = None, *, timeout_ms: int = TIMEOUT_MS_DEFAULT, name: str | None = None
+    ) -> Any:
+        """Mark an `async def` function as a handler of dead letters: `@on.dead` or `@on.dead(timeout_ms=5_000)`.
+
+        It is called once for each dead letter, with a `maskline.events.DeadLetterView` and a context. If it fails or
+        takes longer than `timeout_ms`, that is logged, and nothing else.
+
+        Raises ConfigError if an option makes no sense.
+        """
+        HandlerOptions(timeout_ms=timeout_ms).check("@on.dead")
+        if name is not None:
+            check_name(name, "@on.dead")
+
+        def mark(function: Function) -> Function:
+            _check_function(function, "@on.dead")
+            if not is_async(function):
+                raise ConfigError(f"the handler {_full_name(function)} of dead letters must be an async def")
+            spec = DeadHandlerSpec(name or _full_name(function), function, timeout_ms)
+            check_name(spec.name, "@on.dead")
+            setattr(function, _DEAD_MARK, spec)
+            return function
+
         return mark if function is None else mark(function)
 
 
@@ -125,6 +182,7 @@ class Handlers(NamedTuple):
 
     specs: tuple[HandlerSpec, ...]
     resources: tuple[ResourceSpec, ...]
+    dead_specs: tuple[DeadHandlerSpec, ...] = ()
 
 
 def handler_specs(value: Any) -> list[HandlerSpec]:
@@ -136,6 +194,17 @@ def handler_specs(value: Any) -> list[HandlerSpec]:
     return [spec._replace(function=value) for spec in reversed(marks)]
 
 
+def dead_handler_spec(value: Any) -> DeadHandlerSpec | None:
+    """The handler of dead letters that a value of a module's namespace declares; None if it declares none."""
+    spec: DeadHandlerSpec | None = getattr(value, _DEAD_MARK, None) if inspect.isfunction(value) else None
+    return None if spec is None else spec._replace(function=value)  # as above
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a function is an `async def`, or decorates one."""
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
+
+
 def is_resource(value: Any) -> bool:
     """Whether a value of a module's namespace is a function that `@resource` has marked."""
     return inspect.isfunction(value) and hasattr(value, _RESOURCE_MARK)
@@ -145,10 +214,10 @@ def _full_name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _check_function(function: Any) -> None:
+def _check_function(function: Any, decorator: str = "@on") -> None:
     """Raise ConfigError for a function that would never be found or never run."""
     if not inspect.isfunction(function):
-        raise ConfigError(f"@on marks functions, not {function!r}: wrap it in a function")
+        raise ConfigError(f"{decorator} marks functions, not {function!r}: wrap it in a function")
     named = _full_name(function)
     scope = function.__qualname__.rpartition(".")[0]
     if scope and not scope.endswith("<locals>"):

@@ -9,16 +9,15 @@ from maskline.runtime.logs import get_logger
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundHandler, Table
 from maskline.worker.api.context import Context
-from maskline.worker.api.exceptions import HandlerCrashedError
 from maskline.worker.api.failure_verdict import (
-    FailedInSandboxError,
     Verdict,
+    cause_of_giving_up,
+    failure_report,
     judge,
-    traceback_of,
     unstoppable,
 )
 from maskline.worker.counters import Counters
-from maskline.worker.entries.dead_letter import Cause, dead_letter_of
+from maskline.worker.entries.dead_letter import dead_letter_of
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.session import LiveSession, Progress
 
@@ -52,8 +51,15 @@ class FailedAttempts:
         """Decide on an attempt. Returns after how many ms to try again; None if the handler has given the event up."""
         handler = failed.handler
         progress = self._count(session, release, handler)
-        jitter = random.random()  # noqa: S311  no secret
-        verdict = judge(failed.failure, handler.policy, failed.number, jitter=jitter)
+        now_ms = time_ns() // 1_000_000
+        verdict = judge(
+            failure_report(failed.failure),
+            handler.policy,
+            attempts=failed.number,
+            first_failed_ms=progress.first_failed_ms.setdefault(handler.name, now_ms),
+            now_ms=now_ms,
+            jitter=random.random(),  # noqa: S311  no secret
+        )
         if verdict.delay_ms is None:
             give_up(session, release, verdict, failed)
             progress.done.add(handler.name)
@@ -69,7 +75,15 @@ class FailedAttempts:
         release = session.queue[0]
         progress = self._count(session, release, handler)
         failed = FailedAttempt(handler, number, unstoppable(handler))
-        give_up(session, release, judge(failed.failure, handler.policy, number, jitter=0), failed)
+        verdict = judge(
+            failure_report(failed.failure),
+            handler.policy,
+            attempts=number,
+            first_failed_ms=None,
+            now_ms=0,
+            jitter=0,
+        )
+        give_up(session, release, verdict, failed)
         progress.done.add(handler.name)
 
     def progress_before(self, event: Event, handler: str) -> Progress:
@@ -96,10 +110,8 @@ def give_up(session: LiveSession, release: Release, verdict: Verdict, failed: Fa
     handler, attempts, failure = None, 0, None
     if failed is not None:
         handler, attempts, failure = failed.handler.name, failed.number + failed.crashes, failed.failure
-    if isinstance(failure, (HandlerCrashedError, FailedInSandboxError)):
-        failure.with_traceback(None)  # maskline's own frames, of no use to anybody
     partition = session.partition
-    cause = Cause(verdict.code, verdict.reason, handler, attempts, traceback_of(failure))
+    cause = cause_of_giving_up(verdict, failure, handler=handler, attempts=attempts)
     partition.add_dead_letter(
         dead_letter_of(release.arrival, cause, group=partition.group, failed_at_ms=time_ns() // 1_000_000)
     )

@@ -11,7 +11,13 @@ import msgspec
 from msgspec.structs import replace
 
 from maskline.worker.entries.entry import Entry
-from maskline.worker.error_text import error_message, short_traceback, storable_text
+from maskline.worker.error_text import (
+    NO_ORIGIN,
+    Origin,
+    error_message,
+    short_traceback,
+    storable_text,
+)
 from maskline.worker.ordering.reorder import Arrival
 
 DEAD_FIELD: Final = b"d"
@@ -79,6 +85,7 @@ class Cause(NamedTuple):
     attempts: int = 0
     traceback: str | None = None
     """As `error_text.short_traceback` writes it."""
+    origin: Origin = NO_ORIGIN
 
 
 def internal_error(error: BaseException, doing: str, *, attempts: int = 0) -> Cause:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 class Progress:
     """The progress of the handlers of a session's first event, once one has failed or waits for a thread."""
 
-    __slots__ = ("_due", "attempts", "done", "retry_timer", "thread_requests", "waiting")
+    __slots__ = ("_due", "attempts", "done", "first_failed_ms", "retry_timer", "thread_requests", "waiting")
 
     def __init__(self) -> None:
         self.attempts: dict[str, int] = {}
         """Failed attempts by handler."""
+        self.first_failed_ms: dict[str, int] = {}
+        """When a handler's first attempt failed: milliseconds since the epoch."""
         self.done: set[str] = set()
         """Handlers that need not run again: they succeeded, or their dead letter is written."""
         self._due: dict[str, float] = {}

@@ -26,7 +26,7 @@ from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import BoundHandler
 from maskline.worker.api.context import Context
 from maskline.worker.api.exceptions import HandlerCrashedError
-from maskline.worker.api.failure_verdict import FailedInSandboxError, Verdict, overtime
+from maskline.worker.api.failure_verdict import FailedInSandboxError, overtime
 from maskline.worker.counters import Counters
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.poison.sandbox_protocol import (
@@ -141,6 +141,8 @@ class Sandbox:
             run=release.run,
             attempt=ctx.attempt,
             fencing_token=ctx.fencing_token,
+            skipped=ctx.skipped,
+            replayed=ctx.replayed,
             ignored_parameters=frozenset(settings.ignored_parameters),
         )
         return encode(request)
@@ -193,7 +195,7 @@ async def _follow(
         raise SandboxUnavailableError("its process ended, or hung, before the handler started")
     report = await _next_report(process, reader, handler.timeout_s)
     if isinstance(report, HandlerFailed):
-        raise FailedInSandboxError(Verdict(report.delay_ms, report.code, report.reason), report.traceback)
+        raise FailedInSandboxError(report.report, report.traceback, report.origin)
     if report is None:
         if (exit_code := process.poll()) is None:
             raise overtime(handler, in_thread=handler.in_thread)

@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from random import random
 from typing import Final
 
 from maskline.runtime.logs import configure_logging, unblock_standard_streams
@@ -30,7 +29,7 @@ from maskline.schemas.privacy import set_token_key
 from maskline.schemas.settings import Settings
 from maskline.worker.api.binding import BoundHandler, bind, only
 from maskline.worker.api.context import Context
-from maskline.worker.api.failure_verdict import judge
+from maskline.worker.api.failure_verdict import failure_origin, failure_report
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.dispatch.clean_context import CleanContext
@@ -127,13 +126,18 @@ async def run_request(request: SandboxRequest, connection: socket.socket) -> Non
         if not bound:
             raise MasklineError(f"no handler {request.handler} wants this event")
         (handler,) = bound
-        ctx = Context(release, handler.name, request.attempt, request.fencing_token)
+        ctx = Context(
+            release,
+            handler.name,
+            request.attempt,
+            request.fencing_token,
+            skipped=request.skipped,
+            _replayed=request.replayed,
+        )
         connection.sendall(encode(HandlerStarted()))
         clean = CleanContext(resources.context)
         failure = await asyncio.create_task(_attempt(handler, event, ctx, clean), context=clean.copy())
-        connection.sendall(
-            encode(HandlerDone() if failure is None else _failed(failure, handler, request.attempt))
-        )
+        connection.sendall(encode(HandlerDone() if failure is None else _failed(failure)))
     finally:
         await resources.close(CLOSE_S)
 
@@ -156,9 +160,8 @@ async def _attempt(
     return None
 
 
-def _failed(failure: BaseException, handler: BoundHandler, attempt: int) -> HandlerFailed:
-    verdict = judge(failure, handler.policy, attempt, jitter=random())  # noqa: S311  no secret
-    return HandlerFailed(verdict.delay_ms, verdict.code, verdict.reason, short_traceback(failure))
+def _failed(failure: BaseException) -> HandlerFailed:
+    return HandlerFailed(failure_report(failure), short_traceback(failure), failure_origin(failure))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from maskline.worker.api.failure_verdict import FailureReport
+from maskline.worker.error_text import Origin
 from maskline.worker.ordering.reorder import Order
 
 HEAD_BYTES: Final = 4
@@ -40,6 +42,8 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     run: int
     attempt: int
     fencing_token: int
+    skipped: tuple[int, ...] = ()
+    replayed: bool = False
     ignored_parameters: frozenset[str] = frozenset()
     """As MASKLINE_IGNORED_PARAMETERS has them: the idempotency key is to be the worker's."""
 
@@ -53,12 +57,11 @@ class HandlerDone(msgspec.Struct, frozen=True, tag=True):
 
 
 class HandlerFailed(msgspec.Struct, frozen=True, tag=True):
-    """The handler failed. What follows is decided in the sandbox, where its exception is: the fields of a `Verdict`."""
+    """The handler failed. The worker decides what follows; this is what it needs of the exception, which is here."""
 
-    delay_ms: float | None
-    code: str
-    reason: str
+    report: FailureReport
     traceback: str
+    origin: Origin
 
 
 class HandlerNotStarted(msgspec.Struct, frozen=True, tag=True):

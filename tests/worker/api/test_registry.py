@@ -1,7 +1,9 @@
 """What `@on` and `@resource` take, and how modules are found: whatever is wrong is said in one line, at the start."""
 
 import functools
+import math
 
+import msgspec
 import pytest
 from registry_kit import handler, module, names_for, refused
 
@@ -19,6 +21,7 @@ from maskline.schemas.events import (
     UnknownEvent,
 )
 from maskline.worker.api.binding import bind
+from maskline.worker.api.handler_options import NAME_MAX_BYTES
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.retry_schedule import RetryPolicy
 
@@ -26,10 +29,45 @@ from maskline.worker.api.retry_schedule import RetryPolicy
 
 
 def test_options_reach_the_bound_handler():
-    made = handler(retries=3, backoff_ms=10, backoff_max_ms=99, timeout_ms=1_500, name="settle")
+    made = handler(
+        retries=3,
+        give_up_after_s=60,
+        backoff_ms=10,
+        backoff_max_ms=99,
+        timeout_ms=1_500,
+        on_give_up="skip",
+        concurrency=2,
+        rate=0.5,
+        name="settle",
+    )
     (bound,) = bind(load_handlers([module(h=made)]), {})[SessionTimeout]
-    assert (bound.name, bound.policy, bound.timeout_s) == ("settle", RetryPolicy(3, 10, 99), 1.5)
+    assert (bound.name, bound.policy, bound.timeout_s) == ("settle", RetryPolicy(3, 10, 99, 60), 1.5)
+    assert (bound.on_give_up, bound.concurrency, bound.rate) == ("skip", 2, 0.5)
     assert bound.in_thread is False
+
+
+def test_options_that_are_not_given_are_the_defaults_of_the_contract():
+    (bound,) = bind(load_handlers([module(h=handler())]), {})[SessionTimeout]
+    assert (bound.policy, bound.timeout_s) == (RetryPolicy(None, 500, 300_000, 86_400), 30)
+    assert (bound.on_give_up, bound.concurrency, bound.rate) == ("park", None, None)
+    assert (bound.limited, bound.special) == (False, False)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 1}, {"rate": 2}, {"concurrency": 3, "rate": 0.1}])
+def test_handlers_with_bounds_of_their_own_leave_the_ordinary_path(options):
+    (bound,) = bind(load_handlers([module(h=handler(**options))]), {})[SessionTimeout]
+    assert (bound.limited, bound.special) == (True, True)
+    copied = msgspec.structs.replace(bound, call=print)
+    assert (copied.limited, copied.special) == (True, True)
+
+
+def test_plain_handlers_leave_the_ordinary_path_and_are_not_limited():
+    @on(SessionTimeout)
+    def plain(event, ctx):
+        pass
+
+    (bound,) = bind(load_handlers([module(h=plain)]), {})[SessionTimeout]
+    assert (bound.in_thread, bound.limited, bound.special) == (True, False, True)
 
 
 def test_a_handler_is_called_by_its_module_and_function_unless_it_has_a_name():
@@ -45,24 +83,63 @@ def test_marking_changes_nothing_a_caller_would_see():
     assert on.every(handle) is handle
 
 
-@pytest.mark.parametrize("option", ["retries", "backoff_ms", "backoff_max_ms", "timeout_ms"])
+@pytest.mark.parametrize("option", ["retries", "backoff_ms", "backoff_max_ms", "timeout_ms", "concurrency"])
 @pytest.mark.parametrize("value", [-1, 1.5, "3", None, True])
 def test_wrong_options_are_refused(option, value):
+    if value is None and option in ("retries", "concurrency"):
+        on(SessionTimeout, **{option: value})  # no bound
+        return
     with pytest.raises(ConfigError, match=f"@on: {option} must be") as caught:
         on(SessionTimeout, **{option: value})
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["give_up_after_s", "rate"])
+@pytest.mark.parametrize("value", [-1, -0.1, "3", True, math.inf, math.nan, [2]])
+def test_wrong_numbers_are_refused(option, value):
+    with pytest.raises(ConfigError, match=f"@on: {option} must be") as caught:
+        on.every(**{option: value})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["PARK", "", None, True, "drop"])
+def test_on_give_up_is_park_or_skip(value):
+    with pytest.raises(ConfigError, match=r'on_give_up must be "park" or "skip"'):
+        on(SessionTimeout, on_give_up=value)
+
+
 def test_least_values_of_options_are_taken():
-    on(SessionTimeout, retries=0, backoff_ms=0, backoff_max_ms=0, timeout_ms=1)
-    with pytest.raises(ConfigError, match="timeout_ms"):
-        on(SessionTimeout, timeout_ms=0)
+    on(SessionTimeout, retries=0, backoff_ms=0, backoff_max_ms=0, timeout_ms=1, give_up_after_s=0)
+    on(SessionTimeout, concurrency=1, rate=0.001, give_up_after_s=0.5)
+    for least in ({"timeout_ms": 0}, {"concurrency": 0}, {"rate": 0}):
+        with pytest.raises(ConfigError, match=next(iter(least))):
+            on(SessionTimeout, **least)
 
 
 @pytest.mark.parametrize("name", ["", "  ", 7])
 def test_a_name_must_be_a_text(name):
     with pytest.raises(ConfigError, match="name must be a text"):
         on(SessionTimeout, name=name)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\a", "\udcff", "zero\u200bwidth"])
+def test_a_name_must_be_readable_in_logs_and_keys(name):
+    with pytest.raises(ConfigError, match="printable") as caught:
+        on(SessionTimeout, name=name)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_length_of_a_name_is_bounded_also_of_one_that_is_derived():
+    on(SessionTimeout, name="ü" * (NAME_MAX_BYTES // 2))
+    with pytest.raises(ConfigError, match="at most"):
+        on(SessionTimeout, name="ü" * (NAME_MAX_BYTES // 2) + "u")
+
+    async def handle(event, ctx):
+        pass
+
+    handle.__qualname__ = "h" * NAME_MAX_BYTES
+    with pytest.raises(ConfigError, match="at most"):
+        on(SessionTimeout)(handle)
 
 
 @pytest.mark.parametrize("wrong", [str, "SessionTimeout", None, SessionTimeout(session_uuid="s"), object()])
@@ -136,7 +213,7 @@ def test_every_with_and_without_options():
 
     handlers = load_handlers([module(bare=bare, called=called, empty=empty)])
     for bound in bind(handlers, {}).values():
-        assert [h.policy.retries for h in bound] == [8, 1, 8]
+        assert [h.policy.retries for h in bound] == [None, 1, None]
     with pytest.raises(ConfigError, match="retries"):
         on.every(retries=-1)
 
@@ -151,6 +228,23 @@ def test_one_function_may_be_marked_with_options_of_its_own_for_each_event():
     assert [h.policy.retries for h in table[SessionTimeout]] == [1]
     assert [h.policy.retries for h in table[SessionPartiesHangup]] == [2]
     assert table[SessionTimeout][0].name == table[SessionPartiesHangup][0].name
+
+
+@pytest.mark.parametrize("option", ["concurrency", "rate"])
+def test_bounds_of_one_name_are_the_same_for_each_of_its_events(option):
+    """They bound all that runs under the name."""
+
+    def marked(first, second):
+        @on(SessionTimeout, **{option: first})
+        @on(SessionPartiesHangup, **{option: second})
+        async def handle(event, ctx):
+            pass
+
+        return module(h=handle)
+
+    assert f"is marked twice with another {option}=" in refused(marked(2, 3))
+    assert f"is marked twice with another {option}=" in refused(marked(2, None))
+    assert len(load_handlers([marked(2, 2)]).specs) == 2
 
 
 def test_one_function_marked_twice_for_an_event_would_handle_it_twice():

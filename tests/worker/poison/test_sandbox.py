@@ -75,13 +75,21 @@ async def test_handler_that_handles_the_event_is_cleared_and_sees_the_worker_s_c
     assert not it.sandbox.available("another"), "no other process could load it"
 
 
-async def test_handler_that_fails_brings_its_verdict_and_traceback_along(suspect):
-    it = suspect("raise Reject('no such fare')")
+async def test_handler_that_fails_brings_what_its_failure_means_and_its_traceback_along(suspect):
+    it = suspect("raise Reject('no such fare 17')")
     with pytest.raises(FailedInSandboxError) as caught:
         await it.run()
-    assert (caught.value.verdict.code, caught.value.verdict.delay_ms) == ("rejected", None)
+    assert caught.value.report == ("rejected", "rejected: no such fare 17", None)
+    assert caught.value.origin == ("Reject", "suspect_handlers.py:handle", "no such fare 17")
     assert "suspect_handlers.py" in caught.value.traceback
     assert it.counters.sandbox_runs == {"failed": 1}
+
+
+async def test_handler_sees_in_its_context_what_it_would_in_the_worker(suspect):
+    it = suspect("RUNS.with_name('seen').write_text(repr((ctx.skipped, ctx.replayed, ctx.attempt)))")
+    it.ctx = Context(it.release, it.handler.name, 4, 7, skipped=(2, 5), _replayed=True)
+    await it.run()
+    assert it.runs.with_name("seen").read_text() == "((2, 5), True, 4)"
 
 
 @pytest.mark.parametrize(
