@@ -73,3 +73,11 @@ def decode_callback(value: bytes) -> RawCallback:
             "foreign_entry", f"written by a newer maskline (version {callback.version})"
         )
     return callback
+
+
+def as_replayed(value: bytes) -> bytes:
+    """The value of an entry's field, flagged as replayed. One that maskline did not write is returned as it is."""
+    try:
+        return encode_callback(msgspec.structs.replace(decode_callback(value), replayed=True))
+    except UndecodableEntryError:
+        return value

@@ -10,13 +10,26 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
 | `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: crashes of a handler that may bring its worker down; expires |
-| `{ns:p}:session:<group>:<session>` | string | ordering state of a session, expires |
+| `{ns:p}:session:<group>:<session>` | string | ordering state; expires, unless the session has a retry queue |
+| `{ns:p}:retry:<group>:<H>:<session>` | list | *retry queue*: a session's events that wait for H, oldest first |
+| `{ns:p}:retry-due:<group>:<H>` | sorted set | sessions, by when their queue is to be tried; no parked ones |
+| `{ns:p}:retry-parked:<group>:<H>` | sorted set | sessions whose queue is parked, by since when; it may be empty |
+| `{ns:p}:retry-since:<group>:<H>` | sorted set | all sessions with a queue, by since when its head is the head |
+| `{ns:p}:retry-counts:<group>` | hash | `waiting <H>`: events in the queues of H; `parked <H>`: in the parked ones |
+| `{ns:p}:retry-taken:<group>` | hash | `<H> <session>`: how many workers took it, and the last; gone at its end |
+| `{ns:p}:jobs:<group>` | hash | job id: a job's progress in this partition |
 | `{ns:fsync-i}:callbacks` | stream | nothing: written to test whether the server fsyncs before it confirms |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
+| `ns:jobs:<group>` | hash | job id: what was asked for |
+| `ns:control:<group>` | hash | `revision`, raised by whoever changes jobs or pauses; `paused <H>`: since when and why |
+| `ns:handlers:<group>` | hash | worker id: the handlers that are down in that worker |
+
+`<H>` is a handler's name, percent-encoded (`encode_handler`). Times in sorted sets are the server's, in milliseconds.
 """
 
 from typing import NamedTuple
+from urllib.parse import quote, unquote
 from zlib import crc32
 
 
@@ -36,6 +49,16 @@ def probe_stream(namespace: str, number: int) -> str:
     return f"{{{namespace}:fsync-{number}}}:callbacks"
 
 
+def encode_handler(name: str) -> str:
+    """A handler's name as keys and hash fields have it: percent-encoded, so without colons and spaces."""
+    return quote(name, safe=".-_", errors="surrogatepass")
+
+
+def decode_handler(encoded: str) -> str:
+    """The name that `encode_handler` was given."""
+    return unquote(encoded, errors="surrogatepass")
+
+
 class PartitionKeys(NamedTuple):
     """The keys of one partition."""
 
@@ -46,18 +69,32 @@ class PartitionKeys(NamedTuple):
     marks: str
     session: str
     """Prefix of a session's key; the SessionUUID follows."""
+    retry: str
+    """Prefix of the retry queues; `<H>:<session>` follows."""
+    retry_due: str
+    """Prefix; `<H>` follows."""
+    retry_parked: str
+    """Prefix; `<H>` follows."""
+    retry_since: str
+    """Prefix; `<H>` follows."""
+    retry_counts: str
+    retry_taken: str
+    jobs: str
 
 
 class Keys:
     """The keys of one namespace, and of one consumer group where there is a key for each group."""
 
-    __slots__ = ("_partitions", "group", "layout", "namespace", "workers")
+    __slots__ = ("_partitions", "control", "group", "handlers", "jobs", "layout", "namespace", "workers")
 
     def __init__(self, namespace: str, group: str = "") -> None:
         self.namespace = namespace
         self.group = group
         self.layout = f"{namespace}:layout"
         self.workers = f"{namespace}:workers:{group}"
+        self.jobs = f"{namespace}:jobs:{group}"
+        self.control = f"{namespace}:control:{group}"
+        self.handlers = f"{namespace}:handlers:{group}"
         self._partitions: dict[int, PartitionKeys] = {}
 
     def of(self, partition: int) -> PartitionKeys:
@@ -72,6 +109,13 @@ class Keys:
                 fence=f"{tag}:fence:{group}",
                 marks=f"{tag}:marks:{group}",
                 session=f"{tag}:session:{group}:",
+                retry=f"{tag}:retry:{group}:",
+                retry_due=f"{tag}:retry-due:{group}:",
+                retry_parked=f"{tag}:retry-parked:{group}:",
+                retry_since=f"{tag}:retry-since:{group}:",
+                retry_counts=f"{tag}:retry-counts:{group}",
+                retry_taken=f"{tag}:retry-taken:{group}",
+                jobs=f"{tag}:jobs:{group}",
             )
         return keys
 
@@ -98,3 +142,31 @@ class Keys:
     def session(self, partition: int, session_uuid: str) -> str:
         """The ordering state of a session."""
         return self.of(partition).session + session_uuid
+
+    def retry_queue(self, partition: int, handler: str, session_uuid: str) -> str:
+        """The events of a session that wait for one handler. `handler`: its name as it is."""
+        return f"{self.of(partition).retry}{encode_handler(handler)}:{session_uuid}"
+
+    def retry_due(self, partition: int, handler: str) -> str:
+        """When the queues of a handler are due."""
+        return self.of(partition).retry_due + encode_handler(handler)
+
+    def retry_parked(self, partition: int, handler: str) -> str:
+        """The queues of a handler that wait behind a dead letter."""
+        return self.of(partition).retry_parked + encode_handler(handler)
+
+    def retry_since(self, partition: int, handler: str) -> str:
+        """Since when the heads of a handler's queues wait."""
+        return self.of(partition).retry_since + encode_handler(handler)
+
+    def retry_counts(self, partition: int) -> str:
+        """How many events wait, by handler."""
+        return self.of(partition).retry_counts
+
+    def retry_taken(self, partition: int) -> str:
+        """How often queues were taken to be run."""
+        return self.of(partition).retry_taken
+
+    def partition_jobs(self, partition: int) -> str:
+        """The progress of jobs in a partition."""
+        return self.of(partition).jobs

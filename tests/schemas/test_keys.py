@@ -1,12 +1,13 @@
 """Keys: one hash tag a partition, nothing shared across namespaces and groups, routing that never moves."""
 
 import re
+from inspect import signature
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskline.schemas.keys import Keys, partition_of
+from maskline.schemas.keys import Keys, decode_handler, encode_handler, partition_of
 
 many = settings(max_examples=200, deadline=None)
 NAME = st.from_regex(r"[A-Za-z0-9_.-]{1,12}", fullmatch=True)
@@ -32,16 +33,15 @@ def test_partitions_fill_evenly():
     assert 60 < min(counts) <= max(counts) < 140
 
 
+GIVEN = {"session_uuid": "s{3}:", "handler": "{h}: 50%"}
+
+
 def of_partition(keys, partition):
     methods = [name for name in vars(Keys) if not name.startswith("_") and callable(getattr(Keys, name))]
     methods.remove("of")  # which the others take theirs from
     for name in methods:
-        if name == "sessions":
-            yield from getattr(keys, name)(partition, ["s1", "s2"])
-        elif name == "session":
-            yield getattr(keys, name)(partition, "s3")
-        else:
-            yield getattr(keys, name)(partition)
+        given = [GIVEN[one] for one in list(signature(getattr(keys, name)).parameters)[1:]]
+        yield getattr(keys, name)(partition, *given)
 
 
 @many
@@ -64,3 +64,17 @@ def test_groups_share_streams_and_nothing_else():
     assert not set(of_partition(one, 1)) & set(of_partition(one, 11))
     assert not set(of_partition(one, 1)) & set(of_partition(Keys("b", "g1"), 1))
     assert one.layout != Keys("b").layout
+
+
+@many
+@given(st.text(st.characters()))
+def test_a_handler_s_name_has_no_colon_and_no_space_in_keys_and_comes_back(name):
+    encoded = encode_handler(name)
+    assert re.fullmatch(r"[A-Za-z0-9._~%-]*", encoded)
+    assert decode_handler(encoded) == name
+
+
+def test_names_of_functions_stand_in_keys_as_they_are():
+    key = Keys("ns", "g").retry_queue(7, "fares.settle_fare", "a:b")
+    assert key == "{ns:7}:retry:g:fares.settle_fare:a:b"
+    assert encode_handler("\udc80") != encode_handler("\udc81"), "no text is refused"

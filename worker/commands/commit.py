@@ -1,9 +1,10 @@
 """The data of one commit of a partition, which `scripts.commit` packs for lua/commit.lua."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from maskline.worker.commands.retry_ops import RetryOp
 from maskline.worker.ordering.state import SessionState
 
 
@@ -32,3 +33,7 @@ class Commit(msgspec.Struct, frozen=True, eq=False, gc=False):
     """The fields of marks that are over (`commands.marks`)."""
     moved: bool = True
     """Whether the cursor differs from the one that the last commit, or the acquisition, left in Redis."""
+    retry_ops: Sequence[RetryOp] = ()
+    """What changes in the retry queues, in this order."""
+    lasting: Collection[str] = ()
+    """The SessionUUIDs, of those in `states`, whose states do not expire: events of theirs wait in a retry queue."""

@@ -13,10 +13,11 @@ import hiredis
 
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
-from maskline.schemas.keys import Keys
+from maskline.schemas.keys import Keys, decode_handler, encode_handler
 from maskline.worker.commands.commit import Commit
 from maskline.worker.commands.marks import MARKS_TTL_S, Mark, encode_mark
 from maskline.worker.commands.packing import pack_arguments, pack_keys, pack_states, packed_command
+from maskline.worker.commands.retry_ops import pack_retry_ops
 
 CONSUMER: Final = "maskline"
 """The only consumer of every group: the lease says who owns a partition, not the consumer's name."""
@@ -29,9 +30,18 @@ def _read(name: str) -> bytes:
     return Path(__file__).with_name("lua").joinpath(f"{name}.lua").read_bytes()
 
 
-_SOURCES: Final = {
-    name: _read(name) for name in ("acquire", "renew", "release", "heartbeat", "commit", "mark", "trim")
-}
+_NAMES: Final = (
+    "acquire",
+    "renew",
+    "release",
+    "heartbeat",
+    "commit",
+    "mark",
+    "trim",
+    "take",
+    "retry_index",
+)
+_SOURCES: Final = {name: _read(name) for name in _NAMES}
 _SHA: Final = {
     name: hashlib.sha1(source, usedforsecurity=False).hexdigest() for name, source in _SOURCES.items()
 }
@@ -149,25 +159,38 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, check_cursor
 
     `check_cursor`: where the cursor has moved, have the server check that the entry at it is there.
     """
-    callbacks, dead, lease, fence, marks, session = keys.of(partition)
+    at = keys.of(partition)
     states, closed = pack_states(what.states.values())
-    heads = "EVALSHA", _SHA["commit"], 5 + len(what.states), lease, fence, callbacks, dead, marks
+    ops = pack_retry_ops(what.retry_ops, at)
+    keys_count = 5 + len(what.states) + len(ops.keys)
+    heads = "EVALSHA", _SHA["commit"], keys_count, at.lease, at.fence, at.callbacks, at.dead, at.marks
     cursor = "" if not what.moved else f"?{what.cursor}" if check_cursor else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
-    if what.waiting or what.done or what.dead or what.unmarked or closed:
-        counts = len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(closed)
+    lives = _other_lives(what, closed) if closed or what.lasting else {}
+    if what.waiting or what.done or what.dead or what.unmarked or lives or what.retry_ops:
+        counts = len(what.waiting), len(what.done), len(what.dead), len(what.unmarked), len(lives)
         rest = [CONSUMER, *counts, *what.waiting, *what.done, *what.dead, *what.unmarked]
-        for place in closed:
-            rest += place + 1, what.closed_life_s  # the script counts from 1
+        for place, life_s in lives.items():
+            rest += place + 1, life_s  # the script counts from 1
+        rest += ops.arguments
     return packed_command(
-        len(heads) + len(arguments) + 2 * len(what.states) + len(rest),
+        len(heads) + len(arguments) + 2 * len(what.states) + len(ops.keys) + len(rest),
         pack_arguments(*heads),
-        pack_keys(session, what.states),
+        pack_keys(at.session, what.states),
+        pack_arguments(*ops.keys),
         pack_arguments(*arguments),
         states,
         pack_arguments(*rest),
     )
+
+
+def _other_lives(what: Commit, closed: Iterable[int]) -> dict[int, int]:
+    """How long those states live that do not live `life_s`, by their place in `states`; 0 for ever."""
+    lives = dict.fromkeys(closed, what.closed_life_s)
+    if what.lasting:
+        lives |= {place: 0 for place, session in enumerate(what.states) if session in what.lasting}
+    return lives
 
 
 def get_states(keys: Keys, partition: int, sessions: Collection[str]) -> bytes:
@@ -182,6 +205,117 @@ def get_history(keys: Keys, partition: int, entry_id: str) -> bytes:
     return pack("HMGET", keys.fence(partition), "token", "owner", "commit") + pack(
         "XRANGE", keys.callbacks(partition), entry_id, entry_id
     )
+
+
+class TakenQueue(NamedTuple):
+    """A retry queue that was taken to be run."""
+
+    session: str
+    """The SessionUUID."""
+    takes: int
+    """How many workers have taken it, this one included, since an operation of a commit last ended a run of it."""
+    state: bytes | None
+    """The session's encoded state; None if there is none."""
+    items: list[bytes]
+    """Its first events, at least one."""
+    waiting: int
+    """All events in it."""
+
+
+class Taken(NamedTuple):
+    """The reply of `take_due`."""
+
+    queues: list[TakenQueue]
+    next_due_ms: int | None
+    """In how many ms the next queue that was not taken is due, 0 if it is now; None if there is none."""
+
+
+def take_due(
+    keys: Keys,
+    partition: int,
+    value: str,
+    handler: str,
+    *,
+    count: int,
+    items: int,
+    excluded: Collection[str] = (),
+) -> bytes:
+    """Take the `count` queues of a handler that are due longest, with their first `items` events, if the lease is held.
+
+    `value`: its `lease_value`. `handler`: its name as it is. `excluded`: the SessionUUIDs of those to leave out, as the
+    caller has taken them, or is about to commit something of them.
+    """
+    at, name = keys.of(partition), encode_handler(handler)
+    heads = "EVALSHA", _SHA["take"], 7, at.lease, at.fence, at.retry_due + name, at.retry_since + name
+    return pack(
+        *heads, at.retry_taken, f"{at.retry}{name}:", at.session, value, name, count, items, *excluded
+    )
+
+
+def read_taken(reply: Any) -> Taken | None:
+    """Read the reply of `take_due`: None if the lease is lost. Raises RedisUnavailableError for an error."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise RedisUnavailableError(f"retry queues could not be taken: {reply}")
+    if reply == 0:
+        return None
+    next_due_ms, *queues = reply
+    taken = [
+        TakenQueue(session.decode(), int(takes), state, items, int(waiting))
+        for session, takes, state, waiting, items in queues
+    ]
+    return Taken(taken, _ms_or_none(next_due_ms))
+
+
+class HandlerBacklog(NamedTuple):
+    """What waits for one handler in one partition."""
+
+    handler: str
+    """Its name as it is."""
+    waiting: int
+    """Events in its retry queues."""
+    parked: int
+    """Those of them that wait behind a dead letter."""
+    next_due_ms: int | None
+    """In how many ms the first of its queues is due, 0 if one is now; None if all are parked."""
+    oldest_ms: int | None
+    """How long the head that has waited longest has been the head of its queue."""
+    parked_oldest_ms: int | None
+    """How long ago the first of the parked queues was parked; None if none is."""
+    queues: int
+    """Sessions with a retry queue; parked ones may be empty."""
+    due_queues: int
+    """Those of them that are due now."""
+    parked_queues: int
+
+
+def retry_index(keys: Keys, partition: int) -> bytes:
+    """Ask what waits for each handler in a partition. It needs no lease."""
+    at = keys.of(partition)
+    return pack(
+        "EVALSHA", _SHA["retry_index"], 4, at.retry_counts, at.retry_due, at.retry_parked, at.retry_since
+    )
+
+
+def read_retry_index(reply: Any) -> list[HandlerBacklog]:
+    """Read the reply of `retry_index`. Raises RedisUnavailableError for an error."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise RedisUnavailableError(f"the retry queues could not be counted: {reply}")
+    return [
+        HandlerBacklog(
+            decode_handler(name.decode()),
+            int(waiting),
+            int(parked),
+            _ms_or_none(due_ms),
+            _ms_or_none(oldest_ms),
+            _ms_or_none(parked_ms),
+            *map(int, queues),
+        )
+        for name, waiting, parked, due_ms, oldest_ms, parked_ms, *queues in reply
+    ]
+
+
+def _ms_or_none(reply: Any) -> int | None:
+    return None if reply < 0 else int(reply)
 
 
 def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark]]) -> bytes:

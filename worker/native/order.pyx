@@ -84,8 +84,9 @@ cdef Py_ssize_t UUID = slot_of(LiveSession, "uuid")
 cdef Py_ssize_t PARTITION = slot_of(LiveSession, "partition")
 cdef Py_ssize_t PROGRESS = slot_of(LiveSession, "progress")
 cdef Py_ssize_t GAP_ENDS_MS = slot_of(LiveSession, "gap_ends_ms")
+cdef Py_ssize_t RETRIES = slot_of(LiveSession, "retries")
 if sorted(SessionOrder.__slots__ + LiveSession.__slots__) != sorted(
-    "state waiting uuid partition queue progress scheduled gap_ends_ms touched_ms".split()
+    "state waiting uuid partition queue progress scheduled gap_ends_ms touched_ms retries".split()
 ):
     raise ImportError("LiveSession has other attributes")
 
@@ -166,6 +167,7 @@ cdef object loaded_session(uuid, encoded, owner):
     fill_slot(session, SCHEDULED, False)
     fill_slot(session, GAP_ENDS_MS, None)
     fill_slot(session, TOUCHED_MS, 0)
+    fill_slot(session, RETRIES, None)
     return session
 
 
@@ -231,6 +233,7 @@ cdef bint is_idle(session) except -1:
         and at_slot(session, SCHEDULED) is False
         and is_empty(at_slot(session, QUEUE))
         and is_empty(at_slot(session, WAITING))
+        and at_slot(session, RETRIES) is None
     )
 
 

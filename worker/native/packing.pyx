@@ -26,7 +26,7 @@ cdef extern from "Python.h":
 cdef enum:
     RELEASE_BYTES = 16
     HEAD_BYTES = 3
-    TAIL_BYTES = 14
+    TAIL_BYTES = 15
     FIXINT_END = 0x80  # MessagePack's marks
     BIN_8 = 0xc4
     BIN_16 = 0xc5
@@ -41,13 +41,14 @@ cdef enum:
 cdef unsigned long long NATURAL_MAX = 2**62
 
 check_fields(LaneState, "next run opening released top_us floor_us ending_us")
-check_fields(SessionState, "version status recording unsequenced closed")
+check_fields(SessionState, "version status recording unsequenced closed retries")
 
 VERSION = slot_of(SessionState, "version")
 STATUS = slot_of(SessionState, "status")
 RECORDING = slot_of(SessionState, "recording")
 UNSEQUENCED = slot_of(SessionState, "unsequenced")
 CLOSED = slot_of(SessionState, "closed")
+RETRIES = slot_of(SessionState, "retries")
 
 NEXT = slot_of(LaneState, "next")
 RUN = slot_of(LaneState, "run")
@@ -58,8 +59,8 @@ FLOOR_US = slot_of(LaneState, "floor_us")
 ENDING_US = slot_of(LaneState, "ending_us")
 
 # How such a state is written: what stands before its lane's numbers and ring, and what behind them.
-cdef bytes _head = bytes.fromhex("9501 97")
-cdef bytes _tail = bytes.fromhex("c0c0 97c000c0c400c0c0c0 c400 c2")
+cdef bytes _head = bytes.fromhex("9601 97")
+cdef bytes _tail = bytes.fromhex("c0c0 97c000c0c400c0c0c0 c400 c2 c0")
 if encode_state(NEW_SESSION) != _head + bytes.fromhex("c000c0c400c0") + _tail or RELEASED_BYTES != RELEASE_BYTES:
     raise ImportError("a session's state is written otherwise")
 cdef const char *HEAD = _head
@@ -120,6 +121,8 @@ cdef bytes ordinary_bulk(state):
         return None
     lane, ring = at_slot(state, STATUS), at_slot(state, UNSEQUENCED)
     if type(ring) is not bytes or PyBytes_GET_SIZE(ring) or at_slot(state, CLOSED) is not False:
+        return None
+    if at_slot(state, RETRIES) is not None:
         return None
     if type(lane) is not LaneState or at_slot(state, VERSION) is not STATE_VERSION:
         return None

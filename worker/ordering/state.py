@@ -20,6 +20,9 @@ RELEASED_REMEMBERED: Final = 64
 """Releases of a lane, and unsequenced ones of a session, whose repeats are recognised. Plivo repeats a callback within
 a minute, in which a session has a dozen events; 64 cover several calls, and take 1 KiB for a lane."""
 
+SKIPPED_MAX: Final = 64
+"""Numbers of a session that are remembered as skipped by one handler."""
+
 FINGERPRINT_BYTES: Final = 8
 NUMBER_BYTES: Final = 8
 RELEASED_BYTES: Final = NUMBER_BYTES + FINGERPRINT_BYTES
@@ -48,6 +51,22 @@ class LaneState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     is released. Only visible if a worker died halfway through that."""
 
 
+class HandlerRetries(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The retry queue of one handler in a session, and what that handler never handled of the session."""
+
+    waiting: _Natural = 0
+    """Events in the queue."""
+    parked: bool = False
+    """The queue waits behind a dead letter; it may be empty."""
+    skipped: Annotated[tuple[_Natural, ...], msgspec.Meta(max_length=SKIPPED_MAX)] = ()
+    """The last numbers that the handler never handled, oldest first: given up with `skip`, or discarded."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether later events of the session must queue up for this handler."""
+        return self.parked or self.waiting > 0
+
+
 class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Both lanes of a session, right after one release, as though nothing had arrived since."""
 
@@ -58,6 +77,9 @@ class SessionState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Fingerprints of the last RELEASED_REMEMBERED released without a number, oldest first."""
     closed: bool = False
     """A SessionTimeout was released."""
+    retries: dict[str, HandlerRetries] | None = None
+    """By handler's name. None in nearly all states, and in every one that the rules of order make: the partition adds
+    it to what it writes."""
 
 
 class _Head(msgspec.Struct, frozen=True, array_like=True):

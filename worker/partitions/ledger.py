@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from maskline.worker.commands.commit import Commit
+from maskline.worker.commands.retry_ops import RetryOp
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import DeadLetter, encode_dead_letter
 from maskline.worker.ordering.state import SessionState
@@ -76,6 +77,9 @@ class EntryLedger:
         self._done, self._dead, self._unmarked = list[str](), list[bytes](), list[str]()
         self._changed: dict[str, SessionState] = {}
         """States that no commit has taken yet, by SessionUUID."""
+        self._lasting = set[str]()
+        """The SessionUUIDs of those states that are not to expire."""
+        self._retry_ops: list[RetryOp] = []
         self._being_written: Collection[str] = ()
         """Sessions whose states the commit in flight writes: Redis may still answer with the old ones."""
         self._uncommitted = False
@@ -104,6 +108,11 @@ class EntryLedger:
         self._uncommitted = True
         self._counters.dead[letter.code] += 1
 
+    def add_retry_op(self, op: RetryOp) -> None:
+        """Change a retry queue with the next commit, after what was added before."""
+        self._retry_ops.append(op)
+        self._uncommitted = True
+
     def take_commit(self) -> Commit:
         """The finished work since the last commit; it is `commit_in_flight` until `committed` is called."""
         number, cursor = self._confirmed
@@ -119,11 +128,17 @@ class EntryLedger:
             closed_life_s=min(CLOSED_SESSION_TTL_S, self._session_ttl_s),
             unmarked=self._unmarked,
             moved=self.cursor != cursor,
+            retry_ops=self._retry_ops or (),
+            lasting=self._lasting or (),
         )
         self._pending |= self._fresh
         self._fresh.clear()
         self._done, self._dead, self._unmarked = [], [], []
         self._being_written, self._changed = self._changed, {}
+        if self._retry_ops:
+            self._retry_ops = []
+        if self._lasting:
+            self._lasting = set()
         self._uncommitted = self.commit_requested = False
         self._run_ahead_at_commit = self.run_ahead
         self.commit_in_flight = commit

@@ -60,7 +60,16 @@ NO_RELEASES: Final = cast("list[Release]", ())
 class LiveSession(SessionOrder):
     """A session in memory: its order, and the releases that wait for their handlers, the oldest first."""
 
-    __slots__ = ("gap_ends_ms", "partition", "progress", "queue", "scheduled", "touched_ms", "uuid")
+    __slots__ = (
+        "gap_ends_ms",
+        "partition",
+        "progress",
+        "queue",
+        "retries",
+        "scheduled",
+        "touched_ms",
+        "uuid",
+    )
 
     def __init__(self, uuid: str, state: SessionState, partition: "Partition") -> None:
         # Without `super().__init__`: with short sessions, one is made for each event.
@@ -79,6 +88,8 @@ class LiveSession(SessionOrder):
         waits."""
         self.touched_ms = 0
         """The stream's time of its last entry."""
+        self.retries: Any = None
+        """The session's retry queues; None if it has none."""
 
     @property
     def idle(self) -> bool:

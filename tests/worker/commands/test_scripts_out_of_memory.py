@@ -14,6 +14,7 @@ from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.commands.commit import Commit
 from maskline.worker.commands.marks import Mark
+from maskline.worker.commands.retry_ops import Append
 from maskline.worker.ordering.state import LaneState, SessionState
 
 FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
@@ -52,6 +53,8 @@ class Crowded:
             {"s": STATE},
             3_600,
             100,
+            retry_ops=what.get("retry_ops", ()),
+            lasting=what.get("lasting", ()),
         )
         return await self.reply(scripts.commit(self.keys, 3, self.value, commit))
 
@@ -95,14 +98,33 @@ async def trim(it):
     return trimmed.trimmed == 200
 
 
+async def commit_retry_op(it):
+    op = Append("handler", "s", 0, b"an event" * 100)
+    return await it.commit(1, "200-0", 200, retry_ops=(op,), lasting={"s"})
+
+
+async def take(it):
+    await commit_retry_op(it)
+    packed = scripts.take_due(it.keys, 3, it.value, "handler", count=1, items=1)
+    taken = scripts.read_taken(await it.reply(packed))
+    return 0 if taken is None else len(taken.queues)
+
+
+async def retry_index(it):
+    await commit_retry_op(it)
+    return len(scripts.read_retry_index(await it.reply(scripts.retry_index(it.keys, 3))))
+
+
 CALLS = {
     "acquire": [acquire],
     "renew": [renew, renew_lapsed],
     "release": [release],
     "heartbeat": [heartbeat],
-    "commit": [commit],
+    "commit": [commit, commit_retry_op],
     "mark": [mark],
     "trim": [trim],
+    "take": [take],
+    "retry_index": [retry_index],
 }
 
 
@@ -138,13 +160,13 @@ async def test_a_script_does_its_work_out_of_memory(crowded, script):
 # A lease that has lapsed, and that nobody has taken since
 
 
-@pytest.mark.parametrize("script", [renew, commit, mark, release])
+@pytest.mark.parametrize("script", [renew, commit, commit_retry_op, take, mark, release])
 async def test_a_lease_that_lapsed_and_that_nobody_took_is_still_its_owner_s(crowded, script):
     crowded.client.delete(crowded.keys.lease(3))
     assert await script(crowded) == 1
 
 
-@pytest.mark.parametrize("script", [renew, commit, mark, release])
+@pytest.mark.parametrize("script", [renew, commit, commit_retry_op, take, mark, release])
 @pytest.mark.parametrize("since", ["taken", "taken and lapsed", "given back"])
 async def test_lapsed_lease_that_another_worker_had_since_is_lost(crowded, script, since):
     if since == "given back":
@@ -158,4 +180,6 @@ async def test_lapsed_lease_that_another_worker_had_since_is_lost(crowded, scrip
     reply = await script(crowded)
     assert reply == 0, str(reply) if isinstance(reply, hiredis.ReplyError) else reply
     assert crowded.client.hgetall(crowded.keys.fence(3)) == before
-    assert not crowded.client.exists(crowded.keys.marks(3))
+    assert not crowded.client.exists(
+        crowded.keys.marks(3), *crowded.client.keys(f"{{{crowded.keys.namespace}:3}}:retry*")
+    )
