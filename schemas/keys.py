@@ -6,6 +6,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | key | type | holds |
 | --- | --- | --- |
 | `{ns:p}:callbacks` | stream | raw callbacks of partition p, consumer groups at their cursors |
+| `{ns:p}:spooled` | stream | which ingest nodes hold spooled callbacks of partition p (`schemas.spool_notices`) |
 | `{ns:p}:dead` | stream | dead letters of partition p, of all groups |
 | `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
@@ -122,6 +123,10 @@ class Keys:
     def callbacks(self, partition: int) -> str:
         """The stream of a partition's callbacks."""
         return self.of(partition).callbacks
+
+    def spooled(self, partition: int) -> str:
+        """The stream of a partition's spool notices."""
+        return f"{{{self.namespace}:{partition}}}:spooled"
 
     def dead(self, partition: int) -> str:
         """The stream of a partition's dead letters."""

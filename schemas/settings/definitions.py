@@ -184,6 +184,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gap_timeout_ms: Annotated[
         int, Description(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")
     ] = 5000
+    gap_spool_ms: Annotated[
+        int,
+        Description(
+            whole(0, 24 * HOUR_MS),
+            "how much longer it waits while an ingest node is known to hold spooled callbacks of that partition",
+        ),
+    ] = 60_000
     held_max: Annotated[
         # The cost of an arrival grows with what is held: a thousand take half a second to drain.
         int,

@@ -40,6 +40,7 @@ def test_the_defaults_of_the_contract():
         "publish_timeout_ms": 500, "spool_dir": Path("./spool"), "spool_max_bytes": 2**30,
         "spool_drain_per_s": 5000,
         "max_body_bytes": 65536, "group": "workers", "handlers": ("maskline.handlers.log",), "gap_timeout_ms": 5000,
+        "gap_spool_ms": 60_000,
         "first_sequence": 1, "recording_sequence": "own", "late": "deliver", "session_ttl_s": 86400,
         "lease_ttl_ms": 5000, "concurrency": 256, "retention_s": 3600, "retention_max_entries": 1_000_000,
         "log_format": "auto", "log_level": "info", "config": None,
