@@ -23,6 +23,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
 | `ns:jobs:<group>` | hash | job id: what was asked for |
+| `ns:job-rate:<group>:<job id>` | string | when the runs of a job that workers took are paid off, in µs; expires |
 | `ns:control:<group>` | hash | `revision`, raised by whoever changes jobs or pauses; `paused <H>`: since when and why |
 | `ns:handlers:<group>` | hash | worker id: the handlers that are down in that worker |
 
@@ -175,3 +176,7 @@ class Keys:
     def partition_jobs(self, partition: int) -> str:
         """The progress of jobs in a partition."""
         return self.of(partition).jobs
+
+    def job_rate(self, job_id: str) -> str:
+        """The rate of a job, from which all workers take."""
+        return f"{self.namespace}:job-rate:{self.group}:{job_id}"

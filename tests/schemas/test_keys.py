@@ -39,6 +39,7 @@ GIVEN = {"session_uuid": "s{3}:", "handler": "{h}: 50%"}
 def of_partition(keys, partition):
     methods = [name for name in vars(Keys) if not name.startswith("_") and callable(getattr(Keys, name))]
     methods.remove("of")  # which the others take theirs from
+    methods.remove("job_rate")  # of the namespace
     for name in methods:
         given = [GIVEN[one] for one in list(signature(getattr(keys, name)).parameters)[1:]]
         yield getattr(keys, name)(partition, *given)

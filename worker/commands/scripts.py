@@ -40,6 +40,7 @@ _NAMES: Final = (
     "trim",
     "take",
     "retry_index",
+    "take_runs",
 )
 _SOURCES: Final = {name: _read(name) for name in _NAMES}
 _SHA: Final = {
@@ -371,3 +372,11 @@ def read_trimmed(reply: Any) -> TrimReply:
         RetainingGroup(name.decode("utf-8", "replace"), int(waiting), int(ms)) for name, waiting, ms in held
     )
     return TrimReply(int(trimmed), int(left), int(oldest_ms), tuple(groups))
+
+
+def take_runs(keys: Keys, job_id: str, microseconds_each: float, runs: int) -> bytes:
+    """Take runs out of a job's rate, of which each takes up so many microseconds.
+
+    Reply: 0 if they may begin, else the microseconds after which to ask again.
+    """
+    return pack("EVALSHA", _SHA["take_runs"], 1, keys.job_rate(job_id), f"{microseconds_each:.3f}", runs)

@@ -16,11 +16,11 @@ The three on the right are final, but outcomes of what is still under way count 
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from maskline.schemas.jobs import Job, PartitionJob
+from maskline.schemas.keys import encode_handler
 
 OUTCOMES_JUDGED: Final = 10
 """The last outcomes of a job by which a worker judges whether it has to stop."""
@@ -32,7 +32,7 @@ a handful of events, and a single bad event stops nothing."""
 
 def queue_name(handler: str, session_uuid: str) -> str:
     """The name of a retry queue in `PartitionJob.under_way`."""
-    return f"{quote(handler, safe='.-_')} {session_uuid}"
+    return f"{encode_handler(handler)} {session_uuid}"
 
 
 def took_on(

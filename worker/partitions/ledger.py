@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from maskline.worker.commands.commit import Commit
-from maskline.worker.commands.retry_ops import RetryOp
+from maskline.worker.commands.retry_ops import RetryOp, WriteJob
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import DeadLetter, encode_dead_letter
 from maskline.worker.ordering.state import SessionState
@@ -80,6 +80,8 @@ class EntryLedger:
         self._lasting = set[str]()
         """The SessionUUIDs of those states that are not to expire."""
         self._retry_ops: list[RetryOp] = []
+        self._jobs: dict[str, bytes] = {}
+        """The records of jobs that no commit has taken yet, by job id."""
         self._being_written: Collection[str] = ()
         """Sessions whose states the commit in flight writes: Redis may still answer with the old ones."""
         self._uncommitted = False
@@ -113,9 +115,20 @@ class EntryLedger:
         self._retry_ops.append(op)
         self._uncommitted = True
 
+    def write_job(self, job_id: str, record: bytes) -> None:
+        """Write a job's progress with the next commit; the last record of a job that a commit takes counts.
+
+        `record`: as `schemas.jobs.encode_partition_job` writes it.
+        """
+        self._jobs[job_id] = record
+        self._uncommitted = True
+
     def take_commit(self) -> Commit:
         """The finished work since the last commit; it is `commit_in_flight` until `committed` is called."""
         number, cursor = self._confirmed
+        if self._jobs:
+            self._retry_ops += (WriteJob(job_id, record) for job_id, record in self._jobs.items())
+            self._jobs = {}
         commit = Commit(
             number=number + 1,
             cursor=self.cursor,
