@@ -28,7 +28,9 @@ COMMANDS: Final[dict[str, Command]] = {
         "maskline.console.health", "are the processes of this machine, or container, well: for probes"
     ),
     "status": Command("maskline.console.status", "who owns which partitions and what waits"),
-    "dead": Command("maskline.console.dead", "list and show callbacks that could not be handled"),
+    "dead": Command(
+        "maskline.console.dead.command", "list, group and show callbacks that could not be handled"
+    ),
     "settings": Command("maskline.console.settings", "every setting with its value, default and meaning"),
 }
 

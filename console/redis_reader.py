@@ -44,6 +44,12 @@ def query_for(key: str, *arguments: Argument) -> Query:
     return Query(key, pack(*arguments))
 
 
+def entry_order(entry_id: str) -> tuple[int, int]:
+    """The ID of a stream entry as numbers, which sort as the entries do."""
+    milliseconds, _, counter = entry_id.partition("-")
+    return int(milliseconds), int(counter)
+
+
 class ReaderConnections:
     """A connection to every server that has partitions: one server, or a cluster's primaries."""
 

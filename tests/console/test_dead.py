@@ -7,8 +7,8 @@ from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_modul
 from servers import wait_until
 
 from maskline import Reject
-from maskline.console.dead import NoSuchDeadLetterError
-from maskline.console.dead_letters import PAGE_LETTERS_MAX, PAGE_MAX_BYTES
+from maskline.console.dead.letters import PAGE_LETTERS_MAX, ROUND_TRIP_MAX_BYTES
+from maskline.console.dead.show import NoSuchDeadLetterError
 from maskline.console.main import main
 from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import ConfigError
@@ -225,8 +225,11 @@ def test_pages_keep_to_their_bytes_whatever_the_size_of_letters(
 
     monkeypatch.setattr(PipelinedConnection, "send", send)
     assert [row["id"] for row in rows(run)] == ids
-    assert max(pages) < 1.5 * PAGE_MAX_BYTES
-    assert len(pages) < 3 + PARTITIONS * 2 + 2 * count * size / PAGE_MAX_BYTES + 2 * count / PAGE_LETTERS_MAX
+    assert max(pages) < 1.5 * ROUND_TRIP_MAX_BYTES
+    assert (
+        len(pages)
+        < 3 + PARTITIONS * 2 + 2 * count * size / ROUND_TRIP_MAX_BYTES + 2 * count / PAGE_LETTERS_MAX
+    )
 
 
 @pytest.mark.parametrize("odd_ms", [-(10**18), 10**18, 2**62])

@@ -1,0 +1,1 @@
+"""`maskline dead`: what could not be handled, and replaying or discarding it."""

@@ -1,0 +1,49 @@
+"""What commands print: JSON for programs, texts from outside made harmless for a terminal."""
+
+import sys
+from collections.abc import AsyncIterable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout, indented."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+
+
+async def print_json_array(values: AsyncIterable[Any]) -> None:
+    """Print an array as JSON on stdout, a line for each value, as they come: however many there are."""
+    before = "["
+    async for value in values:
+        sys.stdout.write(f"{before}\n  {msgspec.json.encode(value).decode()}")
+        before = ","
+    sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+
+
+def note(line: str) -> None:
+    """Print a line about the command itself on stderr, at once: stdout has what was asked for."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a text from outside must not control the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+def utc_time(milliseconds: int) -> datetime | None:
+    """Milliseconds since the epoch as a time in UTC; None outside the years 1 to 9999."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def shortened(text: str, chars_max: int) -> str:
+    """The text in one line, cut to `chars_max` characters, made harmless for a terminal."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= chars_max else line[: chars_max - 1] + "…"
