@@ -294,7 +294,11 @@ class WorkerConnections:
     @property
     def heartbeat_server(self) -> ServerConnections | None:
         """The server that has the workers' heartbeats; None while it is not known which."""
-        return self._cluster.of_key(self._keys.workers)
+        return self.of_key(self._keys.workers)
+
+    def of_key(self, key: str) -> ServerConnections | None:
+        """The server that has a key of no partition; None while it is not known which."""
+        return self._cluster.of_key(key)
 
     async def commands_ready(self, number: int) -> PipelinedConnection:
         """Wait for the partition's server, and return the connection for commands about the partition."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import random
 import secrets
 import socket
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
-from time import monotonic
+from time import monotonic, time_ns
 from types import ModuleType
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
 from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.entries.decode import IN_C
+from maskline.worker.gates.control import HandlerControl
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.leases.manager import PartitionManager
 from maskline.worker.metrics import Gauges, WorkerCollector
 from maskline.worker.partitions.committer import Committer
@@ -107,9 +110,10 @@ class WorkerNode:
         registry.register(WorkerCollector(self.counters, self._gauges))
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
+        self.background.start("handler control", self._control.run)
         # If one of these ends, the process ends: nothing moves without it, and its work is best begun anew.
         self._tasks = [
-            asyncio.create_task(self._manager.run(), name="leases"),
+            asyncio.create_task(self._keep_leases(), name="leases"),
             asyncio.create_task(self._pollers.run(), name="pollers"),
             asyncio.create_task(self._verifier.run(), name="verification of histories"),
         ]
@@ -139,6 +143,14 @@ class WorkerNode:
             quarantine=quarantine,
             background=self.background,
             context=self._resources.context,
+        )
+        self.gates = HandlerGates(
+            (handler for handlers in table.values() for handler in handlers),
+            wall_ms=lambda: time_ns() // 1_000_000,
+            chance=random.random,
+        )
+        self._control = HandlerControl(
+            connections, keys, self.gates, worker_id=self.worker_id, lease_ttl_ms=settings.lease_ttl_ms
         )
         self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._loop_blocked, self.background)
         self._committer = Committer(
@@ -179,6 +191,11 @@ class WorkerNode:
         self.retention = Retention(connections, keys, self._owned, settings, counters)
         self.dead_letters = DeadLetterCounts(connections, keys, self._owned)
 
+    async def _keep_leases(self) -> None:
+        # An event must not run that a pause holds.
+        await self._control.wait_known()
+        await self._manager.run()
+
     async def stop(self) -> None:
         """Let handlers under way end, give the partitions back, close everything.
 
@@ -196,6 +213,7 @@ class WorkerNode:
         await self._step("parts", asyncio.wait(self._tasks, timeout=STEP_MAX_S))
         await self._step("handlers", self._dispatcher.stop(STEP_MAX_S))
         await self._step("resources", self._resources.close(deadline - monotonic()))
+        await self._step("handler control", self._control.stop())
         await self._step("connections", self._connections.stop())
         await self._step("background tasks", self.background.stop())
         await self._step("admin", self.admin.stop())

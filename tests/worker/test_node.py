@@ -5,7 +5,9 @@ import recording_handlers
 from dispatch_kit import turns, until
 from process_kit import assert_complete_and_in_order, fleet
 
+from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
+from maskline.worker.gates.control import HandlerControl
 from maskline.worker.node import WorkerNode
 from maskline.worker.streams.pipeline import StreamPipeline
 
@@ -82,3 +84,24 @@ async def test_entries_read_are_handled_although_their_partition_moves_to_anothe
         await node.stop()
         assert_complete_and_in_order(crew.calls(), first + second)
         assert {call.order for call in crew.calls()} == {"in_order"}
+
+
+async def test_worker_acquires_nothing_before_it_knows_which_handlers_are_paused(
+    redis_server, namespace, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
+    settings = Settings(redis_url=redis_server.url, namespace=namespace, partitions=2, admin_port=0)
+    node, keys = WorkerNode(settings, handler_modules=[recording_handlers]), Keys(namespace, settings.group)
+    refused = asyncio.Event()
+    monkeypatch.setattr(HandlerControl, "_log_refused", lambda *_: refused.set())
+    with redis_server.client() as client:
+        client.set(keys.control, "cannot be read")
+        await node.start()
+        async with asyncio.timeout(10):
+            await refused.wait()
+        await turns()
+        assert not node.owned
+        assert not client.exists(keys.workers, keys.lease(0), keys.lease(1))
+        client.delete(keys.control)
+        await until(lambda: len(node.partitions) == 2)
+    await node.stop()

@@ -22,6 +22,7 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 
 from maskline.runtime.logs import get_logger
+from maskline.schemas.handler_control import HandlerReport, Pause
 from maskline.worker.gates.breaker import UNBOUNDED, HandlerBreaker, State
 from maskline.worker.gates.limits import HandlerLimits
 
@@ -50,25 +51,6 @@ class HandlerOptions(NamedTuple):
     name: str
     concurrency: int | None = None
     rate: float | None = None
-
-
-class Pause(NamedTuple):
-    """A pause by an operator."""
-
-    since_ms: int
-    """Wall clock."""
-    why: str = ""
-
-
-class HandlerReport(NamedTuple):
-    """What a worker process knows of a handler that another one should know too."""
-
-    down_since_ms: int = 0
-    """Since when it is down, by the wall clock, a recovery since then included; 0 if it is not."""
-    up_since_ms: int = 0
-    """When it was last held no longer; 0 if it never was."""
-    recovering: bool = False
-    """What has gathered while it was down or paused is being worked off."""
 
 
 class _Gate:
@@ -254,10 +236,10 @@ class HandlerGates:
             pause, before, state = paused.get(handler), gate.pause, gate.breaker.state
             gate.pause = pause
             if pause is not None and before is None:
-                _log.warning("handler paused", handler=handler, why=pause.why or None)
+                _log.warning("handler paused", handler=handler, why=pause.why or None, by=pause.by or None)
                 self._follow(handler, gate, state)
             elif pause is None and before is not None:
-                paused_s = max(0, self._wall_ms() - before.since_ms) // 1000
+                paused_s = max(0, self._wall_ms() - before.since_ms) // 1000 if before.since_ms else None
                 _log.info("handler resumed", handler=handler, paused_s=paused_s)
                 gate.breaker.resumed(self._clock())
                 self._follow(handler, gate, state)
@@ -277,11 +259,10 @@ class HandlerGates:
             self.on_change(handler)
 
     def reports(self) -> dict[str, HandlerReport]:
-        """What is worth knowing for others, by handler; nothing of handlers that never were held."""
+        """What others should know of each handler."""
         return {
             handler: HandlerReport(gate.down_since_ms, gate.up_since_ms, gate.breaker.state == "recovering")
             for handler, gate in self._gates.items()
-            if gate.down_since_ms or gate.up_since_ms or gate.breaker.state != "up"
         }
 
     def state(self, handler: str) -> State:

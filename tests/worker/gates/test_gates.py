@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
+from maskline.schemas.handler_control import HandlerReport, Pause
 from maskline.worker.gates.breaker import FAILURES_MAX, UNBOUNDED
-from maskline.worker.gates.gates import HandlerGates, HandlerOptions, HandlerReport, Pause
+from maskline.worker.gates.gates import HandlerGates, HandlerOptions
 
 
 class Clock:
@@ -67,7 +68,7 @@ def test_down_recovering_up(clock: Clock, logs: list) -> None:
     assert gates.holds == gates.failing == {"bill"}
     assert gates.take_max("bill") == 0
     assert gates.take_max("mail") == UNBOUNDED
-    assert gates.reports() == {"bill": HandlerReport(down_since_ms=1_000_005)}
+    assert gates.reports()["bill"] == HandlerReport(down_since_ms=1_000_005)
     assert not changed
     clock.now += gates.next_look_s("bill")
     assert gates.take_max("bill") == 1
@@ -83,7 +84,7 @@ def test_down_recovering_up(clock: Clock, logs: list) -> None:
     assert not gates.holds
     assert not gates.failing
     assert gates.up_since_ms("bill") == clock.wall_ms()
-    assert gates.reports() == {"bill": HandlerReport(up_since_ms=clock.wall_ms())}
+    assert gates.reports()["bill"] == HandlerReport(up_since_ms=clock.wall_ms())
     assert [(line["event"], line["handler"]) for line in logs] == [
         ("handler down", "bill"),
         ("handler recovering", "bill"),
@@ -216,7 +217,7 @@ def test_new_worker_begins_with_what_others_knew(clock: Clock, logs: list) -> No
     gates.take_over("bill", HandlerReport(down_since_ms=7_000, up_since_ms=2_000))
     gates.take_over("unknown", HandlerReport(down_since_ms=7_000))
     assert gates.holds == {"bill"}
-    assert gates.reports() == {"bill": HandlerReport(5_000, 2_000)}
+    assert gates.reports()["bill"] == HandlerReport(5_000, 2_000)
     assert gates.take_max("bill") == 1  # it finds out at once
     assert [line["event"] for line in logs] == ["handler down"]
 
