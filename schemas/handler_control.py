@@ -10,14 +10,17 @@ Commands write the first hash, and every worker reads it once a second. Each wor
 one. The field of a worker that has ended stays until another worker starts, which begins with what the field says: so
 a handler that is down stays down through deploys, and commands know the names of handlers while no worker runs.
 
-Handler names are percent-encoded in fields, as in keys.
+Handler names are percent-encoded in both, as in keys (`encode_handler`).
 """
 
+import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
-from urllib.parse import quote, unquote
 
 import msgspec
+
+from maskline.schemas.keys import decode_handler, encode_handler
 
 REVISION_FIELD: Final = "revision"
 _PAUSED_PREFIX: Final = "paused "
@@ -62,7 +65,7 @@ _reports: Final = msgspec.msgpack.Decoder(dict[str, HandlerReport])
 
 def pause_field(handler: str) -> str:
     """The field of a handler's pause in the control hash."""
-    return _PAUSED_PREFIX + quote(handler, safe=".-_")
+    return _PAUSED_PREFIX + encode_handler(handler)
 
 
 def encode_pause(pause: Pause) -> bytes:
@@ -73,27 +76,33 @@ def encode_pause(pause: Pause) -> bytes:
 def read_control(fields: Mapping[str, bytes]) -> Control:
     """Read the control hash. A pause whose record cannot be read is one; other fields are ignored."""
     revision = fields.get(REVISION_FIELD, b"0")
-    return Control(int(revision) if revision.isdigit() else 0, dict(_read_pauses(fields)))
+    return Control(
+        int(revision) if re.fullmatch(rb"[0-9]{1,19}", revision) else 0, dict(_read_pauses(fields))
+    )
 
 
 def encode_reports(reports: Mapping[str, HandlerReport]) -> bytes:
     """The value of a worker's field: all its handlers."""
-    return _encoder.encode(reports)
+    return _encoder.encode({encode_handler(name): report for name, report in reports.items()})
 
 
 def decode_reports(value: bytes) -> dict[str, HandlerReport]:
     """Read a worker's field; no handlers if it cannot be read, as another release may have written it."""
     try:
-        return _reports.decode(value)
-    except msgspec.MsgspecError:
+        return {decode_handler(name): report for name, report in _reports.decode(value).items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return {}
 
 
 def _read_pauses(fields: Mapping[str, bytes]) -> Iterator[tuple[str, Pause]]:
     for field, value in fields.items():
         if field.startswith(_PAUSED_PREFIX):
-            try:
-                pause = _pauses.decode(value)
-            except msgspec.MsgspecError:
-                pause = Pause()
-            yield unquote(field.removeprefix(_PAUSED_PREFIX)), pause
+            with contextlib.suppress(UnicodeDecodeError):  # the name of no handler
+                yield decode_handler(field.removeprefix(_PAUSED_PREFIX)), _decode_pause(value)
+
+
+def _decode_pause(value: bytes) -> Pause:
+    try:
+        return _pauses.decode(value)
+    except msgspec.MsgspecError:
+        return Pause()
