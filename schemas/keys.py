@@ -15,7 +15,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:retry:<group>:<H>:<session>` | list | *retry queue*: a session's events that wait for H, oldest first |
 | `{ns:p}:retry-due:<group>:<H>` | sorted set | sessions, by when their queue is to be tried; no parked ones |
 | `{ns:p}:retry-parked:<group>:<H>` | sorted set | sessions whose queue is parked, by since when; it may be empty |
-| `{ns:p}:retry-since:<group>:<H>` | sorted set | all sessions with a queue, by since when its head is the head |
+| `{ns:p}:retry-since:<group>:<H>` | sorted set | all sessions with a queue, by since when there is one |
 | `{ns:p}:retry-counts:<group>` | hash | `waiting <H>`: events in the queues of H; `parked <H>`: in the parked ones |
 | `{ns:p}:retry-taken:<group>` | hash | `<H> <session>`: how many workers took it, and the last; gone at its end |
 | `{ns:p}:jobs:<group>` | hash | job id: a job's progress in this partition |
@@ -162,7 +162,7 @@ class Keys:
         return self.of(partition).retry_parked + encode_handler(handler)
 
     def retry_since(self, partition: int, handler: str) -> str:
-        """Since when the heads of a handler's queues wait."""
+        """Since when the queues of a handler are there."""
         return self.of(partition).retry_since + encode_handler(handler)
 
     def retry_counts(self, partition: int) -> str:

@@ -1,8 +1,8 @@
 """What a commit changes in retry queues, and how it is packed for lua/commit.lua. Pure.
 
 A *retry queue* holds the events of one session that wait for one handler, oldest first. It is either *due* (its head is
-to be tried at a time) or *parked* (its head was given up and is a dead letter; the rest waits for an operator), and it
-is gone with its last event, unless it is parked. A worker that runs a queue has *taken* it (lua/take.lua); the
+to be tried at a time) or *parked* (its head was given up and is a dead letter; the rest waits for an operator). It is
+gone with its last event, unless it is parked. A worker that runs a queue has *taken* it (lua/take.lua); the
 operation that ends that is named with each.
 
 Every operation leaves the sorted sets and the counts right, whatever state its queue is in: a queue is never both due

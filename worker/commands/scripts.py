@@ -5,6 +5,7 @@ round trip. A function `read_…` reads that script's reply.
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,8 +27,13 @@ MARKS_MAX: Final = 1_000
 """Marks written by one call: Lua's unpack takes some thousand values."""
 
 
+_INCLUDE: Final = re.compile(rb"^-- include (\w+)\.lua\n", re.MULTILINE)
+
+
 def _read(name: str) -> bytes:
-    return Path(__file__).with_name("lua").joinpath(f"{name}.lua").read_bytes()
+    """A script's source, with the parts that it includes."""
+    source = Path(__file__).with_name("lua").joinpath(f"{name}.lua").read_bytes()
+    return _INCLUDE.sub(lambda include: _read(include[1].decode()), source)
 
 
 _NAMES: Final = (
@@ -279,7 +285,7 @@ class HandlerBacklog(NamedTuple):
     next_due_ms: int | None
     """In how many ms the first of its queues is due, 0 if one is now; None if all are parked."""
     oldest_ms: int | None
-    """How long the head that has waited longest has been the head of its queue."""
+    """How long the oldest of its queues has been there: so long the handler has been behind in that session."""
     parked_oldest_ms: int | None
     """How long ago the first of the parked queues was parked; None if none is."""
     queues: int

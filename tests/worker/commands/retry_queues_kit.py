@@ -1,9 +1,14 @@
 """Retry queues on a server as operations of commits make them, and a model of them in plain Python."""
 
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
+from servers import RedisServer
+
+from maskline.runtime.redis.connect import RedisEndpoint
 from maskline.schemas.keys import Keys, encode_handler
+from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.commands.commit import Commit
 from maskline.worker.commands.retry_ops import (
@@ -19,6 +24,8 @@ from maskline.worker.commands.retry_ops import (
 
 PARTITION = 3
 TTL_MS = 60_000
+LIFE_S = 3_600
+CLOSED_LIFE_S = 100
 
 
 class QueueStore:
@@ -47,16 +54,14 @@ class QueueStore:
 
     def next_commit(self, *ops: RetryOp, **what: Any) -> Commit:
         self.number += 1
-        given = {"dead": (), "states": {}, "moved": False, "cursor": "0-0", **what}
+        none = {"waiting": (), "done": (), "dead": (), "states": {}, "cursor": "0-0", "moved": False}
         return Commit(
             number=self.number,
-            entries_read=0,
-            waiting=(),
-            done=(),
-            life_s=3_600,
-            closed_life_s=100,
+            entries_read=-1,
+            life_s=LIFE_S,
+            closed_life_s=CLOSED_LIFE_S,
             retry_ops=ops,
-            **given,
+            **none | what,
         )
 
     async def send(self, commit: Commit, value: str = "") -> Any:
@@ -116,20 +121,46 @@ class QueueStore:
         return {member.decode(): score for member, score in self.client.zrange(key, 0, -1, withscores=True)}
 
 
+async def open_store(server: RedisServer, client: Any) -> QueueStore:
+    """A partition of its own on a server, owned by `me`. Close its connection in the end."""
+    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+    await scripts.load_scripts(connection)
+    store = QueueStore(connection, client)
+    await store.own()
+    return store
+
+
+Place = tuple[str, str]
+"""A handler and a session."""
+
+
 class QueueModel:
     """Retry queues as lists and sets."""
 
     def __init__(self) -> None:
-        self.queues: dict[tuple[str, str], list[bytes]] = {}
-        self.due_in_ms: dict[tuple[str, str], int] = {}
-        """The delay of each queue that is due."""
-        self.parked: set[tuple[str, str]] = set()
-        self.taken: dict[tuple[str, str], int] = {}
+        self.queues: dict[Place, list[bytes]] = {}
+        self.due_in_ms: dict[Place, int] = {}
+        """Queues that are due, and in how many ms they were to be when that was said last."""
+        self.parked: set[Place] = set()
+        self.taken: dict[Place, int] = {}
+        self.scheduled: set[Place] = set()
+        """Of `due_in_ms`: said by the last commit."""
+        self.parked_now: set[Place] = set()
+        """Of `parked`: by the last commit."""
+        self.begun: set[Place] = set()
+        """Queues that came to be in the last commit."""
+
+    def begin_commit(self) -> None:
+        self.scheduled, self.parked_now, self.begun = set(), set(), set()
+
+    def sessions(self, handler: str, places: Iterable[Place]) -> set[str]:
+        return {session for of, session in places if of == handler}
 
     def apply(self, op: RetryOp) -> None:
         assert isinstance(op, Append | Again | Pop | Park | Unpark | Untake | GiveUpWaiting)
         place = op.handler, op.session
         queue = self.queues.setdefault(place, [])
+        was_there = place in self.due_in_ms or place in self.parked
         match op:
             case Append():
                 queue.append(op.item)
@@ -144,6 +175,8 @@ class QueueModel:
             case Park():
                 del queue[:1]
                 self.due_in_ms.pop(place, None)
+                if place not in self.parked:
+                    self.parked_now.add(place)
                 self.parked.add(place)
             case Unpark():
                 self.parked.discard(place)
@@ -157,11 +190,17 @@ class QueueModel:
                 self._due(place, 0)
         if isinstance(op, Again | Pop | Park | Untake):
             self.taken.pop(place, None)
+        if not was_there:
+            self.begun.add(place)
 
-    def _due(self, place: tuple[str, str], delay_ms: int) -> None:
-        self.due_in_ms.pop(place, None)
-        if place not in self.parked and self.queues[place]:
+    def _due(self, place: Place, delay_ms: int) -> None:
+        if place in self.parked:
+            return
+        if self.queues[place]:
             self.due_in_ms[place] = delay_ms
+            self.scheduled.add(place)
+        else:
+            self.due_in_ms.pop(place, None)
 
     def counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}

@@ -17,7 +17,11 @@ from maskline.worker.commands.marks import Mark
 from maskline.worker.commands.retry_ops import Append
 from maskline.worker.ordering.state import LaneState, SessionState
 
-FILES = sorted(Path(scripts.__file__).with_name("lua").glob("*.lua"))
+FILES = sorted(
+    file
+    for file in Path(scripts.__file__).with_name("lua").glob("*.lua")
+    if not file.stem.startswith("part_")
+)
 TTL_MS = 60_000
 STATE = SessionState(status=LaneState(2, 0, 1, bytes(16), 1_767_225_600_000_000))
 

@@ -4,7 +4,7 @@
 -- KEYS  1 counts   2, 3, 4 prefixes of the handlers' due, parked and since sets; the handler's name follows
 -- ARGV  none
 -- reply { { handler, events that wait, those of them in parked queues, ms until the first queue is due or -1 for none,
---           ms since the head waits that has waited longest or -1, ms since the first queue was parked or -1,
+--           how long the oldest queue has been there, ms, or -1, ms since the first queue was parked or -1,
 --           queues, queues that are due now, parked queues } … }
 --
 -- The keys made of a prefix have its hash tag, so they are in its slot of a cluster.
