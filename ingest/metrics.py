@@ -71,6 +71,12 @@ class Metrics(Collector):
         """Callbacks answered 200."""
         self.refused: Counter[tuple[int, str]] = Counter()
         """Other answers, by status and code."""
+        self.refused_kept = 0
+        """Refused requests that Redis keeps for a release."""
+        self.refused_dropped: Counter[str] = Counter()
+        """Those that could be Plivo's, and were not kept, by reason (ingest.refused.keeper)."""
+        self.refused_removed: Counter[str] = Counter()
+        """Those that were kept, and left Redis without a release: `pushed_out` by others, or `expired`."""
         self.connections_refused = 0
         self.accept_failures = 0
         """Connections that could not be accepted for want of a descriptor."""
@@ -112,6 +118,21 @@ class Metrics(Collector):
         for (status, code), count in sorted(self.refused.copy().items()):
             requests.add_metric([str(status), code], count)
         yield requests
+        yield CounterMetricFamily(
+            PREFIX + "refused_kept",
+            "Refused requests that are kept for a release.",
+            value=self.refused_kept,
+        )
+        yield _by_reason(
+            "refused_dropped",
+            "Refused requests that could be Plivo's, and were not kept, by reason.",
+            self.refused_dropped,
+        )
+        yield _by_reason(
+            "refused_removed",
+            "Refused requests that were kept, and made room or expired.",
+            self.refused_removed,
+        )
         yield _by_reason(
             "batch_failures", "Batches that Redis did not confirm, by reason.", self.batch_failures
         )

@@ -17,6 +17,7 @@ from maskline.ingest.metrics import Gauges, Metrics
 from maskline.ingest.outcome import InFlight
 from maskline.ingest.publish.circuit_breaker import STATES
 from maskline.ingest.publish.pool import PublisherPool
+from maskline.ingest.refused.keeper import RefusedKeeper
 from maskline.ingest.spool.spool import Spool
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
@@ -33,6 +34,10 @@ from maskline.schemas.settings import ADMIN_PORTS, Settings
 
 BACKLOG: Final = 1024
 """Connections that the kernel holds while the loop is busy: a burst after a failover of the load balancer."""
+
+KEEPER_FINISH_S: Final = 1.0
+"""What is kept of refused requests has so long to reach Redis at a stop, even if nothing is left of its timeout: the
+next start has the mended settings, and this process the only copy."""
 
 _log = get_logger("maskline.ingest")
 
@@ -71,7 +76,13 @@ class IngestNode:
         rate_limiter = RateLimiter(settings.spool_drain_per_s)
         self._drainer = Drainer(settings, self._spool, self._pool, self._tasks, rate_limiter)
         router = DeliveryRouter(settings, self._in_flight, self._pool, self._spool, rate_limiter)
-        self._http = CallbackServer(settings, CallbackVerifier(settings), router, self.metrics)
+        verifier = CallbackVerifier(settings)
+        self._refused_keeper = (
+            RefusedKeeper(settings, verifier.dialled_url, self.metrics, self._tasks, self._pool.send_beside)
+            if settings.refused_max_bytes
+            else None
+        )
+        self._http = CallbackServer(settings, verifier, router, self.metrics, self._refused_keeper)
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
         """Why the spool does not outlive a crash; empty if it does, or that is not known."""
@@ -131,6 +142,9 @@ class IngestNode:
             await self._pool.start()
             await self._admin.start()
             stack.push_async_callback(self._admin.stop)
+            if self._refused_keeper is not None:
+                self._refused_keeper.start()
+                stack.push_async_callback(self._finish_keeper, self._refused_keeper)
             self._drainer.start()
             stack.push_async_callback(self._finish_drainer)
             self._listen()
@@ -181,6 +195,9 @@ class IngestNode:
 
     async def _finish_drainer(self) -> None:
         await self._drainer.finish(self._stop_by - asyncio.get_running_loop().time())
+
+    async def _finish_keeper(self, keeper: RefusedKeeper) -> None:
+        await keeper.finish(max(KEEPER_FINISH_S, self._stop_by - asyncio.get_running_loop().time()))
 
     def _gauges(self) -> Gauges:
         return Gauges(

@@ -19,7 +19,12 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:retry-counts:<group>` | hash | `waiting <H>`: events in the queues of H; `parked <H>`: in the parked ones |
 | `{ns:p}:retry-taken:<group>` | hash | `<H> <session>`: how many workers took it, and the last; gone at its end |
 | `{ns:p}:jobs:<group>` | hash | job id: a job's progress in this partition |
+| `{ns:p}:released` | set | keys of refused callbacks that were released into p, so that each goes in once; expires |
 | `{ns:fsync-i}:callbacks` | stream | nothing: written to test whether the server fsyncs before it confirms |
+| `{ns:refused}:requests` | stream | refused callbacks that are kept for release, of all nodes |
+| `{ns:refused}:shares` | sorted set | client address, an IPv6 one as its /64 network → bytes that its requests take |
+| `{ns:refused}:ages` | sorted set | for each request `<address> <time>-<number> <bytes>`, by address and age |
+| `{ns:refused}:total` | string | bytes that all of them take |
 | `ns:layout` | hash | what all nodes must agree on: partitions, layout version, the key of number tokens |
 | `ns:workers:<group>` | sorted set | live workers by their last heartbeat, Redis time in ms |
 | `ns:jobs:<group>` | hash | job id: what was asked for |
@@ -84,10 +89,29 @@ class PartitionKeys(NamedTuple):
     jobs: str
 
 
+class RefusedKeys(NamedTuple):
+    """The keys of the refused callbacks, which the scripts of `ingest/refused/lua/` take in this order."""
+
+    requests: str
+    shares: str
+    ages: str
+    total: str
+
+
 class Keys:
     """The keys of one namespace, and of one consumer group where there is a key for each group."""
 
-    __slots__ = ("_partitions", "control", "group", "handlers", "jobs", "layout", "namespace", "workers")
+    __slots__ = (
+        "_partitions",
+        "control",
+        "group",
+        "handlers",
+        "jobs",
+        "layout",
+        "namespace",
+        "refused",
+        "workers",
+    )
 
     def __init__(self, namespace: str, group: str = "") -> None:
         self.namespace = namespace
@@ -97,6 +121,9 @@ class Keys:
         self.jobs = f"{namespace}:jobs:{group}"
         self.control = f"{namespace}:control:{group}"
         self.handlers = f"{namespace}:handlers:{group}"
+        self.refused = RefusedKeys(
+            *(f"{{{namespace}:refused}}:{name}" for name in ("requests", "shares", "ages", "total"))
+        )
         self._partitions: dict[int, PartitionKeys] = {}
 
     def of(self, partition: int) -> PartitionKeys:
@@ -180,3 +207,7 @@ class Keys:
     def job_rate(self, job_id: str) -> str:
         """The rate of a job, from which all workers take."""
         return f"{self.namespace}:job-rate:{self.group}:{job_id}"
+
+    def released(self, partition: int) -> str:
+        """The refused callbacks that were released into a partition."""
+        return f"{{{self.namespace}:{partition}}}:released"

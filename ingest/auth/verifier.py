@@ -18,6 +18,7 @@ Everything else is accepted, also a callback without SessionUUID or EventName: i
 worker makes it a dead letter for an operator to read.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -33,7 +34,7 @@ from maskline.ingest.auth.signatures import (
     v3_parameter_texts,
     v3_signed_texts,
 )
-from maskline.ingest.parser.request_body import BODY_TOO_LARGE
+from maskline.ingest.parser.request_body import BODY_BROKEN, BODY_TOO_LARGE
 from maskline.ingest.plivo_headers import (
     NONCE_V2,
     NONCE_V3,
@@ -95,6 +96,8 @@ class _ReadCallback(NamedTuple):
     """The account whose token signed it; without verification, the account of the path."""
 
 
+UNKNOWN_PATH: Final = "unknown_path"
+"""The code of a refusal whose detail explains the path."""
 UNKNOWN_ACCOUNT: Final = Refusal(404, "unknown_account", "this account is not configured here")
 METHOD_NOT_ALLOWED: Final = Refusal(405, "method_not_allowed", "callbacks come by POST or GET")
 SIGNATURE_MISSING: Final = Refusal(403, "signature_missing", f"the request has no {SIGNATURE_V3} header")
@@ -116,12 +119,20 @@ class CallbackVerifier:
         self.dialled_url = DialledUrl(settings.public_url, settings.trusted_proxies)
 
     def check_head(
-        self, method: str, target: str, headers: Headers, *, content_length: int = 0, peer: str = ""
+        self,
+        method: str,
+        target: str,
+        headers: Headers,
+        *,
+        content_length: int = 0,
+        peer: str = "",
+        any_path: bool = False,
     ) -> CallbackHead | Refusal:
         """First step: refuse a request whose head alone shows that it is no callback.
 
         `content_length`: the announced length of the body, 0 for none. `peer`: the address of the connection's other
-        end, needed where `dialled_url.depends_on_peer`.
+        end, needed where `dialled_url.depends_on_peer`. `any_path`: a path that is none of ours counts as the common
+        one, as the signature covers it anyway.
         """
         authority = ""
         if not target.startswith("/"):
@@ -131,7 +142,9 @@ class CallbackVerifier:
         path, _, query = target.partition("?")
         auth_id = "" if path == PATH else account_of_path(path)
         if auth_id is None:
-            return Refusal(404, "unknown_path", *explain_unknown_path(path))
+            if not any_path:
+                return Refusal(404, UNKNOWN_PATH, *explain_unknown_path(path))
+            auth_id = ""
         if auth_id and not self.accounts.knows(auth_id):
             return UNKNOWN_ACCOUNT
         if method not in CALLBACK_METHODS:
@@ -175,6 +188,23 @@ class CallbackVerifier:
             RawCallback(head.method, head.query, content_type, body, received_at_ms, read.auth_id)
         )
         return AcceptedCallback(partition_hash, value)
+
+    def verify_any(
+        self, head: CallbackHead, contents: Sequence[bytes | Refusal], received_at_ms: int
+    ) -> tuple[AcceptedCallback | Refusal, bytes]:
+        """Second step for a body that may hold one of several contents, and which of them counts.
+
+        `contents`: as `BodyReader.contents` has them. The first that is accepted counts; where none is, the refusal of
+        the first.
+        """
+        first_refusal: Refusal | None = None
+        for content in contents:
+            decision = content if isinstance(content, Refusal) else self.verify(head, content, received_at_ms)
+            if not isinstance(content, Refusal) and isinstance(decision, AcceptedCallback):
+                return decision, content
+            if isinstance(decision, Refusal):
+                first_refusal = first_refusal or decision
+        return first_refusal or BODY_BROKEN, b""
 
     def _check_signature_headers(self, headers: Headers) -> Refusal | None:
         if bears_v3_signature(headers):

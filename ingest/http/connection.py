@@ -30,13 +30,6 @@ from maskline.ingest.fastpath.head_templates import HeadTemplate
 from maskline.ingest.http import limits
 from maskline.ingest.http.closing import ConnectionCloser, unread_bytes
 from maskline.ingest.http.context import ServerContext
-from maskline.ingest.http.limits import (
-    CLIENT_GONE,
-    EXPECTATION_FAILED,
-    HEAD_TIMED_OUT,
-    READ_TIMED_OUT,
-    not_stored,
-)
 from maskline.ingest.http.pending_request import PendingRequest
 from maskline.ingest.http.request_decider import RequestDecider
 from maskline.ingest.http.request_reader import ReceivedRequest, RequestReader
@@ -100,7 +93,9 @@ class HttpConnection(asyncio.Protocol):
         self._peer = str(peername[0]) if isinstance(peername, (list, tuple)) else str(peername or "")
         self._fast_verifier = self._context.fast_verifier(self._peer)
         self._decider = RequestDecider(self._context.verifier, self._fast_verifier, self._peer)
-        self._reader = RequestReader(self._decider.check_head, self._context.max_body_bytes)
+        self._reader = RequestReader(
+            self._decider.check_head, self._context.max_body_bytes, self._context.awaits_body
+        )
         self._connections.add(self)
         self.idle_since = self._context.loop.time()
         self._idle_timer = self._context.loop.call_later(self._context.idle_timeout_s, self._check_idle)
@@ -138,7 +133,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """Clean up after the connection is closed. The outcome of a pending request still counts."""
         if self._awaits_body:
-            self._context.count_refusal(CLIENT_GONE)
+            self._context.count_refusal(limits.CLIENT_GONE)
         self._stop_awaiting()
         self._closer.connection_lost()
         self._connections.discard(self)
@@ -192,10 +187,12 @@ class HttpConnection(asyncio.Protocol):
         self._context.request_began()  # so that a stop sees no moment without it
         try:
             self._stop_awaiting()
-            decision = self._decider.decide(request, int(time() * 1000))
+            received_at_ms = int(time() * 1000)
+            decision = self._decider.decide(request, received_at_ms)
             self._waiting = request.rest or b""
             ends = request.rest is None
             if isinstance(decision, Refusal):
+                self._context.keep_refused(decision, request, received_at_ms, self._peer)
                 self._refuse(decision, request.head, ends=ends)
                 return not self._finished
             head = request.head
@@ -225,7 +222,7 @@ class HttpConnection(asyncio.Protocol):
             context.metrics.taken += 1
             response = OK_AND_CLOSE if close else OK
         else:
-            refusal = not_stored(error.code)
+            refusal = limits.not_stored(error.code)
             head = read_head(request.data[: request.data.find(HEAD_END) + len(HEAD_END)])
             context.record_refusal(refusal, None if isinstance(head, Refusal) else head, self._peer)
             response = refusal_response(refusal, close=close)
@@ -314,12 +311,12 @@ class HttpConnection(asyncio.Protocol):
         if expectations := set(list_members(head.headers, "Expect")):
             if expectations != {"100-continue"}:
                 self._stop_awaiting()
-                self._refuse(EXPECTATION_FAILED, head, ends=True)
+                self._refuse(limits.EXPECTATION_FAILED, head, ends=True)
                 return
             if head.version == (1, 1) and self._transport is not None and not self._silent:
                 self._transport.write(CONTINUE)
         self._read_timer = self._context.loop.call_later(
-            limits.READ_TIMEOUT_S, self._give_up_body, READ_TIMED_OUT
+            limits.READ_TIMEOUT_S, self._give_up_body, limits.READ_TIMED_OUT
         )
 
     def _stop_awaiting(self) -> None:
@@ -334,10 +331,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _give_up_head(self) -> None:
         self._stop_awaiting()
-        self._refuse(HEAD_TIMED_OUT, None, ends=True)
+        self._refuse(limits.HEAD_TIMED_OUT, None, ends=True)
 
     def _give_up_body(self, refusal: Refusal) -> None:
-        self._refuse(refusal, self._reader.awaited_head, ends=True)
+        self._refuse(self._reader.head_refusal or refusal, self._reader.awaited_head, ends=True)
         self._stop_awaiting()
 
     # The end
@@ -386,7 +383,7 @@ class HttpConnection(asyncio.Protocol):
         if not self._client_ended or self._turn_scheduled or not self._is_free():
             return
         if self._awaits_body:
-            self._give_up_body(CLIENT_GONE)
+            self._give_up_body(limits.CLIENT_GONE)
         elif self._transport is not None:
             self._close_our_side(self._transport)
 

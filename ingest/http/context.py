@@ -7,17 +7,20 @@ from maskline.ingest.delivery.router import DeliveryRouter
 from maskline.ingest.fastpath.fast_verifier import FastVerifier
 from maskline.ingest.fastpath.form_templates import FormTemplates
 from maskline.ingest.http.refusal_log import RefusalLog
+from maskline.ingest.http.request_reader import ReceivedRequest
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import NO_HEADERS
 from maskline.ingest.parser.request_head import RequestHead
 from maskline.ingest.refusal import Refusal
+from maskline.ingest.refused.could_be_plivos import awaits_body
+from maskline.ingest.refused.keeper import RefusedKeeper
 
 
 class ServerContext:
     """The collaborators and shared state of connections; one for all connections of a node.
 
     `max_body_bytes`: MASKLINE_MAX_BODY_BYTES. `idle_timeout_s`: how long a connection may be idle between requests.
-    `fast_path`: whether templates of requests are learned.
+    `fast_path`: whether templates of requests are learned. `keeper`: keeps refused requests; None if none are kept.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class ServerContext:
         max_body_bytes: int,
         idle_timeout_s: float,
         fast_path: bool,
+        keeper: RefusedKeeper | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.verifier = verifier
@@ -40,6 +44,7 @@ class ServerContext:
         """Whether the next answer on each connection is its last."""
         self.requests_under_way = 0
         """Requests that have no answer yet, from the moment when their body is awaited or complete."""
+        self._keeper = keeper
         self._refusal_log = RefusalLog(verifier.dialled_url)
         forms = FormTemplates()
         self._fast_verifier = FastVerifier(verifier, forms, learns=fast_path)
@@ -68,6 +73,19 @@ class ServerContext:
         if self.requests_under_way:
             self._all_answered = self.loop.create_future()
             await asyncio.wait([self._all_answered], timeout=timeout_s)
+
+    def awaits_body(self, refusal: Refusal, head: RequestHead) -> bool:
+        """Whether the body of a request that its head has refused is to be read, so that the request can be kept."""
+        return self._keeper is not None and awaits_body(refusal, head)
+
+    def keep_refused(
+        self, refusal: Refusal, request: ReceivedRequest, received_at_ms: int, peer: str
+    ) -> None:
+        """Keep a refused request for a release, if it was read to its end and could be Plivo's."""
+        if self._keeper is not None and request.head is not None and request.contents:
+            body = request.contents[-1]
+            if isinstance(body, bytes):
+                self._keeper.keep(refusal, request.head, body, received_at_ms, peer)
 
     def count_refusal(self, refusal: Refusal) -> None:
         """Count a refusal in the metrics."""

@@ -4,7 +4,6 @@ from maskline.ingest.auth.verifier import AcceptedCallback, CallbackHead, Callba
 from maskline.ingest.fastpath.fast_verifier import FastVerifier
 from maskline.ingest.fastpath.head_templates import fits_fast_path
 from maskline.ingest.http.request_reader import ReceivedRequest
-from maskline.ingest.parser.request_body import BODY_BROKEN
 from maskline.ingest.parser.request_head import RequestHead
 from maskline.ingest.refusal import Refusal
 
@@ -26,22 +25,11 @@ class RequestDecider:
         )
 
     def decide(self, request: ReceivedRequest, received_at_ms: int) -> AcceptedCallback | Refusal:
-        """Decide about a complete request: the first of its body's contents that is accepted counts, else the first.
-
-        `received_at_ms`: Unix time in milliseconds.
-        """
+        """Decide about a complete request. `received_at_ms`: Unix time in milliseconds."""
         head, checked = request.head, request.checked
         if isinstance(checked, Refusal):
             return checked
-        first_refusal: Refusal | None = None
-        for content in request.contents:
-            if isinstance(content, Refusal):
-                first_refusal = first_refusal or content
-                continue
-            decision = self._verifier.verify(checked, content, received_at_ms)
-            if isinstance(decision, AcceptedCallback):
-                if head is not None and fits_fast_path(head):
-                    self._fast_verifier.learn(head, checked, content)
-                return decision
-            first_refusal = first_refusal or decision
-        return first_refusal or BODY_BROKEN
+        decision, content = self._verifier.verify_any(checked, request.contents, received_at_ms)
+        if isinstance(decision, AcceptedCallback) and head is not None and fits_fast_path(head):
+            self._fast_verifier.learn(head, checked, content)
+        return decision

@@ -8,6 +8,8 @@ is incomplete:
 | nothing of a request, or blank lines | empty, or an incomplete blank line | None |
 | its head has begun | the head so far | None |
 | its body is awaited | empty | its head |
+
+A request that is refused by its head is complete with it, unless `awaits_body` asks for its body.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,8 @@ class ReceivedRequest(NamedTuple):
     checked: CallbackHead | Refusal
     """The verifier's first step; or why the request could not be read as HTTP."""
     contents: list[bytes | Refusal]
-    """What its body may hold, the likeliest first (BodyReader.contents); empty where `checked` is a refusal."""
+    """What its body may hold, the likeliest first, and as it came, last (BodyReader.contents); empty where it was not
+    read to its end."""
     rest: bytes | None
     """The bytes after it; None where the connection cannot go on."""
 
@@ -43,10 +46,12 @@ class ReceivedRequest(NamedTuple):
 class RequestReader:
     """Reads the requests of one connection, one after the other.
 
-    `check_head`: the verifier's first step. `max_body_bytes`: MASKLINE_MAX_BODY_BYTES.
+    `check_head`: the verifier's first step. `max_body_bytes`: MASKLINE_MAX_BODY_BYTES. `awaits_body`: whether the body
+    of a request that its head has refused is to be read all the same.
     """
 
     __slots__ = (
+        "_awaits_body",
         "_body",
         "_check_head",
         "_checked",
@@ -57,9 +62,13 @@ class RequestReader:
     )
 
     def __init__(
-        self, check_head: Callable[[RequestHead], CallbackHead | Refusal], max_body_bytes: int
+        self,
+        check_head: Callable[[RequestHead], CallbackHead | Refusal],
+        max_body_bytes: int,
+        awaits_body: Callable[[Refusal, RequestHead], bool],
     ) -> None:
         self._check_head = check_head
+        self._awaits_body = awaits_body
         self._max_body_bytes = max_body_bytes
         self._checked_bytes = 0
         """How many bytes of an incomplete head are whole lines that were checked."""
@@ -69,6 +78,11 @@ class RequestReader:
         """The head of the request whose body is awaited."""
         self.unread = b""
         """The bytes to give to `read` again, before those that come next."""
+
+    @property
+    def head_refusal(self) -> Refusal | None:
+        """Why the request whose body is awaited is refused whatever comes; None where that is open."""
+        return self._checked if isinstance(self._checked, Refusal) else None
 
     def read(self, data: bytes) -> ReceivedRequest | None:
         """Take the next request out of `data`: what was `unread`, and all that has come since."""
@@ -103,13 +117,12 @@ class RequestReader:
         self, head: RequestHead, checked: CallbackHead | Refusal, body: BodyReader, data: bytes
     ) -> ReceivedRequest | None:
         rest = body.feed(data)
-        if rest is None and not isinstance(checked, Refusal):
+        reads_body = not isinstance(checked, Refusal) or self._awaits_body(checked, head)
+        if rest is None and reads_body:
             self.awaited_head, self._checked, self._body = head, checked, body
             return None
         self.awaited_head = self._checked = self._body = None
         next_bytes = rest if isinstance(rest, bytes) and head.keep_alive else None
-        if isinstance(checked, Refusal):
-            return ReceivedRequest(head, checked, [], next_bytes)
         if isinstance(rest, Refusal):
-            return ReceivedRequest(head, rest, [], None)
-        return ReceivedRequest(head, checked, body.contents(), next_bytes)
+            return ReceivedRequest(head, checked if isinstance(checked, Refusal) else rest, [], None)
+        return ReceivedRequest(head, checked, body.contents() if reads_body else [], next_bytes)

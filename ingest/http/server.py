@@ -18,6 +18,7 @@ from maskline.ingest.http.connection import HttpConnection
 from maskline.ingest.http.context import ServerContext
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import check_parser
+from maskline.ingest.refused.keeper import RefusedKeeper
 from maskline.runtime.net.descriptors import descriptors_max, for_clients
 from maskline.schemas.settings import Settings
 
@@ -40,10 +41,18 @@ FAST_PATH: Final = True
 
 
 class CallbackServer:
-    """The HTTP side of a node. Raises ConfigError where the installed aiohttp has another parser."""
+    """The HTTP side of a node. `keeper`: keeps refused requests; None if none are kept.
+
+    Raises ConfigError where the installed aiohttp has another parser.
+    """
 
     def __init__(
-        self, settings: Settings, verifier: CallbackVerifier, router: DeliveryRouter, metrics: Metrics
+        self,
+        settings: Settings,
+        verifier: CallbackVerifier,
+        router: DeliveryRouter,
+        metrics: Metrics,
+        keeper: RefusedKeeper | None,
     ) -> None:
         check_parser()
         self._connections: set[HttpConnection] = set()
@@ -55,6 +64,7 @@ class CallbackServer:
             max_body_bytes=settings.max_body_bytes,
             idle_timeout_s=settings.keepalive_s,
             fast_path=FAST_PATH,
+            keeper=keeper,
         )
 
     @property

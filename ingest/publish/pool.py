@@ -2,6 +2,7 @@
 publishers.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,11 @@ class PublisherPool:
         """
         primary = self._cluster.of_partition(partition_hash % self._partitions)
         return self._disconnected if primary is None else primary.publisher
+
+    def send_beside(self, key: str, command: bytes) -> asyncio.Future[list[Any]] | None:
+        """As `Publisher.send_beside`, to the server that has a key of no partition."""
+        primary = self._cluster.of_key(key)
+        return None if primary is None else primary.publisher.send_beside(command)
 
     @property
     def publishers(self) -> list[Publisher]:

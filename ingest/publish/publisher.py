@@ -197,6 +197,18 @@ class Publisher:
         self._send(batch, self._connection)
         return page
 
+    def send_beside(self, command: bytes) -> asyncio.Future[list[Any]] | None:
+        """Send one packed command that appends no callback; the future holds its reply, or fails with the connection.
+
+        None, and nothing is sent, while the server takes no callbacks.
+        """
+        if not self.ready or self._connection is None:
+            return None
+        return self._connection.send(command, 1, timeout_s=self._silence_timeout_s())
+
+    def _silence_timeout_s(self) -> float:
+        return max(SILENCE_TIMEOUTS_S[self._silence_level], 2 * self._timeout_s)
+
     def _begin(self) -> Batch:
         batch = Batch(self._loop.time())
         # A slow server is asked only by requests that the spool cannot help: late is better than not at all.
@@ -227,7 +239,7 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
-        silence_s = max(SILENCE_TIMEOUTS_S[self._silence_level], 2 * self._timeout_s)
+        silence_s = self._silence_timeout_s()
         batch.replies = connection.send(b"".join(commands), count, timeout_s=silence_s, at_once=True)
         batch.replies.add_done_callback(partial(self._on_replies, batch, connection))
 

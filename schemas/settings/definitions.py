@@ -177,6 +177,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Description(size(1024, 16 << 20), "larger bodies are answered 413"),
     ] = 65_536
+    refused_max_bytes: Annotated[
+        # Kept in Redis, whose memory belongs to the callbacks that are good.
+        int,
+        Description(
+            size(0, 1 << 40),
+            "refused callbacks kept in Redis for `maskline refused release`, of all nodes; 0 keeps none",
+        ),
+    ] = 64 << 20
+    refused_ttl_s: Annotated[
+        int, Description(whole(1, YEAR_S), "how long a refused callback is kept for release")
+    ] = 86_400
     group: Annotated[str, Description(LABEL, "consumer group: each group gets every event")] = "workers"
     handlers: Annotated[
         tuple[str, ...], Description(HANDLERS, "dotted modules and `.py` paths, comma-separated")

@@ -19,16 +19,18 @@ HEAD, _, BODY = POST.partition(b"\r\n\r\n")
 GET = Request(method="GET", query=[("a", "b")]).encode()
 CHUNKED = b"POST /callbacks HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na=b\r\n0\r\n\r\n"
 REFUSED = POST.replace(b"/callbacks", b"/refused")
+REFUSED_AND_READ = POST.replace(b"/callbacks", b"/read")
+"""Refused by its head, and read to its end all the same."""
 
 
 def check_head(head: RequestHead) -> CallbackHead | Refusal:
-    if head.target == "/refused":
+    if head.target in ("/refused", "/read"):
         return UNKNOWN_ACCOUNT
     return CallbackHead(head.method, "", b"", "", "", head.headers)
 
 
 def new_reader() -> RequestReader:
-    return RequestReader(check_head, MAX_BODY_BYTES)
+    return RequestReader(check_head, MAX_BODY_BYTES, lambda _refusal, head: head.target == "/read")
 
 
 def read_all(pieces: list[bytes]) -> list[ReceivedRequest]:
@@ -53,7 +55,11 @@ def facts(request: ReceivedRequest) -> tuple[object, ...]:
 
 
 @given(
-    st.lists(st.sampled_from([POST, GET, CHUNKED, REFUSED, b"\r\n" + POST]), min_size=1, max_size=4),
+    st.lists(
+        st.sampled_from([POST, GET, CHUNKED, REFUSED, REFUSED_AND_READ, b"\r\n" + POST]),
+        min_size=1,
+        max_size=4,
+    ),
     st.lists(st.integers(1, 1_500), max_size=8),
 )
 def test_requests_are_the_same_however_their_bytes_are_cut(requests, cuts):
@@ -67,6 +73,25 @@ def test_requests_are_the_same_however_their_bytes_are_cut(requests, cuts):
     else:
         assert cut == whole
         assert len(whole) == len(requests)
+
+
+def test_body_of_a_refused_request_is_read_where_it_is_wanted():
+    reader = new_reader()
+    assert reader.head_refusal is None
+    end_of_head = len(HEAD) + 4 - len("callbacks") + len("read")
+    assert reader.read(REFUSED_AND_READ[:end_of_head]) is None
+    assert reader.head_refusal is UNKNOWN_ACCOUNT
+    request = reader.read(BODY)
+    assert request is not None
+    assert (request.checked, request.contents, request.rest) == (UNKNOWN_ACCOUNT, [BODY], b"")
+    assert reader.head_refusal is None
+
+
+def test_broken_body_does_not_hide_why_the_head_was_refused():
+    broken = CHUNKED.replace(b"/callbacks", b"/read").replace(b"\r\n3\r\n", b"\r\nx\r\n")
+    request = new_reader().read(broken)
+    assert request is not None
+    assert (request.checked, request.contents, request.rest) == (UNKNOWN_ACCOUNT, [], None)
 
 
 def test_incomplete_head_is_unread():
