@@ -182,7 +182,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Description(
             size(0, 1 << 40),
-            "refused callbacks kept in Redis for `maskline refused release`, of all nodes; 0 keeps none",
+            "refused callbacks of all nodes that Redis keeps for a release; 0 keeps none",
         ),
     ] = 64 << 20
     refused_ttl_s: Annotated[
