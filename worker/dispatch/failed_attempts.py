@@ -113,7 +113,13 @@ def give_up(session: LiveSession, release: Release, verdict: Verdict, failed: Fa
     partition = session.partition
     cause = cause_of_giving_up(verdict, failure, handler=handler, attempts=attempts)
     partition.add_dead_letter(
-        dead_letter_of(release.arrival, cause, group=partition.group, failed_at_ms=time_ns() // 1_000_000)
+        dead_letter_of(
+            release.arrival,
+            cause,
+            group=partition.group,
+            failed_at_ms=time_ns() // 1_000_000,
+            release=release,
+        )
     )
     _log.error(
         "dead letter",

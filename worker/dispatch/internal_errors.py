@@ -48,9 +48,15 @@ class InternalErrors:
 
 def give_up(session: LiveSession, error: BaseException) -> None:
     """Make the session's first event a dead letter, of no handler, because of `error`."""
-    partition, arrival = session.partition, session.queue[0].arrival
+    partition, release = session.partition, session.queue[0]
     cause = internal_error(error, "dispatching", attempts=ERRORS_MAX)
-    letter = dead_letter_of(arrival, cause, group=partition.group, failed_at_ms=time_ns() // 1_000_000)
+    letter = dead_letter_of(
+        release.arrival,
+        cause,
+        group=partition.group,
+        failed_at_ms=time_ns() // 1_000_000,
+        release=release,
+    )
     _log.error(
         "dead letter",
         code=letter.code,
@@ -59,6 +65,6 @@ def give_up(session: LiveSession, error: BaseException) -> None:
         attempts=ERRORS_MAX,
         session_uuid=session.uuid,
         event_name=letter.event_name,
-        sequence_number=arrival.number,
+        sequence_number=letter.sequence_number,
     )
     partition.add_dead_letter(letter)

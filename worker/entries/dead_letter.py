@@ -11,14 +11,16 @@ import msgspec
 from msgspec.structs import replace
 
 from maskline.worker.entries.entry import Entry
+from maskline.worker.entries.failure_group import group_key
 from maskline.worker.error_text import (
     NO_ORIGIN,
     Origin,
     error_message,
+    origin_of,
     short_traceback,
     storable_text,
 )
-from maskline.worker.ordering.reorder import Arrival
+from maskline.worker.ordering.reorder import Arrival, Order, Release
 
 DEAD_FIELD: Final = b"d"
 
@@ -30,6 +32,12 @@ REASON_MAX_BYTES: Final = 1_024
 NAME_MAX_BYTES: Final = 512
 """The bound of each name in a letter that is cut: a SessionUUID is no longer, and the callback has the other names
 whole."""
+
+ORIGIN_MAX_BYTES: Final = 200
+"""The bound of an exception's name and of a function's place in a letter that is cut."""
+
+MISSING_MAX: Final = 64
+"""The missing numbers in a letter that is cut, the last ones."""
 
 HEADS_BYTES: Final = 64
 """Room for what msgpack writes before texts and bytes: their type and length."""
@@ -64,6 +72,19 @@ class DeadLetter(msgspec.Struct, frozen=True, omit_defaults=True):
     """The traceback: the user's own lines, and the exceptions' messages. If it is too long, its end."""
     foreign_fields: list[tuple[bytes, bytes]] = []
     """The fields of an entry that maskline did not write."""
+    parked: bool = False
+    """Later events of the session wait for the handler behind this letter."""
+    error_type: str | None = None
+    """The name of the handler's exception; None if maskline ended the attempt, or made none."""
+    frame: str | None = None
+    """The user's own innermost function in the traceback: `<file's name>:<function>`."""
+    group_key: str | None = None
+    """What went wrong, as `failure_group.group_key` groups it; None in letters of older releases."""
+    order: Order | None = None
+    """The event's place in the order of its session, with `run` and `missing`, so that a replay tells the handler the
+    same. None if it had none, and in letters of older releases."""
+    run: int = 0
+    missing: tuple[int, ...] = ()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """The fields that `repr` and `rich` may show: never the callback, which holds phone numbers."""
@@ -95,6 +116,7 @@ def internal_error(error: BaseException, doing: str, *, attempts: int = 0) -> Ca
         internal_error_reason(error, doing),
         attempts=attempts,
         traceback=short_traceback(error, maskline_lines=True),
+        origin=origin_of(error, maskline_lines=True),
     )
 
 
@@ -104,9 +126,21 @@ def internal_error_reason(error: BaseException, doing: str) -> str:
     return f"internal error while {doing}: {described}"
 
 
-def dead_letter_of(arrival: Arrival, cause: Cause, *, group: str, failed_at_ms: int) -> DeadLetter:
-    """The dead letter of a decoded event; the arrival's payload is an `Entry`."""
+def dead_letter_of(
+    arrival: Arrival,
+    cause: Cause,
+    *,
+    group: str,
+    failed_at_ms: int,
+    release: Release | None = None,
+    parked: bool = False,
+) -> DeadLetter:
+    """The dead letter of a decoded event; the arrival's payload is an `Entry`.
+
+    `release`: the arrival's, if it was put in order. `parked`: as `DeadLetter.parked`.
+    """
     entry: Entry = arrival.payload
+    origin = cause.origin
     return DeadLetter(
         group=group,
         entry_id=entry.entry_id,
@@ -121,7 +155,30 @@ def dead_letter_of(arrival: Arrival, cause: Cause, *, group: str, failed_at_ms: 
         attempts=cause.attempts,
         received_at_ms=entry.received_at_ms,
         traceback=cause.traceback or None,
+        parked=parked,
+        error_type=origin.error_type,
+        frame=origin.frame,
+        group_key=_group_key(cause),
+        order=None if release is None else release.order,
+        run=0 if release is None else release.run,
+        missing=() if release is None else release.missing,
     )
+
+
+def _group_key(cause: Cause) -> str:
+    """By the exception where there is one. An attempt that maskline ended has none, and its reason differs with how
+    often that happened: the handler and the code say all.
+    """
+    origin = cause.origin
+    message = origin.message if origin.error_type or cause.handler else cause.reason
+    return group_key(cause.handler, cause.code, origin.error_type, origin.frame, message)
+
+
+def group_key_of(letter: DeadLetter) -> str:
+    """The letter's `group_key`; for a letter of an older release by its reason, as it does not name its exception."""
+    if letter.group_key is not None:
+        return letter.group_key
+    return group_key(letter.handler, letter.code, None, None, letter.reason)
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -141,14 +198,20 @@ def _cut(letter: DeadLetter) -> DeadLetter:
     """The letter with its texts cut to the bound, and made storable: their beginnings, and the traceback's end."""
     names = ("group", "entry_id", "code", "session_uuid", "event_name", "handler")
     texts = {name: _beginning(getattr(letter, name), NAME_MAX_BYTES) for name in names}
+    texts |= {name: _beginning(getattr(letter, name), ORIGIN_MAX_BYTES) for name in ("error_type", "frame")}
     numbers = {
         name: _storable_number(getattr(letter, name)) for name in ("sequence_number", "received_at_ms")
     }
     cut = replace(
-        letter, **texts, **numbers, reason=_beginning(letter.reason, REASON_MAX_BYTES), traceback=None
+        letter,
+        **texts,
+        **numbers,
+        reason=_beginning(letter.reason, REASON_MAX_BYTES),
+        traceback=None,
+        missing=letter.missing[-MISSING_MAX:],
     )
     room = LETTER_MAX_BYTES - HEADS_BYTES - len(_encode(replace(cut, callback=b"", foreign_fields=[])))
-    traceback = storable_text(letter.traceback or "").encode()[-room:].decode(errors="ignore")
+    traceback = storable_text(letter.traceback or "").encode()[-max(room, 1) :].decode(errors="ignore")
     return replace(cut, traceback=traceback or None)
 
 

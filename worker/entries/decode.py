@@ -25,7 +25,8 @@ from maskline.schemas.fastdecode.templates import TemplateDecoder
 from maskline.schemas.privacy import redact
 from maskline.worker.entries.dead_letter import INTERNAL_ERROR, DeadLetter, internal_error_reason
 from maskline.worker.entries.entry import Entry
-from maskline.worker.error_text import short_traceback
+from maskline.worker.entries.failure_group import group_key
+from maskline.worker.error_text import NO_ORIGIN, origin_of, short_traceback
 from maskline.worker.ordering.reorder import Arrival
 
 try:
@@ -145,9 +146,10 @@ def dead_letter_of_undecodable(
     given: Sequence[Any] = fields or ()
     kept = [field if isinstance(field, bytes) else repr(field).encode() for field in given]
     ours = len(kept) == 2 and kept[0] == CALLBACK_FIELD
-    traceback = None
+    traceback, origin = None, NO_ORIGIN
     if error.code == INTERNAL_ERROR and error.__cause__ is not None:
         traceback = short_traceback(error.__cause__, maskline_lines=True)
+        origin = origin_of(error.__cause__, maskline_lines=True)
     reason = error.detail if traceback else f"{error.code.replace('_', ' ')}: {error.detail}"
     return DeadLetter(
         group=group,
@@ -159,6 +161,11 @@ def dead_letter_of_undecodable(
         received_at_ms=_received_at_ms(kept[1]) if ours else None,
         traceback=traceback,
         foreign_fields=[] if ours else list(zip(kept[::2], kept[1::2], strict=False)),
+        error_type=origin.error_type,
+        frame=origin.frame,
+        group_key=group_key(
+            None, error.code, origin.error_type, origin.frame, origin.message or redact(error.detail)
+        ),
     )
 
 

@@ -7,18 +7,24 @@ from dispatch_kit import START_MS, Dispatch
 from maskline import on
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.events import SessionFirstPartyRinging
+from maskline.worker.api.exceptions import HandlerHungError, HandlerTimeoutError
+from maskline.worker.api.failure_verdict import Verdict, cause_of_giving_up
 from maskline.worker.entries.dead_letter import (
     LETTER_MAX_BYTES,
+    MISSING_MAX,
     Cause,
     DeadLetter,
     dead_letter_of,
     decode_dead_letter,
     encode_dead_letter,
+    group_key_of,
     internal_error,
     public_id,
     split_public_id,
 )
 from maskline.worker.error_text import short_traceback
+from maskline.worker.ordering.reorder import Release
+from maskline.worker.ordering.state import NEW_SESSION
 
 LEAST = DeadLetter("workers", "1-1", "late", "late", 5, b"\x00\xff")
 FULL = DeadLetter(
@@ -36,6 +42,13 @@ FULL = DeadLetter(
     received_at_ms=START_MS,
     traceback="Traceback …",
     foreign_fields=[(b"From", b"+447700900123")],
+    parked=True,
+    error_type="ValueError",
+    frame="fares.py:settle",
+    group_key="abcdefg2",
+    order="after_gap",
+    run=1,
+    missing=(3, 4),
 )
 
 
@@ -53,6 +66,25 @@ def test_absent_fields_of_a_dead_letter_take_no_room():
         "failed_at_ms",
         "callback",
     }
+
+
+def test_letters_of_older_releases_are_read_and_grouped_by_their_reasons():
+    older = {
+        "group": "workers",
+        "entry_id": "1-1",
+        "code": "retries_exhausted",
+        "reason": "retries exhausted after 9 attempts: KeyError: 'a'",
+        "failed_at_ms": 5,
+        "callback": b"x",
+        "handler": "settle",
+    }
+    letter = decode_dead_letter(msgspec.msgpack.encode(older))
+    assert (letter.parked, letter.order, letter.run, letter.missing) == (False, None, 0, ())
+    another = msgspec.structs.replace(letter, reason="retries exhausted after 9 attempts: KeyError: 'b'")
+    assert letter.group_key is None
+    assert group_key_of(letter) == group_key_of(another)
+    assert group_key_of(letter) != group_key_of(msgspec.structs.replace(letter, handler="bill"))
+    assert group_key_of(msgspec.structs.replace(letter, group_key="abcdefg2")) == "abcdefg2"
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"group": 1}), b"d"])
@@ -95,6 +127,63 @@ def arrival():
     d = Dispatch(handle)
     (session,) = d.arrive(("s", 1), From="%2B447700900123")
     return session.queue[0].arrival
+
+
+async def test_dead_letter_keeps_what_a_replay_needs_to_tell_the_handler_the_same():
+    release = Release(arrival(), "after_gap", (2, 3), 1, NEW_SESSION)
+    cause = Cause("rejected", "no", "h", 1)
+    letter = dead_letter_of(release.arrival, cause, group="g", failed_at_ms=9, release=release, parked=True)
+    assert (letter.order, letter.missing, letter.run, letter.parked) == ("after_gap", (2, 3), 1, True)
+
+
+def fail_on(number):
+    raise LookupError(f"no fare {number} for num_{number:012x} at 2026-01-01T00:00:{number:02}")
+
+
+def letter_of(failure, *, handler="settle", attempts=1, code="retries_exhausted"):
+    reason = f"retries exhausted after {attempts} attempts: {failure}"
+    cause = cause_of_giving_up(Verdict(None, code, reason), failure, handler=handler, attempts=attempts)
+    return dead_letter_of(arrival(), cause, group="g", failed_at_ms=9)
+
+
+def raised_by(call, *arguments):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  each call raises another one
+        call(*arguments)
+    return caught.value
+
+
+async def test_letters_of_one_bug_have_one_group_whatever_the_event_and_the_attempts():
+    first = letter_of(raised_by(fail_on, 1), attempts=1)
+    second = letter_of(raised_by(fail_on, 42), attempts=312)
+    assert (first.error_type, first.frame) == ("LookupError", "test_dead_letter.py:fail_on")
+    assert first.group_key == second.group_key
+    others = [
+        letter_of(raised_by(chained)),
+        letter_of(raised_by(libraries)),
+        letter_of(raised_by(fail_on, 1), handler="bill"),
+        letter_of(raised_by(fail_on, 1), code="rejected"),
+    ]
+    assert len({first.group_key, *(letter.group_key for letter in others)}) == 5
+
+
+async def test_an_exception_group_is_grouped_by_its_first_exception():
+    letter = letter_of(raised_by(grouped))
+    assert (letter.error_type, letter.frame) == ("LookupError", None)
+    assert letter.group_key != letter_of(ExceptionGroup("several", [KeyError("x")])).group_key
+
+
+async def test_timeouts_of_one_handler_are_one_group_however_they_ended():
+    letters = [
+        letter_of(failure, code="timed_out")
+        for failure in (
+            HandlerTimeoutError("no end after 30000 ms"),
+            HandlerHungError("no end after 30000 ms, in a thread, which cannot be stopped"),
+        )
+    ]
+    assert [letter.error_type for letter in letters] == [None, None]
+    assert letters[0].group_key == letters[1].group_key
+    other = letter_of(HandlerTimeoutError("no end"), handler="bill", code="timed_out")
+    assert other.group_key != letters[0].group_key
 
 
 async def test_dead_letter_has_the_callback_byte_for_byte():
@@ -199,8 +288,16 @@ def test_dead_letter_with_long_names_and_reason_keeps_to_the_bound(size, char):
         handler=text,
         traceback=text,
         sequence_number=10**30,
+        error_type=text,
+        frame=text,
+        group_key="abcdefg2",
+        missing=tuple(range(10**18, 10**18 + 1_000)),
     )
     back = assert_small(letter)
+    assert back.missing == letter.missing[-MISSING_MAX:]
+    assert back.group_key == "abcdefg2"
+    assert back.error_type
+    assert back.frame
     assert (back.code, back.session_uuid, back.sequence_number) == ("c", "s", None)
 
 
