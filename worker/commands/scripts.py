@@ -4,10 +4,7 @@ A function named like a script returns one packed command, for `PipelinedConnect
 round trip. A function `read_…` reads that script's reply.
 """
 
-import hashlib
-import re
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -16,6 +13,7 @@ from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys, decode_handler, encode_handler
 from maskline.worker.commands.commit import Commit
+from maskline.worker.commands.lua_sources import SHA, SOURCES
 from maskline.worker.commands.marks import MARKS_TTL_S, Mark, encode_mark
 from maskline.worker.commands.packing import pack_arguments, pack_keys, pack_states, packed_command
 from maskline.worker.commands.retry_ops import pack_retry_ops
@@ -27,40 +25,13 @@ MARKS_MAX: Final = 1_000
 """Marks written by one call: Lua's unpack takes some thousand values."""
 
 
-_INCLUDE: Final = re.compile(rb"^-- include (\w+)\.lua\n", re.MULTILINE)
-
-
-def _read(name: str) -> bytes:
-    """A script's source, with the parts that it includes."""
-    source = Path(__file__).with_name("lua").joinpath(f"{name}.lua").read_bytes()
-    return _INCLUDE.sub(lambda include: _read(include[1].decode()), source)
-
-
-_NAMES: Final = (
-    "acquire",
-    "renew",
-    "release",
-    "heartbeat",
-    "commit",
-    "mark",
-    "trim",
-    "take",
-    "retry_index",
-    "take_runs",
-)
-_SOURCES: Final = {name: _read(name) for name in _NAMES}
-_SHA: Final = {
-    name: hashlib.sha1(source, usedforsecurity=False).hexdigest() for name, source in _SOURCES.items()
-}
-
-
 async def load_scripts(connection: PipelinedConnection) -> None:
     """Load all scripts into the server: once for every connection, since a restarted server forgets them.
 
     Raises RedisUnavailableError where the server refuses one.
     """
     replies = await connection.send(
-        b"".join(pack("SCRIPT", "LOAD", source) for source in _SOURCES.values()), len(_SOURCES)
+        b"".join(pack("SCRIPT", "LOAD", source) for source in SOURCES.values()), len(SOURCES)
     )
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
@@ -97,7 +68,7 @@ def acquire(keys: Keys, partition: int, worker: str, ttl_ms: int, *, token_over:
     """
     return pack(
         "EVALSHA",
-        _SHA["acquire"],
+        SHA["acquire"],
         4,
         keys.lease(partition),
         keys.fence(partition),
@@ -131,17 +102,17 @@ def read_acquired(reply: Any) -> AcquiredLease | None:
 
 def renew(keys: Keys, partition: int, value: str, ttl_ms: int) -> bytes:
     """Hold a lease for `ttl_ms` more; `value` is its `lease_value`. Reply: 1 if it is still held, else 0."""
-    return pack("EVALSHA", _SHA["renew"], 2, keys.lease(partition), keys.fence(partition), value, ttl_ms)
+    return pack("EVALSHA", SHA["renew"], 2, keys.lease(partition), keys.fence(partition), value, ttl_ms)
 
 
 def release(keys: Keys, partition: int, value: str) -> bytes:
     """Give a lease back, and record that its tenure ended well. Reply: 1, or 0 if it was not held any more."""
-    return pack("EVALSHA", _SHA["release"], 2, keys.lease(partition), keys.fence(partition), value)
+    return pack("EVALSHA", SHA["release"], 2, keys.lease(partition), keys.fence(partition), value)
 
 
 def heartbeat(keys: Keys, worker: str, ttl_ms: int) -> bytes:
     """Send the worker's heartbeat, and ask for the live workers."""
-    return pack("EVALSHA", _SHA["heartbeat"], 1, keys.workers, worker, ttl_ms)
+    return pack("EVALSHA", SHA["heartbeat"], 1, keys.workers, worker, ttl_ms)
 
 
 def read_heartbeat(reply: Any) -> tuple[tuple[str, ...] | None, int | None]:
@@ -170,7 +141,7 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, check_cursor
     states, closed = pack_states(what.states.values())
     ops = pack_retry_ops(what.retry_ops, at)
     keys_count = 5 + len(what.states) + len(ops.keys)
-    heads = "EVALSHA", _SHA["commit"], keys_count, at.lease, at.fence, at.callbacks, at.dead, at.marks
+    heads = "EVALSHA", SHA["commit"], keys_count, at.lease, at.fence, at.callbacks, at.dead, at.marks
     cursor = "" if not what.moved else f"?{what.cursor}" if check_cursor else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
     rest: list[int | str | bytes] = []
@@ -253,7 +224,7 @@ def take_due(
     caller has taken them, or is about to commit something of them.
     """
     at, name = keys.of(partition), encode_handler(handler)
-    heads = "EVALSHA", _SHA["take"], 7, at.lease, at.fence, at.retry_due + name, at.retry_since + name
+    heads = "EVALSHA", SHA["take"], 7, at.lease, at.fence, at.retry_due + name, at.retry_since + name
     return pack(
         *heads, at.retry_taken, f"{at.retry}{name}:", at.session, value, name, count, items, *excluded
     )
@@ -299,7 +270,7 @@ def retry_index(keys: Keys, partition: int) -> bytes:
     """Ask what waits for each handler in a partition. It needs no lease."""
     at = keys.of(partition)
     return pack(
-        "EVALSHA", _SHA["retry_index"], 4, at.retry_counts, at.retry_due, at.retry_parked, at.retry_since
+        "EVALSHA", SHA["retry_index"], 4, at.retry_counts, at.retry_due, at.retry_parked, at.retry_since
     )
 
 
@@ -330,7 +301,7 @@ def mark(keys: Keys, partition: int, value: str, marks: Iterable[tuple[str, Mark
     pairs = [argument for field, mark in marks for argument in (field, encode_mark(mark))]
     return pack(
         "EVALSHA",
-        _SHA["mark"],
+        SHA["mark"],
         3,
         keys.lease(partition),
         keys.fence(partition),
@@ -366,7 +337,7 @@ class TrimReply(NamedTuple):
 
 def trim(keys: Keys, partition: int, *, retention_ms: int, keep: int, at_most: int) -> bytes:
     """Trim a stream to `retention_ms` and `keep` entries, as far as all groups have handled it, by `at_most`."""
-    return pack("EVALSHA", _SHA["trim"], 1, keys.callbacks(partition), retention_ms, keep, at_most)
+    return pack("EVALSHA", SHA["trim"], 1, keys.callbacks(partition), retention_ms, keep, at_most)
 
 
 def read_trimmed(reply: Any) -> TrimReply:
@@ -385,4 +356,4 @@ def take_runs(keys: Keys, job_id: str, microseconds_each: float, runs: int) -> b
 
     Reply: 0 if they may begin, else the microseconds after which to ask again.
     """
-    return pack("EVALSHA", _SHA["take_runs"], 1, keys.job_rate(job_id), f"{microseconds_each:.3f}", runs)
+    return pack("EVALSHA", SHA["take_runs"], 1, keys.job_rate(job_id), f"{microseconds_each:.3f}", runs)

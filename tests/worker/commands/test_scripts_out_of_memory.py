@@ -1,7 +1,6 @@
 """Every script on a server that is out of memory: what workers do there is what makes room again."""
 
 import uuid
-from pathlib import Path
 
 import hiredis
 import pytest
@@ -13,15 +12,11 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.commands.commit import Commit
+from maskline.worker.commands.lua_sources import SOURCES
 from maskline.worker.commands.marks import Mark
 from maskline.worker.commands.retry_ops import Append
 from maskline.worker.ordering.state import LaneState, SessionState
 
-FILES = sorted(
-    file
-    for file in Path(scripts.__file__).with_name("lua").glob("*.lua")
-    if not file.stem.startswith("part_")
-)
 TTL_MS = 60_000
 STATE = SessionState(status=LaneState(2, 0, 1, bytes(16), 1_767_225_600_000_000))
 
@@ -119,6 +114,10 @@ async def retry_index(it):
     return len(scripts.read_retry_index(await it.reply(scripts.retry_index(it.keys, 3))))
 
 
+async def take_runs(it):
+    return await it.reply(scripts.take_runs(it.keys, "job", 1_000, 1)) == 0
+
+
 CALLS = {
     "acquire": [acquire],
     "renew": [renew, renew_lapsed],
@@ -129,6 +128,7 @@ CALLS = {
     "trim": [trim],
     "take": [take],
     "retry_index": [retry_index],
+    "take_runs": [take_runs],
 }
 
 
@@ -154,7 +154,7 @@ async def crowded(server):
     connection.close()
 
 
-@pytest.mark.parametrize("script", [file.stem for file in FILES])
+@pytest.mark.parametrize("script", [*SOURCES])
 async def test_a_script_does_its_work_out_of_memory(crowded, script):
     assert script in CALLS, f"{script}.lua has no call here: say what it must do where there is no memory"
     for call in CALLS[script]:
