@@ -23,6 +23,7 @@ from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_BYTES,
     RELEASED_REMEMBERED,
+    HandlerRetries,
     LaneState,
     SessionState,
     decode_state,
@@ -263,6 +264,13 @@ def test_states_are_packed_as_python_packs_them(states):
     assert packing.pack_states(again) == packing.pack_states_in_python(states), "also where nothing is shared"
 
 
+def test_a_state_that_an_older_release_wrote_is_left_to_python():
+    state = SessionState(status=LANE)
+    older = b"\x95" + encode_state(state)[1:-1]
+    assert decode_state(older) == state
+    assert packing_in_c.decode_ordinary_state(older) is None
+
+
 @pytest.mark.parametrize("number", EDGES)
 @pytest.mark.parametrize("of", ["next", "run", "opening", "top_us"])
 def test_numbers_of_every_size_are_written_and_read(number, of):
@@ -284,6 +292,8 @@ LANE = LaneState(2, 0, 1, bytes(RELEASED_BYTES), 7)
         {"recording": LANE},
         {"unsequenced": bytes(8)},
         {"closed": True},
+        {"retries": {"h": HandlerRetries(waiting=1)}},
+        {"retries": {}},
     ],
     ids=str,
 )
@@ -366,3 +376,28 @@ def test_a_session_is_made_as_python_makes_it(encoded):
     for name in (*SessionOrder.__slots__, *LiveSession.__slots__):
         assert getattr(found, name) == getattr(expected, name), name
     assert found.scheduled is expected.scheduled is False
+
+
+def idle_sessions(partition, *names):
+    return {name: partition.load_session(name, None) for name in names}
+
+
+def test_idle_sessions_without_retry_queues_are_dropped():
+    partition = make()
+    sessions = idle_sessions(partition, "s", "t", "u", "v")
+    sessions["u"].retries = {}
+    assert order.evict_idle(sessions, 4, {}, ()) == 2, "the first that is not idle is left to Python"
+    assert [*sessions] == ["u", "v"]
+
+
+@pytest.mark.parametrize("retries", [{"h": HandlerRetries(waiting=1)}, {"h": HandlerRetries(skipped=(1,))}])
+def test_a_session_with_retry_queues_is_loaded_by_python(monkeypatch, retries):
+    partition = make()
+    state = SessionState(status=structs.replace(LANE, next=2), retries=retries)
+    loaded = []
+    load_session = partition.load_session
+    monkeypatch.setattr(
+        type(partition), "load_session", lambda self, *given: loaded.append(given) or load_session(*given)
+    )
+    take_in(partition, [entry(0, SequenceNumber=2)], states={"s": encode_state(state)})
+    assert [uuid for uuid, _ in loaded] == ["s"]

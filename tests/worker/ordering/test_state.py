@@ -10,7 +10,9 @@ from maskline.worker.ordering.state import (
     NEW_SESSION,
     RELEASED_BYTES,
     RELEASED_REMEMBERED,
+    SKIPPED_MAX,
     STATE_VERSION,
+    HandlerRetries,
     LaneState,
     SessionState,
     decode_state,
@@ -42,8 +44,15 @@ LANES = st.builds(
     floor_us=MOMENTS,
     ending_us=MOMENTS,
 )
+RETRIES = st.builds(
+    HandlerRetries,
+    waiting=NUMBERS,
+    parked=st.booleans(),
+    skipped=st.lists(NUMBERS, max_size=SKIPPED_MAX).map(tuple),
+)
 STATES = st.builds(
     SessionState,
+    retries=st.one_of(st.none(), st.dictionaries(st.text(max_size=30), RETRIES, max_size=3)),
     status=LANES,
     recording=LANES,
     unsequenced=rings(FINGERPRINT_BYTES),
@@ -76,6 +85,39 @@ def test_what_earlier_releases_wrote_is_read() -> None:
     assert decode_state(written) == SessionState(status=empty, closed=True)
 
 
+def test_a_state_with_retry_queues_is_read_by_releases_that_know_none() -> None:
+    """Workers of two releases share a namespace while one is deployed."""
+
+    class OlderState(msgspec.Struct, array_like=True):
+        version: int
+        status: LaneState
+        recording: LaneState
+        unsequenced: bytes
+        closed: bool
+
+    lane = LaneState(2, 0, 1, bytes(16), 7)
+    written = encode_state(SessionState(status=lane, retries={"h": HandlerRetries(1, True, (4,))}))
+    assert msgspec.msgpack.decode(written, type=OlderState).status == lane
+
+
+@pytest.mark.parametrize(
+    ("retries", "blocks"),
+    [
+        (HandlerRetries(), False),
+        (HandlerRetries(skipped=(1, 2)), False),
+        (HandlerRetries(waiting=1), True),
+        (HandlerRetries(parked=True), True),
+        (HandlerRetries(2, True, (1,)), True),
+    ],
+)
+def test_a_queue_blocks_while_something_waits_or_it_is_parked(retries: HandlerRetries, blocks: bool) -> None:
+    assert retries.blocks == blocks
+
+
+def with_retries(retries: object) -> bytes:
+    return msgspec.msgpack.encode([*msgspec.structs.astuple(NEW_SESSION)[:-1], retries])
+
+
 @given(st.binary(max_size=64))
 def test_garbage_raises_only_value_error(encoded: bytes) -> None:
     with suppress(ValueError):
@@ -106,6 +148,14 @@ def damaged(**lane: object) -> bytes:
         pytest.param(
             encode_state(SessionState(unsequenced=b"x" * (FINGERPRINT_BYTES - 1))), id="part of a fingerprint"
         ),
+        pytest.param(with_retries([]), id="queues of no handler"),
+        pytest.param(with_retries({1: []}), id="a handler without a name"),
+        pytest.param(with_retries({"h": [-1]}), id="fewer than none wait"),
+        pytest.param(with_retries({"h": ["1"]}), id="a text waits"),
+        pytest.param(with_retries({"h": [1, 1]}), id="a number says whether it is parked"),
+        pytest.param(with_retries({"h": [0, False, 7]}), id="one number is skipped and no list"),
+        pytest.param(with_retries({"h": [0, False, [-1]]}), id="a negative number is skipped"),
+        pytest.param(with_retries({"h": [0, False, [1] * (SKIPPED_MAX + 1)]}), id="too many are skipped"),
     ],
 )
 def test_bytes_that_are_no_state_are_refused(encoded: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from partition_kit import entry, finish_all, make, take_in
 
+from maskline.worker.commands.retry_ops import Append, Pop
 from maskline.worker.partitions.ledger import COMMIT_AHEAD
 
 
@@ -43,3 +44,20 @@ def test_seen_has_the_confirmed_commit_and_the_one_in_flight():
     assert partition.seen().commits == {0: "0-0", 1: first.cursor}
     partition.committed()
     assert partition.seen().commits == {1: first.cursor}
+
+
+def test_retry_ops_are_worth_a_commit_and_go_with_it_once_and_in_order():
+    partition = make()
+    ops = Append("h", "s", 0, b"1"), Append("h", "t", 0, b"2"), Pop("h", "s")
+    for op in ops:
+        partition.add_retry_op(op)
+    assert partition.wants_commit
+    commit = partition.take_commit()
+    assert tuple(commit.retry_ops) == ops
+    partition.add_retry_op(Pop("h", "t"))
+    assert tuple(commit.retry_ops) == ops, "a commit under way is sent again as it was"
+    partition.committed()
+    assert tuple(partition.take_commit().retry_ops) == (Pop("h", "t"),)
+    partition.committed()
+    assert not partition.uncommitted
+    assert partition.take_commit().retry_ops == ()
