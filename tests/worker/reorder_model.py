@@ -7,7 +7,8 @@ decision needs is worked out from the whole diary each time. Only bounds are sha
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from maskline.worker.ordering.reorder import AHEAD_MAX, MISSING_MAX, Arrival, Policy
+from maskline.worker.ordering.decision import AHEAD_MAX
+from maskline.worker.ordering.reorder import MISSING_MAX, Arrival, Policy
 from maskline.worker.ordering.state import RELEASED_REMEMBERED
 
 
@@ -25,9 +26,20 @@ class Restarted:
     recording: bool
 
 
+@dataclass(frozen=True)
+class Spooled:
+    """Between two times a node is known to hold spooled callbacks."""
+
+    since_ms: int
+    until_ms: int
+    gaps_only: bool
+
+
 @dataclass
 class Model:
     policy: Policy
+    spooled: tuple[Spooled, ...] = ()
+    ending: Arrival | None = None
     diary: list[Released | Restarted] = field(default_factory=list)
     waiting: list[Arrival] = field(default_factory=list)
     duplicates: list[Arrival] = field(default_factory=list)
@@ -102,29 +114,57 @@ class Model:
         if self.is_duplicate(arrival):
             self.duplicates.append(arrival)
             return
-        if arrival.ends_session:
-            for recording in (False, True):
-                while oldest := self.of_waiting(recording)[:1]:
-                    self.give_up(oldest[0])
-        if arrival.number is None:
-            self.release(arrival, "unsequenced")
+        if arrival.ends_session and self.ends_ms(arrival) <= arrival.arrived_ms:
+            self.end_session(arrival)
             return
-        self.feed(arrival)
-        if arrival.ends_session and arrival in self.waiting:
-            self.give_up(arrival)
+        if arrival.ends_session:
+            self.waiting.append(arrival)
+        elif arrival.number is None:
+            self.release(arrival, "unsequenced")
+        else:
+            self.feed(arrival)
         if len(self.waiting) > self.policy.held_max:
-            there = self.of_waiting(arrival.recording)
-            self.give_up(([one for one in there if not self.is_believed(one)] or there)[0])
+            there = self.of_waiting(arrival.recording) or self.of_waiting(not arrival.recording)
+            if there:
+                self.give_up(([one for one in there if not self.is_believed(one)] or there)[0])
+            else:
+                self.end_session(self.waiting.pop(0))
+
+    def end_session(self, ending: Arrival) -> None:
+        for recording in (False, True):
+            while oldest := self.of_waiting(recording)[:1]:
+                self.give_up(oldest[0])
+        if ending.number is None:
+            self.release(ending, "unsequenced")
+            return
+        self.ending = ending
+        self.feed(ending)
+        if ending in self.waiting:
+            self.give_up(ending)
+        self.ending = None
 
     def expire(self, watermark_ms: int) -> None:
-        def expired() -> list[Arrival]:
-            return [
-                one for one in self.waiting if one.arrived_ms + self.policy.gap_timeout_ms <= watermark_ms
-            ]
+        while expired := [one for one in self.waiting if self.ends_ms(one) <= watermark_ms]:
+            first = min(expired, key=self.due_ms)
+            if first.ends_session:
+                self.waiting.remove(first)
+                self.end_session(first)
+            while first in self.waiting:
+                self.give_up(first)
 
-        while oldest := expired()[:1]:
-            while oldest[0] in self.waiting:
-                self.give_up(oldest[0])
+    def due_ms(self, one: Arrival) -> int:
+        return one.arrived_ms + (0 if one.ends_session else self.policy.gap_timeout_ms)
+
+    def ends_ms(self, one: Arrival) -> int:
+        """The first time since it is due that is in none of the intervals, or the bound."""
+        due_ms = self.due_ms(one)
+        holds = [it for it in self.spooled if not (it.gaps_only and one.ends_session)]
+        free = [
+            at
+            for at in (due_ms, *(it.until_ms + 1 for it in holds))
+            if at >= due_ms and not any(it.since_ms <= at <= it.until_ms for it in holds)
+        ]
+        return min(*free, due_ms + self.policy.gap_spool_ms)
 
     def give_up(self, one: Arrival) -> None:
         opening = next((number(entry.arrival) for entry in self.in_run(one.recording)), None)
@@ -165,12 +205,19 @@ class Model:
         return self.policy.first_sequence if following is None else following
 
     def of_waiting(self, recording: bool) -> list[Arrival]:
-        return [other for other in self.waiting if other.recording == recording]
+        return [
+            other
+            for other in self.waiting
+            if other.recording == recording and (not other.ends_session or other is self.ending)
+        ]
 
     def feed_again(self) -> None:
         again, self.waiting = self.waiting, []
         for arrival in again:
-            self.feed(arrival)
+            if arrival.ends_session and arrival is not self.ending:
+                self.waiting.append(arrival)
+            else:
+                self.feed(arrival)
 
     def feed(self, arrival: Arrival) -> None:
         verdict = self.verdict(arrival)

@@ -308,7 +308,8 @@ cdef int release_followers(session, list waiting, number, bint recording, list o
 cdef bint all_wait_on(list waiting, arrival, number, bint recording, following, policy) except -1:
     """Whether all that waits is in the arrival's lane, has distinct numbers that are not passed yet, and is not expired.
 
-    A number that was passed is undecided, and may be late with the next release.
+    A number that was passed is undecided, and may be late with the next release. A SessionTimeout waits for spools. What
+    has outstayed the gap timeout may wait for spools as well, or is expired: Python tells which.
     """
     cdef object held
     if len(waiting) > WAITING_MAX:
@@ -316,6 +317,8 @@ cdef bint all_wait_on(list waiting, arrival, number, bint recording, following, 
     numbers = {number}
     for held in waiting:
         if type(held) is not Arrival or at_slot(held, IS_RECORDING) != recording:
+            return False
+        if at_slot(held, ENDS_SESSION) is not False:
             return False
         if following is not None and at_slot(held, NUMBER) < following:
             return False

@@ -1,6 +1,7 @@
 """Puts one session's arrivals in order: the pure core, without I/O and clocks.
 
-Rules: the table of docs/ordering.md. `_decide` is the table for one arrival; `SessionOrder` carries it out.
+Rules: the table of docs/ordering.md. `worker.ordering.decision` is the table for one arrival; `SessionOrder` carries it
+out.
 
 Strategy: arrivals that cannot be released yet wait, in the order of the stream: for the numbers before them (held), or
 for an opening that shows that numbering started again (undecided). After every release, all waiting arrivals are
@@ -11,24 +12,26 @@ fed those arrivals again, decides exactly as the one that died.
 Time comes from the arrivals and the watermark. An arrival first expires the gaps whose deadlines its own time has
 passed, oldest first, so it makes no difference how often, or whether, the runtime called `expire` before it.
 
+While a missing callback may lie in the spool of an ingest node, what is due waits on, for `gap_spool_ms` at most, and a
+SessionTimeout waits as well (`worker.ordering.spool_history`).
+
 This is the plain statement of the rules. `worker.native.order` does the two ordinary cases in C (an arrival that is
 due, and one that waits for its turn) and leaves all others to this file; without a compiler it does everything.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
 import msgspec
 
+from maskline.worker.ordering.decision import decide, opens_run_after_waiting, plausible
+from maskline.worker.ordering.spool_history import SpoolHistory
 from maskline.worker.ordering.state import (
     NEW_SESSION,
     LaneState,
     SessionState,
-    released_numbers,
     remember_released,
     remember_unsequenced,
-    was_number_released,
     was_released,
     was_released_unsequenced,
 )
@@ -37,10 +40,6 @@ Order = Literal["in_order", "after_gap", "late", "unsequenced"]
 
 MISSING_MAX: Final = 1_000
 """Numbers that one release names as missing, the lowest ones."""
-
-AHEAD_MAX: Final = 1_000
-"""A number that is further beyond the one that is due is implausible: a session has a few dozen events, and a single
-damaged number must not make all that follow it late. It is plausible all the same if another number is this near."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -53,6 +52,8 @@ class Policy(msgspec.Struct, frozen=True):
     held_max: int
     """Arrivals of one session that may wait at once, held or undecided. Each makes the next one dearer: keep to
     hundreds."""
+    gap_spool_ms: int = 0
+    """How much longer it waits while a node is known to hold spooled callbacks: MASKLINE_GAP_SPOOL_MS."""
 
 
 class Arrival(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -105,53 +106,11 @@ class Duplicate(msgspec.Struct, frozen=True, eq=False):
     arrival: Arrival
 
 
-_Verdict = Literal["in_order", "late", "wait", "restart"]
 _Outcomes = list[Release | Duplicate]
 
 
-def _decide(lane: LaneState, arrival: Arrival, number: int, first_sequence: int) -> _Verdict:
-    """Decide on an arrival that has a number and is no duplicate, by the table of docs/ordering.md."""
-    at_us = arrival.timestamp_us
-    if at_us is not None:
-        if lane.floor_us is not None and at_us < lane.floor_us:
-            return "late"
-        if lane.ending_us is not None and at_us > lane.ending_us:
-            return "wait"  # the next run's
-    due = lane.next
-    if due is None:
-        if number in (first_sequence, 0):
-            return "in_order"
-        return "wait" if number > first_sequence else "late"
-    if number >= due:
-        return "in_order" if number == due else "wait"
-    later = at_us is not None and lane.top_us is not None and at_us > lane.top_us
-    return _decide_passed(lane, arrival, number, first_sequence) if later else "late"
-
-
-def _decide_passed(lane: LaneState, arrival: Arrival, number: int, first_sequence: int) -> _Verdict:
-    """As `_decide`, for a number below the one that is due, stamped later than all that was released."""
-    if 0 < number < first_sequence:
-        return "late"  # in no run would it have a place
-    if number > first_sequence:
-        return "wait"
-    if arrival.timestamp_us == lane.ending_us:
-        return "restart" if arrival.may_open else "wait"
-    if (
-        number != first_sequence
-        and lane.opening == first_sequence
-        and not was_number_released(lane.released, 0)
-    ):
-        return "late"  # the run's own zero, which the first number has overtaken
-    if lane.opening == 0 and number != 0:
-        return "wait"  # for the 0 before it; see _opens_run_after_waiting
-    return "restart" if arrival.may_open else "wait"
-
-
-def _opens_run_after_waiting(lane: LaneState, waiting: Arrival, first_sequence: int) -> bool:
-    """Whether an arrival that has waited long enough opens a run: it is the first number, and no 0 came before it."""
-    number = _number(waiting)
-    return lane.opening == 0 and number == first_sequence < cast("int", lane.next) and waiting.may_open
-
+NO_SPOOLS: Final = SpoolHistory()
+"""No node holds spooled callbacks. Never changed."""
 
 NONE_WAITING: Final = cast("list[Arrival]", ())
 """The empty list that nearly all sessions share: a list of its own would take a hundred bytes."""
@@ -166,7 +125,8 @@ class SessionOrder:
         self.state = state
         """After everything released so far, and, where numbering has started again since, in the new run."""
         self.waiting = NONE_WAITING
-        """The arrivals of which `_decide` says "wait", in the order of the stream. Read-only."""
+        """The arrivals of which `decide` says "wait", and SessionTimeouts that wait for spools; in the stream's order.
+        Read-only."""
 
     @property
     def held(self) -> int:
@@ -174,55 +134,88 @@ class SessionOrder:
         return len(self.waiting)
 
     def deadline_ms(self, policy: Policy) -> int | None:
-        """The watermark, in ms, at which `expire` has something to do; None while nothing waits."""
-        return self.waiting[0].arrived_ms + policy.gap_timeout_ms if self.waiting else None
+        """The watermark, in ms, at which `expire` has something to do, unless spools are waited for (`ends_ms`); None
+        while nothing waits.
+        """
+        first = self._first_due(policy)
+        return None if first is None else _due_ms(first, policy)
 
-    def arrive(self, arrival: Arrival, policy: Policy) -> Sequence[Release | Duplicate]:
+    def arrive(
+        self, arrival: Arrival, policy: Policy, spools: SpoolHistory = NO_SPOOLS
+    ) -> Sequence[Release | Duplicate]:
         """Take the session's next arrival; return what is released now, in order, and whether it was a duplicate."""
-        number, outcomes = arrival.number, _Outcomes()
-        self._expire(arrival.arrived_ms, policy, outcomes)
+        outcomes = _Outcomes()
+        self._expire(arrival.arrived_ms, policy, spools, outcomes)
         if self._is_duplicate(arrival):
             outcomes.append(Duplicate(arrival))
-            return outcomes
-        if arrival.ends_session:
-            while self.waiting:
-                status = (held for held in self.waiting if not held.recording)
-                self._give_up(next(status, self.waiting[0]), policy, outcomes)
-        if number is None:
+        elif arrival.ends_session and ends_ms(arrival, policy, spools) <= arrival.arrived_ms:
+            self._end_session(arrival, policy, outcomes)
+        elif arrival.number is None and not arrival.ends_session:
             outcomes.append(self._release_unsequenced(arrival))
-            return outcomes
-        if self.waiting is NONE_WAITING:
-            self.waiting = []
-        self.waiting.append(arrival)
-        self._decide_waiting(policy, outcomes, len(self.waiting) - 1)
-        while len(self.waiting) > (0 if arrival.ends_session else policy.held_max):
-            self._give_up(self._first_to_give_up(arrival.recording, policy), policy, outcomes)
+        else:
+            self._wait(arrival)
+            self._decide_waiting(policy, outcomes, len(self.waiting) - 1)
+            while len(self.waiting) > policy.held_max:
+                self._give_up_one(arrival.recording, policy, outcomes)
         return outcomes
 
-    def expire(self, watermark_ms: int, policy: Policy) -> Sequence[Release]:
+    def expire(
+        self, watermark_ms: int, policy: Policy, spools: SpoolHistory = NO_SPOOLS
+    ) -> Sequence[Release]:
         """Release the arrivals that have waited long enough. Returns them in order.
 
         `watermark_ms`: the stream's time, which never falls and is never later than an arrival to come.
         """
-        if not self._expires(watermark_ms, policy):
-            return ()
         outcomes: _Outcomes = []
-        self._expire(watermark_ms, policy, outcomes)
-        return [outcome for outcome in outcomes if isinstance(outcome, Release)]
+        self._expire(watermark_ms, policy, spools, outcomes)
+        return [outcome for outcome in outcomes if isinstance(outcome, Release)] if outcomes else ()
 
-    def _expires(self, watermark_ms: int, policy: Policy) -> bool:
-        return bool(self.waiting) and self.waiting[0].arrived_ms + policy.gap_timeout_ms <= watermark_ms
+    def _expire(self, watermark_ms: int, policy: Policy, spools: SpoolHistory, outcomes: _Outcomes) -> None:
+        while (first := self._first_due(policy)) is not None:
+            if ends_ms(first, policy, spools) > watermark_ms:
+                return
+            if first.ends_session:
+                self.waiting.remove(first)
+                self._end_session(first, policy, outcomes)
+            else:
+                self._give_up(first, policy, outcomes)
 
-    def _expire(self, watermark_ms: int, policy: Policy, outcomes: _Outcomes) -> None:
-        while self._expires(watermark_ms, policy):
-            self._give_up(self.waiting[0], policy, outcomes)
+    def _first_due(self, policy: Policy) -> Arrival | None:
+        """Of those that wait the one that is due first: the oldest, or a SessionTimeout, which is due as it arrives."""
+        waiting = self.waiting
+        if not waiting:
+            return None
+        ending = next((held for held in waiting if held.ends_session), None)
+        first = waiting[0]
+        if ending is not None and ending.arrived_ms < first.arrived_ms + policy.gap_timeout_ms:
+            return ending
+        return first
+
+    def _wait(self, arrival: Arrival) -> None:
+        if self.waiting is NONE_WAITING:
+            self.waiting = []
+        self.waiting.append(arrival)
+
+    def _end_session(self, ending: Arrival, policy: Policy, outcomes: _Outcomes) -> None:
+        """Release everything that waits in the session, status events first, and then its SessionTimeout."""
+        while waiting := [held for held in self.waiting if not held.ends_session]:
+            status = (held for held in waiting if not held.recording)
+            self._give_up(next(status, waiting[0]), policy, outcomes)
+        if ending.number is None:
+            outcomes.append(self._release_unsequenced(ending))
+            self.waiting = self.waiting or NONE_WAITING
+            return
+        self._wait(ending)
+        self._decide_waiting(policy, outcomes, len(self.waiting) - 1, ending)
+        while ending in self.waiting:
+            self._give_up(ending, policy, outcomes)
 
     def _is_duplicate(self, arrival: Arrival) -> bool:
         if arrival.number is None:
-            return was_released_unsequenced(self.state.unsequenced, arrival.fingerprint)
-        if was_released(self._lane(arrival).released, arrival.number, arrival.fingerprint):
-            return True
-        return self._is_held(arrival)
+            released = was_released_unsequenced(self.state.unsequenced, arrival.fingerprint)
+        else:
+            released = was_released(self._lane(arrival).released, arrival.number, arrival.fingerprint)
+        return released or self._is_held(arrival)
 
     def _is_held(self, arrival: Arrival) -> bool:
         for held in self.waiting:
@@ -237,16 +230,21 @@ class SessionOrder:
     def _lane(self, arrival: Arrival) -> LaneState:
         return self.state.recording if arrival.recording else self.state.status
 
-    def _decide_waiting(self, policy: Policy, outcomes: _Outcomes, at: int = 0) -> None:
+    def _decide_waiting(
+        self, policy: Policy, outcomes: _Outcomes, at: int = 0, ending: Arrival | None = None
+    ) -> None:
         """Decide waiting arrivals in the stream's order: from the index `at` on, and all of them anew after each
-        release.
+        release. SessionTimeouts wait for spools, and are not decided, but for `ending`, whose wait is over.
         """
         held = self.waiting
         while at < len(held):
             arrival = held[at]
+            if arrival.ends_session and arrival is not ending:
+                at += 1
+                continue
             lane = self._lane(arrival)
             number = _number(arrival)
-            verdict = _decide(lane, arrival, number, policy.first_sequence)
+            verdict = decide(lane, arrival, number, policy.first_sequence)
             if verdict == "wait":
                 at += 1
                 continue
@@ -272,6 +270,7 @@ class SessionOrder:
             held
             for held in before
             if held.recording == opening.recording
+            and not held.ends_session
             and _number(held) >= due
             and (held.timestamp_us is None or held.timestamp_us <= opening_us)
         ]
@@ -289,50 +288,42 @@ class SessionOrder:
         if lane.ending_us is not None:
             # A worker died while the run was ending, and what should end it never came again: it was deleted.
             self._set_lane(waiting.recording, msgspec.structs.replace(lane, ending_us=None))
-        elif _opens_run_after_waiting(lane, waiting, policy.first_sequence):
+        elif opens_run_after_waiting(lane, waiting, _number(waiting), policy.first_sequence):
             self._restart(waiting, self.waiting[: self.waiting.index(waiting)], policy, outcomes)
         elif self._plausible([waiting], policy):
-            in_lane = [held for held in self.waiting if held.recording == waiting.recording]
+            in_lane = [waiting] if waiting.ends_session else self._in_lane(waiting.recording)
             outcomes.append(cast("Release", self._release_lowest(in_lane, policy)))
         else:
             outcomes.append(self._release_late(waiting))
-        self._decide_waiting(policy, outcomes)
+        self._decide_waiting(policy, outcomes, ending=waiting)
 
-    def _first_to_give_up(self, recording: bool, policy: Policy) -> Arrival:
-        """The arrival to give up first in a lane where too many wait: if possible one that cannot disturb the run."""
-        in_lane = [held for held in self.waiting if held.recording == recording]
-        plausible = set(self._plausible(in_lane, policy))
-        return next((held for held in in_lane if held not in plausible), in_lane[0])
+    def _give_up_one(self, recording: bool, policy: Policy, outcomes: _Outcomes) -> None:
+        """Too many wait, in this lane if there are any: give up one, if possible one that cannot disturb the run."""
+        in_lane = self._in_lane(recording) or self._in_lane(not recording)
+        if in_lane:
+            believed = set(self._plausible(in_lane, policy))
+            one = next((held for held in in_lane if held not in believed), in_lane[0])
+            self._give_up(one, policy, outcomes)
+        else:
+            self._end_session(self.waiting.pop(0), policy, outcomes)
+
+    def _in_lane(self, recording: bool) -> list[Arrival]:
+        """Those of a lane that wait for numbers."""
+        return [held for held in self.waiting if held.recording == recording and not held.ends_session]
 
     def _plausible(self, candidates: list[Arrival], policy: Policy) -> list[Arrival]:
-        """Those of the candidates, all of one lane, with whose numbers the numbering may go on.
-
-        They are ahead of the number that is due and not far from it, or other numbers are near them. All candidates
-        are judged in one pass: one by one, a thousand that wait far ahead would keep a worker for half a minute.
-        """
+        """Those of the candidates, all of one lane, with whose numbers the numbering may go on."""
         recording = candidates[0].recording
         lane = self.state.recording if recording else self.state.status
         due = policy.first_sequence if lane.next is None else lane.next
-        near = range(due, due + AHEAD_MAX + 1)
-        if all(_number(candidate) in near for candidate in candidates):
-            return candidates
-        others = {_number(held) for held in self.waiting if held.recording == recording}
-        numbers = sorted(others.union(released_numbers(lane.released)))
-        beside = {
-            number
-            for lower, upper in pairwise(numbers)
-            if upper - lower <= AHEAD_MAX
-            for number in (lower, upper)
-            if number > due
-        }
-        return [held for held in candidates if _number(held) in near or _number(held) in beside]
+        return plausible(lane, candidates, self._in_lane(recording), due)
 
     def _release_lowest(self, candidates: list[Arrival], policy: Policy) -> Release | None:
         """Release the lowest plausible number, after its gap; None if there is none."""
-        plausible = self._plausible(candidates, policy)
-        if not plausible:
+        believed = self._plausible(candidates, policy)
+        if not believed:
             return None
-        lowest = min(plausible, key=_number)  # of several with one number the first that came
+        lowest = min(believed, key=_number)  # of several with one number the first that came
         self.waiting.remove(lowest)
         lane, number = self._lane(lowest), _number(lowest)
         due = policy.first_sequence if lane.next is None else lane.next
@@ -396,3 +387,14 @@ class SessionOrder:
 
 def _number(arrival: Arrival) -> int:
     return cast("int", arrival.number)  # for what waits: without a number, nothing does
+
+
+def ends_ms(waiting: Arrival, policy: Policy, spools: SpoolHistory) -> int:
+    """The watermark, in ms, at which an arrival has waited long enough: for the numbers before it, and for spools."""
+    due_ms = _due_ms(waiting, policy)
+    waits_until_ms = spools.timeout_waits_until_ms if waiting.ends_session else spools.gap_waits_until_ms
+    return min(waits_until_ms(due_ms), due_ms + policy.gap_spool_ms)
+
+
+def _due_ms(waiting: Arrival, policy: Policy) -> int:
+    return waiting.arrived_ms if waiting.ends_session else waiting.arrived_ms + policy.gap_timeout_ms

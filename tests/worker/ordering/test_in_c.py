@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from partition_kit import entry, make, take_in
-from test_reorder_model import PLAIN, histories, long_histories, stamp
+from test_reorder_model import PLAIN, Spools, histories, long_histories, stamp
 from test_state import NUMBERS as NATURALS
 from test_state import STATES, rings
 
@@ -39,17 +39,17 @@ def shown(outcome):
 
 def agree(history):
     """Two sessions take every arrival of a history, one of them with what is in C, and stay alike."""
-    ours, theirs = SessionOrder(), SessionOrder()
+    ours, theirs, spools = SessionOrder(), SessionOrder(), Spools(history)
     for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
         for watermark_ms in watermarks:
-            ours.expire(watermark_ms, history.policy)
-            theirs.expire(watermark_ms, history.policy)
+            ours.expire(watermark_ms, history.policy, spools)
+            theirs.expire(watermark_ms, history.policy, spools)
         before = (ours.state, [*ours.waiting])
         outcomes = order.ordinary_outcomes(ours, arrival, history.policy)
         if outcomes is None:
             assert (ours.state, [*ours.waiting]) == before, "looked at, and left alone"
-            outcomes = ours.arrive(arrival, history.policy)
-        expected = theirs.arrive(arrival, history.policy)
+            outcomes = ours.arrive(arrival, history.policy, spools)
+        expected = theirs.arrive(arrival, history.policy, spools)
         assert [shown(one) for one in outcomes] == [shown(one) for one in expected]
         assert (ours.state, [*ours.waiting]) == (theirs.state, [*theirs.waiting])
         assert (ours.waiting is NONE_WAITING) == (theirs.waiting is NONE_WAITING)

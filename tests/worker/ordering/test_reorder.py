@@ -5,8 +5,8 @@ from hashlib import blake2b
 
 import pytest
 
+from maskline.worker.ordering.decision import AHEAD_MAX
 from maskline.worker.ordering.reorder import (
-    AHEAD_MAX,
     MISSING_MAX,
     Arrival,
     Duplicate,

@@ -1,18 +1,20 @@
 """The reorderer and the brute-force model: every arrival order, a crash anywhere, any batching of expiry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reorder_model import Model
+from reorder_model import Model, Spooled
 
 from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, SessionOrder
+from maskline.worker.ordering.spool_history import SpoolHistory, _Hold
 from maskline.worker.ordering.state import SessionState, decode_state, encode_state
 
 GAP_MS = 5_000
+SPOOL_MS = 8_000
 THE_END_MS = 10**9
 PLAIN = Policy(GAP_MS, first_sequence=1, held_max=256)
 
@@ -28,6 +30,16 @@ class History:
     arrivals: tuple[Arrival, ...]
     watermarks: tuple[tuple[int, ...], ...]
     """Before each arrival (and after the last), what `expire` is called with."""
+    spooled: tuple[Spooled, ...] = ()
+    """When nodes are known to hold spooled callbacks."""
+
+
+class Spools(SpoolHistory):
+    """Holds what a history says."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self._past = {_Hold(it.since_ms, it.until_ms, it.gaps_only) for it in history.spooled}
 
 
 def stamp(drafts: list[Draft], waits_ms: list[int]) -> tuple[Arrival, ...]:
@@ -57,7 +69,19 @@ def policies() -> st.SearchStrategy[Policy]:
         gap_timeout_ms=st.just(GAP_MS),
         first_sequence=st.sampled_from((1, 1, 1, 0, 2, 5)),
         held_max=st.sampled_from((256, 256, 1, 2, 3, 0)),
+        gap_spool_ms=st.just(SPOOL_MS),
     )
+
+
+def spooled() -> st.SearchStrategy[tuple[Spooled, ...]]:
+    """None, as nearly always, or up to three intervals over the time of a history."""
+    some = st.builds(
+        lambda since_ms, lasts_ms, gaps_only: Spooled(since_ms, since_ms + lasts_ms, gaps_only),
+        st.integers(-2_000, 20_000),
+        st.sampled_from((0, 300, 4_000, SPOOL_MS - 1, SPOOL_MS, 3 * SPOOL_MS)),
+        st.booleans(),
+    )
+    return st.lists(some, max_size=3).map(tuple)
 
 
 FAR = (1_001, 1_002, 1_003, 1_990, 2_003, 3_004, 2**53 - 2, 2**53 - 1)
@@ -74,7 +98,7 @@ def wild_histories(draw: st.DrawFn) -> History:
         st.sampled_from((b"aaaaaaaa", b"bbbbbbbb", b"cccccccc")),
         st.one_of(st.none(), st.integers(0, 8)),
         st.sampled_from((False, False, False, True)),
-        st.sampled_from((False,) * 12 + (True,)),
+        st.sampled_from((False,) * 8 + (True,)),
         st.sampled_from((False, True, True)),
     )
     drafts = draw(st.lists(draft, max_size=16))
@@ -85,7 +109,9 @@ def wild_histories(draw: st.DrawFn) -> History:
     ]
     waits = draw(st.lists(st.sampled_from(WAITS_MS), min_size=len(drafts), max_size=len(drafts)))
     arrivals = stamp(drafts, waits)
-    return History(draw(policies()), arrivals, watermarks_between(arrivals, draw(st.randoms())))
+    return History(
+        draw(policies()), arrivals, watermarks_between(arrivals, draw(st.randoms())), draw(spooled())
+    )
 
 
 @st.composite
@@ -128,7 +154,7 @@ def call_histories(draw: st.DrawFn) -> History:
     ]
     waits = [random.choice((0, 0, 0, 1, 10, 400, random.choice(WAITS_MS))) for _ in drafts]
     arrivals = stamp(drafts, waits)
-    return History(draw(policies()), arrivals, watermarks_between(arrivals, random))
+    return History(draw(policies()), arrivals, watermarks_between(arrivals, random), draw(spooled()))
 
 
 def altered(draft: Draft, random: Random, until_us: int) -> Draft:
@@ -173,16 +199,16 @@ def again(session: SessionOrder) -> None:
 
 
 def play(history: History, *, reencode: bool = False) -> list[Release | Duplicate]:
-    session, outcomes = SessionOrder(), []
+    session, outcomes, spools = SessionOrder(), [], Spools(history)
     for arrival, watermarks in zip(history.arrivals, history.watermarks, strict=False):
         for watermark_ms in watermarks:
-            outcomes += session.expire(watermark_ms, history.policy)
-        outcomes += session.arrive(arrival, history.policy)
+            outcomes += session.expire(watermark_ms, history.policy, spools)
+        outcomes += session.arrive(arrival, history.policy, spools)
         assert session.held <= history.policy.held_max
         if reencode:
             again(session)
     for watermark_ms in (*history.watermarks[-1], THE_END_MS):
-        outcomes += session.expire(watermark_ms, history.policy)
+        outcomes += session.expire(watermark_ms, history.policy, spools)
     assert session.held == 0
     assert session.deadline_ms(history.policy) is None
     return outcomes
@@ -193,7 +219,7 @@ def released(outcomes: list[Release | Duplicate]) -> list[Release]:
 
 
 def agree(history: History, outcomes: list[Release | Duplicate]) -> None:
-    model = Model(history.policy)
+    model = Model(history.policy, history.spooled)
     for arrival in history.arrivals:
         model.arrive(arrival)
     model.expire(THE_END_MS)
@@ -224,7 +250,7 @@ def test_the_state_survives_its_encoding_at_every_step(history: History) -> None
 @settings(max_examples=100, deadline=None)
 @given(histories)
 def test_how_often_expire_is_called_makes_no_difference(history: History) -> None:
-    never = History(history.policy, history.arrivals, ((),) * (len(history.arrivals) + 1))
+    never = replace(history, watermarks=((),) * (len(history.arrivals) + 1))
     one_by_one = play(history)
     assert [seen(release) for release in released(play(never))] == [
         seen(release) for release in released(one_by_one)
@@ -250,11 +276,11 @@ def crash_and_go_on(
     history: History, state: SessionState, handled: set[object], acknowledged: set[object]
 ) -> list[tuple[Seen, bytes]]:
     """A new owner: the committed state, and the stream again without what was handled or acknowledged."""
-    session, outcomes = SessionOrder(decode_state(encode_state(state))), []
+    session, outcomes, spools = SessionOrder(decode_state(encode_state(state))), [], Spools(history)
     for arrival in history.arrivals:
         if arrival.payload not in handled and arrival.payload not in acknowledged:
-            outcomes += session.arrive(arrival, history.policy)
-    outcomes += session.expire(THE_END_MS, history.policy)
+            outcomes += session.arrive(arrival, history.policy, spools)
+    outcomes += session.expire(THE_END_MS, history.policy, spools)
     return [(seen(release), encode_state(release.state)) for release in released(outcomes)]
 
 
