@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
+from maskline.ingest.auth.accounts import require_auth_tokens
 from maskline.ingest.auth.verifier import CallbackVerifier
 from maskline.ingest.delivery.drainer import Drainer
 from maskline.ingest.delivery.rate_limiter import RateLimiter
@@ -58,11 +59,7 @@ class IngestNode:
     def __init__(
         self, settings: Settings, *, index: int = 0, reuse_port: bool = False, spool_may_vanish: bool = False
     ) -> None:
-        if settings.verify != "off" and not settings.auth_tokens:
-            raise ConfigError(
-                "MASKLINE_AUTH_TOKENS is empty: set it to auth_id:token, "
-                "or MASKLINE_VERIFY=off to take unsigned callbacks"
-            )
+        require_auth_tokens(settings)
         self._settings = settings
         self._index = index
         self._reuse_port = reuse_port

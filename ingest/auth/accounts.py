@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from maskline.ingest.auth.signatures import Token
+from maskline.schemas.errors import ConfigError
+from maskline.schemas.settings import Settings
 
 MAIN_PREFIX: Final = "MA"
 
@@ -45,6 +47,15 @@ class Accounts:
     def credentials(self, auth_id: str) -> tuple[Credential, ...]:
         """Who may sign a callback to this account's path; an empty `auth_id` stands for the common path."""
         return self._by_auth_id.get(auth_id, ()) if auth_id else self.all_credentials
+
+
+def require_auth_tokens(settings: Settings) -> None:
+    """Raise ConfigError where signatures are verified, and there is no token to verify them with."""
+    if settings.verify != "off" and not settings.auth_tokens:
+        raise ConfigError(
+            "MASKLINE_AUTH_TOKENS is empty: set it to auth_id:token, "
+            "or MASKLINE_VERIFY=off to take unsigned callbacks"
+        )
 
 
 def signing_account(

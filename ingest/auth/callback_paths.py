@@ -64,5 +64,14 @@ def explain_unknown_path(path: str) -> UnknownPath:
     )
 
 
+def without_prefix(path: str) -> str | None:
+    """The path of ours at the end of a path that has something before it, as a proxy should have forwarded it.
+
+    None where there is none. The path is taken as it came, not decoded.
+    """
+    prefixed = _PREFIXED.fullmatch(path.rstrip("/"))
+    return None if prefixed is None else path[len(prefixed[1]) :]
+
+
 def _decode(path: str) -> str:
     return (unquote(path) if "%" in path else path).rstrip("/")

@@ -46,6 +46,11 @@ def could_be_plivos(refusal: Refusal, head: RequestHead, body: bytes) -> bool:
     return _head_could_be_plivos(head) or _SESSION_BYTES in body
 
 
+def names_session(head: RequestHead, body: bytes) -> bool:
+    """Whether a request names a SessionUUID, in its query or in its body."""
+    return _SESSION in head.target or _SESSION_BYTES in body
+
+
 def _head_could_be_plivos(head: RequestHead) -> bool:
     headers = head.headers
     return any(name in headers for name in plivo_headers.ALL) or _SESSION in head.target
