@@ -31,6 +31,10 @@ COMMANDS: Final[dict[str, Command]] = {
     "dead": Command(
         "maskline.console.dead.command", "list, group and show callbacks that could not be handled"
     ),
+    "refused": Command(
+        "maskline.console.refused.command",
+        "callbacks that were refused, and releasing them once that is mended",
+    ),
     "settings": Command("maskline.console.settings", "every setting with its value, default and meaning"),
 }
 

@@ -1,11 +1,13 @@
 """What commands print: JSON for programs, texts from outside made harmless for a terminal."""
 
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+
+from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 
 def print_json(value: Any) -> None:
@@ -20,6 +22,24 @@ async def print_json_array(values: AsyncIterable[Any]) -> None:
         sys.stdout.write(f"{before}\n  {msgspec.json.encode(value).decode()}")
         before = ","
     sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+
+
+def shown_parameters(pairs: Iterable[tuple[str, str]], *, reveal: bool = False) -> list[list[str]]:
+    """Parameters of a callback as [name, value]; without `reveal` with tokens in place of phone numbers."""
+    if reveal:
+        return [[name, value] for name, value in pairs]
+    return [[redact(name), _masked(name, value)] for name, value in pairs]
+
+
+def _masked(name: str, value: str) -> str:
+    return number_token(value) if name in NUMBER_ATTRIBUTES and value else redact(value)
+
+
+def shown_value(value: Any) -> str:
+    """A value as text for a terminal: a time in UTC, `none` for None."""
+    if value is None:
+        return "none"
+    return f"{value:%Y-%m-%d %H:%M:%S.%f} UTC" if isinstance(value, datetime) else printable(str(value))
 
 
 def note(line: str) -> None:

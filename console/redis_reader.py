@@ -6,7 +6,7 @@ which then ends with EXIT_KILLED.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -120,6 +120,10 @@ class RedisReader:
     def close(self) -> None:
         """Close all connections."""
         self._servers.close()
+
+    def one_of_each_server(self, keys: Iterable[str]) -> list[str]:
+        """One of these keys for each server that has any of them: for a command to each of these servers."""
+        return list({self._servers.of_key(key): key for key in keys}.values())
 
     async def send(self, queries: Sequence[Query]) -> list[Any]:
         """The replies, in the order of the queries; an error reply is a hiredis.ReplyError in its place."""

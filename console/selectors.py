@@ -1,10 +1,23 @@
-"""The arguments by which commands select dead letters, and kept callbacks."""
+"""The arguments by which commands select dead letters, kept callbacks, and refused ones."""
 
 import argparse
+from typing import Final, NamedTuple
 
 from maskline.console.arguments import moment
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.jobs import SELECTED_IDS_MAX, Selection
+
+_TIME: Final = "ISO 8601, UTC unless it says otherwise, or 15m, 2h, 3d ago"
+
+
+class RefusedSelection(NamedTuple):
+    """Which refused callbacks an operator selected: all conditions given must hold; None and no ids stand for any."""
+
+    ids: tuple[str, ...] = ()
+    reason: str | None = None
+    """The code for which they were refused."""
+    since_ms: int | None = None
+    """Received at this time or later, in milliseconds since the epoch."""
 
 
 def add_letter_selectors(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +42,21 @@ def add_callback_selectors(parser: argparse.ArgumentParser) -> None:
     selected.add_argument("--handler", metavar="NAME", help="for this handler alone (default: for each)")
 
 
+def add_refused_selectors(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select refused callbacks; `refused_selection` reads them."""
+    selected = parser.add_argument_group("which refused callbacks: those for which all of it is true")
+    selected.add_argument("ids", nargs="*", metavar="ID", help="as the list has it")
+    selected.add_argument("--reason", metavar="CODE", help="refused for it, as signature_wrong")
+    _add_since(selected, "received")
+    selected.add_argument("--all", action="store_true", help="all of them")
+
+
+def _add_since(group: argparse._ArgumentGroup, done: str) -> None:
+    group.add_argument("--since", type=moment, metavar="TIME", help=f"{done} then or later: {_TIME}")
+
+
 def _add_times(group: argparse._ArgumentGroup, done: str) -> None:
-    time = "ISO 8601, UTC unless it says otherwise, or 15m, 2h, 3d ago"
-    group.add_argument("--since", type=moment, metavar="TIME", help=f"{done} then or later: {time}")
+    _add_since(group, done)
     group.add_argument("--until", type=moment, metavar="TIME", help=f"{done} before that time")
 
 
@@ -51,15 +76,26 @@ def letter_selection(arguments: argparse.Namespace, command: str, *, all_by_defa
         since_ms=arguments.since,
         until_ms=arguments.until,
     )
-    if len(selection.ids) > SELECTED_IDS_MAX:
-        raise ConfigError(f"{command}: at most {SELECTED_IDS_MAX:,} ids; select by what they have in common")
-    if arguments.all and not selection.is_empty:
-        raise ConfigError(f"{command}: --all is all of them, so nothing else can be selected beside it")
-    if selection.is_empty and not arguments.all and not all_by_default:
-        raise ConfigError(
-            f"{command}: nothing is selected: name ids, or select by --group, --handler, … or --all"
-        )
+    _check(arguments, command, is_empty=selection.is_empty, all_by_default=all_by_default)
     return selection
+
+
+def refused_selection(
+    arguments: argparse.Namespace, command: str, *, all_by_default: bool
+) -> RefusedSelection:
+    """The refused callbacks that the arguments select. Raises ConfigError as `letter_selection` does."""
+    selection = RefusedSelection(tuple(dict.fromkeys(arguments.ids)), arguments.reason, arguments.since)
+    _check(arguments, command, is_empty=selection == RefusedSelection(), all_by_default=all_by_default)
+    return selection
+
+
+def _check(arguments: argparse.Namespace, command: str, *, is_empty: bool, all_by_default: bool) -> None:
+    if len(arguments.ids) > SELECTED_IDS_MAX:
+        raise ConfigError(f"{command}: at most {SELECTED_IDS_MAX:,} ids; select by what they have in common")
+    if arguments.all and not is_empty:
+        raise ConfigError(f"{command}: --all is all of them, so nothing else can be selected beside it")
+    if is_empty and not arguments.all and not all_by_default:
+        raise ConfigError(f"{command}: nothing is selected: name ids, or select by --reason, … or --all")
 
 
 def callback_selection(arguments: argparse.Namespace, command: str) -> Selection:

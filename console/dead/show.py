@@ -6,21 +6,20 @@ Phone numbers are shown as tokens, the same as in the logs, unless `--reveal` as
 import argparse
 import getpass
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from maskline.console.dead.letters import Letter, read_whole
 from maskline.console.dead.rows import row_of, waiting_behind
-from maskline.console.output import print_json, printable
+from maskline.console.output import print_json, printable, shown_parameters, shown_value
 from maskline.console.redis_reader import RedisReader
 from maskline.runtime.logs import configure_logging, get_logger
 from maskline.schemas.callback import RawCallback, decode_callback
 from maskline.schemas.decode import parameter_pairs
 from maskline.schemas.errors import MasklineError, NotDecodableError, UndecodableEntryError
 from maskline.schemas.parameters import parse_parameters
-from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
+from maskline.schemas.privacy import redact
 from maskline.worker.entries.dead_letter import DeadLetter
 
 _log = get_logger("maskline.console")
@@ -89,46 +88,32 @@ def _request(callback: RawCallback, *, reveal: bool) -> dict[str, Any]:
         request["not_decodable"] = str(error)
         shown = (lambda text: text) if reveal else redact
         return request | {"query": shown(_text(callback.query)), "body": shown(_text(callback.body))}
-    request["parameters"] = [
-        [name, value] if reveal else [redact(name), _redacted(name, value)] for name, value in pairs
-    ]
+    request["parameters"] = shown_parameters(pairs, reveal=reveal)
     if reveal:
         request |= {"query": _text(callback.query), "body": _text(callback.body)}
     return request
-
-
-def _redacted(name: str, value: str) -> str:
-    if name in NUMBER_ATTRIBUTES and value:
-        return number_token(value)
-    return redact(value)
 
 
 def _lines(whole: dict[str, Any]) -> Iterator[str]:
     nested = ("request", "traceback", "foreign_entry")
     for name, value in whole.items():
         if name not in nested:
-            yield f"{name.replace('_', ' '):16} {_shown(value)}"
+            yield f"{name.replace('_', ' '):16} {shown_value(value)}"
     request = whole["request"]
     if request is not None:
         yield ""
         yield "request"
         for name, value in request.items():
             if name != "parameters":
-                yield f"  {name.replace('_', ' '):14} {_shown(value)}"
+                yield f"  {name.replace('_', ' '):14} {shown_value(value)}"
         for name, value in request.get("parameters", ()):
             yield f"  {printable(name)} = {printable(value)}"
     if "foreign_entry" in whole:
         yield ""
-        yield f"entry            {_shown(whole['foreign_entry'])}"
+        yield f"entry            {shown_value(whole['foreign_entry'])}"
     if whole["traceback"]:
         yield ""
         yield from (printable(line) for line in whole["traceback"].splitlines())
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:%Y-%m-%d %H:%M:%S.%f} UTC" if isinstance(value, datetime) else printable(str(value))
 
 
 def _text(value: bytes) -> str:
