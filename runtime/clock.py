@@ -26,3 +26,8 @@ def _clock() -> Callable[[], float]:
 
 lease_clock: Final = _clock()
 """Returns seconds since an arbitrary moment in the past. A call costs 0.03 µs more than `time.monotonic()`."""
+
+
+def wall_clock_ms() -> int:
+    """The time of day: milliseconds since the epoch. It may be set back or forth."""
+    return time.time_ns() // 1_000_000

@@ -23,6 +23,10 @@ class Counters:
         """Successful attempts by handler."""
         self.failed: Counter[str] = Counter()
         """Failed attempts by handler."""
+        self.set_aside: Counter[str] = Counter()
+        """Events set aside into retry queues, by handler."""
+        self.retried: Counter[str] = Counter()
+        """Attempts at events of retry queues, by handler."""
         self.handler_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds spent in handlers, awaiting included, by handler."""
         self.commits = 0

@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
-from time import monotonic, time_ns
+from time import monotonic
 from types import ModuleType
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from maskline.runtime.admin.port_notes import Note
 from maskline.runtime.admin.server import AdminServer, Health
 from maskline.runtime.admin.vitals import vital_details
+from maskline.runtime.clock import wall_clock_ms
 from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
@@ -40,6 +41,8 @@ from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, arrive_ordinary
 from maskline.worker.partitions.retention import Retention
 from maskline.worker.poison.sandbox import Sandbox
+from maskline.worker.retry_queues.expiry import ParkedQueueExpiry
+from maskline.worker.retry_queues.runner import RetryQueueRunner
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.poller_pool import PollerPool
 
@@ -111,6 +114,8 @@ class WorkerNode:
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
         self.background.start("handler control", self._control.run)
+        self.background.start("retry queues", self._retry_runner.run)
+        self.background.start("expiry of parked queues", self._expiry.run)
         # If one of these ends, the process ends: nothing moves without it, and its work is best begun anew.
         self._tasks = [
             asyncio.create_task(self._keep_leases(), name="leases"),
@@ -134,20 +139,18 @@ class WorkerNode:
         settings, connections, keys, counters = self.settings, self._connections, self._keys, self.counters
         sandbox = Sandbox(settings, self._loadable, counters)
         quarantine = Quarantine(connections, keys, sandbox, counters, self._fenced)
+        handlers = {handler.name: handler for bound in table.values() for handler in bound}
+        self.gates = HandlerGates(handlers.values(), wall_ms=wall_clock_ms, chance=random.random)
         self._dispatcher = Dispatcher(
             table,
             concurrency=settings.concurrency,
             late_dead=settings.late == "dead",
             counters=counters,
             on_progress=self._progressed,
+            gates=self.gates,
             quarantine=quarantine,
             background=self.background,
             context=self._resources.context,
-        )
-        self.gates = HandlerGates(
-            (handler for handlers in table.values() for handler in handlers),
-            wall_ms=lambda: time_ns() // 1_000_000,
-            chance=random.random,
         )
         self._control = HandlerControl(
             connections, keys, self.gates, worker_id=self.worker_id, lease_ttl_ms=settings.lease_ttl_ms
@@ -160,6 +163,7 @@ class WorkerNode:
             on_fenced=self._fenced,
             on_diverged=self._diverged,
             on_committed=self._committed,
+            on_retry_due=self._retry_due,
             on_fault=self.background.failed,
         )
         pipeline = StreamPipeline(
@@ -171,6 +175,20 @@ class WorkerNode:
             counters=counters,
             on_progress=self._committer.mark,
             on_fault=self.background.failed,
+        )
+        self._retry_runner = RetryQueueRunner(
+            connections,
+            keys,
+            self._owned,
+            self._dispatcher,
+            self.gates,
+            handlers=handlers.values(),
+            counters=counters,
+            on_progress=self._committer.mark,
+            on_fenced=self._fenced,
+        )
+        self._expiry = ParkedQueueExpiry(
+            connections, keys, self._owned, self._committer, ttl_s=settings.dead_ttl_s
         )
         self._pollers = PollerPool(connections, keys, self._owned, pipeline)
         self._manager = PartitionManager(
@@ -189,7 +207,13 @@ class WorkerNode:
             connections, keys, self._owned, on_verified=self._verified, on_diverged=self._diverged
         )
         self.retention = Retention(connections, keys, self._owned, settings, counters)
-        self.dead_letters = DeadLetterCounts(connections, keys, self._owned)
+        self.dead_letters = DeadLetterCounts(
+            connections,
+            keys,
+            self._owned,
+            partitions=settings.partitions,
+            max_bytes=settings.dead_max_bytes,
+        )
 
     async def _keep_leases(self) -> None:
         # An event must not run that a pause holds.
@@ -301,6 +325,9 @@ class WorkerNode:
 
     def _committed(self) -> None:
         self._pollers.progressed()
+
+    def _retry_due(self, partition: Partition) -> None:
+        self._retry_runner.due_changed(partition)
 
     def _servers_changed(self) -> None:
         if self._started:

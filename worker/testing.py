@@ -32,9 +32,11 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.api.retry_schedule import RetryPolicy
+from maskline.worker.commands.retry_ops import Again, Append, Park, Pop, RetryOp
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Order, Policy
 from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
@@ -159,12 +161,15 @@ class Harness:
             kind: tuple(self._recorded(handler) for handler in handlers)
             for kind, handlers in bind(self._handlers, opened).items()
         }
+        self._queues = _RetryQueueStore()
         self._dispatcher = Dispatcher(
             table,
             concurrency=self._concurrency,
             late_dead=self._late_dead,
             counters=self._counters,
             on_progress=self._progressed,
+            gates=_OpenGates((), wall_ms=self._wall_ms, chance=lambda: 1.0),
+            wall_ms=self._wall_ms,
             context=self._resources.context,
         )
         self._partition = Partition(Lease(0, 1, "1 harness"), GroupPosition(), self._settings, self._counters)
@@ -211,14 +216,32 @@ class Harness:
         partition.commit_requested = False
         self._done.set()
 
+    def _wall_ms(self) -> int:
+        return self._now_ms
+
     async def _until_handled(self) -> None:
-        while self._partition.unfinished:
-            self._done.clear()
-            await self._done.wait()
-        if self._partition.wants_commit:
-            commit = self._partition.take_commit()
-            self._partition.committed()
+        partition = self._partition
+        while partition.unfinished or partition.retry_queues or partition.wants_commit:
+            if partition.unfinished or partition.retry_queues:
+                self._done.clear()
+                await self._done.wait()
+                continue
+            commit = partition.take_commit()
+            partition.committed()
             self.dead_letters += [decode_dead_letter(letter) for letter in commit.dead]
+            self._queues.change(commit.retry_ops)
+            self._run_queues()
+
+    def _run_queues(self) -> None:
+        """Run what was set aside, as its waits are over here."""
+        for handler, uuid, items in self._queues.due():
+            session = self._partition.session_of(uuid, None)
+            queue = self._partition.open_queue(
+                session, handler, items, takes=1, waiting=len(items), now_ms=self._now_ms
+            )
+            if queue is not None:
+                queue.scheduled = True
+                self._dispatcher.submit([queue])
 
     def _recorded(self, handler: BoundHandler) -> BoundHandler:
         def record(event: Event, ctx: Context, error: BaseException | None) -> None:
@@ -238,7 +261,47 @@ class Harness:
         retries = handler.policy.retries
         at_once = RetryPolicy(UNCOUNTED_RETRIES if retries is None else retries, 0, 0)
         call: Callable[..., Any] = _recording(handler.call, record, in_thread=handler.in_thread)
-        return msgspec.structs.replace(handler, call=call, policy=at_once)
+        return msgspec.structs.replace(handler, call=call, policy=at_once, concurrency=None, rate=None)
+
+
+class _OpenGates(HandlerGates):
+    """Gates that hold no handler, however often it fails: a test wants to see each event handled or given up."""
+
+    def failed(self, handler: str, session: str) -> None:
+        """Nothing follows."""
+
+    def may_go_on(self, handler: str) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+
+class _RetryQueueStore:
+    """The retry queues, which a worker keeps in Redis, in memory."""
+
+    def __init__(self) -> None:
+        self._items: dict[tuple[str, str], list[bytes]] = {}
+        self._parked: set[tuple[str, str]] = set()
+
+    def change(self, ops: Iterable[RetryOp]) -> None:
+        """Carry out what a commit changes."""
+        for op in ops:
+            if isinstance(op, (Append, Again, Pop, Park)):
+                queue = op.handler, op.session
+                items = self._items.setdefault(queue, [])
+                if isinstance(op, Append):
+                    items.append(op.item)
+                elif isinstance(op, Again):
+                    items[0] = op.item
+                else:
+                    del items[0]
+                if isinstance(op, Park):
+                    self._parked.add(queue)
+
+    def due(self) -> list[tuple[str, str, list[bytes]]]:
+        """Handler, SessionUUID and items of each queue that is not parked and not empty."""
+        return [
+            (*queue, [*items]) for queue, items in self._items.items() if items and queue not in self._parked
+        ]
 
 
 def _recording(

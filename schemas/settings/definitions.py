@@ -235,6 +235,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "names that do not count when two callbacks are compared, as `Attempt`; spelled as they are sent",
         ),
     ] = ()
+    dead_max_bytes: Annotated[
+        int,
+        Description(
+            size(1 << 20, 1 << 50),
+            "dead letters, and what waits behind them, of all partitions; near it `status` and metrics say so, at it "
+            "giving up waits instead of losing",
+        ),
+    ] = 256 << 20
+    dead_ttl_s: Annotated[
+        int,
+        Description(whole(1, YEAR_S), "what waits behind a dead letter is given up too after this"),
+    ] = 604_800
     session_ttl_s: Annotated[
         int,
         Description(

@@ -4,13 +4,16 @@ A bounded set of runner tasks takes sessions from one queue. A runner works thro
 awaits, so that a handler which never waits costs no task, no timer and no turn of the event loop; when one does wait,
 another runner goes on with the rest. One sweep over the attempts under way enforces the time limits.
 
-A failed attempt is tried again after its backoff; meanwhile its session waits, and the runner does not.
+A failed attempt is tried again after its backoff; meanwhile its session waits, and the runner does not. What waits
+longer goes into a retry queue in Redis. A retry queue that is due comes back (`worker.retry_queues.runner`) as a
+`RetryQueue`, and is run like a session.
 
 | file | does |
 | --- | --- |
 | `dispatcher` | chooses sessions, starts and ends the tasks that run them |
 | `event_runner` | runs the handlers of one event |
 | `failed_attempts`, `internal_errors` | decide what follows a failure of a handler, or of maskline |
+| `finisher` | finishes events, and sets aside what a partition that is given back has begun |
 | `time_limits` | keeps the attempts under way, and their time limits |
 | `plain_handlers`, `thread_shares`, `threads` | queue plain `def` handlers, share the threads out, run them |
 | `quarantine` | runs events that may have crashed a worker |
@@ -22,21 +25,25 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from maskline.runtime.clock import lease_clock
+from maskline.runtime.clock import lease_clock, wall_clock_ms
 from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.worker.api.binding import Table
+from maskline.worker.api.retry_schedule import INLINE_WINDOW_MS
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch import internal_errors
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.event_runner import UNTIL_RESUMED, UNTIL_SOLO, UNTIL_THREAD, EventRunner
 from maskline.worker.dispatch.failed_attempts import FailedAttempts
+from maskline.worker.dispatch.finisher import EventFinisher
 from maskline.worker.dispatch.internal_errors import InternalErrors
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, ThreadSlot
 from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue
 from maskline.worker.dispatch.thread_shares import ThreadUse
 from maskline.worker.dispatch.time_limits import CANCEL_GRACE_S, TIME_LIMIT, Attempt, RunningAttempts
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.retry_queue import RetryQueue
 from maskline.worker.partitions.session import LiveSession
 
 EVENTS_PER_TURN_MAX: Final = 64
@@ -57,8 +64,9 @@ class Dispatcher:
     `table`: the handlers of each type of event. `concurrency`: sessions with an async handler under way at a time, and
     attempts of plain handlers as many again. `late_dead`: late events go to the dead letters. `on_progress(partition)`:
     called when the first event since the partition's last commit is done, so that the next commit is sent.
-    `quarantine`: runs suspects; needed if partitions have any. `background`: counts internal errors. `context`: every
-    attempt begins with a copy of it; the current one by default.
+    `gates`: which handlers may run. `wall_ms`: the time in ms since the epoch. `quarantine`: runs suspects; needed if
+    partitions have any. `background`: counts internal errors. `context`: every attempt begins with a copy of it; the
+    current one by default.
     """
 
     def __init__(
@@ -69,7 +77,9 @@ class Dispatcher:
         late_dead: bool,
         counters: Counters,
         on_progress: Callable[[Partition], None],
+        gates: HandlerGates,
         quarantine: Quarantine | None = None,
+        wall_ms: Callable[[], int] = wall_clock_ms,
         background: BackgroundTasks | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
@@ -90,14 +100,18 @@ class Dispatcher:
         self._solo_queue = SoloQueue(self._start_solo)
         self._attempts = RunningAttempts(self._abandon, self._background)
         self._internal_errors = InternalErrors()
-        self._error_counts = self._internal_errors.by_entry
         plain = [handler.name for handlers in table.values() for handler in handlers if handler.in_thread]
         self._plain = PlainHandlers(plain, concurrency, self._start_plain)
-        self._failed_attempts = FailedAttempts(table, counters)
+        self._failed_attempts = FailedAttempts(table, counters, gates, wall_ms)
+        self._finisher = EventFinisher(
+            gates, self._failed_attempts, self._internal_errors, on_progress=on_progress, wall_ms=wall_ms
+        )
+        self._finish = self._finisher.finish
         self._events = EventRunner(
             table,
             counters,
             self._failed_attempts,
+            gates,
             self._plain,
             self._solo_queue,
             quarantine=quarantine,
@@ -108,6 +122,10 @@ class Dispatcher:
 
     # What the worker calls
 
+    def on_queue_closed(self, observer: Callable[[RetryQueue], None]) -> None:
+        """Call `observer(queue)` when a retry queue has left memory."""
+        self._finisher.on_queue_closed = observer
+
     def submit(self, sessions: list[LiveSession]) -> None:
         """Run the events waiting in these sessions, whose `scheduled` is set."""
         if sessions:
@@ -116,7 +134,7 @@ class Dispatcher:
 
     def resume(self, partition: Partition) -> None:
         """Submit the sessions that were set aside while the partition's lease was in doubt."""
-        for session in partition.sessions_with_work():
+        for session in [*partition.sessions_with_work(), *partition.retry_queues.values()]:
             if not session.scheduled:
                 session.scheduled = True
                 self._ready.append(session)
@@ -148,6 +166,17 @@ class Dispatcher:
     def forget(self, partition: Partition) -> None:
         """Drop the sessions of a partition that is not opened again: they wait for threads no longer."""
         self._plain.forget(partition)
+
+    def set_aside_unfinished(self, partition: Partition) -> None:
+        """Set aside what handlers have begun and not finished, for a partition that is given back.
+
+        Call it when none of the partition's handlers is at work.
+        """
+        self._finisher.set_aside_unfinished(partition)
+
+    def drop_queues(self, partition: Partition) -> None:
+        """Remove a partition's retry queues from memory: it is lost. What is under way of it counts for nothing."""
+        self._finisher.drop_queues(partition)
 
     async def stop(self, grace_s: float = CANCEL_GRACE_S) -> None:
         """End all tasks. Those that ignore their cancellation for `grace_s` seconds are left alone.
@@ -237,7 +266,7 @@ class Dispatcher:
                     if retry_ms is not None:
                         self._postpone(session, retry_ms)
                         break
-                    self._done(session)
+                    self._finish(session)
                     if (tainted or events >= EVENTS_PER_TURN_MAX) and session.queue:
                         self.submit([session])
                         break
@@ -258,17 +287,6 @@ class Dispatcher:
 
     # What follows
 
-    def _done(self, session: LiveSession) -> None:
-        """Finish the first event of a session's queue, which is handled or given up."""
-        session.progress = None
-        if self._error_counts:
-            self._internal_errors.forget(session)
-        partition = session.partition
-        partition.finish(session, session.queue[0])
-        if not partition.commit_requested:
-            partition.commit_requested = True
-            self._on_progress(partition)
-
     def _postpone(self, session: LiveSession, retry_ms: float) -> None:
         if retry_ms == UNTIL_RESUMED:
             session.scheduled = False
@@ -276,6 +294,10 @@ class Dispatcher:
             timer, progress = None, session.progress
             if retry_ms != UNTIL_THREAD:
                 timer = self._loop.call_later(retry_ms / 1000, self._resubmit, session, context=self._context)
+            elif progress is not None and progress.only is None:
+                timer = self._loop.call_later(
+                    INLINE_WINDOW_MS / 1000, self._waited_for_thread, session, context=self._context
+                )
             if progress is not None and progress.thread_requests:
                 self._plain.session_waits(progress, timer)
             if session.partition.wants_commit:  # another handler's dead letter
@@ -289,6 +311,20 @@ class Dispatcher:
             session.scheduled = False  # `resume` submits it if the partition is opened again
         else:
             self.submit([session])
+
+    def _waited_for_thread(self, session: LiveSession) -> None:
+        """Set the session's first event aside for the handlers that have waited long enough for a thread."""
+        if session.progress is not None and session.partition.suspects is None:
+            session.progress.stop_waiting()
+            if session.partition.closed:
+                session.scheduled = False
+                return
+            self._failed_attempts.set_aside_rest(session)
+            self._finish(session)
+            if session.queue:
+                self.submit([session])
+            else:
+                session.scheduled = False
 
     def _recover(self, attempt: Attempt, error: BaseException) -> bool:
         """Handle an error in `_handle_sessions` itself. Returns whether its task may go on."""
@@ -312,7 +348,7 @@ class Dispatcher:
         self._loop.call_later(delay_s, self._resubmit, session, context=self._context)
         if exhausted:
             internal_errors.give_up(session, error)
-            self._done(session)
+            self._finish(session)
 
     def _abandon(self, attempt: Attempt) -> None:
         """Go on without an attempt whose handler ignores that it was cancelled."""
@@ -330,7 +366,8 @@ class Dispatcher:
             session.scheduled = False
             return
         try:
-            self._failed_attempts.add_abandoned(session, handler, attempt.number)
+            if session.queue:
+                self._failed_attempts.add_abandoned(session, handler, attempt.number)
         finally:
             self.submit([session])
 

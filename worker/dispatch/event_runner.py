@@ -2,8 +2,11 @@
 
 - `EventRunner.run`: async handlers that succeed at the first try, without another coroutine around them. Nearly every
   event goes this way.
-- `EventRunner._run_special`: an event that came late, that failed before, that may be a suspect, or that has a plain
-  handler.
+- `EventRunner._run_special`: an event that came late, that failed before, that may be a suspect, whose session has
+  retry queues, or that has a plain or limited handler; and every event while a handler is held.
+
+An event that a handler may not run now (it is held, at its limit, or has a retry queue in this session) is set aside
+into the handler's retry queue.
 
 The exception of an attempt is caught here; `worker.dispatch.failed_attempts` decides what follows.
 """
@@ -21,10 +24,11 @@ from maskline.worker.api.context import Context
 from maskline.worker.api.failure_verdict import overtime
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.clean_context import CleanContext
-from maskline.worker.dispatch.failed_attempts import LATE, FailedAttempt, FailedAttempts, give_up
+from maskline.worker.dispatch.failed_attempts import LATE, FailedAttempt, FailedAttempts
 from maskline.worker.dispatch.plain_handlers import PlainHandlers
-from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent
+from maskline.worker.dispatch.quarantine import Quarantine, SoloQueue, SuspectEvent, SuspectItem
 from maskline.worker.dispatch.time_limits import TIME_LIMIT, Attempt
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
@@ -56,6 +60,7 @@ class EventRunner:
         table: Table,
         counters: Counters,
         failed_attempts: FailedAttempts,
+        gates: HandlerGates,
         plain: PlainHandlers,
         solo_queue: SoloQueue,
         *,
@@ -66,6 +71,8 @@ class EventRunner:
         self._table = table
         self._counters = counters
         self._failed_attempts = failed_attempts
+        self._gates = gates
+        self._holds, self._failing = gates.holds, gates.failing
         self._plain = plain
         self._solo_queue = solo_queue
         self._quarantine = quarantine
@@ -86,11 +93,17 @@ class EventRunner:
         """
         partition, event = session.partition, release.arrival.payload.event
         self._add_known_numbers(event)
-        if session.progress is not None or partition.suspects is not None or release.order == "late":
+        if (
+            session.progress is not None
+            or session.retries is not None
+            or self._holds
+            or partition.suspects is not None
+            or release.order == "late"
+        ):
             return await self._run_special(session, release, attempt)
-        counters, begun = self._counters, False
+        counters, failing, begun = self._counters, self._failing, False
         for handler in self._table[event.__class__]:
-            if handler.in_thread or (begun and not self._may_go_on(partition, attempt)):
+            if handler.special or (begun and not self._may_go_on(partition, attempt)):
                 break
             begun, started = True, attempt.now
             attempt.handler, attempt.number, attempt.deadline = handler, 1, started + handler.timeout_s
@@ -105,11 +118,14 @@ class EventRunner:
             if attempt.cancel_reason or attempt.abandoned:
                 failure = self._after_cancellation(failure, attempt, in_thread=False)
                 if attempt.cancel_reason:
+                    session.progress = self._failed_attempts.progress_before(event, handler.name)
                     return None
             if failure is not None:
                 self._failed_attempts.add(session, release, FailedAttempt(handler, 1, failure))
                 return await self._run_remaining(session, release, attempt, None, begun=True)
             counters.handled[handler.name] += 1
+            if failing and handler.name in failing:
+                self._gates.succeeded(handler.name)
         else:
             return None
         if begun:
@@ -119,12 +135,18 @@ class EventRunner:
     async def _run_special(self, session: LiveSession, release: Release, attempt: Attempt) -> float | None:
         """As `run`, for an event that came late, that failed before, or that may be a suspect."""
         suspect = None
-        if session.partition.suspects is not None and self._quarantine is not None:
+        if self._quarantine is not None:
             suspect = self._quarantine.suspect_event(session)
         if suspect is not None and suspect.solo and not self._solo_queue.admit(session, attempt):
             return UNTIL_SOLO
-        if self._late_dead and release.order == "late":
-            give_up(session, release, LATE, None)
+        only = None if session.progress is None else session.progress.only
+        if only is not None:
+            if all(handler.name != only for handler in self._table[release.arrival.payload.event.__class__]):
+                self._failed_attempts.give_up_without_handler(session, release, only)
+                return None
+            self._counters.retried[only] += 1
+        elif self._late_dead and release.order == "late":
+            self._failed_attempts.give_up_unhandled(session, release, LATE)
             return None
         return await self._run_remaining(session, release, attempt, suspect, begun=False)
 
@@ -133,24 +155,26 @@ class EventRunner:
         session: LiveSession,
         release: Release,
         attempt: Attempt,
-        suspect: SuspectEvent | None,
+        suspect: SuspectEvent | SuspectItem | None,
         *,
         begun: bool,
     ) -> float | None:
         """As `run`, for every handler whose attempt is due. `begun`: a handler has just run."""
         event: Event = release.arrival.payload.event
-        soonest: float | None = None
+        only = None if session.progress is None else session.progress.only
+        waits_ms: list[float] = []
         elsewhere = False
         for handler in self._table[event.__class__]:
-            number, progress = 1, session.progress
+            progress = session.progress
             if progress is not None:
-                if handler.name in progress.done:
+                if progress.is_over(handler.name):
                     continue
-                wait_ms = progress.wait_ms(handler.name, attempt.now)
-                if wait_ms > 0:
-                    soonest = wait_ms if soonest is None else min(soonest, wait_ms)
+                if (wait_ms := progress.wait_ms(handler.name, attempt.now)) > 0:
+                    waits_ms.append(wait_ms)
                     continue
-                number += progress.attempts.get(handler.name, 0)
+            if only is None and self._must_queue(session, handler):
+                self._failed_attempts.set_aside(session, release, handler)
+                continue
             if not attempt.may_run(handler):
                 elsewhere = True
                 self._request_thread(session, event, handler)
@@ -159,23 +183,52 @@ class EventRunner:
                 session.progress = progress or self._failed_attempts.progress_before(event, handler.name)
                 return 0.0 if attempt.tainted() else UNTIL_RESUMED
             begun = True
-            ctx = Context(release, handler.name, number, session.partition.token)
-            failure = await self._attempt(handler, event, ctx, attempt, suspect)
+            delay_ms = await self._run_handler(handler, session, release, attempt, suspect)
             if attempt.cancel_reason:
+                session.progress = progress or self._failed_attempts.progress_before(event, handler.name)
                 return None
-            if failure is None:
-                self._counters.handled[handler.name] += 1
-                if progress is not None:
-                    progress.done.add(handler.name)
-                continue
-            crashes = 0 if suspect is None else suspect.crashes(handler)
-            failed = FailedAttempt(handler, number, failure, crashes)
-            delay_ms = self._failed_attempts.add(session, release, failed)
             if delay_ms is not None:
-                soonest = delay_ms if soonest is None else min(soonest, delay_ms)
+                waits_ms.append(delay_ms)
         if elsewhere and attempt.slot is not None:
             return 0.0  # a runner goes on with it
-        return UNTIL_THREAD if elsewhere and soonest is None else soonest
+        return UNTIL_THREAD if elsewhere and not waits_ms else min(waits_ms, default=None)
+
+    async def _run_handler(
+        self,
+        handler: BoundHandler,
+        session: LiveSession,
+        release: Release,
+        attempt: Attempt,
+        suspect: SuspectEvent | SuspectItem | None,
+    ) -> float | None:
+        """Run a handler on an event, and record what it came to. Returns after how many ms to try it again, if so."""
+        progress, partition = session.progress, session.partition
+        permit = handler.limited and (progress is None or progress.only is None)
+        if permit and not self._gates.admit(handler.name):
+            self._failed_attempts.set_aside(session, release, handler)
+            return None
+        number = 1 if progress is None else progress.attempts.get(handler.name, 0) + 1
+        ctx = Context(release, handler.name, number, partition.token)
+        if session.retries is not None:
+            ctx.skipped = session.retries[handler.name].skipped
+        try:
+            failure = await self._attempt(handler, release.arrival.payload.event, ctx, attempt, suspect)
+        finally:
+            if permit:
+                self._gates.release(handler.name)
+        if attempt.cancel_reason:
+            return None
+        if failure is not None:
+            crashes = 0 if suspect is None else suspect.crashes(handler)
+            return self._failed_attempts.add(
+                session, release, FailedAttempt(handler, number, failure, crashes)
+            )
+        self._counters.handled[handler.name] += 1
+        if handler.name in self._failing:
+            self._gates.succeeded(handler.name)
+        if progress is not None:
+            progress.done.add(handler.name)
+        return None
 
     async def _attempt(
         self,
@@ -183,7 +236,7 @@ class EventRunner:
         event: Event,
         ctx: Context,
         attempt: Attempt,
-        suspect: SuspectEvent | None,
+        suspect: SuspectEvent | SuspectItem | None,
     ) -> BaseException | None:
         """Run one attempt. Returns the exception it failed with, None if the event is handled."""
         started = lease_clock()
@@ -217,6 +270,11 @@ class EventRunner:
         if attempt.cancel_reason or attempt.abandoned:
             failure = self._after_cancellation(failure, attempt, in_thread=in_thread)
         return failure
+
+    def _must_queue(self, session: LiveSession, handler: BoundHandler) -> bool:
+        """Whether an event must go into the handler's retry queue: it is held, or earlier events wait there."""
+        retries = session.retries
+        return handler.name in self._holds or (retries is not None and retries.blocks(handler.name))
 
     def _may_go_on(self, partition: Partition, attempt: Attempt) -> bool:
         """Whether another handler of an event may start after one has ended."""

@@ -1,7 +1,15 @@
-"""Decides what follows a failed attempt: records the handler's retry, or writes its dead letter."""
+"""Decides what follows a failed attempt, and records it in the progress of the session's first event.
+
+| what | follows |
+| --- | --- |
+| the next try is due within INLINE_WINDOW_MS of the first failure | the session waits for it |
+| a later try | the event is set aside into the handler's retry queue |
+| the handler is held (paused, down) | the same, and the attempt does not count |
+| no further try | a dead letter; while MASKLINE_DEAD_MAX_BYTES is reached, another try instead |
+"""
 
 import random
-from time import time_ns
+from collections.abc import Callable
 from typing import NamedTuple
 
 from maskline.runtime.clock import lease_clock
@@ -10,19 +18,26 @@ from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundHandler, Table
 from maskline.worker.api.context import Context
 from maskline.worker.api.failure_verdict import (
+    FailureReport,
     Verdict,
     cause_of_giving_up,
     failure_report,
     judge,
     unstoppable,
 )
+from maskline.worker.api.retry_schedule import is_inline
 from maskline.worker.counters import Counters
-from maskline.worker.entries.dead_letter import dead_letter_of
+from maskline.worker.entries.dead_letter import DeadLetter, dead_letter_of
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Release
-from maskline.worker.partitions.session import LiveSession, Progress
+from maskline.worker.partitions.session import GivenUp, LiveSession, Progress, SetAside
 
 LATE: Verdict = Verdict(None, "late", "late: its place in the order had passed")
 """The verdict on late events if MASKLINE_LATE is `dead`."""
+
+NO_HANDLER: Verdict = Verdict(
+    None, "no_handler", "no handler: the handler that it waited for does not take this event any more"
+)
 
 _log = get_logger("maskline.worker")
 
@@ -39,52 +54,106 @@ class FailedAttempt(NamedTuple):
 
 
 class FailedAttempts:
-    """Decides on failed attempts, and records the decision in the session's progress. `table`: the handlers by event
-    type.
-    """
+    """Decides on failed attempts. `table`: the handlers by event type. `wall_ms`: milliseconds since the epoch."""
 
-    def __init__(self, table: Table, counters: Counters) -> None:
+    def __init__(
+        self, table: Table, counters: Counters, gates: HandlerGates, wall_ms: Callable[[], int]
+    ) -> None:
         self._table = table
         self._counters = counters
+        self._gates = gates
+        self._wall_ms = wall_ms
 
     def add(self, session: LiveSession, release: Release, failed: FailedAttempt) -> float | None:
-        """Decide on an attempt. Returns after how many ms to try again; None if the handler has given the event up."""
-        handler = failed.handler
+        """Decide on an attempt. Returns after how many ms the session tries again; None if the event has an outcome
+        for the handler.
+        """
+        handler, name = failed.handler, failed.handler.name
         progress = self._count(session, release, handler)
-        now_ms = time_ns() // 1_000_000
+        report = failure_report(failed.failure)
+        if report.kind != "rejected":
+            self._gates.failed(name, session.uuid)
+            if name in self._gates.holds and report.kind in ("failed", "timed_out"):
+                self._hold(session, release, failed, report)
+                return None
+        now_ms = self._wall_ms()
+        first_failed_ms = progress.first_failed_ms.setdefault(name, now_ms)
         verdict = judge(
-            failure_report(failed.failure),
+            report,
             handler.policy,
             attempts=failed.number,
-            first_failed_ms=progress.first_failed_ms.setdefault(handler.name, now_ms),
+            first_failed_ms=max(first_failed_ms, self._gates.up_since_ms(name)),
             now_ms=now_ms,
             jitter=random.random(),  # noqa: S311  no secret
         )
-        if verdict.delay_ms is None:
-            give_up(session, release, verdict, failed)
-            progress.done.add(handler.name)
-        else:
-            progress.failed(handler.name, failed.number, lease_clock() + verdict.delay_ms / 1000)
-            Context(release, handler.name, failed.number, session.partition.token).log.warning(
-                "handler attempt failed", retry_in_ms=round(verdict.delay_ms), why=verdict.reason
-            )
-        return verdict.delay_ms
+        delay_ms, partition = verdict.delay_ms, session.partition
+        if delay_ms is None:
+            if not partition.dead_letters_full:
+                self.give_up(session, release, verdict, failed)
+                return None
+            delay_ms = handler.policy.backoff_max_ms
+        inline = not partition.closed and is_inline(first_failed_ms, now_ms, delay_ms)
+        Context(release, name, failed.number, partition.token).log.warning(
+            "handler attempt failed",
+            retry_in_ms=round(delay_ms),
+            set_aside=not inline,
+            counts=True,
+            why=verdict.reason,
+        )
+        if inline:
+            progress.failed(name, failed.number, lease_clock() + delay_ms / 1000)
+            return delay_ms
+        progress.end(name, SetAside(failed.number, first_failed_ms, round(delay_ms)))
+        return None
 
     def add_abandoned(self, session: LiveSession, handler: BoundHandler, number: int) -> None:
         """Give the session's first event up for a handler that ignores the end of its time limit."""
         release = session.queue[0]
-        progress = self._count(session, release, handler)
+        self._count(session, release, handler)
+        self._gates.failed(handler.name, session.uuid)
         failed = FailedAttempt(handler, number, unstoppable(handler))
+        report, now_ms = failure_report(failed.failure), self._wall_ms()
         verdict = judge(
-            failure_report(failed.failure),
-            handler.policy,
-            attempts=number,
-            first_failed_ms=None,
-            now_ms=0,
-            jitter=0,
+            report, handler.policy, attempts=number, first_failed_ms=None, now_ms=now_ms, jitter=0
         )
-        give_up(session, release, verdict, failed)
-        progress.done.add(handler.name)
+        self.give_up(session, release, verdict, failed)
+
+    def give_up(
+        self, session: LiveSession, release: Release, verdict: Verdict, failed: FailedAttempt
+    ) -> None:
+        """Make the event a dead letter of one handler."""
+        handler = failed.handler
+        parks = handler.on_give_up == "park"
+        letter = self._letter(session, release, verdict, failed, parks=parks)
+        if session.progress is None:
+            session.progress = self.progress_before(release.arrival.payload.event, handler.name)
+        session.progress.end(handler.name, GivenUp(letter, parks))
+
+    def give_up_unhandled(self, session: LiveSession, release: Release, verdict: Verdict) -> None:
+        """Make the event a dead letter of no handler: none was reached."""
+        session.partition.add_dead_letter(self._letter(session, release, verdict, None, parks=False))
+
+    def give_up_without_handler(self, session: LiveSession, release: Release, handler: str) -> None:
+        """Make an event of a retry queue a dead letter, whose handler does not take it any more."""
+        letter = self._letter(session, release, NO_HANDLER, None, parks=False)
+        if session.progress is not None:
+            session.progress.end(handler, GivenUp(letter, parks=False))
+
+    def set_aside(self, session: LiveSession, release: Release, handler: BoundHandler) -> None:
+        """Set the event aside for a handler that may not run it now: no attempt is spent."""
+        progress = session.progress
+        if progress is None:
+            event = release.arrival.payload.event
+            progress = session.progress = self.progress_before(event, handler.name)
+        self._set_aside(progress, handler.name)
+
+    def set_aside_rest(self, session: LiveSession) -> None:
+        """Set the session's first event aside for every handler that has not handled it, with its attempts so far."""
+        progress = session.progress
+        if progress is not None:
+            for handler in self._table[session.queue[0].arrival.payload.event.__class__]:
+                if handler.name not in progress.done and progress.only in (None, handler.name):
+                    self._set_aside(progress, handler.name)
 
     def progress_before(self, event: Event, handler: str) -> Progress:
         """The progress of an event whose first handler to fail, or to wait, is the one of this name.
@@ -98,36 +167,66 @@ class FailedAttempts:
             progress.done.add(other.name)
         return progress
 
+    # Inside
+
     def _count(self, session: LiveSession, release: Release, handler: BoundHandler) -> Progress:
         self._counters.failed[handler.name] += 1
         if session.progress is None:
             session.progress = self.progress_before(release.arrival.payload.event, handler.name)
         return session.progress
 
+    def _hold(
+        self, session: LiveSession, release: Release, failed: FailedAttempt, report: FailureReport
+    ) -> None:
+        """Set the event aside after an attempt that does not count, as the handler is held."""
+        Context(release, failed.handler.name, failed.number, session.partition.token).log.warning(
+            "handler attempt failed",
+            retry_in_ms=0,
+            set_aside=True,
+            counts=False,
+            why=report.text,
+        )
+        if session.progress is not None:
+            self._set_aside(session.progress, failed.handler.name)
 
-def give_up(session: LiveSession, release: Release, verdict: Verdict, failed: FailedAttempt | None) -> None:
-    """Write a dead letter of the event. `failed`: the handler's last attempt, None if no handler was reached."""
-    handler, attempts, failure = None, 0, None
-    if failed is not None:
-        handler, attempts, failure = failed.handler.name, failed.number + failed.crashes, failed.failure
-    partition = session.partition
-    cause = cause_of_giving_up(verdict, failure, handler=handler, attempts=attempts)
-    partition.add_dead_letter(
-        dead_letter_of(
+    def _set_aside(self, progress: Progress, handler: str) -> None:
+        delay_ms = (
+            max(round(progress.wait_ms(handler, lease_clock())), 0) if handler in progress.attempts else 0
+        )
+        attempts, first_failed_ms = progress.attempts.get(handler, 0), progress.first_failed_ms.get(handler)
+        progress.end(handler, SetAside(attempts, first_failed_ms, delay_ms))
+
+    def _letter(
+        self,
+        session: LiveSession,
+        release: Release,
+        verdict: Verdict,
+        failed: FailedAttempt | None,
+        *,
+        parks: bool,
+    ) -> DeadLetter:
+        """The dead letter of an event, which is logged. `failed`: the last attempt, None if no handler was reached."""
+        handler = None if session.progress is None else session.progress.only
+        attempts, failure = 0, None
+        if failed is not None:
+            handler, attempts, failure = failed.handler.name, failed.number + failed.crashes, failed.failure
+        cause = cause_of_giving_up(verdict, failure, handler=handler, attempts=attempts)
+        _log.error(
+            "dead letter",
+            code=verdict.code,
+            reason=verdict.reason,
+            handler=handler,
+            attempts=attempts,
+            parks=parks,
+            session_uuid=session.uuid,
+            event_name=release.arrival.payload.event.event_name,
+            sequence_number=release.arrival.number,
+        )
+        return dead_letter_of(
             release.arrival,
             cause,
-            group=partition.group,
-            failed_at_ms=time_ns() // 1_000_000,
+            group=session.partition.group,
+            failed_at_ms=self._wall_ms(),
             release=release,
+            parked=parks,
         )
-    )
-    _log.error(
-        "dead letter",
-        code=verdict.code,
-        reason=verdict.reason,
-        handler=handler,
-        attempts=attempts,
-        session_uuid=session.uuid,
-        event_name=release.arrival.payload.event.event_name,
-        sequence_number=release.arrival.number,
-    )

@@ -9,7 +9,7 @@ from typing import Final
 
 from maskline.runtime.logs import get_logger
 from maskline.worker.entries.dead_letter import dead_letter_of, internal_error
-from maskline.worker.partitions.session import LiveSession
+from maskline.worker.partitions.session import GivenUp, LiveSession
 
 ERRORS_MAX: Final = 3
 """Internal errors met on one event before it becomes a dead letter."""
@@ -47,9 +47,10 @@ class InternalErrors:
 
 
 def give_up(session: LiveSession, error: BaseException) -> None:
-    """Make the session's first event a dead letter, of no handler, because of `error`."""
-    partition, release = session.partition, session.queue[0]
-    cause = internal_error(error, "dispatching", attempts=ERRORS_MAX)
+    """Make the session's first event a dead letter because of `error`: of no handler, unless it is run for one only."""
+    partition, release, progress = session.partition, session.queue[0], session.progress
+    handler = None if progress is None else progress.only
+    cause = internal_error(error, "dispatching", attempts=ERRORS_MAX)._replace(handler=handler)
     letter = dead_letter_of(
         release.arrival,
         cause,
@@ -61,10 +62,13 @@ def give_up(session: LiveSession, error: BaseException) -> None:
         "dead letter",
         code=letter.code,
         reason=letter.reason,
-        handler=None,
+        handler=handler,
         attempts=ERRORS_MAX,
         session_uuid=session.uuid,
         event_name=letter.event_name,
         sequence_number=letter.sequence_number,
     )
-    partition.add_dead_letter(letter)
+    if progress is not None and handler is not None:
+        progress.end(handler, GivenUp(letter, parks=False))
+    else:
+        partition.add_dead_letter(letter)

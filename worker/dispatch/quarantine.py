@@ -26,7 +26,9 @@ from maskline.worker.commands.marks import Mark, MarkState, mark_field
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.time_limits import Attempt
+from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.partitions.retry_queue import RetryQueue
 from maskline.worker.partitions.session import LiveSession
 from maskline.worker.poison.sandbox import Sandbox, SandboxUnavailableError
 from maskline.worker.poison.tracker import (
@@ -78,6 +80,44 @@ class SuspectEvent:
         self._quarantine.write_marks(self._session.partition, [(mark_field(entry_id, handler.name), mark)])
 
 
+class SuspectItem:
+    """The first event of a retry queue that was under way when a worker went down.
+
+    Redis counts how often a queue was taken without the end being committed: so it needs no marks.
+    """
+
+    __slots__ = ("_quarantine", "_queue")
+
+    def __init__(self, quarantine: "Quarantine", queue: RetryQueue) -> None:
+        self._quarantine = quarantine
+        self._queue = queue
+
+    @property
+    def solo(self) -> bool:
+        """Whether the handler must run solo."""
+        return self._mode() is RunMode.SOLO
+
+    def crashes(self, _handler: BoundHandler) -> int:
+        """How often a worker went down while it had the queue."""
+        return self._queue.crashes
+
+    async def before_attempt(self, handler: BoundHandler, ctx: Context) -> bool:
+        """As `SuspectEvent.before_attempt`."""
+        release, crashes = self._queue.queue[0], self._queue.crashes
+        while (mode := self._mode()) is RunMode.SANDBOX:
+            if await self._quarantine.run_in_sandbox(handler, release, ctx, crashes):
+                return True
+        if mode is RunMode.DEAD_LETTER:
+            raise HandlerCrashedError(crashes)
+        return False
+
+    def after_attempt(self, handler: BoundHandler) -> None:
+        """The attempt has ended, with whatever result: the commit says so."""
+
+    def _mode(self) -> RunMode:
+        return self._quarantine.run_mode_after(self._queue.crashes, self._queue.handler)
+
+
 class Quarantine:
     """The suspects of a worker process.
 
@@ -125,15 +165,32 @@ class Quarantine:
         for first in range(0, len(changed), scripts.MARKS_MAX):
             self.write_marks(partition, changed[first : first + scripts.MARKS_MAX])
 
-    def suspect_event(self, session: LiveSession) -> SuspectEvent | None:
+    def suspect_event(self, session: LiveSession) -> "SuspectEvent | SuspectItem | None":
         """The session's first event, if it is a suspect."""
+        if isinstance(session, RetryQueue):
+            return SuspectItem(self, session) if session.crashes else None
         suspects = session.partition.suspects
         suspect = suspects and suspects.get(session.queue[0].arrival.payload.entry_id)
         return SuspectEvent(self, session, suspect) if suspect else None
 
     def run_mode(self, suspect: Suspect, handler: str) -> RunMode:
         """How the handler of this name runs on the suspect."""
-        return run_mode(suspect.crashes(handler), sandbox_available=self._sandbox.available(handler))
+        return self.run_mode_after(suspect.crashes(handler), handler)
+
+    def run_mode_after(self, crashes: int, handler: str) -> RunMode:
+        """How a handler runs on an event after so many crashes."""
+        return run_mode(crashes, sandbox_available=self._sandbox.available(handler))
+
+    async def run_in_sandbox(
+        self, handler: BoundHandler, release: Release, ctx: Context, crashes: int
+    ) -> bool:
+        """Run a handler in a sandbox; False if there is none now. Raises what it failed with."""
+        try:
+            await self._sandbox.run(handler, release, ctx, crashes)
+        except SandboxUnavailableError as error:
+            _log.error("sandbox unavailable", handler=handler.name, reason=str(error))
+            return False
+        return True
 
     async def before_attempt(
         self, session: LiveSession, handler: BoundHandler, ctx: Context, suspect: Suspect
@@ -147,11 +204,7 @@ class Quarantine:
 
         while (mode := self.run_mode(suspect, handler.name)) is RunMode.SANDBOX:
             await mark("trial")  # the word that marks have for a sandbox run
-            try:
-                await self._sandbox.run(handler, release, ctx, crashes)
-            except SandboxUnavailableError as error:
-                _log.error("sandbox unavailable", handler=handler.name, reason=str(error))
-            else:
+            if await self.run_in_sandbox(handler, release, ctx, crashes):
                 return True
         if mode is RunMode.DEAD_LETTER:
             raise HandlerCrashedError(crashes)

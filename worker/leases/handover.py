@@ -98,6 +98,8 @@ class PartitionHandover:
         while partition.running and not partition.lost:
             self._dispatcher.cancel(partition, "the partition is given back")
             await asyncio.sleep(DRAIN_CHECK_S)
+        if not partition.lost:
+            self._dispatcher.set_aside_unfinished(partition)
         await self._committer.wait_committed(partition)
         if not partition.lost:
             await self._release(partition)

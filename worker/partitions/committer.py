@@ -48,6 +48,7 @@ class Committer:
         on_fenced: Callable[[Partition], None],
         on_diverged: Callable[[Partition], None],
         on_committed: Callable[[], None],
+        on_retry_due: Callable[[Partition], None] = lambda _partition: None,
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -57,6 +58,7 @@ class Committer:
         self._on_fenced = on_fenced
         self._on_diverged = on_diverged
         self._on_committed = on_committed
+        self._on_retry_due = on_retry_due
         self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
         self._waits: dict[Partition, asyncio.Future[None]] = {}
@@ -135,6 +137,8 @@ class Committer:
         if reply == COMMITTED:
             self._counters.commits += 1
             partition.committed()
+            if partition.retry_due_ms:
+                self._on_retry_due(partition)
             if partition.wants_commit:
                 self.mark(partition)
             self._end_wait(partition)

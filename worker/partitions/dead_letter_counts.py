@@ -1,47 +1,75 @@
-"""Counts the dead letters of owned partitions, and the bytes of memory that they take.
+"""Counts the dead letters, and the bytes of memory that they take, and says when MASKLINE_DEAD_MAX_BYTES is reached.
 
 `MEMORY USAGE` with one sample reads one node of a stream, however long that is: microseconds of the server's time.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
+from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 
-REFRESH_S: Final = 15.0
-"""Between two counts: as often as Prometheus usually asks."""
+REFRESH_S: Final = 5.0
+"""Between two counts: by so much MASKLINE_DEAD_MAX_BYTES may be overrun."""
 
 REFRESH_FIRST_S: Final = 1.0
 
 REQUEST_PARTITIONS_MAX: Final = 256
 """Partitions counted in one round trip."""
 
+WAITING_BYTES_MIN: Final = 1_024.0
+"""What an event behind a dead letter takes at least: a callback of 700 bytes, and its place in the queue."""
+
+_log = get_logger("maskline.worker")
+
+
+class DeadLetterCount(NamedTuple):
+    """The dead letters of one partition, of all groups, and the events that wait behind those of one group."""
+
+    letters: int
+    size_bytes: int | None
+    """None if the server does not report it."""
+    waiting: int
+
 
 class DeadLetterCounts:
-    """The dead letters of the open partitions, as of the last count."""
+    """The dead letters of the open partitions, as of the last count, and whether all partitions have too many.
 
-    def __init__(self, connections: WorkerConnections, keys: Keys, owned: OwnedPartitions) -> None:
+    `partitions`: how many there are. `max_bytes`: MASKLINE_DEAD_MAX_BYTES.
+    """
+
+    def __init__(
+        self,
+        connections: WorkerConnections,
+        keys: Keys,
+        owned: OwnedPartitions,
+        *,
+        partitions: int,
+        max_bytes: int,
+    ) -> None:
         self._connections = connections
         self._keys = keys
         self._owned = owned
-        self._by_number: dict[int, tuple[int, int | None]] = {}
+        self._partitions = partitions
+        self._max_bytes = max_bytes
+        self._by_number: dict[int, DeadLetterCount] = {}
+        self._full = False
 
     @property
     def count(self) -> int:
         """Dead letters of owned partitions, of all groups."""
-        return sum(count for count, _ in self._counts())
+        return sum(count.letters for count in self._counts())
 
     @property
     def size_bytes(self) -> int | None:
         """The bytes of the server's memory that they take, roughly; None if the server does not report it."""
-        sizes = [size for _, size in self._counts()]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return _sum_of(count.size_bytes for count in self._counts())
 
     async def run(self) -> None:
         """Count until cancelled."""
@@ -51,33 +79,74 @@ class DeadLetterCounts:
             await asyncio.sleep(REFRESH_S)
 
     async def refresh(self) -> None:
-        """Count the dead letters of all open partitions."""
+        """Count the dead letters of all partitions."""
         by_connection: defaultdict[PipelinedConnection, list[int]] = defaultdict(list)
-        owned = [partition.number for partition in self._owned.open]
-        self._by_number = {number: count for number, count in self._by_number.items() if number in set(owned)}
-        for number in owned:
+        for number in range(self._partitions):
             if (connection := self._connections.commands(number)) is not None:
                 by_connection[connection].append(number)
         for connection, numbers in by_connection.items():
             for first in range(0, len(numbers), REQUEST_PARTITIONS_MAX):
                 await self._count(connection, numbers[first : first + REQUEST_PARTITIONS_MAX])
+        self._check_bound()
 
     async def _count(self, connection: PipelinedConnection, numbers: Sequence[int]) -> None:
         asked = b"".join(
-            pack("XLEN", key) + pack("MEMORY", "USAGE", key, "SAMPLES", 1)
-            for key in map(self._keys.dead, numbers)
+            pack("XLEN", key)
+            + pack("MEMORY", "USAGE", key, "SAMPLES", 1)
+            + pack("HGETALL", self._keys.of(number).retry_counts)
+            for number in numbers
+            for key in (self._keys.dead(number),)
         )
         try:
-            replies = await connection.send(asked, 2 * len(numbers))
+            replies = await connection.send(asked, 3 * len(numbers))
         except RedisUnavailableError:
             return
-        for number, count, size in zip(numbers, replies[::2], replies[1::2], strict=True):
+        for number, count, size, counts in zip(
+            numbers, replies[::3], replies[1::3], replies[2::3], strict=True
+        ):
             if isinstance(count, int):
-                self._by_number[number] = count, size_of(size)
+                self._by_number[number] = DeadLetterCount(count, size_of(size), _parked_of(counts))
 
-    def _counts(self) -> list[tuple[int, int | None]]:
+    def _check_bound(self) -> None:
+        """Say whether the bound is reached: what is behind letters counts as much as the letters themselves do."""
+        counts = self._by_number.values()
+        letters, size = sum(count.letters for count in counts), _sum_of(count.size_bytes for count in counts)
+        if size is None:
+            return
+        each = max(size / letters if letters else 0.0, WAITING_BYTES_MIN)
+        waiting_bytes = each * sum(count.waiting for count in counts)
+        full = size + waiting_bytes >= self._max_bytes
+        if full != self._full:
+            self._full = full
+            details = {"size_bytes": round(size + waiting_bytes), "max_bytes": self._max_bytes}
+            if full:
+                _log.error("dead letters full", **details)
+            else:
+                _log.info("dead letters no longer full", **details)
+        for partition in self._owned:
+            partition.dead_letters_full = full
+
+    def _counts(self) -> list[DeadLetterCount]:
         owned = {partition.number for partition in self._owned.open}
         return [count for number, count in self._by_number.items() if number in owned]
+
+
+def _sum_of(sizes: Iterable[int | None]) -> int | None:
+    """The sum; None if one is not known."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+def _parked_of(reply: Any) -> int:
+    """How many events wait in parked retry queues, from the counts of a partition."""
+    if not isinstance(reply, list):
+        return 0
+    pairs = zip(reply[::2], reply[1::2], strict=False)
+    return sum(int(count) for field, count in pairs if field.startswith(b"parked "))
 
 
 def size_of(reply: Any) -> int | None:

@@ -23,8 +23,10 @@ from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecod
 from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.state import NEW_SESSION, decode_state
 from maskline.worker.partitions.gap_deadlines import GapDeadlines
-from maskline.worker.partitions.ledger import COMMIT_AHEAD, EntryLedger, GroupPosition, Lease
+from maskline.worker.partitions.ledger import COMMIT_AHEAD, GroupPosition, Lease
 from maskline.worker.partitions.phase import Phase, next_phase
+from maskline.worker.partitions.retry_ledger import RetryLedger
+from maskline.worker.partitions.retry_queue import SessionRetries
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
 
 INTERNAL_ERRORS_KEPT_MAX: Final = 16
@@ -59,15 +61,22 @@ class DecodedBatch(msgspec.Struct, frozen=True, eq=False, gc=False):
     """SessionUUIDs that are not in memory: their states must be fetched from Redis first."""
 
 
-class Partition(EntryLedger):
+class Partition(RetryLedger):
     """One owned partition, from an acquired lease until the lease is gone."""
 
     def __init__(
         self, lease: Lease, position: GroupPosition, settings: PartitionSettings, counters: Counters
     ) -> None:
-        super().__init__(lease, position, session_ttl_s=settings.session_ttl_s, counters=counters)
+        super().__init__(
+            lease,
+            position,
+            group=settings.group,
+            session_ttl_s=settings.session_ttl_s,
+            recording_shared=settings.recording_shared,
+            decoder=entry_decoder(settings.ignored_parameters),
+            counters=counters,
+        )
         self._settings = settings
-        self._decoder = entry_decoder(settings.ignored_parameters)
         self.phase = Phase.OPENING
         """Only `move_to` changes it."""
         self.closed = False
@@ -112,11 +121,6 @@ class Partition(EntryLedger):
     def lost(self) -> bool:
         """Given back or taken away: nothing of it may be committed any more."""
         return self.phase is Phase.LOST
-
-    @property
-    def group(self) -> str:
-        """The consumer group that it is read for."""
-        return self._settings.group
 
     # Entries in
 
@@ -212,7 +216,11 @@ class Partition(EntryLedger):
         else:
             del session.queue[0]
         self.unfinished -= 1
-        self._changed[session.uuid] = release.state
+        if session.retries is None:
+            self._changed[session.uuid] = release.state
+        else:
+            session.retries.finished(release.state)
+            self.store_retries(session)
         # `_finish_entry`, inlined: nearly every entry comes this way.
         entry_id = release.arrival.payload.entry_id
         if entry_id in self._fresh and self.suspects is None:
@@ -243,7 +251,20 @@ class Partition(EntryLedger):
             except Exception:  # noqa: BLE001 - a ValueError, or an unforeseen error
                 # The state was overwritten by something else. The session's order starts anew; no event is lost.
                 self._counters.unreadable_states += 1
-        return LiveSession(uuid, state, self)
+        session = LiveSession(uuid, state, self)
+        if state.retries is not None:
+            session.state = replace(state, retries=None)
+            session.retries = SessionRetries(session.state, state.retries)
+        return session
+
+    def session_of(self, uuid: str, encoded: bytes | None) -> LiveSession:
+        """The session, taken into memory if it is not there. `encoded`: its state as Redis has it now."""
+        session = self._sessions.pop(uuid, None)
+        if session is None:
+            session = self.load_session(uuid, encoded)
+            session.touched_ms = self.watermark_ms
+        self._sessions[uuid] = session
+        return session
 
     def count_released_in_order(self, count: int) -> None:
         """Count arrivals that were released `in_order`."""

@@ -1,0 +1,1 @@
+"""Runs the retry queues of owned partitions when they are due."""
