@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager
 from types import ModuleType
 
 from maskline import on
+from maskline.runtime.clock import wall_clock_ms
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.events import SessionFirstPartyRinging
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.api.binding import bind
+from maskline.worker.api.binding import Table, bind
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
+from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.partition import Partition, PartitionSettings
@@ -44,6 +46,12 @@ def partition_of_test(number: int = 3, *, token: int = 7, counters: Counters | N
     return partition
 
 
+def gates_of(table: Table) -> HandlerGates:
+    """The gates of the handlers of a table."""
+    handlers = {handler.name: handler for bound in table.values() for handler in bound}
+    return HandlerGates(handlers.values(), wall_ms=wall_clock_ms, chance=lambda: 1.0)
+
+
 class Dispatch:
     """A dispatcher with one partition: feed it sequence numbers of sessions, wait until all is handled or given up."""
 
@@ -59,6 +67,7 @@ class Dispatch:
             late_dead=late_dead,
             counters=self.counters,
             on_progress=self._progressed,
+            gates=gates_of(table),
             background=self.background,
             context=context,
         )

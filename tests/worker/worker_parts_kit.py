@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dispatch_kit import PATIENCE_S, module_of, partition_of_test
+from dispatch_kit import PATIENCE_S, gates_of, module_of, partition_of_test
 from process_kit import callback
 from servers import RedisServer
 
@@ -51,12 +51,15 @@ class Parts:
             on_diverged=self.diverged.append,
             on_committed=lambda: None,
         )
+        table = bind(load_handlers([module_of(*functions)]), {}) if functions else {}
+        self.gates = gates_of(table)
         self.dispatcher = Dispatcher(
-            bind(load_handlers([module_of(*functions)]), {}) if functions else {},
+            table,
             concurrency=settings.concurrency,
             late_dead=False,
             counters=self.counters,
             on_progress=self.committer.mark,
+            gates=self.gates,
         )
         self.pipeline = StreamPipeline(
             connections,
