@@ -29,7 +29,10 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "status": Command("maskline.console.status", "who owns which partitions and what waits"),
     "dead": Command(
-        "maskline.console.dead.command", "list, group and show callbacks that could not be handled"
+        "maskline.console.dead.command", "list, show, replay and discard callbacks that could not be handled"
+    ),
+    "replay": Command(
+        "maskline.console.jobs.command", "run kept callbacks again; list and stop replays and discards"
     ),
     "refused": Command(
         "maskline.console.refused.command",

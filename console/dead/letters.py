@@ -26,6 +26,7 @@ from maskline.worker.entries.dead_letter import (
     DEAD_FIELD,
     DeadLetter,
     decode_dead_letter,
+    group_key_of,
     public_id,
     split_public_id,
 )
@@ -68,22 +69,19 @@ class LetterHead(msgspec.Struct, frozen=True, gc=False):
 
 
 class Letter(NamedTuple):
-    """A dead letter's head, and where the letter lies."""
+    """A dead letter's head, where the letter lies, and what it belongs to."""
 
     partition: int
     entry_id: str
     """Of the letter itself, in `{ns:p}:dead`."""
     head: LetterHead
+    group_key: str
+    """The key of the letters that failed alike, also for letters of older releases."""
 
     @property
     def id(self) -> str:
         """The ID by which operators name it."""
         return public_id(self.partition, self.entry_id)
-
-    @property
-    def group_key(self) -> str:
-        """The key of the letters that failed alike."""
-        return self.head.group_key or self.head.code
 
 
 _decode_head: Final = msgspec.msgpack.Decoder(LetterHead).decode
@@ -143,7 +141,8 @@ def _letter_of(partition: int, entry: Any) -> Letter | None:
     entry_id, fields = entry
     try:
         if len(fields) == 2 and fields[0] == DEAD_FIELD:
-            return Letter(partition, entry_id.decode(), _decode_head(fields[1]))
+            head = _decode_head(fields[1])
+            return Letter(partition, entry_id.decode(), head, head.group_key or group_key_of(head))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         pass
     return None

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from maskline.console.dead.letters import Letter, by_time, letters_of_ids
 from maskline.console.output import print_json_array, printable, shortened, utc_time
-from maskline.console.redis_reader import RedisReader, query_for
+from maskline.console.redis_reader import RedisReader, entry_order, query_for
 from maskline.console.tables import print_table
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.jobs import Selection
@@ -83,7 +83,7 @@ async def waiting_behind(reader: RedisReader, letters: Sequence[Letter]) -> list
         keys[head.group].retry_queue(partition, head.handler, head.session_uuid)
         if head.parked and head.handler is not None and head.session_uuid is not None
         else None
-        for partition, _, head in letters
+        for partition, _, head, _ in letters
     ]
     lengths = iter(await reader.send([query_for(queue, "LLEN", queue) for queue in queues if queue]))
     waiting = [0 if queue is None else next(lengths) for queue in queues]
@@ -95,7 +95,7 @@ async def waiting_behind(reader: RedisReader, letters: Sequence[Letter]) -> list
 
 def row_of(letter: Letter, waiting: int) -> DeadLetterRow:
     """The row of a letter, without phone numbers; `waiting`: the events behind it."""
-    partition, entry_id, head = letter
+    head = letter.head
     return DeadLetterRow(
         id=letter.id,
         session_uuid=head.session_uuid,
@@ -107,13 +107,13 @@ def row_of(letter: Letter, waiting: int) -> DeadLetterRow:
         attempts=head.attempts,
         received_at=None if head.received_at_ms is None else utc_time(head.received_at_ms),
         failed_at=utc_time(head.failed_at_ms)
-        or utc_time(int(entry_id.partition("-")[0]))
+        or utc_time(entry_order(letter.entry_id)[0])
         or datetime.max.replace(tzinfo=UTC),
         waiting=waiting,
         parked=head.parked,
         group=head.group,
         group_key=letter.group_key,
-        partition=partition,
+        partition=letter.partition,
     )
 
 

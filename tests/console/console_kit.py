@@ -9,6 +9,7 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.events import Event
 from maskline.schemas.keys import Keys, partition_of
 from maskline.schemas.settings import Settings
+from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, encode_dead_letter
 
 PARTITIONS = 4
 NUMBER = "+14155550123"
@@ -66,3 +67,34 @@ def command(monkeypatch, server, namespace, *argv, **environ):
 def dead_letters(server, namespace):
     with server.client() as client:
         return sum(client.xlen(Keys(namespace).dead(number)) for number in range(PARTITIONS))
+
+
+def letter_value(**changes):
+    """The value of a dead letter's field, with these fields changed."""
+    values = {
+        "group": "workers", "entry_id": "1-1", "code": "late", "reason": "late",
+        "failed_at_ms": 1_700_000_000_000, "callback": b"", "session_uuid": "s1",
+    } | changes  # fmt: skip
+    return encode_dead_letter(DeadLetter(**values))
+
+
+def put_letter(server, namespace, partition, **changes):
+    """A dead letter; its id."""
+    with server.client() as client:
+        entry_id = client.xadd(Keys(namespace).dead(partition), {DEAD_FIELD: letter_value(**changes)})
+    return f"{partition}-{entry_id.decode()}"
+
+
+def put_letters(server, namespace, *, count, size=10, first_ms=1_700_000_000_000, **changes):
+    """Dead letters over all partitions, one a millisecond; their ids by age."""
+    ids = []
+    with server.client() as client, client.pipeline(transaction=False) as pipe:
+        for at in range(count):
+            partition, entry_id = at % PARTITIONS, f"{first_ms + at}-0"
+            values = {
+                "failed_at_ms": first_ms + at, "callback": bytes(size), "session_uuid": f"s{at % 50}"
+            } | changes  # fmt: skip
+            pipe.xadd(Keys(namespace).dead(partition), {DEAD_FIELD: letter_value(**values)}, id=entry_id)
+            ids.append(f"{partition}-{entry_id}")
+        pipe.execute()
+    return ids

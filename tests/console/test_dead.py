@@ -1,19 +1,30 @@
 import asyncio
 import re
+from typing import get_type_hints
 
 import msgspec
 import pytest
-from console_kit import NUMBER, PARTITIONS, command, dead_letters, handler_module, publish, settings_for
+from console_kit import (
+    NUMBER,
+    PARTITIONS,
+    command,
+    dead_letters,
+    handler_module,
+    publish,
+    put_letter,
+    put_letters,
+    settings_for,
+)
 from servers import wait_until
 
 from maskline import Reject
-from maskline.console.dead.letters import PAGE_LETTERS_MAX, ROUND_TRIP_MAX_BYTES
+from maskline.console.dead.letters import PAGE_LETTERS_MAX, ROUND_TRIP_MAX_BYTES, LetterHead
 from maskline.console.dead.show import NoSuchDeadLetterError
 from maskline.console.main import main
 from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys
-from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, encode_dead_letter
+from maskline.worker.entries.dead_letter import DeadLetter
 from maskline.worker.node import WorkerNode
 
 CONTRACT = {
@@ -171,23 +182,6 @@ CALLBACK_BYTES = 10_000
 MANY = 400
 
 
-def put_letters(server, namespace, *, count=MANY, size=CALLBACK_BYTES, **changes):
-    """Dead letters over all partitions, one a millisecond; their ids by age."""
-    ids = []
-    with server.client() as client, client.pipeline(transaction=False) as pipe:
-        for at in range(count):
-            partition, entry_id = at % PARTITIONS, f"{1_700_000_000_000 + at}-0"
-            values = {
-                "group": "workers", "entry_id": "1-1", "code": "late", "reason": "late",
-                "failed_at_ms": 1_700_000_000_000 + at, "callback": bytes(size), "session_uuid": f"s{at % 50}",
-            } | changes  # fmt: skip
-            letter = encode_dead_letter(DeadLetter(**values))
-            pipe.xadd(Keys(namespace).dead(partition), {DEAD_FIELD: letter}, id=entry_id)
-            ids.append(f"{partition}-{entry_id}")
-        pipe.execute()
-    return ids
-
-
 def sent_bytes(server):
     with server.client() as client:
         return client.info("stats")["total_net_output_bytes"]
@@ -195,7 +189,7 @@ def sent_bytes(server):
 
 @pytest.mark.parametrize("limit", [1, 5, 30])
 def test_limit_reads_little_more_than_it_shows(run, redis_server, namespace, limit):
-    ids = put_letters(redis_server, namespace)
+    ids = put_letters(redis_server, namespace, count=MANY, size=CALLBACK_BYTES)
     before = sent_bytes(redis_server)
     found = rows(run, "--limit", str(limit))
     read = sent_bytes(redis_server) - before
@@ -203,8 +197,141 @@ def test_limit_reads_little_more_than_it_shows(run, redis_server, namespace, lim
     assert read < (2 * limit + 2 * PARTITIONS) * CALLBACK_BYTES + 50_000
 
 
+def test_list_is_in_the_order_of_time_over_all_partitions(run, redis_server, namespace):
+    ids = put_letters(redis_server, namespace, count=1_500)
+    assert [row["id"] for row in rows(run)] == ids
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        ((), "abc"),
+        (("--all",), "abc"),
+        (("--handler", "fares"), "ab"),
+        (("--event", "SessionTimeout"), "bc"),
+        (("--session", "s1"), "ac"),
+        (("--reason", "rejected"), "c"),  # the code
+        (("--reason", "NO FARE"), "ab"),  # a part of the reason
+        (("--handler", "fares", "--session", "s1"), "a"),
+        (("--since", "2023-11-14T22:13:21Z"), "bc"),
+        (("--until", "2023-11-14T22:13:21"), "a"),
+        (("--since", "15m"), ""),
+        (("--handler", "nobody"), ""),
+    ],
+)
+def test_letters_are_selected_by_what_they_have(run, redis_server, namespace, argv, wanted):
+    at_ms = 1_700_000_000_000  # 2023-11-14T22:13:20Z
+    for name, changes in {
+        "a": {
+            "handler": "fares",
+            "session_uuid": "s1",
+            "reason": "KeyError: no fare",
+            "event_name": "SessionRing",
+        },
+        "b": {"handler": "fares", "session_uuid": "s2", "reason": "no fare", "event_name": "SessionTimeout"},
+        "c": {"handler": "crm", "session_uuid": "s1", "code": "rejected", "event_name": "SessionTimeout"},
+    }.items():
+        at_ms += 1_000 * (name == "b")
+        put_letter(redis_server, namespace, 1, failed_at_ms=at_ms, entry_id=name, **changes)
+    listed = rows(run, *argv)
+    by_id = {row["id"]: entry_id for row, entry_id in zip(rows(run), "abc", strict=True)}
+    assert "".join(by_id[row["id"]] for row in listed) == wanted
+    if wanted and argv != ("--all",):
+        assert rows(run, *argv, listed[0]["id"]) == listed[:1]
+        assert sum(group["count"] for group in groups(run, *argv)) == len(listed)
+
+
+def test_ids_select_in_their_order(run, redis_server, namespace):
+    ids = put_letters(redis_server, namespace, count=40)
+    wanted = [ids[30], ids[3], ids[17], ids[3], "1-1-1", "nonsense"]
+    assert [row["id"] for row in rows(run, *wanted)] == [ids[30], ids[3], ids[17]]
+
+
+def test_all_is_not_narrowed(run):
+    with pytest.raises(ConfigError, match="--all"):
+        run("list", "--all", "--handler", "fares")
+
+
+def test_waiting_counts_what_stands_behind_a_parked_letter(run, redis_server, namespace):
+    keys = Keys(namespace, "workers")
+    parked = put_letter(redis_server, namespace, 1, handler="réglage: fares", session_uuid="s1", parked=True)
+    skipped = put_letter(redis_server, namespace, 1, handler="crm", session_uuid="s1")
+    with redis_server.client() as client:
+        client.rpush(keys.retry_queue(1, "réglage: fares", "s1"), *"abc")
+        client.rpush(keys.retry_queue(1, "crm", "s1"), "a")  # waits for a retry, not behind the letter
+    by_id = {row["id"]: row for row in rows(run)}
+    assert (by_id[parked]["waiting"], by_id[parked]["parked"]) == (3, True)
+    assert (by_id[skipped]["waiting"], by_id[skipped]["parked"]) == (0, False)
+    assert msgspec.json.decode(run("show", parked, "--json").out)["waiting"] == 3
+    assert sum(group["waiting"] for group in groups(run)) == 3
+
+
+# Groups
+
+
+def groups(run, *argv):
+    return msgspec.json.decode(run("groups", "--json", *argv).out)
+
+
+def test_letters_of_three_bugs_are_three_groups(run, redis_server, namespace):
+    for bug, count in ("reject", 10), ("timeout", 20), ("keyerror", 30):
+        put_letters(
+            redis_server, namespace, count=count, handler="fares", group_key=bug, first_ms=count * 1_000,
+            reason=f"{bug}: no fare for {NUMBER}", error_type="KeyError", frame="fares.py:settle",
+        )  # fmt: skip
+    found = groups(run)
+    assert [(group["group_key"], group["count"], group["sessions"]) for group in found] == [
+        ("keyerror", 30, 30),
+        ("timeout", 20, 20),
+        ("reject", 10, 10),
+    ]
+    first = found[0]
+    assert (first["handler"], first["error_type"], first["frame"]) == ("fares", "KeyError", "fares.py:settle")
+    assert (first["first_failed_at"], first["last_failed_at"]) == (
+        "1970-01-01T00:00:30Z",
+        "1970-01-01T00:00:30.029000Z",
+    )
+    assert "4155550123" not in first["reason"]
+    assert [row["id"] for row in rows(run, "--group", "keyerror")][-1] == first["sample_id"]
+    shown = run("groups", "--limit", "2").out
+    assert "keyerror  fares: KeyError in fares.py:settle" in shown
+    assert "reject" not in shown
+    assert "4155550123" not in shown
+
+
+def test_letters_of_older_releases_are_grouped_by_their_reasons(run, redis_server, namespace):
+    for at in range(4):
+        put_letter(redis_server, namespace, at, handler="fares", reason=f"KeyError: no fare for call {at}")
+    put_letter(redis_server, namespace, 1, handler="crm", reason="KeyError: no fare for call 9")
+    first, second = groups(run)
+    assert (first["count"], second["count"]) == (4, 1)
+    assert len(rows(run, "--group", first["group_key"])) == 4
+
+
+def test_heads_have_the_fields_of_dead_letters():
+    fields = get_type_hints(DeadLetter)
+    assert {name: fields[name] for name in LetterHead.__struct_fields__} == get_type_hints(LetterHead)
+
+
+def test_a_session_counts_once_in_each_group(run, redis_server, namespace):
+    put_letters(redis_server, namespace, count=30, group_key="b", handler="h", first_ms=5_000)
+    put_letters(redis_server, namespace, count=100, group_key="a", handler="h")  # 50 sessions
+    assert [group["sessions"] for group in groups(run)] == [50, 30]
+
+
+def test_groups_are_bounded(run, redis_server, namespace, monkeypatch):
+    monkeypatch.setattr("maskline.console.dead.groups.GROUPS_MAX", 3)
+    monkeypatch.setattr("maskline.console.dead.groups.SESSIONS_HELD_MAX", 2)
+    for at in range(5):
+        put_letter(redis_server, namespace, 0, group_key=f"group{at}")
+    assert len(groups(run)) == 3
+    said = run("groups")
+    assert "2 dead letters are not in these" in said.err
+    assert "at least 0 sessions" in said.out
+
+
 def test_limit_counts_the_letters_of_the_session(run, redis_server, namespace):
-    ids = put_letters(redis_server, namespace)
+    ids = put_letters(redis_server, namespace, count=MANY, size=CALLBACK_BYTES)
     assert [row["id"] for row in rows(run, "--session", "s7", "--limit", "3")] == ids[7::50][-3:]
     assert [row["id"] for row in rows(run, "--session", "s7")] == ids[7::50]
     assert rows(run, "--session", "nobody", "--limit", "3") == []

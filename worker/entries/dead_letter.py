@@ -5,7 +5,7 @@ id is `<partition>-<entry id>`.
 """
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -174,7 +174,20 @@ def _group_key(cause: Cause) -> str:
     return group_key(cause.handler, cause.code, origin.error_type, origin.frame, message)
 
 
-def group_key_of(letter: DeadLetter) -> str:
+class GroupedLetter(Protocol):
+    """The fields of a `DeadLetter` that `group_key_of` looks at, for readers that decode no others."""
+
+    @property
+    def group_key(self) -> str | None: ...  # noqa: D102 - as in DeadLetter
+    @property
+    def handler(self) -> str | None: ...  # noqa: D102
+    @property
+    def code(self) -> str: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+
+
+def group_key_of(letter: GroupedLetter) -> str:
     """The letter's `group_key`; for a letter of an older release by its reason, as it does not name its exception."""
     if letter.group_key is not None:
         return letter.group_key

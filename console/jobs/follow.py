@@ -1,0 +1,147 @@
+"""Follows a job until it has ended, through failovers, restarts and deaths of workers: it only reads.
+
+Progress is shown on stderr, as a bar on a terminal and as a line every PLAIN_PROGRESS_S elsewhere; stdout is left to
+the report. The job does not depend on any of this.
+"""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from maskline.console.jobs.records import JobError, checked, read_progress
+from maskline.console.output import note
+from maskline.console.redis_reader import RedisReader, query_for
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.jobs import Job, JobTotals, sum_up
+
+POLL_S: Final = 0.25
+"""Between two looks at the records: a command for each partition of the job."""
+
+RECONNECT_MIN_S: Final = 0.25
+RECONNECT_MAX_S: Final = 5.0
+"""Between two attempts to reach Redis; doubled from the first to the last."""
+
+PLAIN_PROGRESS_S: Final = 5.0
+"""Between two lines of progress if stderr is no terminal."""
+
+NAMES: Final = {"dead": "replay", "callbacks": "replay", "discard": "discard"}
+"""What an operator calls a job, by its kind."""
+
+T = TypeVar("T")
+
+
+async def follow_job(reader: RedisReader, job: Job, planned: int) -> JobTotals:
+    """Wait until a job has ended; its totals. `planned`: runs expected, for the bar.
+
+    Raises JobError if its records are gone from Redis.
+    """
+    name = NAMES[job.kind]
+    try:
+        with _progress(name, planned) as show:
+            while True:
+                totals, workers = await persistently(reader, lambda: _look(reader, job))
+                show(totals, workers)
+                if totals.ended:
+                    return totals
+                await asyncio.sleep(POLL_S)
+    except asyncio.CancelledError:
+        note(f"the {name} goes on without this command: `maskline replay list` shows it, ")
+        note(f"`maskline replay stop {job.id}` stops it")
+        raise
+
+
+async def persistently(reader: RedisReader, attempt: Callable[[], Awaitable[T]]) -> T:
+    """The result of an attempt, which is repeated on new connections for as long as Redis is away."""
+    wait_s = 0.0
+    while True:
+        try:
+            if wait_s:
+                await asyncio.sleep(wait_s)
+                await reader.reconnect()
+            return await attempt()
+        except RedisUnavailableError as error:
+            if not wait_s:
+                note(f"waiting for Redis: {error}")
+            wait_s = min(max(2 * wait_s, RECONNECT_MIN_S), RECONNECT_MAX_S)
+
+
+async def _look(reader: RedisReader, job: Job) -> tuple[JobTotals, int]:
+    """The job's totals, and how many workers are alive."""
+    (records,) = await read_progress(reader, [job])
+    known = [record for record in records if record is not None]
+    if len(known) < len(records):
+        raise JobError(f"the records of the job {job.id} are gone from Redis: look at `maskline dead list`")
+    return sum_up(known), await count_workers(reader)
+
+
+async def count_workers(reader: RedisReader) -> int:
+    """How many workers of the group are alive, by their heartbeats."""
+    key = reader.keys.workers
+    (time_now,) = checked(await reader.send([query_for(key, "TIME")]))
+    oldest_ms = int(time_now[0]) * 1000 + int(time_now[1]) // 1000 - reader.settings.lease_ttl_ms
+    (count,) = checked(await reader.send([query_for(key, "ZCOUNT", key, oldest_ms, "+inf")]))
+    return int(count)
+
+
+def _state(totals: JobTotals, workers: int) -> str:
+    """A few words about what a job does at present."""
+    if not workers:
+        return "no worker is alive: it goes on when one starts"
+    parts = [
+        f"{count:,} {word}"
+        for count, word in (
+            (totals.failed, "failed again"),
+            (totals.parked, "parked"),
+            (totals.gone, "without a handler"),
+            (totals.under_way, "under way"),
+        )
+        if count
+    ]
+    return ", ".join(parts)
+
+
+def ended_runs(totals: JobTotals) -> int:
+    """The runs of a job of which the outcome is known."""
+    return totals.succeeded + totals.failed + totals.gone + totals.discarded + totals.parked
+
+
+@contextlib.contextmanager
+def _progress(name: str, planned: int) -> Iterator[Callable[[JobTotals, int], None]]:
+    """Shows the totals, and the number of live workers, each time the function that it yields is called."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        columns = (
+            TextColumn(name),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        console = Console(file=sys.stderr)
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+            task = bar.add_task(name, total=planned, state="")
+
+            def draw(totals: JobTotals, workers: int) -> None:
+                total = max(planned, totals.selected)
+                bar.update(task, completed=ended_runs(totals), total=total, state=_state(totals, workers))
+
+            yield draw
+        return
+    told_at = 0.0
+
+    def tell(totals: JobTotals, workers: int) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if totals.ended or (told_at and now - told_at < PLAIN_PROGRESS_S):
+            return
+        told_at = now
+        state = _state(totals, workers)
+        total = max(planned, totals.selected)
+        note(f"{name}: {ended_runs(totals):,} of {total:,}" + (f", {state}" if state else ""))
+
+    yield tell
