@@ -7,6 +7,7 @@ from typing import Any
 from servers import RedisServer
 
 from maskline.runtime.redis.connect import RedisEndpoint
+from maskline.runtime.redis.pipeline import PipelinedConnection
 from maskline.schemas.keys import Keys, encode_handler
 from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
@@ -121,11 +122,15 @@ class QueueStore:
         return {member.decode(): score for member, score in self.client.zrange(key, 0, -1, withscores=True)}
 
 
-async def open_store(server: RedisServer, client: Any) -> QueueStore:
-    """A partition of its own on a server, owned by `me`. Close its connection in the end."""
+async def open_connection(server: RedisServer) -> PipelinedConnection:
     connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
     await scripts.load_scripts(connection)
-    store = QueueStore(connection, client)
+    return connection
+
+
+async def open_store(server: RedisServer, client: Any) -> QueueStore:
+    """A partition of its own on a server, owned by `me`. Close its connection in the end."""
+    store = QueueStore(await open_connection(server), client)
     await store.own()
     return store
 
