@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _FOLDER: Final = Path(__file__).with_name("lua")
-_INCLUDE: Final = re.compile(rb"^-- include (part_\w+\.lua)\n", re.MULTILINE)
+_INCLUDE: Final = re.compile(rb"^ *-- include (part_\w+\.lua)\n", re.MULTILINE)
 
 
 def _read(file: Path) -> bytes:

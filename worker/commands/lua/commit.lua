@@ -29,7 +29,6 @@
 -- time.
 --
 -- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
--- include part_retry_ops.lua
 local holder = redis.call('GET', KEYS[1])
 if holder ~= ARGV[1] then
     local given = redis.call('HMGET', KEYS[2], 'token', 'owner', 'clean')
@@ -50,11 +49,10 @@ end
 local CHUNK = 1000
 local group = ARGV[3]
 -- Every argument costs the server a fifth of a microsecond: most commits have no more than states.
-local retry_keys = 0
-if ARGV[#ARGV] == 'retry-ops' then
-    retry_keys = tonumber(ARGV[#ARGV - 1])
+local last_state, queues_change = #KEYS, ARGV[#ARGV] == 'retry-ops'
+if queues_change then
+    last_state = last_state - ARGV[#ARGV - 1]
 end
-local last_state = #KEYS - retry_keys
 local at = 7 + last_state - 5
 local consumer = ARGV[at]
 local waiting, done, dead, marks, others = 0, 0, 0, 0, 0
@@ -76,8 +74,10 @@ end
 if dead > 0 then
     redis.call('XLEN', KEYS[4]) -- fails where the key is of another type
 end
-local retries = retry_keys > 0 and retry_ops(last_state, first_mark + marks + 2 * others)
-if retries then
+local retries
+if queues_change then
+    -- include part_retry_ops.lua
+    retries = retry_ops(last_state, first_mark + marks + 2 * others)
     retries.check()
 end
 local cursor = ARGV[4]
@@ -114,8 +114,10 @@ for i = first_life, first_life + 2 * others - 1, 2 do
     lives[tonumber(ARGV[i])] = ARGV[i + 1]
 end
 for i = 6, last_state do
-    local life = lives[i - 5] or ARGV[6]
-    if life == '0' then
+    local life = lives[i - 5]
+    if not life then
+        redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[6])
+    elseif life == '0' then
         redis.call('SET', KEYS[i], ARGV[i + 1])
     else
         redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', life)
