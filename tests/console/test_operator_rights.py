@@ -1,0 +1,48 @@
+"""The operator's commands with the rights that docs/operating.md gives them, and no others: nothing is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+from console_kit import command, put_letter
+from job_kit import end_job, keys_of, owner, report_worker
+from servers import plain_reply
+from test_replay import handled, keep
+
+DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
+NAMESPACE = "maskline"
+
+
+class WithLogin:
+    """A server, as the operator's user sees it."""
+
+    def __init__(self, server):
+        self.url = server.url.replace("://", "://maskline-operator:OPERATOR_PASSWORD@", 1)
+
+
+@pytest.mark.storage
+def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
+    (user,) = re.findall(r"^ACL SETUSER maskline-operator .*", DOCS.read_text(), re.MULTILINE)
+    assert plain_reply(own_redis.port, *user.split()) == b"OK"
+    with own_redis.client() as client:
+        keep(client, NAMESPACE, "s1", 1)
+        handled(client, NAMESPACE, "s1")
+        letter = put_letter(own_redis, NAMESPACE, 1, handler="fares", session_uuid="s1", parked=True)
+        client.rpush(keys_of(NAMESPACE).retry_queue(1, "fares", "s1"), b"item")
+        report_worker(client, NAMESPACE, "fares")
+
+    def run(*argv, code=0):
+        assert command(monkeypatch, WithLogin(own_redis), NAMESPACE, *argv) == code
+
+    run("status")
+    run("refused", "list")
+    for argv in ("list",), ("list", "--limit", "1"), ("list", letter), ("groups",), ("show", letter):
+        run("dead", *argv)
+    for argv in ("dead", "replay", "--all"), ("dead", "discard", letter), ("replay", "--since", "2023-11-14"):
+        with owner(own_redis, NAMESPACE, lambda owners, job: end_job(owners, NAMESPACE, job)):
+            run(*argv, "--yes")
+    run("replay", "list")
+    with own_redis.client() as client:
+        (job_id, *_) = client.hkeys(keys_of(NAMESPACE).jobs)
+    run("replay", "stop", job_id.decode())
+    assert plain_reply(own_redis.port, "ACL", "LOG", 100) == []
