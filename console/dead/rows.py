@@ -7,13 +7,11 @@ from typing import Final
 
 import hiredis
 import msgspec
-from rich import box
-from rich.table import Table
 
 from maskline.console.dead.letters import Letter, by_time, letters_of_ids
 from maskline.console.output import print_json_array, printable, shortened, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
-from maskline.console.tables import print_table
+from maskline.console.tables import print_columns
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import Keys
@@ -161,19 +159,21 @@ async def _rows(reader: RedisReader, letters: Sequence[Letter]) -> list[DeadLett
 
 
 def _print_rows(rows: Sequence[DeadLetterRow]) -> None:
-    table = Table(box=box.SIMPLE)
-    for name in ("id", "failed at", "session", "event", "number", "handler", "tries", "waiting", "reason"):
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.id,
-            f"{row.failed_at:%Y-%m-%d %H:%M:%S}",
-            printable(row.session_uuid or ""),
-            printable(row.event_name or ""),
-            "" if row.sequence_number is None else str(row.sequence_number),
-            row.handler or "none",
-            str(row.attempts),
-            str(row.waiting) if row.parked else "",
-            shortened(row.reason, REASON_SHOWN_CHARS),
-        )
-    print_table(table)
+    names = ("id", "failed at", "session", "event", "number", "handler", "tries", "waiting", "reason")
+    print_columns(
+        names,
+        [
+            (
+                row.id,
+                f"{row.failed_at:%Y-%m-%d %H:%M:%S}",
+                printable(row.session_uuid or ""),
+                printable(row.event_name or ""),
+                "" if row.sequence_number is None else str(row.sequence_number),
+                printable(row.handler or "none"),
+                str(row.attempts),
+                str(row.waiting) if row.parked else "",
+                shortened(row.reason, REASON_SHOWN_CHARS),
+            )
+            for row in rows
+        ],
+    )
