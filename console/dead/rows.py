@@ -64,6 +64,9 @@ async def find_letters(
 
 async def latest_letters(reader: RedisReader, selection: Selection, limit: int) -> list[Letter]:
     """The latest `limit` of the selected dead letters, the oldest of these first. Reads little more than these."""
+    if selection.ids:
+        named = [letter async for letter in find_letters(reader, selection)]
+        return sorted(named, key=lambda letter: (entry_order(letter.entry_id), letter.partition))[-limit:]
     found: list[Letter] = []
     async for letter in find_letters(reader, selection, newest_first=True):
         found.append(letter)

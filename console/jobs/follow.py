@@ -9,16 +9,18 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from maskline.console.jobs.records import JobError, checked, read_progress
-from maskline.console.output import note
+from maskline.console.output import note, printable
 from maskline.console.redis_reader import RedisReader, query_for
 from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.handler_control import read_control
 from maskline.schemas.jobs import Job, JobTotals, sum_up
+from maskline.schemas.keys import decode_handler
 
 POLL_S: Final = 0.25
 """Between two looks at the records: a command for each partition of the job."""
@@ -36,6 +38,16 @@ NAMES: Final = {"dead": "replay", "callbacks": "replay", "discard": "discard"}
 T = TypeVar("T")
 
 
+class _View(NamedTuple):
+    """A look at a job that runs."""
+
+    totals: JobTotals
+    workers: int
+    """How many are alive."""
+    paused: list[str]
+    """Handlers that runs of the job wait for, as an operator has paused them."""
+
+
 async def follow_job(reader: RedisReader, job: Job, planned: int) -> JobTotals:
     """Wait until a job has ended; its totals. `planned`: runs expected, for the bar.
 
@@ -45,10 +57,10 @@ async def follow_job(reader: RedisReader, job: Job, planned: int) -> JobTotals:
     try:
         with _progress(name, planned) as show:
             while True:
-                totals, workers = await persistently(reader, lambda: _look(reader, job))
-                show(totals, workers)
-                if totals.ended:
-                    return totals
+                view = await persistently(reader, lambda: _look(reader, job))
+                show(view)
+                if view.totals.ended:
+                    return view.totals
                 await asyncio.sleep(POLL_S)
     except asyncio.CancelledError:
         note(f"the {name} goes on without this command: `maskline replay list` shows it, ")
@@ -71,13 +83,24 @@ async def persistently(reader: RedisReader, attempt: Callable[[], Awaitable[T]])
             wait_s = min(max(2 * wait_s, RECONNECT_MIN_S), RECONNECT_MAX_S)
 
 
-async def _look(reader: RedisReader, job: Job) -> tuple[JobTotals, int]:
-    """The job's totals, and how many workers are alive."""
+async def _look(reader: RedisReader, job: Job) -> _View:
     (records,) = await read_progress(reader, [job])
     known = [record for record in records if record is not None]
     if len(known) < len(records):
         raise JobError(f"the records of the job {job.id} are gone from Redis: look at `maskline dead list`")
-    return sum_up(known), await count_workers(reader)
+    handlers = {decode_handler(queue.partition(" ")[0]) for record in known for queue in record.under_way}
+    paused = handlers & await _read_paused(reader) if handlers else set()
+    return _View(sum_up(known), await count_workers(reader), sorted(paused))
+
+
+async def _read_paused(reader: RedisReader) -> set[str]:
+    """The names of the handlers that operators have paused."""
+    control = reader.keys.control
+    (fields,) = checked(await reader.send([query_for(control, "HGETALL", control)]))
+    by_name = {
+        name.decode(errors="replace"): value for name, value in zip(fields[::2], fields[1::2], strict=True)
+    }
+    return {*read_control(by_name).paused}
 
 
 async def count_workers(reader: RedisReader) -> int:
@@ -89,10 +112,13 @@ async def count_workers(reader: RedisReader) -> int:
     return int(count)
 
 
-def _state(totals: JobTotals, workers: int) -> str:
+def _state(view: _View) -> str:
     """A few words about what a job does at present."""
-    if not workers:
+    totals = view.totals
+    if not view.workers:
         return "no worker is alive: it goes on when one starts"
+    if view.paused:
+        return f"paused: {', '.join(map(printable, view.paused))} (maskline resume)"
     parts = [
         f"{count:,} {word}"
         for count, word in (
@@ -106,14 +132,15 @@ def _state(totals: JobTotals, workers: int) -> str:
     return ", ".join(parts)
 
 
-def ended_runs(totals: JobTotals) -> int:
-    """The runs of a job of which the outcome is known."""
-    return totals.succeeded + totals.failed + totals.gone + totals.discarded + totals.parked
+def _share(totals: JobTotals, planned: int) -> tuple[int, int]:
+    """The runs of which the outcome is known, and all."""
+    known = totals.succeeded + totals.failed + totals.gone + totals.discarded + totals.parked
+    return known, max(planned, totals.selected)
 
 
 @contextlib.contextmanager
-def _progress(name: str, planned: int) -> Iterator[Callable[[JobTotals, int], None]]:
-    """Shows the totals, and the number of live workers, each time the function that it yields is called."""
+def _progress(name: str, planned: int) -> Iterator[Callable[[_View], None]]:
+    """Shows how far a job is, each time the function that it yields is called."""
     if sys.stderr is not None and sys.stderr.isatty():
         columns = (
             TextColumn(name),
@@ -126,22 +153,22 @@ def _progress(name: str, planned: int) -> Iterator[Callable[[JobTotals, int], No
         with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
             task = bar.add_task(name, total=planned, state="")
 
-            def draw(totals: JobTotals, workers: int) -> None:
-                total = max(planned, totals.selected)
-                bar.update(task, completed=ended_runs(totals), total=total, state=_state(totals, workers))
+            def draw(view: _View) -> None:
+                done, total = _share(view.totals, planned)
+                bar.update(task, completed=done, total=total, state=_state(view))
 
             yield draw
         return
     told_at = 0.0
 
-    def tell(totals: JobTotals, workers: int) -> None:
+    def tell(view: _View) -> None:
         nonlocal told_at
         now = time.monotonic()
-        if totals.ended or (told_at and now - told_at < PLAIN_PROGRESS_S):
+        if view.totals.ended or (told_at and now - told_at < PLAIN_PROGRESS_S):
             return
         told_at = now
-        state = _state(totals, workers)
-        total = max(planned, totals.selected)
-        note(f"{name}: {ended_runs(totals):,} of {total:,}" + (f", {state}" if state else ""))
+        state = _state(view)
+        done, total = _share(view.totals, planned)
+        note(f"{name}: {done:,} of {total:,}" + (f", {state}" if state else ""))
 
     yield tell

@@ -14,6 +14,12 @@ from maskline.console.tables import print_table
 from maskline.schemas.jobs import Job, JobKind, JobState, JobTotals, Selection
 
 _NOUNS: Final = {"dead": "dead letters", "discard": "dead letters", "callbacks": "callbacks"}
+_NOTHING: Final = {
+    "dead": "no dead letters were left",
+    "discard": "no dead letters were left",
+    "callbacks": "no handler takes these callbacks",
+}
+"""What a report says of a job that found nothing to do."""
 
 
 _COLUMNS: Final = (
@@ -101,7 +107,7 @@ def describe_selection(selection: Selection) -> str:
 
 def report_lines(row: JobRow) -> Iterator[str]:
     """The report of a job that has ended, for a person."""
-    name, noun = NAMES[row.kind], _NOUNS[row.kind]
+    name = NAMES[row.kind]
     counts = [
         f"{count:,} {words}"
         for count, words in (
@@ -114,7 +120,7 @@ def report_lines(row: JobRow) -> Iterator[str]:
         if count
     ]
     how = {"done": "done", "stopped": "stopped", "failing": "stopped by itself, as most of it failed again"}
-    yield f"{name} {row.id} {how.get(row.state, row.state)}: " + (", ".join(counts) or f"no {noun} were left")
+    yield f"{name} {row.id} {how.get(row.state, row.state)}: " + (", ".join(counts) or _NOTHING[row.kind])
     if row.failed:
         yield "what failed again is a dead letter again: maskline dead groups"
 

@@ -245,6 +245,7 @@ def test_ids_select_in_their_order(run, redis_server, namespace):
     ids = put_letters(redis_server, namespace, count=40)
     wanted = [ids[30], ids[3], ids[17], ids[3], "1-1-1", "nonsense"]
     assert [row["id"] for row in rows(run, *wanted)] == [ids[30], ids[3], ids[17]]
+    assert [row["id"] for row in rows(run, *wanted, "--limit", "2")] == [ids[17], ids[30]]
 
 
 def test_all_is_not_narrowed(run):

@@ -17,6 +17,7 @@ from servers import SETTLE_S, wait_until
 
 from maskline.console.jobs.records import JobError
 from maskline.schemas.errors import ConfigError
+from maskline.schemas.handler_control import Pause, encode_pause, pause_field
 from maskline.schemas.jobs import Selection
 
 
@@ -195,6 +196,18 @@ def test_a_job_that_waits_for_a_worker_says_so_and_goes_on(run, redis_server, na
         said = run("dead", "replay", "--all", "--yes")
     assert f"no worker of group {GROUP!r} is alive: the replay waits until one starts" in said.err
     assert "1 succeeded" in said.out
+
+
+def test_progress_says_that_a_handler_is_paused(redis_server, namespace, client):
+    parked(redis_server, namespace, 1, "s1")
+    report_worker(client, namespace, "fares")
+    client.hset(keys_of(namespace).control, pause_field("fares"), encode_pause(Pause(since_ms=1)))
+    terminal = Terminal(redis_server, namespace, "dead", "replay", "--all", "--yes")
+    (job,) = wait_until(lambda: jobs_in(client, namespace), within_s=SETTLE_S)
+    change_record(client, namespace, job, 1, selected=1, under_way={"fares s1": 1})
+    terminal.until("paused: fares")
+    end_job(client, namespace, job, selected=1, succeeded=1, under_way={})
+    assert terminal.end() == 0
 
 
 def test_records_that_are_gone_end_the_command(run, redis_server, namespace):
