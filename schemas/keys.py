@@ -8,6 +8,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:callbacks` | stream | raw callbacks of partition p, consumer groups at their cursors |
 | `{ns:p}:spooled` | stream | which ingest nodes hold spooled callbacks of partition p (`schemas.spool_notices`) |
 | `{ns:p}:dead` | stream | dead letters of partition p, of all groups |
+| `{ns:p}:dead-seen:<group>` | string | how far the group's handlers of dead letters (`@on.dead`) have come in it |
 | `{ns:p}:lease:<group>` | string | who owns p for the group, `<fencing token> <worker id>`, expires with the lease |
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
 | `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: crashes of a handler that may bring its worker down; expires |
@@ -159,6 +160,10 @@ class Keys:
     def dead(self, partition: int) -> str:
         """The stream of a partition's dead letters."""
         return self.of(partition).dead
+
+    def dead_seen(self, partition: int) -> str:
+        """How far the handlers of dead letters have come in a partition."""
+        return f"{{{self.namespace}:{partition}}}:dead-seen:{self.group}"
 
     def lease(self, partition: int) -> str:
         """The lease of a partition."""

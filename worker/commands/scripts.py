@@ -357,3 +357,12 @@ def take_runs(keys: Keys, job_id: str, microseconds_each: float, runs: int) -> b
     Reply: 0 if they may begin, else the microseconds after which to ask again.
     """
     return pack("EVALSHA", SHA["take_runs"], 1, keys.job_rate(job_id), f"{microseconds_each:.3f}", runs)
+
+
+def dead_seen(keys: Keys, partition: int, *, age_ms: int, known: str = "", new: str = "") -> bytes:
+    """Read how far the handlers of dead letters have come, and put `new` in its place if it is `known`.
+
+    `age_ms`: for how long this worker has had such handlers; what is older does not concern the first of them. Reply:
+    the value as bytes, `new` if it was put there; its parts stand in the script's head.
+    """
+    return pack("EVALSHA", SHA["dead_seen"], 1, keys.dead_seen(partition), age_ms, known, new)
