@@ -1,5 +1,6 @@
-"""The events that handlers are called with: Plivo's 21, and `UnknownEvent` for those not documented yet."""
+"""What handlers are called with: Plivo's 21 events, `UnknownEvent` for those not documented yet, and dead letters."""
 
+from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
 from maskline.schemas.events import (
     ATTRIBUTES,
     EVENT_TYPES,
@@ -35,6 +36,8 @@ __all__ = [
     "ATTRIBUTES",
     "EVENT_TYPES",
     "AnyEvent",
+    "DeadLetterContext",
+    "DeadLetterView",
     "Event",
     "RecordingEvent",
     "SessionFirstPartyAnswer",

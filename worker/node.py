@@ -21,15 +21,17 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
-from maskline.worker.api.binding import Table, bind
+from maskline.worker.api.binding import BoundDeadHandler, Table, bind, bind_dead
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.counters import Counters
+from maskline.worker.dead_letters.calls import DeadLetterCalls
+from maskline.worker.dead_letters.sink import DeadLetterSink
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.quarantine import Quarantine
 from maskline.worker.dispatch.watchdog import Watchdog
-from maskline.worker.entries.decode import IN_C
+from maskline.worker.entries.decode import IN_C, entry_decoder
 from maskline.worker.gates.control import HandlerControl
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.leases.manager import PartitionManager
@@ -103,19 +105,22 @@ class WorkerNode:
         )
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)
-            table = bind(self._handlers, await self._resources.open(self._handlers.resources))
+            opened = await self._resources.open(self._handlers.resources)
+            table, dead_handlers = bind(self._handlers, opened), bind_dead(self._handlers, opened)
             undo.push_async_callback(self.background.stop)
             undo.push_async_callback(self._connections.stop)
             await self._connections.start()
             await self.admin.start()
             undo.pop_all()
-        self._assemble(table)
+        self._assemble(table, dead_handlers)
         registry.register(WorkerCollector(self.counters, self._gauges))
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
         self.background.start("handler control", self._control.run)
         self.background.start("retry queues", self._retry_runner.run)
         self.background.start("expiry of parked queues", self._expiry.run)
+        if self._dead_letter_sink is not None:
+            self.background.start("handlers of dead letters", self._dead_letter_sink.run)
         # If one of these ends, the process ends: nothing moves without it, and its work is best begun anew.
         self._tasks = [
             asyncio.create_task(self._keep_leases(), name="leases"),
@@ -134,7 +139,7 @@ class WorkerNode:
             in_c=arrive_ordinary is not None and IN_C,
         )
 
-    def _assemble(self, table: Table) -> None:
+    def _assemble(self, table: Table, dead_handlers: Sequence[BoundDeadHandler]) -> None:
         """Make the parts, each from those it needs: the way of an entry is pollers, pipeline, dispatcher, committer."""
         settings, connections, keys, counters = self.settings, self._connections, self._keys, self.counters
         sandbox = Sandbox(settings, self._loadable, counters)
@@ -164,6 +169,7 @@ class WorkerNode:
             on_diverged=self._diverged,
             on_committed=self._committed,
             on_retry_due=self._retry_due,
+            on_dead_letters=self._dead_letters_written,
             on_fault=self.background.failed,
         )
         pipeline = StreamPipeline(
@@ -214,6 +220,11 @@ class WorkerNode:
             partitions=settings.partitions,
             max_bytes=settings.dead_max_bytes,
         )
+        self._dead_letter_sink: DeadLetterSink | None = None
+        if dead_handlers:
+            decoder = entry_decoder(frozenset(settings.ignored_parameters))
+            calls = DeadLetterCalls(dead_handlers, self._resources.context, decoder)
+            self._dead_letter_sink = DeadLetterSink(connections, keys, self._owned, calls)
 
     async def _keep_leases(self) -> None:
         # An event must not run that a pause holds.
@@ -230,12 +241,17 @@ class WorkerNode:
         self._started = False
         stop_timeout_s = self.settings.stop_timeout_ms / 1000
         deadline = monotonic() + stop_timeout_s
+        sink = self._dead_letter_sink
+        if sink is not None:
+            sink.start_no_more()
         await self._step("leases", self._manager.drain(stop_timeout_s))
         self._watchdog.stop()
         for task in self._tasks:
             task.cancel()
         await self._step("parts", asyncio.wait(self._tasks, timeout=STEP_MAX_S))
         await self._step("handlers", self._dispatcher.stop(STEP_MAX_S))
+        if sink is not None:
+            await self._step("handlers of dead letters", sink.stop(deadline - monotonic()))
         await self._step("resources", self._resources.close(deadline - monotonic()))
         await self._step("handler control", self._control.stop())
         await self._step("connections", self._connections.stop())
@@ -328,6 +344,10 @@ class WorkerNode:
 
     def _retry_due(self, partition: Partition) -> None:
         self._retry_runner.due_changed(partition)
+
+    def _dead_letters_written(self, partition: Partition) -> None:
+        if self._dead_letter_sink is not None:
+            self._dead_letter_sink.look(partition)
 
     def _servers_changed(self) -> None:
         if self._started:

@@ -35,8 +35,9 @@ class Committer:
 
     `on_fenced(partition)`: called when a commit was refused because the lease is not ours any more.
     `on_diverged(partition)`: called when the server lacks what the commit builds on. `on_committed()`: called when some
-    commits were answered. `on_fault(doing, error)`: called when a commit could not be encoded, which is a fault in
-    maskline; its partition counts as fenced, and is acquired anew.
+    commits were answered. `on_dead_letters(partition)`: called when a commit has written dead letters.
+    `on_fault(doing, error)`: called when a commit could not be encoded, which is a fault in maskline; its partition
+    counts as fenced, and is acquired anew.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Committer:
         on_diverged: Callable[[Partition], None],
         on_committed: Callable[[], None],
         on_retry_due: Callable[[Partition], None] = lambda _partition: None,
+        on_dead_letters: Callable[[Partition], None] = lambda _partition: None,
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -59,6 +61,7 @@ class Committer:
         self._on_diverged = on_diverged
         self._on_committed = on_committed
         self._on_retry_due = on_retry_due
+        self._on_dead_letters = on_dead_letters
         self._on_fault = on_fault
         self._dirty: dict[Partition, None] = {}
         self._waits: dict[Partition, asyncio.Future[None]] = {}
@@ -136,9 +139,12 @@ class Committer:
     def _replied(self, partition: Partition, reply: Any) -> None:
         if reply == COMMITTED:
             self._counters.commits += 1
+            commit = partition.commit_in_flight
             partition.committed()
             if partition.retry_due_ms:
                 self._on_retry_due(partition)
+            if commit is not None and commit.dead:
+                self._on_dead_letters(partition)
             if partition.wants_commit:
                 self.mark(partition)
             self._end_wait(partition)

@@ -1,0 +1,1 @@
+"""Calls the handlers of dead letters, `@on.dead`: once for each letter, through crashes and changes of owner."""
