@@ -35,7 +35,8 @@ class Committer:
 
     `on_fenced(partition)`: called when a commit was refused because the lease is not ours any more.
     `on_diverged(partition)`: called when the server lacks what the commit builds on. `on_committed()`: called when some
-    commits were answered. `on_dead_letters(partition)`: called when a commit has written dead letters.
+    commits were answered. `on_retry_due(partition)`: called when a commit has changed when a retry queue is due.
+    `on_dead_letters(partition)`: called when a commit has written dead letters.
     `on_fault(doing, error)`: called when a commit could not be encoded, which is a fault in maskline; its partition
     counts as fenced, and is acquired anew.
     """
