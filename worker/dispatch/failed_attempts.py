@@ -92,7 +92,7 @@ class FailedAttempts:
                 self.give_up(session, release, verdict, failed)
                 return None
             delay_ms = handler.policy.backoff_max_ms
-        inline = not partition.closed and is_inline(first_failed_ms, now_ms, delay_ms)
+        inline = is_inline(first_failed_ms, now_ms, delay_ms)
         Context(release, name, failed.number, partition.token).log.warning(
             "handler attempt failed",
             retry_in_ms=round(delay_ms),

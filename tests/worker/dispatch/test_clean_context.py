@@ -87,7 +87,7 @@ def handlers_that(seen, what):
         soil(what)
         return waiting(event, ctx)
 
-    @every(name="failing", retries=2, **AT_ONCE)
+    @every(name="failing", retries=2, on_give_up="skip", **AT_ONCE)
     async def failing(event, ctx):
         seen.append(found())
         soil(what)
@@ -99,7 +99,7 @@ def handlers_that(seen, what):
         if event.session_uuid == "s3":
             raise Reject("no")
 
-    @every(name="overtime", retries=0, timeout_ms=20)
+    @every(name="overtime", retries=0, on_give_up="skip", timeout_ms=20)
     async def overtime(event, ctx):
         seen.append(found())
         soil(what)

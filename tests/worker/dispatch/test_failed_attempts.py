@@ -217,20 +217,21 @@ async def test_the_next_event_waits_until_every_handler_is_done_with_the_last():
     assert ran == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
 
 
-async def test_a_dead_letter_is_there_while_another_handler_is_still_retried():
+async def test_a_dead_letter_is_there_when_another_handler_is_set_aside():
     @every(name="hopeless")
     async def hopeless(event, ctx):
         raise Reject("never")
 
-    @every(name="patient", retries=1, backoff_ms=60_000, backoff_max_ms=60_000)
+    @every(name="patient", retries=1)
     async def patient(event, ctx):
-        raise ValueError
+        raise Retry(after_ms=60_000)
 
     async with dispatching(hopeless, patient) as d:
         d.feed(("s", 1))
         await d.progress.wait()
         assert [letter.handler for letter in d.letters()] == ["hopeless"]
-        assert d.partition.unfinished == 1
+        assert d.counters.set_aside == {"patient": 1}
+        assert d.partition.unfinished == 0
 
 
 async def test_event_without_a_handler_is_done():

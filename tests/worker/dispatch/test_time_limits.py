@@ -224,12 +224,11 @@ async def test_lease_is_checked_before_every_session(monkeypatch):
     async def handle(event, _):
         calls.append(event.session_uuid)
 
+    def progressed(_, partition):
+        partition.lease_until = lease_clock()
+
+    monkeypatch.setattr(Dispatch, "_progressed", progressed)
     async with dispatching(handle) as d:
-
-        def progressed(partition):
-            partition.lease_until = lease_clock()
-
-        monkeypatch.setattr(d.dispatcher, "_on_progress", progressed)
         d.feed(("s", 1), ("t", 1))
         await until(lambda: calls)
         await turns()
