@@ -38,6 +38,8 @@ COMMANDS: Final[dict[str, Command]] = {
         "maskline.console.refused.command",
         "callbacks that were refused, and releasing them once that is mended",
     ),
+    "pause": Command("maskline.console.pause", "set a handler's events aside until it is resumed"),
+    "resume": Command("maskline.console.resume", "end a handler's pause"),
     "settings": Command("maskline.console.settings", "every setting with its value, default and meaning"),
 }
 

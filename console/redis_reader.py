@@ -6,7 +6,7 @@ which then ends with EXIT_KILLED.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import hiredis
@@ -23,6 +23,7 @@ from maskline.schemas.errors import ConfigError, RedisRefusesError, RedisUnavail
 from maskline.schemas.keys import Keys
 from maskline.schemas.privacy import set_token_key
 from maskline.schemas.settings import Settings, load_settings
+from maskline.worker.commands.scripts import load_scripts
 
 COMMANDS_MAX: Final = 1_000
 """Commands in one round trip. With 16,384 partitions the server would otherwise build a reply of megabytes."""
@@ -69,6 +70,10 @@ class ReaderConnections:
         if server is None:
             raise RedisUnavailableError("the cluster has slots that no node serves")
         return self._connections[server]
+
+    def __iter__(self) -> Iterator[PipelinedConnection]:
+        """One connection to each server."""
+        return iter(self._connections.values())
 
     @property
     def addresses(self) -> list[str]:
@@ -124,6 +129,11 @@ class RedisReader:
     def one_of_each_server(self, keys: Iterable[str]) -> list[str]:
         """One of these keys for each server that has any of them: for a command to each of these servers."""
         return list({self._servers.of_key(key): key for key in keys}.values())
+
+    async def load_scripts(self) -> None:
+        """Load the workers' scripts into every server, for queries that run one. Raises RedisUnavailableError."""
+        for connection in self._servers:
+            await load_scripts(connection)
 
     async def send(self, queries: Sequence[Query]) -> list[Any]:
         """The replies, in the order of the queries; an error reply is a hiredis.ReplyError in its place."""

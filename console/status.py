@@ -1,12 +1,14 @@
-"""`maskline status`: shows the owners of partitions, waiting callbacks, and dead letters.
+"""`maskline status`: shows the owners of partitions, waiting callbacks, the handlers, and dead letters.
 
 The exit code is 1 if something needs a person: no live worker, callbacks waiting in partitions without an owner, a
-Redis that is nearly full or filled by dead letters. A few dead letters alone are a warning, as the system works.
+Redis that is nearly full or filled by dead letters, a handler that is down for long, events that wait for a handler
+that nobody runs. A handler that fails, a pause and a few dead letters are warnings, as the system works.
 """
 
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from time import time_ns
 from typing import Any, Final
 
 import hiredis
@@ -14,6 +16,15 @@ import msgspec
 from rich import box
 from rich.table import Table
 
+from maskline.console.handler_status import (
+    HandlerStatus,
+    find_handler_problems,
+    find_handler_warnings,
+    handler_statuses,
+    handlers_table,
+    live_workers,
+    read_facts,
+)
 from maskline.console.redis_reader import Query, RedisReader, query_for, run_with_reader
 from maskline.console.tables import plain_console, print_table
 from maskline.runtime.cli import CommandParser
@@ -46,7 +57,8 @@ class PartitionStatus(msgspec.Struct, frozen=True):
     unread: int
     """Callbacks after the group's cursor."""
     pending: int
-    """Callbacks read and not finished: under way, being retried, or waiting for a missing number."""
+    """Callbacks read and not finished: under way, or waiting for a missing number. Not those that are set aside for
+    a handler."""
     dead_letters: int
     dead_bytes: int | None = None
     """Redis memory that they take, roughly, in bytes; None if the server does not report it."""
@@ -83,9 +95,14 @@ class Status(msgspec.Struct, frozen=True):
     stored: int
     unread: int
     pending: int
+    set_aside: int
+    """Events that wait for a handler in retry queues; one that waits for two handlers counts twice."""
+    parked: int
+    """Those of them that wait behind a dead letter."""
     dead_letters: int
     dead_bytes: int | None
     redis: RedisStatus
+    handlers: list[HandlerStatus]
     partitions: list[PartitionStatus]
 
 
@@ -93,11 +110,12 @@ def main(argv: list[str]) -> int:
     """Run `maskline status` with these arguments; the exit code is 1 if there are problems."""
     parser = CommandParser(
         prog="maskline status",
-        description="Who owns which partitions, what waits, what was given up. Exit code 1 if no worker lives, "
-        "callbacks wait in partitions that nobody owns, or Redis is nearly full.",
+        description="Who owns which partitions, what waits, which handlers fail, what was given up. Exit code 1 if "
+        "no worker lives, callbacks wait in partitions that nobody owns, Redis is nearly full, a handler is down for "
+        "more than five minutes, or events wait for a handler that no worker has.",
     )
     parser.add_argument("--json", action="store_true", help="everything as JSON")
-    parser.add_argument("--all", action="store_true", help="list quiet partitions as well")
+    parser.add_argument("--all", action="store_true", help="list quiet partitions and handlers as well")
     arguments = parser.parse_args(argv)
 
     async def show(reader: RedisReader) -> int:
@@ -134,34 +152,37 @@ async def read_status(reader: RedisReader) -> Status:
     for reply in (server, memory, time, heartbeats):
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(f"Redis refuses: {reply}")
-    now_ms = int(time[0]) * 1000 + int(time[1]) // 1000
     partitions = [
         _read_partition(number, settings.group, replies[number * PER_PARTITION :][:PER_PARTITION])
         for number in range(reader.partitions)
     ]
-    live = [
-        name.decode()
-        for name, beat_ms in zip(heartbeats[::2], heartbeats[1::2], strict=True)
-        if float(beat_ms) >= now_ms - settings.lease_ttl_ms
-    ]
+    live, now_ms = live_workers(time, heartbeats, settings.lease_ttl_ms)
     owned = Counter(partition.owner for partition in partitions if partition.owner is not None)
     # A worker that holds a lease counts as live, even if its heartbeat is late.
     workers = {name: owned[name] for name in sorted({*live, *owned})}
     redis = _redis_status(reader, parse_info(server) | parse_info(memory))
-    problems = [*find_problems(workers, partitions), *find_shortages(redis, partitions)]
+    handlers = handler_statuses(await read_facts(reader), workers, now_ms)
+    problems = [
+        *find_problems(workers, partitions),
+        *find_handler_problems(handlers, now_ms, workers=len(workers), dead_ttl_s=settings.dead_ttl_s),
+        *find_shortages(redis, partitions),
+    ]
     return Status(
         namespace=settings.namespace,
         group=settings.group,
         healthy=not problems,
         problems=problems,
-        warnings=list(find_warnings(redis, partitions)),
+        warnings=[*find_handler_warnings(handlers, now_ms), *find_warnings(redis, partitions)],
         workers=workers,
         stored=sum(partition.stored for partition in partitions),
         unread=sum(partition.unread for partition in partitions),
         pending=sum(partition.pending for partition in partitions),
+        set_aside=sum(handler.waiting for handler in handlers),
+        parked=sum(handler.parked for handler in handlers),
         dead_letters=sum(partition.dead_letters for partition in partitions),
         dead_bytes=dead_bytes_of(partitions),
         redis=redis,
+        handlers=handlers,
         partitions=partitions,
     )
 
@@ -260,6 +281,7 @@ def _print_status(status: Status, *, everything: bool) -> None:
         console.print(
             f"{quiet:,} of {len(status.partitions):,} partitions are owned and have nothing waiting"
         )
+    _print_handlers(status, everything=everything)
     for name, owned in list(status.workers.items())[:WORKERS_NAMED_MAX]:
         console.print(f"worker      {name}: {owned:,} partitions")
     if len(status.workers) > WORKERS_NAMED_MAX:
@@ -273,7 +295,7 @@ def _print_status(status: Status, *, everything: bool) -> None:
     )
     console.print(
         f"group       {status.group} of {status.namespace}: {status.unread:,} unread, {status.pending:,} pending, "
-        f"{status.stored:,} stored, {status.dead_letters:,} dead letters"
+        f"{status.set_aside:,} set aside, {status.stored:,} stored, {status.dead_letters:,} dead letters"
     )
     for warning in status.warnings:
         console.print(f"warning     {warning}", style="yellow")
@@ -281,6 +303,21 @@ def _print_status(status: Status, *, everything: bool) -> None:
         console.print(f"PROBLEM     {problem}", style="bold red")
     if status.healthy:
         console.print("healthy", style="green")
+
+
+def _print_handlers(status: Status, *, everything: bool) -> None:
+    shown = [
+        handler
+        for handler in status.handlers
+        if everything
+        or handler.waiting
+        or handler.queues
+        or handler.down
+        or handler.paused
+        or handler.recovering
+    ]
+    if shown:
+        print_table(handlers_table(shown, time_ns() // 1_000_000))
 
 
 def _table(partitions: Sequence[PartitionStatus]) -> Table:

@@ -4,7 +4,6 @@ Phone numbers are shown as tokens, the same as in the logs, unless `--reveal` as
 """
 
 import argparse
-import getpass
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 
 from maskline.console.dead.letters import Letter, read_whole
 from maskline.console.dead.rows import row_of, waiting_behind
+from maskline.console.operators import user_name
 from maskline.console.output import print_json, printable, shown_parameters, shown_value
 from maskline.console.redis_reader import RedisReader
 from maskline.runtime.logs import configure_logging, get_logger
@@ -39,7 +39,7 @@ async def run(reader: RedisReader, arguments: argparse.Namespace) -> int:
     if found is None:
         raise NoSuchDeadLetterError(f"there is no dead letter {arguments.id[:60]!r}")
     if arguments.reveal:
-        _log.warning("dead letter revealed", id=arguments.id, user=_user())
+        _log.warning("dead letter revealed", id=arguments.id, user=user_name())
     (waiting,) = await waiting_behind(reader, found[:1])
     whole = describe(*found, waiting, reveal=arguments.reveal)
     if arguments.json:
@@ -118,10 +118,3 @@ def _lines(whole: dict[str, Any]) -> Iterator[str]:
 
 def _text(value: bytes) -> str:
     return value.decode(errors="backslashreplace")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

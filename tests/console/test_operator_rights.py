@@ -35,6 +35,8 @@ def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
         assert command(monkeypatch, WithLogin(own_redis), NAMESPACE, *argv) == code
 
     run("status")
+    run("pause", "fares")
+    run("resume", "fares")
     run("refused", "list")
     for argv in ("list",), ("list", "--limit", "1"), ("list", letter), ("groups",), ("show", letter):
         run("dead", *argv)
