@@ -24,18 +24,21 @@ from urllib.parse import urlencode
 import msgspec
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
 from maskline.schemas.parameters import FORM_TYPE
-from maskline.worker.api.binding import BoundHandler, bind
+from maskline.worker.api.binding import BoundDeadHandler, BoundHandler, bind, bind_dead
 from maskline.worker.api.context import Context
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.api.retry_schedule import RetryPolicy
 from maskline.worker.commands.retry_ops import Again, Append, Park, Pop, RetryOp
 from maskline.worker.counters import Counters
+from maskline.worker.dead_letters.calls import DeadLetterCalls
 from maskline.worker.dispatch.dispatcher import Dispatcher
-from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
+from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter, public_id
+from maskline.worker.entries.decode import entry_decoder
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Order, Policy
 from maskline.worker.partitions.ledger import GroupPosition, Lease
@@ -93,6 +96,15 @@ class Call(NamedTuple):
     """What the handler raised; None if it has handled the event."""
 
 
+class DeadCall(NamedTuple):
+    """One call of a handler of dead letters."""
+
+    handler: str
+    letter: DeadLetterView
+    error: BaseException | None
+    """What the handler raised; None if it has ended well."""
+
+
 class Harness:
     """Runs handler modules on callbacks that a test feeds. An async context manager: it opens and closes the resources.
 
@@ -125,6 +137,8 @@ class Harness:
         """Every attempt, in the order they ended."""
         self.dead_letters: list[DeadLetter] = []
         """What handlers gave up, or what could not be read, in that order."""
+        self.dead_calls: list[DeadCall] = []
+        """Every call of a handler of dead letters, in the order they ended."""
         self._handlers = load_handlers(modules)
         self._settings = PartitionSettings(
             group="workers",
@@ -150,6 +164,11 @@ class Harness:
         """How many events wait for a missing number, or for the opening of a call."""
         return self._partition.held
 
+    @property
+    def parked(self) -> int:
+        """How many events wait behind a dead letter of their session, as their handler parks."""
+        return self._queues.parked
+
     async def __aenter__(self) -> Self:
         self._resources = Resources()
         try:
@@ -161,6 +180,11 @@ class Harness:
             kind: tuple(self._recorded(handler) for handler in handlers)
             for kind, handlers in bind(self._handlers, opened).items()
         }
+        self._dead_calls = DeadLetterCalls(
+            [self._dead_recorded(handler) for handler in bind_dead(self._handlers, opened)],
+            self._resources.context,
+            entry_decoder(self._settings.ignored_parameters),
+        )
         self._queues = _RetryQueueStore()
         self._dispatcher = Dispatcher(
             table,
@@ -228,9 +252,16 @@ class Harness:
                 continue
             commit = partition.take_commit()
             partition.committed()
-            self.dead_letters += [decode_dead_letter(letter) for letter in commit.dead]
+            await self._add_dead_letters([decode_dead_letter(letter) for letter in commit.dead])
             self._queues.change(commit.retry_ops)
             self._run_queues()
+
+    async def _add_dead_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """Keep dead letters, and call their handlers."""
+        for letter in letters:
+            self.dead_letters.append(letter)
+            letter_id = public_id(self._partition.number, f"{self._now_ms}-{len(self.dead_letters)}")
+            await self._dead_calls.call(letter, letter_id, self._partition.token)
 
     def _run_queues(self) -> None:
         """Run what was set aside, as its waits are over here."""
@@ -259,9 +290,24 @@ class Harness:
             )
 
         retries = handler.policy.retries
-        at_once = RetryPolicy(UNCOUNTED_RETRIES if retries is None else retries, 0, 0)
+        at_once = RetryPolicy(
+            UNCOUNTED_RETRIES if retries is None else retries, 0, 0, handler.policy.give_up_after_s
+        )
         call: Callable[..., Any] = _recording(handler.call, record, in_thread=handler.in_thread)
         return msgspec.structs.replace(handler, call=call, policy=at_once, concurrency=None, rate=None)
+
+    def _dead_recorded(self, handler: BoundDeadHandler) -> BoundDeadHandler:
+        async def call(letter: DeadLetterView, ctx: DeadLetterContext) -> None:
+            error: BaseException | None = None
+            try:
+                await handler.call(letter, ctx)
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                self.dead_calls.append(DeadCall(handler.name, letter, error))
+
+        return msgspec.structs.replace(handler, call=call)
 
 
 class _OpenGates(HandlerGates):
@@ -296,6 +342,11 @@ class _RetryQueueStore:
                     del items[0]
                 if isinstance(op, Park):
                     self._parked.add(queue)
+
+    @property
+    def parked(self) -> int:
+        """How many items are in parked queues."""
+        return sum(len(items) for queue, items in self._items.items() if queue in self._parked)
 
     def due(self) -> list[tuple[str, str, list[bytes]]]:
         """Handler, SessionUUID and items of each queue that is not parked and not empty."""
@@ -333,4 +384,4 @@ def _recording(
     return plain if in_thread else awaiting
 
 
-__all__ = ["SESSION_UUID", "Call", "Harness", "callback"]
+__all__ = ["SESSION_UUID", "Call", "DeadCall", "Harness", "callback"]

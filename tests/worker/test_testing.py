@@ -5,6 +5,7 @@ import datetime as dt
 import sys
 import textwrap
 import threading
+from collections import Counter
 from decimal import Decimal
 from types import ModuleType
 from urllib.parse import urlencode
@@ -210,6 +211,60 @@ async def test_given_up_events_are_dead_letters_of_the_harness():
         ("rejected", "picky"),
         ("no_session_uuid", None),
     ]
+
+
+async def test_a_handler_that_counts_no_retries_gives_up_after_ten_attempts():
+    @on(SessionFirstPartyRinging, name="patient")
+    async def patient(event, ctx):
+        raise ValueError
+
+    @on(SessionFirstPartyRinging, name="impatient", give_up_after_s=0)
+    async def impatient(event, ctx):
+        raise ValueError
+
+    async with Harness(module(patient=patient, impatient=impatient)) as harness:
+        await harness.feed(ringing(1))
+    attempts = Counter(call.handler for call in harness.calls)
+    assert attempts == {"patient": 10, "impatient": 1}
+    assert {letter.code for letter in harness.dead_letters} == {"retries_exhausted"}
+
+
+@pytest.mark.parametrize(("on_give_up", "handled", "parked"), [("park", [1], 2), ("skip", [1, 3, 4], 0)])
+async def test_what_comes_behind_a_dead_letter_waits_or_goes_on(on_give_up, handled, parked):
+    skipped = []
+
+    @on(SessionFirstPartyRinging, name="picky", on_give_up=on_give_up)
+    async def picky(event, ctx):
+        if ctx.sequence_number == 2:
+            raise Reject("no")
+        skipped.append(ctx.skipped)
+
+    async with Harness(module(picky=picky)) as harness:
+        await harness.feed(*map(ringing, (1, 2, 3)))
+        await harness.feed(ringing(4))
+        assert harness.parked == parked
+    assert [call.event.sequence_number for call in harness.calls if call.error is None] == handled
+    assert skipped == [(), (2,), (2,)][: len(handled)]
+
+
+async def test_handlers_of_dead_letters_are_called_and_recorded():
+    @on(SessionFirstPartyRinging, name="picky")
+    async def picky(event, ctx):
+        raise Reject("no")
+
+    @on.dead(name="alert")
+    async def alert(letter, ctx):
+        if letter.handler is None:
+            raise ValueError("nobody")
+
+    async with Harness(module(picky=picky, alert=alert)) as harness:
+        await harness.feed(ringing(1))
+        await harness.feed({"EventName": "SessionTimeout"})
+    first, second = harness.dead_calls
+    assert (first.handler, first.letter.handler, first.letter.reason) == ("alert", "picky", "rejected: no")
+    assert first.letter.event.sequence_number == 1
+    assert (first.error, type(second.error), second.letter.code) == (None, ValueError, "no_session_uuid")
+    assert first.letter.id != second.letter.id
 
 
 async def test_plain_handlers_and_wrapped_ones():

@@ -26,7 +26,6 @@ class Context(msgspec.Struct, eq=False, gc=False):
     skipped: tuple[int, ...] = ()
     """The session's numbers before it that this handler never handled: they went to its dead letters, and
     `on_give_up="skip"` or an operator let the session go on without them. The last 64."""
-    _replayed: bool = False
 
     def __repr__(self) -> str:
         # The event is left out, as it has phone numbers.
@@ -65,7 +64,7 @@ class Context(msgspec.Struct, eq=False, gc=False):
     @property
     def replayed(self) -> bool:
         """Whether an operator replayed it: handlers may have seen it before, under the same idempotency key."""
-        return self._replayed or self._entry.replayed
+        return self._entry.replayed
 
     @property
     def idempotency_key(self) -> str:

@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from maskline.runtime.logs import configure_logging, unblock_standard_streams
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
 from maskline.runtime.process.die_with_parent import die_with_parent
@@ -117,6 +119,8 @@ async def run_request(request: SandboxRequest, connection: socket.socket) -> Non
     handlers = only(load_handlers(request.modules), request.handler)
     decoder = entry_decoder(request.ignored_parameters)
     arrival = decoder.arrival_of(request.entry_id, (CALLBACK_FIELD, request.callback), recording_shared=False)
+    if request.replayed:
+        arrival = replace(arrival, payload=replace(arrival.payload, replayed=True))
     release = Release(arrival, request.order, request.missing, request.run, NEW_SESSION)
     event: Event = arrival.payload.event
     KNOWN_NUMBERS.add_event(event)
@@ -132,7 +136,6 @@ async def run_request(request: SandboxRequest, connection: socket.socket) -> Non
             request.attempt,
             request.fencing_token,
             skipped=request.skipped,
-            _replayed=request.replayed,
         )
         connection.sendall(encode(HandlerStarted()))
         clean = CleanContext(resources.context)

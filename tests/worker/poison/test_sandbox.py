@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from dispatch_kit import START_MS, partition_of_test
+from msgspec.structs import replace
 
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 from maskline.schemas.events import SessionTimeout
@@ -87,7 +88,10 @@ async def test_handler_that_fails_brings_what_its_failure_means_and_its_tracebac
 
 async def test_handler_sees_in_its_context_what_it_would_in_the_worker(suspect):
     it = suspect("RUNS.with_name('seen').write_text(repr((ctx.skipped, ctx.replayed, ctx.attempt)))")
-    it.ctx = Context(it.release, it.handler.name, 4, 7, skipped=(2, 5), _replayed=True)
+    arrival = it.release.arrival
+    arrival = replace(arrival, payload=replace(arrival.payload, replayed=True))
+    it.release = replace(it.release, arrival=arrival)
+    it.ctx = Context(it.release, it.handler.name, 4, 7, skipped=(2, 5))
     await it.run()
     assert it.runs.with_name("seen").read_text() == "((2, 5), True, 4)"
 
