@@ -72,7 +72,7 @@ def spellings(number: str) -> list[object]:
     ]
 
 
-@on.every(retries=1, backoff_ms=1)
+@on.every(retries=1, backoff_ms=1, on_give_up="skip")
 async def chatty(event: Event, ctx: Context, printer: structlog.PrintLogger) -> None:
     CALLS.labels(event.to_number).inc()
     log = logging.getLogger("chatty")

@@ -56,12 +56,12 @@ def die_if_deadly(event: Event, ctx: Context, *, plain: bool) -> None:
     DEATHS[way]()
 
 
-@on.every(retries=2, backoff_ms=20, name="record")
+@on.every(retries=2, backoff_ms=20, on_give_up="skip", name="record")
 async def record(event: Event, ctx: Context, recorder: Recorder) -> None:
     die_if_deadly(event, ctx, plain=False)
     await note(event, ctx, recorder, "record")
 
 
-@on.every(name="thread")
+@on.every(name="thread", on_give_up="skip")
 def thread(event: Event, ctx: Context) -> None:
     die_if_deadly(event, ctx, plain=True)

@@ -71,7 +71,7 @@ async def note(event: Event, ctx: Context, recorder: Recorder, handler: str) -> 
         )  # fmt: skip
 
 
-@on.every(retries=2, backoff_ms=20, name="record")
+@on.every(retries=2, backoff_ms=20, on_give_up="skip", name="record")
 async def record(event: Event, ctx: Context, recorder: Recorder) -> None:
     await note(event, ctx, recorder, "record")
 

@@ -61,6 +61,8 @@ class HandlerControl:
         self._on_revision = on_revision
         self._known = asyncio.Event()
         self._taken_over = False
+        self._ended: list[str] = []
+        """Workers that have ended, and whose reports have been taken over: they are removed with the next write."""
         self._revision: int | None = None
         self._published = b""
         self._publish_at = 0.0
@@ -97,7 +99,7 @@ class HandlerControl:
             self._on_revision(control.revision)
 
     async def _take_over(self) -> None:
-        """Begin with what other workers know, and remove what those have left that ended."""
+        """Begin with what other workers know. It only reads: a server without memory must not keep a worker waiting."""
         (fields,) = await self._send(self._keys.handlers, ("HGETALL", self._keys.handlers))
         left = dict(zip(map(_text, fields[::2]), fields[1::2], strict=True))
         left.pop(self._worker_id, None)
@@ -107,9 +109,7 @@ class HandlerControl:
             for handler, report in decode_reports(value).items():
                 self._gates.take_over(handler, report)
         live = await self._live_workers()
-        await self._publish()
-        if ended := [worker for worker in left if worker not in live]:
-            await self._send(self._keys.handlers, ("HDEL", self._keys.handlers, *ended))
+        self._ended = [worker for worker in left if worker not in live]
 
     async def _live_workers(self) -> set[str]:
         time, heartbeats = await self._send(
@@ -128,6 +128,9 @@ class HandlerControl:
             return
         await self._send(self._keys.handlers, ("HSET", self._keys.handlers, self._worker_id, encoded))
         self._published, self._publish_at = encoded, now + PUBLISH_INTERVAL_S
+        if self._ended:
+            await self._send(self._keys.handlers, ("HDEL", self._keys.handlers, *self._ended))
+            self._ended = []
 
     async def _send(self, key: str, *commands: Sequence[Argument]) -> list[Any]:
         """The replies of the server that has `key`. Raises RedisUnavailableError, also where it refuses a command."""
