@@ -53,19 +53,13 @@ async def follow_job(reader: RedisReader, job: Job, planned: int) -> JobTotals:
 
     Raises JobError if its records are gone from Redis.
     """
-    name = NAMES[job.kind]
-    try:
-        with _progress(name, planned) as show:
-            while True:
-                view = await persistently(reader, lambda: _look(reader, job))
-                show(view)
-                if view.totals.ended:
-                    return view.totals
-                await asyncio.sleep(POLL_S)
-    except asyncio.CancelledError:
-        note(f"the {name} goes on without this command: `maskline replay list` shows it, ")
-        note(f"`maskline replay stop {job.id}` stops it")
-        raise
+    with _progress(NAMES[job.kind], planned) as show:
+        while True:
+            view = await persistently(reader, lambda: _look(reader, job))
+            show(view)
+            if view.totals.ended:
+                return view.totals
+            await asyncio.sleep(POLL_S)
 
 
 async def persistently(reader: RedisReader, attempt: Callable[[], Awaitable[T]]) -> T:

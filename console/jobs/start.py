@@ -4,6 +4,7 @@ Three steps: look, ask, do. Between them no connection is open, so an operator m
 """
 
 import argparse
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -99,10 +100,15 @@ async def _start_and_follow(
 ) -> int:
     job = await _create(reader, request, plan, arguments.rate)
     name = NAMES[job.kind]
-    note(f"{name} {job.id} is started; Ctrl-C leaves it running")
-    if not await persistently(reader, lambda: count_workers(reader)):
-        note(f"no worker of group {reader.keys.group!r} is alive: the {name} waits until one starts")
-    row = row_of(job, await follow_job(reader, job, plan.runs))
+    try:
+        note(f"{name} {job.id} is started; Ctrl-C leaves it running")
+        if not await persistently(reader, lambda: count_workers(reader)):
+            note(f"no worker of group {reader.keys.group!r} is alive: the {name} waits until one starts")
+        row = row_of(job, await follow_job(reader, job, plan.runs))
+    except asyncio.CancelledError:
+        note(f"the {name} goes on without this command: `maskline replay list` shows it,")
+        note(f"`maskline replay stop {job.id}` stops it")
+        raise
     if arguments.json:
         print_json(row)
     else:

@@ -122,6 +122,7 @@ def test_nothing_to_do_is_done(run, namespace, client):
 
 
 def test_replay_creates_a_job_follows_it_and_reports(run, redis_server, namespace, client):
+    parked(redis_server, namespace, 1, "s0")
     first = parked(redis_server, namespace, 1, "s1")
     parked(redis_server, namespace, 1, "s2", "crm")
     last = parked(redis_server, namespace, 2, "s3")
@@ -134,7 +135,7 @@ def test_replay_creates_a_job_follows_it_and_reports(run, redis_server, namespac
         said = run("dead", "replay", "--handler", "fares", "--rate", "50", "--yes")
     (job,) = jobs_in(client, namespace)
     assert re.fullmatch(rf"replay {job.id} done: 2 succeeded\n", said.out)
-    assert "run again 2 dead letters of 2 sessions" in said.err
+    assert "run again 3 dead letters of 3 sessions" in said.err
     assert f"replay {job.id} is started" in said.err
     assert (job.kind, job.selection, job.rate) == ("dead", Selection(handler="fares"), 50.0)
     assert job.partitions == (1, 2)
