@@ -177,7 +177,9 @@ async def test_next_worker_takes_over_and_clears_up(redis_server, namespace) -> 
             await worker.control.wait_known()
             assert worker.gates.holds == {"bill"}
             assert worker.gates.up_since_ms("a: b%c") == 2_000
-            assert reported(client, keys).keys() == {"lives", "me"}
+            async with asyncio.timeout(PATIENCE_S):
+                while reported(client, keys).keys() != {"lives", "me"}:
+                    await asyncio.sleep(0.01)
             assert reported(client, keys)["me"] == {
                 "bill": HandlerReport(3_000, 1_000),
                 "a: b%c": HandlerReport(0, 2_000),
