@@ -23,6 +23,8 @@ class Counters:
         """Successful attempts by handler."""
         self.failed: Counter[str] = Counter()
         """Failed attempts by handler."""
+        self.gave_up: Counter[str] = Counter()
+        """Dead letters by the handler that gave the event up."""
         self.set_aside: Counter[str] = Counter()
         """Events set aside into retry queues, by handler."""
         self.retried: Counter[str] = Counter()

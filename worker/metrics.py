@@ -14,6 +14,16 @@ from maskline.worker.dispatch.thread_shares import ThreadUse
 PREFIX: Final = "maskline_worker_"
 
 
+class HandlerGauges(NamedTuple):
+    """One handler: what waits for it in owned partitions, as of the last count, and its gates."""
+
+    waiting: int
+    parked: int
+    down: bool
+    recovering: bool
+    paused: bool
+
+
 class Gauges(NamedTuple):
     """The worker's state at the scrape. Partitions, events and entries are those that this process owns."""
 
@@ -35,6 +45,8 @@ class Gauges(NamedTuple):
     dead_letters: int
     dead_letters_bytes: int | None
     """None if Redis does not report it."""
+    handlers: Mapping[str, HandlerGauges]
+    """By handler; also those for which events wait and that are not loaded any more."""
     threads: Mapping[str, ThreadUse]
     """By plain handler."""
     servers: Mapping[str, ServerReport]
@@ -56,6 +68,7 @@ class WorkerCollector(Collector):
         yield from self._totals()
         yield from self._labelled_totals(gauges.background_failures)
         yield from _simple_gauges(gauges)
+        yield from _handlers(gauges.handlers)
         yield from _threads(gauges.threads)
         yield from _memory(gauges)
         yield from _held_back(gauges.held_back_s)
@@ -111,6 +124,14 @@ class WorkerCollector(Collector):
             ("attempts_succeeded", "Attempts that succeeded, by handler.", "handler", counters.handled),
             ("attempts_failed", "Attempts that failed, by handler.", "handler", counters.failed),
             (
+                "events_set_aside",
+                "Events set aside into retry queues, by handler.",
+                "handler",
+                counters.set_aside,
+            ),
+            ("retries", "Runs of events from retry queues, by handler.", "handler", counters.retried),
+            ("events_given_up", "Events that became dead letters, by handler.", "handler", counters.gave_up),
+            (
                 "trials",
                 "Handlers run in a process of their own, by what came of it.",
                 "outcome",
@@ -148,6 +169,21 @@ def _simple_gauges(gauges: Gauges) -> Iterable[Metric]:
     )
     for name, text, value in rows:
         yield GaugeMetricFamily(PREFIX + name, text, value)
+
+
+def _handlers(handlers: Mapping[str, HandlerGauges]) -> Iterable[Metric]:
+    rows = (
+        ("events_waiting", "Events in retry queues of owned partitions, by handler."),
+        ("events_parked", "Those of them that wait behind a dead letter."),
+        ("handler_down", "1 while what the handler calls fails, and it is probed."),
+        ("handler_recovering", "1 while what was set aside for it is worked off at a growing pace."),
+        ("handler_paused", "1 while an operator has paused the handler."),
+    )
+    for (name, text), values in zip(rows, zip(*handlers.values(), strict=True), strict=False):
+        family = GaugeMetricFamily(PREFIX + name, text, labels=["handler"])
+        for handler, value in zip(handlers, values, strict=True):
+            family.add_metric([handler], int(value))
+        yield family
 
 
 def _threads(threads: Mapping[str, ThreadUse]) -> Iterable[Metric]:

@@ -35,9 +35,9 @@ from maskline.worker.entries.decode import IN_C, entry_decoder
 from maskline.worker.gates.control import HandlerControl
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.leases.manager import PartitionManager
-from maskline.worker.metrics import Gauges, WorkerCollector
+from maskline.worker.metrics import Gauges, HandlerGauges, WorkerCollector
 from maskline.worker.partitions.committer import Committer
-from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts
+from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts, QueuedEvents
 from maskline.worker.partitions.history_check import HistoryVerifier
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, arrive_ordinary
@@ -303,10 +303,23 @@ class WorkerNode:
             held_back_s=self.retention.held_back_s(),
             dead_letters=self.dead_letters.count,
             dead_letters_bytes=self.dead_letters.size_bytes,
+            handlers=self._handler_gauges(),
             threads=self._dispatcher.threads(),
             servers=self._connections.monitor.reports,
             background_failures=self.background.failures,
         )
+
+    def _handler_gauges(self) -> dict[str, HandlerGauges]:
+        gates, queued = self.gates, self.dead_letters.queued
+        return {
+            name: HandlerGauges(
+                *queued.get(name, QueuedEvents()),
+                down=gates.state(name) == "down",
+                recovering=gates.state(name) == "recovering",
+                paused=gates.paused(name) is not None,
+            )
+            for name in {**dict.fromkeys(gates.handlers), **queued}
+        }
 
     def _live(self) -> Health:
         return Health(True, {"worker": self.worker_id})

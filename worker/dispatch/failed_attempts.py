@@ -179,20 +179,22 @@ class FailedAttempts:
         self, session: LiveSession, release: Release, failed: FailedAttempt, report: FailureReport
     ) -> None:
         """Set the event aside after an attempt that does not count, as the handler is held."""
-        Context(release, failed.handler.name, failed.number, session.partition.token).log.warning(
+        name = failed.handler.name
+        delay_ms = self._gates.held_retry_ms(name)
+        Context(release, name, failed.number, session.partition.token).log.warning(
             "handler attempt failed",
-            retry_in_ms=0,
+            retry_in_ms=delay_ms,
             set_aside=True,
             counts=False,
             why=report.text,
         )
         if session.progress is not None:
-            self._set_aside(session.progress, failed.handler.name)
+            self._set_aside(session.progress, name, delay_ms)
 
-    def _set_aside(self, progress: Progress, handler: str) -> None:
-        delay_ms = (
-            max(round(progress.wait_ms(handler, lease_clock())), 0) if handler in progress.attempts else 0
-        )
+    def _set_aside(self, progress: Progress, handler: str, delay_ms: int = 0) -> None:
+        """Set the event aside with its attempts so far, due in `delay_ms` or when its next attempt is, if later."""
+        if handler in progress.attempts:
+            delay_ms = max(round(progress.wait_ms(handler, lease_clock())), delay_ms)
         attempts, first_failed_ms = progress.attempts.get(handler, 0), progress.first_failed_ms.get(handler)
         progress.end(handler, SetAside(attempts, first_failed_ms, delay_ms))
 

@@ -19,12 +19,15 @@ The event runner looks at two plain sets, empty nearly always. Everything here i
 
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from maskline.runtime.logs import get_logger
 from maskline.schemas.handler_control import HandlerReport, Pause
 from maskline.worker.gates.breaker import UNBOUNDED, HandlerBreaker, State
 from maskline.worker.gates.limits import HandlerLimits
+
+RECOVERING_RETRY_MS: Final = 1_000
+"""Otherwise the last bad event of a recovery would be tried again and again at once."""
 
 _log = get_logger("maskline.worker")
 
@@ -43,14 +46,6 @@ class GatedHandler(Protocol):
     @property
     def rate(self) -> float | None:
         """Its calls a second in a worker process; None for no limit."""
-
-
-class HandlerOptions(NamedTuple):
-    """A plain GatedHandler."""
-
-    name: str
-    concurrency: int | None = None
-    rate: float | None = None
 
 
 class _Gate:
@@ -130,6 +125,13 @@ class HandlerGates:
         self._follow(handler, gate, before)
         if before == gate.breaker.state == "recovering":
             self.on_change(handler)
+
+    def held_retry_ms(self, handler: str) -> int:
+        """After how many ms an event is tried again whose attempt failed while the handler was held.
+
+        0 where the gates themselves set the pace, as while it is down.
+        """
+        return RECOVERING_RETRY_MS if self.state(handler) == "recovering" else 0
 
     def up_since_ms(self, handler: str) -> int:
         """When the handler was last held no longer, by the wall clock in ms; 0 if it never was held.

@@ -1,17 +1,19 @@
 """Counts the dead letters, and the bytes of memory that they take, and says when MASKLINE_DEAD_MAX_BYTES is reached.
 
+With them it counts what waits in retry queues, for the metrics.
+
 `MEMORY USAGE` with one sample reads one node of a stream, however long that is: microseconds of the server's time.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
-from maskline.schemas.keys import Keys
+from maskline.schemas.keys import Keys, decode_handler
 from maskline.worker.connections import WorkerConnections
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 
@@ -29,13 +31,22 @@ WAITING_BYTES_MIN: Final = 1_024.0
 _log = get_logger("maskline.worker")
 
 
+class QueuedEvents(NamedTuple):
+    """The events in the retry queues of one handler."""
+
+    waiting: int = 0
+    parked: int = 0
+    """Those of them that wait behind a dead letter."""
+
+
 class DeadLetterCount(NamedTuple):
-    """The dead letters of one partition, of all groups, and the events that wait behind those of one group."""
+    """The dead letters of one partition, of all groups, and the retry queues of one group."""
 
     letters: int
     size_bytes: int | None
     """None if the server does not report it."""
-    waiting: int
+    queued: Mapping[str, QueuedEvents]
+    """By handler."""
 
 
 class DeadLetterCounts:
@@ -71,6 +82,16 @@ class DeadLetterCounts:
         """The bytes of the server's memory that they take, roughly; None if the server does not report it."""
         return _sum_of(count.size_bytes for count in self._counts())
 
+    @property
+    def queued(self) -> dict[str, QueuedEvents]:
+        """What waits in retry queues of owned partitions, by handler."""
+        totals: defaultdict[str, QueuedEvents] = defaultdict(QueuedEvents)
+        for count in self._counts():
+            for handler, (waiting, parked) in count.queued.items():
+                total = totals[handler]
+                totals[handler] = QueuedEvents(total.waiting + waiting, total.parked + parked)
+        return dict(totals)
+
     async def run(self) -> None:
         """Count until cancelled."""
         await asyncio.sleep(REFRESH_FIRST_S)
@@ -105,7 +126,7 @@ class DeadLetterCounts:
             numbers, replies[::3], replies[1::3], replies[2::3], strict=True
         ):
             if isinstance(count, int):
-                self._by_number[number] = DeadLetterCount(count, size_of(size), _parked_of(counts))
+                self._by_number[number] = DeadLetterCount(count, size_of(size), _queued_of(counts))
 
     def _check_bound(self) -> None:
         """Say whether the bound is reached: what is behind letters counts as much as the letters themselves do."""
@@ -114,7 +135,7 @@ class DeadLetterCounts:
         if size is None:
             return
         each = max(size / letters if letters else 0.0, WAITING_BYTES_MIN)
-        waiting_bytes = each * sum(count.waiting for count in counts)
+        waiting_bytes = each * sum(queued.parked for count in counts for queued in count.queued.values())
         full = size + waiting_bytes >= self._max_bytes
         if full != self._full:
             self._full = full
@@ -141,12 +162,16 @@ def _sum_of(sizes: Iterable[int | None]) -> int | None:
     return total
 
 
-def _parked_of(reply: Any) -> int:
-    """How many events wait in parked retry queues, from the counts of a partition."""
-    if not isinstance(reply, list):
-        return 0
-    pairs = zip(reply[::2], reply[1::2], strict=False)
-    return sum(int(count) for field, count in pairs if field.startswith(b"parked "))
+def _queued_of(reply: Any) -> dict[str, QueuedEvents]:
+    """What waits in retry queues, from the counts of a partition (`schemas.keys`)."""
+    queued: dict[str, QueuedEvents] = {}
+    if isinstance(reply, list):
+        for field, count in zip(reply[::2], reply[1::2], strict=False):
+            what, _, encoded = field.decode().partition(" ")
+            handler = decode_handler(encoded)
+            if what in QueuedEvents._fields:
+                queued[handler] = queued.get(handler, QueuedEvents())._replace(**{what: int(count)})
+    return queued
 
 
 def size_of(reply: Any) -> int | None:

@@ -109,6 +109,8 @@ class EntryLedger:
         self._dead.append(encode_dead_letter(letter))
         self._uncommitted = True
         self._counters.dead[letter.code] += 1
+        if letter.handler is not None:
+            self._counters.gave_up[letter.handler] += 1
 
     def add_retry_op(self, op: RetryOp) -> None:
         """Change a retry queue with the next commit, after what was added before."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from gates_kit import Handler
 
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.handler_control import (
@@ -21,7 +22,7 @@ from maskline.worker.connections import WorkerConnections
 from maskline.worker.gates import control as control_module
 from maskline.worker.gates.breaker import FAILURES_MAX
 from maskline.worker.gates.control import HandlerControl
-from maskline.worker.gates.gates import HandlerGates, HandlerOptions
+from maskline.worker.gates.gates import HandlerGates
 
 PATIENCE_S = 20
 
@@ -38,7 +39,7 @@ class Worker:
         self.keys = keys
         self.revisions: list[int] = []
         self.gates = HandlerGates(
-            [HandlerOptions("bill"), HandlerOptions("a: b%c")], wall_ms=lambda: 9_000, chance=lambda: 0.0
+            [Handler("bill"), Handler("a: b%c")], wall_ms=lambda: 9_000, chance=lambda: 0.0
         )
         self.control = HandlerControl(
             connections,

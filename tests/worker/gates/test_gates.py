@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from gates_kit import Handler
 from structlog.testing import capture_logs
 
 from maskline.schemas.handler_control import HandlerReport, Pause
 from maskline.worker.gates.breaker import FAILURES_MAX, UNBOUNDED
-from maskline.worker.gates.gates import HandlerGates, HandlerOptions
+from maskline.worker.gates.gates import RECOVERING_RETRY_MS, HandlerGates
 
 
 class Clock:
@@ -34,9 +35,9 @@ def logs() -> Iterator[list]:
         yield lines
 
 
-def gates_of(clock: Clock, *handlers: HandlerOptions) -> HandlerGates:
+def gates_of(clock: Clock, *handlers: Handler) -> HandlerGates:
     return HandlerGates(
-        handlers or [HandlerOptions("bill"), HandlerOptions("mail")],
+        handlers or [Handler("bill"), Handler("mail")],
         wall_ms=clock.wall_ms,
         chance=lambda: 0.0,
         clock=clock,
@@ -68,6 +69,7 @@ def test_down_recovering_up(clock: Clock, logs: list) -> None:
     assert gates.holds == gates.failing == {"bill"}
     assert gates.take_max("bill") == 0
     assert gates.take_max("mail") == UNBOUNDED
+    assert gates.held_retry_ms("bill") == 0
     assert gates.reports()["bill"] == HandlerReport(down_since_ms=1_000_005)
     assert not changed
     clock.now += gates.next_look_s("bill")
@@ -78,6 +80,7 @@ def test_down_recovering_up(clock: Clock, logs: list) -> None:
     gates.queue_ended("bill")
     assert "bill" in changed
     assert gates.state("bill") == "recovering"
+    assert gates.held_retry_ms("bill") == RECOVERING_RETRY_MS
     assert gates.holds == gates.failing == {"bill"}
     assert gates.take_max("bill") == 1
     gates.nothing_due("bill")
@@ -156,7 +159,7 @@ def test_queue_stops_when_its_handler_goes_down_or_is_paused(clock: Clock) -> No
 
 
 def test_concurrency_counts_live_events_and_queues(clock: Clock) -> None:
-    gates, changed = gates_of(clock, HandlerOptions("bill", concurrency=2)), []
+    gates, changed = gates_of(clock, Handler("bill", concurrency=2)), []
     gates.on_change = changed.append
     assert gates.take_max("bill") == 2
     assert gates.admit("bill")
@@ -174,7 +177,7 @@ def test_concurrency_counts_live_events_and_queues(clock: Clock) -> None:
 
 
 def test_rate_counts_every_call(clock: Clock) -> None:
-    gates = gates_of(clock, HandlerOptions("bill", rate=2.0))
+    gates = gates_of(clock, Handler("bill", rate=2.0))
     assert gates.take_max("bill") == 1
     gates.queue_began("bill")
     assert not gates.may_go_on("bill")
@@ -192,13 +195,13 @@ def test_rate_counts_every_call(clock: Clock) -> None:
 
 
 def test_held_handler_admits_nothing(clock: Clock) -> None:
-    gates = gates_of(clock, HandlerOptions("bill", concurrency=2))
+    gates = gates_of(clock, Handler("bill", concurrency=2))
     gates.set_paused({"bill": Pause(0)})
     assert not gates.admit("bill")
 
 
 def test_limits_bound_a_recovery(clock: Clock) -> None:
-    gates = gates_of(clock, HandlerOptions("bill", concurrency=3, rate=20.0))
+    gates = gates_of(clock, Handler("bill", concurrency=3, rate=20.0))
     take_down(gates)
     clock.now += 1
     gates.queue_began("bill")
