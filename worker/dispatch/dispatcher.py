@@ -103,10 +103,10 @@ class Dispatcher:
         plain = [handler.name for handlers in table.values() for handler in handlers if handler.in_thread]
         self._plain = PlainHandlers(plain, concurrency, self._start_plain)
         self._failed_attempts = FailedAttempts(table, counters, gates, wall_ms)
-        self._finisher = EventFinisher(
+        self.finisher = EventFinisher(
             gates, self._failed_attempts, self._internal_errors, on_progress=on_progress, wall_ms=wall_ms
         )
-        self._finish = self._finisher.finish
+        self._finish = self.finisher.finish
         self._events = EventRunner(
             table,
             counters,
@@ -121,10 +121,6 @@ class Dispatcher:
         self._run_event = self._events.run
 
     # What the worker calls
-
-    def on_queue_closed(self, observer: Callable[[RetryQueue], None]) -> None:
-        """Call `observer(queue)` when a retry queue has left memory."""
-        self._finisher.on_queue_closed = observer
 
     def submit(self, sessions: list[LiveSession]) -> None:
         """Run the events waiting in these sessions, whose `scheduled` is set."""
@@ -166,17 +162,6 @@ class Dispatcher:
     def forget(self, partition: Partition) -> None:
         """Drop the sessions of a partition that is not opened again: they wait for threads no longer."""
         self._plain.forget(partition)
-
-    def set_aside_unfinished(self, partition: Partition) -> None:
-        """Set aside what handlers have begun and not finished, for a partition that is given back.
-
-        Call it when none of the partition's handlers is at work.
-        """
-        self._finisher.set_aside_unfinished(partition)
-
-    def drop_queues(self, partition: Partition) -> None:
-        """Remove a partition's retry queues from memory: it is lost. What is under way of it counts for nothing."""
-        self._finisher.drop_queues(partition)
 
     async def stop(self, grace_s: float = CANCEL_GRACE_S) -> None:
         """End all tasks. Those that ignore their cancellation for `grace_s` seconds are left alone.

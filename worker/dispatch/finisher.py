@@ -52,7 +52,8 @@ class EventFinisher:
     def set_aside_unfinished(self, partition: Partition) -> None:
         """Set aside what handlers have begun and not finished, for a partition that is given back.
 
-        The next owner goes on where this one stops: it knows which handlers are done, and how often others failed.
+        The next owner goes on where this one stops: it knows which handlers are done, and how often others failed. Call
+        it when none of the partition's handlers is at work.
         """
         for session in partition.sessions_with_work():
             progress, suspects = session.progress, partition.suspects
@@ -70,7 +71,10 @@ class EventFinisher:
         self.drop_queues(partition)
 
     def drop_queues(self, partition: Partition) -> None:
-        """Remove a partition's retry queues from memory: it is given back, or lost."""
+        """Remove a partition's retry queues from memory: it is given back, or lost.
+
+        What is under way of a lost partition ends, and counts for nothing.
+        """
         for queue in [*partition.retry_queues.values()]:
             self._close_queue(queue, untake=True)
 

@@ -99,7 +99,7 @@ class PartitionHandover:
             self._dispatcher.cancel(partition, "the partition is given back")
             await asyncio.sleep(DRAIN_CHECK_S)
         if not partition.lost:
-            self._dispatcher.set_aside_unfinished(partition)
+            self._dispatcher.finisher.set_aside_unfinished(partition)
         await self._committer.wait_committed(partition)
         if not partition.lost:
             await self._release(partition)

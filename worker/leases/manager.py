@@ -250,7 +250,7 @@ class PartitionManager:
         self._owned.move(partition, Phase.LOST)
         self._committer.abandon(partition)
         self._dispatcher.cancel(partition, reason)
-        self._dispatcher.drop_queues(partition)
+        self._dispatcher.finisher.drop_queues(partition)
 
     def _forget(self, partition: Partition) -> None:
         """Remove a partition whose lease is not ours any more."""

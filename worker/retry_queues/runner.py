@@ -91,7 +91,7 @@ class RetryQueueRunner:
         """Queues in memory, and those being taken, by handler."""
         self._wake = asyncio.Event()
         self._failure_lines = LogRateLimit()
-        dispatcher.on_queue_closed(self._queue_closed)
+        dispatcher.finisher.on_queue_closed = self._queue_closed
         gates.on_change = self._gate_changed
         owned.on_change(self._wake.set)
 
