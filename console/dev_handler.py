@@ -39,7 +39,7 @@ def listen(listener: Listener) -> Callable[[], None]:
     return lambda: _listeners.remove(listener)
 
 
-@on(Event, name=NAME, retries=0)
+@on(Event, name=NAME, retries=0, on_give_up="skip")
 async def report_handled(event: Event, ctx: Context) -> None:
     """Pass an event on to the listeners."""
     handled = HandledEvent(

@@ -5,7 +5,7 @@ from maskline.events import Event
 from maskline.schemas.privacy import number_token
 
 
-@on.every(retries=0)
+@on.every(retries=0, on_give_up="skip")
 async def log(event: Event, ctx: Context) -> None:
     """Log `event` with the tokens of both parties, and its run, missing numbers and problems if there are any."""
     facts = {
