@@ -43,7 +43,6 @@ from maskline.worker.dispatch.thread_shares import ThreadUse
 from maskline.worker.dispatch.time_limits import CANCEL_GRACE_S, TIME_LIMIT, Attempt, RunningAttempts
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.partitions.partition import Partition
-from maskline.worker.partitions.retry_queue import RetryQueue
 from maskline.worker.partitions.session import LiveSession
 
 EVENTS_PER_TURN_MAX: Final = 64
