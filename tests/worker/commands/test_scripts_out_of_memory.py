@@ -118,6 +118,12 @@ async def take_runs(it):
     return await it.reply(scripts.take_runs(it.keys, "job", 1_000, 1)) == 0
 
 
+async def dead_seen(it):
+    known = (await it.reply(scripts.dead_seen(it.keys, 3, age_ms=0))).decode()
+    new = "9-0 - 0 7"
+    return await it.reply(scripts.dead_seen(it.keys, 3, age_ms=0, known=known, new=new)) == new.encode()
+
+
 CALLS = {
     "acquire": [acquire],
     "renew": [renew, renew_lapsed],
@@ -129,6 +135,7 @@ CALLS = {
     "take": [take],
     "retry_index": [retry_index],
     "take_runs": [take_runs],
+    "dead_seen": [dead_seen],
 }
 
 
