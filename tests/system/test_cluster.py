@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster_kit import ClusterServers, slot_of
@@ -66,6 +67,19 @@ def in_order(crew: ClusterFleet, events: list[tuple[str, int]]) -> None:
     assert not crew.dead_letters()
 
 
+def command(crew: ClusterFleet, *arguments: str) -> dict[str, Any]:
+    """Run a command of the operator's that is to succeed; what it prints as JSON."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("maskline")), *arguments, "--json"],
+        env=crew.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
 def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: ClusterServers):
     crew.start()
     crew.start()
@@ -76,15 +90,7 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     assert len(crew.calls()) == len(events)
     owners = {cluster.primary_of(crew.keys.callbacks(number)).port for number in range(PARTITIONS)}
     assert len(owners) == 3
-    status = subprocess.run(
-        [str(Path(sys.executable).with_name("maskline")), "status", "--json"],
-        env=crew.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert status.returncode == 0, status.stderr
-    told = json.loads(status.stdout)
+    told = command(crew, "status")
     assert (told["stored"], told["unread"], told["pending"]) == (len(events), 0, 0)
     assert sorted(told["workers"].values()) == [PARTITIONS // 2] * 2
     # One that is waiting for a number gets it in time, and a gap is given up, without a blocking read.
@@ -92,6 +98,20 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     wait_until(lambda: sum(worker.metric("events_held") for worker in crew.workers) == 1, within_s=PATIENCE_S)
     crew.put("gap", 1)
     assert [call.order for call in crew.until_calls(2, "gap")] == ["in_order", "in_order"]
+    # The pauses lie on one server, the workers' handlers perhaps on another, the retry queues on all.
+    assert [handler["name"] for handler in told["handlers"]] == ["record"]
+    assert command(crew, "pause", "record")["changed"]
+    wait_until(
+        lambda: all(worker.metric("handler_paused", handler="record") for worker in crew.workers),
+        within_s=PATIENCE_S,
+    )
+    crew.put_all((f"paused{number}", 1) for number in range(12))
+    crew.until_drained()
+    assert not crew.calls("paused")
+    told = command(crew, "status")
+    assert (told["set_aside"], told["handlers"][0]["paused"]) == (12, True)
+    assert command(crew, "resume", "record")["waiting"] == 12
+    crew.until_calls(12, "paused")
 
 
 def test_requested_failover_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):
