@@ -28,6 +28,9 @@ REQUEST_PARTITIONS_MAX: Final = 256
 WAITING_BYTES_MIN: Final = 1_024.0
 """What an event behind a dead letter takes at least: a callback of 700 bytes, and its place in the queue."""
 
+LETTER_BYTES: Final = 2_048.0
+"""What a dead letter is taken for where the server does not report it: callback, reason, traceback."""
+
 _log = get_logger("maskline.worker")
 
 
@@ -132,8 +135,8 @@ class DeadLetterCounts:
         """Say whether the bound is reached: what is behind letters counts as much as the letters themselves do."""
         counts = self._by_number.values()
         letters, size = sum(count.letters for count in counts), _sum_of(count.size_bytes for count in counts)
-        if size is None:
-            return
+        if size is None:  # the server does not report it
+            size = round(letters * LETTER_BYTES)
         each = max(size / letters if letters else 0.0, WAITING_BYTES_MIN)
         waiting_bytes = each * sum(queued.parked for count in counts for queued in count.queued.values())
         full = size + waiting_bytes >= self._max_bytes

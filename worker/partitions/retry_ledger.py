@@ -134,7 +134,7 @@ class RetryLedger(EntryLedger):
             item = item_of(release, now_ms, SetAside(outcome.letter.attempts, None, 0))
             self.add_retry_op(Append(handler, session.uuid, 0, encode_item(item)))
             self.add_retry_op(Park(handler, session.uuid))
-            retries.park(handler, parked=True)
+            retries.park(handler, release.arrival.number)
 
     def may_change_queues(self, session: LiveSession) -> bool:
         """Whether `append_replayed` and `unpark` may be called now: what is stored of the session's order is known.
@@ -165,10 +165,9 @@ class RetryLedger(EntryLedger):
         ValueError unless `may_change_queues`.
         """
         retries = self._retries_of(session)
-        retries.park(handler, parked=False)
-        if item is None:
-            retries.skip(handler, number)
-        else:
+        retries.unpark(handler)
+        if item is not None:
+            retries.handled(handler, number)
             retries.add(handler, 1)
         self.add_retry_op(
             Unpark(handler, session.uuid, letter_id, None if item is None else encode_item(item))
@@ -189,7 +188,7 @@ class RetryLedger(EntryLedger):
             self.add_dead_letter(letter)
             retries.skip(handler, number)
         retries.add(handler, -len(items))
-        retries.park(handler, parked=False)
+        retries.unpark(handler)
         self.add_retry_op(GiveUpWaiting(handler, session.uuid, len(items)))
         self._note_change(handler, session.uuid, 0)
         self.store_retries(session)
@@ -258,7 +257,7 @@ class RetryLedger(EntryLedger):
             parks = outcome.parks
         if parks:
             self.add_retry_op(Park(handler, session.uuid))
-            retries.park(handler, parked=True)
+            retries.park(handler, number)
         else:
             self.add_retry_op(Pop(handler, session.uuid))
             if outcome is not None:

@@ -56,9 +56,14 @@ class SessionRetries:
         """Add to the number of items that a queue has."""
         self._set(handler, waiting=max(self[handler].waiting + waiting, 0))
 
-    def park(self, handler: str, *, parked: bool) -> None:
-        """Park a queue behind its dead letter, or unpark it."""
-        self._set(handler, parked=parked)
+    def park(self, handler: str, number: int | None) -> None:
+        """Park a queue behind the dead letter of this number, which the handler has not handled."""
+        self._set(handler, parked=True)
+        self.skip(handler, number)
+
+    def unpark(self, handler: str) -> None:
+        """Let a queue go on."""
+        self._set(handler, parked=False)
 
     def skip(self, handler: str, number: int | None) -> None:
         """Remember a number that the handler has not handled; None if its event has no number."""
@@ -67,7 +72,7 @@ class SessionRetries:
             self._set(handler, skipped=(*before, number)[-SKIPPED_MAX:])
 
     def handled(self, handler: str, number: int | None) -> None:
-        """Forget a skipped number, which the handler has handled after all."""
+        """Forget a skipped number, which the handler handles after all."""
         skipped = self[handler].skipped
         if number in skipped:
             self._set(handler, skipped=tuple(one for one in skipped if one != number))
