@@ -25,6 +25,7 @@ from maskline.worker.ordering.state import NEW_SESSION, decode_state
 from maskline.worker.partitions.gap_deadlines import GapDeadlines
 from maskline.worker.partitions.ledger import COMMIT_AHEAD, GroupPosition, Lease
 from maskline.worker.partitions.phase import Phase, next_phase
+from maskline.worker.partitions.queue_item_reader import QueueItemReader
 from maskline.worker.partitions.retry_ledger import RetryLedger
 from maskline.worker.partitions.retry_queue import SessionRetries
 from maskline.worker.partitions.session import NO_RELEASES, LiveSession
@@ -67,13 +68,13 @@ class Partition(RetryLedger):
     def __init__(
         self, lease: Lease, position: GroupPosition, settings: PartitionSettings, counters: Counters
     ) -> None:
+        self._decoder = entry_decoder(settings.ignored_parameters)
         super().__init__(
             lease,
             position,
+            QueueItemReader(self._decoder, settings.group, recording_shared=settings.recording_shared),
             group=settings.group,
             session_ttl_s=settings.session_ttl_s,
-            recording_shared=settings.recording_shared,
-            decoder=entry_decoder(settings.ignored_parameters),
             counters=counters,
         )
         self._settings = settings

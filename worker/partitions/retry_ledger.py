@@ -12,7 +12,6 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.privacy import redact
 from maskline.worker.commands.commit import Commit
 from maskline.worker.commands.retry_ops import (
@@ -26,12 +25,11 @@ from maskline.worker.commands.retry_ops import (
     Untake,
 )
 from maskline.worker.counters import Counters
-from maskline.worker.entries.dead_letter import Cause, DeadLetter, dead_letter_of
-from maskline.worker.entries.decode import EntryDecoder
-from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem, decode_item, encode_item
-from maskline.worker.ordering.reorder import Arrival, Release
-from maskline.worker.ordering.state import NEW_SESSION
+from maskline.worker.entries.dead_letter import Cause
+from maskline.worker.entries.queue_item import QueueItem, encode_item
+from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.ledger import EntryLedger, GroupPosition, Lease
+from maskline.worker.partitions.queue_item_reader import QueueItemReader, item_of
 from maskline.worker.partitions.retry_queue import RetryQueue, SessionRetries
 from maskline.worker.partitions.session import GivenUp, LiveSession, Outcome, Progress, SetAside
 
@@ -52,18 +50,16 @@ class RetryLedger(EntryLedger):
         self,
         lease: Lease,
         position: GroupPosition,
+        reader: QueueItemReader,
         *,
         group: str,
         session_ttl_s: int,
-        recording_shared: bool,
-        decoder: EntryDecoder,
         counters: Counters,
     ) -> None:
         super().__init__(lease, position, session_ttl_s=session_ttl_s, counters=counters)
         self.group = group
         """The consumer group that it is read for."""
-        self._recording_shared = recording_shared
-        self._decoder = decoder
+        self._reader = reader
         self.retry_queues: dict[tuple[str, str], RetryQueue] = {}
         """The queues that are being run, by handler and SessionUUID."""
         self.retry_due_ms: dict[str, int] = {}
@@ -184,7 +180,7 @@ class RetryLedger(EntryLedger):
         """
         retries = self._retries_of(session)
         for encoded in items:
-            letter, number = self._letter_of_item(session.uuid, handler, encoded, WAITED_TOO_LONG, now_ms)
+            letter, number = self._reader.letter_of(session.uuid, handler, encoded, WAITED_TOO_LONG, now_ms)
             self.add_dead_letter(letter)
             retries.skip(handler, number)
         retries.add(handler, -len(items))
@@ -224,7 +220,7 @@ class RetryLedger(EntryLedger):
         queue = RetryQueue(session, handler, takes)
         for encoded in items:
             try:
-                self._load_item(queue, encoded)
+                queue.add(*self._reader.read(encoded))
             except Exception as error:  # noqa: BLE001 - one item is not to lose the others
                 if not queue.items:
                     self._give_up_unreadable(session, handler, encoded, error, now_ms)
@@ -334,24 +330,12 @@ class RetryLedger(EntryLedger):
         if delay_ms is not None:
             self._due_next[handler] = min(delay_ms, self._due_next.get(handler, delay_ms))
 
-    def _load_item(self, queue: RetryQueue, encoded: bytes) -> None:
-        """Read an item. Raises what is wrong with it."""
-        item = decode_item(encoded)
-        arrival = self._arrival_of(item)
-        if item.replayed:
-            arrival = replace(arrival, payload=replace(arrival.payload, replayed=True))
-        queue.add(item, Release(arrival, item.order, item.missing, item.run, NEW_SESSION))
-
-    def _arrival_of(self, item: QueueItem) -> Arrival:
-        fields = CALLBACK_FIELD, item.callback
-        return self._decoder.arrival_of(item.entry_id, fields, self._recording_shared)
-
     def _give_up_unreadable(
         self, session: LiveSession, handler: str, encoded: bytes, error: Exception, now_ms: int
     ) -> None:
         """Make a dead letter of the first item of a queue, which this release cannot read."""
         cause = Cause("not_decodable", redact(f"not decodable: {error}"), handler)
-        letter, number = self._letter_of_item(session.uuid, handler, encoded, cause, now_ms)
+        letter, number = self._reader.letter_of(session.uuid, handler, encoded, cause, now_ms)
         self.add_dead_letter(letter)
         retries = self._retries_of(session)
         retries.add(handler, -1)
@@ -359,49 +343,3 @@ class RetryLedger(EntryLedger):
         self.add_retry_op(Pop(handler, session.uuid))
         self._note_change(handler, session.uuid, 0 if retries[handler].waiting else None)
         self.store_retries(session)
-
-    def _letter_of_item(
-        self, uuid: str, handler: str, encoded: bytes, cause: Cause, now_ms: int
-    ) -> tuple[DeadLetter, int | None]:
-        """The dead letter of an item that is not run, and its event's SequenceNumber."""
-        try:
-            item = decode_item(encoded)
-        except ValueError:
-            unread = DeadLetter(
-                self.group, "", cause.code, cause.reason, now_ms, encoded, session_uuid=uuid, handler=handler
-            )
-            return unread, None
-        try:
-            arrival = self._arrival_of(item)
-        except Exception:  # noqa: BLE001 - whatever it is, the letter has the callback
-            unread = DeadLetter(
-                self.group,
-                item.entry_id,
-                cause.code,
-                cause.reason,
-                now_ms,
-                item.callback,
-                session_uuid=uuid,
-            )
-            return replace(unread, handler=handler, attempts=item.attempts), None
-        release = Release(arrival, item.order, item.missing, item.run, NEW_SESSION)
-        cause = cause._replace(handler=handler, attempts=item.attempts)
-        letter = dead_letter_of(arrival, cause, group=self.group, failed_at_ms=now_ms, release=release)
-        return letter, arrival.number
-
-
-def item_of(release: Release, aside_ms: int, outcome: SetAside) -> QueueItem:
-    """The item of an event that is set aside at `aside_ms`, by the worker's clock."""
-    entry = release.arrival.payload
-    return QueueItem(
-        ITEM_VERSION,
-        entry.entry_id,
-        entry.encoded,
-        release.order,
-        release.missing,
-        release.run,
-        aside_ms,
-        outcome.attempts,
-        outcome.first_failed_ms,
-        entry.replayed,
-    )
