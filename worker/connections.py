@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final, cast
 
+from redis.exceptions import ResponseError
+
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.cluster import Cluster
 from maskline.runtime.redis.connect import (
@@ -21,7 +23,7 @@ from maskline.runtime.redis.connect import (
     RedisEndpoint,
 )
 from maskline.runtime.redis.namespace import NamespaceCheck
-from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.runtime.redis.pipeline import REPLY_TIMEOUT_S, PipelinedConnection
 from maskline.runtime.redis.reconnect import LOG_AGAIN_S, keep_connected
 from maskline.runtime.redis.server_monitor import ServerMonitor
 from maskline.runtime.redis.url import Server
@@ -81,6 +83,11 @@ class ServerConnections:
         """The client ID of the reading connection, to end a blocking read early."""
         self.incarnation = object()
         """A new object each time the connections are opened: the server may have lost what was seen before."""
+        self.opened_ms: int | None = None
+        """When the connections were opened, by the server's clock, ms; None if it does not tell its time."""
+        self.lost_ms: int | None = None
+        """When the last ones stopped working at the earliest, by the server's clock; None if these are the first."""
+        self._lost_at: float | None = None
         self.error = "not connected yet"
         """Why there is no connection; empty while there is one."""
 
@@ -153,6 +160,7 @@ class ServerConnections:
             await self._monitor.require_supported(self.commands, self.address)
             await load_scripts(self.commands)
             self.reads_client_id = int(await reads.execute("CLIENT", "ID"))
+            await self._ask_time(reads)
         except BaseException:
             self._close()
             raise
@@ -185,7 +193,20 @@ class ServerConnections:
                 raise other
         return cast("PipelinedConnection", self.reads)
 
+    async def _ask_time(self, connection: PipelinedConnection) -> None:
+        """Note when the connections were opened, and when the last ones were lost."""
+        self.opened_ms = self.lost_ms = None
+        with contextlib.suppress(ResponseError):  # this user may not ask
+            seconds, microseconds = await connection.execute("TIME")
+            self.opened_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            if self._lost_at is not None:
+                # It may have been silent for so long before that was noticed.
+                away_s = monotonic() - self._lost_at + REPLY_TIMEOUT_S
+                self.lost_ms = self.opened_ms - round(away_s * 1000)
+
     def _close(self) -> None:
+        if self.up:
+            self._lost_at = monotonic()
         self._up.clear()
         for connection in (self.commands, self.reads, self.leases):
             if connection is not None:

@@ -53,3 +53,5 @@ class Counters:
         """Times that a handler blocked the event loop for too long."""
         self.forced_gaps = 0
         """Gaps given up early because the process held too many events."""
+        self.spools_given_up = 0
+        """Times that a session waited for a node's spool as long as it may, and the node still held callbacks."""

@@ -35,6 +35,8 @@ class Gauges(NamedTuple):
     """Released to handlers and not done."""
     events_held: int
     """Waiting for a missing number or the opening of a call."""
+    sessions_awaiting_spools: int
+    """Sessions that have outstayed the gap timeout, and wait for the spools of ingest nodes."""
     sessions_cached: int
     handlers_running: int
     """Sessions with a handler under way."""
@@ -102,6 +104,11 @@ class WorkerCollector(Collector):
             ("entries_trimmed", "Stream entries that retention has taken.", counters.trimmed),
             ("gaps_forced", "Gaps given up early because the process held too much.", counters.forced_gaps),
             (
+                "spools_given_up",
+                "Sessions that went on though an ingest node still held spooled callbacks.",
+                counters.spools_given_up,
+            ),
+            (
                 "states_unreadable",
                 "Session states that could not be read and were begun anew.",
                 counters.unreadable_states,
@@ -162,6 +169,11 @@ def _simple_gauges(gauges: Gauges) -> Iterable[Metric]:
             "events_held",
             "Events that wait for a missing number or the opening of a call.",
             gauges.events_held,
+        ),
+        (
+            "sessions_awaiting_spools",
+            "Sessions that wait, beyond the gap timeout, for the spools of ingest nodes.",
+            gauges.sessions_awaiting_spools,
         ),
         ("sessions_cached", "Sessions in memory.", gauges.sessions_cached),
         ("handlers_running", "Sessions with a handler under way.", gauges.handlers_running),

@@ -9,6 +9,7 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 from maskline.worker.gates.control import HandlerControl
 from maskline.worker.node import WorkerNode
+from maskline.worker.streams.lookups import Lookups
 from maskline.worker.streams.pipeline import StreamPipeline
 
 
@@ -34,9 +35,11 @@ async def test_lease_task_woken_just_before_its_cancellation_stops(
 
 
 @pytest.mark.parametrize("stays", [False, True], ids=["goes", "stays"])
-@pytest.mark.parametrize("step", ["_order", "_receive_states"], ids=["decoded", "asked"])
+@pytest.mark.parametrize(
+    ("part", "step"), [(StreamPipeline, "_order"), (Lookups, "receive")], ids=["decoded", "asked"]
+)
 async def test_entries_read_are_handled_although_their_partition_moves_to_another_server(
-    own_redis, namespace, tmp_path, monkeypatch, step, stays
+    own_redis, namespace, tmp_path, monkeypatch, part, step, stays
 ):
     """As on a cluster: another poller goes on with the partitions, and the server goes (a failover) or not (a slot)."""
     monkeypatch.setenv("RECORD_FILE", str(tmp_path / "calls"))
@@ -51,14 +54,14 @@ async def test_entries_read_are_handled_although_their_partition_moves_to_anothe
         await until(lambda: len(node.partitions) == 2)
         cluster = node._connections._cluster
         reached, go_on = asyncio.Event(), asyncio.Event()
-        real = getattr(StreamPipeline, step)
+        real = getattr(part, step)
 
         async def held(*arguments):
             reached.set()
             await go_on.wait()
             return await real(*arguments)
 
-        monkeypatch.setattr(StreamPipeline, step, held)
+        monkeypatch.setattr(part, step, held)
         first = [(f"s{session}", number) for session in range(20) for number in (1, 2)]
         crew.put_all(first)
         await asyncio.wait_for(reached.wait(), 10)

@@ -99,7 +99,12 @@ class Parts:
         await acquirer.acquire([number])
         (acquisition,) = acquired
         lease = acquisition.lease
-        policy = Policy(self.settings.gap_timeout_ms, self.settings.first_sequence, self.settings.held_max)
+        policy = Policy(
+            self.settings.gap_timeout_ms,
+            self.settings.first_sequence,
+            self.settings.held_max,
+            self.settings.gap_spool_ms,
+        )
         partition = Partition(
             Lease(number, lease.token, scripts.lease_value(lease.token, WORKER_ID)),
             GroupPosition(lease.cursor, lease.entries_read),

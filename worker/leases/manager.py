@@ -283,7 +283,9 @@ class PartitionManager:
 def _partition_settings(settings: Settings) -> PartitionSettings:
     return PartitionSettings(
         group=settings.group,
-        policy=Policy(settings.gap_timeout_ms, settings.first_sequence, settings.held_max),
+        policy=Policy(
+            settings.gap_timeout_ms, settings.first_sequence, settings.held_max, settings.gap_spool_ms
+        ),
         recording_shared=settings.recording_sequence == "shared",
         session_ttl_s=settings.session_ttl_s,
         ignored_parameters=frozenset(settings.ignored_parameters),

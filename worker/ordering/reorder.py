@@ -1,7 +1,6 @@
 """Puts one session's arrivals in order: the pure core, without I/O and clocks.
 
-Rules: the table of docs/ordering.md. `worker.ordering.decision` is the table for one arrival; `SessionOrder` carries it
-out.
+Rules: the table of docs/ordering.md. `decision` has the table for one arrival; `SessionOrder` carries it out.
 
 Strategy: arrivals that cannot be released yet wait, in the order of the stream: for the numbers before them (held), or
 for an opening that shows that numbering started again (undecided). After every release, all waiting arrivals are
@@ -12,8 +11,8 @@ fed those arrivals again, decides exactly as the one that died.
 Time comes from the arrivals and the watermark. An arrival first expires the gaps whose deadlines its own time has
 passed, oldest first, so it makes no difference how often, or whether, the runtime called `expire` before it.
 
-While a missing callback may lie in the spool of an ingest node, what is due waits on, for `gap_spool_ms` at most, and a
-SessionTimeout waits as well (`worker.ordering.spool_history`).
+While a missing callback may lie in an ingest node's spool (`worker.ordering.spool_history`), what is due waits on, for
+`gap_spool_ms` at most, and so does a SessionTimeout.
 
 This is the plain statement of the rules. `worker.native.order` does the two ordinary cases in C (an arrival that is
 due, and one that waits for its turn) and leaves all others to this file; without a compiler it does everything.
@@ -109,8 +108,7 @@ class Duplicate(msgspec.Struct, frozen=True, eq=False):
 _Outcomes = list[Release | Duplicate]
 
 
-NO_SPOOLS: Final = SpoolHistory()
-"""No node holds spooled callbacks. Never changed."""
+NO_SPOOLS: Final = SpoolHistory()  # never changed
 
 NONE_WAITING: Final = cast("list[Arrival]", ())
 """The empty list that nearly all sessions share: a list of its own would take a hundred bytes."""
@@ -134,11 +132,13 @@ class SessionOrder:
         return len(self.waiting)
 
     def deadline_ms(self, policy: Policy) -> int | None:
-        """The watermark, in ms, at which `expire` has something to do, unless spools are waited for (`ends_ms`); None
-        while nothing waits.
-        """
+        """As `ends_ms` if no spool is waited for; None while nothing waits."""
         first = self._first_due(policy)
         return None if first is None else _due_ms(first, policy)
+
+    def ends_ms(self, policy: Policy, spools: SpoolHistory) -> int:
+        """The watermark, in ms, at which `expire` has something to do. To be called only while something waits."""
+        return ends_ms(cast("Arrival", self._first_due(policy)), policy, spools)
 
     def arrive(
         self, arrival: Arrival, policy: Policy, spools: SpoolHistory = NO_SPOOLS

@@ -20,7 +20,8 @@ from maskline.schemas.errors import UndecodableEntryError
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import INTERNAL_ERROR, dead_letter_of, internal_error
 from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecodable, entry_decoder
-from maskline.worker.ordering.reorder import NONE_WAITING, Arrival, Policy, Release
+from maskline.worker.ordering.reorder import NO_SPOOLS, NONE_WAITING, Arrival, Policy, Release
+from maskline.worker.ordering.spool_history import SpoolHistory
 from maskline.worker.ordering.state import NEW_SESSION, decode_state
 from maskline.worker.partitions.gap_deadlines import GapDeadlines
 from maskline.worker.partitions.ledger import COMMIT_AHEAD, GroupPosition, Lease
@@ -60,6 +61,8 @@ class DecodedBatch(msgspec.Struct, frozen=True, eq=False, gc=False):
     arrivals: list[Arrival]
     unknown: list[str]
     """SessionUUIDs that are not in memory: their states must be fetched from Redis first."""
+    look: bool = False
+    """Spool notices must be fetched first as well."""
 
 
 class Partition(RetryLedger):
@@ -109,7 +112,7 @@ class Partition(RetryLedger):
         self._sessions: dict[str, LiveSession] = {}
         """The sessions in memory by SessionUUID, in the order of their last use."""
         self._evict_ms = 0  # the watermark at which to check again for sessions that Redis has forgotten
-        self._deadlines = GapDeadlines(self._sessions)
+        self.gaps = GapDeadlines(self._sessions, settings.policy)
 
     # Its life
 
@@ -125,11 +128,13 @@ class Partition(RetryLedger):
 
     # Entries in
 
-    def decode(self, entries: StreamEntries, *, pending: bool, now_ms: int) -> DecodedBatch:
+    def decode(
+        self, entries: StreamEntries, *, pending: bool, now_ms: int, watermark_ms: int = 0
+    ) -> DecodedBatch:
         """Take stream entries in and decode them; those that cannot be decoded become dead letters.
 
         `pending`: they come from the group's pending list rather than from beyond the cursor. `now_ms`: the worker's
-        clock, which dates the dead letters.
+        clock, which dates the dead letters. `watermark_ms`: the stream's time after them.
         """
         self._now_ms = now_ms
         unreadable = self._decoder.unreadable
@@ -144,7 +149,8 @@ class Partition(RetryLedger):
             unreadable.clear()
         for entry_id, fields, error in refused:
             self._refuse_entry(entry_id, fields, error, now_ms)
-        return DecodedBatch(arrivals, unknown)
+        look = self.gaps.must_look(arrivals, self.watermark_ms, watermark_ms)
+        return DecodedBatch(arrivals, unknown, look)
 
     def take_in_deleted(self, entry_id: str, now_ms: int) -> None:
         """Take in an entry of the pending list that somebody has deleted from the stream: it becomes a dead letter."""
@@ -173,7 +179,9 @@ class Partition(RetryLedger):
             self._arrive(arrivals[at], states, ready)
             at += 1
         self.watermark_ms = max(self.watermark_ms, watermark_ms)
-        if self._deadlines:
+        if decoded.look:
+            self.gaps.spools.looked_ms = self.watermark_ms
+        if self.gaps:
             self._expire(ready)
         if len(sessions) > self.session_cache or self.watermark_ms >= self._evict_ms:
             self._evict()
@@ -190,12 +198,13 @@ class Partition(RetryLedger):
         time goes on from the watermark, so that gaps are given up in time.
         """
         self._ahead_ms = max(self._ahead_ms, self.watermark_ms - now_ms)
+        self.gaps.spools.run_ahead(self._ahead_ms)
         return now_ms + self._ahead_ms
 
     @property
     def next_deadline_ms(self) -> int | None:
-        """The stream's time at which the next gap is given up; None if nothing is held."""
-        return self._deadlines.next_ms
+        """The stream's time at which a gap may be given up, or spools must be looked for; None if nothing is held."""
+        return self.gaps.next_look_ms
 
     def give_up_oldest(self) -> list[LiveSession]:
         """Give up the gap that has waited longest, even before its deadline, as the process holds too much.
@@ -203,9 +212,9 @@ class Partition(RetryLedger):
         Returns the sessions that now have work.
         """
         ready: list[LiveSession] = []
-        deadline_ms = self.next_deadline_ms
+        deadline_ms = self.gaps.next_ms
         if deadline_ms is not None:
-            self._expire_next(deadline_ms, ready)
+            self._expire_next(deadline_ms, ready, NO_SPOOLS)
         return ready
 
     # Work done
@@ -279,7 +288,7 @@ class Partition(RetryLedger):
         if deadline_ms != session.gap_ends_ms:
             session.gap_ends_ms = deadline_ms
             if deadline_ms is not None:
-                self._deadlines.add(deadline_ms, session.uuid)
+                self.gaps.add(deadline_ms, session.uuid)
 
     # Inside
 
@@ -290,7 +299,7 @@ class Partition(RetryLedger):
         session.touched_ms = arrival.arrived_ms
         before = [*session.waiting]
         try:
-            for outcome in session.arrive(arrival, self._settings.policy):
+            for outcome in session.arrive(arrival, self._settings.policy, self.gaps.spools):
                 if outcome.__class__ is Release:
                     self._release(session, outcome, ready)
                 else:
@@ -322,15 +331,16 @@ class Partition(RetryLedger):
             ready.append(session)
 
     def _expire(self, ready: list[LiveSession]) -> None:
-        """Give up the gaps whose deadlines the watermark has passed."""
-        while (deadline_ms := self.next_deadline_ms) is not None and deadline_ms <= self.watermark_ms:
-            self._expire_next(self.watermark_ms, ready)
+        """Give up the gaps whose deadlines the watermark has passed, unless they wait for spools."""
+        while self.gaps.expired(self.watermark_ms):
+            self._counters.spools_given_up += self.gaps.spools_outlast
+            self._expire_next(self.watermark_ms, ready, self.gaps.spools)
 
-    def _expire_next(self, watermark_ms: int, ready: list[LiveSession]) -> None:
-        session = self._deadlines.pop()
+    def _expire_next(self, watermark_ms: int, ready: list[LiveSession], spools: SpoolHistory) -> None:
+        session = self.gaps.pop()
         before = [*session.waiting]
         try:
-            for release in session.expire(watermark_ms, self._settings.policy):
+            for release in session.expire(watermark_ms, self._settings.policy, spools):
                 self._release(session, release, ready)
         except Exception as error:  # noqa: BLE001 - one session is not to hold up the others
             session.waiting = NONE_WAITING  # or the same would happen again

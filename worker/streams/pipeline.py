@@ -10,24 +10,19 @@ XREADGROUP), so an owner that was paused past its lease takes nothing away from 
 | HELD_FACTOR times MASKLINE_OUTSTANDING_MAX | entries waiting in gaps, in a process: the oldest are given up |
 
 Entries are processed a slice at a time, so that handlers get their turns. The next slice is decoded, and the states of
-its sessions are requested, before the slice under way is ordered: so the server's reply is there when it is needed.
+its sessions are requested (`worker.streams.lookups`), before the slice under way is ordered: so the server's reply is
+there when it is needed.
 Waiting for each reply took an eighth of a busy worker's time.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
-
-import hiredis
+from typing import Final, NamedTuple
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
-from maskline.runtime.redis.pipeline import PipelinedConnection
-from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
-from maskline.worker.commands.scripts import get_states
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
@@ -36,6 +31,7 @@ from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import DecodedBatch, Partition
 from maskline.worker.partitions.session import LiveSession
+from maskline.worker.streams.lookups import NOTHING_FOUND, Lookups, Request
 
 SLICE_ENTRIES: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""
@@ -56,20 +52,11 @@ class ReadEntries(NamedTuple):
     """The stream's time after these entries: no later entry is older."""
 
 
-class _StateRequest(NamedTuple):
-    """A request for session states to one server."""
-
-    wanted: list[tuple[Partition, list[str]]]
-    """The sessions, by partition."""
-    replies: asyncio.Future[list[Any]]
-    """Has a reply for each partition: its sessions' states, in their order."""
-
-
 class _Slice(NamedTuple):
-    """Entries that were decoded together. They wait for the states of their sessions."""
+    """Entries that were decoded together. They wait for what was requested of Redis."""
 
     decoded: list[tuple[ReadEntries, DecodedBatch]]
-    state_requests: list[_StateRequest]
+    requests: list[Request]
     size: int
     """How many entries, those that could not be decoded included."""
 
@@ -94,7 +81,7 @@ class StreamPipeline:
         on_fault: Callable[[str, BaseException], None] = lambda _doing, _error: None,
     ) -> None:
         self._connections = connections
-        self._keys = keys
+        self._lookups = Lookups(connections, keys)
         self._owned = owned
         self._dispatcher = dispatcher
         self.outstanding_max = outstanding_max
@@ -102,7 +89,7 @@ class StreamPipeline:
         self._on_progress = on_progress
         self._on_fault = on_fault
         self._since_yield = 0
-        self._failure_lines = LogRateLimit()
+        self._wait_lines = LogRateLimit()
         self._unordered = 0
         """Entries that were read and are not ordered yet."""
 
@@ -188,31 +175,40 @@ class StreamPipeline:
         return None if received is None else self._decode(received, pending=False)
 
     def _decode(self, received: Sequence[ReadEntries], *, pending: bool) -> _Slice:
-        """Decode entries, and request the states of their sessions from Redis."""
+        """Decode entries, and request from Redis what is needed to order them."""
         now_ms = time.time_ns() // 1_000_000
         decoded = [
-            (one, one.partition.decode(one.entries, pending=pending, now_ms=now_ms))
+            (
+                one,
+                one.partition.decode(
+                    one.entries, pending=pending, now_ms=now_ms, watermark_ms=one.watermark_ms
+                ),
+            )
             for one in received
             if not one.partition.lost
         ]
-        return _Slice(decoded, self._request_states(decoded), sum(len(one.entries) for one in received))
+        return _Slice(decoded, self._request(decoded), sum(len(one.entries) for one in received))
 
     async def _order(self, current: _Slice) -> None:
-        """Wait for the states, order the decoded entries, and submit the sessions that have work."""
-        decoded, requests = current.decoded, current.state_requests
+        """Wait for what was requested, order the decoded entries, and submit the sessions that have work."""
+        decoded, requests = current.decoded, current.requests
         while decoded:
-            states = await self._receive_states(requests) if requests else {}
+            found = await self._lookups.receive(requests) if requests else NOTHING_FOUND
             unanswered: list[tuple[ReadEntries, DecodedBatch]] = []
             ready: list[LiveSession] = []
             for received, batch in decoded:
                 partition = received.partition
                 if partition.lost:
                     continue
-                if batch.unknown and partition not in states:
+                if not found.suffices(partition, batch):
                     unanswered.append((received, batch))
                     continue
                 # Also for a paused partition: it may be opened again, and what was read is not read twice.
-                ready += partition.arrive(batch, states.get(partition, _NO_STATES), received.watermark_ms)
+                ready += partition.arrive(
+                    batch, found.states.get(partition, _NO_STATES), received.watermark_ms
+                )
+                if batch.look and partition.gaps.wait_for_spools:
+                    self._log_wait(partition)
                 if partition.internal_errors:
                     self._report_faults(partition)
                 if partition.wants_commit:
@@ -222,7 +218,7 @@ class StreamPipeline:
             decoded = unanswered
             if decoded:
                 await asyncio.sleep(RETRY_DELAY_S)
-                requests = self._request_states(decoded)
+                requests = self._request(decoded)
         if self._since_yield >= SLICE_ENTRIES:
             self._since_yield = 0
             await asyncio.sleep(0)
@@ -240,57 +236,24 @@ class StreamPipeline:
             if partition.held == before:
                 return
 
-    def _request_states(self, decoded: Iterable[tuple[ReadEntries, DecodedBatch]]) -> list[_StateRequest]:
-        """Request the states of sessions that are not in memory, in one round trip to each server."""
-        by_connection: dict[PipelinedConnection, list[tuple[Partition, list[str]]]] = {}
-        for received, batch in decoded:
-            if not batch.unknown:
-                continue
-            commands = self._connections.commands(received.partition.number)
-            if commands is not None:
-                by_connection.setdefault(commands, []).append((received.partition, batch.unknown))
-        return [
-            _StateRequest(
-                wanted,
-                commands.send(
-                    b"".join(
-                        get_states(self._keys, partition.number, unknown) for partition, unknown in wanted
-                    ),
-                    len(wanted),
-                    at_once=True,
-                ),
-            )
-            for commands, wanted in by_connection.items()
-        ]
+    def _request(self, decoded: Iterable[tuple[ReadEntries, DecodedBatch]]) -> list[Request]:
+        return self._lookups.request((one.partition, batch) for one, batch in decoded)
 
-    async def _receive_states(
-        self, requests: Iterable[_StateRequest]
-    ) -> dict[Partition, Mapping[str, bytes | None]]:
-        """The encoded states by session, of the partitions whose servers answer."""
-        found: dict[Partition, Mapping[str, bytes | None]] = {}
-        for wanted, replies in requests:
-            with contextlib.suppress(RedisUnavailableError):
-                for (partition, unknown), reply in zip(wanted, await replies, strict=True):
-                    if not isinstance(reply, hiredis.ReplyError):
-                        found[partition] = dict(zip(unknown, reply, strict=True))
-                    else:
-                        self._log_failure(partition, str(reply))
-        return found
+    def _log_wait(self, partition: Partition) -> None:
+        if self._wait_lines.due(partition.number):
+            spools = partition.gaps.spools
+            _log.info(
+                "gaps wait for spools",
+                partition=partition.number,
+                sessions=partition.gaps.waiting_for_spools(),
+                nodes=spools.holders(spools.looked_ms),
+                repeats_of_all=self._wait_lines.take_suppressed(),
+            )
 
     def _report_faults(self, partition: Partition) -> None:
         faults, partition.internal_errors = partition.internal_errors, []
         for doing, error in faults:
             self._on_fault(doing, error)
-
-    def _log_failure(self, partition: Partition, reply: str) -> None:
-        self._connections.handle_error_reply(partition.number, reply)
-        if self._failure_lines.due(partition.number, reply.partition(" ")[0]):
-            _log.error(
-                "session state read failed",
-                partition=partition.number,
-                reply=reply,
-                repeats_of_all=self._failure_lines.take_suppressed(),
-            )
 
 
 def _slices(received: Iterable[ReadEntries]) -> Iterator[Sequence[ReadEntries]]:

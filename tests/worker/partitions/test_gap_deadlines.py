@@ -1,6 +1,6 @@
 """When gaps are given up: the earliest live deadline first, and no more stale ones in memory than the bound."""
 
-from partition_kit import make
+from partition_kit import SETTINGS, make
 
 from maskline.worker.ordering.state import NEW_SESSION
 from maskline.worker.partitions.gap_deadlines import STALE_MAX, GapDeadlines
@@ -21,7 +21,7 @@ def note(deadlines, session, deadline_ms):
 
 def test_earliest_deadline_comes_first_whatever_the_order_they_were_added_in():
     sessions = sessions_of("a", "b", "c")
-    deadlines = GapDeadlines(sessions)
+    deadlines = GapDeadlines(sessions, SETTINGS.policy)
     for name, deadline_ms in (("a", 30), ("b", 10), ("c", 20)):
         note(deadlines, sessions[name], deadline_ms)
     order = []
@@ -34,7 +34,7 @@ def test_earliest_deadline_comes_first_whatever_the_order_they_were_added_in():
 
 def test_deadline_that_was_moved_counts_where_it_is_now():
     sessions = sessions_of("a", "b")
-    deadlines = GapDeadlines(sessions)
+    deadlines = GapDeadlines(sessions, SETTINGS.policy)
     note(deadlines, sessions["a"], 10)
     note(deadlines, sessions["b"], 20)
     note(deadlines, sessions["a"], 30)
@@ -45,7 +45,7 @@ def test_deadline_that_was_moved_counts_where_it_is_now():
 
 def test_deadline_of_a_closed_gap_or_of_a_session_that_is_gone_counts_for_nothing():
     sessions = sessions_of("a", "b")
-    deadlines = GapDeadlines(sessions)
+    deadlines = GapDeadlines(sessions, SETTINGS.policy)
     note(deadlines, sessions["a"], 10)
     note(deadlines, sessions["b"], 20)
     note(deadlines, sessions["a"], None)
@@ -56,7 +56,7 @@ def test_deadline_of_a_closed_gap_or_of_a_session_that_is_gone_counts_for_nothin
 
 def test_stale_deadlines_are_bounded_while_gaps_open_and_close_for_hours():
     sessions = sessions_of("a", "b")
-    deadlines = GapDeadlines(sessions)
+    deadlines = GapDeadlines(sessions, SETTINGS.policy)
     note(deadlines, sessions["b"], 10**9)
     most = 0
     for number in range(100_000):
