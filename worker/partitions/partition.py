@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from maskline.schemas.errors import UndecodableEntryError
@@ -23,6 +22,7 @@ from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecod
 from maskline.worker.ordering.reorder import NO_SPOOLS, NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.spool_history import SpoolHistory
 from maskline.worker.ordering.state import NEW_SESSION, decode_state
+from maskline.worker.partitions.decoded_batch import DecodedBatch
 from maskline.worker.partitions.gap_deadlines import GapDeadlines
 from maskline.worker.partitions.ledger import COMMIT_AHEAD, GroupPosition, Lease
 from maskline.worker.partitions.phase import Phase, next_phase
@@ -53,16 +53,6 @@ class PartitionSettings(NamedTuple):
     """MASKLINE_SESSION_TTL_S."""
     ignored_parameters: frozenset[str] = frozenset()
     """MASKLINE_IGNORED_PARAMETERS: they do not count where two callbacks are compared."""
-
-
-class DecodedBatch(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A batch of decoded entries that are not ordered yet."""
-
-    arrivals: list[Arrival]
-    unknown: list[str]
-    """SessionUUIDs that are not in memory: their states must be fetched from Redis first."""
-    look: bool = False
-    """Spool notices must be fetched first as well."""
 
 
 class Partition(RetryLedger):

@@ -24,7 +24,8 @@ from maskline.schemas.keys import Keys
 from maskline.schemas.spool_notices import NOTICES_MAX, read_notice
 from maskline.worker.commands.scripts import get_states
 from maskline.worker.connections import ServerConnections, WorkerConnections
-from maskline.worker.partitions.partition import DecodedBatch, Partition
+from maskline.worker.partitions.decoded_batch import DecodedBatch
+from maskline.worker.partitions.partition import Partition
 
 _log = get_logger("maskline.worker")
 

@@ -27,9 +27,10 @@ from maskline.worker.connections import RETRY_DELAY_S, ServerConnections, Worker
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.entries.decode import StreamEntries, entry_ms
+from maskline.worker.partitions.decoded_batch import DecodedBatch
 from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
-from maskline.worker.partitions.partition import DecodedBatch, Partition
+from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
 from maskline.worker.streams.lookups import NOTHING_FOUND, Lookups, Request
 
