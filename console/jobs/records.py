@@ -5,9 +5,7 @@ revision by which workers learn of it. Workers do nothing for records without a 
 two steps leaves nothing behind that is carried out later, or all of it.
 """
 
-import getpass
 import secrets
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -17,6 +15,7 @@ from typing import Any, Final
 import hiredis
 import msgspec
 
+from maskline.console.operators import operator_name
 from maskline.console.redis_reader import Query, RedisReader, query_for
 from maskline.runtime.redis.connect import MOVED_AWAY, WRONG_SERVER
 from maskline.schemas.errors import MasklineError, RedisUnavailableError
@@ -36,8 +35,6 @@ from maskline.schemas.jobs import (
     new_job_id,
     sum_up,
 )
-
-BY_CHARS_MAX: Final = 100
 
 SWAP_TRIES_MAX: Final = 10
 """Attempts to change a record that somebody else changes as well; each of them can do so only once or twice."""
@@ -65,7 +62,7 @@ def new_job(kind: JobKind, selection: Selection, partitions: Sequence[int], rate
         created_ms=created_ms,
         partitions=tuple(sorted(partitions)),
         rate=rate,
-        by=f"{_user()}@{socket.gethostname()}"[:BY_CHARS_MAX],
+        by=operator_name(),
     )
 
 
@@ -185,10 +182,3 @@ def checked(replies: list[Any]) -> list[Any]:
 
 def _swap(key: str, field: str, before: bytes, after: bytes) -> Query:
     return query_for(key, "EVAL", _SWAP_FIELD, 1, key, field, before, after)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

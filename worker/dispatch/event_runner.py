@@ -103,7 +103,7 @@ class EventRunner:
             return await self._run_special(session, release, attempt)
         counters, failing, begun = self._counters, self._failing, False
         for handler in self._table[event.__class__]:
-            if handler.special or (begun and not self._may_go_on(partition, attempt)):
+            if handler.special or (begun and (self._holds or not self._may_go_on(partition, attempt))):
                 break
             begun, started = True, attempt.now
             attempt.handler, attempt.number, attempt.deadline = handler, 1, started + handler.timeout_s
@@ -143,6 +143,9 @@ class EventRunner:
         if only is not None:
             if all(handler.name != only for handler in self._table[release.arrival.payload.event.__class__]):
                 self._failed_attempts.give_up_without_handler(session, release, only)
+                return None
+            if self._gates.paused(only) is not None:  # since the queue was taken
+                self._failed_attempts.set_aside_rest(session)
                 return None
             self._counters.retried[only] += 1
         elif self._late_dead and release.order == "late":
