@@ -8,8 +8,24 @@ from pathlib import Path
 import pytest
 import redis
 from process_kit import PATIENCE_S, Fleet, fleet
+from retry_queues_kit import QueueStore, open_connection
 from servers import RedisServer, plain_reply, wait_until
 from system_kit import AUTH_ID, AUTH_TOKEN, ingest
+
+from maskline.schemas.keys import Keys
+from maskline.worker.commands.retry_ops import (
+    Again,
+    Append,
+    DeleteJob,
+    DeleteLetter,
+    GiveUpWaiting,
+    Park,
+    Pop,
+    Requeue,
+    Unpark,
+    Untake,
+    WriteJob,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 INGEST, WORKER, FINDER = "maskline-ingest", "maskline-worker", "maskline-finder"
@@ -120,6 +136,26 @@ def test_nodes_work_with_the_documented_rights(own_redis: RedisServer, tmp_path:
     give_rights(own_redis.port)
     with fleet(own_redis, "maskline", tmp_path, partitions=PARTITIONS) as crew:
         whole_life(crew, own_redis.url)
+    assert refused(own_redis.port) == []
+
+
+async def test_retry_queues_work_with_the_documented_rights(own_redis: RedisServer):
+    give_rights(own_redis.port)
+    url = with_login(own_redis.url, WORKER)
+    with own_redis.client() as client:
+        store = QueueStore(await open_connection(url), client)
+        store.keys = Keys("maskline", "workers")
+        await store.own()
+        await store.commit(Append("h", "s", 0, b"1"), Append("h", "s", 0, b"2"), WriteJob("j", b"record"))
+        assert len((await store.take()).queues) == 1
+        await store.commit(Again("h", "s", 0, b"1 failed"), Untake("h", "s"))
+        await store.commit(Park("h", "s"), dead=[b"letter", b"another"])
+        assert (await store.index())["h"].parked == 1
+        letter, another = store.letters()
+        await store.commit(Unpark("h", "s", letter, b"1"), Requeue(another, b"callback"))
+        await store.commit(Pop("h", "s"), GiveUpWaiting("h", "s", 1), DeleteLetter("1-1"), DeleteJob("j"))
+        assert await store.index() == {}
+        store.connection.close()
     assert refused(own_redis.port) == []
 
 

@@ -32,7 +32,7 @@ async def has_history(store: QueueStore, confirmed: int) -> bool:
 
 async def test_queues_are_as_the_new_primary_has_them_and_no_crash_is_counted(pair: Replicated):
     with pair.primary.client() as client:
-        store = QueueStore(await open_connection(pair.primary), client)
+        store = QueueStore(await open_connection(pair.primary.url), client)
         await store.own()
         await store.commit(Append("h", "s", 0, b"1"), Append("h", "s", 0, b"2"), Append("h", "t", 0, b"1"))
         assert len((await store.take()).queues) == 2
@@ -45,7 +45,7 @@ async def test_queues_are_as_the_new_primary_has_them_and_no_crash_is_counted(pa
         store.connection.close()
     pair.fail_over()
     with pair.primary.client() as client:
-        store.client, store.connection = client, await open_connection(pair.primary)
+        store.client, store.connection = client, await open_connection(pair.primary.url)
         assert not await has_history(store, confirmed=3)
         before = store.dump()
         assert await store.send(lost) == scripts.DIVERGED

@@ -122,15 +122,15 @@ class QueueStore:
         return {member.decode(): score for member, score in self.client.zrange(key, 0, -1, withscores=True)}
 
 
-async def open_connection(server: RedisServer) -> PipelinedConnection:
-    connection = await RedisEndpoint(Settings(redis_url=server.url)).connect("test")
+async def open_connection(url: str) -> PipelinedConnection:
+    connection = await RedisEndpoint(Settings(redis_url=url)).connect("test")
     await scripts.load_scripts(connection)
     return connection
 
 
 async def open_store(server: RedisServer, client: Any) -> QueueStore:
     """A partition of its own on a server, owned by `me`. Close its connection in the end."""
-    store = QueueStore(await open_connection(server), client)
+    store = QueueStore(await open_connection(server.url), client)
     await store.own()
     return store
 
