@@ -6,11 +6,10 @@ handler. While no worker has ever told its handlers there is nothing to compare 
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import hiredis
 import msgspec
@@ -24,14 +23,13 @@ from maskline.console.handler_status import (
     live_workers,
     read_facts,
 )
+from maskline.console.known_handlers import require_known
 from maskline.console.output import note, print_json, printable, utc_time
 from maskline.console.redis_reader import RedisReader, query_for, run_with_reader
 from maskline.runtime.cli import CommandParser
-from maskline.schemas.errors import ConfigError, RedisUnavailableError
+from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.handler_control import REVISION_FIELD, Pause, encode_pause, pause_field
 from maskline.schemas.privacy import redact
-
-CLOSE_NAMES_MAX: Final = 3
 
 
 class PauseChange(msgspec.Struct, frozen=True):
@@ -142,23 +140,18 @@ async def _find(reader: RedisReader, handler: str, command: str) -> Found:
     time, heartbeats = await _ask(reader, ("TIME",), ("ZRANGE", workers, 0, -1, "WITHSCORES"), key=workers)
     live, now_ms = live_workers(time, heartbeats, reader.settings.lease_ttl_ms)
     facts = await read_facts(reader)
-    _require_known(facts, handler, command)
+    _check_name(facts, handler, command)
     statuses = {status.name: status for status in handler_statuses(facts, live, now_ms)}
     status = statuses.get(handler) or handler_status(handler, (), None, (), now_ms)
     return Found(status, facts.pauses.get(handler), now_ms)
 
 
-def _require_known(facts: HandlerFacts, handler: str, command: str) -> None:
+def _check_name(facts: HandlerFacts, handler: str, command: str) -> None:
     names = facts.names
     if not names:
         note(f"no worker has told its handlers yet: {printable(handler)} may be spelled otherwise in @on")
-    elif handler not in names:
-        close = difflib.get_close_matches(handler, names, CLOSE_NAMES_MAX)
-        meant = f" (did you mean {' or '.join(map(printable, close))}?)" if close else ""
-        known = ", ".join(map(printable, sorted(names)))
-        raise ConfigError(
-            f"{command}: no worker has a handler {printable(handler)!r}{meant}; there are: {known}"
-        )
+    else:
+        require_known(handler, names, command)
 
 
 async def _ask(reader: RedisReader, *commands: Sequence[Any], key: str | None = None) -> list[Any]:

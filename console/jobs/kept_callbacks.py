@@ -13,10 +13,9 @@ import hiredis
 import msgspec
 
 from maskline.console.jobs.records import checked
-from maskline.console.known_handlers import read_known_handlers
+from maskline.console.known_handlers import read_known_handlers, require_known
 from maskline.console.output import printable, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
-from maskline.schemas.errors import ConfigError
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import partition_of
 from maskline.worker.entries.decode import entry_decoder, entry_ms
@@ -159,11 +158,8 @@ class CallbackPlan:
 async def look_at_callbacks(reader: RedisReader, selection: Selection) -> CallbackPlan:
     """Scan the streams for the selected callbacks. Raises ConfigError for a handler that no worker has."""
     handlers = await read_known_handlers(reader)
-    if selection.handler is not None and handlers is not None and selection.handler not in handlers:
-        known = ", ".join(map(printable, sorted(handlers))) or "none"
-        raise ConfigError(
-            f"replay: no worker has a handler {printable(selection.handler)!r}; there are: {known}"
-        )
+    if selection.handler is not None and handlers is not None:
+        require_known(selection.handler, handlers, "replay")
     plan = CallbackPlan(selection)
     partitions: Sequence[int] = range(reader.partitions)
     if selection.session is not None:

@@ -38,6 +38,8 @@ def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
     run("pause", "fares")
     run("resume", "fares")
     run("refused", "list")
+    run("pause", "fares", "--yes")
+    run("resume", "fares", "--yes")
     for argv in ("list",), ("list", "--limit", "1"), ("list", letter), ("groups",), ("show", letter):
         run("dead", *argv)
     for argv in ("dead", "replay", "--all"), ("dead", "discard", letter), ("replay", "--since", "2023-11-14"):
