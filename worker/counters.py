@@ -29,6 +29,8 @@ class Counters:
         """Events set aside into retry queues, by handler."""
         self.retried: Counter[str] = Counter()
         """Attempts at events of retry queues, by handler."""
+        self.job_runs: Counter[str] = Counter()
+        """Runs of jobs that have ended in retry queues, by outcome: succeeded, failed."""
         self.handler_seconds: defaultdict[str, float] = defaultdict(float)
         """Seconds spent in handlers, awaiting included, by handler."""
         self.commits = 0

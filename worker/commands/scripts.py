@@ -351,6 +351,18 @@ def read_trimmed(reply: Any) -> TrimReply:
     return TrimReply(int(trimmed), int(left), int(oldest_ms), tuple(groups))
 
 
+def get_jobs(keys: Keys, partition: int) -> bytes:
+    """The progress of all jobs in a partition: an HGETALL, no script."""
+    return pack("HGETALL", keys.partition_jobs(partition))
+
+
+def read_jobs(reply: Any) -> dict[bytes, bytes]:
+    """Read the reply of `get_jobs`: encoded records by job id. Raises RedisUnavailableError for an error."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise RedisUnavailableError(f"the jobs of a partition could not be read: {reply}")
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
 def take_runs(keys: Keys, job_id: str, microseconds_each: float, runs: int) -> bytes:
     """Take runs out of a job's rate, of which each takes up so many microseconds.
 

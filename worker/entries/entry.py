@@ -1,4 +1,4 @@
-"""A stream entry in a worker, from decoding to commit: the payload of its `Arrival`."""
+"""A stream entry in a worker, from decoding to commit: the payload of its `Arrival`; and the IDs of entries."""
 
 import msgspec
 
@@ -20,3 +20,18 @@ class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
     def __repr__(self) -> str:
         # The callback is left out, as it has phone numbers.
         return f"Entry({self.entry_id})"
+
+
+EntryPosition = tuple[int, int]
+"""The ID of a stream entry as numbers, which sort as the entries do."""
+
+
+def entry_position(entry_id: str) -> EntryPosition:
+    """The position of `<milliseconds>-<counter>`. Raises ValueError for any other text."""
+    milliseconds, _, counter = entry_id.partition("-")
+    return int(milliseconds), int(counter)
+
+
+def entry_id_at(position: EntryPosition) -> str:
+    """The ID of the entry at a position."""
+    return f"{position[0]}-{position[1]}"

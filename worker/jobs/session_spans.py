@@ -12,26 +12,14 @@ well, so it was not dealt with. That is so even if retention has trimmed the beg
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from maskline.worker.entries.entry import EntryPosition
+
 WINDOW_ENTRIES_MAX: Final = 20_000
 """Entries of a window: more than a partition keeps by default (MASKLINE_RETENTION_MAX_ENTRIES over 64 partitions), so
 that a session is cut in two only in larger streams. It bounds the sessions noted, at some 300 bytes each."""
 
 BATCH_ENTRIES_MAX: Final = 1_000
 """Entries of the sessions gathered at a time: a few MB. A session with more is gathered alone."""
-
-EntryPosition = tuple[int, int]
-"""The ID of a stream entry as numbers, which sort as the entries do."""
-
-
-def entry_position(entry_id: str) -> EntryPosition:
-    """The position of `<milliseconds>-<counter>`. Raises ValueError for any other text."""
-    milliseconds, _, counter = entry_id.partition("-")
-    return int(milliseconds), int(counter)
-
-
-def entry_id_at(position: EntryPosition) -> str:
-    """The ID of the entry at a position."""
-    return f"{position[0]}-{position[1]}"
 
 
 class Span(NamedTuple):

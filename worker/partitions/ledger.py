@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from maskline.worker.commands.commit import Commit
-from maskline.worker.commands.retry_ops import RetryOp, WriteJob
+from maskline.worker.commands.retry_ops import DeleteLetter, Requeue, RetryOp, Unpark, WriteJob
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import DeadLetter, encode_dead_letter
+from maskline.worker.entries.entry import entry_position
 from maskline.worker.ordering.state import SessionState
 from maskline.worker.partitions.history import Seen, StreamEntry
 from maskline.worker.poison.tracker import Suspects
@@ -104,6 +105,15 @@ class EntryLedger:
         """Something is done that Redis has not confirmed."""
         return self._uncommitted or self.commit_in_flight is not None
 
+    @property
+    def last_commit_wanted(self) -> int:
+        """The number of the commit with which all that is done by now will be written."""
+        return self._confirmed[0] + (self.commit_in_flight is not None) + self._uncommitted
+
+    def is_confirmed(self, number: int) -> bool:
+        """Whether Redis has confirmed the commit of this number."""
+        return self._confirmed[0] >= number
+
     def add_dead_letter(self, letter: DeadLetter) -> None:
         """Write a dead letter with the next commit."""
         self._dead.append(encode_dead_letter(letter))
@@ -116,6 +126,12 @@ class EntryLedger:
         """Change a retry queue with the next commit, after what was added before."""
         self._retry_ops.append(op)
         self._uncommitted = True
+
+    def letters_being_deleted(self) -> set[str]:
+        """The dead letters that a commit deletes which Redis has not confirmed, by their entries in `{ns:p}:dead`."""
+        in_flight = () if self.commit_in_flight is None else self.commit_in_flight.retry_ops
+        deleting = (Unpark, DeleteLetter, Requeue)
+        return {op.letter_id for op in (*in_flight, *self._retry_ops) if isinstance(op, deleting)}
 
     def write_job(self, job_id: str, record: bytes) -> None:
         """Write a job's progress with the next commit; the last record of a job that a commit takes counts.
@@ -201,6 +217,11 @@ class EntryLedger:
         if self.suspects is not None:
             self._unmark(self.suspects.entry_done(entry_id))
         self._uncommitted = True
+
+    def has_open_up_to(self, entry_id: str) -> bool:
+        """Whether an entry up to this one is taken in and not done."""
+        last = entry_position(entry_id)
+        return any(entry_position(one) <= last for one in (*self._fresh, *self._pending))
 
     def _is_open(self, entry_id: str) -> bool:
         return entry_id in self._fresh or entry_id in self._pending

@@ -29,8 +29,8 @@ class QueueItemReader:
 
     def letter_of(
         self, uuid: str, handler: str, encoded: bytes, cause: Cause, now_ms: int
-    ) -> tuple[DeadLetter, int | None]:
-        """The dead letter of an item that is not run, and its event's SequenceNumber.
+    ) -> tuple[DeadLetter, int | None, str | None]:
+        """The dead letter of an item that is not run, its event's SequenceNumber, and the job that replays it.
 
         `uuid`, `handler`: of its queue. An item that cannot be read makes a letter with whatever is known.
         """
@@ -40,19 +40,16 @@ class QueueItemReader:
         try:
             item = decode_item(encoded)
         except ValueError:
-            return letter, None
+            return letter, None, None
         try:
             arrival = self._arrival_of(item)
         except Exception:  # noqa: BLE001 - whatever it is, the letter has the callback
-            return replace(
-                letter, entry_id=item.entry_id, callback=item.callback, attempts=item.attempts
-            ), None
+            unread = replace(letter, entry_id=item.entry_id, callback=item.callback, attempts=item.attempts)
+            return unread, None, item.job
         release = Release(arrival, item.order, item.missing, item.run, NEW_SESSION)
         named = cause._replace(handler=handler, attempts=item.attempts)
-        return (
-            dead_letter_of(arrival, named, group=self._group, failed_at_ms=now_ms, release=release),
-            arrival.number,
-        )
+        letter = dead_letter_of(arrival, named, group=self._group, failed_at_ms=now_ms, release=release)
+        return letter, arrival.number, item.job
 
     def _arrival_of(self, item: QueueItem) -> Arrival:
         return self._decoder.arrival_of(

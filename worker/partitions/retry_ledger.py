@@ -7,7 +7,7 @@ Invariants, so that a crash at any point loses, doubles and misorders nothing:
   (`retry_confirmed`) is in Redis as it is known here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -29,6 +29,7 @@ from maskline.worker.entries.dead_letter import Cause
 from maskline.worker.entries.queue_item import QueueItem, encode_item
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.ledger import EntryLedger, GroupPosition, Lease
+from maskline.worker.partitions.partition_jobs import PartitionJobs
 from maskline.worker.partitions.queue_item_reader import QueueItemReader, item_of
 from maskline.worker.partitions.retry_queue import RetryQueue, SessionRetries
 from maskline.worker.partitions.session import GivenUp, LiveSession, Outcome, Progress, SetAside
@@ -66,8 +67,8 @@ class RetryLedger(EntryLedger):
         """In how many ms a queue is due next, by handler: from commits just confirmed. The runner takes them away."""
         self.dead_letters_full = False
         """MASKLINE_DEAD_MAX_BYTES is reached: giving up waits."""
-        self.on_job_outcome: Callable[[str, bool], None] = lambda _job, _succeeded: None
-        """Called with a job and whether an event that it replays was handled, before the commit that says so."""
+        self.jobs = PartitionJobs(self.write_job)
+        """How far jobs are here. Their outcomes are written by the commits that write what events came to."""
         self._due_next: dict[str, int] = {}
         self._due_in_flight: dict[str, int] = {}
         self._changed_queues: set[tuple[str, str]] = set()
@@ -180,7 +181,11 @@ class RetryLedger(EntryLedger):
         """
         retries = self._retries_of(session)
         for encoded in items:
-            letter, number = self._reader.letter_of(session.uuid, handler, encoded, WAITED_TOO_LONG, now_ms)
+            letter, number, job = self._reader.letter_of(
+                session.uuid, handler, encoded, WAITED_TOO_LONG, now_ms
+            )
+            if job is not None:
+                self.jobs.run_ended(job, handler, session.uuid, succeeded=False)
             self.add_dead_letter(letter)
             retries.skip(handler, number)
         retries.add(handler, -len(items))
@@ -244,7 +249,7 @@ class RetryLedger(EntryLedger):
             return False
         retries.add(handler, -1)
         if item.job is not None:
-            self.on_job_outcome(item.job, outcome is None)
+            self.jobs.run_ended(item.job, handler, session.uuid, succeeded=outcome is None)
         parks = False
         if outcome is None:
             retries.handled(handler, number)
@@ -254,6 +259,7 @@ class RetryLedger(EntryLedger):
         if parks:
             self.add_retry_op(Park(handler, session.uuid))
             retries.park(handler, number)
+            self.jobs.queue_parked(handler, session.uuid)
         else:
             self.add_retry_op(Pop(handler, session.uuid))
             if outcome is not None:
@@ -335,7 +341,9 @@ class RetryLedger(EntryLedger):
     ) -> None:
         """Make a dead letter of the first item of a queue, which this release cannot read."""
         cause = Cause("not_decodable", redact(f"not decodable: {error}"), handler)
-        letter, number = self._reader.letter_of(session.uuid, handler, encoded, cause, now_ms)
+        letter, number, job = self._reader.letter_of(session.uuid, handler, encoded, cause, now_ms)
+        if job is not None:
+            self.jobs.run_ended(job, handler, session.uuid, succeeded=False)
         self.add_dead_letter(letter)
         retries = self._retries_of(session)
         retries.add(handler, -1)

@@ -29,6 +29,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from maskline.worker.commands.marks import Mark, decode_mark, mark_field
+from maskline.worker.entries.entry import entry_position
 
 CRASHES_MAX: Final = 3
 """After so many crashes no attempt runs in a worker."""
@@ -128,7 +129,7 @@ class Suspects:
 
     def __init__(self, *, unclean: bool, last_id: str, found: Sequence[FoundMark]) -> None:
         self.found = found
-        self._last = _position(last_id)
+        self._last = entry_position(last_id)
         self._pending = unclean
         self._ahead_left = SUSPECTS_AHEAD_MAX if unclean else 0
         self._unread: dict[str, list[FoundMark]] = {}
@@ -159,7 +160,7 @@ class Suspects:
         """
         if not self._more:
             return []
-        if not pending and _position(entry_id) > self._last:
+        if not pending and entry_position(entry_id) > self._last:
             self._more = False
             gone, self._unread = self._unread, {}
             return [one.field for marks in gone.values() for one in marks]
@@ -187,11 +188,6 @@ def suspects_after_takeover(
     `marks`: the hash of marks, as HGETALL returns it.
     """
     found = read_marks(marks, unclean=not clean)
-    if not found and (clean or (not pending and _position(cursor) >= _position(last_id))):
+    if not found and (clean or (not pending and entry_position(cursor) >= entry_position(last_id))):
         return None
     return Suspects(unclean=not clean, last_id=last_id, found=found)
-
-
-def _position(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, counter = entry_id.partition("-")
-    return int(milliseconds), int(counter)

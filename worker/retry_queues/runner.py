@@ -237,11 +237,15 @@ class RetryQueueRunner:
         return len(opened)
 
     def _read_index(self, partition: Partition) -> float:
-        """Request what is due in a partition just acquired. Returns when to look again, by the loop's clock."""
+        """Request what is due in a partition just acquired, and how far jobs are there, which count what is run.
+
+        Returns when to look again, by the loop's clock.
+        """
         connection = self._connections.verified_commands(partition.number, partition.verified_at)
         if connection is not None and partition not in self._reading:
             self._reading.add(partition)
-            replies = connection.send(scripts.retry_index(self._keys, partition.number), 1)
+            index = scripts.retry_index(self._keys, partition.number)
+            replies = connection.send(index + scripts.get_jobs(self._keys, partition.number), 2)
             replies.add_done_callback(partial(self._index_read, partition))
         return self._loop.time() + (RETRY_DELAY_S if connection is None else LOOK_AGAIN_S)
 
@@ -250,8 +254,10 @@ class RetryQueueRunner:
         self._wake.set()
         if future.exception() is not None or partition.lost:
             return
+        indexed, jobs = future.result()
         try:
-            index = scripts.read_retry_index(future.result()[0])
+            index = scripts.read_retry_index(indexed)
+            partition.jobs.load(scripts.read_jobs(jobs))
         except RedisUnavailableError as error:
             self._log_failure(partition, str(error))
             self._loop.call_later(RETRY_DELAY_S, self._wake.set)

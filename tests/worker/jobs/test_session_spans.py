@@ -5,13 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.worker.jobs.session_spans import (
-    BATCH_ENTRIES_MAX,
-    EntryPosition,
-    SessionSpans,
-    entry_id_at,
-    entry_position,
-)
+from maskline.worker.entries.entry import EntryPosition, entry_id_at, entry_position
+from maskline.worker.jobs.session_spans import BATCH_ENTRIES_MAX, SessionSpans
 
 SESSIONS = "abcdefgh"
 
