@@ -34,6 +34,7 @@ from maskline.worker.dispatch.watchdog import Watchdog
 from maskline.worker.entries.decode import IN_C, entry_decoder
 from maskline.worker.gates.control import HandlerControl
 from maskline.worker.gates.gates import HandlerGates
+from maskline.worker.jobs.executor import JobExecutor
 from maskline.worker.leases.manager import PartitionManager
 from maskline.worker.metrics import Gauges, HandlerGauges, WorkerCollector
 from maskline.worker.partitions.committer import Committer
@@ -121,6 +122,7 @@ class WorkerNode:
         self.background.start("expiry of parked queues", self._expiry.run)
         if self._dead_letter_sink is not None:
             self.background.start("handlers of dead letters", self._dead_letter_sink.run)
+        self.background.start("jobs", self.jobs.run)
         # If one of these ends, the process ends: nothing moves without it, and its work is best begun anew.
         self._tasks = [
             asyncio.create_task(self._keep_leases(), name="leases"),
@@ -158,7 +160,12 @@ class WorkerNode:
             context=self._resources.context,
         )
         self._control = HandlerControl(
-            connections, keys, self.gates, worker_id=self.worker_id, lease_ttl_ms=settings.lease_ttl_ms
+            connections,
+            keys,
+            self.gates,
+            worker_id=self.worker_id,
+            lease_ttl_ms=settings.lease_ttl_ms,
+            on_revision=self._revision_changed,
         )
         self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._loop_blocked, self.background)
         self._committer = Committer(
@@ -192,6 +199,16 @@ class WorkerNode:
             counters=counters,
             on_progress=self._committer.mark,
             on_fenced=self._fenced,
+        )
+        self.jobs = JobExecutor(
+            connections,
+            keys,
+            self._owned,
+            self._committer,
+            table,
+            settings,
+            counters=counters,
+            on_fault=self.background.failed,
         )
         self._expiry = ParkedQueueExpiry(
             connections, keys, self._owned, self._committer, ttl_s=settings.dead_ttl_s
@@ -355,6 +372,9 @@ class WorkerNode:
 
     def _committed(self) -> None:
         self._pollers.progressed()
+
+    def _revision_changed(self, revision: int) -> None:
+        self.jobs.revision_changed(revision)
 
     def _retry_due(self, partition: Partition) -> None:
         self._retry_runner.due_changed(partition)

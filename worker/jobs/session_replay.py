@@ -1,10 +1,10 @@
 """Puts the kept callbacks of a session in order once more, and says which of them run again for which handlers. Pure.
 
 Rules: they go through the same order as they did when they came (`worker.ordering`), with two differences. All of them
-are at hand, so a number may be late by as much as a live event waits while an ingest node holds spooled callbacks
-(REPLAY_GAP_MS). And the lowest number that is kept of a session's first run opens it: what came before was trimmed, and
-is no gap. The order is worked out over all events of the session, and only then those
-that are not selected are left out, so that they are no gaps either.
+are at hand, so a number may be late by as much as a live event waits at most: for a missing number, and for an ingest
+node that holds spooled callbacks. And the lowest number that is kept of a session's first run opens
+it: what came before was trimmed, and is no gap. The order is worked out over all events of the session, and only then
+those that are not selected are left out, so that they are no gaps either.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -18,13 +18,11 @@ from maskline.worker.entries.entry import Entry
 from maskline.worker.ordering.reorder import Arrival, Policy, Release, SessionOrder
 from maskline.worker.ordering.state import LaneState, SessionState
 
-REPLAY_GAP_MS: Final = 65_000
-"""As long as a live event waits at most by default: MASKLINE_GAP_TIMEOUT_MS and MASKLINE_GAP_SPOOL_MS."""
-
 END_OF_TIME_MS: Final = 2**62
 """A watermark that all gaps have passed."""
 
-HandlersOf = Callable[[type[Event]], Iterable[str]]
+
+HandlersOf = Callable[[type[Event]], Sequence[str]]
 """The names of the handlers of a type of event."""
 
 
@@ -55,8 +53,8 @@ def runs_again(
 ) -> list[Run]:
     """What runs again of a session, in order.
 
-    `arrivals`: all that is kept of it, in the order of the stream. `now`: its present state, by which runs are counted
-    on where the kept events reach to it.
+    `arrivals`: all that is kept of it, in the order of the stream. `policy`: its gap timeout is as long as a live event
+    waits at most. `now`: the session's present state, by which runs are counted on where the kept events reach to it.
     """
     releases, after = _in_order(arrivals, policy)
     runs: list[Run] = []
@@ -84,7 +82,6 @@ def without(runs: Iterable[Run], waiting: Collection[tuple[str, str]]) -> list[R
 
 def _in_order(arrivals: Sequence[Arrival], policy: Policy) -> tuple[list[Release], SessionState]:
     """The releases of a session's kept arrivals, without duplicates, and the state after the last one."""
-    policy = replace(policy, gap_timeout_ms=max(policy.gap_timeout_ms, REPLAY_GAP_MS))
     status, recording = (
         _opened_by([one for one in arrivals if one.recording is recording], policy.first_sequence)
         for recording in (False, True)

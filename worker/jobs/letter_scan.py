@@ -1,0 +1,250 @@
+"""Carries out jobs about dead letters in one partition: replays those that are selected, or discards them.
+
+The dead letters are read in pages, up to the last one that was there when the job was created: what fails again becomes
+a letter beyond it. A replay removes the letter, puts its event into a retry queue and moves the job's cursor in one
+commit, so a crash in between repeats nothing and leaves nothing out.
+
+Others may remove letters too: another job, an operator. So those that are about to be replayed are read once more, with
+the states of their sessions, over the connection of the partition's commits.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from maskline.runtime.clock import wall_clock_ms
+from maskline.runtime.redis.pipeline import pack
+from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.errors import UndecodableEntryError
+from maskline.schemas.jobs import PartitionJob
+from maskline.worker.commands.retry_ops import Requeue
+from maskline.worker.entries.dead_letter import (
+    DEAD_FIELD,
+    DeadLetter,
+    decode_dead_letter,
+    public_id,
+    split_public_id,
+)
+from maskline.worker.entries.decode import StreamEntries
+from maskline.worker.entries.entry import entry_position
+from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem
+from maskline.worker.jobs.job_run import JobRun
+from maskline.worker.jobs.letter_plan import GONE, LetterPlan, order_of_replay, plan_replay
+from maskline.worker.jobs.stream_pages import StreamPages
+from maskline.worker.ordering.reorder import Order
+from maskline.worker.partitions.partition_jobs import queue_name, took_on
+from maskline.worker.partitions.session import LiveSession
+
+BATCH_LETTERS_MAX: Final = 32
+"""Letters that are dealt with by one commit."""
+
+SESSION_BUSY_S: Final = 0.05
+"""Before the next try to replay into a session that has events under way and no retry queue."""
+
+
+class Selected(NamedTuple):
+    """A dead letter that is selected."""
+
+    entry_id: str
+    """Its own, in `{ns:p}:dead`."""
+    letter: DeadLetter
+    plan: LetterPlan
+
+    @property
+    def queues(self) -> list[str]:
+        """The retry queues that its event goes to, by their names in the job's record."""
+        return [queue_name(handler, self.letter.session_uuid or "") for handler in self.plan.handlers]
+
+
+async def carry_out_letters(run: JobRun) -> None:
+    """Replay or discard the selected letters from the job's cursor on, until its end.
+
+    Raises JobInactiveError, and RedisUnavailableError: it goes on from the record when it is called again.
+    """
+    pages = _pages_of(run)
+    while not pages.at_end:
+        entries = await pages.next()
+        run.require_active()
+        await _deal_with(run, _selected(run, entries))
+        if entries:
+            run.update(replace(run.record, cursor=entries[-1][0].decode()))
+    run.update(replace(run.record, cursor=run.record.end, scanned=True))
+
+
+def _pages_of(run: JobRun) -> "StreamPages | _NamedLetters":
+    record, ids = run.record, run.job.selection.ids
+    if ids:
+        return _NamedLetters(run, ids)
+    stream = run.tools.keys.dead(run.partition.number)
+    return StreamPages(
+        run.tools.connections, run.partition, stream, first=f"({record.cursor}", last=record.end
+    )
+
+
+def _selected(run: JobRun, entries: StreamEntries) -> list[Selected]:
+    """The letters among these entries that the job selects; another group's are none of ours."""
+    found: list[Selected] = []
+    for encoded_id, fields in entries:
+        letter, entry_id = _letter_in(fields), encoded_id.decode()
+        if letter is None or letter.group != run.partition.group:
+            continue
+        name = public_id(run.partition.number, entry_id)
+        if run.job.selection.matches(letter, name, letter.group_key or letter.code):
+            found.append(Selected(entry_id, letter, _plan(run, letter)))
+    return found
+
+
+def _letter_in(fields: Sequence[bytes]) -> DeadLetter | None:
+    """The dead letter in an entry; None if maskline did not write the entry."""
+    try:
+        return decode_dead_letter(fields[1]) if len(fields) == 2 and fields[0] == DEAD_FIELD else None
+    except msgspec.MsgspecError:
+        return None
+
+
+def _plan(run: JobRun, letter: DeadLetter) -> LetterPlan:
+    if run.job.kind == "discard":
+        return GONE  # of a discard nothing runs
+    tools = run.tools
+    fields = CALLBACK_FIELD, letter.callback
+    try:
+        arrival = tools.decoder.arrival_of(letter.entry_id, fields, tools.recording_shared)
+    except (UndecodableEntryError, ValueError):
+        arrival = None
+    return plan_replay(letter, arrival, tools.handlers_of)
+
+
+async def _deal_with(run: JobRun, selected: Sequence[Selected]) -> None:
+    """Deal with the letters of a page, in batches, as fast as more may begin."""
+    batch: list[Selected] = []
+    for one in selected:
+        runs = max(len(one.plan.handlers), 1)
+        queues = [queue for other in (*batch, one) for queue in other.queues]
+        if len(batch) == BATCH_LETTERS_MAX or not (run.has_room(queues) and run.take_rate(runs)):
+            await _apply(run, batch)
+            await run.wait_admitted(runs, one.queues)
+            batch = []
+        batch.append(one)
+    await _apply(run, batch)
+
+
+async def _apply(run: JobRun, batch: Sequence[Selected]) -> None:
+    """Replay or discard the letters of a batch that are still there."""
+    while batch:
+        states = await _read_again(run, batch)
+        being_deleted = run.partition.letters_being_deleted()
+        dealt_with = 0
+        for one, (there, state) in zip(batch, states, strict=True):
+            if there and one.entry_id not in being_deleted:
+                record = _discard(run, one, state) if run.job.kind == "discard" else _replay(run, one, state)
+                if record is None:
+                    break
+                run.update(record)
+            dealt_with += 1
+        batch = batch[dealt_with:]
+        if batch:
+            await asyncio.sleep(SESSION_BUSY_S)
+            run.require_active()
+
+
+async def _read_again(run: JobRun, batch: Sequence[Selected]) -> list[tuple[bool, bytes | None]]:
+    """Of each letter, whether it is still there, and the state of its session."""
+    keys, number = run.tools.keys, run.partition.number
+    asked = b"".join(
+        pack("XRANGE", keys.dead(number), one.entry_id, one.entry_id)
+        + pack("GET", keys.session(number, one.letter.session_uuid or ""))
+        for one in batch
+    )
+    replies = await run.ask(asked, 2 * len(batch))
+    return [(bool(found), state) for found, state in zip(replies[::2], replies[1::2], strict=True)]
+
+
+def _discard(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | None:
+    """Discard a letter, and return the job's record after that; None if its session must be asked again later."""
+    letter, partition = one.letter, run.partition
+    if letter.parked and letter.handler is not None and letter.session_uuid is not None:
+        session = partition.session_of(letter.session_uuid, state)
+        if not partition.may_change_queues(session):
+            return None
+        if _is_parked(session, letter.handler):
+            partition.unpark(session, letter.handler, one.entry_id, None, letter.sequence_number)
+        else:
+            partition.delete_letter(one.entry_id)
+    else:
+        partition.delete_letter(one.entry_id)
+    return took_on(run.record, cursor=one.entry_id, discarded=1)
+
+
+def _replay(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | None:
+    """Replay a letter, and return the job's record after that; None if its session must be asked again later."""
+    letter, plan, partition = one.letter, one.plan, run.partition
+    if plan.action == "gone":
+        return took_on(run.record, cursor=one.entry_id, gone=1)
+    if plan.action == "requeue":
+        partition.add_retry_op(Requeue(one.entry_id, letter.callback))
+        return took_on(run.record, cursor=one.entry_id, succeeded=1)
+    session = partition.session_of(plan.session_uuid, state)
+    if not partition.may_change_queues(session):
+        return None
+    if letter.parked and letter.handler is not None and _is_parked(session, letter.handler):
+        item = _item(run, one, letter.order or "late")
+        partition.unpark(session, letter.handler, one.entry_id, item, plan.number)
+        return took_on(run.record, cursor=one.entry_id, queued=dict.fromkeys(one.queues, 1))
+    queued: dict[str, int] = {}
+    parked = 0
+    for handler, queue in zip(plan.handlers, one.queues, strict=True):
+        waits = session.retries is not None and session.retries.blocks(handler)
+        order = order_of_replay(letter, plan, session.state, queue_waits=waits)
+        partition.append_replayed(session, handler, [_item(run, one, order)])
+        if _is_parked(session, handler):
+            parked += 1
+        else:
+            queued[queue] = 1
+    partition.delete_letter(one.entry_id)
+    return took_on(run.record, cursor=one.entry_id, queued=queued, parked=parked)
+
+
+def _is_parked(session: LiveSession, handler: str) -> bool:
+    return session.retries is not None and session.retries[handler].parked
+
+
+def _item(run: JobRun, one: Selected, order: Order) -> QueueItem:
+    letter = one.letter
+    missing = letter.missing if order == "after_gap" else ()
+    return QueueItem(
+        ITEM_VERSION,
+        letter.entry_id,
+        letter.callback,
+        order,
+        missing,
+        letter.run,
+        wall_clock_ms(),
+        replayed=True,
+        job=run.job.id,
+    )
+
+
+class _NamedLetters:
+    """Pages of the letters that an operator has named, from the job's cursor up to its end."""
+
+    def __init__(self, run: JobRun, ids: Sequence[str]) -> None:
+        self._run = run
+        record = run.record
+        first, last = entry_position(record.cursor), entry_position(record.end)
+        own = {entry_id for number, entry_id in map(split_public_id, ids) if number == run.partition.number}
+        self._left = sorted((one for one in own if first < entry_position(one) <= last), key=entry_position)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether all were read."""
+        return not self._left
+
+    async def next(self) -> StreamEntries:
+        """The next letters of those that are still there. Raises RedisUnavailableError."""
+        some, stream = self._left[:BATCH_LETTERS_MAX], self._run.tools.keys.dead(self._run.partition.number)
+        replies = await self._run.ask(b"".join(pack("XRANGE", stream, one, one) for one in some), len(some))
+        self._left = self._left[BATCH_LETTERS_MAX:]
+        return [entry for reply in replies for entry in reply]
