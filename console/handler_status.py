@@ -38,7 +38,7 @@ class HandlerStatus(msgspec.Struct, frozen=True):
     """Down in a live worker: what it calls fails, and it is probed."""
     paused: bool
     oldest_s: float | None
-    """For how long the retry queue that waits longest has waited for its turn; None if none does."""
+    """For how long events have waited in the retry queue that has been there longest; None if there is none."""
     queues: int = 0
     """Sessions with a retry queue. A parked one may have no events."""
     due_queues: int = 0

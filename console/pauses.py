@@ -7,7 +7,7 @@ handler. While no worker has ever told its handlers there is nothing to compare 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -165,6 +165,6 @@ async def _ask(reader: RedisReader, *commands: Sequence[Any], key: str | None = 
     return replies
 
 
-def _run(command: Any) -> None:
+def _run(command: Callable[[RedisReader], Coroutine[Any, Any, int]]) -> None:
     if code := run_with_reader(command):
         raise SystemExit(code)

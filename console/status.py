@@ -31,13 +31,16 @@ from maskline.runtime.cli import CommandParser
 from maskline.runtime.redis.pipeline import pack
 from maskline.runtime.redis.server_checks import MEMORY_HIGH, parse_info
 from maskline.schemas.errors import RedisUnavailableError
-from maskline.worker.partitions.dead_letter_counts import size_of
+from maskline.worker.partitions.dead_letter_counts import held_bytes, size_of
 
 PER_PARTITION: Final = 6
 """Commands about one partition, whose replies `_read_partition` takes in their order."""
 WORKERS_NAMED_MAX: Final = 20
 """Workers listed for a reader; `--json` has them all."""
 
+
+DEAD_NEAR: Final = 0.8
+"""Share of MASKLINE_DEAD_MAX_BYTES above which somebody is needed: at the bound, giving up waits."""
 
 DEAD_HIGH: Final = 0.25
 """Share of maxmemory above which dead letters are a problem: they stay, and leave less room for new callbacks."""
@@ -101,6 +104,9 @@ class Status(msgspec.Struct, frozen=True):
     """Those of them that wait behind a dead letter."""
     dead_letters: int
     dead_bytes: int | None
+    dead_held_bytes: int
+    """Memory that dead letters and what waits behind them take, roughly: what MASKLINE_DEAD_MAX_BYTES bounds."""
+    dead_max_bytes: int
     redis: RedisStatus
     handlers: list[HandlerStatus]
     partitions: list[PartitionStatus]
@@ -162,10 +168,13 @@ async def read_status(reader: RedisReader) -> Status:
     workers = {name: owned[name] for name in sorted({*live, *owned})}
     redis = _redis_status(reader, parse_info(server) | parse_info(memory))
     handlers = handler_statuses(await read_facts(reader), workers, now_ms)
+    parked, letters = sum(handler.parked for handler in handlers), sum(one.dead_letters for one in partitions)
+    held = held_bytes(letters, dead_bytes_of(partitions), parked)
     problems = [
         *find_problems(workers, partitions),
         *find_handler_problems(handlers, now_ms, workers=len(workers), dead_ttl_s=settings.dead_ttl_s),
         *find_shortages(redis, partitions),
+        *find_dead_bound(held, settings.dead_max_bytes),
     ]
     return Status(
         namespace=settings.namespace,
@@ -178,9 +187,11 @@ async def read_status(reader: RedisReader) -> Status:
         unread=sum(partition.unread for partition in partitions),
         pending=sum(partition.pending for partition in partitions),
         set_aside=sum(handler.waiting for handler in handlers),
-        parked=sum(handler.parked for handler in handlers),
-        dead_letters=sum(partition.dead_letters for partition in partitions),
+        parked=parked,
+        dead_letters=letters,
         dead_bytes=dead_bytes_of(partitions),
+        dead_held_bytes=held,
+        dead_max_bytes=settings.dead_max_bytes,
         redis=redis,
         handlers=handlers,
         partitions=partitions,
@@ -204,6 +215,15 @@ def find_shortages(redis: RedisStatus, partitions: Sequence[PartitionStatus]) ->
         yield f"{used / limit:.0%} of Redis's maxmemory are used: full, it takes no callbacks"
     if limit and dead_bytes > DEAD_HIGH * limit:
         yield f"dead letters take {_mib(dead_bytes)} MiB, {dead_bytes / limit:.0%} of Redis's maxmemory"
+
+
+def find_dead_bound(held: int, max_bytes: int) -> Iterator[str]:
+    """A line about dead letters, and what waits behind them, that near MASKLINE_DEAD_MAX_BYTES. Both in bytes."""
+    if held >= DEAD_NEAR * max_bytes:
+        yield (
+            f"dead letters and what waits behind them take {_mib(held)} MiB, {held / max_bytes:.0%} of "
+            "MASKLINE_DEAD_MAX_BYTES: at it, giving up waits; replay or discard them: maskline dead groups"
+        )
 
 
 def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:

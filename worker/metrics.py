@@ -49,6 +49,9 @@ class Gauges(NamedTuple):
     """None if Redis does not report it."""
     handlers: Mapping[str, HandlerGauges]
     """By handler; also those for which events wait and that are not loaded any more."""
+    dead_letters_held_bytes: int
+    """Of all partitions: dead letters and what waits behind them."""
+    dead_letters_max_bytes: int
     threads: Mapping[str, ThreadUse]
     """By plain handler."""
     servers: Mapping[str, ServerReport]
@@ -219,6 +222,12 @@ def _memory(gauges: Gauges) -> Iterable[Metric]:
         yield GaugeMetricFamily(
             PREFIX + "dead_letters_bytes", "Redis's memory that they take, about.", gauges.dead_letters_bytes
         )
+    held, limit_bytes = gauges.dead_letters_held_bytes, gauges.dead_letters_max_bytes
+    for name, text, value in (
+        ("dead_letters_held_bytes", "Dead letters of all partitions, with what waits behind them.", held),
+        ("dead_letters_max_bytes", "At so many bytes of them giving up waits.", limit_bytes),
+    ):
+        yield GaugeMetricFamily(PREFIX + name, text, value)
     used = GaugeMetricFamily(
         PREFIX + "redis_memory_used_bytes", "Redis's memory in use, by server.", labels=["redis"]
     )

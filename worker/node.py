@@ -321,6 +321,8 @@ class WorkerNode:
             held_back_s=self.retention.held_back_s(),
             dead_letters=self.dead_letters.count,
             dead_letters_bytes=self.dead_letters.size_bytes,
+            dead_letters_held_bytes=self.dead_letters.held_bytes,
+            dead_letters_max_bytes=self.dead_letters.max_bytes,
             handlers=self._handler_gauges(),
             threads=self._dispatcher.threads(),
             servers=self._connections.monitor.reports,

@@ -10,6 +10,7 @@ from maskline.console.status import (
     PartitionStatus,
     RedisStatus,
     Status,
+    find_dead_bound,
     find_problems,
     find_shortages,
     find_warnings,
@@ -18,6 +19,7 @@ from maskline.console.status import (
 from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.node import WorkerNode
+from maskline.worker.partitions.dead_letter_counts import WAITING_BYTES_MIN, held_bytes
 
 
 async def status_of(settings):
@@ -135,6 +137,20 @@ def test_problems_are_no_worker_and_waiting_partitions_without_owner():
 MIB = 2**20
 
 
+def test_dead_letters_near_their_bound_are_a_problem():
+    assert list(find_dead_bound(79 * MIB, 100 * MIB)) == []
+    (line,) = find_dead_bound(85 * MIB, 100 * MIB)
+    assert "85.0 MiB, 85% of MASKLINE_DEAD_MAX_BYTES" in line
+
+
+def test_what_waits_behind_dead_letters_counts_like_them():
+    assert held_bytes(0, 0, 0) == 0
+    assert held_bytes(10, 20_000, 0) == 20_000
+    assert held_bytes(10, 20_000, 5) == 30_000
+    assert held_bytes(10, None, 10) == 2 * held_bytes(10, None, 0)
+    assert held_bytes(0, 0, 3) == 3 * WAITING_BYTES_MIN
+
+
 def redis_with(used, limit):
     return RedisStatus(
         **dict.fromkeys(RedisStatus.__struct_fields__, "")
@@ -208,6 +224,8 @@ def test_dead_letters_beyond_a_share_of_maxmemory_show_in_status_health_and_metr
     for name in (
         "dead_letters_stored",
         "dead_letters_bytes",
+        "dead_letters_held_bytes",
+        "dead_letters_max_bytes",
         "redis_memory_used_bytes",
         "redis_memory_max_bytes",
     ):

@@ -71,7 +71,9 @@ class DeadLetterCounts:
         self._keys = keys
         self._owned = owned
         self._partitions = partitions
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        """What MASKLINE_DEAD_MAX_BYTES bounds, of all partitions, as of the last count."""
         self._by_number: dict[int, DeadLetterCount] = {}
         self._full = False
 
@@ -132,17 +134,17 @@ class DeadLetterCounts:
                 self._by_number[number] = DeadLetterCount(count, size_of(size), _queued_of(counts))
 
     def _check_bound(self) -> None:
-        """Say whether the bound is reached: what is behind letters counts as much as the letters themselves do."""
+        """Say whether the bound is reached."""
         counts = self._by_number.values()
-        letters, size = sum(count.letters for count in counts), _sum_of(count.size_bytes for count in counts)
-        if size is None:  # the server does not report it
-            size = round(letters * LETTER_BYTES)
-        each = max(size / letters if letters else 0.0, WAITING_BYTES_MIN)
-        waiting_bytes = each * sum(queued.parked for count in counts for queued in count.queued.values())
-        full = size + waiting_bytes >= self._max_bytes
+        self.held_bytes = held_bytes(
+            sum(count.letters for count in counts),
+            _sum_of(count.size_bytes for count in counts),
+            sum(queued.parked for count in counts for queued in count.queued.values()),
+        )
+        full = self.held_bytes >= self.max_bytes
         if full != self._full:
             self._full = full
-            details = {"size_bytes": round(size + waiting_bytes), "max_bytes": self._max_bytes}
+            details = {"size_bytes": self.held_bytes, "max_bytes": self.max_bytes}
             if full:
                 _log.error("dead letters full", **details)
             else:
@@ -153,6 +155,15 @@ class DeadLetterCounts:
     def _counts(self) -> list[DeadLetterCount]:
         owned = {partition.number for partition in self._owned.open}
         return [count for number, count in self._by_number.items() if number in owned]
+
+
+def held_bytes(letters: int, size_bytes: int | None, parked: int) -> int:
+    """About how much memory dead letters take, and the `parked` events behind them: each as much as a letter.
+
+    `size_bytes`: that of the letters; None if the server does not report it.
+    """
+    size = letters * LETTER_BYTES if size_bytes is None else size_bytes
+    return round(size + parked * max(size / letters if letters else 0.0, WAITING_BYTES_MIN))
 
 
 def _sum_of(sizes: Iterable[int | None]) -> int | None:
