@@ -22,6 +22,8 @@ from maskline.schemas.parameters import FORM_TYPE, Parameters
 
 AUTH_ID, AUTH_TOKEN = "MAXXXXXXXXXXXXXXXXXX", "a-token-of-nobody"
 SESSIONS = 16
+PAUSE_S = 0.01
+"""Between two callbacks of a session: what goes wrong meanwhile takes seconds, and more of them would show no more."""
 
 
 @contextlib.contextmanager
@@ -129,3 +131,4 @@ class Traffic:
             if status == 200:
                 self.taken.append((session, number))
                 number += 1
+            await asyncio.sleep(PAUSE_S)

@@ -14,7 +14,7 @@ from ingest_processes import hammer, marks
 from maskline.ingest.__main__ import main
 from maskline.ingest.node import IngestNode
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.settings import Settings
+from maskline.schemas.settings import Settings, load_settings
 
 GOOD = Request()
 
@@ -222,16 +222,28 @@ async def test_several_processes_share_the_port(redis_server, namespace, run_ing
 
 
 @pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"redis_url": ""}, "MASKLINE_REDIS_URL"),
+        ({"redis_url": "http://x"}, "MASKLINE_REDIS_URL"),
+        ({"redis_url": "rediss://h?ssl_cert_reqs=some"}, "ssl_cert_reqs"),
+        ({"max_body_bytes": "some"}, "MASKLINE_MAX_BODY_BYTES"),
+    ],
+)
+async def test_wrong_settings_are_refused_by_name(settings, named):
+    """Without a process of its own for each; what the operator sees of it is the next test."""
+    given = {"redis_url": "redis://127.0.0.1:1", "auth_tokens": "MA1:token"} | settings
+    with pytest.raises(ConfigError, match=named):
+        IngestNode(load_settings({f"MASKLINE_{name.upper()}": value for name, value in given.items()}))
+
+
+@pytest.mark.parametrize(
     ("arguments", "settings", "named"),
     [
         ((), {"auth_tokens": ""}, "MASKLINE_AUTH_TOKENS"),
-        ((), {"redis_url": ""}, "MASKLINE_REDIS_URL"),
-        ((), {"redis_url": "http://x"}, "MASKLINE_REDIS_URL"),
-        ((), {"redis_url": "rediss://h?ssl_cert_reqs=some"}, "ssl_cert_reqs"),
         (("--processes", "2"), {"redis_url": "redis://h?max_connections=9"}, "max_connections"),
         (("--port", "99999"), {}, "MASKLINE_PORT"),
         ((), {"spool_dir": "/proc/nowhere"}, "MASKLINE_SPOOL_DIR"),
-        ((), {"max_body_bytes": "some"}, "MASKLINE_MAX_BODY_BYTES"),
         ((), {"host": "203.0.113.1"}, "MASKLINE_HOST"),
         (("--processes", "2"), {"host": "203.0.113.1"}, "MASKLINE_HOST"),
         (("--processes", "0"), {}, "--processes"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from cluster_kit import ClusterServers, slot_of
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session, callback, load
 from servers import wait_until
@@ -27,6 +28,15 @@ pytestmark = pytest.mark.server
 class ClusterFleet(Fleet):
     """The same fleet, whose partitions lie on three servers."""
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._primaries: dict[str, redis.Redis] = {}
+
+    def close(self) -> None:
+        super().close()
+        for client in self._primaries.values():
+            client.close()
+
     def leases(self) -> dict[int, tuple[int, str]]:
         values = [self.client.get(self.keys.lease(number)) for number in range(self.partitions)]
         split = {number: value.decode().split(" ", 1) for number, value in enumerate(values) if value}
@@ -40,10 +50,13 @@ class ClusterFleet(Fleet):
     def _put_once(self, session: str, number: int, servers: ClusterServers) -> bool:
         stream = self.stream(session)
         try:
-            with servers.primary_of(stream).client() as client:
-                client.xadd(stream, {CALLBACK_FIELD: callback(session, number)})
-                return bool(client.wait(1, DURABLE_MS))
+            if stream not in self._primaries:
+                self._primaries[stream] = servers.primary_of(stream).client()
+            client = self._primaries[stream]
+            client.xadd(stream, {CALLBACK_FIELD: callback(session, number)})
+            return bool(client.wait(1, DURABLE_MS))
         except Exception:  # noqa: BLE001 - whatever a failing cluster says: it did not take it
+            self._primaries.pop(stream, None)  # asked again: all servers, which takes its time
             return False
 
 

@@ -1,5 +1,6 @@
 """A worker process and what befalls it: Redis goes and comes back, numbers get lost, entries and settings are wrong."""
 
+import re
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import redis
 from process_kit import PATIENCE_S, Fleet, WorkerProcess, assert_complete_and_in_order, fleet, load
 from servers import RedisServer, wait_until
 
+from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import partition_of
 from maskline.schemas.privacy import redact
-from maskline.schemas.settings import Settings
+from maskline.schemas.settings import Settings, load_settings
 from maskline.worker.node import WorkerNode
 
 HOUR_MS = 3_600_000
@@ -212,22 +214,27 @@ WRONG = {
     "no number": ({"lease_ttl_ms": "soon"}, "MASKLINE_LEASE_TTL_MS"),
     "no such module": ({"handlers": "no.such.module"}, "no.such.module"),
     "no such file": ({"handlers": "no/such/file.py"}, "no/such/file.py"),
-    "another layout": ({"partitions": 9}, "MASKLINE_PARTITIONS"),
 }
+LAYOUT = {"another layout": ({"partitions": 9}, "MASKLINE_PARTITIONS")}
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_settings_stop_the_start_with_one_line(crew: Fleet, wrong: str):
+async def test_wrong_settings_are_refused_by_name(crew: Fleet, wrong: str):
+    """Without a process of its own for each; what the operator sees of it is the next test."""
     settings, named = WRONG[wrong]
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        await WorkerNode(load_settings(crew.environment(**settings))).start()
+
+
+@pytest.mark.parametrize("wrong", ["unknown name", "no such module", "another layout"])
+def test_wrong_settings_stop_the_start_with_one_line(crew: Fleet, wrong: str):
+    """Found by the settings themselves, by loading handlers, and in Redis."""
+    settings, named = (WRONG | LAYOUT)[wrong]
     if wrong == "another layout":
         crew.client.hset(crew.keys.layout, mapping={"partitions": 8, "version": 1, "token_key": b"k" * 32})
-    given = {
-        name: value.replace("{port}", str(crew.server.port)) if isinstance(value, str) else value
-        for name, value in settings.items()
-    }
     ended = subprocess.run(
         [sys.executable, "-m", "maskline.worker"],
-        env=crew.environment(**given),
+        env=crew.environment(**settings),
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

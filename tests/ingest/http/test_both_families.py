@@ -24,8 +24,15 @@ async def status(address: str, port: int, request: bytes) -> int:
         return (await client.ask(request)).status
 
 
-@pytest.mark.parametrize("hosts", ["::", "[::]", "localhost,0.0.0.0,::"])
-@pytest.mark.parametrize("arguments", [(), ("--processes", "2")])
+@pytest.mark.parametrize(
+    ("hosts", "arguments"),
+    [
+        ("::", ("--processes", "2")),
+        ("[::]", ()),
+        ("localhost,0.0.0.0,::", ()),
+        ("localhost,0.0.0.0,::", ("--processes", "2")),
+    ],
+)
 async def test_callbacks_come_in_by_both_address_families(
     redis_server, namespace, run_ingest, hosts, arguments
 ):

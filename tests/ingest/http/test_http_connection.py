@@ -300,6 +300,9 @@ async def test_client_that_floods_and_does_not_read_is_cut_off(node, monkeypatch
     monkeypatch.setattr("maskline.ingest.http.limits.WRITE_TIMEOUT_S", 0.2)
     async with await Client.connect(node.port) as client:
         client.writer.transport.pause_reading()
+        (connection,) = await connections(node, 1)
+        # Else the system takes some megabytes of answers.
+        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         flood = GOOD.encode() * 100
         with pytest.raises(ConnectionError):  # noqa: PT012 - the write that fails is not the first
             for _ in range(5_000):
