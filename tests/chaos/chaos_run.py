@@ -10,6 +10,7 @@ few runs.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -20,10 +21,11 @@ import time
 from pathlib import Path
 
 import msgspec
-from chaos_handlers import ATTEMPTS, HANDLERS, TAG
+from chaos_handlers import HANDLERS, TAG
 from chaos_report import report, show
 from checker import check
-from fault_plan import plan
+from downstream import Downstream, downstream
+from fault_plan import Outage, outages, plan
 from history import (
     HANDLERS_FILE,
     RUNNER_FILE,
@@ -35,10 +37,12 @@ from history import (
     Recovery,
     Tail,
     Terms,
+    Waiting,
     Writer,
     read,
 )
 from nemesis import Nemesis
+from proxy import fixed_port
 from rich.console import Console
 from stage import Stage, open_stage
 from traffic import Traffic
@@ -56,6 +60,7 @@ DRAIN_MAX_S = 90.0
 STALL_PART = 3
 """A server that is silent for such a part of a lease may cost one: two renewals are missed."""
 WATCH_S = 0.05
+MENDED_FILE = "mended"
 PROGRESS_S, PLAIN_PROGRESS_S = 1.0, 10.0
 """Between two progress lines, on a terminal and elsewhere."""
 
@@ -132,20 +137,27 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     writer = Writer(directory / RUNNER_FILE)
-    writer.write(Terms(HANDLERS, ATTEMPTS, options.lease_s, PARTITIONS))
+    writer.write(Terms(HANDLERS, options.lease_s, PARTITIONS))
     planned = plan(
         options.seed, options.duration_s, workers=WORKERS, ingests=INGESTS, lease_s=options.lease_s
     )
     try:
-        async with open_stage(
-            directory,
-            writer.write,
-            workers=WORKERS,
-            ingests=INGESTS,
-            partitions=PARTITIONS,
-            lease_s=options.lease_s,
-            handlers_file=directory / HANDLERS_FILE,
-        ) as stage:
+        async with (
+            downstream(fixed_port) as called,
+            open_stage(
+                directory,
+                writer.write,
+                workers=WORKERS,
+                ingests=INGESTS,
+                partitions=PARTITIONS,
+                lease_s=options.lease_s,
+                handlers={
+                    "CHAOS_HANDLERS_FILE": str(directory / HANDLERS_FILE),
+                    "CHAOS_MENDED_FILE": str(directory / MENDED_FILE),
+                    "CHAOS_DOWNSTREAM_PORT": str(called.port),
+                },
+            ) as stage,
+        ):
             traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
             nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
             progress = asyncio.create_task(_show_progress(console, options, traffic, nemesis))
@@ -154,6 +166,9 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(traffic.play(options.duration_s, stop))
                     group.create_task(nemesis.run(planned, stop))
+                    group.create_task(
+                        _take_away(called, outages(options.seed, options.duration_s), writer, stop)
+                    )
                 await _drain(stage, traffic, Tail(directory / HANDLERS_FILE), writer, stop)
             finally:
                 progress.cancel()
@@ -164,6 +179,25 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
     finally:
         writer.close()
     return not stop.is_set()
+
+
+async def _take_away(called: Downstream, planned: list[Outage], writer: Writer, stop: asyncio.Event) -> None:
+    """Let the server that a handler calls go away as planned."""
+    start = time.monotonic()
+    for outage in planned:
+        await _sleep(start + outage.at_s - time.monotonic(), stop)
+        if stop.is_set():
+            return
+        async with called.away(outage.way):
+            began = time.monotonic()
+            await _sleep(outage.lasts_s, stop)
+        writer.write(Fault("away", "downstream", 0, began, time.monotonic()))
+
+
+async def _sleep(seconds: float, stop: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
 
 
 async def _watch(stage: Stage, nemesis: Nemesis, writer: Writer, stall_s: float) -> None:
@@ -202,8 +236,8 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
     wanted = {
         (tag, handler)
         for tag, event in traffic.answered.items()
-        for handler, events in HANDLERS.items()
-        if not events or event in events
+        for handler, terms in HANDLERS.items()
+        if not terms.events or event in terms.events
     }
     calls: dict[str, tuple[str, str]] = {}
     while not stop.is_set() and time.monotonic() < began + DRAIN_MAX_S:
@@ -217,8 +251,10 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
         left = await asyncio.to_thread(stage.left)
         if not any(pending != 0 or lag != 0 for pending, lag in left.values()):
             letters = await asyncio.to_thread(_dead_letters, stage)
+            waiting = await asyncio.to_thread(_waiting, stage)
             wanted -= {(letter.tag, letter.handler or "") for letter in letters}
-            if not wanted:
+            wanted -= {(it.tag, it.handler) for it in waiting if it.parked}
+            if not wanted and all(it.parked for it in waiting):
                 writer.write(Recovery("drained", "all", began, time.monotonic() - began))
                 return
         await asyncio.sleep(0.1)
@@ -226,8 +262,8 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
 
 def _record_final_state(stage: Stage, writer: Writer) -> None:
     """Write down what is in Redis at the end."""
-    for letter in _dead_letters(stage):
-        writer.write(letter)
+    for fact in (*_dead_letters(stage), *_waiting(stage)):
+        writer.write(fact)
     for number, (pending, lag) in stage.left().items():
         writer.write(Leftover(number, pending, lag))
 
@@ -237,6 +273,17 @@ def _dead_letters(stage: Stage) -> list[DeadLetter]:
     for number in range(stage.partitions):
         for _, fields in stage.client.xrange(stage.keys.dead(number)):
             letter = decode_dead_letter(fields[b"d"])
-            event = decode_event(decode_callback(letter.callback)).event
-            letters.append(DeadLetter(str(event.extra.get(TAG, "")), letter.handler, letter.code))
+            letters.append(DeadLetter(_tag(letter.callback), letter.handler, letter.code))
     return letters
+
+
+def _waiting(stage: Stage) -> list[Waiting]:
+    return [
+        Waiting(_tag(item.callback), handler, parked)
+        for handler, parked, items in stage.retry_queues(HANDLERS)
+        for item in items
+    ]
+
+
+def _tag(callback: bytes) -> str:
+    return str(decode_event(decode_callback(callback)).event.extra.get(TAG, ""))

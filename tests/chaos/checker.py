@@ -1,50 +1,57 @@
 """Reads the whole history of a chaos run and checks each promise. Pure: facts in, findings out.
 
 - lost: a callback was answered 200, and a handler that asked for it neither came to its end with it, nor is there a
-  dead letter for it.
-- misordered: two calls of a session at once; numbers of a run not rising under one owner; `in_order` with an open
-  number before it; `after_gap` with missing numbers that were handled; a run that numbering, which runs on, never
-  began; an old owner that starts a call after the new one did.
+  dead letter for it, nor does it wait behind one, nor has an operator discarded it.
+- misordered, for each handler: two calls of a session at once; an event called before the handler was through with the
+  one before it; numbers of a run not rising under one owner; `in_order` with an open number before it that it does not
+  name as skipped; `after_gap` with missing numbers that were handled; numbers skipped that were not given up; a run
+  that numbering, which runs on, never began. Besides, an old owner that starts a call after the new one did.
 - doubled: a handler came to its end with a callback twice; one callback under two idempotency keys, two under one.
+- attempts: the next try of an event has not the next number; an event was given up though time alone decides.
 - held_up: while one event was slow or failing, none of the other sessions of its partition were served.
-- left: entries of the stream that the group has not read or not acknowledged at the end.
+- left: entries of the stream that the group has not read or not acknowledged at the end, and events that were set aside
+  and wait for no operator.
 - unexplained, no promise but what all others rest on: a process that ended unasked, a call without an end whose process
-  was not killed, a call for a callback that was never sent.
+  was not killed, a call for a callback that was never sent, an operator's command that failed.
 
 What a fault excuses. The owner of a call is *disturbed* while its process is being killed or stopped, while its
 connection is disturbed or Redis is away, and for one lease's life after that: so long it may take to be connected
 again, and no longer can it believe in a lease that it has lost. Then, and only then:
 
 - A handler may come to its end twice: if its first owner was disturbed between the start of the first call and the
-  commit of the event, which is due a lease's life after the last handler's end; the second call bears a higher token.
+  commit of the event, which is due a lease's life after the tries that follow each other in the worker; the second call
+  bears a higher token. At a clean hand-over it never does.
+- Tries that were not committed may be forgotten, and the next owner may begin with another event of the session: if the
+  first owner was disturbed, and the later call bears a higher token.
 - Two calls of a session may be under way at once: if the owner of the first was disturbed during that call, and the
   second bears a higher token. The new owner cannot call back a handler that is running.
 - An old owner may start one call after the new owner did: if its process was stopped. It looked at its lease, was
   stopped, and went on where it was: one call for each stop, right after it. Or within RACE_S of the new owner's first.
-
 - A number may be named as missing that had been handled: if a failover may have lost the commit that says so, and the
   second owner bears a higher token. The callback itself is not lost: it comes again from a spool.
 
-Besides, while HANDOVER_FORGETS: an event with several handlers, of which one has come to its end and another waits for
-its next try when the partition is handed over (balance, a clean stop), comes to the first one again.
-
-Each of these is counted. `late` and `after_gap` are flags and no breach; they are counted as well, and those that
-name a number which had been answered 200 before: the order of answers is not the order in the stream.
+Each of these is counted, as is what an operator had run again. `late` and `after_gap` are flags and no breach; they are
+counted as well, and those that name a number which had been answered 200 before: the order of answers is not the order
+in the stream.
 """
 
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
+from attempts_check import AttemptsCheck
 from evidence import Evidence, Finding
-from history import Answer, DeadLetter, Exit, History, Leftover
+from history import Answer, DeadLetter, Discarded, Exit, History, Leftover, Operated, Waiting
 from once_check import OnceCheck
 from order_check import OrderCheck
 from served_check import ServedCheck
 
-PROMISES = ("lost", "misordered", "doubled", "held_up", "left", "unexplained")
+PROMISES = ("lost", "misordered", "doubled", "attempts", "held_up", "left", "unexplained")
 
 EXAMPLES_MAX = 5
 """Shown of each promise; all are counted."""
+
+OPERATOR_CODES = (0, 1)
+"""How a command may end that is right: with 1 where Redis was away, or what it replayed failed again."""
 
 
 class Verdict(NamedTuple):
@@ -64,6 +71,7 @@ def check(history: History) -> Verdict:
     rest.check_lost()
     OrderCheck(evidence).check()
     OnceCheck(evidence).check()
+    AttemptsCheck(evidence).check()
     ServedCheck(evidence).check()
     rest.check_left()
     rest.check_unexplained()
@@ -97,9 +105,14 @@ class _Check:
         self.evidence.counts["answered otherwise"] = sum(it.status not in (0, 200) for it in everything)
         self.evidence.counts["not answered"] = sum(it.status == 0 for it in everything)
         self.evidence.counts["dead letters"] = len(dead)
+        parked = {(it.tag, it.handler) for it in self.evidence.history.of(Waiting) if it.parked}
+        self.evidence.counts["behind dead letters"] = len(parked)
+        discarded = {(it.tag, it.handler) for it in self.evidence.history.of(Discarded)}
+        self.evidence.counts["discarded"] = len(discarded)
+        ends = done | dead | discarded | parked
         for tag, asked in self.evidence.answered.items():
             for handler in self.evidence.wanted(asked.event):
-                if not {(tag, handler), (tag, None)} & dead and (tag, handler) not in done:
+                if ends.isdisjoint({(tag, handler), (tag, None)}):
                     self.evidence.find(
                         "lost",
                         f"{asked.session} {asked.event} {asked.number} ({tag}) for {handler}: answered 200 by "
@@ -119,6 +132,10 @@ class _Check:
                     "left", f"partition {it.partition}: {it.pending} pending, {it.lag} not read"
                 )
 
+        for waiting in self.evidence.history.of(Waiting):
+            if not waiting.parked:
+                self.evidence.find("left", f"{waiting.tag} waits for {waiting.handler}, and for no operator")
+
     # No promise, but what all others rest on
 
     def check_unexplained(self) -> None:
@@ -129,6 +146,10 @@ class _Check:
                 self.evidence.find(
                     "unexplained", f"{it.target}, pid {it.pid}, ended with {it.code} at {it.at:.3f}, {asked}"
                 )
+        for it in self.evidence.history.of(Operated):
+            self.evidence.counts["commands of operators"] += 1
+            if it.code not in OPERATOR_CODES or "Traceback" in it.said:
+                self.evidence.find("unexplained", f"{it.command} at {it.began:.3f}: {it.code}, {it.said}")
         killed = {it.pid for it in self.evidence.history.of(Exit) if it.asked == "kill"}
         for call in self.evidence.calls:
             self.evidence.counts["calls"] += 1

@@ -3,21 +3,45 @@
 from collections.abc import Sequence
 
 from checker import Verdict, check
-from history import Answer, Began, DeadLetter, Ended, Exit, Fact, Fault, History, Leftover, Terms
+from history import (
+    Answer,
+    Began,
+    DeadLetter,
+    Discarded,
+    Ended,
+    Exit,
+    Fact,
+    Fault,
+    HandlerTerms,
+    History,
+    Leftover,
+    Operated,
+    Rerun,
+    Terms,
+    Waiting,
+)
 
 LEASE_S = 1.0
 PARTITIONS = 1
 """One, so that sessions and owners need no arithmetic."""
 ATTEMPTS = 3
 ENDING = "SessionTimeout"
+CALLED = "SessionPartiesHangup"
 RINGING = "SessionFirstPartyRinging"
+HANDLERS = {
+    "every": HandlerTerms(attempts=ATTEMPTS),
+    "ends": HandlerTerms([ENDING], attempts=ATTEMPTS),
+    "skips": HandlerTerms([CALLED], attempts=ATTEMPTS, skips=True),
+    "remote": HandlerTerms([CALLED], held=True),
+}
+"""The last two ask for an event that few tests send."""
 
 
 class HistoryBuilder:
     """Builds a history. Defaults are the ordinary case: answered 200, done at the first attempt, nothing left."""
 
     def __init__(self) -> None:
-        self.facts: list[Fact] = [Terms({"every": [], "ends": [ENDING]}, ATTEMPTS, LEASE_S, PARTITIONS)]
+        self.facts: list[Fact] = [Terms(HANDLERS, LEASE_S, PARTITIONS)]
         self.left = [Leftover(number, 0, 0) for number in range(PARTITIONS)]
         self.asked: dict[str, Answer] = {}
         self._calls = 0
@@ -52,6 +76,8 @@ class HistoryBuilder:
         attempt: int = 1,
         key: str = "",
         run: int = 0,
+        skipped: Sequence[int] = (),
+        replayed: bool = False,
     ) -> None:
         """`took`: None for a call that has no end."""
         asked = self.asked.get(tag) or Answer(tag, "s", None, RINGING, "", 0.0, 0.0, 0)
@@ -74,6 +100,8 @@ class HistoryBuilder:
                 key or f"key of {tag}",
                 token,
                 at,
+                list(skipped),
+                replayed,
             )
         )
         if took is not None:
@@ -91,6 +119,18 @@ class HistoryBuilder:
 
     def letter(self, tag: str, handler: str | None) -> None:
         self.facts.append(DeadLetter(tag, handler, "retries_exhausted"))
+
+    def waits(self, tag: str, handler: str, *, parked: bool = True) -> None:
+        self.facts.append(Waiting(tag, handler, parked))
+
+    def discarded(self, tag: str, handler: str, at: float) -> None:
+        self.facts.append(Discarded(tag, handler, at))
+
+    def rerun(self, session: str, at: float) -> None:
+        self.facts.append(Rerun(session, at))
+
+    def operated(self, command: str, *, code: int = 0, said: str = "") -> None:
+        self.facts.append(Operated(command, 1.0, 2.0, code, said))
 
     def numbers(
         self, *numbers: int, session: str = "s", token: int = 1, pid: int = 100, at: float = 1.0

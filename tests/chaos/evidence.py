@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from disturbances import Call, Disturbances
-from history import Answer, Began, Ended, Exit, Fault, History, Terms
+from history import Answer, Began, Ended, Exit, Fault, History, Rerun, Terms
 
 
 class Finding(NamedTuple):
@@ -29,16 +29,33 @@ class Evidence:
                 self.answered[asked.tag] = asked
         self.calls = self._calls()
         self.by_tag: defaultdict[str, list[Call]] = defaultdict(list)
-        self.by_session: defaultdict[str, list[Call]] = defaultdict(list)
+        self.by_handler: defaultdict[tuple[str, str], list[Call]] = defaultdict(list)
+        """By session and handler: each handler has an order of its own."""
         for call in self.calls:
             self.by_tag[call.began.tag].append(call)
-            self.by_session[call.began.session].append(call)
+            self.by_handler[call.began.session, call.began.handler].append(call)
+
+        self._reruns: defaultdict[str, float] = defaultdict(lambda: float("inf"))
+        for it in history.of(Rerun):
+            self._reruns[it.session] = min(it.at, self._reruns[it.session])
 
     def find(self, promise: str, detail: object) -> None:
         self.found.append(Finding(promise, str(detail)))
 
     def wanted(self, event: str) -> list[str]:
-        return [name for name, events in self.terms.handlers.items() if not events or event in events]
+        """The handlers that subscribe to an event."""
+        return [name for name, it in self.terms.handlers.items() if not it.events or event in it.events]
+
+    def gave_up(self, call: Call) -> bool:
+        """Whether a call was the handler's last try at the event, in vain."""
+        attempts = self.terms.handlers[call.began.handler].attempts
+        return call.outcome == "rejected" or (
+            call.outcome == "failed" and attempts is not None and call.began.attempt >= attempts
+        )
+
+    def rerun(self, call: Call) -> bool:
+        """Whether an operator had asked to run events of the session again, and this may be one of them."""
+        return call.began.replayed and self._reruns[call.began.session] < call.began.at
 
     def _calls(self) -> list[Call]:
         ends = {ended.call: ended for ended in self.history.of(Ended)}

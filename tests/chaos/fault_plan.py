@@ -1,5 +1,7 @@
 """Which faults a chaos run suffers, and when: a pure function of the seed.
 
+Besides, the server that a handler calls goes away twice, whatever else is wrong (`outages`).
+
 Rules
 - The kinds are dealt from a shuffled deck, so that each comes as often as DECK says, whatever the seed.
 - A target has one fault at a time, and rests after it; no more than AT_ONCE_MAX targets have one.
@@ -10,12 +12,15 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from downstream import WAYS, Way
+
 AT_ONCE_MAX = 2
 WARM_UP_S = 2.0
 PAUSE_S = (0.3, 2.5)
 """Between the beginnings of two faults, if a target is free."""
 REST_S = 2.0
 """A process that was killed has to start: about a second on a quiet machine."""
+OUTAGE_S = 60.0
 SILENCE_MAX_S = 6.0
 """After half_open, until the last connection that lost bytes is given up: the link's timeout and two looks at it."""
 
@@ -96,6 +101,24 @@ def plan(seed: int, duration_s: float, *, workers: int, ingests: int, lease_s: f
         planned.append(fault)
         at_s += rng.uniform(*PAUSE_S)
     return planned
+
+
+class Outage(NamedTuple):
+    """The server that a handler calls is away."""
+
+    at_s: float
+    way: Way
+    lasts_s: float
+
+
+def outages(seed: int, duration_s: float) -> list[Outage]:
+    """A short one, and one of a minute, or of a fifth of a shorter run; both are over long before the end."""
+    rng = random.Random(f"{seed}:outages")
+    first, second = rng.sample(WAYS, 2)
+    return [
+        Outage(rng.uniform(0.1, 0.15) * duration_s, first, min(0.1 * duration_s, OUTAGE_S / 4)),
+        Outage(rng.uniform(0.3, 0.4) * duration_s, second, min(0.2 * duration_s, OUTAGE_S)),
+    ]
 
 
 def _amount(kind: str, rng: random.Random) -> float:

@@ -22,13 +22,23 @@ HANDLERS_FILE = "handlers.jsonl"
 """What the handlers of all workers recorded."""
 
 
+class HandlerTerms(msgspec.Struct, frozen=True):
+    """What a handler was registered with."""
+
+    events: list[str] = []
+    """The events that it subscribes to; empty for all."""
+    attempts: int | None = None
+    """How often it is tried before it gives an event up; None where time alone decides."""
+    skips: bool = False
+    """What comes behind an event that it gave up goes on (`skip`); else it waits (`park`)."""
+    held: bool = False
+    """It may be paused, or down, for a while."""
+
+
 class Terms(msgspec.Struct, frozen=True, tag="terms"):
     """The parameters of the run, written before it began."""
 
-    handlers: dict[str, list[str]]
-    """The events that each handler subscribes to; empty for all."""
-    attempts: int
-    """How often a handler is tried before the event goes to the dead letters."""
+    handlers: dict[str, HandlerTerms]
     lease_s: float
     partitions: int
     first_sequence: int = 1
@@ -66,6 +76,8 @@ class Began(msgspec.Struct, frozen=True, tag="began"):
     key: str
     token: int
     at: float
+    skipped: list[int] = []
+    replayed: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
@@ -73,7 +85,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
 
     call: str
     outcome: str
-    """`done`, `failed` or `cancelled`."""
+    """`done`, `failed`, `rejected` or `cancelled`."""
     at: float
 
 
@@ -81,7 +93,8 @@ class Fault(msgspec.Struct, frozen=True, tag="fault"):
     """A fault that the nemesis injected; it ends when everything is as before."""
 
     kind: str
-    """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`; `stall`: the machine by itself."""
+    """`kill`, `stop`, `restart`, `delay`, `cut`, `half_open`, `reset`, …; `stall`: the machine by itself; `away`: the
+    server that a handler calls."""
     target: str
     """`worker-0`, `ingest-1`, `redis`, …"""
     pid: int
@@ -119,6 +132,41 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter"):
     code: str
 
 
+class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
+    """An event that was set aside and still waited for its handler at the end of the run."""
+
+    tag: str
+    handler: str
+    parked: bool
+    """Behind a dead letter of its session and handler."""
+
+
+class Discarded(msgspec.Struct, frozen=True, tag="discarded"):
+    """An operator is about to discard an event's dead letter of one handler."""
+
+    tag: str
+    handler: str
+    at: float
+
+
+class Rerun(msgspec.Struct, frozen=True, tag="rerun"):
+    """An operator is about to run a session's kept callbacks again."""
+
+    session: str
+    at: float
+
+
+class Operated(msgspec.Struct, frozen=True, tag="operated"):
+    """An operator's command has ended."""
+
+    command: str
+    began: float
+    ended: float
+    code: int
+    said: str
+    """The last that it wrote to its error output; empty where it ended well."""
+
+
 class Leftover(msgspec.Struct, frozen=True, tag="left"):
     """What a consumer group had not handled of a partition at the end; None where there was no group."""
 
@@ -127,7 +175,21 @@ class Leftover(msgspec.Struct, frozen=True, tag="left"):
     lag: int | None
 
 
-Fact = Terms | Answer | Began | Ended | Fault | Exit | Recovery | DeadLetter | Leftover
+Fact = (
+    Terms
+    | Answer
+    | Began
+    | Ended
+    | Fault
+    | Exit
+    | Recovery
+    | DeadLetter
+    | Waiting
+    | Discarded
+    | Rerun
+    | Operated
+    | Leftover
+)
 
 _encode = msgspec.json.Encoder().encode
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Fact)

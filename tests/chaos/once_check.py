@@ -4,9 +4,9 @@ from disturbances import Call
 from evidence import Evidence
 from history import Began
 
-HANDOVER_FORGETS = True
-"""maskline keeps in the owner's memory which handlers of an open event are done. Once that is handed over with the
-partition, this is False, and a second time is then a breach."""
+INLINE_S = 2.0
+"""How long after a handler's first failure its tries follow each other in the worker at most: the other handlers of
+the event, which are done, are committed after that."""
 
 
 class OnceCheck:
@@ -35,31 +35,23 @@ class OnceCheck:
 
     def _second(self, before: Call, call: Call, calls: list[Call]) -> None:
         first = before.began
-        settled_at = self._committed_by(first, calls)
-        until = call.began.at if settled_at is None else settled_at + self.evidence.terms.lease_s
+        until = self._committed_by(first, calls) + self.evidence.terms.lease_s
         if call.began.token > first.token and self.evidence.disturbances.overlap(first.pid, first.at, until):
             self.evidence.counts["doubled in the crash window"] += 1
-        elif call.began.token > first.token and settled_at is None and HANDOVER_FORGETS:
-            self.evidence.counts["doubled by a handover between tries"] += 1
+        elif self.evidence.rerun(call):
+            self.evidence.counts["run again by an operator"] += 1
         else:
             self.evidence.find("doubled", f"{call} | first: {before}")
 
-    def _committed_by(self, first: Began, calls: list[Call]) -> float | None:
-        """When an owner was done with an event, so that it was to be committed; None if it never was."""
-        ends: list[float] = []
-        mine = [call for call in calls if call.began.token == first.token]
-        for handler in self.evidence.wanted(first.event):
-            final = [
-                call.end
-                for call in mine
-                if call.began.handler == handler
-                and call.end is not None
-                and (
-                    call.outcome == "done"
-                    or (call.outcome == "failed" and call.began.attempt >= self.evidence.terms.attempts)
-                )
-            ]
-            if not final:
-                return None
-            ends.append(max(final))
-        return max(ends)
+    def _committed_by(self, first: Began, calls: list[Call]) -> float:
+        """When an owner was done with an event, so far that what its handlers had done was to be committed.
+
+        The other handlers run beside it, and their first tries follow each other; then the event is set aside.
+        """
+        at = first.at
+        for call in calls:
+            it = call.began
+            if it.token == first.token and it.at <= first.at + INLINE_S and call.end is not None:
+                tries_on = call.outcome == "failed" and not self.evidence.gave_up(call)
+                at = max(at, call.end + (INLINE_S if tries_on else 0.0))
+        return at

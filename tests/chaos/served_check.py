@@ -10,6 +10,8 @@ from maskline.schemas.keys import partition_of
 
 SLOW_S = 1.0
 """An event that is under way for so long ought not to hold up others."""
+TRIES_S = 5.0
+"""How long after its first call an event may be under way in its worker: later it waits in Redis."""
 SERVED_S = 0.5
 """How soon somebody of the partition is served, if nothing is wrong."""
 SERVED_MIN = 5
@@ -30,6 +32,7 @@ class ServedCheck:
             for token in {call.began.token for call in calls}:
                 mine = [call for call in calls if call.began.token == token]
                 start, it = mine[0].began.at, mine[0].began
+                mine = [call for call in mine if call.began.at <= start + TRIES_S]
                 # A worker that is asked to stop lets handlers come to their end, and then gives the partition back.
                 end = min(
                     max(call.end or start for call in mine),

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import count as counting
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from servers import RedisServer
 from traffic import AUTH_ID, AUTH_TOKEN
 
 from maskline.schemas.keys import Keys
+from maskline.worker.entries.queue_item import QueueItem, decode_item
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0
@@ -295,6 +296,30 @@ class Stage:
             )
         return found
 
+    def due_items(self) -> int:
+        """Events that were set aside and wait for no operator. Blocks; raises redis.RedisError."""
+        count = 0
+        for number in range(self.partitions):
+            counts: Any = self.client.hgetall(self.keys.retry_counts(number))
+            for field, value in counts.items():
+                count += int(value) * (1 if field.startswith(b"waiting ") else -1)
+        return count
+
+    def retry_queues(self, handlers: Iterable[str]) -> Iterator[tuple[str, bool, list[QueueItem]]]:
+        """The retry queues of these handlers: handler, whether it is parked, items. Blocks; raises redis.RedisError."""
+        for number in range(self.partitions):
+            for handler in handlers:
+                for key, parked in (
+                    (self.keys.retry_due(number, handler), False),
+                    (self.keys.retry_parked(number, handler), True),
+                ):
+                    sessions: Any = self.client.zrange(key, 0, -1)
+                    for session in sessions:
+                        items: Any = self.client.lrange(
+                            self.keys.retry_queue(number, handler, session.decode()), 0, -1
+                        )
+                        yield handler, parked, [decode_item(item) for item in items]
+
 
 @contextlib.asynccontextmanager
 async def open_stage(
@@ -305,9 +330,9 @@ async def open_stage(
     ingests: int,
     partitions: int,
     lease_s: float,
-    handlers_file: Path,
+    handlers: Mapping[str, str],
 ) -> AsyncIterator[Stage]:
-    """Start everything in `directory`; stop everything in the end."""
+    """Start everything in `directory`; stop everything in the end. `handlers`: their part of the environment."""
     # By the second, the default, a write may wait while another is synced, and a kill then takes what was answered.
     options = ("--appendfsync", "always")
     servers = Replicated(directory / "valkey", options=options)
@@ -350,8 +375,7 @@ async def open_stage(
         for index in range(workers):
             settings = {
                 "MASKLINE_HANDLERS": str(Path(__file__).with_name("chaos_handlers.py")),
-                "CHAOS_HANDLERS_FILE": str(handlers_file),
-            }
+            } | handlers
             stage.workers.append(await add("worker", index, settings))
         await asyncio.gather(*(node.start() for node in stage.nodes))
         yield stage

@@ -4,7 +4,7 @@ Longer than other files: a few lines for each rule and each excuse of the checke
 """
 
 import pytest
-from checker_kit import ATTEMPTS, ENDING, LEASE_S, HistoryBuilder
+from checker_kit import ATTEMPTS, CALLED, ENDING, LEASE_S, HistoryBuilder
 from history import Leftover
 from order_check import RACE_S
 from served_check import SERVED_MIN
@@ -182,7 +182,73 @@ def test_a_retry_after_the_next_number_is_misordered():
     builder.call("s1", 1.0, outcome="failed")
     builder.call("s2", 1.2)
     builder.call("s1", 1.5, attempt=2)
+    assert builder.broken == {"misordered": 3}, "2 overtakes 1, is not in order, and 1 comes after it"
+
+
+def test_handlers_have_an_order_each(builder: HistoryBuilder):
+    """One is behind another, and beside it."""
+    for number in (3, 4):
+        builder.sent(f"s{number}", number, event=CALLED)
+    builder.call("s3", 1.3, took=0.5)
+    builder.call("s3", 1.4, handler="remote", outcome="failed")
+    builder.call("s4", 1.5, handler="skips", skipped=[])
+    builder.call("s4", 2.0)
+    builder.call("s3", 2.1, handler="remote", attempt=2)
+    builder.call("s4", 2.2, handler="remote")
+    assert builder.broken == {"lost": 1, "misordered": 1}, "skips left 3 out"
+    builder.call("s3", 1.45, handler="skips")
+    assert builder.broken == {}
+
+
+@pytest.mark.parametrize("skipped", [(), (1,), (1, 2)], ids=str)
+def test_after_an_event_that_was_given_up_its_number_is_named(skipped: tuple[int, ...]):
+    builder = HistoryBuilder()
+    for number in (1, 2):
+        builder.sent(f"s{number}", number, event=CALLED)
+        for handler in ("every", "remote"):
+            builder.call(f"s{number}", number * 1.0, handler=handler)
+    for attempt in (1, 2, 3):
+        builder.call("s1", 1.0 + attempt / 10, handler="skips", outcome="failed", attempt=attempt)
+    builder.letter("s1", "skips")
+    builder.call("s2", 2.0, handler="skips", skipped=skipped)
+    assert builder.broken == ({} if skipped == (1,) else {"misordered": 1})
+
+
+def parked() -> HistoryBuilder:
+    """A session of which `every` has given the first event up; the second waits behind it."""
+    builder = HistoryBuilder()
+    for number in (1, 2):
+        builder.sent(f"s{number}", number)
+    for attempt in (1, 2, 3):
+        builder.call("s1", attempt / 10, outcome="failed", attempt=attempt)
+    return builder
+
+
+def test_events_behind_a_dead_letter_are_not_lost():
+    builder = parked()
+    builder.letter("s1", "every")
+    assert builder.broken == {"lost": 1}
+    builder.waits("s2", "every")
+    assert builder.broken == {}
+
+
+def test_nothing_goes_on_behind_a_dead_letter_until_it_is_replayed_or_discarded():
+    builder = parked()
+    builder.letter("s1", "every")
+    builder.call("s2", 2.0, skipped=[1])
     assert builder.broken == {"misordered": 1}
+    builder.discarded("s1", "every", 2.1)
+    assert builder.broken == {"misordered": 1}, "too late"
+    builder.facts.pop()
+    builder.discarded("s1", "every", 1.9)
+    assert builder.broken == {}
+
+
+def test_replayed_event_comes_before_those_behind_it():
+    builder = parked()
+    builder.call("s1", 2.0, replayed=True)
+    builder.call("s2", 2.1)
+    assert builder.broken == {}
 
 
 def test_two_calls_of_a_session_at_once_are_misordered(builder: HistoryBuilder):
@@ -336,18 +402,24 @@ def test_an_event_is_open_as_long_as_one_of_its_handlers_is(attempt: int, broken
     assert builder.broken == broken
 
 
-@pytest.mark.parametrize("forgets", [True, False])
-def test_handover_between_two_attempts_is_in_order(monkeypatch: pytest.MonkeyPatch, forgets: bool):
-    monkeypatch.setattr("once_check.HANDOVER_FORGETS", forgets)
+def test_clean_handover_between_two_tries_excuses_no_second_time():
     builder = HistoryBuilder()
     builder.sent("x", event=ENDING)
     builder.call("x", 1.0)
     builder.call("x", 1.1, handler="ends", outcome="failed")
+    builder.call("x", 1.3, handler="ends", attempt=2, token=2, pid=200)
+    assert builder.broken == {}
     builder.call("x", 1.2, token=2, pid=200)
-    builder.call("x", 1.3, handler="ends", token=2, pid=200)
-    assert builder.broken == ({} if forgets else {"doubled": 1})
-    builder.call("x", 1.4, token=3)
-    assert builder.broken["doubled"] == (1 if forgets else 2), "its second owner had settled it"
+    assert builder.broken == {"doubled": 1}
+
+
+def test_what_an_operator_runs_again_may_come_twice(builder: HistoryBuilder):
+    builder.call("s1", 3.0, replayed=True)
+    assert builder.broken == {"doubled": 1, "misordered": 1}
+    builder.rerun("s", 2.9)
+    builder.call("s2", 3.1, replayed=True)
+    assert builder.broken == {}
+    assert builder.verdict().counts["run again by an operator"] == 2
 
 
 def test_a_second_key_is_doubled_even_in_a_crash_window(builder: HistoryBuilder):
@@ -360,6 +432,59 @@ def test_a_key_of_two_callbacks_is_doubled(builder: HistoryBuilder):
     builder.sent("x")
     builder.call("x", 3.0, key="key of s2")
     assert builder.broken == {"doubled": 1}
+
+
+# Attempts
+
+
+@pytest.mark.parametrize(("attempt", "broken"), [(1, {"attempts": 1}), (2, {}), (3, {"attempts": 1})])
+def test_tries_are_counted_on_by_the_next_owner(attempt: int, broken: dict[str, int]):
+    builder = HistoryBuilder()
+    builder.sent("x")
+    builder.call("x", 1.0, outcome="failed")
+    builder.call("x", 2.0, attempt=attempt, token=2, pid=200)
+    assert builder.broken == broken
+
+
+def test_only_a_crash_excuses_forgotten_tries():
+    builder = HistoryBuilder()
+    builder.sent("x")
+    builder.call("x", 1.0, outcome="failed")
+    builder.killed(100, 1.1)
+    builder.call("x", 2.0, token=2, pid=200)
+    verdict = builder.verdict()
+    assert verdict.good
+    assert verdict.counts["tries forgotten in a crash"] == 1
+
+
+def test_a_try_while_the_handler_is_held_is_not_counted(builder: HistoryBuilder):
+    builder.sent("s3", 3, event=CALLED)
+    for at, handler in ((2.0, "every"), (2.1, "skips")):
+        builder.call("s3", at, handler=handler)
+    for at, attempt in ((2.2, 1), (2.3, 1), (2.4, 2)):
+        builder.call("s3", at, handler="remote", outcome="failed", attempt=attempt)
+    builder.call("s3", 3.0, handler="remote", attempt=2)
+    assert builder.broken == {}
+    builder.call("s3", 2.5, handler="remote", outcome="failed", attempt=1)
+    assert builder.broken == {"attempts": 1}
+
+
+def test_a_replay_counts_from_one():
+    builder = parked()
+    builder.call("s1", 2.0, attempt=4, replayed=True)
+    builder.call("s2", 2.1)
+    assert builder.broken == {"attempts": 1}
+
+
+@pytest.mark.parametrize(("outcome", "broken"), [("failed", {"attempts": 1}), ("rejected", {})])
+def test_what_time_decides_is_given_up_by_a_rejection_alone(outcome: str, broken: dict[str, int]):
+    builder = HistoryBuilder()
+    builder.sent("x", 1, event=CALLED)
+    for at, handler in ((1.0, "every"), (1.1, "skips")):
+        builder.call("x", at, handler=handler)
+    builder.call("x", 1.2, handler="remote", outcome=outcome)
+    builder.letter("x", "remote")
+    assert builder.broken == broken
 
 
 # Held up
@@ -413,6 +538,23 @@ def test_an_owner_that_is_asked_to_stop_serves_nobody_beside_it(
 
 
 # Left, unexplained
+
+
+def test_event_that_was_set_aside_may_not_be_left_without_an_operator(builder: HistoryBuilder):
+    builder.sent("x")
+    builder.waits("x", "every", parked=False)
+    assert builder.broken == {"lost": 1, "left": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "broken"),
+    [(1, "Redis is away", {}), (2, "", {"unexplained": 1}), (1, "Traceback", {"unexplained": 1})],
+)
+def test_command_of_an_operator_ends_as_commands_do(
+    builder: HistoryBuilder, code: int, said: str, broken: dict[str, int]
+):
+    builder.operated("dead replay --all", code=code, said=said)
+    assert builder.broken == broken
 
 
 @pytest.mark.parametrize(("pending", "lag"), [(1, 0), (0, 1), (0, None), (None, None)], ids=str)

@@ -13,20 +13,25 @@ from history import (
     Answer,
     Began,
     DeadLetter,
+    Discarded,
     Ended,
     Exit,
     Fault,
+    HandlerTerms,
     Leftover,
+    Operated,
     Recovery,
+    Rerun,
     Tail,
     Terms,
+    Waiting,
     Writer,
     read,
 )
 from servers import wait_until
 
 FACTS = [
-    Terms({"every": [], "ends": ["SessionTimeout"]}, 3, 1.5, 16),
+    Terms({"every": HandlerTerms(attempts=3), "ends": HandlerTerms(["SessionTimeout"], skips=True)}, 1.5, 16),
     Answer("0.1", "s", 3, "SessionTimeout", "ingest-0", 1.25, 1.5, 200),
     Answer("0.2", "s", None, "SessionTimeout", "ingest-0", 1.25, 1.5, 0),
     Began("7-0", 7, "every", "0.1", "s", 3, "SessionTimeout", "after_gap", [1, 2], 0, 1, "s:3:ff", 9, 1.75),
@@ -35,6 +40,10 @@ FACTS = [
     Exit("worker-0", 7, -9, "kill", 2.0),
     Recovery("takeover", "worker-0", 2.0, 1.5),
     DeadLetter("0.2", None, "late"),
+    Waiting("0.3", "every", True),
+    Discarded("0.3", "ends", 2.5),
+    Rerun("s", 2.5),
+    Operated("dead replay --all", 2.5, 3.5, 1, "Redis is away"),
     Leftover(0, 0, None),
 ]
 

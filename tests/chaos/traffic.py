@@ -2,8 +2,8 @@
 
 What is sent is a function of the seed (`sessions`): masking sessions as `maskline simulate` makes them, with a tag in
 each callback, some events late, a few never sent, a few repeated though they were answered, a few that come once more
-with something changed (a parameter, its time, or a damaged number), a few that tell the handler to be slow or to fail.
-When it is sent, and to which node at a resend, depends on the answers.
+with something changed (a parameter, its time, or a damaged number), a few that tell a handler to be slow, to fail or to
+reject. When it is sent, and to which node at a resend, depends on the answers.
 
 Rules
 - What gets no 200 is sent again, the same bytes under a new signature, until it does or RESEND_MAX_S is over.
@@ -49,7 +49,12 @@ REPEATED_SHARE = 0.05
 ALTERED_SHARE, ALTERED_LATER_S = 0.04, (0.0, 1.5)
 RESTAMPED_LATER_S = (1, 40)
 DAMAGED_NUMBER = 2**53 - 1
-SLOW_SHARE, FAIL_SHARE, FLAKY_SHARE = 0.002, 0.002, 0.01
+TREATED = {
+    "every": {"slow": 0.002, "bug": 0.002, "flaky": 0.01, "reject": 0.001},
+    "ends": {"bug": 0.02, "flaky": 0.02},
+    "remote": {"slow": 0.002, "reject": 0.001},
+}
+"""How often a callback says that a handler is to do something, by handler."""
 
 _SESSIONS = SessionOptions(calls_min=1, calls_max=2)
 
@@ -124,12 +129,14 @@ def _altered(event: Event, rng: random.Random) -> Event:
 
 
 def _treatment(rng: random.Random) -> dict[str, str]:
-    draw = rng.random()
-    for do, share in (("slow", SLOW_SHARE), ("fail", FAIL_SHARE), ("flaky", FLAKY_SHARE)):
-        if draw < share:
-            return {DO: do}
-        draw -= share
-    return {}
+    said = []
+    for handler, shares in TREATED.items():
+        draw = rng.random()
+        for do, share in shares.items():
+            if 0 <= draw < share:
+                said.append(f"{handler}={do}")
+            draw -= share
+    return {DO: " ".join(said)} if said else {}
 
 
 class _Open:
