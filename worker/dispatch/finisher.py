@@ -56,9 +56,8 @@ class EventFinisher:
         it when none of the partition's handlers is at work.
         """
         for session in partition.sessions_with_work():
-            progress, suspects = session.progress, partition.suspects
-            suspect = suspects is not None and suspects.get(session.queue[0].arrival.payload.entry_id)
-            if progress is not None and progress.begun and not suspect:
+            # A suspect too: its crashes are counted anew, as takes of its retry queue, but no handler runs twice.
+            if session.progress is not None and session.progress.begun:
                 self._failed_attempts.set_aside_rest(session)
                 self.finish(session)
         for queue in [*partition.retry_queues.values()]:
