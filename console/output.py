@@ -48,6 +48,11 @@ def note(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts: `1 event`, `2,000 events`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def printable(text: str) -> str:
     """The text with control characters escaped: a text from outside must not control the terminal."""
     if text.isprintable():

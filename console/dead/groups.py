@@ -13,7 +13,7 @@ import msgspec
 
 from maskline.console.dead.letters import Letter, batches_of_all, letters_of_ids
 from maskline.console.dead.rows import waiting_behind
-from maskline.console.output import note, print_json, printable, shortened, utc_time
+from maskline.console.output import counted, note, print_json, printable, shortened, utc_time
 from maskline.console.redis_reader import RedisReader
 from maskline.schemas.jobs import Selection
 from maskline.schemas.privacy import redact
@@ -163,7 +163,7 @@ async def run(reader: RedisReader, arguments: argparse.Namespace, selection: Sel
     for line in _lines(rows):
         print(line)
     print(
-        f"{len(rows):,} groups of {sum(row.count for row in rows):,} dead letters"
+        f"{counted(len(rows), 'group')} of {counted(sum(row.count for row in rows), 'dead letter')}"
         if rows
         else "no dead letters"
     )
@@ -174,9 +174,9 @@ def _lines(rows: Sequence[GroupRow]) -> Iterator[str]:
     for row in rows:
         failed = " in ".join(filter(None, (row.error_type or row.code.replace("_", " "), row.frame)))
         yield f"{row.group_key}  {printable(row.handler or 'no handler')}: {printable(failed)}"
-        sessions = f"{'' if row.sessions_exact else 'at least '}{row.sessions:,}"
+        sessions = ("" if row.sessions_exact else "at least ") + counted(row.sessions, "session")
         yield (
-            f"    {row.count:,} dead letters of {sessions} sessions, {row.waiting:,} events wait behind them; "
+            f"    {counted(row.count, 'dead letter')} of {sessions}, {counted(row.waiting, 'event')} behind; "
             f"{_time(row.first_failed_at)} to {_time(row.last_failed_at)} UTC"
         )
         yield f"    {row.sample_id}  {shortened(row.reason, SAMPLE_SHOWN_CHARS)}"

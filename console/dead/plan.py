@@ -8,7 +8,7 @@ import msgspec
 from maskline.console.dead.letters import Letter, batches_of_all, letters_of_ids
 from maskline.console.dead.rows import waiting_behind
 from maskline.console.known_handlers import read_known_handlers
-from maskline.console.output import printable
+from maskline.console.output import counted, printable
 from maskline.console.redis_reader import RedisReader, entry_order
 from maskline.schemas.jobs import Selection
 
@@ -113,9 +113,12 @@ class DeadLetterPlan:
         if not plan.letters:
             yield "no dead letter is selected"
             return
-        sessions = f"{'' if plan.sessions_exact else 'at least '}{plan.sessions:,}"
+        sessions = ("" if plan.sessions_exact else "at least ") + counted(plan.sessions, "session")
         verb = "run again" if self._replay else "discard"
-        yield f"{verb} {plan.letters:,} dead letters of {sessions} sessions; {plan.waiting:,} events wait behind them"
+        yield (
+            f"{verb} {counted(plan.letters, 'dead letter')} of {sessions}, "
+            f"with {counted(plan.waiting, 'event')} behind"
+        )
         for it in plan.handlers:
             yield f"  {self._handler_line(it)}"
 
@@ -123,7 +126,7 @@ class DeadLetterPlan:
         if it.handler is None:
             how = ": each handler of the event is called" if self._replay else ""
             return f"no handler was reached: {it.letters:,}{how}"
-        line = f"{printable(it.handler)}: {it.letters:,}, and {it.waiting:,} that wait behind go on"
+        line = f"{printable(it.handler)}: {it.letters:,}, then {it.waiting:,} that wait behind"
         if self._replay and it.known is False:
             return f"{line}; BUT NO WORKER HAS THIS HANDLER: they stay dead letters"
         return line

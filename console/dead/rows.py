@@ -9,7 +9,7 @@ import hiredis
 import msgspec
 
 from maskline.console.dead.letters import Letter, by_time, letters_of_ids
-from maskline.console.output import print_json_array, printable, shortened, utc_time
+from maskline.console.output import counted, print_json_array, printable, shortened, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
 from maskline.console.tables import print_columns
 from maskline.schemas.errors import RedisUnavailableError
@@ -128,7 +128,7 @@ async def run(reader: RedisReader, arguments: argparse.Namespace, selection: Sel
     async for rows in tables:
         count += len(rows)
         _print_rows(rows)
-    print(f"{count:,} dead letters" if count else "no dead letters")
+    print(counted(count, "dead letter") if count else "no dead letters")
     return 0
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from maskline.console.jobs.records import checked
 from maskline.console.known_handlers import read_known_handlers, require_known
-from maskline.console.output import printable, utc_time
+from maskline.console.output import counted, printable, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import partition_of
@@ -145,8 +145,8 @@ class CallbackPlan:
         if not report.callbacks:
             yield "no callback is selected"
             return
-        sessions = f"{'' if report.sessions_exact else 'at least '}{report.sessions:,}"
-        yield f"run {report.callbacks:,} callbacks of {sessions} sessions again, in order"
+        sessions = ("" if report.sessions_exact else "at least ") + counted(report.sessions, "session")
+        yield f"run {counted(report.callbacks, 'callback')} of {sessions} again, in order"
         for event, count in report.events.items():
             yield f"  {printable(event)}: {count:,}"
         if report.handlers is None:

@@ -158,4 +158,5 @@ def print_jobs(rows: Sequence[JobRow]) -> None:
                 printable(row.by),
             )
         print_table(table)
-    print(f"{len(rows):,} replays and discards" if rows else "no replays or discards")
+    else:
+        print("no replays or discards")

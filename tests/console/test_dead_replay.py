@@ -92,14 +92,14 @@ def test_dry_run_shows_what_would_be_done_and_changes_nothing(run, redis_server,
         "of_other_groups": 1,
     }
     shown = run("dead", "replay", "--all", "--dry-run", code=1).out
-    assert "run again 4 dead letters of 3 sessions; 7 events wait behind them" in shown
-    assert "fares: 2, and 3 that wait behind go on\n" in shown
-    assert "crm: 1, and 4 that wait behind go on; BUT NO WORKER HAS THIS HANDLER" in shown
+    assert "run again 4 dead letters of 3 sessions, with 7 events behind" in shown
+    assert "fares: 2, then 3 that wait behind\n" in shown
+    assert "crm: 1, then 4 that wait behind; BUT NO WORKER HAS THIS HANDLER" in shown
     assert "no handler was reached: 1: each handler of the event is called" in shown
     assert "1 of the dead letters selected belong to other consumer groups" in shown
     shown = run("dead", "discard", "--handler", "crm", "--dry-run").out
     assert shown == (
-        "discard 1 dead letters of 1 sessions; 4 events wait behind them\n  crm: 1, and 4 that wait behind go on\n"
+        "discard 1 dead letter of 1 session, with 4 events behind\n  crm: 1, then 4 that wait behind\n"
     )
     assert jobs_in(client, namespace) == []
     assert client.hget(keys_of(namespace).control, "revision") is None
@@ -110,7 +110,7 @@ def test_ids_that_no_letter_has_are_named(run, redis_server, namespace):
     shown = run("dead", "replay", there, "1-1-1", "x", "--dry-run", code=1).out
     assert "there is no dead letter '1-1-1'" in shown
     assert "there is no dead letter 'x'" in shown
-    assert "run again 1 dead letters" in shown
+    assert "run again 1 dead letter" in shown
     assert "no dead letter is selected" in run("dead", "replay", "1-1-1", "--yes", code=1).out
 
 

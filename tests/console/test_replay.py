@@ -251,7 +251,6 @@ def test_list_shows_how_far_jobs_are(run, redis_server, client, namespace):
     shown = run("list").out
     assert job.id in shown
     assert "replay callbacks" in shown
-    assert "1 replays and discards" in shown
     assert f"replay {job.id} had ended before" in run("stop", job.id).out
 
 
