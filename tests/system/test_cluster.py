@@ -80,7 +80,7 @@ def in_order(crew: ClusterFleet, events: list[tuple[str, int]]) -> None:
     assert not crew.dead_letters()
 
 
-def command(crew: ClusterFleet, *arguments: str) -> dict[str, Any]:
+def command(crew: ClusterFleet, *arguments: str) -> Any:
     """Run a command of the operator's that is to succeed; what it prints as JSON."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("maskline")), *arguments, "--json"],
@@ -90,7 +90,7 @@ def command(crew: ClusterFleet, *arguments: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return json.loads(done.stdout)
 
 
 def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: ClusterServers):
@@ -125,6 +125,10 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     assert (told["set_aside"], told["handlers"][0]["paused"]) == (12, True)
     assert command(crew, "resume", "record")["waiting"] == 12
     crew.until_calls(12, "paused")
+    # A replay is kept on one server, and carried out on all.
+    report = command(crew, "replay", "--since", "2000-01-01", "--yes")
+    assert (report["state"], report["selected"], report["succeeded"]) == ("done", *[len(events) + 14] * 2)
+    assert [job["id"] for job in command(crew, "replay", "list")] == [report["id"]]
 
 
 def test_requested_failover_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):
