@@ -16,6 +16,7 @@ from maskline.console.jobs.records import checked
 from maskline.console.known_handlers import read_known_handlers, require_known
 from maskline.console.output import counted, printable, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
+from maskline.schemas.decode import SEQUENCE_NUMBER_MAX
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import partition_of
 from maskline.worker.entries.decode import entry_decoder, entry_ms
@@ -33,6 +34,11 @@ older than that before `--since` are not read."""
 
 SESSIONS_HELD_MAX: Final = 200_000
 """Sessions kept to count each once, some 30 MB; from then on their number is a lower bound."""
+
+
+EVENT_NAMES_MAX: Final = 100
+OTHER_EVENTS: Final = "others"
+"""Names of events that are counted each; Plivo has some twenty."""
 
 
 class CallbackReport(msgspec.Struct):
@@ -56,7 +62,7 @@ class CallbackReport(msgspec.Struct):
     kept_since: datetime | None = None
     """From this time on callbacks are kept in all of them; null if nothing was trimmed."""
     first_kept_number: int | None = None
-    """With `--session`: the lowest number of its events that are kept, if that is not the first of a session."""
+    """With `--session` alone: the lowest number of its events that are kept, if that is not the first of a session."""
 
 
 class CallbackPlan:
@@ -68,7 +74,7 @@ class CallbackPlan:
         self._selection = selection
         self._events: Counter[str] = Counter()
         self._sessions: set[str] = set()
-        self._numbers: list[int] = []
+        self._lowest_number = SEQUENCE_NUMBER_MAX
         self._kept_since_ms = 0
 
     def add(self, arrival: Arrival, *, finished: bool) -> bool:
@@ -77,8 +83,8 @@ class CallbackPlan:
         event = entry.event
         if selection.session not in (None, event.session_uuid):
             return False
-        if selection.session is not None and arrival.number is not None and not arrival.recording:
-            self._numbers = [min([arrival.number, *self._numbers])]
+        if arrival.number is not None and not arrival.recording:
+            self._lowest_number = min(arrival.number, self._lowest_number)
         if selection.event not in (None, event.event_name) or not selection.matches_time(
             entry.received_at_ms
         ):
@@ -87,7 +93,8 @@ class CallbackPlan:
             report.unfinished += 1
             return False
         report.callbacks += 1
-        self._events[event.event_name] += 1
+        known = event.event_name in self._events or len(self._events) < EVENT_NAMES_MAX
+        self._events[event.event_name if known else OTHER_EVENTS] += 1
         if event.session_uuid not in self._sessions:
             if len(self._sessions) < SESSIONS_HELD_MAX:
                 self._sessions.add(event.session_uuid)
@@ -112,8 +119,10 @@ class CallbackPlan:
             None if handlers is None else sorted(handlers if wanted is None else {wanted} & handlers)
         )
         report.kept_since = utc_time(self._kept_since_ms) if self._kept_since_ms else None
-        if self._numbers and self._numbers[0] > first_sequence:
-            report.first_kept_number = self._numbers[0]
+        # With `--since` the scan begins there, and says nothing about what is kept from before.
+        if self._selection.session is not None and self._selection.since_ms is None and report.callbacks:
+            lowest = self._lowest_number
+            report.first_kept_number = lowest if first_sequence < lowest < SEQUENCE_NUMBER_MAX else None
 
     @property
     def runs(self) -> int:

@@ -121,6 +121,20 @@ def test_what_is_not_kept_any_more_is_said(run, client, namespace):
     said = run("--session", "s1", "--dry-run").out
     assert "in 1 of 1 partitions callbacks from before" in said
     assert "the first number of the session that is kept is 3" in said
+    assert plan(run, "--session", "s1", "--since", "2023-11-14")["first_kept_number"] is None
+
+
+def test_events_are_counted_by_name_within_a_bound(run, client, namespace, monkeypatch):
+    monkeypatch.setattr("maskline.console.jobs.kept_callbacks.EVENT_NAMES_MAX", 2)
+    monkeypatch.setattr("maskline.console.jobs.kept_callbacks.SESSIONS_HELD_MAX", 1)
+    for number, name in enumerate("abcda"):
+        keep(client, namespace, "s1", number, f"Odd{name}")
+    keep(client, namespace, "s2", 1, "Odda")
+    handled(client, namespace, "s1", "s2")
+    found = plan(run, "--since", "2023-11-14")
+    assert found["events"] == {"Odda": 3, "others": 2, "Oddb": 1}
+    assert (found["sessions"], found["sessions_exact"]) == (1, False)
+    assert "of at least 1 session again" in run("--since", "2023-11-14", "--dry-run").out
 
 
 def test_replay_creates_a_job_that_ends_where_the_stream_did(run, redis_server, client, namespace):
