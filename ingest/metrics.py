@@ -57,6 +57,8 @@ class Gauges(NamedTuple):
     breakers: dict[str, int]
     """How many servers there are by the state of their circuit breaker."""
     spool_callbacks: int
+    spool_partitions: int
+    """Partitions of which workers were told that this process holds spooled callbacks."""
     spool_bytes: int
     spool_max_bytes: int
     spool_oldest_age_s: float
@@ -207,6 +209,11 @@ def _gauges(now: Gauges) -> Iterator[Metric]:
         breakers.add_metric([state], count)
     yield breakers
     yield GaugeMetricFamily(PREFIX + "spool_callbacks", "Callbacks in the spool.", value=now.spool_callbacks)
+    yield GaugeMetricFamily(
+        PREFIX + "spool_partitions",
+        "Partitions whose gaps wait for this process's spool.",
+        value=now.spool_partitions,
+    )
     yield GaugeMetricFamily(PREFIX + "spool_bytes", "Bytes they take on the disk.", value=now.spool_bytes)
     yield GaugeMetricFamily(
         PREFIX + "spool_max_bytes", "Bytes the spool may take.", value=now.spool_max_bytes

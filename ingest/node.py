@@ -13,6 +13,7 @@ from maskline.ingest.auth.verifier import CallbackVerifier
 from maskline.ingest.delivery.drainer import Drainer
 from maskline.ingest.delivery.rate_limiter import RateLimiter
 from maskline.ingest.delivery.router import DeliveryRouter
+from maskline.ingest.delivery.spool_notices import SpoolNotices
 from maskline.ingest.http.server import CONNECTIONS_MAX, CallbackServer
 from maskline.ingest.metrics import Gauges, Metrics
 from maskline.ingest.outcome import InFlight
@@ -72,6 +73,7 @@ class IngestNode:
         self._spool = Spool(settings, self.metrics, self._in_flight, self._tasks)
         rate_limiter = RateLimiter(settings.spool_drain_per_s)
         self._drainer = Drainer(settings, self._spool, self._pool, self._tasks, rate_limiter)
+        self._notices = SpoolNotices(settings, self._spool, self._pool, self._tasks)
         router = DeliveryRouter(settings, self._in_flight, self._pool, self._spool, rate_limiter)
         verifier = CallbackVerifier(settings)
         self._refused_keeper = (
@@ -142,6 +144,8 @@ class IngestNode:
             if self._refused_keeper is not None:
                 self._refused_keeper.start()
                 stack.push_async_callback(self._finish_keeper, self._refused_keeper)
+            self._notices.start()
+            stack.push_async_callback(self._notices.stop)
             self._drainer.start()
             stack.push_async_callback(self._finish_drainer)
             self._listen()
@@ -205,6 +209,7 @@ class IngestNode:
             redis_connected=self._pool.connected,
             breakers=self._breakers(),
             spool_callbacks=self._spool.callbacks,
+            spool_partitions=self._notices.partitions,
             spool_bytes=self._spool.size_bytes,
             spool_max_bytes=self._spool.max_bytes,
             spool_oldest_age_s=self._oldest_age_s() or 0.0,

@@ -95,6 +95,13 @@ OnRefused = Callable[[str, Completions, list[int], list[bytes]], None]
 """Takes over callbacks that were refused for one reason: `code`, `completions`, `partition_hashes`, `values`."""
 
 
+def fail_all(code: str, completions: Completions, _hashes: list[int], _values: list[bytes]) -> None:
+    """An OnRefused that stores the callbacks nowhere."""
+    for completion in completions:
+        # One exception each: a shared one would gather the tracebacks of all who await it.
+        completion.set_exception(NotStoredError(code))
+
+
 class InFlight:
     """How many callbacks of the process await Redis or the spool: one sum, so that one bound holds for both."""
 

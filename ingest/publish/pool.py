@@ -3,11 +3,11 @@ publishers.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from maskline.ingest.metrics import Metrics
-from maskline.ingest.outcome import InFlight, OnRefused
+from maskline.ingest.outcome import InFlight, OnRefused, fail_all
 from maskline.ingest.publish.connection import ConnectionContext, PublisherConnection
 from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.redis.cluster import Cluster
@@ -31,7 +31,8 @@ class PublisherPool:
         self._metrics = metrics
         self._in_flight = in_flight
         self._partitions = settings.partitions
-        self._fallback: OnRefused | None = None
+        self._fallback: OnRefused = fail_all
+        self._on_attached: Callable[[], object] = lambda: None
         self._endpoint = RedisEndpoint(settings)
         self._server_monitor = ServerMonitor(tasks)
         self._context = ConnectionContext(
@@ -68,6 +69,12 @@ class PublisherPool:
         self._fallback = on_refused
         for publisher in self.publishers:
             publisher.on_refused = on_refused
+
+    def set_on_attached(self, on_attached: Callable[[], object]) -> None:
+        """Set what is called when any publisher has a new connection, before it publishes anything over it."""
+        self._on_attached = on_attached
+        for publisher in self.publishers:
+            publisher.on_attached = on_attached
 
     def publisher_of(self, partition_hash: int) -> Publisher:
         """The publisher of a session's partition; one without a connection while its server is not known.
@@ -144,8 +151,7 @@ class PublisherPool:
 
     def _new_connection(self, server: Server | None) -> PublisherConnection:
         publisher = Publisher(self._settings, self._metrics, self._in_flight)
-        if self._fallback is not None:
-            publisher.on_refused = self._fallback
+        publisher.on_refused, publisher.on_attached = self._fallback, self._on_attached
         return PublisherConnection(self._context, server, publisher)
 
     def _server_of(self, key: str) -> Server | None:

@@ -32,10 +32,10 @@ from maskline.ingest.outcome import (
     TIMEOUT,
     WRONG_SERVER,
     Completion,
-    Completions,
     InFlight,
     NotStoredError,
     OnRefused,
+    fail_all,
     refusal_code,
 )
 from maskline.ingest.publish.batch import Batch
@@ -85,8 +85,10 @@ class Publisher:
         """Rows of pages that this connection has appended, and the server has not confirmed as durable."""
         self._gathering: Batch | None = None
         self._sending_soon = False
-        self.on_refused: OnRefused = _fail_all
+        self.on_refused: OnRefused = fail_all
         """Takes over callbacks that were not taken."""
+        self.on_attached: Callable[[], object] = lambda: None
+        """Called with a new connection, before anything is published over it."""
         self.on_moved: Callable[[], None] = lambda: None
         """Called when the server says that a partition is on another one."""
         self.breaker = CircuitBreaker()
@@ -103,6 +105,11 @@ class Publisher:
         """How long the last reply took that came late."""
         self.on_slow: Callable[[], None] = lambda: None
         """Called when the server turns out to be slow, and when that is over."""
+
+    @property
+    def connection(self) -> PipelinedConnection | None:
+        """The connection to publish over; None without one."""
+        return self._connection
 
     @property
     def connected(self) -> bool:
@@ -128,6 +135,7 @@ class Publisher:
         """Publish over this connection from now on."""
         self._connection = connection
         self._unconfirmed.clear()
+        self.on_attached()
         self.breaker.connected()
         self._refresh()
 
@@ -204,9 +212,10 @@ class Publisher:
         """
         if not self.ready or self._connection is None:
             return None
-        return self._connection.send(command, 1, timeout_s=self._silence_timeout_s())
+        return self._connection.send(command, 1, timeout_s=self.silence_timeout_s())
 
-    def _silence_timeout_s(self) -> float:
+    def silence_timeout_s(self) -> float:
+        """How long the connection may be silent with something under way, in seconds."""
         return max(SILENCE_TIMEOUTS_S[self._silence_level], 2 * self._timeout_s)
 
     def _begin(self) -> Batch:
@@ -239,7 +248,7 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
-        silence_s = self._silence_timeout_s()
+        silence_s = self.silence_timeout_s()
         batch.replies = connection.send(b"".join(commands), count, timeout_s=silence_s, at_once=True)
         batch.replies.add_done_callback(partial(self._on_replies, batch, connection))
 
@@ -382,12 +391,6 @@ class Publisher:
 def _loss_code(connection: PipelinedConnection | None) -> str:
     """The code for the loss of a connection."""
     return TIMEOUT if connection is not None and connection.timed_out else AWAY
-
-
-def _fail_all(code: str, completions: Completions, _hashes: list[int], _values: list[bytes]) -> None:
-    for completion in completions:
-        # One exception each: a shared one would gather the tracebacks of all who await it.
-        completion.set_exception(NotStoredError(code))
 
 
 def _xadd_prefix(stream: str) -> bytes:

@@ -16,11 +16,11 @@ Everything here runs in the thread of `ingest.spool.writer`; the three attribute
 
 import contextlib
 import time
-from array import array
 from collections.abc import Sequence
 from typing import Final, Protocol
 
 from maskline.ingest.outcome import SPOOL_FAILED
+from maskline.ingest.spool.counts import SpoolCounts
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError, from_os_error
 from maskline.ingest.spool.file_identity import Identity, Stamp, stamp_of
@@ -42,14 +42,14 @@ RESCUE_BYTES_MAX: Final = 1 << 20
 class SlotFile:
     """A spool file that this process uses, with the slot of the directory that it holds for it.
 
-    `adopted`: its callbacks were another process's.
+    `partitions`: MASKLINE_PARTITIONS. `adopted`: its callbacks were another process's.
     """
 
     __slots__ = ("adopted", "file", "missing_since", "seen_in_place", "slot")
 
-    def __init__(self, slot: Slot, *, adopted: bool = False) -> None:
+    def __init__(self, slot: Slot, partitions: int, *, adopted: bool = False) -> None:
         self.slot = slot
-        self.file = SpoolFile(slot.path)
+        self.file = SpoolFile(slot.path, partitions)
         self.adopted = adopted
         self.missing_since: float | None = None
         """When its path was first found to lead elsewhere, by the monotonic clock."""
@@ -60,8 +60,8 @@ class SlotFile:
 class FileEvents(Protocol):
     """Receives the events of files, in the writer thread."""
 
-    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
-        """The own file was opened, with this many callbacks by bucket; `add`: those counted before still count."""
+    def on_opened(self, counts: SpoolCounts, add: bool) -> None:
+        """The own file was opened, with so many callbacks; `add`: those counted before still count."""
 
     def on_damaged(self, name: str) -> None:
         """A damaged file was set aside under this name."""
@@ -77,16 +77,22 @@ class FileEvents(Protocol):
 
 
 class SpoolFiles:
-    """All spool files of a process. `slot`: for its own. `max_bytes`: of all files in the directory together."""
+    """All spool files of a process.
 
-    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: FileEvents) -> None:
+    `slot`: for its own. `partitions`: MASKLINE_PARTITIONS. `max_bytes`: of all files in the directory together.
+    """
+
+    def __init__(
+        self, directory: SpoolDirectory, slot: Slot, partitions: int, max_bytes: int, events: FileEvents
+    ) -> None:
         self._directory = directory
+        self._partitions = partitions
         self._max_bytes = max_bytes
         self._events = events
         self._check_at = 0.0
         self._retry_at = 0.0
         self._open_error: SpoolError | None = None
-        self.own: SlotFile | None = SlotFile(slot)
+        self.own: SlotFile | None = SlotFile(slot, partitions)
         self.adopted: tuple[SlotFile, ...] = ()
         self.displaced: tuple[SlotFile, ...] = ()
         self.rescue_failed = False
@@ -176,7 +182,7 @@ class SpoolFiles:
             self._open_error = error
             raise
         self._open_error = None
-        self._events.on_opened(own.file.bucket_counts, bool(self.displaced))
+        self._events.on_opened(own.file.counts, bool(self.displaced))
         self._limit(own)
         return own
 
@@ -192,7 +198,7 @@ class SpoolFiles:
         """Adopt the files of dead processes, and remove those without callbacks. Raises SpoolError."""
         try:
             for slot in self._directory.leftovers(self._identities()):
-                slot_file = SlotFile(slot, adopted=True)
+                slot_file = SlotFile(slot, self._partitions, adopted=True)
                 try:
                     slot_file.file.open(self._max_bytes)
                 except DamagedError:
@@ -282,7 +288,8 @@ class SpoolFiles:
                 own.slot.release()
                 own = None
             if own is None:
-                own = self.own = SlotFile(self._directory.acquire_slot(self._identities()))
+                slot = self._directory.acquire_slot(self._identities())
+                own = self.own = SlotFile(slot, self._partitions)
         except OSError as error:
             raise from_os_error(error) from None
         except ConfigError as error:

@@ -8,10 +8,12 @@
 - A file that was removed, moved or replaced is noticed before a commit counts, and at least every second; its callbacks
   go into a new file.
 - Sessions with callbacks here are counted by buckets of their partition hash: their later callbacks queue behind.
+  Partitions are counted as well: workers are told of which this node holds some (`ingest.delivery.spool_notices`).
 """
 
 import asyncio
-from array import array
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -24,11 +26,12 @@ from maskline.ingest.outcome import (
     InFlight,
     NotStoredError,
 )
+from maskline.ingest.spool.counts import SpoolCounts
 from maskline.ingest.spool.directory import SpoolDirectory
 from maskline.ingest.spool.errors import DamagedError, SpoolError
 from maskline.ingest.spool.file_set import SlotFile
 from maskline.ingest.spool.log import SpoolLog
-from maskline.ingest.spool.sqlite_file import SESSION_BUCKETS, Row
+from maskline.ingest.spool.sqlite_file import Row
 from maskline.ingest.spool.writer import CommitResult, SpoolWriter, WriteRequest
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.settings import Settings
@@ -41,8 +44,6 @@ PROBE_INTERVAL_S: Final = 1.0
 """Between two writes that find out whether an unhealthy spool takes callbacks again."""
 PAGE_BYTES_MAX: Final = 1 << 20
 """Of one page, except that a page holds at least one callback, however large."""
-
-_BUCKET_MASK: Final = SESSION_BUCKETS - 1
 
 
 class Spool:
@@ -62,8 +63,12 @@ class Spool:
         self._writer: SpoolWriter | None = None
         self._gathering: dict[str, WriteRequest] = {}
         """The write requests of this loop tick, by reason."""
-        self._bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
-        """Callbacks here and on their way here, by bucket of their partition hash."""
+        self._counts = SpoolCounts(settings.partitions)
+        """Of callbacks here and on their way here; those in adopted files are not among them."""
+        self._held_since: dict[int, float] = {}
+        """By partition: when its first callback came here, by the loop's clock; those found here are not among them."""
+        self.on_held: Callable[[], None] = lambda: None
+        """Called when the first callback of a partition comes here."""
         self._probe_task: asyncio.Task[None] | None = None
         self.on_failed: Callable[[WriteRequest, str], None] = _fail_all
         """Takes over a write request that was not written, with the code of the failure."""
@@ -75,6 +80,8 @@ class Spool:
         """Damaged files that were set aside, by name."""
         self.waiting = 0
         """Callbacks on their way to the disk."""
+        self.name = ""
+        """`<host>:<path of the file>`: the next process here has the same."""
         self.changed = asyncio.Event()
         """Set whenever callbacks were written."""
 
@@ -85,7 +92,9 @@ class Spool:
         tried again later.
         """
         slot = self._directory.acquire_slot()
-        writer = self._writer = SpoolWriter(self._directory, slot, self.max_bytes, self)
+        partitions = len(self._counts.partitions)
+        writer = self._writer = SpoolWriter(self._directory, slot, partitions, self.max_bytes, self)
+        self.name = f"{socket.gethostname()}:{slot.path.resolve()}"
         self.damaged = self._directory.damaged()
         try:
             await writer.call(writer.files.open_own)
@@ -131,7 +140,8 @@ class Spool:
         self.waiting += 1
         self._in_flight.callbacks += 1
         self._in_flight.size_bytes += size
-        self._bucket_counts[partition_hash & _BUCKET_MASK] += 1
+        if self._counts.add(partition_hash):
+            self._on_first(partition_hash)
 
     def write_all(
         self, reason: str, completions: Completions, partition_hashes: list[int], values: list[bytes]
@@ -146,13 +156,13 @@ class Spool:
         self.waiting += len(values)
         self._in_flight.callbacks += len(values)
         self._in_flight.size_bytes += size
-        bucket_counts = self._bucket_counts
         for partition_hash in partition_hashes:
-            bucket_counts[partition_hash & _BUCKET_MASK] += 1
+            if self._counts.add(partition_hash):
+                self._on_first(partition_hash)
 
     def holds(self, partition_hash: int) -> bool:
         """Whether earlier callbacks of the session may be here, or on their way here."""
-        return self._bucket_counts[partition_hash & _BUCKET_MASK] > 0
+        return self._counts.holds_session(partition_hash)
 
     # For the drainer
 
@@ -191,13 +201,30 @@ class Spool:
         if not await self._call(slot_file, writer.files.delete, slot_file, [row.id for row in rows]):
             return
         self._metrics.drained += len(rows)
-        if not slot_file.adopted:
-            for row in rows:
-                self._uncount(row.partition_hash)
+        counts = slot_file.file.counts if slot_file.adopted else self._counts
+        for row in rows:
+            counts.remove(row.partition_hash)
         left = self.callbacks + self.waiting
         if not left:  # also corrects miscounts
-            self._bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
+            self._counts = SpoolCounts(len(self._counts.partitions))
         self.log.drained(len(rows), left)
+
+    # For the notices to workers
+
+    def held_ms(self) -> dict[int, int]:
+        """The partitions with callbacks here, or on their way here, and for how long there have been any, in ms."""
+        oldest_at_ms = self.oldest_at_ms
+        found_ms = 0 if oldest_at_ms is None else max(0, int(time.time() * 1000) - oldest_at_ms)
+        own, now = self._counts.held_partitions(), self._loop.time()
+        self._held_since = {
+            partition: since for partition in own if (since := self._held_since.get(partition)) is not None
+        }
+        held = dict.fromkeys(own, found_ms)
+        held |= {partition: int((now - since) * 1000) for partition, since in self._held_since.items()}
+        for slot_file in self._all():
+            if slot_file.adopted:
+                held |= dict.fromkeys(slot_file.file.counts.held_partitions(), found_ms)
+        return held
 
     # For /readyz and the metrics
 
@@ -235,11 +262,9 @@ class Spool:
             self._on_healthy()
             self.changed.set()
 
-    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
+    def on_opened(self, counts: SpoolCounts, add: bool) -> None:
         """Take over the counts of the own file, which was opened; `add`: on top of those there are."""
-        if add:
-            bucket_counts = array("I", map(int.__add__, self._bucket_counts, bucket_counts))
-        self._bucket_counts = bucket_counts
+        self._counts = self._counts.plus(counts) if add else counts
         self.changed.set()
 
     def on_damaged(self, name: str) -> None:
@@ -255,7 +280,7 @@ class Spool:
     def on_rescued(self, partition_hashes: Sequence[int]) -> None:
         """Count callbacks of dead processes that are in the own file now."""
         for partition_hash in partition_hashes:
-            self._bucket_counts[partition_hash & _BUCKET_MASK] += 1
+            self._counts.add(partition_hash)
 
     def on_displaced_closed(self, name: str, lost: int) -> None:
         """Record that a displaced file is closed, and how many callbacks are lost with it."""
@@ -296,6 +321,10 @@ class Spool:
                 await writer.call(writer.files.renew_own)
             raise
 
+    def _on_first(self, partition_hash: int) -> None:
+        self._held_since[partition_hash % len(self._counts.partitions)] = self._loop.time()
+        self.on_held()
+
     def _new_request(self, reason: str) -> WriteRequest:
         if not self._gathering:
             self._loop.call_soon(self._hand_over)
@@ -327,7 +356,7 @@ class Spool:
                     completion.set_result(None)
             return
         for partition_hash in request.partition_hashes:
-            self._uncount(partition_hash)
+            self._counts.remove(partition_hash)
         if error is not None:
             self._metrics.spool_failures[error.code] += count
             self.on_failed(request, error.code)
@@ -340,10 +369,6 @@ class Spool:
         self._metrics.spool_failures[SPOOL_SLOW] += len(request.values)
         self.on_failed(request, SPOOL_SLOW)
         self.on_unhealthy(SpoolError(SPOOL_SLOW, f"the disk has not confirmed within {WRITE_TIMEOUT_S:g} s"))
-
-    def _uncount(self, partition_hash: int) -> None:
-        if self._bucket_counts[partition_hash & _BUCKET_MASK]:  # 0: recounted, as the file was opened again
-            self._bucket_counts[partition_hash & _BUCKET_MASK] -= 1
 
     def _on_healthy(self) -> None:
         if self.error is not None:

@@ -24,7 +24,6 @@ import contextlib
 import os
 import sqlite3
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -32,14 +31,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from maskline.ingest.outcome import SPOOL_FAILED, SPOOL_FULL
+from maskline.ingest.spool.counts import SpoolCounts
 from maskline.ingest.spool.errors import DamagedError, SpoolError, from_os_error
 from maskline.ingest.spool.file_identity import OpenFile
 
 VERSION: Final = 1
 """Of the tables, kept in `user_version`."""
-SESSION_BUCKETS: Final = 1 << 16
-"""Sessions are counted by the low bits of their partition hash. With a thousand of them here, one in 65 other sessions
-shares a bucket and goes through the spool as well; the detour does no other harm."""
 INSERT_ROWS_MAX: Final = 512
 """Rows of one statement; the statements for 1, 2, 4 … 512 rows are all that are ever prepared."""
 WAL_MAX_BYTES: Final = 4 << 20
@@ -70,6 +67,8 @@ _PAGE: Final = """
     )
 """
 """The sizes first: a window over the values would read all rows of the limit, even beyond the bytes."""
+_BY_PLACE: Final = "SELECT route, count(*) FROM spool GROUP BY route & 65535, route % ?"
+"""One row for each bucket and partition: all of it counts alike (`ingest.spool.counts`)."""
 _read_page: Final = msgspec.json.Decoder(list[tuple[int, int, str]]).decode
 
 
@@ -92,13 +91,17 @@ class FileState(NamedTuple):
 
 
 class SpoolFile:
-    """One file, used by one thread. `state` may be read by others: it is replaced as a whole."""
+    """One file, used by one thread. `state` may be read by others: it is replaced as a whole.
 
-    def __init__(self, path: Path) -> None:
+    `partitions`: MASKLINE_PARTITIONS.
+    """
+
+    def __init__(self, path: Path, partitions: int) -> None:
         self.path = path
         self.state = FileState()
-        self.bucket_counts = array("I")
-        """Callbacks by bucket of their partition hash (SESSION_BUCKETS), as found when the file was opened."""
+        self._partitions = partitions
+        self.counts = SpoolCounts(partitions)
+        """Of the callbacks that were found when the file was opened."""
         self.open_file = OpenFile(path)
         self._miscounted = False
         self._pending_deletes: set[int] = set()
@@ -298,18 +301,18 @@ class SpoolFile:
 
     def _recount(self) -> None:
         """Count everything anew, in one pass, which also finds most damage there is."""
-        bucket_counts = array("I", bytes(4 * SESSION_BUCKETS))
+        counts = SpoolCounts(self._partitions)
         callbacks = 0
         assert self._db is not None  # noqa: S101 - for the type checker
-        for bucket, count in self._db.execute("SELECT route & 65535, count(*) FROM spool GROUP BY 1"):
-            bucket_counts[bucket] = count
+        for partition_hash, count in self._db.execute(_BY_PLACE, (self._partitions,)):
+            counts.add(partition_hash, count)
             callbacks += count
         callbacks -= len(self._pending_deletes)
         first = self._execute("SELECT at_ms FROM spool ORDER BY id LIMIT 1")
         (last_id,) = self._execute("SELECT max(id) FROM spool")
         # Not SQLite's own numbering: that begins again once the table is empty, behind the drainer's cursor.
         self._next_id = max(self._next_id, (last_id or 0) + 1)
-        self.bucket_counts = bucket_counts
+        self.counts = counts
         self._miscounted = False
         self._set_state(callbacks, first[0] if first else None)
 

@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
 from maskline.ingest.outcome import SPOOL_FAILED, Completions
+from maskline.ingest.spool.counts import SpoolCounts
 from maskline.ingest.spool.directory import Slot, SpoolDirectory
 from maskline.ingest.spool.errors import SpoolError, from_os_error
 from maskline.ingest.spool.file_set import CHECK_INTERVAL_S, FileEvents, SpoolFiles
@@ -91,15 +91,17 @@ class WriterEvents(FileEvents, Protocol):
 class SpoolWriter:
     """Starts the thread. Its public methods are for the event loop, which may read `files` and reach it by `call`.
 
-    `slot`: of this process's own file. `max_bytes`: MASKLINE_SPOOL_MAX_BYTES.
+    `slot`: of this process's own file. `partitions`: MASKLINE_PARTITIONS. `max_bytes`: MASKLINE_SPOOL_MAX_BYTES.
     """
 
-    def __init__(self, directory: SpoolDirectory, slot: Slot, max_bytes: int, events: WriterEvents) -> None:
+    def __init__(
+        self, directory: SpoolDirectory, slot: Slot, partitions: int, max_bytes: int, events: WriterEvents
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._commit_bytes_max = wal_max_bytes(max_bytes) // 2
         self._events = events
         self._ended = asyncio.Event()
-        self.files = SpoolFiles(directory, slot, max_bytes, self)
+        self.files = SpoolFiles(directory, slot, partitions, max_bytes, self)
         self._queue: SimpleQueue[WriteRequest | _Call | None] = SimpleQueue()
         self._requests: deque[WriteRequest] = deque()
         self._calls: deque[_Call] = deque()
@@ -128,9 +130,9 @@ class SpoolWriter:
 
     # Events of the files, which happen in the thread (`ingest.spool.file_set.FileEvents`): handed on to the loop
 
-    def on_opened(self, bucket_counts: "array[int]", add: bool) -> None:
+    def on_opened(self, counts: SpoolCounts, add: bool) -> None:
         """Hand the event on to the loop."""
-        self._call_on_loop(self._events.on_opened, bucket_counts, add)
+        self._call_on_loop(self._events.on_opened, counts, add)
 
     def on_damaged(self, name: str) -> None:
         """Hand the event on to the loop."""

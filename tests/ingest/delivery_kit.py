@@ -1,4 +1,7 @@
-"""The delivery side of an ingest node without HTTP: router, publishers, spool and drainer against a real server."""
+"""The delivery side of an ingest node without HTTP: router, publishers, spool and drainer against a real server.
+
+Spool notices only on request: they are commands more, which most tests do not expect.
+"""
 
 import asyncio
 import contextlib
@@ -9,6 +12,7 @@ from zlib import crc32
 from maskline.ingest.delivery.drainer import Drainer
 from maskline.ingest.delivery.rate_limiter import RateLimiter
 from maskline.ingest.delivery.router import DeliveryRouter
+from maskline.ingest.delivery.spool_notices import SpoolNotices
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import InFlight, NotStoredError
 from maskline.ingest.publish.connection import PublisherConnection
@@ -58,16 +62,23 @@ class Delivery:
 
 
 @contextlib.asynccontextmanager
-async def delivering(settings: Settings, *, draining: bool = True) -> AsyncIterator[Delivery]:
+async def delivering(
+    settings: Settings, *, draining: bool = True, notices: bool = False
+) -> AsyncIterator[Delivery]:
     it = Delivery(settings)
+    spoken = SpoolNotices(settings, it.spool, it.pool, it.tasks) if notices else None
     await it.spool.start()
     try:
         await it.pool.start()
+        if spoken is not None:
+            spoken.start()
         if draining:
             it.drainer.start()
         yield it
     finally:
         await it.drainer.finish(FINISH_S)
+        if spoken is not None:
+            await spoken.stop()
         await it.pool.stop()
         await it.spool.stop()
         await it.tasks.stop()

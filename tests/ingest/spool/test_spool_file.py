@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from maskline.ingest.spool.counts import SpoolCounts
 from maskline.ingest.spool.directory import wal_of
 from maskline.ingest.spool.errors import DamagedError, SpoolError
-from maskline.ingest.spool.sqlite_file import SESSION_BUCKETS, SpoolFile
+from maskline.ingest.spool.sqlite_file import SpoolFile
 
 MIB = 1 << 20
+PARTITIONS = 12
 
 
 @contextmanager
 def journal_file(directory, max_bytes=64 * MIB):
-    file = SpoolFile(directory / "j.db")
+    file = SpoolFile(directory / "j.db", PARTITIONS)
     file.open(max_bytes)
     with closing(file):
         yield file
@@ -45,9 +47,10 @@ def test_rows_are_read_in_order_also_after_reopening(tmp_path, count):
         assert values(everything(file)) == written
         assert file.state.callbacks == count
         assert file.state.size_bytes > sum(len(value) for _, value in written)
-        assert sum(file.bucket_counts) == count
+        counted = SpoolCounts(PARTITIONS)
         for partition_hash, _ in written:
-            assert file.bucket_counts[partition_hash % SESSION_BUCKETS] >= 1
+            counted.add(partition_hash)
+        assert (file.counts.buckets, file.counts.partitions) == (counted.buckets, counted.partitions)
 
 
 def test_page_is_bounded_in_rows_and_bytes_and_has_at_least_one_row(tmp_path):
@@ -185,14 +188,14 @@ def test_file_is_made_for_its_owner_only(tmp_path):
 
 def test_file_cannot_be_opened_twice(tmp_path):
     with journal_file(tmp_path), pytest.raises(SpoolError, match="BUSY"):
-        SpoolFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db", PARTITIONS).open(MIB)
 
 
 @pytest.mark.parametrize("rest", [b"", b"x" * 100_000])
 def test_file_that_is_no_database_is_damaged(tmp_path, rest):
     (tmp_path / "j.db").write_bytes(b"this is no database, but it is long enough to be looked at" + rest)
     with pytest.raises(DamagedError):
-        SpoolFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db", PARTITIONS).open(MIB)
 
 
 def test_damage_in_the_middle_is_found_at_opening(tmp_path):
@@ -202,7 +205,7 @@ def test_damage_in_the_middle_is_found_at_opening(tmp_path):
         raw.seek(40 * 4096)
         raw.write(b"\xff" * 4096)
     with pytest.raises(DamagedError):
-        SpoolFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db", PARTITIONS).open(MIB)
 
 
 def test_file_of_a_newer_release_is_left_alone(tmp_path):
@@ -211,5 +214,5 @@ def test_file_of_a_newer_release_is_left_alone(tmp_path):
     with closing(sqlite3.connect(tmp_path / "j.db")) as db:
         db.execute("PRAGMA user_version = 2")
     with pytest.raises(SpoolError, match="newer") as caught:
-        SpoolFile(tmp_path / "j.db").open(MIB)
+        SpoolFile(tmp_path / "j.db", PARTITIONS).open(MIB)
     assert not isinstance(caught.value, DamagedError)

@@ -47,7 +47,7 @@ def found(directory, copy):
         redis.unlink()  # it leads to what is open here
     values = []
     for slot in SpoolDirectory(copy, "ns").leftovers():
-        file = SpoolFile(slot.path)
+        file = SpoolFile(slot.path, 64)
         with contextlib.suppress(SpoolError):  # the file and its log were copied one after the other
             file.open(1 << 30)
             values += [row.value for row in file.page(0, 10_000, 1 << 30)]
