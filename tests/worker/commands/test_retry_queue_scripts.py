@@ -276,12 +276,14 @@ async def test_an_attempt_of_a_queue_whose_list_was_deleted_is_not_lost(store):
 
 @pytest.mark.parametrize("letter_id", ["x", "", "1-2-3", "99999999999999999999-1", "1-1"])
 async def test_letter_that_is_not_there_is_no_reason_to_stop(store, letter_id):
+    await store.commit(dead=[b"letter"])
     await store.commit(
         DeleteLetter(letter_id),
         Requeue(letter_id, encode_callback(CALLBACK)),
         Unpark("h", "s", letter_id, b"1"),
     )
     assert store.queue("h", "s") == [b"1"]
+    assert len(store.letters()) == 1
     assert not store.client.xlen(store.keys.callbacks(PARTITION))
 
 
@@ -314,6 +316,7 @@ async def test_progress_of_jobs_is_written_with_the_commit(store):
 
 EVERY_OP = (
     Append("h", "s", 0, b"1"),
+    Append("h", "s", 0, b"2"),
     Again("h", "s", 0, b"1"),
     Park("h", "s"),
     Unpark("h", "s", "1-1", b"1"),
