@@ -35,6 +35,7 @@ from history import (
     Fault,
     Leftover,
     Recovery,
+    Said,
     Tail,
     Terms,
     Waiting,
@@ -44,11 +45,12 @@ from history import (
 from nemesis import Nemesis
 from proxy import fixed_port
 from rich.console import Console
-from stage import Stage, open_stage
+from stage import GAP_TIMEOUT_MS, Stage, open_stage
 from traffic import Traffic
 
 from maskline.schemas.callback import decode_callback
 from maskline.schemas.decode import decode_event
+from maskline.schemas.spool_notices import read_notice
 from maskline.worker.entries.dead_letter import decode_dead_letter
 
 DURATION_S, RATE = 300.0, 400.0
@@ -137,7 +139,7 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     writer = Writer(directory / RUNNER_FILE)
-    writer.write(Terms(HANDLERS, options.lease_s, PARTITIONS))
+    writer.write(Terms(HANDLERS, options.lease_s, PARTITIONS, gap_timeout_s=GAP_TIMEOUT_MS / 1000))
     planned = plan(
         options.seed, options.duration_s, workers=WORKERS, ingests=INGESTS, lease_s=options.lease_s
     )
@@ -262,7 +264,7 @@ async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, sto
 
 def _record_final_state(stage: Stage, writer: Writer) -> None:
     """Write down what is in Redis at the end."""
-    for fact in (*_dead_letters(stage), *_waiting(stage)):
+    for fact in (*_dead_letters(stage), *_waiting(stage), *_said(stage)):
         writer.write(fact)
     for number, (pending, lag) in stage.left().items():
         writer.write(Leftover(number, pending, lag))
@@ -275,6 +277,20 @@ def _dead_letters(stage: Stage) -> list[DeadLetter]:
             letter = decode_dead_letter(fields[b"d"])
             letters.append(DeadLetter(_tag(letter.callback), letter.handler, letter.code))
     return letters
+
+
+def _said(stage: Stage) -> list[Said]:
+    """The spool notices that are still in Redis: the latest of each partition."""
+    ahead_s = time.monotonic() - time.time()
+    spools = {f":{node.spool.resolve()}/": node.name for node in stage.ingests if node.spool is not None}
+    said: list[Said] = []
+    for number in range(stage.partitions):
+        for entry_id, fields in stage.client.xrange(stage.keys.spooled(number)):
+            notice = read_notice(entry_id, [part for pair in fields.items() for part in pair])
+            assert notice is not None
+            (node,) = [name for spool, name in spools.items() if spool in notice.node]
+            said.append(Said(node, number, notice.at_ms / 1000 + ahead_s, notice.held_ms is not None))
+    return said
 
 
 def _waiting(stage: Stage) -> list[Waiting]:

@@ -6,6 +6,7 @@
   one before it; numbers of a run not rising under one owner; `in_order` with an open number before it that it does not
   name as skipped; `after_gap` with missing numbers that were handled; numbers skipped that were not given up; a run
   that numbering, which runs on, never began. Besides, an old owner that starts a call after the new one did.
+- given_up: a number was given up though its callback had been answered 200, and the node that held it could say so.
 - doubled: a handler came to its end with a callback twice; one callback under two idempotency keys, two under one.
 - attempts: the next try of an event has not the next number; an event was given up though time alone decides.
 - held_up: while one event was slow or failing, none of the other sessions of its partition were served.
@@ -30,9 +31,11 @@ again, and no longer can it believe in a lease that it has lost. Then, and only 
 - A number may be named as missing that had been handled: if a failover may have lost the commit that says so, and the
   second owner bears a higher token. The callback itself is not lost: it comes again from a spool.
 
-Each of these is counted, as is what an operator had run again. `late` and `after_gap` are flags and no breach; they are
-counted as well, and those that name a number which had been answered 200 before: the order of answers is not the order
-in the stream.
+- A number may be given up whose callback had been answered 200: if the node that answered was dead or cut off when the
+  gap was due, and had not said before that it holds something (`given_up_check`).
+
+Each of these is counted, as is what an operator had run again. `late` and `after_gap` are flags and no breach by
+themselves; they are counted as well.
 """
 
 from collections import Counter, defaultdict
@@ -40,12 +43,13 @@ from typing import NamedTuple
 
 from attempts_check import AttemptsCheck
 from evidence import Evidence, Finding
+from given_up_check import GivenUpCheck
 from history import Answer, DeadLetter, Discarded, Exit, History, Leftover, Operated, Waiting
 from once_check import OnceCheck
 from order_check import OrderCheck
 from served_check import ServedCheck
 
-PROMISES = ("lost", "misordered", "doubled", "attempts", "held_up", "left", "unexplained")
+PROMISES = ("lost", "misordered", "given_up", "doubled", "attempts", "held_up", "left", "unexplained")
 
 EXAMPLES_MAX = 5
 """Shown of each promise; all are counted."""
@@ -70,6 +74,7 @@ def check(history: History) -> Verdict:
     rest = _Check(evidence)
     rest.check_lost()
     OrderCheck(evidence).check()
+    GivenUpCheck(evidence).check()
     OnceCheck(evidence).check()
     AttemptsCheck(evidence).check()
     ServedCheck(evidence).check()

@@ -17,11 +17,13 @@ from history import (
     Leftover,
     Operated,
     Rerun,
+    Said,
     Terms,
     Waiting,
 )
 
 LEASE_S = 1.0
+GAP_TIMEOUT_S = 1.0
 PARTITIONS = 1
 """One, so that sessions and owners need no arithmetic."""
 ATTEMPTS = 3
@@ -41,7 +43,7 @@ class HistoryBuilder:
     """Builds a history. Defaults are the ordinary case: answered 200, done at the first attempt, nothing left."""
 
     def __init__(self) -> None:
-        self.facts: list[Fact] = [Terms(HANDLERS, LEASE_S, PARTITIONS)]
+        self.facts: list[Fact] = [Terms(HANDLERS, LEASE_S, PARTITIONS, gap_timeout_s=GAP_TIMEOUT_S)]
         self.left = [Leftover(number, 0, 0) for number in range(PARTITIONS)]
         self.asked: dict[str, Answer] = {}
         self._calls = 0
@@ -125,6 +127,9 @@ class HistoryBuilder:
 
     def discarded(self, tag: str, handler: str, at: float) -> None:
         self.facts.append(Discarded(tag, handler, at))
+
+    def said(self, node: str, at: float, *, held: bool = True) -> None:
+        self.facts.append(Said(node, 0, at, held))
 
     def rerun(self, session: str, at: float) -> None:
         self.facts.append(Rerun(session, at))

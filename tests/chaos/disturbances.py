@@ -30,11 +30,12 @@ class Disturbances:
 
     def __init__(self, faults: Iterable[Fault], lease_s: float) -> None:
         self.lease_s = lease_s
+        self.faults = list(faults)
         self.redis: list[Fault] = []
         self.of: defaultdict[int, list[Fault]] = defaultdict(list)
         self.asked_to_stop: dict[int, float] = {}
         """When a process was asked to stop: no excuse, but it starts no handler any more."""
-        for fault in faults:
+        for fault in self.faults:
             if fault.target == "redis":
                 self.redis.append(fault)
             elif fault.kind == "restart":

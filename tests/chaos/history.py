@@ -42,6 +42,8 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     lease_s: float
     partitions: int
     first_sequence: int = 1
+    gap_timeout_s: float = 0.0
+    """MASKLINE_GAP_TIMEOUT_MS."""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="asked"):
@@ -167,6 +169,16 @@ class Operated(msgspec.Struct, frozen=True, tag="operated"):
     """The last that it wrote to its error output; empty where it ended well."""
 
 
+class Said(msgspec.Struct, frozen=True, tag="said"):
+    """A spool notice of an ingest node, read at the end of the run."""
+
+    node: str
+    partition: int
+    at: float
+    held: bool
+    """It held spooled callbacks of the partition; else none any more."""
+
+
 class Leftover(msgspec.Struct, frozen=True, tag="left"):
     """What a consumer group had not handled of a partition at the end; None where there was no group."""
 
@@ -189,6 +201,7 @@ Fact = (
     | Rerun
     | Operated
     | Leftover
+    | Said
 )
 
 _encode = msgspec.json.Encoder().encode

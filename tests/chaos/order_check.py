@@ -210,14 +210,5 @@ class OrderCheck:
                     )
 
     def _count_flags(self) -> None:
-        numbers = {(it.session, it.number): it.ended for it in self.evidence.answered.values()}
-        seen: set[str] = set()
-        for call in self.evidence.calls:
-            it = call.began
-            if it.tag in seen:
-                continue
-            seen.add(it.tag)
-            self.evidence.counts[it.order] += 1
-            answered = [numbers.get((it.session, number)) for number in it.missing]
-            if any(at is not None and at < it.at for at in answered):
-                self.evidence.counts["after_gap, the missing answered before"] += 1
+        orders = {call.began.tag: call.began.order for call in reversed(self.evidence.calls)}
+        self.evidence.counts.update(orders.values())

@@ -22,6 +22,7 @@ from history import (
     Operated,
     Recovery,
     Rerun,
+    Said,
     Tail,
     Terms,
     Waiting,
@@ -44,6 +45,7 @@ FACTS = [
     Discarded("0.3", "ends", 2.5),
     Rerun("s", 2.5),
     Operated("dead replay --all", 2.5, 3.5, 1, "Redis is away"),
+    Said("ingest-0", 3, 2.5, True),
     Leftover(0, 0, None),
 ]
 
