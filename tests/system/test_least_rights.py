@@ -13,6 +13,7 @@ from servers import RedisServer, plain_reply, wait_until
 from system_kit import AUTH_ID, AUTH_TOKEN, ingest
 
 from maskline.schemas.keys import Keys
+from maskline.worker.commands import scripts
 from maskline.worker.commands.retry_ops import (
     Again,
     Append,
@@ -155,6 +156,7 @@ async def test_retry_queues_work_with_the_documented_rights(own_redis: RedisServ
         await store.commit(Unpark("h", "s", letter, b"1"), Requeue(another, b"callback"))
         await store.commit(Pop("h", "s"), GiveUpWaiting("h", "s", 1), DeleteLetter("1-1"), DeleteJob("j"))
         assert await store.index() == {}
+        assert await store.run(scripts.take_runs(store.keys, "j", 1_000, 1)) == 0
         store.connection.close()
     assert refused(own_redis.port) == []
 
