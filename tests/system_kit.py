@@ -27,9 +27,9 @@ PAUSE_S = 0.01
 
 
 @contextlib.contextmanager
-def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
-    """An ingest process; the URL for callbacks. It must stop well in the end."""
-    log = crew.directory / "ingest.log"
+def ingest(crew: Fleet, *, name: str = "ingest", **settings: Any) -> Iterator[str]:
+    """An ingest process with a log of this name; the URL for callbacks. It must stop well in the end."""
+    log = crew.directory / f"{name}.log"
     environment = crew.environment(
         **{"handlers": None, "host": "127.0.0.1", "port": 0, "auth_tokens": f"{AUTH_ID}:{AUTH_TOKEN}"}
         | {"spool_dir": crew.directory / "spool"}
@@ -51,12 +51,18 @@ def ingest(crew: Fleet, **settings: Any) -> Iterator[str]:
         process.wait()
 
 
-async def post(client: aiohttp.ClientSession, url: str, session: str, number: int) -> int:
+async def post(
+    client: aiohttp.ClientSession,
+    url: str,
+    session: str,
+    number: int | None,
+    event: str = "SessionFirstPartyRinging",
+) -> int:
     """Send one signed callback; the status of its answer."""
     pairs = [
-        ("EventName", "SessionFirstPartyRinging"),
+        ("EventName", event),
         ("SessionUUID", session),
-        ("SequenceNumber", str(number)),
+        *([] if number is None else [("SequenceNumber", str(number))]),
         ("From", "+14155550123"),
         ("To", "+14155550199"),
     ]

@@ -10,7 +10,7 @@ import redis
 from process_kit import PATIENCE_S, Fleet, fleet
 from retry_queues_kit import QueueStore, open_connection
 from servers import RedisServer, plain_reply, wait_until
-from system_kit import AUTH_ID, AUTH_TOKEN, ingest
+from system_kit import AUTH_ID, AUTH_TOKEN, ingest, post_all
 
 from maskline.schemas.keys import Keys
 from maskline.worker.commands import scripts
@@ -110,13 +110,17 @@ def stored(crew: Fleet, until: Callable[[int], bool]) -> None:
 
 
 def whole_life(crew: Fleet, url: str) -> None:
-    """Everything that processes do: take, order, hold, fail, die, take over, trim, give back."""
+    """Everything that processes do: take, spool, order, hold, fail, die, take over, trim, give back."""
     with ingest(crew, redis_url=with_login(url, INGEST)) as takes:
         worker_url = with_login(url, WORKER)
         first = crew.start(redis_url=worker_url, gap_timeout_ms=60_000, retention_s=0)
         simulate(crew, takes)
         stored(crew, lambda count: count > 100 or bool(crew.calls()))
         crew.until_drained()
+        crew.server.pause()
+        assert post_all(takes, ["spooled"], 1) == {200}
+        crew.server.resume()
+        crew.until_calls(1, "spooled")
         crew.put("fail1", 1)
         wait_until(crew.dead_letters, within_s=PATIENCE_S, what="a dead letter")
         crew.put("gap", 2)
