@@ -6,6 +6,8 @@ by the main account's token; it comes beside the same nonce.
 
 from typing import Final
 
+BEGINNING: Final = "X-Plivo-Signature-"
+"""With it begins the name of each of them."""
 SIGNATURE_V3: Final = "X-Plivo-Signature-V3"
 SIGNATURE_MA_V3: Final = "X-Plivo-Signature-Ma-V3"
 NONCE_V3: Final = "X-Plivo-Signature-V3-Nonce"

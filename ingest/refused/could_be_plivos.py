@@ -27,6 +27,7 @@ HEAD_CODES: Final = frozenset({"signature_missing", "nonce_missing", "unknown_ac
 """Refusals that the head alone decides."""
 KEPT_CODES: Final = HEAD_CODES | {"signature_wrong", "not_decodable", "content_encoding", "body_broken"}
 
+_HEADER_BEGINNING: Final = plivo_headers.BEGINNING.lower().encode()
 _METHODS: Final = ("POST", "GET")
 _SESSION: Final = "SessionUUID"
 _SESSION_BYTES: Final = b"SessionUUID"
@@ -52,5 +53,5 @@ def names_session(head: RequestHead, body: bytes) -> bool:
 
 
 def _head_could_be_plivos(head: RequestHead) -> bool:
-    headers = head.headers
-    return any(name in headers for name in plivo_headers.ALL) or _SESSION in head.target
+    # A search of the bytes costs a tenth of six look-ups; a text of a header that has the name in it is no harm.
+    return _HEADER_BEGINNING in head.raw.lower() or _SESSION in head.target

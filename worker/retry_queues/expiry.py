@@ -23,8 +23,8 @@ from maskline.worker.partitions.partition import Partition
 INTERVAL_S: Final = 30.0
 """Between two looks for queues that have been parked too long."""
 
-ITEMS_MAX: Final = 256
-"""Events given up by one commit. The rest of a longer queue stays parked until the next."""
+ITEMS_MAX: Final = 4_096
+"""Events of a queue given up at a time. A session has dozens: of a longer queue, what follows runs again."""
 
 _log = get_logger("maskline.worker")
 
