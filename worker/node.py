@@ -199,6 +199,7 @@ class WorkerNode:
             counters=counters,
             on_progress=self._committer.mark,
             on_fenced=self._fenced,
+            on_diverged=self._diverged,
         )
         self.jobs = JobExecutor(
             connections,

@@ -77,6 +77,7 @@ class QueueStore:
         return taken
 
     async def try_to_take(self, handler: str = "h", *, value: str = "", **what: Any) -> scripts.Taken | None:
+        what = {"commits": (self.number, self.number)} | what
         packed = scripts.take_due(self.keys, PARTITION, value or self.value, handler, **what)
         return scripts.read_taken(await self.run(packed))
 

@@ -216,17 +216,23 @@ def take_due(
     *,
     count: int,
     items: int,
+    commits: tuple[int, int],
     excluded: Collection[str] = (),
 ) -> bytes:
     """Take the `count` queues of a handler that are due longest, with their first `items` events, if the lease is held.
 
-    `value`: its `lease_value`. `handler`: its name as it is. `excluded`: the SessionUUIDs of those to leave out, as the
-    caller has taken them, or is about to commit something of them.
+    `value`: its `lease_value`. `handler`: its name as it is. `commits`: the numbers that the last commit in Redis may
+    have (`EntryLedger.commit_numbers`); with any other the reply is DIVERGED. `excluded`: the SessionUUIDs of those to
+    leave out, as the caller has taken them, or is about to commit something of them.
     """
     at, name = keys.of(partition), encode_handler(handler)
     heads = "EVALSHA", SHA["take"], 7, at.lease, at.fence, at.retry_due + name, at.retry_since + name
     return pack(
-        *heads, at.retry_taken, f"{at.retry}{name}:", at.session, value, name, count, items, *excluded
+        *heads,
+        *(at.retry_taken, f"{at.retry}{name}:", at.session),
+        *(value, name, count, items),
+        *commits,
+        *excluded,
     )
 
 

@@ -183,6 +183,12 @@ class EntryLedger:
         self.commit_in_flight = None
         self._being_written = ()
 
+    @property
+    def commit_numbers(self) -> tuple[int, int]:
+        """The numbers that the last commit in Redis may have: the last confirmed one, and the one in flight."""
+        confirmed, _ = self._confirmed
+        return confirmed, confirmed if self.commit_in_flight is None else self.commit_in_flight.number
+
     def seen(self) -> Seen:
         """The history that a server must have, so that the partition can continue there."""
         commits = dict([self._confirmed])

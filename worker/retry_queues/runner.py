@@ -54,8 +54,9 @@ _log = get_logger("maskline.worker")
 class RetryQueueRunner:
     """Runs the retry queues of a worker process.
 
-    `handlers`: all that are loaded; queues of others wait. `on_progress(partition)`: called when a
-    partition has something to commit. `on_fenced(partition)`: its lease is not ours any more.
+    `handlers`: all that are loaded; queues of others wait. `on_progress(partition)`: called when a partition has
+    something to commit. `on_fenced(partition)`: its lease is not ours any more. `on_diverged(partition)`: the server
+    lacks its last commit.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RetryQueueRunner:
         counters: Counters,
         on_progress: Callable[[Partition], None],
         on_fenced: Callable[[Partition], None],
+        on_diverged: Callable[[Partition], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connections = connections
@@ -83,6 +85,7 @@ class RetryQueueRunner:
         self._counters = counters
         self._on_progress = on_progress
         self._on_fenced = on_fenced
+        self._on_diverged = on_diverged
         self._due: dict[Partition, dict[str, float]] = {}
         """By partition and handler: when the next queue is due, by the loop's clock."""
         self._taking: set[tuple[Partition, str]] = set()
@@ -176,6 +179,7 @@ class RetryQueueRunner:
             handler,
             count=count,
             items=ITEMS_MAX,
+            commits=partition.commit_numbers,
             excluded=partition.unavailable_queues(handler),
         )
         self._taking.add((partition, handler))
@@ -208,6 +212,9 @@ class RetryQueueRunner:
         if isinstance(reply, hiredis.ReplyError):
             self._log_failure(partition, str(reply))
             due[handler] = self._loop.time() + RETRY_DELAY_S
+            return 0
+        if reply == scripts.DIVERGED:
+            self._on_diverged(partition)
             return 0
         taken = scripts.read_taken(reply)
         if taken is None:

@@ -401,3 +401,14 @@ async def test_ten_thousand_events_of_one_queue_and_of_as_many_queues(store):
     assert len(store.letters()) == count - 2
     await store.commit(*(Pop("g", f"s{n}") for n in range(count)), Pop("h", "s"))
     assert store.counts() == {}
+
+
+async def test_nothing_is_taken_where_the_last_commit_is_missing(store):
+    await store.commit(Append("h", "s", 0, b"1"))
+    confirmed = store.number
+    for commits in ((confirmed + 1, confirmed + 1), (confirmed - 1, confirmed - 1)):
+        packed = scripts.take_due(store.keys, PARTITION, store.value, "h", count=1, items=1, commits=commits)
+        assert await store.run(packed) == scripts.DIVERGED
+    assert (await store.take(commits=(confirmed - 1, confirmed))).queues[0].items == [b"1"], (
+        "one is under way"
+    )

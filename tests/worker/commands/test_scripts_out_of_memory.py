@@ -104,7 +104,7 @@ async def commit_retry_op(it):
 
 async def take(it):
     await commit_retry_op(it)
-    packed = scripts.take_due(it.keys, 3, it.value, "handler", count=1, items=1)
+    packed = scripts.take_due(it.keys, 3, it.value, "handler", count=1, items=1, commits=(1, 1))
     taken = scripts.read_taken(await it.reply(packed))
     return 0 if taken is None else len(taken.queues)
 
