@@ -275,7 +275,9 @@ def _dead_letters(stage: Stage) -> list[DeadLetter]:
     for number in range(stage.partitions):
         for _, fields in stage.client.xrange(stage.keys.dead(number)):
             letter = decode_dead_letter(fields[b"d"])
-            letters.append(DeadLetter(_tag(letter.callback), letter.handler, letter.code))
+            letters.append(
+                DeadLetter(_tag(letter.callback), letter.handler, letter.code, list(letter.missing or ()))
+            )
     return letters
 
 
@@ -295,7 +297,7 @@ def _said(stage: Stage) -> list[Said]:
 
 def _waiting(stage: Stage) -> list[Waiting]:
     return [
-        Waiting(_tag(item.callback), handler, parked)
+        Waiting(_tag(item.callback), handler, parked, list(item.missing))
         for handler, parked, items in stage.retry_queues(HANDLERS)
         for item in items
     ]

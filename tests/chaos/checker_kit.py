@@ -122,8 +122,8 @@ class HistoryBuilder:
     def letter(self, tag: str, handler: str | None) -> None:
         self.facts.append(DeadLetter(tag, handler, "retries_exhausted"))
 
-    def waits(self, tag: str, handler: str, *, parked: bool = True) -> None:
-        self.facts.append(Waiting(tag, handler, parked))
+    def waits(self, tag: str, handler: str, *, parked: bool = True, missing: Sequence[int] = ()) -> None:
+        self.facts.append(Waiting(tag, handler, parked, [*missing]))
 
     def discarded(self, tag: str, handler: str, at: float) -> None:
         self.facts.append(Discarded(tag, handler, at))

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from disturbances import Call, Disturbances
-from history import Answer, Began, Ended, Exit, Fault, History, Rerun, Terms
+from history import Answer, Began, DeadLetter, Ended, Exit, Fault, History, Rerun, Terms, Waiting
 
 
 class Finding(NamedTuple):
@@ -34,6 +34,13 @@ class Evidence:
         for call in self.calls:
             self.by_tag[call.began.tag].append(call)
             self.by_handler[call.began.session, call.began.handler].append(call)
+
+        self.uncalled: defaultdict[tuple[str, bool], set[int]] = defaultdict(set)
+        """By session, and whether it is a recording: what events name as missing that wait or are dead letters."""
+        for it in (*history.of(Waiting), *history.of(DeadLetter)):
+            if (answer := self.answered.get(it.tag)) is not None:
+                lane = answer.session, answer.event.startswith("SessionRecording")
+                self.uncalled[lane].update(it.missing)
 
         self._reruns: defaultdict[str, float] = defaultdict(lambda: float("inf"))
         for it in history.of(Rerun):

@@ -8,7 +8,7 @@ it holds, and could not.
 A gap is due a gap timeout after the first event that waited behind it was sent, or when a SessionTimeout was. Later, if
 the worker was behind: that makes the check milder, not stricter. What was answered only after that has come too late.
 
-A `late` event is explained by the call that named its number as missing, by another callback of that number, or by a
+A `late` event is explained by the event that named its number as missing, by another callback of that number, or by a
 number that nobody believes.
 """
 
@@ -50,11 +50,12 @@ class GivenUpCheck:
     def check(self) -> None:
         missing: defaultdict[Lane, set[int]] = defaultdict(set)
         for it in self._first.values():
-            lane = lane_of(it)
             if it.missing:
                 self._check_gap(it)
-                missing[lane].update(it.missing)
-            elif it.order == "late" and it.number not in missing[lane]:
+                missing[lane_of(it)].update(it.missing)
+        for it in self._first.values():
+            uncalled = self.evidence.uncalled[it.session, it.event.startswith("SessionRecording")]
+            if it.order == "late" and it.number not in missing[lane_of(it)] | uncalled:
                 self._check_late(it)
 
     def _check_gap(self, it: Began) -> None:

@@ -132,6 +132,8 @@ class DeadLetter(msgspec.Struct, frozen=True, tag="letter"):
     tag: str
     handler: str | None
     code: str
+    missing: list[int] = []
+    """The numbers that were given up just before it."""
 
 
 class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
@@ -141,6 +143,8 @@ class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
     handler: str
     parked: bool
     """Behind a dead letter of its session and handler."""
+    missing: list[int] = []
+    """The numbers that were given up just before it."""
 
 
 class Discarded(msgspec.Struct, frozen=True, tag="discarded"):

@@ -164,7 +164,8 @@ class OrderCheck:
             for number in self._numbers[it.session, event]
             if number < it.number
         }
-        return max(wanted - self._missing[lane], default=None)
+        uncalled = self.evidence.uncalled[it.session, lane[1] == "recording"]
+        return max(wanted - self._missing[lane] - uncalled, default=None)
 
     def _unknown(self, handled: Call, later: Began) -> bool:
         """Whether a later owner may not know that an event was handled: a commit was lost, or never made."""

@@ -93,3 +93,15 @@ def test_late_event_whose_number_nobody_gave_up_is_misplaced():
     it.sent("s5", 5, at=2.0)
     it.call("s5", 3.2, order="late")
     assert it.broken == {"given_up": 1}
+
+
+def test_event_that_was_never_called_may_have_given_the_number_up():
+    it = HistoryBuilder()
+    it.numbers(1, at=0.5)
+    it.sent("s2", 2, at=2.0)
+    it.sent("s3", 3, at=2.0)
+    it.call("s2", 3.0, order="late")
+    it.waits("s3", "every")
+    assert it.broken == {"given_up": 1}
+    it.waits("s3", "every", missing=[2])
+    assert it.broken == {}
