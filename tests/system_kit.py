@@ -57,8 +57,10 @@ async def post(
     session: str,
     number: int | None,
     event: str = "SessionFirstPartyRinging",
+    *,
+    token: str = AUTH_TOKEN,
 ) -> int:
-    """Send one signed callback; the status of its answer."""
+    """Send one callback signed with this token; the status of its answer."""
     pairs = [
         ("EventName", event),
         ("SessionUUID", session),
@@ -67,7 +69,7 @@ async def post(
         ("To", "+14155550199"),
     ]
     nonce = uuid4().hex
-    signature = sign_v3(AUTH_TOKEN, "POST", url, Parameters([], pairs, None), nonce)
+    signature = sign_v3(token, "POST", url, Parameters([], pairs, None), nonce)
     headers = {
         "Content-Type": FORM_TYPE,
         "X-Plivo-Signature-V3": signature,
@@ -78,12 +80,13 @@ async def post(
         return response.status
 
 
-def post_all(url: str, sessions: Iterable[str], number: int) -> set[int]:
+def post_all(url: str, sessions: Iterable[str], number: int, *, token: str = AUTH_TOKEN) -> set[int]:
     """Send one callback of each session, all at once; the statuses there were."""
 
     async def send() -> set[int]:
         async with aiohttp.ClientSession() as client:
-            return {*await asyncio.gather(*(post(client, url, session, number) for session in sessions))}
+            posts = (post(client, url, session, number, token=token) for session in sessions)
+            return {*await asyncio.gather(*posts)}
 
     return asyncio.run(send())
 

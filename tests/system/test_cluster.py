@@ -14,7 +14,7 @@ import redis
 from cluster_kit import ClusterServers, slot_of
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_session, callback, load
 from servers import wait_until
-from system_kit import Traffic, ingest
+from system_kit import AUTH_ID, AUTH_TOKEN, Traffic, ingest, post_all
 
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import partition_of
@@ -80,11 +80,11 @@ def in_order(crew: ClusterFleet, events: list[tuple[str, int]]) -> None:
     assert not crew.dead_letters()
 
 
-def command(crew: ClusterFleet, *arguments: str) -> Any:
+def command(crew: ClusterFleet, *arguments: str, **settings: str) -> Any:
     """Run a command of the operator's that is to succeed; what it prints as JSON."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("maskline")), *arguments, "--json"],
-        env=crew.environment(),
+        env=crew.environment(**settings),
         capture_output=True,
         text=True,
         check=False,
@@ -129,6 +129,13 @@ def test_partitions_are_shared_over_all_servers(crew: ClusterFleet, cluster: Clu
     report = command(crew, "replay", "--since", "2000-01-01", "--yes")
     assert (report["state"], report["selected"], report["succeeded"]) == ("done", *[len(events) + 14] * 2)
     assert [job["id"] for job in command(crew, "replay", "list")] == [report["id"]]
+    # Refused callbacks are kept on one server, and released to all.
+    with ingest(crew, auth_tokens=f"{AUTH_ID}:mistaken") as url:
+        assert post_all(url, [f"refused{number}" for number in range(12)], 1) == {403}
+    tokens = f"{AUTH_ID}:{AUTH_TOKEN}"
+    assert command(crew, "refused", "release", "--all", "--yes", auth_tokens=tokens)["released"] == 12
+    assert command(crew, "refused", "list") == {"groups": [], "requests": []}
+    assert {call.session for call in crew.until_calls(12, "refused")} == {f"refused{n}" for n in range(12)}
 
 
 def test_requested_failover_under_load_keeps_all_and_the_order(crew: ClusterFleet, cluster: ClusterServers):

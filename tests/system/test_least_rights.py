@@ -30,7 +30,13 @@ from maskline.worker.commands.retry_ops import (
 
 DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 INGEST, WORKER, FINDER = "maskline-ingest", "maskline-worker", "maskline-finder"
-PASSWORDS = {INGEST: "INGEST_PASSWORD", WORKER: "WORKER_PASSWORD", FINDER: "FINDER_PASSWORD"}
+OPERATOR = "maskline-operator"
+PASSWORDS = {
+    INGEST: "INGEST_PASSWORD",
+    WORKER: "WORKER_PASSWORD",
+    FINDER: "FINDER_PASSWORD",
+    OPERATOR: "OPERATOR_PASSWORD",
+}
 PARTITIONS = 4
 
 pytestmark = pytest.mark.server
@@ -144,6 +150,35 @@ def test_nodes_work_with_the_documented_rights(own_redis: RedisServer, tmp_path:
     assert refused(own_redis.port) == []
 
 
+@pytest.mark.storage
+def test_refused_callbacks_are_kept_and_released_with_the_documented_rights(
+    own_redis: RedisServer, tmp_path: Path
+):
+    give_rights(own_redis.port, "the operator's commands")
+    with fleet(own_redis, "maskline", tmp_path, partitions=PARTITIONS) as crew:
+        mistaken = f"{AUTH_ID}:mistaken"
+        kept = crew.keys.refused.requests
+        login = with_login(own_redis.url, INGEST)
+        with ingest(crew, redis_url=login, auth_tokens=mistaken, refused_max_bytes=3_000) as url:
+            for number in range(1, 6):  # the first ones make room for the last
+                assert post_all(url, ["s1"], number) == {403}
+        assert crew.client.xinfo_stream(kept)["entries-added"] == 5 > crew.client.xlen(kept)
+        operator = crew.environment(
+            redis_url=with_login(own_redis.url, OPERATOR), auth_tokens=f"{AUTH_ID}:{AUTH_TOKEN}"
+        )
+        for arguments in (["list"], ["release", "--all", "--yes"]):
+            done = subprocess.run(
+                [str(Path(sys.executable).with_name("maskline")), "refused", *arguments],
+                env=operator,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        stored(crew, bool)
+    assert refused(own_redis.port) == []
+
+
 async def test_retry_queues_work_with_the_documented_rights(own_redis: RedisServer):
     give_rights(own_redis.port)
     url = with_login(own_redis.url, WORKER)
@@ -173,6 +208,9 @@ def test_documented_users_may_do_nothing_else(own_redis: RedisServer):
         (INGEST, ("XADD", "{other:1}:callbacks", "*", "c", "v"), "NOPERM"),
         (INGEST, ("XRANGE", key, "-", "+"), "NOPERM"),
         (INGEST, ("DEL", key), "NOPERM"),
+        (INGEST, ("XDEL", key, "1-1"), "NOPERM"),
+        (INGEST, ("EVAL", "return redis.call('XRANGE', KEYS[1], '-', '+')", 1, key), "NOPERM"),
+        (INGEST, ("XDEL", "{maskline:refused}:requests", "1-1"), None),
         (WORKER, ("XRANGE", key, "-", "+"), None),
         (WORKER, ("XRANGE", "{other:1}:callbacks", "-", "+"), "NOPERM"),
         (WORKER, ("FLUSHALL",), "NOPERM"),
