@@ -5,6 +5,10 @@ from itertools import pairwise
 from disturbances import Call
 from evidence import Evidence
 from history import DeadLetter
+from order_check import FAILOVERS
+
+REACH_S = 10.0
+"""After a failover, until an event whose tries it forgot and brought back is tried again."""
 
 
 class AttemptsCheck:
@@ -17,11 +21,14 @@ class AttemptsCheck:
         for calls in self.evidence.by_handler.values():
             tags = {call.began.tag for call in calls}
             for tag in tags:
+                counted = 0
                 for before, call in pairwise([one for one in calls if one.began.tag == tag]):
-                    self._check_next(before, call)
+                    counted = max(counted, before.began.attempt)
+                    self._check_next(before, call, counted)
         self._check_given_up()
 
-    def _check_next(self, before: Call, call: Call) -> None:
+    def _check_next(self, before: Call, call: Call, counted: int) -> None:
+        """Check the number of a call by the one before it. `counted`: the most tries that any owner has counted."""
         it, number = before.began, call.began.attempt
         if before.outcome == "done":
             return  # another time altogether
@@ -37,6 +44,8 @@ class AttemptsCheck:
             return
         if number <= max(expected) and self._disturbed(before, call):
             self.evidence.counts["tries forgotten in a crash"] += 1
+        elif number <= counted + 1 and self._came_back(call):
+            self.evidence.counts["tries of a history that came back"] += 1
         else:
             self.evidence.find("attempts", f"{call}: after {before}")
 
@@ -44,6 +53,13 @@ class AttemptsCheck:
         it = before.began
         return it.token < call.began.token and self.evidence.disturbances.overlap(
             it.pid, it.at, call.began.at
+        )
+
+    def _came_back(self, call: Call) -> bool:
+        """Whether a server that had lost commits may have given way again to the one that has them."""
+        return any(
+            fault.kind in FAILOVERS and fault.began <= call.began.at <= fault.ended + REACH_S
+            for fault in self.evidence.disturbances.redis
         )
 
     def _check_given_up(self) -> None:

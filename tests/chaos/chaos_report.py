@@ -32,6 +32,7 @@ COUNTED = (
     "doubled in the crash window",
     "run again by an operator",
     "tries forgotten in a crash",
+    "tries of a history that came back",
     "another first after a takeover",
     "at once, of a disturbed owner",
     "started by a stopped owner",

@@ -456,6 +456,24 @@ def test_only_a_crash_excuses_forgotten_tries():
     assert verdict.counts["tries forgotten in a crash"] == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "attempt", "broken"),
+    [("redis", 3, {}), ("redis", 4, {"attempts": 1}), ("worker-0", 3, {"attempts": 1})],
+)
+def test_tries_that_a_failover_forgot_and_brought_back_are_counted_on(
+    target: str, attempt: int, broken: dict[str, int]
+):
+    builder = HistoryBuilder()
+    builder.sent("x")
+    builder.call("x", 1.0, outcome="failed")
+    builder.call("x", 1.1, outcome="failed", attempt=2)
+    builder.killed(100, 1.2)
+    builder.call("x", 2.0, outcome="failed", token=2, pid=200)
+    builder.fault("come_back", target, 1.5, 2.5, pid=1)
+    builder.call("x", 3.0, attempt=attempt, token=3, pid=200)
+    assert builder.broken == broken
+
+
 def test_a_try_while_the_handler_is_held_is_not_counted(builder: HistoryBuilder):
     builder.sent("s3", 3, event=CALLED)
     for at, handler in ((2.0, "every"), (2.1, "skips")):
