@@ -89,6 +89,18 @@ async def test_first_spooled_callback_is_said_over_a_connection_that_is_there(ow
     assert published[0] < spooled < published[1], "the first is what timed out, and was carried out late"
 
 
+async def test_first_spooled_callback_of_a_partition_is_said_at_once(own_redis, namespace, monkeypatch):
+    monkeypatch.setattr("maskline.ingest.delivery.spool_notices.CHECK_S", 60.0)
+    settings = node_settings(own_redis.url, namespace, partitions=2)
+    async with delivering(settings, draining=False, notices=True) as it:
+        with own_redis.client() as client:
+            for partition_hash in (0, 1):
+                writes = [it.spool.write(AWAY, partition_hash, value) for value in VALUES[:20]]
+                await asyncio.gather(*writes)
+                await until(lambda of=partition_hash: notices(client, settings, of))
+                assert len(notices(client, settings, partition_hash)) == 1
+
+
 async def test_it_is_said_until_the_last_one_is_drained(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1, spool_drain_per_s=500)
     async with delivering(settings, notices=True) as it:
@@ -132,6 +144,18 @@ async def test_callbacks_of_a_dead_process_are_said_by_the_one_that_adopts_them(
             await until(lambda: said(client, settings) == [True, False])
             assert {notice.node for notice in notices(client, settings)} == {it.spool.name}
             assert stream(client, settings, 0) == [b"left"]
+
+
+async def test_partition_of_an_adopted_file_is_said_until_it_is_drained(own_redis, namespace):
+    settings = node_settings(own_redis.url, namespace, partitions=2)
+    async with delivering(settings, draining=False), delivering(settings, draining=False) as second:
+        for partition_hash in (0, 1):
+            assert await second.spool.write(AWAY, partition_hash, b"left") is None
+    with own_redis.client() as client:
+        client.set(Keys(namespace).callbacks(1), "not a stream")
+        async with delivering(settings, notices=True):
+            await until(lambda: said(client, settings, 0) == [True, False])
+            assert said(client, settings, 1) == [True]
 
 
 async def test_refused_notice_costs_no_callback_and_is_tried_again(own_redis, namespace, capsys):
