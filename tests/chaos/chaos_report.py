@@ -30,6 +30,7 @@ COUNTED = (
     "given up, its node was dead or cut off",
     "late",
     "doubled in the crash window",
+    "commands of operators",
     "run again by an operator",
     "tries forgotten in a crash",
     "tries of a history that came back",
@@ -95,6 +96,7 @@ def report(history: History, verdict: Verdict, **facts: Any) -> dict[str, Any]:
             "takeover after kill -9, nothing else wrong": times(alone),
             "takeover after kill -9, all": times(takeovers),
             "200 again": times([it for it in recoveries if it.kind == "answers"]),
+            "replayed": times([it for it in recoveries if it.kind == "replayed"]),
             "drained": times([it for it in recoveries if it.kind == "drained"]),
         },
     }

@@ -21,37 +21,32 @@ import time
 from pathlib import Path
 
 import msgspec
-from chaos_handlers import HANDLERS, TAG
+from chaos_handlers import HANDLERS
 from chaos_report import report, show
 from checker import check
 from downstream import Downstream, downstream
+from drain import Drain, dead_letters, waiting
 from fault_plan import Outage, outages, plan
 from history import (
     HANDLERS_FILE,
     RUNNER_FILE,
-    Began,
-    DeadLetter,
-    Ended,
     Fault,
     Leftover,
-    Recovery,
     Said,
     Tail,
     Terms,
-    Waiting,
     Writer,
     read,
 )
 from nemesis import Nemesis
+from operations import operations
+from operators import Operators
 from proxy import fixed_port
 from rich.console import Console
 from stage import GAP_TIMEOUT_MS, Stage, open_stage
 from traffic import Traffic
 
-from maskline.schemas.callback import decode_callback
-from maskline.schemas.decode import decode_event
 from maskline.schemas.spool_notices import read_notice
-from maskline.worker.entries.dead_letter import decode_dead_letter
 
 DURATION_S, RATE = 300.0, 400.0
 SEED_MAX = 999_999
@@ -139,7 +134,9 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     writer = Writer(directory / RUNNER_FILE)
-    writer.write(Terms(HANDLERS, options.lease_s, PARTITIONS, gap_timeout_s=GAP_TIMEOUT_MS / 1000))
+    writer.write(
+        Terms(HANDLERS, options.lease_s, PARTITIONS, gap_timeout_s=GAP_TIMEOUT_MS / 1000, replays_all=True)
+    )
     planned = plan(
         options.seed, options.duration_s, workers=WORKERS, ingests=INGESTS, lease_s=options.lease_s
     )
@@ -162,6 +159,10 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
         ):
             traffic = Traffic(stage.urls, seed=options.seed, rate=options.rate, note=writer.write)
             nemesis = Nemesis(stage, writer.write, lambda name: traffic.last_answer.get(name, 0.0))
+            operators = Operators(stage, writer.write, directory / MENDED_FILE, options.seed)
+            drain = Drain(
+                stage, traffic, Tail(directory / HANDLERS_FILE), operators.discarded, writer.write, stop
+            )
             progress = asyncio.create_task(_show_progress(console, options, traffic, nemesis))
             watch = asyncio.create_task(_watch(stage, nemesis, writer, options.lease_s / STALL_PART))
             try:
@@ -171,7 +172,12 @@ async def _play(options: Options, directory: Path, console: Console) -> bool:
                     group.create_task(
                         _take_away(called, outages(options.seed, options.duration_s), writer, stop)
                     )
-                await _drain(stage, traffic, Tail(directory / HANDLERS_FILE), writer, stop)
+                    group.create_task(operators.run(operations(options.seed, options.duration_s), stop))
+                if not stop.is_set():
+                    await operators.resume_all()
+                await drain.until_accounted("drained")
+                await operators.settle(stop)
+                await drain.until_accounted("replayed", all_done=True)
             finally:
                 progress.cancel()
                 watch.cancel()
@@ -229,56 +235,12 @@ async def _show_progress(console: Console, options: Options, traffic: Traffic, n
         )
 
 
-async def _drain(stage: Stage, traffic: Traffic, tail: Tail, writer: Writer, stop: asyncio.Event) -> None:
-    """Wait until the streams are done and all that was answered is accounted for, or the patience is over.
-
-    The streams alone do not say it: an ingest node may still have something in its spool.
-    """
-    began = time.monotonic()
-    wanted = {
-        (tag, handler)
-        for tag, event in traffic.answered.items()
-        for handler, terms in HANDLERS.items()
-        if not terms.events or event in terms.events
-    }
-    calls: dict[str, tuple[str, str]] = {}
-    while not stop.is_set() and time.monotonic() < began + DRAIN_MAX_S:
-        for fact in tail.read():
-            if isinstance(fact, Began):
-                calls[fact.call] = fact.tag, fact.handler
-            elif isinstance(fact, Ended) and fact.call in calls:
-                key = calls.pop(fact.call)
-                if fact.outcome == "done":
-                    wanted.discard(key)
-        left = await asyncio.to_thread(stage.left)
-        if not any(pending != 0 or lag != 0 for pending, lag in left.values()):
-            letters = await asyncio.to_thread(_dead_letters, stage)
-            waiting = await asyncio.to_thread(_waiting, stage)
-            wanted -= {(letter.tag, letter.handler or "") for letter in letters}
-            wanted -= {(it.tag, it.handler) for it in waiting if it.parked}
-            if not wanted and all(it.parked for it in waiting):
-                writer.write(Recovery("drained", "all", began, time.monotonic() - began))
-                return
-        await asyncio.sleep(0.1)
-
-
 def _record_final_state(stage: Stage, writer: Writer) -> None:
     """Write down what is in Redis at the end."""
-    for fact in (*_dead_letters(stage), *_waiting(stage), *_said(stage)):
+    for fact in (*dead_letters(stage), *waiting(stage), *_said(stage)):
         writer.write(fact)
     for number, (pending, lag) in stage.left().items():
         writer.write(Leftover(number, pending, lag))
-
-
-def _dead_letters(stage: Stage) -> list[DeadLetter]:
-    letters: list[DeadLetter] = []
-    for number in range(stage.partitions):
-        for _, fields in stage.client.xrange(stage.keys.dead(number)):
-            letter = decode_dead_letter(fields[b"d"])
-            letters.append(
-                DeadLetter(_tag(letter.callback), letter.handler, letter.code, list(letter.missing or ()))
-            )
-    return letters
 
 
 def _said(stage: Stage) -> list[Said]:
@@ -293,15 +255,3 @@ def _said(stage: Stage) -> list[Said]:
             (node,) = [name for spool, name in spools.items() if spool in notice.node]
             said.append(Said(node, number, notice.at_ms / 1000 + ahead_s, notice.held_ms is not None))
     return said
-
-
-def _waiting(stage: Stage) -> list[Waiting]:
-    return [
-        Waiting(_tag(item.callback), handler, parked, list(item.missing))
-        for handler, parked, items in stage.retry_queues(HANDLERS)
-        for item in items
-    ]
-
-
-def _tag(callback: bytes) -> str:
-    return str(decode_event(decode_callback(callback)).event.extra.get(TAG, ""))

@@ -10,8 +10,8 @@
 - doubled: a handler came to its end with a callback twice; one callback under two idempotency keys, two under one.
 - attempts: the next try of an event has not the next number; an event was given up though time alone decides.
 - held_up: while one event was slow or failing, none of the other sessions of its partition were served.
-- left: entries of the stream that the group has not read or not acknowledged at the end, and events that were set aside
-  and wait for no operator.
+- left: entries of the stream that the group has not read or not acknowledged at the end; events that were set aside
+  and wait for no operator; dead letters, where all were to be replayed in the end.
 - unexplained, no promise but what all others rest on: a process that ended unasked, a call without an end whose process
   was not killed, a call for a callback that was never sent, an operator's command that failed.
 
@@ -54,8 +54,9 @@ PROMISES = ("lost", "misordered", "given_up", "doubled", "attempts", "held_up", 
 EXAMPLES_MAX = 5
 """Shown of each promise; all are counted."""
 
-OPERATOR_CODES = (0, 1)
-"""How a command may end that is right: with 1 where Redis was away, or what it replayed failed again."""
+OPERATOR_CODES = (0, 1, 130)
+"""How a command may end that is right: with 1 where Redis was away, or what it replayed failed again; with 130 where it
+took long, and was interrupted."""
 
 
 class Verdict(NamedTuple):
@@ -137,6 +138,12 @@ class _Check:
                     "left", f"partition {it.partition}: {it.pending} pending, {it.lag} not read"
                 )
 
+        letters: list[DeadLetter] = self.evidence.history.of(DeadLetter)
+        for letter in letters if self.evidence.terms.replays_all else ():
+            if letter.handler is not None:
+                self.evidence.find(
+                    "left", f"{letter.tag} is a dead letter of {letter.handler}: {letter.code}"
+                )
         for waiting in self.evidence.history.of(Waiting):
             if not waiting.parked:
                 self.evidence.find("left", f"{waiting.tag} waits for {waiting.handler}, and for no operator")

@@ -42,6 +42,8 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     lease_s: float
     partitions: int
     first_sequence: int = 1
+    replays_all: bool = False
+    """In the end everything is mended, and every dead letter replayed."""
     gap_timeout_s: float = 0.0
     """MASKLINE_GAP_TIMEOUT_MS."""
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from chaos_handlers import TAG
 from history import Exit, Fact
 from proxy import Proxy, fixed_port
 from redis.backoff import NoBackoff
@@ -28,6 +29,8 @@ from replicated_kit import Replicated
 from servers import RedisServer
 from traffic import AUTH_ID, AUTH_TOKEN
 
+from maskline.schemas.callback import decode_callback
+from maskline.schemas.decode import decode_event
 from maskline.schemas.keys import Keys
 from maskline.worker.entries.queue_item import QueueItem, decode_item
 
@@ -231,7 +234,8 @@ class Node:
 class Stage:
     """`servers`, `ingests`, `workers`; made by `open_stage`."""
 
-    def __init__(self, servers: Replicated, keys: Keys, partitions: int) -> None:
+    def __init__(self, servers: Replicated, keys: Keys, partitions: int, common: dict[str, str]) -> None:
+        self._common = common
         self.servers = servers
         self.keys = keys
         self.partitions = partitions
@@ -244,6 +248,10 @@ class Stage:
     def server(self) -> RedisServer:
         """The one in use."""
         return self.servers.primary
+
+    def operator_environment(self) -> dict[str, str]:
+        """The environment of an operator's command, which goes to the server in use."""
+        return self._common | {"MASKLINE_REDIS_URL": self.server.url}
 
     def follow_primary(self) -> None:
         """The servers have changed places: the address of each process leads to the one that is in use now."""
@@ -321,6 +329,11 @@ class Stage:
                         yield handler, parked, [decode_item(item) for item in items]
 
 
+def tag_of(callback: bytes) -> str:
+    """The tag of a callback, as a stream or a dead letter has it."""
+    return str(decode_event(decode_callback(callback)).event.extra.get(TAG, ""))
+
+
 @contextlib.asynccontextmanager
 async def open_stage(
     directory: Path,
@@ -349,7 +362,7 @@ async def open_stage(
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(servers.kill)
         await asyncio.to_thread(servers.start)
-        stage = Stage(servers, Keys(NAMESPACE, "workers"), partitions)
+        stage = Stage(servers, Keys(NAMESPACE, "workers"), partitions, common)
         stack.callback(stage.close)
 
         async def add(role: str, index: int, environment: dict[str, str]) -> Node:

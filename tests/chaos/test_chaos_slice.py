@@ -70,6 +70,8 @@ def test_chaos_run_keeps_all_promises(tmp_path: Path, seed: int):
     assert report["counts"]["callbacks answered 200"] > DURATION_S * RATE / 2
     assert report["counts"]["calls"] >= report["counts"]["callbacks answered 200"]
     assert report["recovery"]["drained"]["count"] == 1
+    assert report["recovery"]["replayed"]["count"] == 1
+    assert report["counts"]["commands of operators"] > 5
     assert f"SEED={seed}" in err
     assert not alive(tmp_path)
 

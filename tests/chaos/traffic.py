@@ -50,7 +50,7 @@ ALTERED_SHARE, ALTERED_LATER_S = 0.04, (0.0, 1.5)
 RESTAMPED_LATER_S = (1, 40)
 DAMAGED_NUMBER = 2**53 - 1
 TREATED = {
-    "every": {"slow": 0.002, "bug": 0.002, "flaky": 0.01, "reject": 0.001},
+    "every": {"slow": 0.002, "bug": 0.005, "flaky": 0.01, "reject": 0.001},
     "ends": {"bug": 0.02, "flaky": 0.02},
     "remote": {"slow": 0.002, "reject": 0.001},
 }
