@@ -103,6 +103,8 @@ class Status(msgspec.Struct, frozen=True):
     parked: int
     """Those of them that wait behind a dead letter."""
     dead_letters: int
+    refused: int
+    """Refused callbacks that could be Plivo's, kept for `maskline refused release`."""
     dead_bytes: int | None
     dead_held_bytes: int
     """Memory that dead letters and what waits behind them take, roughly: what MASKLINE_DEAD_MAX_BYTES bounds."""
@@ -143,6 +145,7 @@ async def read_status(reader: RedisReader) -> Status:
         Query(None, pack("INFO", "memory")),
         query_for(keys.workers, "TIME"),  # of the server whose clock dates the heartbeats
         query_for(keys.workers, "ZRANGE", keys.workers, 0, -1, "WITHSCORES"),
+        query_for(keys.refused.requests, "XLEN", keys.refused.requests),
     ]
     for number in range(reader.partitions):
         lease, callbacks, dead = keys.lease(number), keys.callbacks(number), keys.dead(number)
@@ -154,8 +157,8 @@ async def read_status(reader: RedisReader) -> Status:
             query_for(dead, "XLEN", dead),
             query_for(dead, "MEMORY", "USAGE", dead, "SAMPLES", 1),
         ]
-    server, memory, time, heartbeats, *replies = await reader.send(commands)
-    for reply in (server, memory, time, heartbeats):
+    server, memory, time, heartbeats, refused, *replies = await reader.send(commands)
+    for reply in (server, memory, time, heartbeats, refused):
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(f"Redis refuses: {reply}")
     partitions = [
@@ -181,7 +184,11 @@ async def read_status(reader: RedisReader) -> Status:
         group=settings.group,
         healthy=not problems,
         problems=problems,
-        warnings=[*find_handler_warnings(handlers, now_ms), *find_warnings(redis, partitions)],
+        warnings=[
+            *find_handler_warnings(handlers, now_ms),
+            *find_warnings(redis, partitions),
+            *find_refused(refused),
+        ],
         workers=workers,
         stored=sum(partition.stored for partition in partitions),
         unread=sum(partition.unread for partition in partitions),
@@ -189,6 +196,7 @@ async def read_status(reader: RedisReader) -> Status:
         set_aside=sum(handler.waiting for handler in handlers),
         parked=parked,
         dead_letters=letters,
+        refused=refused,
         dead_bytes=dead_bytes_of(partitions),
         dead_held_bytes=held,
         dead_max_bytes=settings.dead_max_bytes,
@@ -224,6 +232,12 @@ def find_dead_bound(held: int, max_bytes: int) -> Iterator[str]:
             f"dead letters and what waits behind them take {_mib(held)} MiB, {held / max_bytes:.0%} of "
             "MASKLINE_DEAD_MAX_BYTES: at it, giving up waits; replay or discard them: maskline dead groups"
         )
+
+
+def find_refused(refused: int) -> Iterator[str]:
+    """A line about refused callbacks that are kept for a release, if there are any."""
+    if refused:
+        yield f"{refused:,} refused callbacks that could be Plivo's are kept: maskline refused list"
 
 
 def find_warnings(redis: RedisStatus, partitions: Sequence[PartitionStatus]) -> Iterator[str]:

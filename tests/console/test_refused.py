@@ -139,6 +139,21 @@ def test_list_groups_by_reason(stage):
     assert "signature_wrong" not in text
 
 
+def test_status_says_that_some_are_kept(stage):
+    def told() -> tuple[int, list[str]]:
+        stage.run("list")
+        command(stage._monkeypatch, stage.server, stage.namespace, "status", "--json", **SETTINGS)
+        status = json.loads(stage._capsys.readouterr().out)
+        return status["refused"], [line for line in status["warnings"] if "refused" in line]
+
+    assert told() == (0, [])
+    stage.keep(kept_request(1), kept_request(2))
+    refused, (warning,) = told()
+    assert refused == 2
+    assert "2 refused callbacks" in warning
+    assert "maskline refused list" in warning
+
+
 def test_list_of_nothing(stage):
     assert stage.run("list") == (0, "no refused callbacks\n")
     assert stage.run("list", "--json") == (0, {"groups": [], "requests": []})
