@@ -75,6 +75,17 @@ def test_one_address_may_have_all_the_room_that_others_leave():
     assert Counter(address for address, _ in rest(buffer)) == {"a": 19, "b": 1}
 
 
+def test_flood_beyond_its_share_is_refused_and_changes_nothing():
+    buffer: FairBuffer[int] = FairBuffer(MAX_BYTES)
+    for number in range(15):
+        put(buffer, "flood", number)
+    for number in range(15, 20):
+        put(buffer, "b", number)
+    assert not any(put(buffer, "flood", number) for number in range(20, 40))
+    assert buffer.pushed_out == 0
+    assert {number for _, number in rest(buffer)} == set(range(20))
+
+
 def test_items_are_taken_in_turns():
     buffer: FairBuffer[int] = FairBuffer(MAX_BYTES)
     for number in range(6):

@@ -65,6 +65,15 @@ async def test_body_that_comes_later_is_kept_too(redis_server, namespace):
     assert [each.body for each in kept(redis_server, namespace)] == [body]
 
 
+async def test_refusal_by_the_head_is_answered_also_where_the_body_never_comes(redis_server, namespace):
+    head, _, body = Request(target="/callbacks/MAYYYYYYYYYYYYYYYYYY").encode().partition(b"\r\n\r\n")
+    async with running(redis_server.url, namespace) as node, await Client.connect(node.port) as client:
+        client.send(head + b"\r\n\r\n" + body[:10])
+        client.writer.write_eof()
+        assert (await client.response()).error == "unknown_account"
+    assert kept(redis_server, namespace) == []
+
+
 async def test_nothing_is_kept_where_the_bound_is_0(redis_server, namespace):
     async with running(redis_server.url, namespace, refused_max_bytes=0) as node:
         assert (await ask(node.port, WRONG)).status == 403
