@@ -315,7 +315,9 @@ class WorkerNode:
             redis_up=self._connections.up,
             events_unfinished=sum(partition.unfinished for partition in partitions),
             events_held=sum(partition.held for partition in partitions),
-            sessions_awaiting_spools=sum(partition.gaps.waiting_for_spools() for partition in partitions),
+            sessions_awaiting_spools=sum(
+                partition.gaps.count_waiting_for_spools() for partition in partitions
+            ),
             sessions_cached=sum(partition.live_sessions for partition in partitions),
             handlers_running=self._dispatcher.busy,
             entries_retained=self.retention.retained,

@@ -61,7 +61,7 @@ class GapDeadlines:
         return due_ms is not None and due_ms <= watermark_ms and self._ends_ms() <= watermark_ms
 
     @property
-    def spools_outlast(self) -> bool:
+    def outlasted_by_spools(self) -> bool:
         """Whether that gap has waited as long as it may for spools, and a node still holds callbacks."""
         due_ms, spool_ms = self.next_ms, self._policy.gap_spool_ms
         return due_ms is not None and self._ends_ms() - due_ms >= spool_ms > 0
@@ -93,12 +93,12 @@ class GapDeadlines:
             self.spools.started(opened_ms, self._policy.gap_timeout_ms, self._policy.gap_spool_ms)
 
     @property
-    def wait_for_spools(self) -> bool:
+    def any_waits_for_spools(self) -> bool:
         """Whether any session has outstayed its deadline, and waits for spools."""
         due_ms = self.next_ms
         return due_ms is not None and due_ms <= self.spools.looked_ms
 
-    def waiting_for_spools(self) -> int:
+    def count_waiting_for_spools(self) -> int:
         """How many sessions do."""
         looked_ms, sessions = self.spools.looked_ms, self._sessions
         return sum(

@@ -323,7 +323,7 @@ class Partition(RetryLedger):
     def _expire(self, ready: list[LiveSession]) -> None:
         """Give up the gaps whose deadlines the watermark has passed, unless they wait for spools."""
         while self.gaps.expired(self.watermark_ms):
-            self._counters.spools_given_up += self.gaps.spools_outlast
+            self._counters.spools_given_up += self.gaps.outlasted_by_spools
             self._expire_next(self.watermark_ms, ready, self.gaps.spools)
 
     def _expire_next(self, watermark_ms: int, ready: list[LiveSession], spools: SpoolHistory) -> None:

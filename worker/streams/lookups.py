@@ -38,7 +38,7 @@ class _Wanted(NamedTuple):
     notices: list[Partition]
 
 
-class Request(NamedTuple):
+class LookupRequest(NamedTuple):
     """A request to one server that is under way."""
 
     server: ServerConnections
@@ -47,7 +47,7 @@ class Request(NamedTuple):
     replies: asyncio.Future[list[Any]]
 
 
-class Found(NamedTuple):
+class LookupResult(NamedTuple):
     """What the servers that answer have said."""
 
     states: dict[Partition, Mapping[str, bytes | None]]
@@ -62,7 +62,7 @@ class Found(NamedTuple):
         )
 
 
-NOTHING_FOUND = Found({}, set())
+NOTHING_FOUND = LookupResult({}, set())
 
 
 class Lookups:
@@ -74,7 +74,7 @@ class Lookups:
         self._failure_lines = LogRateLimit()
         self._notice_lines = LogRateLimit()
 
-    def request(self, batches: Iterable[tuple[Partition, DecodedBatch]]) -> list[Request]:
+    def request(self, batches: Iterable[tuple[Partition, DecodedBatch]]) -> list[LookupRequest]:
         """Ask each server for what these batches need of it. Nothing is asked of a server that is away."""
         by_server: dict[ServerConnections, _Wanted] = {}
         for partition, batch in batches:
@@ -93,9 +93,9 @@ class Lookups:
             if (commands := server.commands) is not None and commands.connected
         ]
 
-    async def receive(self, requests: Iterable[Request]) -> Found:
+    async def receive(self, requests: Iterable[LookupRequest]) -> LookupResult:
         """Wait for the replies. What a server that is lost meanwhile was asked for is not among them."""
-        found = Found({}, set())
+        found = LookupResult({}, set())
         for request in requests:
             with contextlib.suppress(RedisUnavailableError):
                 replies = await request.replies
@@ -108,7 +108,9 @@ class Lookups:
                 self._read_notices(request, replies[len(states) :], found)
         return found
 
-    def _send(self, server: ServerConnections, commands: PipelinedConnection, wanted: _Wanted) -> Request:
+    def _send(
+        self, server: ServerConnections, commands: PipelinedConnection, wanted: _Wanted
+    ) -> LookupRequest:
         packed = [get_states(self._keys, partition.number, unknown) for partition, unknown in wanted.states]
         # A cluster refuses to read the keys of several slots at once.
         together = 1 if self._connections.is_cluster else len(wanted.notices)
@@ -117,7 +119,7 @@ class Lookups:
             for first in range(0, len(wanted.notices), together or 1)
         ]
         replies = commands.send(b"".join(packed), len(packed), at_once=True)
-        return Request(server, server.incarnation, wanted, replies)
+        return LookupRequest(server, server.incarnation, wanted, replies)
 
     def _read_of(self, server: ServerConnections, partitions: list[Partition]) -> bytes:
         for partition in partitions:
@@ -127,7 +129,7 @@ class Lookups:
         last_ids = [partition.gaps.spools.last_id for partition in partitions]
         return pack("XREAD", "COUNT", NOTICES_MAX, "STREAMS", *keys, *last_ids)
 
-    def _read_notices(self, request: Request, replies: list[Any], found: Found) -> None:
+    def _read_notices(self, request: LookupRequest, replies: list[Any], found: LookupResult) -> None:
         partitions = request.wanted.notices
         by_key: dict[bytes, Any] = {}
         for reply in replies:

@@ -32,7 +32,7 @@ from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.session import LiveSession
-from maskline.worker.streams.lookups import NOTHING_FOUND, Lookups, Request
+from maskline.worker.streams.lookups import NOTHING_FOUND, LookupRequest, Lookups
 
 SLICE_ENTRIES: Final = 256
 """Entries decoded and ordered before the event loop may do other work."""
@@ -57,7 +57,7 @@ class _Slice(NamedTuple):
     """Entries that were decoded together. They wait for what was requested of Redis."""
 
     decoded: list[tuple[ReadEntries, DecodedBatch]]
-    requests: list[Request]
+    requests: list[LookupRequest]
     size: int
     """How many entries, those that could not be decoded included."""
 
@@ -208,7 +208,7 @@ class StreamPipeline:
                 ready += partition.arrive(
                     batch, found.states.get(partition, _NO_STATES), received.watermark_ms
                 )
-                if batch.look and partition.gaps.wait_for_spools:
+                if batch.look and partition.gaps.any_waits_for_spools:
                     self._log_wait(partition)
                 if partition.internal_errors:
                     self._report_faults(partition)
@@ -237,7 +237,7 @@ class StreamPipeline:
             if partition.held == before:
                 return
 
-    def _request(self, decoded: Iterable[tuple[ReadEntries, DecodedBatch]]) -> list[Request]:
+    def _request(self, decoded: Iterable[tuple[ReadEntries, DecodedBatch]]) -> list[LookupRequest]:
         return self._lookups.request((one.partition, batch) for one, batch in decoded)
 
     def _log_wait(self, partition: Partition) -> None:
@@ -246,7 +246,7 @@ class StreamPipeline:
             _log.info(
                 "gaps wait for spools",
                 partition=partition.number,
-                sessions=partition.gaps.waiting_for_spools(),
+                sessions=partition.gaps.count_waiting_for_spools(),
                 nodes=spools.holders(spools.looked_ms),
                 repeats_of_all=self._wait_lines.take_suppressed(),
             )

@@ -130,10 +130,10 @@ def test_it_looks_again_and_again_while_gaps_wait():
     say(partition, 50, 45)
     due_ms = START_MS + GAP_MS + 10
     assert partition.next_deadline_ms == due_ms
-    assert not partition.gaps.wait_for_spools
+    assert not partition.gaps.any_waits_for_spools
     assert take_in(partition, [], GAP_MS + 10)
-    assert partition.gaps.wait_for_spools
-    assert partition.gaps.waiting_for_spools() == 1
+    assert partition.gaps.any_waits_for_spools
+    assert partition.gaps.count_waiting_for_spools() == 1
     assert partition.next_deadline_ms == due_ms + LOOK_AGAIN_MS
     assert not take_in(partition, [entry(GAP_MS + 20, SequenceNumber=4)], GAP_MS + 20)
     assert take_in(partition, [], GAP_MS + 10 + LOOK_AGAIN_MS)
