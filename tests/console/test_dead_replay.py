@@ -1,5 +1,6 @@
 """`dead replay` and `dead discard`: what they show, ask, start, follow and report. The test plays the workers."""
 
+import contextlib
 import os
 import pty
 import re
@@ -318,7 +319,10 @@ def test_ctrl_c_at_the_question_changes_nothing(redis_server, namespace, client)
     parked(redis_server, namespace, 1, "s1")
     terminal = Terminal(redis_server, namespace, "dead", "discard", "--all")
     terminal.until("discard them for good? [y/N] ")
-    terminal.process.send_signal(signal.SIGINT)
+    while terminal.process.poll() is None:  # a signal right before the read begins is heard after it
+        terminal.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            terminal.process.wait(1.0)
     assert terminal.end() == 130
     assert jobs_in(client, namespace) == []
 
