@@ -140,6 +140,7 @@ class WorkerCollector(Collector):
                 counters.set_aside,
             ),
             ("retries", "Runs of events from retry queues, by handler.", "handler", counters.retried),
+            ("replays", "Replayed events that were handled or given up again.", "outcome", counters.job_runs),
             ("events_given_up", "Events that became dead letters, by handler.", "handler", counters.gave_up),
             (
                 "trials",

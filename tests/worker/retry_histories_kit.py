@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import redis.asyncio
 from dispatch_kit import PATIENCE_S, module_of
+from node_kit import crash_node
 from process_kit import callback
 from retry_model import RETRIES, Lane
 
@@ -122,17 +123,7 @@ class World:
     async def crash(self) -> None:
         """Drop the worker as a kill would, and let its leases lapse."""
         node, self._node = self.node, None
-        for partition in [*node.owned]:
-            node._manager._lose(partition, "a crash")
-        node._started = False
-        node._watchdog.stop()
-        for task in node._tasks:
-            task.cancel()
-        await asyncio.wait(node._tasks)
-        await node.background.stop()
-        await node._dispatcher.stop()
-        await node._connections.stop()
-        await node.admin.stop()
+        await crash_node(node)
         for lane in self.lanes.values():
             lane.crashed()
         await self._client.delete(*(self._keys.lease(number) for number in range(PARTITIONS)))

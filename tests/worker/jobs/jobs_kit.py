@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from dispatch_kit import module_of, until
+from node_kit import crash_node
 from process_kit import callback
 from servers import RedisServer
 
@@ -100,6 +101,12 @@ class JobWorker:
         self.keys = Keys(namespace, "workers")
         self.node = node
         self.handlers = handlers
+
+    async def crash(self) -> None:
+        """Drop the worker with what it had not committed; its leases lapse at once."""
+        await crash_node(self.node)
+        self.client.delete(*(self.keys.lease(partition) for partition in range(PARTITIONS)))
+        self.client.zrem(self.keys.workers, self.node.worker_id)
 
     # Callbacks
 

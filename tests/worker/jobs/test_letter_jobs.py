@@ -1,5 +1,8 @@
 """Jobs about dead letters, carried out by a worker on a real server."""
 
+import asyncio
+import urllib.request
+
 import pytest
 from dispatch_kit import until
 from jobs_kit import Handlers, Seen, job_worker
@@ -9,6 +12,12 @@ from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.jobs import Selection
 
 pytestmark = pytest.mark.server
+
+
+def read_metrics(admin_url: str) -> bytes:
+    with urllib.request.urlopen(f"{admin_url}/metrics", timeout=10) as page:  # noqa: S310 our own
+        shown: bytes = page.read()
+    return shown
 
 
 async def test_a_parked_letter_runs_first_and_what_waits_follows_in_order(redis_server, namespace) -> None:
@@ -31,6 +40,8 @@ async def test_a_parked_letter_runs_first_and_what_waits_follows_in_order(redis_
         assert handlers.numbers("well", "a") == [1, 2, 3, 4, 5]
         assert worker.letters() == []
         assert all(len(keys) == 1 for keys in handlers.keys.values())
+        shown = await asyncio.to_thread(read_metrics, worker.node.admin_url)
+        assert b'maskline_worker_replays_total{outcome="succeeded"} 1.0' in shown
 
 
 async def test_a_letter_that_fails_again_parks_its_queue_again(redis_server, namespace) -> None:
