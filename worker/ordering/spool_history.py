@@ -5,7 +5,7 @@ time is over is not given up while a node is known to hold some, and a SessionTi
 
 | from | until | nothing is given up, as |
 | --- | --- | --- |
-| a node's first notice, less `held_ms` | its notice that it holds none | it holds some |
+| a node's first notice, less `held_ms` and NOTICE_DELAY_MS | its notice that it holds none | it holds some |
 | | NOTICE_LIFE_MS after its last notice, if it never says so | it may be dead, or restarting |
 | | SETTLE_MS after its first notice, at the least | other nodes may hold some as well, and not have said so yet |
 | the loss of the worker's connection | SETTLE_MS after the next was opened | no node could say anything |
@@ -24,6 +24,11 @@ from maskline.schemas.spool_notices import NOTICE_LIFE_MS, SpoolNotice
 SETTLE_MS: Final = 3_000
 """How long nodes may take to say what they hold after Redis was away. They try to connect every RECONNECT_MAX_S (2 s)
 at the most; another second is for connecting and for the checks of the server."""
+
+NOTICE_DELAY_MS: Final = 5_000
+"""How much earlier than a notice says a node may have taken what it holds. The notice may have waited in front of a
+Redis that stood still: a connection is given up after so long a silence. And a callback is spooled only once the
+publish timeout is over."""
 
 HOLDS_MAX: Final = 256
 """Intervals that are remembered, the latest. Each is an outage as one node saw it."""
@@ -48,7 +53,7 @@ class _Node(NamedTuple):
     """When it last said so."""
 
     def hold(self, until_ms: int) -> _Hold:
-        return _Hold(self.since_ms, max(until_ms, self.first_ms + SETTLE_MS))
+        return _Hold(self.since_ms - NOTICE_DELAY_MS, max(until_ms, self.first_ms + SETTLE_MS))
 
     @property
     def lapses_ms(self) -> int:
