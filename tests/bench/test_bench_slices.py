@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bench import machine, prepare
-from bench.parts import ingest, worker
+from bench.parts import failures, ingest, worker
 from bench.plan import Options
 
 OPTIONS = Options(slice_s=0.2, warm_s=0.1)
@@ -69,3 +69,15 @@ def test_worker_slice(consumer):
 
 def test_light_slice():
     assert worker.light(worker.MASKLINE, 0.2)["per_s"] > 0
+
+
+def test_events_are_set_aside_and_run_again():
+    values = failures.set_aside(EVENTS)
+    assert min(values["per_s"], values["again_per_s"], values["server_bytes"]) > 0
+
+
+def test_outage_spends_no_attempts_and_is_worked_off(monkeypatch):
+    monkeypatch.setattr(failures, "BEFORE_S", 0.5)
+    values = failures.outage(1.5)
+    assert (values["letters"], values["p99_ratio"] > 0) == (0, True)
+    assert 1 <= values["attempts"] < 20
