@@ -51,13 +51,14 @@ class _View(NamedTuple):
 async def follow_job(reader: RedisReader, job: Job, planned: int) -> JobTotals:
     """Wait until a job has ended; its totals. `planned`: runs expected, for the bar.
 
+    A job that stopped itself is not waited for: what fails again may be tried on for a day.
     Raises JobError if its records are gone from Redis.
     """
     with _progress(NAMES[job.kind], planned) as show:
         while True:
             view = await persistently(reader, lambda: _look(reader, job))
             show(view)
-            if view.totals.ended:
+            if view.totals.ended or view.totals.state == "failing":
                 return view.totals
             await asyncio.sleep(POLL_S)
 

@@ -106,7 +106,7 @@ def describe_selection(selection: Selection) -> str:
 
 
 def report_lines(row: JobRow) -> Iterator[str]:
-    """The report of a job that has ended, for a person."""
+    """The report of a job that has ended, or stopped itself, for a person."""
     name = NAMES[row.kind]
     counts = [
         f"{count:,} {words}"
@@ -116,6 +116,7 @@ def report_lines(row: JobRow) -> Iterator[str]:
             (row.failed, "failed again"),
             (row.parked, "still parked behind another dead letter of their session"),
             (row.gone, "left: no worker has their handler"),
+            (row.under_way, "still tried, in their retry queues"),
         )
         if count
     ]

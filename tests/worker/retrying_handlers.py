@@ -1,11 +1,13 @@
 """Handlers that fail as a session's name says, until a file says that they are mended.
 
-`wait…` asks for another try after RETRY_AFTER_MS, `reject…` rejects number 2, `crash…` ends its process at the second
+`wait…` asks for another try after RETRY_AFTER_MS (where GIVE_UP_FIRST is set, number 2 of it is given up unless it is
+replayed, and the others succeed), `reject…` rejects number 2, `crash…` ends its process at the second
 attempt at number 2. RECORD_FILE gets a line for each call; once MENDED_FILE exists, nothing fails any more.
 """
 
 import json
 import os
+import time
 from pathlib import Path
 
 from maskline import Context, Reject, Retry, on
@@ -16,7 +18,7 @@ def write(handler: str, event: Event, ctx: Context, outcome: str) -> None:
     line = {
         "handler": handler, "session": event.session_uuid, "number": ctx.sequence_number, "attempt": ctx.attempt,
         "skipped": ctx.skipped, "replayed": ctx.replayed, "outcome": outcome, "pid": os.getpid(),
-        "key": ctx.idempotency_key,
+        "key": ctx.idempotency_key, "at": time.monotonic(),
     }  # fmt: skip
     descriptor = os.open(os.environ["RECORD_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
@@ -28,7 +30,14 @@ def write(handler: str, event: Event, ctx: Context, outcome: str) -> None:
 def fail_as_named(handler: str, event: Event, ctx: Context) -> None:
     session, number = event.session_uuid, ctx.sequence_number
     if not Path(os.environ["MENDED_FILE"]).exists():
-        if session.startswith("wait"):
+        if session.startswith("wait") and "GIVE_UP_FIRST" in os.environ:
+            if number == 2 and not ctx.replayed:
+                write(handler, event, ctx, "rejected")
+                raise Reject("as GIVE_UP_FIRST says")
+            if number == 2:
+                write(handler, event, ctx, "failed")
+                raise Retry(after_ms=60_000)
+        elif session.startswith("wait"):
             write(handler, event, ctx, "failed")
             raise Retry(after_ms=int(os.environ.get("RETRY_AFTER_MS", "60000")))
         if session.startswith("crash") and number == 2:

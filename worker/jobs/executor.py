@@ -183,6 +183,7 @@ class JobExecutor:
         jobs = partition.jobs
         jobs.load(scripts.read_jobs(reply))
         jobs.on_outcome = partial(self._ended, partition)
+        jobs.on_failed_first = self._failed_first
         old_ms = wall_clock_ms() - FORGET_AFTER_MS
         for job_id, record in [*jobs.records.items()]:
             if job_id not in self._jobs and record.created_ms < old_ms:
@@ -225,7 +226,7 @@ class JobExecutor:
 
     async def _carry_out(self, partition: Partition, job: Job) -> None:
         run = JobRun(self._tools, partition, job, self._rates[job.id])
-        while True:
+        while run.active:
             try:
                 if job.kind == "callbacks":
                     async with self._windows:
@@ -251,12 +252,19 @@ class JobExecutor:
     def _ended(self, partition: Partition, job_id: str, succeeded: bool) -> None:
         """A run of a job has ended; the commit that says so is yet to be written."""
         self._counters.job_runs["succeeded" if succeeded else "failed"] += 1
+        self._judge(job_id, succeeded=succeeded)
+        self._settle(partition, job_id)
+
+    def _failed_first(self, job_id: str) -> None:
+        """A run of a job has failed for the first time, and is tried on."""
+        self._judge(job_id, succeeded=False)
+
+    def _judge(self, job_id: str, *, succeeded: bool) -> None:
         job = self._jobs.get(job_id)
         if job is None:
             return
         if self._watches.setdefault(job_id, FailureWatch()).ended(succeeded=succeeded) and not job.failing:
             self._stop_failing(job)
-        self._settle(partition, job_id)
 
     def _settle(self, partition: Partition, job_id: str) -> None:
         """Give a record the state that follows from its job and its progress."""

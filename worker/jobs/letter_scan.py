@@ -45,6 +45,11 @@ SESSION_BUSY_S: Final = 0.05
 """Before the next try to replay into a session that has events under way and no retry queue."""
 
 
+PARKED_WITHIN_MS: Final = 1_000
+"""A queue's time of parking is no more than this after the time in the ID of the letter that it is parked behind: both
+are written by one script. What has expired has waited for longer (MASKLINE_DEAD_TTL_S)."""
+
+
 class Selected(NamedTuple):
     """A dead letter that is selected."""
 
@@ -57,6 +62,17 @@ class Selected(NamedTuple):
     def queues(self) -> list[str]:
         """The retry queues that its event goes to, by their names in the job's record."""
         return [queue_name(handler, self.letter.session_uuid or "") for handler in self.plan.handlers]
+
+
+class Stored(NamedTuple):
+    """What Redis has of a selected letter when it is dealt with."""
+
+    there: bool
+    """The letter is still there."""
+    state: bytes | None
+    """The state of its session."""
+    parked_ms: float | None
+    """Since when its handler's queue of the session is parked, by the server's clock; None if it is not."""
 
 
 async def carry_out_letters(run: JobRun) -> None:
@@ -134,12 +150,13 @@ async def _deal_with(run: JobRun, selected: Sequence[Selected]) -> None:
 async def _apply(run: JobRun, batch: Sequence[Selected]) -> None:
     """Replay or discard the letters of a batch that are still there."""
     while batch:
-        states = await _read_again(run, batch)
+        found = await _read_again(run, batch)
         being_deleted = run.partition.letters_being_deleted()
         dealt_with = 0
-        for one, (there, state) in zip(batch, states, strict=True):
-            if there and one.entry_id not in being_deleted:
-                record = _discard(run, one, state) if run.job.kind == "discard" else _replay(run, one, state)
+        for one, stored in zip(batch, found, strict=True):
+            if stored.there and one.entry_id not in being_deleted:
+                deal_with = _discard if run.job.kind == "discard" else _replay
+                record = deal_with(run, one, stored)
                 if record is None:
                     break
                 run.update(record)
@@ -150,26 +167,30 @@ async def _apply(run: JobRun, batch: Sequence[Selected]) -> None:
             run.require_active()
 
 
-async def _read_again(run: JobRun, batch: Sequence[Selected]) -> list[tuple[bool, bytes | None]]:
-    """Of each letter, whether it is still there, and the state of its session."""
+async def _read_again(run: JobRun, batch: Sequence[Selected]) -> list[Stored]:
+    """What Redis has of each letter now."""
     keys, number = run.tools.keys, run.partition.number
     asked = b"".join(
         pack("XRANGE", keys.dead(number), one.entry_id, one.entry_id)
         + pack("GET", keys.session(number, one.letter.session_uuid or ""))
+        + pack("ZSCORE", keys.retry_parked(number, one.letter.handler or ""), one.letter.session_uuid or "")
         for one in batch
     )
-    replies = await run.ask(asked, 2 * len(batch))
-    return [(bool(found), state) for found, state in zip(replies[::2], replies[1::2], strict=True)]
+    replies = await run.ask(asked, 3 * len(batch))
+    return [
+        Stored(bool(found), state, None if parked is None else float(parked))
+        for found, state, parked in zip(replies[::3], replies[1::3], replies[2::3], strict=True)
+    ]
 
 
-def _discard(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | None:
+def _discard(run: JobRun, one: Selected, stored: Stored) -> PartitionJob | None:
     """Discard a letter, and return the job's record after that; None if its session must be asked again later."""
     letter, partition = one.letter, run.partition
     if letter.parked and letter.handler is not None and letter.session_uuid is not None:
-        session = partition.session_of(letter.session_uuid, state)
+        session = partition.session_of(letter.session_uuid, stored.state)
         if not partition.may_change_queues(session):
             return None
-        if _is_parked(session, letter.handler):
+        if _parks(one, stored, session, letter.handler):
             partition.unpark(session, letter.handler, one.entry_id, None, letter.sequence_number)
         else:
             partition.delete_letter(one.entry_id)
@@ -178,7 +199,7 @@ def _discard(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | 
     return took_on(run.record, cursor=one.entry_id, discarded=1)
 
 
-def _replay(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | None:
+def _replay(run: JobRun, one: Selected, stored: Stored) -> PartitionJob | None:
     """Replay a letter, and return the job's record after that; None if its session must be asked again later."""
     letter, plan, partition = one.letter, one.plan, run.partition
     if plan.action == "gone":
@@ -186,10 +207,10 @@ def _replay(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | N
     if plan.action == "requeue":
         partition.add_retry_op(Requeue(one.entry_id, letter.callback))
         return took_on(run.record, cursor=one.entry_id, succeeded=1)
-    session = partition.session_of(plan.session_uuid, state)
+    session = partition.session_of(plan.session_uuid, stored.state)
     if not partition.may_change_queues(session):
         return None
-    if letter.parked and letter.handler is not None and _is_parked(session, letter.handler):
+    if letter.parked and letter.handler is not None and _parks(one, stored, session, letter.handler):
         item = _item(run, one, letter.order or "late")
         partition.unpark(session, letter.handler, one.entry_id, item, plan.number)
         return took_on(run.record, cursor=one.entry_id, queued=dict.fromkeys(one.queues, 1))
@@ -205,6 +226,17 @@ def _replay(run: JobRun, one: Selected, state: bytes | None) -> PartitionJob | N
             queued[queue] = 1
     partition.delete_letter(one.entry_id)
     return took_on(run.record, cursor=one.entry_id, queued=queued, parked=parked)
+
+
+def _parks(one: Selected, stored: Stored, session: LiveSession, handler: str) -> bool:
+    """Whether the handler's queue is parked behind this letter.
+
+    It may be parked behind a later one, if what waited behind this one has expired. The commit that wrote the letter
+    has parked the queue, so it is not parked since later. A session whose state was lost does not know of its queue.
+    """
+    if stored.parked_ms is None or stored.parked_ms > entry_position(one.entry_id)[0] + PARKED_WITHIN_MS:
+        return False
+    return session.retries is None or session.retries[handler].parked
 
 
 def _is_parked(session: LiveSession, handler: str) -> bool:

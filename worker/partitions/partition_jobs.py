@@ -123,6 +123,8 @@ class PartitionJobs:
         """By job id. Only the methods of this class change it."""
         self.on_outcome: Callable[[str, bool], None] = lambda _job, _succeeded: None
         """Called with a job and whether a run of it that has ended was handled."""
+        self.on_failed_first: Callable[[str], None] = lambda _job: None
+        """Called with a job of which a run has failed for the first time, and waits for its next try."""
 
     def load(self, encoded: Mapping[bytes, bytes]) -> None:
         """Take the records in that Redis has, by job id, but for those known here.

@@ -243,6 +243,8 @@ class RetryLedger(EntryLedger):
         item, release = queue.items.pop(0), queue.queue.pop(0)
         outcome, number = progress.outcomes.get(handler), release.arrival.number
         if isinstance(outcome, SetAside):
+            if item.job is not None and outcome.attempts and not item.attempts:
+                self.jobs.on_failed_first(item.job)
             again = replace(item, attempts=outcome.attempts, first_failed_ms=outcome.first_failed_ms)
             self.add_retry_op(Again(handler, session.uuid, outcome.delay_ms, encode_item(again)))
             self._note_change(handler, session.uuid, outcome.delay_ms)
