@@ -1,5 +1,6 @@
 """A worker with handlers that fail as a test says, and jobs as a command would create them."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -55,6 +56,8 @@ class Handlers:
         """Handler, session and number: these are rejected, at once and for good."""
         self.seen: dict[tuple[str, str], list[Seen]] = {}
         """What was handled, by handler and session."""
+        self.hold: asyncio.Event | None = None
+        """No call ends before this."""
         self.keys: dict[tuple[str, str, int | None], set[str]] = {}
         """The idempotency keys under which an event came."""
 
@@ -84,6 +87,8 @@ class Handlers:
         async def handle(event: Event, ctx: Context) -> None:
             number, session = ctx.sequence_number, event.session_uuid
             self.keys.setdefault((name, session, number), set()).add(ctx.idempotency_key)
+            if self.hold is not None:
+                await self.hold.wait()
             if (name, session, number) in self.failing:
                 raise Reject("as the test says")
             seen = Seen(number, ctx.order, ctx.replayed, ctx.skipped)
