@@ -2,8 +2,8 @@
 
 The stretch of the stream that the job covers is worked on in windows (`worker.jobs.session_spans`). A session's runs go
 to the ends of its handlers' retry queues by one commit, which moves the job's cursor as well. Live events of the
-session wait behind them, so that both are in order and never mixed. What waits in a retry queue as it is, is left out:
-it has not been handled yet.
+session wait behind them, so that both are in order and never mixed. What waits in a retry queue as it is, or is the
+dead letter that the queue waits behind, is left out: it has not been handled yet.
 
 Only handled callbacks run again: a window ends before the group's cursor, and is not begun before all of its entries
 are done. Which sessions it has does not depend on time, then, but on the stream alone, and a worker that takes over
@@ -25,7 +25,7 @@ from maskline.worker.entries.decode import StreamEntries
 from maskline.worker.entries.entry import EntryPosition, entry_id_at, entry_position
 from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem, decode_item
 from maskline.worker.jobs.job_run import CHECK_S, JobRun
-from maskline.worker.jobs.letter_scan import SESSION_BUSY_S
+from maskline.worker.jobs.letter_scan import PARKED_WITHIN_MS, SESSION_BUSY_S, letter_in
 from maskline.worker.jobs.session_replay import Run, is_selected, runs_again, without
 from maskline.worker.jobs.session_spans import WINDOW_ENTRIES_MAX, Batch, SessionSpans
 from maskline.worker.jobs.stream_pages import StreamPages
@@ -192,15 +192,34 @@ def _size(uuid: str, runs: Sequence[Run]) -> tuple[int, set[str]]:
 
 
 async def _waiting(run: JobRun, uuid: str, handlers: Iterable[str]) -> set[tuple[str, str]]:
-    """The handlers, each with the ID of an entry that waits in its retry queue of the session."""
+    """The handlers, each with the ID of an entry that waits in its retry queue of the session, or is parked there."""
     found: set[tuple[str, str]] = set()
     for handler in handlers:
+        found.update((handler, entry_id) for entry_id in await _given_up(run, uuid, handler))
         key, first = run.tools.keys.retry_queue(run.partition.number, handler, uuid), 0
         items: Sequence[bytes] = ()
         while not first or len(items) == QUEUE_PAGE_ITEMS:
             (items,) = await run.ask(pack("LRANGE", key, first, first + QUEUE_PAGE_ITEMS - 1), 1)
             found.update((handler, _entry_of(item)) for item in items)
             first += QUEUE_PAGE_ITEMS
+    return found
+
+
+async def _given_up(run: JobRun, uuid: str, handler: str) -> set[str]:
+    """The entry of the dead letter that the handler's queue of the session is parked behind; empty if it is not."""
+    keys, number = run.tools.keys, run.partition.number
+    (parked_ms,) = await run.ask(pack("ZSCORE", keys.retry_parked(number, handler), uuid), 1)
+    found: set[str] = set()
+    if parked_ms is None:
+        return found
+    last_ms = int(float(parked_ms))
+    first, last = str(last_ms - PARKED_WITHIN_MS), str(last_ms)
+    pages = StreamPages(run.tools.connections, run.partition, keys.dead(number), first=first, last=last)
+    wanted = run.partition.group, uuid, handler, True
+    while not pages.at_end:
+        for letter in (letter_in(fields) for _, fields in await pages.next()):
+            if letter and (letter.group, letter.session_uuid, letter.handler, letter.parked) == wanted:
+                found.add(letter.entry_id)
     return found
 
 

@@ -104,7 +104,7 @@ def _selected(run: JobRun, entries: StreamEntries) -> list[Selected]:
     """The letters among these entries that the job selects; another group's are none of ours."""
     found: list[Selected] = []
     for encoded_id, fields in entries:
-        letter, entry_id = _letter_in(fields), encoded_id.decode()
+        letter, entry_id = letter_in(fields), encoded_id.decode()
         if letter is None or letter.group != run.partition.group:
             continue
         name = public_id(run.partition.number, entry_id)
@@ -113,7 +113,7 @@ def _selected(run: JobRun, entries: StreamEntries) -> list[Selected]:
     return found
 
 
-def _letter_in(fields: Sequence[bytes]) -> DeadLetter | None:
+def letter_in(fields: Sequence[bytes]) -> DeadLetter | None:
     """The dead letter in an entry; None if maskline did not write the entry."""
     try:
         return decode_dead_letter(fields[1]) if len(fields) == 2 and fields[0] == DEAD_FIELD else None
