@@ -7,9 +7,11 @@ from dispatch_kit import until
 from jobs_kit import PARTITIONS, Handlers, JobWorker, job_worker
 
 from maskline.runtime.clock import wall_clock_ms
+from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.handler_control import REVISION_FIELD, Pause, encode_pause, pause_field
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import partition_of
+from maskline.worker.jobs.job_run import JobRun
 
 pytestmark = pytest.mark.server
 
@@ -63,19 +65,21 @@ async def test_queue_of_a_session_whose_state_was_lost_goes_on(redis_server, nam
 
 async def test_letter_of_a_busy_session_waits_and_then_runs(redis_server, namespace) -> None:
     handlers = Handlers()
+    beside = next(name for name in map(str, range(99)) if partition_of(name, PARTITIONS) == PARTITION)
     async with job_worker(redis_server, namespace, "well", handlers=handlers, late="dead") as worker:
-        await worker.put("ride", 2)
-        await worker.put("ride", 1)
-        assert worker.letter_numbers() == [1]
+        for session in (beside, "ride"):
+            await worker.put(session, 2)
+            await worker.put(session, 1)
         handlers.hold = asyncio.Event()
         putting = asyncio.create_task(worker.put("ride", 3))
         await until(lambda: ("well", "ride", 3) in handlers.keys)
-        job = worker.create("dead", Selection(session="ride"))
-        await until(lambda: worker.node.jobs.running)
-        assert (worker.totals(job).selected, worker.letter_numbers()) == (0, [1])
+        job = worker.create("dead", Selection(reason="late"))
+        await until(lambda: worker.totals(job).selected)
+        assert (worker.totals(job).selected, len(worker.letters())) == (1, 1), "that of the other session"
         handlers.hold.set()
         await putting
-        assert (await worker.until_ended(job)).succeeded == 1
+        assert (await worker.until_ended(job)).succeeded == 2
+        assert not worker.node.background.failures
         assert [(one.number, one.order) for one in handlers.of("well", "ride")] == [
             (2, "after_gap"),
             (3, "in_order"),
@@ -110,16 +114,18 @@ def pause(worker: JobWorker, how: Pause | None) -> None:
     worker.client.hincrby(control, REVISION_FIELD, 1)
 
 
-async def test_nothing_is_left_of_a_job_in_a_partition_that_was_lost(redis_server, namespace) -> None:
-    async with job_worker(redis_server, namespace, "skips", lease_ttl_ms=500) as worker:
-        for at in range(10):
-            worker.handlers.fail("skips", f"s{at}", 1)
-            await worker.put(f"s{at}", 1)
-        job = worker.create("dead", Selection(handler="skips"), rate=0.001)
+async def test_nothing_is_left_of_a_job_in_a_partition_that_was_lost(
+    redis_server, namespace, monkeypatch
+) -> None:
+    async def without_redis(_run: JobRun) -> None:
+        raise RedisUnavailableError("as for a partition whose server was never verified again")
+
+    monkeypatch.setattr("maskline.worker.jobs.executor.carry_out_letters", without_redis)
+    async with job_worker(redis_server, namespace, lease_ttl_ms=500) as worker:
+        job = worker.create("dead")
         await until(lambda: worker.node.jobs.running == 1)
         for partition in range(PARTITIONS):
             worker.client.set(worker.keys.lease(partition), "999999 another")
-        worker.client.client_kill_filter(_type="normal", skipme=True)
         await until(lambda: not worker.node.partitions)
         await until(lambda: worker.node.jobs.running == 0)
         assert worker.totals(job).state == "running", "its next owner goes on with it"
