@@ -37,12 +37,16 @@ class GivenUpCheck:
             self._first.setdefault(call.began.tag, call.began)
         self._answered: defaultdict[tuple[str, bool], list[Answer]] = defaultdict(list)
         """By session, and whether it is a recording."""
+        self._sent: dict[str, float] = {}
+        """When each tag was sent first: what got no answer may have been taken all the same."""
         self._ends: dict[str, float] = {}
-        """When a session's SessionTimeout was sent."""
-        for asked in evidence.answered.values():
-            self._answered[asked.session, asked.event.startswith("SessionRecording")].append(asked)
+        """When a session's SessionTimeout was sent first."""
+        for asked in evidence.history.of(Answer):
+            self._sent[asked.tag] = min(asked.began, self._sent.get(asked.tag, asked.began))
             if asked.event == "SessionTimeout":
                 self._ends[asked.session] = min(asked.began, self._ends.get(asked.session, asked.began))
+        for asked in evidence.answered.values():
+            self._answered[asked.session, asked.event.startswith("SessionRecording")].append(asked)
         self._said: defaultdict[tuple[str, int], list[Said]] = defaultdict(list)
         for said in sorted(evidence.history.of(Said), key=lambda it: it.at):
             self._said[said.node, said.partition].append(said)
@@ -88,7 +92,7 @@ class GivenUpCheck:
     def _due(self, it: Began, others: list[Answer]) -> float:
         """When its wait may have been over at the earliest."""
         waited = [
-            asked.began
+            self._sent[asked.tag]
             for asked in others
             if asked.number is not None
             and asked.number > it.missing[-1]

@@ -3,6 +3,7 @@
 import pytest
 from checker_kit import ENDING, GAP_TIMEOUT_S, HistoryBuilder
 from given_up_check import REACH_S
+from msgspec.structs import replace
 
 SENT, DUE = 2.0, 2.0 + GAP_TIMEOUT_S
 
@@ -74,6 +75,9 @@ def test_gap_is_due_by_the_first_event_that_waited_and_by_the_session_timeout():
     it.sent("s4", 4, at=SENT - 0.6)
     it.call("s4", DUE + 0.2)
     assert it.broken == {}, "4 had waited since before 3 came"
+    it = given_up(answered=SENT + 0.5)
+    it.facts.insert(1, replace(it.asked["s3"], began=SENT - 0.6, status=0))
+    assert it.broken == {}, "3 was sent before, and may have been taken without an answer"
     it = given_up(at=SENT + 0.5, answered=SENT + 0.1)
     it.sent("end", event=ENDING, at=SENT + 0.1)
     for handler in ("every", "ends"):
