@@ -46,7 +46,12 @@ def read_address(text: str) -> IPv4Address | IPv6Address:
 
 
 def read_peer(text: str) -> IPv4Address | IPv6Address:
-    """Read an address with or without a port, as proxies write the addresses of clients. Raises ValueError."""
+    """Read an address with or without a port, as proxies write the addresses of clients. Raises ValueError.
+
+    Also where an IPv6 address has a zone: any text may stand there, and it means nothing on another host.
+    """
+    if "%" in text:
+        raise ValueError
     try:
         return read_address(text)
     except ValueError:

@@ -34,6 +34,11 @@ class RequestView(NamedTuple):
         )
 
 
+def shown_text(text: str) -> str:
+    """A text of a head without phone numbers; what is no UTF-8 as an escape, as JSON has no such text."""
+    return redact(text).encode("utf-8", "backslashreplace").decode()
+
+
 UNREADABLE: Final = RequestView("?", "?", {}, [], None)
 
 
@@ -57,8 +62,12 @@ def view_of(request: RefusedRequest) -> RequestView:
     signature_names = {name.lower() for name in ALL}
     return RequestView(
         head.method,
-        redact(path)[:PATH_MAX_CHARS],
-        {name: redact(value) for name, value in head.headers.items() if name.lower() not in signature_names},
+        shown_text(path)[:PATH_MAX_CHARS],
+        {
+            name: shown_text(value)
+            for name, value in head.headers.items()
+            if name.lower() not in signature_names
+        },
         [name for name in ALL if name in head.headers],
         parameters,
     )

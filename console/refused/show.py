@@ -7,7 +7,7 @@ from typing import Any
 from maskline.console.output import print_json, printable, shown_parameters, shown_value, utc_time
 from maskline.console.redis_reader import RedisReader
 from maskline.console.refused.kept_requests import KeptRequest, pages
-from maskline.console.refused.request_view import view_of
+from maskline.console.refused.request_view import shown_text, view_of
 from maskline.console.selectors import RefusedSelection
 from maskline.ingest.auth.verifier import AcceptedCallback
 from maskline.ingest.refused.release import ReleaseVerifier
@@ -60,7 +60,7 @@ def describe(kept: KeptRequest, settings: Settings) -> dict[str, Any]:
         "peer": request.peer,
         "method": view.method,
         "path": view.path,
-        "checked_url": redact(verifier.checked_url(request)),
+        "checked_url": shown_text(verifier.checked_url(request)),
         "signature_headers": view.signature_headers,
         "headers": view.headers,
         "body_bytes": len(request.body),

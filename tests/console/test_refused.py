@@ -227,6 +227,16 @@ def test_show_hides_numbers_and_says_what_verification_says_now(stage):
         stage.run("show", "1-1")
 
 
+def test_bytes_that_are_no_utf_8_are_shown_as_such(stage):
+    """One odd request does not keep an operator from seeing the others."""
+    head = b"POST /callbacks HTTP/1.1\r\nHost: \xff\r\nX-Plivo-Signature-V3: x\r\nContent-Type: \xff/json\r\n\r\n"
+    (odd,) = stage.keep(kept_request(1, head=head, body=b"\xff"))
+    code, shown = stage.run("show", odd, "--json", MASKLINE_PUBLIC_URL="")
+    assert (code, shown["checked_url"]) == (0, "http://\\udcff/callbacks")
+    assert shown["headers"] == {"Host": "\\udcff", "Content-Type": "\\udcff/json"}
+    assert stage.run("list", odd, "--json")[0] == stage.run("list", odd)[0] == stage.run("show", odd)[0] == 0
+
+
 def test_dry_run_changes_nothing(stage):
     stage.keep(kept_request(1), FORGED)
     code, report = stage.run("release", "--all", "--dry-run", "--json")

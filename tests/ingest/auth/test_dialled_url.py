@@ -56,6 +56,8 @@ def test_trusted_peers(proxies, peer, trusted):
         ("10.0.0.1", "2001:db8::1, [::ffff:10.0.0.9]:80", "2001:db8::1"),
         ("10.0.0.1", "::ffff:198.51.100.7", "198.51.100.7"),
         ("10.0.0.1", "198.51.100.7, [10.0.0.2, 10.0.0.3", "10.0.0.3"),
+        ("10.0.0.1", "fe80::1%eth0", "10.0.0.1"),
+        ("10.0.0.1", "[fe80::1%zone]:80, 10.0.0.2", "10.0.0.2"),
     ],
 )
 def test_client_address_in_both_families_with_brackets_and_ports(peer, forwarded, client):

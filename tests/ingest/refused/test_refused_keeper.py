@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from ipaddress import ip_network
 
 from ingest_kit import Client, Request, ask, running, until
 from servers import RedisServer
@@ -72,6 +73,24 @@ async def test_refusal_by_the_head_is_answered_also_where_the_body_never_comes(r
         client.writer.write_eof()
         assert (await client.response()).error == "unknown_account"
     assert kept(redis_server, namespace) == []
+
+
+async def test_bytes_that_are_no_utf_8_are_kept_as_they_came(redis_server, namespace):
+    """No text of one request keeps those that go to Redis with it from getting there."""
+    odd = [
+        WRONG.encode().replace(b"Host: ", b"X-Forwarded-For: %b\r\nHost: " % forwarded, 1)
+        for forwarded in (b"\xff", b"fe80::1%\xff", b"[fe80::1%\xff]:80")
+    ]
+    odd.append(WRONG.encode().replace(b"Host: ", b"Host: \xff", 1))
+    async with (
+        running(redis_server.url, namespace, trusted_proxies=(ip_network("127.0.0.0/8"),)) as node,
+        await Client.connect(node.port) as client,
+    ):
+        for raw in odd:
+            assert (await client.ask(raw)).status == 403
+        await until(lambda: node.metrics.refused_kept == len(odd))
+        assert not node._tasks.failures
+    assert [b"\xff" in each.head for each in kept(redis_server, namespace)] == [True] * len(odd)
 
 
 async def test_nothing_is_kept_where_the_bound_is_0(redis_server, namespace):

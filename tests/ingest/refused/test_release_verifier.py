@@ -6,9 +6,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ingest_kit import MAIN, MAIN_TOKEN, NONCE, PAIRS, Request
 from multidict import CIMultiDict
 
+from maskline.ingest import plivo_headers
 from maskline.ingest.auth.signatures import sign_v2
 from maskline.ingest.auth.verifier import AcceptedCallback, CallbackVerifier
 from maskline.ingest.fastpath.fast_verifier import FastVerifier
@@ -177,6 +180,49 @@ def test_without_verification_unsigned_callbacks_are_good_under_our_paths_alone(
     assert isinstance(ReleaseVerifier(off).verify(unsigned), AcceptedCallback)
     elsewhere = refuse(Request(target="/answer").encode(), GOOD)
     assert isinstance(ReleaseVerifier(off).verify(elsewhere), Refusal)
+
+
+ODD = st.binary(max_size=8) | st.sampled_from(
+    [
+        b"/callbacks",
+        b"SessionUUID=x",
+        b"?",
+        b"http://",
+        b"%ff",
+        b"\xed\xa0\x80",
+        b"10.0.0.3, ",
+        b"gzip",
+        b"/json",
+        b"{",
+    ]
+)
+ODDS = st.lists(ODD, max_size=4).map(b"".join)
+
+
+@given(
+    st.sampled_from([b"POST", b"GET"]),
+    ODDS,
+    st.dictionaries(st.sampled_from(plivo_headers.ALL), ODDS),
+    ODDS,
+    ODDS,
+)
+@settings(max_examples=200)
+def test_anything_refused_can_be_kept_and_is_refused_for_the_same_reason_again(
+    method, target, signatures, text, body
+):
+    others = [b"Host", b"Content-Type", b"Content-Encoding", b"X-Forwarded-Host"]
+    headers = {name.encode(): value for name, value in signatures.items()} | dict.fromkeys(others, text)
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers.items())
+    raw = b"%b /%b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (method, target, lines, len(body), body)
+    trusting = with_settings(trusted_proxies=(ip_network("10.0.0.0/8"),))
+    refusal, request = decide(raw, trusting)
+    assert isinstance(refusal, Refusal)
+    if request.head is None or not request.contents or not isinstance(request.contents[-1], bytes):
+        return
+    if could_be_plivos(refusal, request.head, request.contents[-1]):
+        again = ReleaseVerifier(trusting).verify(refuse(raw, trusting))
+        assert isinstance(again, Refusal)
+        assert again.code == refusal.code
 
 
 def test_head_that_cannot_be_read_stays_refused():
