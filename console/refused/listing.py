@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from maskline.console.output import print_json, printable, utc_time
-from maskline.console.redis_reader import RedisReader
+from maskline.console.redis_reader import RedisReader, entry_order
 from maskline.console.refused.kept_requests import KeptRequest, pages
 from maskline.console.refused.request_view import view_of
 from maskline.console.selectors import RefusedSelection
@@ -104,38 +104,27 @@ async def run(reader: RedisReader, arguments: argparse.Namespace, selection: Ref
     _print_groups(found)
     if selection != RefusedSelection() or arguments.all:
         _print_rows(rows)
+    latest_id = max((group.latest_id for group in found), key=entry_order)
     print(
-        f"{sum(group.count for group in found):,} refused callbacks. `maskline refused release --all --dry-run` says "
-        "how many are good by the settings of now"
+        f"\n{sum(group.count for group in found):,} in all. `maskline refused show {latest_id}` shows the latest,\n"
+        "`maskline refused release --all --dry-run` says how many are good now"
     )
     return 0
 
 
 def _print_groups(groups: list[ReasonGroup]) -> None:
-    table = Table(box=box.SIMPLE)
-    for name in (
-        "reason",
-        "status",
-        "callbacks",
-        "MiB",
-        "clients",
-        "first received",
-        "last received",
-        "the latest",
-    ):
-        table.add_column(
-            name, no_wrap=True, justify="right" if name in ("callbacks", "MiB", "clients") else "left"
-        )
+    table = Table(box=None, pad_edge=False)  # 80 columns hold it
+    for name in ("refused as", "callbacks", "MiB", "clients", "first, UTC", "last, UTC"):
+        is_number = name in ("callbacks", "MiB", "clients")
+        table.add_column(name, no_wrap=True, justify="right" if is_number else "left")
     for group in groups:
         table.add_row(
-            printable(group.reason),
-            str(group.status),
+            f"{group.status} {printable(group.reason)}",
             f"{group.count:,}",
             f"{group.size_bytes / 2**20:,.1f}",
             f"{group.clients:,}",
-            _seconds(group.first_received_at),
-            _seconds(group.last_received_at),
-            group.latest_id,
+            _without_year(group.first_received_at),
+            _without_year(group.last_received_at),
         )
     print_table(table)
 
@@ -177,6 +166,10 @@ def _row(kept: KeptRequest) -> RefusedRow:
 
 def _size_of(kept: KeptRequest) -> int:
     return len(kept.request.head) + len(kept.request.body)
+
+
+def _without_year(moment: datetime | None) -> str:
+    return _seconds(moment).partition("-")[2] or "?"
 
 
 def _seconds(moment: datetime | None) -> str:

@@ -132,6 +132,9 @@ def test_list_groups_by_reason(stage):
     )  # fmt: skip
     assert (unknown["reason"], unknown["count"]) == ("unknown_account", 1)
     assert len(found["requests"]) == 7
+    code, text = stage.run("list")
+    assert (code, max(map(len, text.splitlines())) <= 80) == (0, True)
+    assert "403 signature_wrong          6" in text
     code, text = stage.run("list", "--reason", "unknown_account")
     assert code == 0
     assert found["requests"][-1]["id"] in text

@@ -99,6 +99,22 @@ async def test_nothing_is_kept_where_the_bound_is_0(redis_server, namespace):
     assert kept(redis_server, namespace) == []
 
 
+async def test_request_larger_than_all_the_room_is_counted_as_dropped(redis_server, namespace):
+    async with running(redis_server.url, namespace, refused_max_bytes=100) as node:
+        assert (await ask(node.port, WRONG)).status == 403
+        await until(lambda: node.metrics.refused_dropped[keeper_module.NO_ROOM] == 1)
+    assert kept(redis_server, namespace) == []
+
+
+async def test_body_of_the_largest_size_is_kept_and_a_larger_one_is_not(redis_server, namespace):
+    whole = Request(token="wrong", body=b"SessionUUID=" + b"s" * 65_524)
+    async with running(redis_server.url, namespace, max_body_bytes=65_536) as node:
+        assert (await ask(node.port, whole)).status == 403
+        assert (await ask(node.port, whole._replace(body=b"SessionUUID=" + b"s" * 65_525))).status == 413
+        await until(lambda: node.metrics.refused_kept == 1)
+    assert [len(each.body) for each in kept(redis_server, namespace)] == [65_536]
+
+
 async def test_stop_moves_what_is_kept_to_redis(redis_server, namespace, monkeypatch):
     monkeypatch.setattr(keeper_module, "GATHER_S", 3600.0)
     async with running(redis_server.url, namespace) as node:
