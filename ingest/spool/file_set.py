@@ -326,17 +326,19 @@ class SpoolFiles:
     def _is_displaced(self, slot_file: SlotFile) -> bool:
         """Whether a file that is not in place counts as displaced before anything is written. Raises SpoolError."""
         now = time.monotonic()
-        if slot_file.missing_since is None:
-            slot_file.missing_since = now
+        since = now if slot_file.missing_since is None else slot_file.missing_since
         try:
-            return (
+            displaced = (
                 not slot_file.file.state.callbacks
                 or slot_file.file.open_file.is_lost()
                 or self._directory.path.exists()
-                or now - slot_file.missing_since >= MOVED_GRACE_S
+                or now - since >= MOVED_GRACE_S
             )
         except OSError as error:
             raise from_os_error(error) from None
+        finally:
+            slot_file.missing_since = since
+        return displaced
 
     def _mark_displaced(self, slot_file: SlotFile) -> None:
         """Count a file, own or adopted until now, among the displaced ones."""

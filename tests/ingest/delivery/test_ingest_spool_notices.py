@@ -7,6 +7,7 @@ from zlib import crc32
 
 from delivery_kit import delivering, stream
 from ingest_kit import node_settings, until
+from structlog.testing import capture_logs
 from test_drainer import VALUES, fill
 
 from maskline.ingest.outcome import AWAY
@@ -158,17 +159,19 @@ async def test_partition_of_an_adopted_file_is_said_until_it_is_drained(own_redi
             assert said(client, settings, 1) == [True]
 
 
-async def test_refused_notice_costs_no_callback_and_is_tried_again(own_redis, namespace, capsys):
+async def test_refused_notice_costs_no_callback_and_is_tried_again(own_redis, namespace):
     settings = node_settings(own_redis.url, namespace, partitions=1)
-    async with delivering(settings, draining=False, notices=True) as it:
-        with own_redis.client() as client:
+    with capture_logs() as lines:
+        async with delivering(settings, draining=False, notices=True) as it:
+            client = own_redis.client()
             client.set(Keys(namespace).spooled(0), "not a stream")
             assert await it.spool.write(AWAY, 0, b"spooled") is None
-            await until(lambda: "spool notice refused" in capsys.readouterr().out)
+            await until(lambda: any(line["event"] == "spool notice refused" for line in lines))
             assert it.publisher.ready
             assert await it.store("s", b"fresh") == ""
             client.delete(Keys(namespace).spooled(0))
             await until(lambda: said(client, settings) == [True])
+            client.close()
 
 
 async def test_node_that_holds_nothing_says_nothing(own_redis, namespace):

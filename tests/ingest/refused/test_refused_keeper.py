@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 from ingest_kit import Client, Request, ask, running, until
 from servers import RedisServer
+from structlog.testing import capture_logs
 
 from maskline.ingest.refused import keeper as keeper_module
 from maskline.ingest.refused.request import RefusedRequest, decode_refused
@@ -165,23 +166,24 @@ async def test_flood_from_one_address_does_not_push_out_anothers(own_redis, name
     assert 10 < found["192.0.2.66"] < 100
 
 
-async def test_refusal_of_redis_is_logged_and_tried_again(own_redis, namespace, monkeypatch, capsys):
+async def test_refusal_of_redis_is_logged_and_tried_again(own_redis, namespace, monkeypatch):
     monkeypatch.setattr(keeper_module, "RETRY_S", 0.05)
-    with own_redis.client() as client:
+    with own_redis.client() as client, capture_logs() as lines:
         async with running(own_redis.url, namespace) as node:
             client.set(Keys(namespace).refused.requests, "something else")
             await ask(node.port, WRONG)
-            await until(lambda: "refused callbacks not kept yet" in capsys.readouterr().out)
+            await until(lambda: any(line["event"] == "refused callbacks not kept yet" for line in lines))
             client.delete(Keys(namespace).refused.requests)
             await until(lambda: node.metrics.refused_kept == 1)
             assert (await ask(node.port, Request())).status == 200
     assert len(kept(own_redis, namespace)) == 1
 
 
-async def test_what_redis_does_not_take_before_the_stop_is_counted(own_redis, namespace, capsys) -> None:
-    async with running(own_redis.url, namespace, stop_timeout_ms=0) as node:
-        own_redis.kill()
-        await until(lambda: not node._pool.ready)
-        await ask(node.port, WRONG)
+async def test_what_redis_does_not_take_before_the_stop_is_counted(own_redis, namespace) -> None:
+    with capture_logs() as lines:
+        async with running(own_redis.url, namespace, stop_timeout_ms=0) as node:
+            own_redis.kill()
+            await until(lambda: not node._pool.ready)
+            await ask(node.port, WRONG)
     assert node.metrics.refused_dropped == {"stopped": 1}
-    assert "refused callbacks lost at stop" in capsys.readouterr().out
+    assert "refused callbacks lost at stop" in [line["event"] for line in lines]
