@@ -238,6 +238,8 @@ class World:
         self._may_be_paused.add(handler)
         await self._client.hset(self._keys.control, pause_field(handler), b"\x80")
         await self._until(lambda: self.node.gates.paused(handler), "the pause to take effect")
+        # An attempt that has begun goes on: after a crash, its mark is written to Redis before its handler is called.
+        await self._until(lambda: not self.node._dispatcher.busy, "what is under way to end")
         self._paused.add(handler)
 
     async def _resume(self, handler: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 from dispatch_kit import until
+from structlog.testing import capture_logs
 from test_pipeline import COUNT, read
 from worker_parts_kit import add, worker_parts
 
@@ -86,17 +87,17 @@ async def test_notices_of_several_partitions_are_told_apart(redis_server, namesp
             assert (held.held, free.held) == (1, 0)
 
 
-async def test_stream_of_notices_that_is_none_lets_everything_go_on(redis_server, namespace, capsys):
+async def test_stream_of_notices_that_is_none_lets_everything_go_on(redis_server, namespace):
     handled = []
     async with worker_parts(redis_server, namespace, recorder(handled), gap_timeout_ms=0) as parts:
-        with redis_server.client() as client:
+        with redis_server.client() as client, capture_logs() as lines:
             partition = await acquired(parts)
             client.set(parts.keys.spooled(0), "not a stream")
             add(client, parts.keys, 0, "s", 2)
             ((_, entries),) = read(client, parts, partition)
             await order(parts, partition, entries, now_ms(client) + 1)
             await until(lambda: handled == [(2, "after_gap")])
-    assert "spool notice read failed" in capsys.readouterr().out
+    assert "spool notice read failed" in [line["event"] for line in lines]
 
 
 async def test_after_a_reconnect_gaps_wait_a_moment_and_notices_are_read_again(redis_server, namespace):
