@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from maskline.schemas.callback import RawCallback
 from maskline.schemas.events import Event
 
 
@@ -35,6 +36,11 @@ class DeadLetterView(msgspec.Struct, frozen=True, kw_only=True):
     """The user's own lines and the exceptions' messages, without phone numbers."""
     event: Event | None
     """The event; None if the callback cannot be decoded. It holds phone numbers; `repr` shows none."""
+    entry_id: str = ""
+    """The ID of the callback's stream entry, as `Context.entry_id`."""
+    callback: RawCallback | None = None
+    """The request as ingest received it, byte for byte, also where it cannot be decoded as an event. None for an entry
+    of the stream that maskline did not write."""
 
 
 class DeadLetterContext(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from maskline.runtime.logs import get_logger
+from maskline.schemas.callback import RawCallback, decode_callback
 from maskline.worker.entries.entry import Entry
 from maskline.worker.ordering.reorder import Order, Release
 
@@ -89,6 +90,14 @@ class Context(msgspec.Struct, eq=False, gc=False):
             return datetime.fromtimestamp(entry.received_at_ms / 1000, UTC)
         except (OverflowError, ValueError, OSError):  # an entry that something else has written
             return datetime.fromtimestamp(self._release.arrival.arrived_ms / 1000, UTC)
+
+    @property
+    def callback(self) -> RawCallback:
+        """The callback as ingest received it, byte for byte, with the real phone numbers in its `query` and `body`.
+
+        It is decoded from the stream entry each time it is asked for: keep it if you need it twice.
+        """
+        return decode_callback(self._entry.encoded)
 
     @property
     def log(self) -> Any:

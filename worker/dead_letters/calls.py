@@ -8,8 +8,9 @@ from typing import Final
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
-from maskline.schemas.callback import CALLBACK_FIELD
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, decode_callback
 from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
+from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundDeadHandler
 from maskline.worker.dispatch.clean_context import CleanContext
@@ -41,6 +42,8 @@ def view_of(letter: DeadLetter, letter_id: str, decoder: EntryDecoder) -> DeadLe
         group=group_key_of(letter),
         traceback=letter.traceback,
         event=_event_of(letter, decoder),
+        entry_id=letter.entry_id,
+        callback=_callback_of(letter),
     )
 
 
@@ -51,6 +54,13 @@ def _event_of(letter: DeadLetter, decoder: EntryDecoder) -> Event | None:
         return None
     event: Event = arrival.payload.event
     return event
+
+
+def _callback_of(letter: DeadLetter) -> RawCallback | None:
+    try:
+        return decode_callback(letter.callback)
+    except UndecodableEntryError:
+        return None
 
 
 def _moment(milliseconds: int) -> datetime | None:

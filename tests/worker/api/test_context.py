@@ -8,10 +8,11 @@ from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callba
 from maskline.schemas.parameters import FORM_TYPE
 from maskline.worker.api.context import Context
 
+BODY = b"EventName=SessionTimeout&SessionUUID=s&SequenceNumber=1"
+
 
 def release_of(*, replayed=False):
-    body = b"EventName=SessionTimeout&SessionUUID=s&SequenceNumber=1"
-    callback = RawCallback("POST", b"", FORM_TYPE, body, START_MS, "MA1")
+    callback = RawCallback("POST", b"a=%20b", FORM_TYPE, BODY, START_MS, "MA1")
     if replayed:
         callback = msgspec.structs.replace(callback, replayed=True)
     partition = partition_of_test()
@@ -37,3 +38,9 @@ def test_the_log_says_of_a_replay_that_it_is_one_and_nothing_of_others():
     assert (ordinary["handler"], ordinary["attempt"], ordinary["sequence_number"]) == ("h", 2, 1)
     assert "replayed" not in ordinary
     assert replayed["replayed"] is True
+
+
+def test_the_callback_is_what_ingest_received_byte_for_byte():
+    callback = Context(release_of(), "h", 1, 7).callback
+    assert callback == RawCallback("POST", b"a=%20b", FORM_TYPE, BODY, START_MS, "MA1")
+    assert "SessionTimeout" not in repr(callback)

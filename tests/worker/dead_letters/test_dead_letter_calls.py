@@ -62,6 +62,8 @@ def test_view_has_what_the_letter_has_and_the_event():
         group="abcdefg2",
         traceback="fares.py:7 in settle",
         event=view.event,
+        entry_id=f"{START_MS}-0",
+        callback=RawCallback("POST", b"", FORM_TYPE, BODY, RECEIVED_MS, "MA1"),
     )
     assert view.event.from_number == "+447700900123"
     assert "900123" not in repr(view)
@@ -74,6 +76,14 @@ def test_letters_that_cannot_be_decoded_have_a_view_all_the_same(callback, recei
     view = view_of(letter, "0-1-0", entry_decoder())
     assert (view.event, view.received_at, view.handler, view.session_uuid) == (None, None, None, None)
     assert view.group
+    assert view.callback is None
+
+
+def test_the_callback_of_a_letter_without_an_event_is_there():
+    callback = RawCallback("POST", b"", FORM_TYPE, b"no=event", RECEIVED_MS, "MA1")
+    letter = DeadLetter("workers", "1-1", "not_decodable", "no", 5, encode_callback(callback))
+    view = view_of(letter, "0-1-0", entry_decoder())
+    assert (view.event, view.callback) == (None, callback)
 
 
 async def test_all_handlers_are_called_one_after_the_other_with_a_context():
