@@ -11,9 +11,11 @@ import msgspec
 
 from maskline.schemas.settings.sources import PREFIX, Setting
 from maskline.schemas.settings.value_types import (
+    API_URL,
     AUTH_TOKENS,
     DURABILITY,
     FLAG,
+    FUNCTION,
     HANDLERS,
     HOSTS,
     LABEL,
@@ -286,6 +288,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_max_entries: Annotated[
         int, Description(whole(0, 10**12), "how many of them, over all partitions; whichever is less")
     ] = 1_000_000
+    plivo_api_url: Annotated[
+        str, Description(API_URL, "Plivo's REST API, which `maskline.handlers.expire` calls")
+    ] = "https://api.plivo.com"
+    expire_after_call: Annotated[
+        Literal["off", "answered", "any"],
+        Description(
+            choice("off", "answered", "any"),
+            "`maskline.handlers.expire` ends a session after its first call that was `answered`, or after `any` call",
+        ),
+    ] = "off"
+    expire_pin_failures: Annotated[
+        int,
+        Description(
+            whole(0, 100), "`maskline.handlers.expire` ends a session after so many wrong PINs; 0: never"
+        ),
+    ] = 0
+    expire_function: Annotated[
+        str,
+        Description(
+            FUNCTION,
+            "`maskline.handlers.expire` ends a session where this function of yours, `module:function`, returns true",
+        ),
+    ] = ""
     log_format: Annotated[
         Literal["auto", "json", "console"],
         Description(choice("auto", "json", "console"), "`json`, `console`, `auto` (console on a terminal)"),

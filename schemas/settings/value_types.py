@@ -253,7 +253,7 @@ def _read_durability(text: str) -> str:
 DURABILITY: Final = Kind(f"memory, fsync or replicas:N (N from 1 to {REPLICAS_MAX})", _read_durability)
 
 
-def _read_public_url(text: str) -> str:
+def _read_http_url(text: str) -> str:
     text = text.strip()
     url = _split_url(text)
     if (
@@ -267,7 +267,11 @@ def _read_public_url(text: str) -> str:
         raise ValueError("it has a query, a fragment or a space")
     if "@" in text:
         raise ValueError("it has a user name, or an @ for another reason")
-    base = f"{url.scheme}{text[len(url.scheme) :]}".rstrip("/")  # Plivo's SDK signs the scheme in lower case
+    return f"{url.scheme}{text[len(url.scheme) :]}".rstrip("/")  # Plivo's SDK signs the scheme in lower case
+
+
+def _read_public_url(text: str) -> str:
+    base = _read_http_url(text)
     if re.search(r"/callbacks(/[^/]*)?\Z", base):
         raise ValueError("leave /callbacks and what follows away")
     return base
@@ -287,6 +291,17 @@ def _split_url(text: str) -> SplitResult:
 
 
 PUBLIC_URL: Final = Kind("the start of a URL such as https://hooks.example.com", _read_public_url)
+API_URL: Final = Kind("the start of a URL such as https://api.example.com", _read_http_url)
+
+
+def _read_function(text: str) -> str:
+    module, colon, function = text.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise ValueError
+    return text
+
+
+FUNCTION: Final = Kind("the name of a function as module:function", _read_function)
 
 REDIS_SCHEMES: Final = (
     "redis",
