@@ -1,5 +1,8 @@
-"""What handlers are called with: Plivo's 21 events, `UnknownEvent` for those not documented yet, and dead letters."""
+"""What handlers are called with: Plivo's 21 events, `UnknownEvent` for those not documented yet, summaries of calls,
+and dead letters.
+"""
 
+from maskline.schemas.call_summary import CallSummary, Leg, RecordingSummary
 from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
 from maskline.schemas.events import (
     ATTRIBUTES,
@@ -36,10 +39,13 @@ __all__ = [
     "ATTRIBUTES",
     "EVENT_TYPES",
     "AnyEvent",
+    "CallSummary",
     "DeadLetterContext",
     "DeadLetterView",
     "Event",
+    "Leg",
     "RecordingEvent",
+    "RecordingSummary",
     "SessionFirstPartyAnswer",
     "SessionFirstPartyComplete",
     "SessionFirstPartyFailed",

@@ -47,12 +47,25 @@ RECORDING_ATTRIBUTES: Final = {
 ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 
 
+class OfSession(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    gc=False,
+    rename={"session_uuid": STATUS_ATTRIBUTES["session_uuid"]},
+):
+    """What handlers are called with belongs to a session. In all of it `session_uuid` lies at the same place, where the
+    parts in C read it without asking for the type.
+    """
+
+    session_uuid: str
+
+
 class Event(
-    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
+    OfSession, frozen=True, kw_only=True, gc=False, tag=True, tag_field="EventName", rename=ATTRIBUTES
 ):
     """The attributes of every event. One is None if Plivo sent nothing, a null, or a text that cannot be read."""
 
-    session_uuid: str
     event_timestamp: datetime | None = None
     """In UTC."""
     sequence_number: int | None = None
