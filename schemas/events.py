@@ -8,9 +8,10 @@ tracebacks.
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
+from msgspec import Meta
 
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
@@ -46,6 +47,9 @@ RECORDING_ATTRIBUTES: Final = {
 
 ATTRIBUTES: Final = STATUS_ATTRIBUTES | RECORDING_ATTRIBUTES
 
+Moment = Annotated[datetime, Meta(tz=True, description="In UTC.")]
+Seconds = Annotated[int, Meta(description="Seconds.")]
+
 
 class OfSession(
     msgspec.Struct,
@@ -66,8 +70,7 @@ class Event(
 ):
     """The attributes of every event. One is None if Plivo sent nothing, a null, or a text that cannot be read."""
 
-    event_timestamp: datetime | None = None
-    """In UTC."""
+    event_timestamp: Moment | None = None
     sequence_number: int | None = None
     """The callback's place in its session; None makes the event unsequenced."""
     from_number: str | None = None
@@ -80,10 +83,8 @@ class Event(
     pin_retry_counter: int | None = None
     amount: Decimal | None = None
     """The total charge of the call."""
-    billed_duration: int | None = None
-    """Seconds."""
-    duration: int | None = None
-    """Seconds."""
+    billed_duration: Seconds | None = None
+    duration: Seconds | None = None
     plivo_hangup_cause: str | None = None
     plivo_hangup_cause_code: int | None = None
     extra: dict[str, str | list[str]] = {}
@@ -137,12 +138,9 @@ class _WithRecording(Event, frozen=True, kw_only=True):
     recording_uuid: str | None = None
     recording_url: str | None = None
     recording_resource_url: str | None = None
-    recording_duration: int | None = None
-    """Seconds."""
-    recording_start_time: datetime | None = None
-    """In UTC."""
-    recording_end_time: datetime | None = None
-    """In UTC."""
+    recording_duration: Seconds | None = None
+    recording_start_time: Moment | None = None
+    recording_end_time: Moment | None = None
     recording_format: str | None = None
     """`.mp3` or `.wav`."""
 

@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from maskline.schemas.events import Moment, Seconds
+
 Numbers = Literal["tokens", "plain"]
 """How phone numbers stand in a message: as keyed tokens (`num_` and ten hexadecimal digits, the same for the same
 number), or as Plivo sent them."""
 
-Moment = Annotated[datetime, Meta(tz=True, description="In UTC.")]
-Seconds = Annotated[int, Meta(description="Seconds.")]
 PhoneNumber = Annotated[
     str, Meta(description="A phone number, or its token `num_…`, by the endpoint's `numbers` setting.")
 ]
