@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "pause": Command("maskline.console.pause", "set a handler's events aside until it is resumed"),
     "resume": Command("maskline.console.resume", "end a handler's pause"),
+    "schema": Command("maskline.console.schema.command", "JSON Schemas and AsyncAPI of what programs read"),
     "settings": Command("maskline.console.settings", "every setting with its value, default and meaning"),
 }
 

@@ -5,13 +5,12 @@ again, with the next `revision`, if something arrives later that changes it. As 
 below, and `EventName` and `SessionUUID` as Plivo's events have them.
 """
 
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal
 
 import msgspec
 
-from maskline.schemas.events import OfSession
+from maskline.schemas.events import Moment, OfSession, Seconds
 from maskline.schemas.privacy import number_token, redact
 
 EndedBy = Literal["parties_hangup", "both_legs", "next_call", "session_timeout", "silence"]
@@ -25,16 +24,15 @@ RecordingStatus = Literal["initiated", "completed", "failed"]
 class Leg(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One party's part in a call. A value is None where no event that arrived tells it."""
 
-    initiated_at: datetime | None = None
-    """In UTC, as the other times."""
-    ringing_at: datetime | None = None
-    answered_at: datetime | None = None
+    initiated_at: Moment | None = None
+    ringing_at: Moment | None = None
+    answered_at: Moment | None = None
     """Of the party that called the virtual number: when its call landed there."""
-    ended_at: datetime | None = None
+    ended_at: Moment | None = None
     outcome: LegOutcome | None = None
-    ring_s: int | None = None
+    ring_s: Seconds | None = None
     """Seconds from ringing to the answer, or to the end of a leg that was not answered."""
-    talk_s: int | None = None
+    talk_s: Seconds | None = None
     """Seconds from the answer to the end."""
     hangup_cause: str | None = None
     hangup_cause_code: int | None = None
@@ -45,7 +43,7 @@ class RecordingSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     recording_uuid: str | None = None
     url: str | None = None
-    duration_s: int | None = None
+    duration_s: Seconds | None = None
     status: RecordingStatus
 
 
@@ -61,9 +59,8 @@ class CallSummary(OfSession, frozen=True, kw_only=True, gc=False, tag="CallSumma
     """Every number between its first and last event arrived."""
     missing: tuple[int, ...] = ()
     """The SequenceNumbers that did not arrive."""
-    started_at: datetime | None = None
-    """In UTC, as `ended_at`."""
-    ended_at: datetime | None = None
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
     first_party_number: str | None = None
     """A real phone number: `repr` and logs show its token."""
     second_party_number: str | None = None
@@ -72,8 +69,8 @@ class CallSummary(OfSession, frozen=True, kw_only=True, gc=False, tag="CallSumma
     second_party: Leg = Leg()
     answered: bool = False
     """Both parties were connected."""
-    duration_s: int | None = None
-    billed_duration_s: int | None = None
+    duration_s: Seconds | None = None
+    billed_duration_s: Seconds | None = None
     amount: Decimal | None = None
     """The total charge of the call."""
     hangup_cause: str | None = None

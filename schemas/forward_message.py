@@ -7,7 +7,7 @@ always there.
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -107,3 +107,20 @@ class ForwardMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ]
     data: EventData
     delivery: Delivery
+
+
+HEADERS: Final = {
+    "webhook-id": "`ctx.idempotency_key`: the same at every delivery of the event",
+    "webhook-timestamp": "when this request was made, in seconds since 1970",
+    "webhook-signature": "`v1,` and the Base64 of the HMAC-SHA256 of ID, timestamp and body; one for each secret",
+    "maskline-event": "the event's name, as `type` in the body",
+    "maskline-session": "the SessionUUID",
+    "maskline-sequence": "the SequenceNumber; absent where the event has none",
+    "maskline-run": "0, one more each time numbering started again in the session",
+    "maskline-order": "`in_order`, `after_gap`, `late` or `unsequenced`",
+    "maskline-missing": "numbers given up just before an `after_gap`, as `3,4`; absent where there are none",
+    "maskline-skipped": "numbers before it that this endpoint was never sent; absent where there are none",
+    "maskline-replayed": "`true` where an operator had it sent again; else absent",
+    "maskline-attempt": "1 for the first try",
+}
+"""The headers of a webhook, by name: what each says."""

@@ -7,7 +7,7 @@ from maskline.schemas.forward_message import EventData, ForwardMessage
 
 
 def test_a_message_has_every_attribute_of_an_event_with_the_same_default() -> None:
-    expected = {name: None for name in ATTRIBUTES} | {"extra": {}, "problems": ()}
+    expected = dict.fromkeys(ATTRIBUTES) | {"extra": {}, "problems": ()}
     del expected["session_uuid"]
     fields = {field.name: field for field in msgspec.structs.fields(EventData)}
     assert set(fields) == {"session_uuid", *expected}

@@ -1,0 +1,1 @@
+"""`maskline schema`: the JSON that maskline makes, described for programs."""
