@@ -80,7 +80,9 @@ class Resources:
             try:
                 opened[spec.name] = await one.opened
             except Exception as error:
-                described = f"{type(error).__name__}: {error}".removesuffix(": ")
+                # A ConfigError is written for the operator; of any other, the type says the most.
+                kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+                described = f"{kind}{error}".removesuffix(": ")
                 raise ConfigError(f"the resource {spec.name} could not be opened: {described}") from error
         return opened
 

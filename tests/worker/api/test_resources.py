@@ -108,6 +108,15 @@ async def test_resource_that_cannot_be_opened_closes_those_before_it(error):
     assert not logs
 
 
+async def test_a_config_error_of_a_resource_is_said_in_its_own_words():
+    lacks = Here("plivo", [], ConfigError("MASKLINE_AUTH_TOKENS is empty"))
+    it = Resources()
+    with pytest.raises(ConfigError) as raised:
+        await it.open([spec("plivo", lambda: lacks)])
+    await it.close()
+    assert str(raised.value) == "the resource plivo could not be opened: MASKLINE_AUTH_TOKENS is empty"
+
+
 async def test_each_is_closed_in_the_task_that_opened_it_and_all_see_one_context():
     variable = contextvars.ContextVar("variable", default="")
     log, it = [], Resources()
