@@ -2,7 +2,7 @@
 
 `type`, `timestamp` and `data` are those of Standard Webhooks; `delivery` is maskline's. `data` has Plivo's attributes
 by the names that handlers know them by, and leaves out those that Plivo did not send. In `delivery` every member is
-always there.
+always there. A call summary is a message of its own kind: its `data` is the summary.
 """
 
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.events import Moment, Seconds
 
 Numbers = Literal["tokens", "plain"]
@@ -64,6 +65,7 @@ class EventData(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaul
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What maskline knows of the event's place in its session. The same facts stand in the headers `maskline-…`."""
 
+    session_uuid: str
     idempotency_key: Annotated[
         str, Meta(description="The same at every delivery of this event, another for every other event.")
     ]
@@ -106,6 +108,15 @@ class ForwardMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         ),
     ]
     data: EventData
+    delivery: Delivery
+
+
+class CallSummaryMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The summary of a call that is over, as an endpoint receives it. It comes again if something arrives late."""
+
+    type: Literal["CallSummary"] = "CallSummary"
+    timestamp: Annotated[datetime, Meta(tz=True, description="When the call ended, or was known to be over.")]
+    data: CallSummary
     delivery: Delivery
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from maskline.console.schema.json_schemas import JsonObject
-from maskline.schemas.forward_message import HEADERS, ForwardMessage
+from maskline.schemas.forward_message import HEADERS, CallSummaryMessage, ForwardMessage
 
 ALWAYS_SENT: Final = (
     "webhook-id",
@@ -22,8 +22,8 @@ ALWAYS_SENT: Final = (
 
 def asyncapi_document() -> JsonObject:
     """The whole document, as <https://www.asyncapi.com/docs/reference/specification/v3.0.0> defines it."""
-    (payload,), schemas = msgspec.json.schema_components(
-        [ForwardMessage], ref_template="#/components/schemas/{name}"
+    (event, summary), schemas = msgspec.json.schema_components(
+        [ForwardMessage, CallSummaryMessage], ref_template="#/components/schemas/{name}"
     )
     return {
         "asyncapi": "3.0.0",
@@ -42,7 +42,9 @@ def asyncapi_document() -> JsonObject:
             "endpoint": {
                 "address": None,
                 "description": "The `url` of an `[[endpoint]]` in the file that MASKLINE_FORWARD_CONFIG names.",
-                "messages": {"event": {"$ref": "#/components/messages/event"}},
+                "messages": {
+                    name: {"$ref": f"#/components/messages/{name}"} for name in ("event", "callSummary")
+                },
             }
         },
         "operations": {
@@ -52,22 +54,29 @@ def asyncapi_document() -> JsonObject:
                 "description": "At least once: `webhook-id` is the same at every delivery of one event. A session's "
                 "next event is delivered once this one has been answered with 2xx, or was given up.",
                 "channel": {"$ref": "#/channels/endpoint"},
-                "messages": [{"$ref": "#/channels/endpoint/messages/event"}],
+                "messages": [
+                    {"$ref": f"#/channels/endpoint/messages/{name}"} for name in ("event", "callSummary")
+                ],
                 "bindings": {"http": {"method": "POST", "bindingVersion": "0.3.0"}},
             }
         },
         "components": {
             "messages": {
-                "event": {
-                    "name": "event",
-                    "title": "An event",
-                    "contentType": "application/json",
-                    "headers": _headers(),
-                    "payload": payload,
-                }
+                "event": _message("event", "An event", event),
+                "callSummary": _message("callSummary", "The summary of a call that is over", summary),
             },
             "schemas": schemas,
         },
+    }
+
+
+def _message(name: str, title: str, payload: JsonObject) -> JsonObject:
+    return {
+        "name": name,
+        "title": title,
+        "contentType": "application/json",
+        "headers": _headers(),
+        "payload": payload,
     }
 
 

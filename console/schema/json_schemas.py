@@ -6,7 +6,7 @@ import msgspec
 
 from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.events import AnyEvent
-from maskline.schemas.forward_message import ForwardMessage
+from maskline.schemas.forward_message import CallSummaryMessage, ForwardMessage
 
 JsonObject = dict[str, Any]
 
@@ -25,7 +25,7 @@ def call_summary_schema() -> JsonObject:
 
 def forward_schema() -> JsonObject:
     """The body of a webhook of `maskline.handlers.forward`."""
-    return _document("A forwarded event", ForwardMessage)
+    return _document("A forwarded event or call summary", ForwardMessage, CallSummaryMessage)
 
 
 def _document(title: str, *types: type) -> JsonObject:

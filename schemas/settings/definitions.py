@@ -319,6 +319,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         Description(choice("debug", "info", "warning", "error"), "the least severe level that is logged"),
     ] = "info"
+    forward_config: Annotated[
+        Path | None,
+        Description(
+            PATH, "`maskline.handlers.forward`: the TOML file with the endpoints, as tables `[[endpoint]]`"
+        ),
+    ] = None
 
     def __repr__(self) -> str:
         shown = (f"{s.field}={s.show(getattr(self, s.field))!r}" for s in SETTINGS)

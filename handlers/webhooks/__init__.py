@@ -1,0 +1,1 @@
+"""What `maskline.handlers.forward` needs to send webhooks: endpoints, messages, addresses, requests, answers."""
