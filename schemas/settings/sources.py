@@ -194,7 +194,10 @@ def _unknown(name: str, names: Mapping[str, Setting]) -> str:
     # Compared without the prefix, which would make any two names look alike.
     bare = [known.removeprefix(PREFIX) for known in names]
     files = [known + FILE_SUFFIX for known in bare if PREFIX + known != CONFIG_NAME]
-    near = difflib.get_close_matches(name[:SHOWN_MAX_CHARS].upper().removeprefix(PREFIX), bare + files, n=1)
+    wanted = name[:SHOWN_MAX_CHARS].upper().removeprefix(PREFIX)
+    stem = wanted.removesuffix(FILE_SUFFIX)
+    # MASKLINE_CONFIG_FILE is MASKLINE_CONFIG, not the longer name of another setting.
+    near = [stem] if stem in bare else difflib.get_close_matches(wanted, bare + files, n=1)
     return f"{shown} is no setting" + (
         f", did you mean {PREFIX}{near[0]}?" if near else ": `maskline settings` lists them all"
     )
