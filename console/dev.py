@@ -6,13 +6,14 @@ that are set are used as they are, so that dev behaves as production would.
 
 import asyncio
 import contextlib
+import importlib.util
 import shlex
 import shutil
 import signal
 import sys
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import aiohttp
@@ -25,6 +26,7 @@ from maskline.console.arrivals import Arrivals
 from maskline.console.demo import Demo
 from maskline.console.embedded_server import EmbeddedServer
 from maskline.console.live_view import Counts, LiveView
+from maskline.console.reload.worker_slot import WorkerSlot
 from maskline.console.simulate.command import DEFAULT_URL
 from maskline.console.simulate.player import Target
 from maskline.ingest.node import IngestNode
@@ -37,7 +39,11 @@ from maskline.schemas.errors import ConfigError, RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import Parameters
 from maskline.schemas.settings import ADMIN_PORTS, Settings, SettingsWithSources, read_settings
+from maskline.worker.counters import Counters
 from maskline.worker.node import WorkerNode
+
+if TYPE_CHECKING:
+    from maskline.console.reload.reloader import Reloader
 
 PORTS_TRIED: Final = 100
 """From the default upwards. With more instances on one machine, set the port."""
@@ -54,30 +60,40 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--demo", action="store_true", help="play a few dozen simulated sessions at once")
     parser.add_argument("--exit", action="store_true", help="end after the demo: 0 if all went well, else 1")
+    parser.add_argument(
+        "--reload", action="store_true", help="have a handler module run in its new version once it is saved"
+    )
     arguments = parser.parse_args(argv)
     if arguments.exit and not arguments.demo:
         raise ConfigError("dev: --exit belongs to --demo")
+    if arguments.reload and importlib.util.find_spec("watchfiles") is None:
+        raise ConfigError("dev: --reload needs an extra: pip install 'maskline[reload]'")
     reading = read_settings()
     # Without handlers of the user's own, only warnings are worth a line beside the live view.
     quiet = reading.sources["log_level"] == "default" and reading.sources["handlers"] == "default"
     log_settings = msgspec.structs.replace(reading.settings, log_level="warning")
     configure_logging(log_settings if quiet else reading.settings)
     unblock_standard_streams()
-    dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit)
+    dev = Dev(reading, demo=arguments.demo, exit_after=arguments.exit, reload=arguments.reload)
     return run(dev.run, stop_timeout_ms=reading.settings.stop_delay_ms + reading.settings.stop_timeout_ms)
 
 
 class Dev:
     """One run of `maskline dev`."""
 
-    def __init__(self, reading: SettingsWithSources, *, demo: bool, exit_after: bool) -> None:
+    def __init__(
+        self, reading: SettingsWithSources, *, demo: bool, exit_after: bool, reload: bool = False
+    ) -> None:
         self._reading = reading
+        self._reload = reload
         self._demo = demo
         self._exit_after = exit_after
         self._console = Console()
         self._embedded: EmbeddedServer | None = None
-        self._worker: WorkerNode | None = None
-        """Set once it has started."""
+        self._counters = Counters()
+        """Of the worker, and of those that reloads have put in its place."""
+        self._slot: WorkerSlot | None = None
+        """Set once the worker has started."""
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start everything, serve until `stop` is set or a part ends, stop everything; the exit code."""
@@ -87,11 +103,16 @@ class Dev:
             settings = await self._prepare(stack)
             ingest_settings, worker_settings = self._with_ports(settings)
             ingest = IngestNode(ingest_settings, spool_may_vanish=True)
-            worker = WorkerNode(worker_settings, handler_modules=[dev_handler])
+
+            def make_worker() -> WorkerNode:
+                return WorkerNode(worker_settings, handler_modules=[dev_handler], counters=self._counters)
+
+            reloader = self._reloader(settings)
+            worker = make_worker() if reloader is None else reloader.load(make_worker)
             view = await self._view(stack, settings)
             await worker.start()
-            stack.push_async_callback(worker.stop)
-            self._worker = worker
+            slot = self._slot = WorkerSlot(worker)
+            stack.push_async_callback(slot.stop)
             await ingest.start()
             stack.push_async_callback(ingest.stop)
             if settings.admin_port is None:
@@ -102,15 +123,32 @@ class Dev:
             await _until_ready(ingest.admin_url, worker.admin_url)
             account = find_account(settings, None, None)
             self._greet(settings, account, ingest, worker)
-            return await self._serve(stop, settings, _target(settings, account, ingest.url), worker, view)
+            reloading = None if reloader is None else asyncio.create_task(reloader.run(slot, make_worker))
+            target = _target(settings, account, ingest.url)
+            return await self._serve(stop, settings, target, slot, view, reloading)
+
+    def _reloader(self, settings: Settings) -> "Reloader | None":
+        if not self._reload:
+            return None
+        from maskline.console.reload.reloader import Reloader  # noqa: PLC0415  it needs an extra
+
+        return Reloader(settings.handlers, self._print)
 
     async def _serve(
-        self, stop: asyncio.Event, settings: Settings, target: Target, worker: WorkerNode, view: LiveView
+        self,
+        stop: asyncio.Event,
+        settings: Settings,
+        target: Target,
+        slot: WorkerSlot,
+        view: LiveView,
+        reloading: asyncio.Task[None] | None,
     ) -> int:
         """Serve until `stop` is set, or until a part ends that must not; the exit code."""
         stopped = asyncio.create_task(stop.wait())
-        failed = asyncio.create_task(worker.failed())
+        failed = asyncio.create_task(slot.failed())
         watched: set[asyncio.Task[Any]] = {stopped, failed}
+        if reloading is not None:
+            watched.add(reloading)
         server_ended: asyncio.Task[int] | None = None
         if self._embedded is not None:
             server_ended = asyncio.create_task(self._embedded.wait())
@@ -130,6 +168,9 @@ class Dev:
                     return 1
                 if stopped in done:
                     return 0
+                if reloading is not None and reloading in done:
+                    reloading.result()  # raises why there is no worker any more
+                    return 1
                 assert demo is not None  # noqa: S101  the only other task
                 good = demo.result()
                 await view.written()
@@ -197,7 +238,7 @@ class Dev:
         stack.callback(connection.close)
         arrivals = Arrivals(connection, Keys(settings.namespace, settings.group), settings.partitions)
         await arrivals.start()
-        view = LiveView(self._console, arrivals, lambda: _counts(arrivals, self._worker))
+        view = LiveView(self._console, arrivals, lambda: self._counts(arrivals))
         tasks = [asyncio.create_task(arrivals.run()), asyncio.create_task(view.run())]
 
         async def end() -> None:
@@ -209,6 +250,22 @@ class Dev:
         stack.push_async_callback(end)
         stack.callback(dev_handler.listen(view.show))
         return view
+
+    def _counts(self, arrivals: Arrivals) -> Counts:
+        if self._slot is None:
+            return Counts(*[0] * len(Counts._fields))
+        counters, released = self._counters, self._counters.released
+        return Counts(
+            arrived=arrivals.total,
+            handled=counters.handled[dev_handler.NAME],
+            in_order=released["in_order"],
+            after_gap=released["after_gap"],
+            late=released["late"],
+            unsequenced=released["unsequenced"],
+            duplicates=counters.duplicates,
+            held=sum(partition.held for partition in self._slot.worker.partitions),
+            dead=sum(counters.dead.values()),
+        )
 
     # Output
 
@@ -279,24 +336,6 @@ def _public(settings: Settings, url: str) -> str:
 
 def _target(settings: Settings, account: Account, url: str) -> Target:
     return Target(url, account.auth_token, signed_url=_public(settings, url))
-
-
-def _counts(arrivals: Arrivals, worker: WorkerNode | None) -> Counts:
-    if worker is None:
-        return Counts(*[0] * len(Counts._fields))
-    counters = worker.counters
-    released = counters.released
-    return Counts(
-        arrived=arrivals.total,
-        handled=counters.handled[dev_handler.NAME],
-        in_order=released["in_order"],
-        after_gap=released["after_gap"],
-        late=released["late"],
-        unsequenced=released["unsequenced"],
-        duplicates=counters.duplicates,
-        held=sum(partition.held for partition in worker.partitions),
-        dead=sum(counters.dead.values()),
-    )
 
 
 async def _until_ready(*admin_urls: str) -> None:

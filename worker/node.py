@@ -60,14 +60,20 @@ class WorkerNode:
     """A worker of one consumer group.
 
     `handler_modules`: modules besides those of MASKLINE_HANDLERS. `index`: which of several processes this is; it is
-    added to the admin port. Raises ConfigError if a handler module is wrong. Redis may be away.
+    added to the admin port. `counters`: those of a worker whose place this one takes in the process. Raises ConfigError
+    if a handler module is wrong. Redis may be away.
     """
 
     def __init__(
-        self, settings: Settings, *, handler_modules: Sequence[ModuleType] = (), index: int = 0
+        self,
+        settings: Settings,
+        *,
+        handler_modules: Sequence[ModuleType] = (),
+        index: int = 0,
+        counters: Counters | None = None,
     ) -> None:
         self.settings = settings
-        self.counters = Counters()
+        self.counters = Counters() if counters is None else counters
         # Letters between the digits: logs must not take the id for a phone number.
         self.worker_id = f"{socket.gethostname()}-p{os.getpid()}-x{secrets.token_hex(3)}"
         self._handlers = load_handlers([*settings.handlers, *handler_modules])
@@ -77,10 +83,15 @@ class WorkerNode:
         self._index = index
         self._owned = OwnedPartitions(settings.session_cache)
         self._tasks: list[asyncio.Task[None]] = []
+        self._opened: AsyncExitStack | None = None
+        """Closes what `open` has opened, until `start` has begun to work with it."""
         self._started = False
 
-    async def start(self) -> None:
-        """Open resources, connect, and begin to work. Raises ConfigError; everything is closed again then."""
+    async def open(self) -> None:
+        """Open resources, and connect: all of `start` that takes time, or fails by fault of a handler module.
+
+        Raises ConfigError; everything is closed again then.
+        """
         settings = self.settings
         self.background = BackgroundTasks()
         self._resources = Resources()
@@ -92,6 +103,21 @@ class WorkerNode:
             on_change=self._servers_changed,
             on_open=self._connections_opened,
         )
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._resources.close)
+            opened = await self._resources.open(self._handlers.resources)
+            self._bound = bind(self._handlers, opened), bind_dead(self._handlers, opened)
+            undo.push_async_callback(self.background.stop)
+            undo.push_async_callback(self._connections.stop)
+            await self._connections.start()
+            self._opened = undo.pop_all()
+
+    async def start(self) -> None:
+        """Begin to work, after `open` if need be. Raises ConfigError; everything is closed again then."""
+        if self._opened is None:
+            await self.open()
+        settings, undo = self.settings, self._opened
+        assert undo is not None  # noqa: S101 - `open` has set it
         port = ADMIN_PORTS["worker"] if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
@@ -104,16 +130,11 @@ class WorkerNode:
             avoid=settings.port,
             note=Note.of("worker", settings),
         )
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._resources.close)
-            opened = await self._resources.open(self._handlers.resources)
-            table, dead_handlers = bind(self._handlers, opened), bind_dead(self._handlers, opened)
-            undo.push_async_callback(self.background.stop)
-            undo.push_async_callback(self._connections.stop)
-            await self._connections.start()
+        async with undo:
             await self.admin.start()
             undo.pop_all()
-        self._assemble(table, dead_handlers)
+        self._opened = None
+        self._assemble(*self._bound)
         registry.register(WorkerCollector(self.counters, self._gauges))
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
@@ -135,7 +156,7 @@ class WorkerNode:
             worker=self.worker_id,
             group=settings.group,
             partitions=settings.partitions,
-            handlers=[spec.name for spec in self._handlers.specs],
+            handlers=list(self.handler_names),
             redis=self._connections.address,
             admin=self.admin_url,
             in_c=arrive_ordinary is not None and IN_C,
@@ -254,6 +275,9 @@ class WorkerNode:
 
         If a step fails, that is logged, and everything else is closed all the same.
         """
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            await opened.aclose()
         if not self._started:
             return
         self._started = False
@@ -277,6 +301,18 @@ class WorkerNode:
         await self._step("admin", self.admin.stop())
         _log.info("worker stopped", handled=sum(self.counters.released.values()))
 
+    async def hand_over(self) -> asyncio.Task[None]:
+        """Stop in favour of another worker of this process. Returns as soon as that may start: this one has left the
+        admin port and the live workers, and its partitions come free one by one, as their handlers end. The task that
+        is returned is the rest of the stop.
+        """
+        await self._step("admin", self.admin.stop())
+        rest = asyncio.create_task(self.stop())
+        left = asyncio.create_task(self._manager.signed_off.wait())
+        await asyncio.wait((rest, left), return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        return rest
+
     async def _step(self, name: str, step: Awaitable[object]) -> None:
         try:
             await step
@@ -289,6 +325,11 @@ class WorkerNode:
         for task in done:
             error = None if task.cancelled() else task.exception()
             _log.error("worker part failed", part=task.get_name(), exc_info=error)
+
+    @property
+    def handler_names(self) -> tuple[str, ...]:
+        """The names of the handlers, in the order of their declaration."""
+        return tuple(spec.name for spec in self._handlers.specs)
 
     # For metrics and health
 

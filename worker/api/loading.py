@@ -27,6 +27,7 @@ from maskline.worker.api.registry import (
     handler_specs,
     is_resource,
 )
+from maskline.worker.api.source_loader import SourceLoader
 
 
 def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
@@ -144,8 +145,8 @@ def _import_path(path: Path) -> ModuleType:
     while name in sys.modules or (count == 0 and name in search_path.NEEDED):
         count += 1
         name = f"handlers_file_{path.stem}" + (f"_{count}" if count > 1 else "")
-    loaded = importlib.util.spec_from_file_location(name, path)
-    assert loaded is not None  # noqa: S101  a .py file always has a loader
+    loaded = importlib.util.spec_from_file_location(name, path, loader=SourceLoader(name, str(path)))
+    assert loaded is not None  # noqa: S101  it has a loader
     assert loaded.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(loaded)
     sys.modules[name] = module

@@ -117,6 +117,8 @@ class PartitionManager:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
         self._releasing: set[Partition] = set()
+        self.signed_off = asyncio.Event()
+        """Set by `drain`: the other workers do not count this one any more."""
         self._early = asyncio.Event()
         """Something happened that calls for an early renewal request."""
 
@@ -147,6 +149,7 @@ class PartitionManager:
             self._release(partition, self._handover.give_back)
         # Before any lease is released: the others' shares grow, so that they take each partition as soon as it is free.
         await self._sign_off()
+        self.signed_off.set()
         end = deadline + DRAIN_SPARE_S
         while self._tasks and (left_s := end - monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=min(left_s, DRAIN_CHECK_S))

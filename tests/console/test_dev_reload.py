@@ -1,0 +1,190 @@
+"""`maskline dev --reload`, a real one, with traffic from `maskline simulate` while its handler module is saved."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from servers import free_port, wait_until
+
+from maskline.console.dev import main
+from maskline.console.reload.reloader import Reloader
+from maskline.schemas.errors import ConfigError
+
+BIN = Path(sys.executable).parent
+
+MODULE = """\
+import asyncio
+from maskline import Context, on, resource
+from maskline.events import Event
+from prometheus_client import Counter
+from prices import VERSION
+
+HANDLED = Counter("fares_handled", "Fails at its second registration.")
+
+
+def note(*words):
+    with open("seen.txt", "a") as seen:
+        print(*words, file=seen)
+
+
+@resource
+async def store():
+    {opening}
+    note("open", VERSION)
+    yield VERSION
+    note("close", VERSION)
+
+
+@on.every
+async def settle(event: Event, ctx: Context, store) -> None:
+    HANDLED.inc()
+    await asyncio.sleep(0.05)  # some are always under way
+    note("handled", store, ctx.idempotency_key)
+"""
+
+
+class Fares:
+    """A directory with a handler module and one that it imports, and a `maskline dev --reload` in it."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.save("my_fares.py", MODULE.format(opening="pass"))
+        self.save("prices.py", "VERSION = 1\n")
+        self.port = free_port()
+        with (directory / "dev.out").open("wb") as out:
+            self.process = subprocess.Popen(
+                [BIN / "maskline", "dev", "--reload"],
+                cwd=directory,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={
+                    "PATH": f"{BIN}:{os.environ['PATH']}",
+                    "MASKLINE_PORT": str(self.port),
+                    "MASKLINE_HANDLERS": "my_fares",
+                    "MASKLINE_LOG_LEVEL": "warning",
+                },
+            )
+
+    def save(self, name, text):
+        """As many editors do: written aside, then renamed."""
+        aside = self.directory / f".{name}.swp"
+        aside.write_text(text)
+        aside.rename(self.directory / name)
+
+    def simulate(self, *options):
+        url = f"http://127.0.0.1:{self.port}/callbacks"
+        return subprocess.Popen(
+            [BIN / "maskline", "simulate", "--url", url, "--json", "--losses", "0", *options],
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            env={"PATH": f"{BIN}:{os.environ['PATH']}"},
+        )
+
+    @property
+    def output(self):
+        return (self.directory / "dev.out").read_text()
+
+    def said(self, words):
+        return [line for line in self.output.splitlines() if line.startswith(words)]
+
+    def until_said(self, words, count=1):
+        wait_until(
+            lambda: self.process.poll() is not None or len(self.said(words)) >= count,
+            within_s=20,
+            what=f"{words!r} in {self.output}",
+        )
+        assert self.process.poll() is None, self.output
+        return self.said(words)[-1]
+
+    @property
+    def seen(self):
+        path = self.directory / "seen.txt"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def until_handled_by(self, version, more_than=0):
+        def count():
+            return sum(words[:2] == ["handled", str(version)] for words in self.seen)
+
+        wait_until(lambda: count() > more_than, within_s=20, what=f"events handled by {version}")
+        return count()
+
+
+@pytest.fixture
+def fares(tmp_path):
+    running = Fares(tmp_path)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
+    fares.until_said("Play sessions")
+    simulate = fares.simulate("--sessions", "22", "--rate", "90", "--seed", "5")
+    fares.until_handled_by(1)
+
+    # A module that the handler module imports, of the same size within the same second.
+    fares.save("prices.py", "VERSION = 2\n")
+    assert "reloaded prices.py in" in fares.until_said("reloaded")
+    fares.until_handled_by(2)
+
+    # Mistakes: the version before goes on.
+    fares.save("my_fares.py", "def settle(:\n")
+    line = fares.until_said("not reloaded")
+    assert "my_fares.py" in line
+    assert "SyntaxError" in line
+    fares.save("my_fares.py", MODULE.format(opening='raise OSError("no such database")'))
+    assert "the resource store could not be opened: OSError: no such database" in fares.until_said(
+        "not reloaded", 2
+    )
+    fares.until_handled_by(2, more_than=fares.until_handled_by(2))
+
+    # A file that is half there, and complete at once.
+    (fares.directory / "my_fares.py").write_text("")
+    fares.save("prices.py", "VERSION = 3\n")
+    fares.save("my_fares.py", MODULE.format(opening="pass"))
+    fares.until_said("reloaded", 2)
+    fares.until_handled_by(3)
+    assert len(fares.said("not reloaded")) == 2
+
+    report = msgspec.json.decode(simulate.communicate(timeout=60)[0])
+    assert report["answered"] == {"200": report["sent"]}
+    events = report["sent"] - report["duplicates"]
+    wait_until(lambda: len([w for w in fares.seen if w[0] == "handled"]) >= events, within_s=20, what="all")
+
+    # Ctrl-C in the middle of the next one.
+    fares.save("prices.py", "VERSION = 4\n")
+    wait_until(lambda: ["open", "4"] in fares.seen, within_s=20, what="the next version's resource")
+    fares.process.send_signal(signal.SIGINT)
+    assert fares.process.wait(timeout=20) == 0, fares.output
+
+    seen = fares.seen
+    keys = [key for word, _, *rest in seen if word == "handled" for key in rest]
+    assert len(keys) == len(set(keys)) == events, fares.output
+    last = [version for word, version, *_ in seen if word == "handled"][-1]
+    assert last == "3"
+    for version in "1", "2", "3":
+        of_version = [word for word, by, *_ in seen if by == version]
+        # A resource is open before anything uses it, and closed after the last attempt that did.
+        assert of_version[0] == "open"
+        assert of_version[-1] == "close"
+        assert of_version.count("close") == 1
+    assert "Traceback" not in fares.output
+
+
+def test_without_the_extra_one_line_names_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"dev: --reload needs an extra: pip install 'maskline\[reload\]'"):
+        main(["--reload"])
+
+
+def test_without_a_module_of_the_users_there_is_nothing_to_reload(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--reload has nothing to watch"):
+        Reloader(["maskline.handlers.log"], print).load(lambda: None)
