@@ -30,11 +30,10 @@ from maskline.worker.entries.dead_letter import (
 )
 from maskline.worker.entries.decode import StreamEntries
 from maskline.worker.entries.entry import entry_position
-from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem
 from maskline.worker.jobs.job_run import JobRun
-from maskline.worker.jobs.letter_plan import GONE, LetterPlan, order_of_replay, plan_replay
+from maskline.worker.jobs.letter_plan import GONE, LetterPlan, plan_replay
+from maskline.worker.jobs.letter_replay import discard, put_back
 from maskline.worker.jobs.stream_pages import StreamPages
-from maskline.worker.ordering.reorder import Order
 from maskline.worker.partitions.partition_jobs import queue_name, took_on
 from maskline.worker.partitions.session import LiveSession
 
@@ -185,17 +184,13 @@ async def _read_again(run: JobRun, batch: Sequence[Selected]) -> list[Stored]:
 
 def _discard(run: JobRun, one: Selected, stored: Stored) -> PartitionJob | None:
     """Discard a letter, and return the job's record after that; None if its session must be asked again later."""
-    letter, partition = one.letter, run.partition
+    letter, partition, session, parks = one.letter, run.partition, None, False
     if letter.parked and letter.handler is not None and letter.session_uuid is not None:
         session = partition.session_of(letter.session_uuid, stored.state)
         if not partition.may_change_queues(session):
             return None
-        if _parks(one, stored, session, letter.handler):
-            partition.unpark(session, letter.handler, one.entry_id, None, letter.sequence_number)
-        else:
-            partition.delete_letter(one.entry_id)
-    else:
-        partition.delete_letter(one.entry_id)
+        parks = _parks(one, stored, session, letter.handler)
+    discard(partition, session, one.entry_id, letter, parks=parks)
     return took_on(run.record, cursor=one.entry_id, discarded=1)
 
 
@@ -210,22 +205,12 @@ def _replay(run: JobRun, one: Selected, stored: Stored) -> PartitionJob | None:
     session = partition.session_of(plan.session_uuid, stored.state)
     if not partition.may_change_queues(session):
         return None
-    if letter.parked and letter.handler is not None and _parks(one, stored, session, letter.handler):
-        item = _item(run, one, letter.order or "late")
-        partition.unpark(session, letter.handler, one.entry_id, item, plan.number)
-        return took_on(run.record, cursor=one.entry_id, queued=dict.fromkeys(one.queues, 1))
-    queued: dict[str, int] = {}
-    parked = 0
-    for handler, queue in zip(plan.handlers, one.queues, strict=True):
-        waits = session.retries is not None and session.retries.blocks(handler)
-        order = order_of_replay(letter, plan, session.state, queue_waits=waits)
-        partition.append_replayed(session, handler, [_item(run, one, order)])
-        if _is_parked(session, handler):
-            parked += 1
-        else:
-            queued[queue] = 1
-    partition.delete_letter(one.entry_id)
-    return took_on(run.record, cursor=one.entry_id, queued=queued, parked=parked)
+    parks = letter.parked and letter.handler is not None and _parks(one, stored, session, letter.handler)
+    put = put_back(
+        partition, session, one.entry_id, letter, plan, parks=parks, now_ms=wall_clock_ms(), job=run.job.id
+    )
+    queued = {queue_name(handler, letter.session_uuid or ""): 1 for handler in put.queued}
+    return took_on(run.record, cursor=one.entry_id, queued=queued, parked=put.parked)
 
 
 def _parks(one: Selected, stored: Stored, session: LiveSession, handler: str) -> bool:
@@ -237,26 +222,6 @@ def _parks(one: Selected, stored: Stored, session: LiveSession, handler: str) ->
     if stored.parked_ms is None or stored.parked_ms > entry_position(one.entry_id)[0] + PARKED_WITHIN_MS:
         return False
     return session.retries is None or session.retries[handler].parked
-
-
-def _is_parked(session: LiveSession, handler: str) -> bool:
-    return session.retries is not None and session.retries[handler].parked
-
-
-def _item(run: JobRun, one: Selected, order: Order) -> QueueItem:
-    letter = one.letter
-    missing = letter.missing if order == "after_gap" else ()
-    return QueueItem(
-        ITEM_VERSION,
-        letter.entry_id,
-        letter.callback,
-        order,
-        missing,
-        letter.run,
-        wall_clock_ms(),
-        replayed=True,
-        job=run.job.id,
-    )
 
 
 class _NamedLetters:
