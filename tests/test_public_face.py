@@ -59,7 +59,14 @@ def test_events_exports_every_type_of_event_and_no_other_name():
 
 
 def test_testing_exports_exactly_the_harness_and_what_it_takes_and_gives():
-    assert set(maskline.testing.__all__) == {"SESSION_UUID", "Call", "DeadCall", "Harness", "callback"}
+    assert set(maskline.testing.__all__) == {
+        "SESSION_UUID",
+        "Call",
+        "DeadCall",
+        "Harness",
+        "HarnessStream",
+        "callback",
+    }
     assert all(hasattr(maskline.testing, name) for name in maskline.testing.__all__)
 
 

@@ -63,10 +63,12 @@ class RetryPolicy(NamedTuple):
         return min(wait_ms, left_ms)
 
 
-def is_inline(first_failed_ms: float, now_ms: float, delay_ms: float) -> bool:
+def is_inline(
+    first_failed_ms: float, now_ms: float, delay_ms: float, *, window_ms: int = INLINE_WINDOW_MS
+) -> bool:
     """Whether the try after a wait of `delay_ms` is made by the worker that has the event; else it is set aside.
 
     `first_failed_ms`, `now_ms`: when the event failed first, and the present, by the same clock. A clock that was set
     back does not lengthen the window.
     """
-    return max(now_ms - first_failed_ms, 0) + delay_ms <= INLINE_WINDOW_MS
+    return max(now_ms - first_failed_ms, 0) + delay_ms <= window_ms

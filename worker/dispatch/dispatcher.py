@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from maskline.runtime.clock import lease_clock, wall_clock_ms
+from maskline.runtime.clock import lease_clock
 from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.worker.api.binding import Table
@@ -34,7 +34,7 @@ from maskline.worker.counters import Counters
 from maskline.worker.dispatch import internal_errors
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.dispatch.event_runner import UNTIL_RESUMED, UNTIL_SOLO, UNTIL_THREAD, EventRunner
-from maskline.worker.dispatch.failed_attempts import FailedAttempts
+from maskline.worker.dispatch.failed_attempts import FailedAttempts, RetryTiming
 from maskline.worker.dispatch.finisher import EventFinisher
 from maskline.worker.dispatch.internal_errors import InternalErrors
 from maskline.worker.dispatch.plain_handlers import PlainHandlers, ThreadSlot
@@ -63,8 +63,8 @@ class Dispatcher:
     `table`: the handlers of each type of event. `concurrency`: sessions with an async handler under way at a time, and
     attempts of plain handlers as many again. `late_dead`: late events go to the dead letters. `on_progress(partition)`:
     called when the first event since the partition's last commit is done, so that the next commit is sent.
-    `gates`: which handlers may run. `wall_ms`: the time in ms since the epoch. `quarantine`: runs suspects; needed if
-    partitions have any. `background`: counts internal errors. `context`: every attempt begins with a copy of it; the
+    `gates`: which handlers may run. `timing`: when failed attempts are tried again. `quarantine`: runs suspects; needed
+    if partitions have any. `background`: counts internal errors. `context`: every attempt begins with a copy of it; the
     current one by default.
     """
 
@@ -78,7 +78,7 @@ class Dispatcher:
         on_progress: Callable[[Partition], None],
         gates: HandlerGates,
         quarantine: Quarantine | None = None,
-        wall_ms: Callable[[], int] = wall_clock_ms,
+        timing: RetryTiming | None = None,
         background: BackgroundTasks | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
@@ -101,9 +101,14 @@ class Dispatcher:
         self._internal_errors = InternalErrors()
         plain = [handler.name for handlers in table.values() for handler in handlers if handler.in_thread]
         self._plain = PlainHandlers(plain, concurrency, self._start_plain)
-        self._failed_attempts = FailedAttempts(table, counters, gates, wall_ms)
+        timing = timing or RetryTiming()
+        self._failed_attempts = FailedAttempts(table, counters, gates, timing)
         self.finisher = EventFinisher(
-            gates, self._failed_attempts, self._internal_errors, on_progress=on_progress, wall_ms=wall_ms
+            gates,
+            self._failed_attempts,
+            self._internal_errors,
+            on_progress=on_progress,
+            wall_ms=timing.wall_ms,
         )
         self._finish = self.finisher.finish
         self._events = EventRunner(

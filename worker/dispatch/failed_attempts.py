@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from maskline.runtime.clock import lease_clock
+from maskline.runtime.clock import lease_clock, wall_clock_ms
 from maskline.runtime.logs import get_logger
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundHandler, Table
@@ -25,7 +25,7 @@ from maskline.worker.api.failure_verdict import (
     judge,
     unstoppable,
 )
-from maskline.worker.api.retry_schedule import is_inline
+from maskline.worker.api.retry_schedule import INLINE_WINDOW_MS, is_inline
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import DeadLetter, dead_letter_of
 from maskline.worker.gates.gates import HandlerGates
@@ -53,16 +53,27 @@ class FailedAttempt(NamedTuple):
     """How often the handler crashed a worker on this event before."""
 
 
-class FailedAttempts:
-    """Decides on failed attempts. `table`: the handlers by event type. `wall_ms`: milliseconds since the epoch."""
+class RetryTiming(NamedTuple):
+    """When failed attempts are tried again; by default as in a worker. The harness for tests has a time of its own."""
 
-    def __init__(
-        self, table: Table, counters: Counters, gates: HandlerGates, wall_ms: Callable[[], int]
-    ) -> None:
+    wall_ms: Callable[[], int] = wall_clock_ms
+    """The time in milliseconds since the epoch."""
+    chance: Callable[[], float] = random.random
+    """A random number, 0 … 1: which part of a backoff is waited."""
+    inline_window_ms: int = INLINE_WINDOW_MS
+    """For how long after its first failure an event is tried again by real time, before it is set aside."""
+
+
+class FailedAttempts:
+    """Decides on failed attempts. `table`: the handlers by event type."""
+
+    def __init__(self, table: Table, counters: Counters, gates: HandlerGates, timing: RetryTiming) -> None:
         self._table = table
         self._counters = counters
         self._gates = gates
-        self._wall_ms = wall_ms
+        self._wall_ms = timing.wall_ms
+        self._chance = timing.chance
+        self._inline_window_ms = timing.inline_window_ms
 
     def add(self, session: LiveSession, release: Release, failed: FailedAttempt) -> float | None:
         """Decide on an attempt. Returns after how many ms the session tries again; None if the event has an outcome
@@ -84,7 +95,7 @@ class FailedAttempts:
             attempts=failed.number,
             first_failed_ms=max(first_failed_ms, self._gates.up_since_ms(name)),
             now_ms=now_ms,
-            jitter=random.random(),  # noqa: S311  no secret
+            jitter=self._chance(),
         )
         delay_ms, partition = verdict.delay_ms, session.partition
         if delay_ms is None:
@@ -92,7 +103,7 @@ class FailedAttempts:
                 self.give_up(session, release, verdict, failed)
                 return None
             delay_ms = handler.policy.backoff_max_ms
-        inline = is_inline(first_failed_ms, now_ms, delay_ms)
+        inline = is_inline(first_failed_ms, now_ms, delay_ms, window_ms=self._inline_window_ms)
         Context(release, name, failed.number, partition.token).log.warning(
             "handler attempt failed",
             retry_in_ms=round(delay_ms),

@@ -108,6 +108,10 @@ class GapDeadlines:
             for due_ms, uuid in [*self._heap]
         )
 
+    def waiting_sessions(self) -> list[LiveSession]:
+        """The sessions with arrivals that wait, in the order of their last use."""
+        return [session for session in self._sessions.values() if session.waiting]
+
     @property
     def next_ms(self) -> int | None:
         """The earliest deadline; None if no session waits."""
