@@ -12,6 +12,8 @@ import msgspec
 from maskline.schemas.settings.sources import PREFIX, Setting
 from maskline.schemas.settings.value_types import (
     API_URL,
+    ARCHIVE_KEYS,
+    ARCHIVE_URL,
     AUTH_TOKENS,
     DURABILITY,
     FLAG,
@@ -325,6 +327,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             PATH, "`maskline.handlers.forward`: the TOML file with the endpoints, as tables `[[endpoint]]`"
         ),
     ] = None
+    archive_url: Annotated[
+        str,
+        Description(
+            ARCHIVE_URL,
+            "`maskline.handlers.archive`: where the segments go: a folder, or `s3://bucket/prefix`, `gs://…`, `az://…`",
+        ),
+    ] = ""
+    archive_key: Annotated[
+        tuple[bytes, ...],
+        Description(
+            ARCHIVE_KEYS,
+            "encrypts the segments of the archive; several keys, comma-separated: the first writes, all read",
+        ),
+    ] = ()
+    archive_numbers: Annotated[
+        Literal["plain", "tokens"],
+        Description(
+            choice("plain", "tokens"),
+            "phone numbers in the archive: as they came (`plain`), or the tokens of the logs in their place",
+        ),
+    ] = "plain"
+    archive_segment_max_bytes: Annotated[
+        # A reader holds a whole segment in memory.
+        int,
+        Description(size(1 << 16, 64 << 20), "a segment of the archive is closed at so many bytes of callbacks"),
+    ] = 8 << 20
+    archive_segment_max_age_ms: Annotated[
+        # Handlers wait for their segment: their time limit, and a stop's, must be longer.
+        int,
+        Description(whole(1, MINUTE_MS), "and at the latest so long after its first callback"),
+    ] = 5000
 
     def __repr__(self) -> str:
         shown = (f"{s.field}={s.show(getattr(self, s.field))!r}" for s in SETTINGS)

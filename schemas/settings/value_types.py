@@ -4,6 +4,8 @@ A kind names in one phrase what is allowed. `read` raises ValueError; its text, 
 is wrong, and never repeats the value, which may be a secret.
 """
 
+import base64
+import binascii
 import ipaddress
 import re
 from collections.abc import Callable
@@ -377,5 +379,47 @@ REDIS_URL: Final = Kind(
     "a Redis URL (" + ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES) + ")",
     _read_redis_url,
     show=hide_password,
+    secret=True,
+)
+
+ARCHIVE_SCHEMES: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file", "memory")
+"""Those of object stores that obstore opens; `http://` is left out, as such a store lists nothing."""
+
+
+def _read_archive_url(text: str) -> str:
+    text = text.strip()
+    if not text.isprintable() or not text:
+        raise ValueError
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme not in ARCHIVE_SCHEMES:
+        raise ValueError
+    if separator and ("@" in rest.partition("/")[0] or "?" in rest):
+        raise ValueError("credentials and options come from the environment, as AWS_ACCESS_KEY_ID")
+    if separator and scheme not in {"file", "memory"} and not rest.strip("/"):
+        raise ValueError("it names no bucket")
+    return text
+
+
+ARCHIVE_URL: Final = Kind("a folder, or a URL such as s3://bucket/prefix, gs://… or az://…", _read_archive_url)
+
+ARCHIVE_KEY_BYTES: Final = 32
+"""AES-256."""
+
+
+def _read_archive_key(text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        raise ValueError from None
+    if len(key) != ARCHIVE_KEY_BYTES:
+        raise ValueError(f"it has {len(key)} bytes")
+    return key
+
+
+ARCHIVE_KEYS: Final = _comma_list(
+    f"{ARCHIVE_KEY_BYTES} bytes in base64, as `openssl rand -base64 {ARCHIVE_KEY_BYTES}` prints; several "
+    "comma-separated",
+    _read_archive_key,
+    lambda _key: "***",
     secret=True,
 )
