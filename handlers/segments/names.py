@@ -6,13 +6,14 @@ vain, and two writers never choose the same name.
 """
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
 
 SUFFIX: Final = ".segment"
 _MOMENT: Final = r"(\d{8}T\d{9}Z)"
 _NAME: Final = re.compile(rf"{_MOMENT}-{_MOMENT}-([a-z0-9]{{1,32}})-(\d{{6,12}}){re.escape(SUFFIX)}")
 _DAY: Final = re.compile(r"\d{4}/\d{2}/\d{2}")
+DAY_MS: Final = 86_400_000
 TIME_MAX_MS: Final = 253_402_300_799_999
 """The end of the year 9999; a time beyond it, or before 1970, is written as the nearest of them."""
 
@@ -65,10 +66,10 @@ class TimeRange(NamedTuple):
         if not _DAY.fullmatch(day):
             return False
         try:
-            ends = datetime.strptime(day, "%Y/%m/%d").replace(tzinfo=UTC) + timedelta(days=1)
-        except (ValueError, OverflowError):
+            begins = datetime.strptime(day, "%Y/%m/%d").replace(tzinfo=UTC)
+        except ValueError:
             return False
-        return self.since_ms is None or ends.timestamp() * 1000 > self.since_ms
+        return self.since_ms is None or begins.timestamp() * 1000 + DAY_MS > self.since_ms
 
 
 def _written(milliseconds: int) -> str:

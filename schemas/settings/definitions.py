@@ -351,7 +351,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     archive_segment_max_bytes: Annotated[
         # A reader holds a whole segment in memory.
         int,
-        Description(size(1 << 16, 64 << 20), "a segment of the archive is closed at so many bytes of callbacks"),
+        Description(
+            size(1 << 16, 64 << 20), "a segment of the archive is closed at so many bytes of callbacks"
+        ),
     ] = 8 << 20
     archive_segment_max_age_ms: Annotated[
         # Handlers wait for their segment: their time limit, and a stop's, must be longer.

@@ -400,7 +400,9 @@ def _read_archive_url(text: str) -> str:
     return text
 
 
-ARCHIVE_URL: Final = Kind("a folder, or a URL such as s3://bucket/prefix, gs://… or az://…", _read_archive_url)
+ARCHIVE_URL: Final = Kind(
+    "a folder, or a URL such as s3://bucket/prefix, gs://bucket or az://account/container", _read_archive_url
+)
 
 ARCHIVE_KEY_BYTES: Final = 32
 """AES-256."""
