@@ -11,6 +11,7 @@ numbers, in any spelling.
 import hmac
 import os
 import re
+from collections.abc import Callable
 from typing import Final
 
 NUMBER_ATTRIBUTES: Final = frozenset({"From", "To", "FirstParty", "SecondParty"})
@@ -57,14 +58,25 @@ def number_token(text: str) -> str:
     return "num_" + digest.hex()[:TOKEN_HEX_CHARS]
 
 
+def is_token(text: str) -> bool:
+    """Whether a text is what `number_token` makes."""
+    return _TOKEN.fullmatch(text) is not None
+
+
 def redact(text: str) -> str:
     """The text with the token in place of everything that looks like a dialable number."""
+    return replace_dialable(text, number_token)
+
+
+def replace_dialable(text: str, replacement: Callable[[str], str]) -> str:
+    """As `redact`, with `replacement` of each number, as the text spells it, in place of its token."""
     if _CANDIDATE.search(text) is None:
         return text
-    return _PARTS.sub(_replace, text)
+    return _PARTS.sub(lambda match: _replace(match, replacement), text)
 
 
 _DIGIT: Final = re.compile(r"\d")
+_TOKEN: Final = re.compile(rf"num_[0-9a-f]{{{TOKEN_HEX_CHARS}}}")
 
 # What may stand between two digits of one number, up to three together: blanks, hyphens of any kind, dots,
 # brackets, as they are or percent-encoded, and a form's `+` for a blank. Line breaks are not among them.
@@ -113,17 +125,17 @@ _PARTS: Final = re.compile(
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
-def _replace(match: re.Match[str]) -> str:
+def _replace(match: re.Match[str], replacement: Callable[[str], str]) -> str:
     number = match["number"]
     if number is None:
         return match[0]
     number = _ESCAPE.sub(" ", number)
     digits = len(_DIGIT.findall(number))
     if digits <= DIGITS_MAX:
-        return number_token(number)
+        return replacement(number)
     if number.isdigit():
         return number  # one run of digits, too long to be dialled
     pieces = number.split()
     if all(DIGITS_MIN <= len(_DIGIT.findall(piece)) <= DIGITS_MAX for piece in pieces):
-        return " ".join(map(number_token, pieces))  # a list of numbers
-    return number_token(number)
+        return " ".join(map(replacement, pieces))  # a list of numbers
+    return replacement(number)

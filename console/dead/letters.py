@@ -8,6 +8,7 @@ traceback.
 | --- | --- | --- |
 | none | `batches_of_all` | sums over all of them |
 | by time, over all partitions | `by_time` | lists: the oldest or the newest first |
+| within a partition | `batches_of_partition` | the letters of one session |
 | by id | `letters_of_ids` | letters that the operator names |
 """
 
@@ -231,9 +232,20 @@ def place_of(reader: RedisReader, text: str) -> tuple[int, str] | None:
     return (partition, entry_id) if partition < reader.partitions else None
 
 
-async def _open_all(reader: RedisReader, *, newest_first: bool = False) -> list[_Pages]:
-    """The pages of each partition that has dead letters."""
-    streams = [reader.keys.dead(number) for number in range(reader.partitions)]
+async def batches_of_partition(reader: RedisReader, partition: int) -> AsyncIterator[list[Letter]]:
+    """The dead letters of one partition, the oldest first, those of one round trip together."""
+    for pages in await _open_all(reader, (partition,)):
+        while not pages.at_end:
+            (page,) = await _read(reader, [pages])
+            yield page
+
+
+async def _open_all(
+    reader: RedisReader, partitions: Sequence[int] | None = None, *, newest_first: bool = False
+) -> list[_Pages]:
+    """The pages of each partition, of these or of all, that has dead letters."""
+    numbers = range(reader.partitions) if partitions is None else partitions
+    streams = [reader.keys.dead(number) for number in numbers]
     replies = await reader.send(
         [
             query
@@ -249,8 +261,8 @@ async def _open_all(reader: RedisReader, *, newest_first: bool = False) -> list[
         if isinstance(reply, hiredis.ReplyError):
             raise RedisUnavailableError(f"the dead letters cannot be counted: {reply}")
     found = [
-        (number, streams[number], size / length if isinstance(size, int) else LETTER_MAX_BYTES)
-        for number, (length, size) in enumerate(zip(lengths, replies[1::2], strict=True))
+        (number, stream, size / length if isinstance(size, int) else LETTER_MAX_BYTES)
+        for number, stream, length, size in zip(numbers, streams, lengths, replies[1::2], strict=True)
         if length
     ]
     letters_max = max(1, min(PAGE_LETTERS_MAX, HEADS_HELD_MAX // max(len(found), 1)))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from maskline.schemas.events import Event
 from maskline.schemas.jobs import Selection
 from maskline.worker.entries.entry import Entry
-from maskline.worker.ordering.reorder import Arrival, Policy, Release, SessionOrder
+from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, SessionOrder
 from maskline.worker.ordering.state import LaneState, SessionState
 
 END_OF_TIME_MS: Final = 2**62
@@ -56,9 +56,9 @@ def runs_again(
     `arrivals`: all that is kept of it, in the order of the stream. `policy`: its gap timeout is as long as a live event
     waits at most. `now`: the session's present state, by which runs are counted on where the kept events reach to it.
     """
-    releases, after = _in_order(arrivals, policy)
+    outcomes, after = put_in_order(arrivals, policy)
     runs: list[Run] = []
-    for release in releases:
+    for release in (outcome for outcome in outcomes if isinstance(outcome, Release)):
         entry: Entry = release.arrival.payload
         if not is_selected(entry, selection):
             continue
@@ -80,18 +80,23 @@ def without(runs: Iterable[Run], waiting: Collection[tuple[str, str]]) -> list[R
     return left
 
 
-def _in_order(arrivals: Sequence[Arrival], policy: Policy) -> tuple[list[Release], SessionState]:
-    """The releases of a session's kept arrivals, without duplicates, and the state after the last one."""
+def put_in_order(
+    arrivals: Sequence[Arrival], policy: Policy
+) -> tuple[list[Release | Duplicate], SessionState]:
+    """What becomes of a session's kept arrivals, in order and none of them waiting, and the state after the last one.
+
+    `arrivals`: in the order of the stream.
+    """
     status, recording = (
         _opened_by([one for one in arrivals if one.recording is recording], policy.first_sequence)
         for recording in (False, True)
     )
     order = SessionOrder(SessionState(status=status, recording=recording))
-    releases: list[Release] = []
+    outcomes: list[Release | Duplicate] = []
     for arrival in arrivals:
-        releases += (one for one in order.arrive(arrival, policy) if isinstance(one, Release))
-    releases += order.expire(END_OF_TIME_MS, policy)
-    return releases, order.state
+        outcomes += order.arrive(arrival, policy)
+    outcomes += order.expire(END_OF_TIME_MS, policy)
+    return outcomes, order.state
 
 
 def _opened_by(arrivals: Sequence[Arrival], first_sequence: int) -> LaneState:
