@@ -47,14 +47,11 @@ class RecordingSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     status: RecordingStatus
 
 
-class CallSummary(OfSession, frozen=True, kw_only=True, gc=False, tag="CallSummary", tag_field="EventName"):
-    """A call that is over, as the events that have arrived tell it. A value is None where none of them tells it."""
+class CallRecord(OfSession, frozen=True, kw_only=True, gc=False):
+    """A call, as the events that have arrived tell it. A value is None where none of them tells it."""
 
     call: int
     """1, 2, …: the call's place in its session."""
-    revision: int
-    """1, 2, …: grows when something arrives late; a store keeps the greatest."""
-    ended_by: EndedBy
     complete: bool
     """Every number between its first and last event arrived."""
     missing: tuple[int, ...] = ()
@@ -82,11 +79,6 @@ class CallSummary(OfSession, frozen=True, kw_only=True, gc=False, tag="CallSumma
     recordings: tuple[RecordingSummary, ...] = ()
 
     @property
-    def event_name(self) -> str:
-        """`CallSummary`."""
-        return "CallSummary"
-
-    @property
     def call_key(self) -> str:
         """`<SessionUUID>:call:<call>`: one record per call. Upsert by it; the greatest revision wins."""
         return f"{self.session_uuid}:call:{self.call}"
@@ -108,7 +100,22 @@ class CallSummary(OfSession, frozen=True, kw_only=True, gc=False, tag="CallSumma
         return shown
 
     def __repr__(self) -> str:
-        return f"CallSummary({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+        return (
+            f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+        )
+
+
+class CallSummary(CallRecord, frozen=True, kw_only=True, gc=False, tag="CallSummary", tag_field="EventName"):
+    """A call that is over."""
+
+    revision: int
+    """1, 2, …: grows when something arrives late; a store keeps the greatest."""
+    ended_by: EndedBy
+
+    @property
+    def event_name(self) -> str:
+        """`CallSummary`."""
+        return "CallSummary"
 
 
 SUMMARY_NUMBER_FIELDS: Final = ("first_party_number", "second_party_number")

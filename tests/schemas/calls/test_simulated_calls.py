@@ -1,0 +1,109 @@
+"""Assembled calls beside the truth of simulated sessions, with losses and shuffles. 10,000 calls: CALLS=10000."""
+
+import os
+import random
+from collections import Counter
+
+import pytest
+from calls_kit import Arrived, Delivery, Truth, deliver, truth_of
+
+from maskline.console.simulate.sessions import SessionOptions
+from maskline.schemas.calls.assembly import AssembledCall, SessionCalls, assemble
+
+CALLS = int(os.environ.get("CALLS", "1000"))
+
+OPTIONS = [
+    SessionOptions(vocabulary=vocabulary, first_sequence=first, recording_sequence=recording)
+    for vocabulary in ("old", "new")
+    for first in (0, 1)
+    for recording in ("own", "shared")
+] + [SessionOptions(restart_numbering=True)]
+
+WHOLE = Delivery()
+SHUFFLED = Delivery(displaced_s=20.0, late=0.05)
+LOSSY = Delivery(losses=0.1, late=0.05)
+VERY_LOSSY = Delivery(losses=0.3, late=0.1, displaced_s=10.0)
+
+
+def play(delivery: Delivery, share: float):
+    """Sessions with `share` of all CALLS: their plans, what arrived of them, and the assembled calls."""
+    calls, index = 0, 0
+    while calls < CALLS * share:
+        options = OPTIONS[index % len(OPTIONS)]
+        arrived = deliver(17, index, options, delivery)
+        truth = truth_of(arrived.events)
+        calls, index = calls + len(truth), index + 1
+        if arrived.observations:
+            yield arrived, truth, assemble(arrived.observations)
+
+
+def charges(call: AssembledCall) -> tuple:
+    return call.amount, call.duration_s, call.billed_duration_s
+
+
+def carried(arrived: Arrived, truth: list[Truth]) -> list[tuple]:
+    """What the calls cost whose SessionPartiesHangup arrived."""
+    return [
+        (call.amount, call.duration_s, call.billed_duration_s)
+        for call in truth
+        if call.last in arrived.arrived
+    ]
+
+
+@pytest.mark.parametrize("delivery", [WHOLE, SHUFFLED], ids=["whole", "shuffled"])
+def test_without_losses_every_field_is_the_truth(delivery):
+    for arrived, truth, session in play(delivery, 0.2):
+        assert [charges(call) for call in session.calls] == carried(arrived, truth)
+        for call, played in zip(session.calls, truth, strict=True):
+            assert (call.ended_by, call.complete, call.missing) == ("parties_hangup", True, ())
+            assert call.answered == played.answered
+            assert call.pin_failures == played.pins
+            assert len(call.recordings) == played.recordings
+        assert session.missing == ()
+
+
+def agrees(arrived: Arrived, truth: list[Truth], session: SessionCalls) -> bool:
+    """Each amount that arrived stands once, in order, with its durations."""
+    return [charges(call) for call in session.calls if call.amount is not None] == carried(arrived, truth)
+
+
+@pytest.mark.parametrize("delivery", [LOSSY, VERY_LOSSY], ids=["lossy", "very lossy"])
+def test_amounts_and_durations_agree_wherever_the_events_that_carry_them_arrived(delivery):
+    for arrived, truth, session in play(delivery, 0.3):
+        assert agrees(arrived, truth, session)
+
+
+def test_calls_are_as_many_as_were_played_where_their_ends_arrived():
+    right = counted = 0
+    for arrived, truth, session in play(LOSSY, 0.3):
+        if all(call.last in arrived.arrived for call in truth):
+            assert len(session.calls) == len(truth)
+            for call, played in zip(session.calls, truth, strict=True):
+                assert call.answered == played.answered or not call.complete
+        counted += 1
+        right += len(session.calls) == len(truth)
+    assert right > 0.97 * counted
+
+
+def test_assembly_is_a_function_of_the_set():
+    rng = random.Random(5)
+    for arrived, _, session in play(VERY_LOSSY, 0.05):
+        shuffled = arrived.observations * 2
+        rng.shuffle(shuffled)
+        assert assemble(shuffled) == session
+
+
+def total(observations) -> Counter:
+    return Counter(call.amount for call in assemble(observations).calls if call.amount is not None)
+
+
+def test_adding_an_event_never_loses_the_amount_of_a_call():
+    rng = random.Random(6)
+    for arrived, _, _ in play(VERY_LOSSY, 0.02):
+        coming = list(arrived.observations)
+        rng.shuffle(coming)
+        before: Counter = Counter()
+        for count in range(1, len(coming) + 1):
+            now = total(coming[:count])
+            assert before <= now
+            before = now
