@@ -360,6 +360,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Description(whole(1, MINUTE_MS), "and at the latest so long after its first callback"),
     ] = 5000
+    call_summary_ttl_s: Annotated[
+        int,
+        Description(
+            whole(1, YEAR_S),
+            "`maskline.handlers.call_summary`: what is kept of a session is forgotten after this silence",
+        ),
+    ] = 604_800
+    call_silence_s: Annotated[
+        int,
+        Description(
+            whole(1, YEAR_S),
+            "`maskline.handlers.call_summary`: a call whose end did not arrive is over after this silence",
+        ),
+    ] = 14_400
 
     def __repr__(self) -> str:
         shown = (f"{s.field}={s.show(getattr(self, s.field))!r}" for s in SETTINGS)
