@@ -155,6 +155,7 @@ async def test_scripts_are_loaded_again_after_script_flush(own_redis, namespace)
             while True:
                 try:
                     await store.change(SESSION, RecordChange(observation(1)))
-                    return
                 except RedisUnavailableError:
                     await asyncio.sleep(0.05)
+                else:
+                    break
