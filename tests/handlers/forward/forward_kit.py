@@ -88,7 +88,7 @@ async def raw_server(
         server.close()
 
 
-def endpoint(url: str, **keys: Any) -> dict[str, Any]:
+def endpoint(url: str | None, **keys: Any) -> dict[str, Any]:
     """A table `[[endpoint]]` for a receiver on this machine."""
     table = {"name": "shop", "url": url, "secrets": [SECRET], "allow_private": ["127.0.0.0/8"]} | keys
     return {key: value for key, value in table.items() if value is not None}
