@@ -7,9 +7,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CON
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /opt/maskline
 WORKDIR /src
-# Everything that .dockerignore lets through: the packages, and what builds them.
+# Everything that .dockerignore lets through: the packages, and what builds them. The extras are those of the handler
+# modules that ship.
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip REQUIRE_MASKLINE_C=1 /opt/maskline/bin/pip install .
+RUN --mount=type=cache,target=/root/.cache/pip REQUIRE_MASKLINE_C=1 /opt/maskline/bin/pip install ".[archive,forward,postgres]"
 
 FROM python:3.11-slim
 # The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over. The default,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,5 +101,11 @@ def test_build_context_holds_every_package_and_what_builds_them():
     assert allowed == (packages | build_files) - {"__pycache__"}
 
 
+def test_image_has_what_the_handler_modules_that_ship_need():
+    (installed,) = re.findall(r"pip install \"\.\[([\w,]+)\]\"", DOCKERFILE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(installed.split(",")) == set(extras) - {"dev", "embedded", "reload"}
+
+
 def test_image_is_not_built_without_the_c_extensions():
-    assert re.search(r"^RUN .*REQUIRE_MASKLINE_C=1 .*pip install \.$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^RUN .*REQUIRE_MASKLINE_C=1 .*pip install \"\.\[[\w,]+\]\"$", DOCKERFILE, re.MULTILINE)
