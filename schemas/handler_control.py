@@ -48,6 +48,8 @@ class HandlerReport(msgspec.Struct, frozen=True, array_like=True):
     """When it was last held no longer; 0 if it never was held."""
     recovering: bool = False
     """What has gathered while it was down or paused is being worked off."""
+    events: tuple[str, ...] = ()
+    """The events that it takes, by the names of their types. Empty in reports of older releases."""
 
 
 class Control(NamedTuple):

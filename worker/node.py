@@ -21,7 +21,7 @@ from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import ADMIN_PORTS, Settings
-from maskline.worker.api.binding import BoundDeadHandler, Table, bind, bind_dead
+from maskline.worker.api.binding import BoundDeadHandler, Table, bind, bind_dead, event_names
 from maskline.worker.api.loading import load_handlers
 from maskline.worker.api.resources import Resources
 from maskline.worker.connections import WorkerConnections
@@ -186,6 +186,7 @@ class WorkerNode:
             self.gates,
             worker_id=self.worker_id,
             lease_ttl_ms=settings.lease_ttl_ms,
+            events=event_names(table),
             on_revision=self._revision_changed,
         )
         self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._loop_blocked, self.background)

@@ -83,6 +83,15 @@ def bind_dead(handlers: Handlers, opened: dict[str, Any]) -> tuple[BoundDeadHand
     )
 
 
+def event_names(table: Table) -> dict[str, list[str]]:
+    """By handler's name: the names of the types of events that it takes."""
+    names: dict[str, list[str]] = {}
+    for kind, handlers in table.items():
+        for handler in handlers:
+            names.setdefault(handler.name, []).append(kind.__name__)
+    return names
+
+
 def _with_resources(
     spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[ResourceSpec], opened: dict[str, Any]
 ) -> Callable[..., Any]:

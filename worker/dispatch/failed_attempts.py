@@ -28,6 +28,8 @@ from maskline.worker.api.failure_verdict import (
 from maskline.worker.api.retry_schedule import INLINE_WINDOW_MS, is_inline
 from maskline.worker.counters import Counters
 from maskline.worker.entries.dead_letter import DeadLetter, dead_letter_of
+from maskline.worker.entries.queue_item import WHY_MAX_CHARS
+from maskline.worker.error_text import storable_text
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Release
 from maskline.worker.partitions.session import GivenUp, LiveSession, Progress, SetAside
@@ -114,7 +116,8 @@ class FailedAttempts:
         if inline:
             progress.failed(name, failed.number, lease_clock() + delay_ms / 1000)
             return delay_ms
-        progress.end(name, SetAside(failed.number, first_failed_ms, round(delay_ms)))
+        why = storable_text(verdict.reason)[:WHY_MAX_CHARS]
+        progress.end(name, SetAside(failed.number, first_failed_ms, round(delay_ms), why))
         return None
 
     def add_abandoned(self, session: LiveSession, handler: BoundHandler, number: int) -> None:

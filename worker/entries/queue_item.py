@@ -11,6 +11,9 @@ from maskline.worker.ordering.reorder import Order
 
 ITEM_VERSION: Final = 1
 
+WHY_MAX_CHARS: Final = 160
+"""An exception and the beginning of its message. Every event that waits after a failure has it in Redis's memory."""
+
 
 class QueueItem(msgspec.Struct, frozen=True, array_like=True):
     """One event that waits for one handler of one session."""
@@ -33,6 +36,8 @@ class QueueItem(msgspec.Struct, frozen=True, array_like=True):
     """An operator replays it."""
     job: str | None = None
     """The job that replays it, and counts its outcome."""
+    why: str | None = None
+    """What the last attempt that counts failed on, for operators: one line of WHY_MAX_CHARS, without phone numbers."""
 
     def __repr__(self) -> str:
         # The callback is left out, as it has phone numbers.

@@ -10,11 +10,13 @@ whenever that changes, and every PUBLISH_INTERVAL_S, as a failover may have lost
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, Final
 
 import hiredis
+import msgspec
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
@@ -39,8 +41,9 @@ _log = get_logger("maskline.worker")
 class HandlerControl:
     """Carries pauses to the gates, and the gates' reports to Redis.
 
-    `lease_ttl_ms`: a worker whose last heartbeat is older has ended. `on_revision(revision)`: called at the first read
-    and whenever a command has changed pauses or jobs.
+    `lease_ttl_ms`: a worker whose last heartbeat is older has ended. `events`: the names of the types of events that
+    each handler takes. `on_revision(revision)`: called at the first read and whenever a command has changed pauses or
+    jobs.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class HandlerControl:
         *,
         worker_id: str,
         lease_ttl_ms: int,
+        events: Mapping[str, Sequence[str]] = MappingProxyType({}),
         on_revision: Callable[[int], None] = lambda _revision: None,
     ) -> None:
         self._connections = connections
@@ -58,6 +62,7 @@ class HandlerControl:
         self._gates = gates
         self._worker_id = worker_id
         self._lease_ttl_ms = lease_ttl_ms
+        self._events = {handler: tuple(names) for handler, names in events.items()}
         self._on_revision = on_revision
         self._known = asyncio.Event()
         self._taken_over = False
@@ -123,7 +128,11 @@ class HandlerControl:
         }
 
     async def _publish(self) -> None:
-        encoded, now = encode_reports(self._gates.reports()), monotonic()
+        reports = {
+            handler: msgspec.structs.replace(report, events=self._events.get(handler, ()))
+            for handler, report in self._gates.reports().items()
+        }
+        encoded, now = encode_reports(reports), monotonic()
         if encoded == self._published and now < self._publish_at:
             return
         await self._send(self._keys.handlers, ("HSET", self._keys.handlers, self._worker_id, encoded))

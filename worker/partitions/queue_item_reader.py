@@ -71,4 +71,5 @@ def item_of(release: Release, aside_ms: int, outcome: SetAside) -> QueueItem:
         outcome.attempts,
         outcome.first_failed_ms,
         entry.replayed,
+        why=outcome.why,
     )

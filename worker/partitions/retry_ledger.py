@@ -245,7 +245,12 @@ class RetryLedger(EntryLedger):
         if isinstance(outcome, SetAside):
             if item.job is not None and outcome.attempts and not item.attempts:
                 self.jobs.on_failed_first(item.job)
-            again = replace(item, attempts=outcome.attempts, first_failed_ms=outcome.first_failed_ms)
+            again = replace(
+                item,
+                attempts=outcome.attempts,
+                first_failed_ms=outcome.first_failed_ms,
+                why=outcome.why or item.why,
+            )
             self.add_retry_op(Again(handler, session.uuid, outcome.delay_ms, encode_item(again)))
             self._note_change(handler, session.uuid, outcome.delay_ms)
             return False

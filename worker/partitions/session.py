@@ -21,6 +21,8 @@ class SetAside(NamedTuple):
     """When the first of them failed: milliseconds since the epoch."""
     delay_ms: int
     """When to try it again."""
+    why: str | None = None
+    """What the last attempt failed on, one line; None if none did."""
 
 
 class GivenUp(NamedTuple):
