@@ -24,6 +24,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "ingest": Command("maskline.ingest.__main__", "an ingest node: takes callbacks in"),
     "worker": Command("maskline.worker.__main__", "a worker: puts events in order and runs your handlers"),
     "simulate": Command("maskline.console.simulate.command", "play simulated masking sessions against a URL"),
+    "trigger": Command(
+        "maskline.console.trigger.command", "send one signed callback, and follow it to its handlers"
+    ),
     "health": Command(
         "maskline.console.health", "are the processes of this machine, or container, well: for probes"
     ),

@@ -27,8 +27,8 @@ from maskline.console.demo import Demo
 from maskline.console.embedded_server import EmbeddedServer
 from maskline.console.live_view import Counts, LiveView
 from maskline.console.reload.worker_slot import WorkerSlot
-from maskline.console.simulate.command import DEFAULT_URL
 from maskline.console.simulate.player import Target
+from maskline.console.target_arguments import DEFAULT_URL
 from maskline.ingest.node import IngestNode
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, unblock_standard_streams
@@ -287,6 +287,7 @@ class Dev:
             self._print(f"handlers    {', '.join(settings.handlers)}")
         self._print()
         self._print("Send one event by hand:")
+        self._print("  " + trigger_line(ingest.url))
         self._print("  " + curl_line(_target(settings, account, ingest.url)))
         self._print("Play sessions from another terminal in this directory:")
         self._print("  " + simulate_line(ingest.url))
@@ -319,12 +320,21 @@ def curl_line(target: Target) -> str:
     )
 
 
+def trigger_line(url: str) -> str:
+    """A command line that sends a signed callback to `url`, from the same directory, and follows it."""
+    return _command_line(url, "trigger", "SessionSecondPartyHangup")
+
+
 def simulate_line(url: str) -> str:
     """A command line that plays sessions to `url`, from the same directory."""
+    return _command_line(url, "simulate")
+
+
+def _command_line(url: str, *arguments: str) -> str:
     command = "maskline" if shutil.which("maskline") else sys.argv[0]
     with contextlib.suppress(ValueError):
         command = str(Path(command).relative_to(Path.cwd()))
-    words = [command, "simulate"]
+    words = [command, *arguments]
     if url != DEFAULT_URL:
         words += ["--url", url]
     return shlex.join(words)

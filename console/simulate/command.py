@@ -9,13 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TextIO
-from urllib.parse import urlsplit
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from maskline.console.account import find_account
 from maskline.console.arguments import natural, positive, rate, share, span
 from maskline.console.simulate.plan import (
     PlannedRequest,
@@ -29,13 +27,12 @@ from maskline.console.simulate.plan import (
 from maskline.console.simulate.player import ANSWER_TIMEOUT_S, Player, Target
 from maskline.console.simulate.report import PlanProgress, lines, report
 from maskline.console.simulate.sessions import SessionOptions
+from maskline.console.target_arguments import add_target_arguments, read_target
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.process.run import run
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.settings import Settings, load_settings
-from maskline.schemas.settings.value_types import hide_secrets
+from maskline.schemas.settings import load_settings
 
-DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 DEFAULT_RATE: Final = 100.0
 DEFAULT_CONCURRENCY: Final = 32
 SEED_MAX: Final = 999_999
@@ -48,7 +45,7 @@ def main(argv: list[str]) -> int:
     """Run `maskline simulate` with these arguments; the exit code is 0 if every callback was answered 200."""
     arguments = _parser().parse_args(argv)
     settings = load_settings()
-    target = _target(arguments, settings)
+    target = read_target(arguments, settings, "simulate")
     options = fit_to_rate(_options(arguments), arguments.rate)
     with contextlib.ExitStack() as stack:
         expected = stack.enter_context(_open(arguments.expect)) if arguments.expect else None
@@ -102,7 +99,7 @@ def _parser() -> CommandParser:
         description="Play simulated masking sessions, signed as Plivo signs, against a URL. "
         "Exit code 0 if every callback was answered 200.",
     )
-    _add_target_arguments(parser)
+    add_target_arguments(parser)
     _add_session_arguments(parser)
     _add_disturbance_arguments(parser)
     _add_request_arguments(parser)
@@ -112,17 +109,6 @@ def _parser() -> CommandParser:
         "--expect", metavar="FILE", help="write what a handler should see of each session, as JSON lines"
     )
     return parser
-
-
-def _add_target_arguments(parser: argparse.ArgumentParser) -> None:
-    where = parser.add_argument_group("where to")
-    where.add_argument("--url", default=DEFAULT_URL, help="the callback URL (%(default)s)")
-    where.add_argument("--auth-id", help="sign as this account (default: the first of MASKLINE_AUTH_TOKENS)")
-    where.add_argument("--auth-token", help="sign with this token; other users of the machine can see it")
-    where.add_argument(
-        "--signed-url",
-        help="what the signature covers, if not the URL dialled (default: MASKLINE_PUBLIC_URL and the path)",
-    )
 
 
 def _add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,25 +187,6 @@ def _options(arguments: argparse.Namespace) -> PlanOptions:
             vocabulary=arguments.vocabulary,
         ),
     )
-
-
-def _target(arguments: argparse.Namespace, settings: Settings) -> Target:
-    signed = arguments.signed_url
-    if signed is None and settings.public_url:
-        signed = settings.public_url + urlsplit(arguments.url).path
-    for option, url in (("--url", arguments.url), ("--signed-url", signed)):
-        if url is not None and not _dialable(url):
-            raise ConfigError(f"simulate: {option} must be a URL as {DEFAULT_URL}, not {hide_secrets(url)!r}")
-    account = find_account(settings, arguments.auth_id, arguments.auth_token)
-    return Target(arguments.url, account.auth_token, signed_url=signed)
-
-
-def _dialable(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _open(path: str) -> TextIO:

@@ -1,0 +1,1 @@
+"""`maskline trigger`: one signed callback at a running node, followed to its handlers."""
