@@ -1,16 +1,30 @@
 """The operator's commands with the rights that docs/operating.md gives them, and no others: nothing is refused."""
 
+import asyncio
 import re
 from pathlib import Path
 
 import pytest
-from console_kit import command, put_letter
+from console_kit import command, put_letter, settings_for
 from job_kit import end_job, keys_of, owner, report_worker
 from servers import plain_reply
 from test_replay import handled, keep
 
+from maskline.console.redis_reader import open_reader
+from maskline.console.trigger.facts import read_facts
+from maskline.console.trigger.snapshot import read_snapshot
+
 DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 NAMESPACE = "maskline"
+
+
+async def follow_a_callback(server):
+    """As `maskline trigger` does."""
+    reader = await open_reader(settings_for(server, NAMESPACE))
+    snapshot = await read_snapshot(reader, "s1")
+    facts = await read_facts(reader, snapshot, "1-1", "SessionTimeout")
+    assert facts.takers == ("fares",)
+    reader.close()
 
 
 class WithLogin:
@@ -45,6 +59,7 @@ def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
     for argv in ("dead", "replay", "--all"), ("dead", "discard", letter), ("replay", "--since", "2023-11-14"):
         with owner(own_redis, NAMESPACE, lambda owners, job: end_job(owners, NAMESPACE, job)):
             run(*argv, "--yes")
+    asyncio.run(follow_a_callback(WithLogin(own_redis)))
     run("replay", "list")
     with own_redis.client() as client:
         (job_id, *_) = client.hkeys(keys_of(NAMESPACE).jobs)
