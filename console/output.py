@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 
@@ -32,7 +33,8 @@ def shown_parameters(pairs: Iterable[tuple[str, str]], *, reveal: bool = False) 
 
 
 def _masked(name: str, value: str) -> str:
-    return number_token(value) if name in NUMBER_ATTRIBUTES and value else redact(value)
+    named = name in NUMBER_ATTRIBUTES or name in SUMMARY_NUMBER_FIELDS
+    return number_token(value) if named and value else redact(value)
 
 
 def shown_value(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from maskline.schemas.events import Moment, OfSession, Seconds
+from maskline.schemas.events import Event, Moment, OfSession, Seconds
 from maskline.schemas.privacy import number_token, redact
 
 EndedBy = Literal["parties_hangup", "both_legs", "next_call", "session_timeout", "silence"]
@@ -117,6 +117,9 @@ class CallSummary(CallRecord, frozen=True, kw_only=True, gc=False, tag="CallSumm
         """`CallSummary`."""
         return "CallSummary"
 
+
+Handled = Event | CallSummary
+"""What a handler is called with."""
 
 SUMMARY_NUMBER_FIELDS: Final = ("first_party_number", "second_party_number")
 """The fields that hold real phone numbers."""

@@ -14,12 +14,17 @@ from maskline.schemas.errors import UndecodableEntryError
 CALLBACK_FIELD: Final = b"c"
 CALLBACK_VERSION: Final = 1
 
+EMITTED_METHOD: Final = "EMIT"
+"""The method of what a handler module has emitted (`schemas.emission`); HTTP has none of that name."""
+EMISSION_VERSION: Final = 2
+"""The version of such an entry."""
+
 
 class RawCallback(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request of Plivo's, byte for byte, with the time it was received and the account that signed it."""
 
     method: str
-    """`POST` or `GET`."""
+    """`POST` or `GET`; `EMIT` for what a handler module has emitted."""
     query: bytes
     """The query string as sent, without `?`, still percent-encoded."""
     content_type: str
@@ -68,7 +73,8 @@ def decode_callback(value: bytes) -> RawCallback:
         callback = _decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableEntryError("foreign_entry", f"not a maskline callback: {error}") from None
-    if callback.version > CALLBACK_VERSION:
+    emitted = callback.method == EMITTED_METHOD and callback.version == EMISSION_VERSION
+    if callback.version > CALLBACK_VERSION and not emitted:
         raise UndecodableEntryError(
             "foreign_entry", f"written by a newer maskline (version {callback.version})"
         )

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from maskline.schemas.call_summary import Handled
 from maskline.schemas.callback import RawCallback
-from maskline.schemas.events import Event
 
 
 class DeadLetterView(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +34,8 @@ class DeadLetterView(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong: letters of one bug have the same, as `maskline dead groups` shows it."""
     traceback: str | None
     """The user's own lines and the exceptions' messages, without phone numbers."""
-    event: Event | None
-    """The event; None if the callback cannot be decoded. It holds phone numbers; `repr` shows none."""
+    event: Handled | None
+    """The event, or call summary; None if the callback cannot be decoded. It holds phone numbers; `repr` shows none."""
     entry_id: str = ""
     """The ID of the callback's stream entry, as `Context.entry_id`."""
     callback: RawCallback | None = None

@@ -23,7 +23,6 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:jobs:<group>` | hash | job id: a job's progress in this partition |
 | `{ns:p}:call-summary:<group>:<session>` | hash | what `handlers.call_summary` keeps of a session; expires |
 | `{ns:p}:call-summary-due:<group>` | sorted set | sessions with a call under way, by when they are silent |
-| `{ns:p}:timeline:<group>:<session>` | hash | what `handlers.timeline` keeps of a session; expires |
 | `{ns:p}:released` | set | keys of refused callbacks that were released into p, so that each goes in once; expires |
 | `{ns:fsync-i}:callbacks` | stream | nothing: written to test whether the server fsyncs before it confirms |
 | `{ns:refused}:requests` | stream | refused callbacks that are kept for release, of all nodes |
@@ -220,10 +219,6 @@ class Keys:
     def call_summary_due(self, partition: int) -> str:
         """When sessions with a call under way are silent."""
         return f"{{{self.namespace}:{partition}}}:call-summary-due:{self.group}"
-
-    def timeline(self, partition: int, session_uuid: str) -> str:
-        """What `handlers.timeline` keeps of a session."""
-        return f"{{{self.namespace}:{partition}}}:timeline:{self.group}:{session_uuid}"
 
     def job_rate(self, job_id: str) -> str:
         """The rate of a job, from which all workers take."""

@@ -262,7 +262,7 @@ class WorkerNode:
         )
         self._dead_letter_sink: DeadLetterSink | None = None
         if dead_handlers:
-            decoder = entry_decoder(frozenset(settings.ignored_parameters))
+            decoder = entry_decoder(frozenset(settings.ignored_parameters), settings.group)
             calls = DeadLetterCalls(dead_handlers, self._resources.context, decoder)
             self._dead_letter_sink = DeadLetterSink(connections, keys, self._owned, calls)
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.events import Event
 from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, redact
@@ -37,7 +38,7 @@ ITEMS_MAX: Final = 1_000
 class RunningEvents(Protocol):
     """Knows the events whose handlers may still be running."""
 
-    def events(self) -> Iterable[Event]:
+    def events(self) -> Iterable[Handled]:
         """Those events. Any thread may call this."""
 
 
@@ -45,7 +46,7 @@ class KnownNumbers:
     """Learns numbers from events and hides them in texts. May be called from any thread and from signal handlers."""
 
     def __init__(self) -> None:
-        self._seen: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self._seen: deque[Handled] = deque(maxlen=EVENTS_MAX)
         self.add_event = self._seen.append
         """To be called with each event, before its first handler."""
         self._under_way: WeakSet[RunningEvents] = WeakSet()
@@ -144,13 +145,18 @@ class KnownNumbers:
             for event in under_way.events():
                 self._learn(event)
 
-    def _learn(self, event: Event) -> None:
+    def _learn(self, event: Handled) -> None:
         added = self._added
-        for number in (event.from_number, event.to_number, event.first_party, event.second_party):
+        numbers: tuple[str | None, ...]
+        if isinstance(event, CallSummary):
+            numbers = (event.first_party_number, event.second_party_number)
+        else:
+            numbers = (event.from_number, event.to_number, event.first_party, event.second_party)
+        for number in numbers:
             if number is not None and number not in added:
                 added[number] = None
                 self._numbers.add(number)
-        if event.problems:
+        if not isinstance(event, CallSummary) and event.problems:
             for number in repeated_numbers_of(event):
                 self._numbers.add(number)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 NUMBER_NAMES: Final = frozenset(NUMBER_ATTRIBUTES) | {
@@ -18,6 +19,7 @@ NUMBER_NAMES: Final = frozenset(NUMBER_ATTRIBUTES) | {
     "to_number",
     "first_party",
     "second_party",
+    *SUMMARY_NUMBER_FIELDS,
 }
 """Values under these names are phone numbers, even if they do not look like one."""
 DEPTH_MAX: Final = 6

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
 
 from maskline.schemas.bounded_cache import BoundedCache
+from maskline.schemas.call_summary import Handled
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import NONE_IGNORED, Attribute, hash_of_names, schema_of
 from maskline.schemas.events import Event, UnknownEvent
@@ -36,7 +37,7 @@ class FormLayout(NamedTuple):
 
 EventAndFingerprint = tuple[Event, bytes]
 
-DecodedValue = tuple[Event, bytes, int, bool]
+DecodedValue = tuple[Handled, bytes, int, bool]
 """A decoded stream value: the event, its fingerprint, `received_at_ms` and `replayed`. A bare tuple: it is taken apart
 at once."""
 

@@ -18,8 +18,15 @@ and the reference decodes everything.
 from collections import Counter
 from typing import Final
 
-from maskline.schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
+from maskline.schemas.callback import (
+    CALLBACK_VERSION,
+    EMITTED_METHOD,
+    RawCallback,
+    decode_callback,
+    encode_callback,
+)
 from maskline.schemas.decode import NONE_IGNORED, decode_event
+from maskline.schemas.emission import emitted_summary, fingerprint_of_emitted
 from maskline.schemas.fastdecode.forms import layout_of, split_form
 from maskline.schemas.fastdecode.plan import (
     EVENT_NAME,
@@ -56,9 +63,13 @@ _USUAL_HEAD: Final = encode_callback(RawCallback("POST", b"", FORM_TYPE, _BODY, 
 
 
 class TemplateDecoder:
-    """Decodes stream values; `ignored` parameters are no part of a fingerprint."""
+    """Decodes stream values; `ignored` parameters are no part of a fingerprint.
 
-    def __init__(self, ignored: frozenset[str] = NONE_IGNORED) -> None:
+    `group`: the consumer group, whose own summaries of calls are told from others'; None takes all for its own.
+    """
+
+    def __init__(self, ignored: frozenset[str] = NONE_IGNORED, group: str | None = None) -> None:
+        self._group = group
         self.templates = Templates(_USUAL_HEAD, CALLBACK_VERSION) if HAS_TEMPLATES else None
         """The templates learned so far; None where there are none to be had."""
         self._ignored = ignored
@@ -81,6 +92,9 @@ class TemplateDecoder:
     def _decode_rarely(self, value: bytes) -> DecodedValue:
         """Decode a callback that has no template yet, or did not come as a posted form."""
         callback = decode_callback(value)
+        if callback.method == EMITTED_METHOD:
+            summary = emitted_summary(callback, self._group)
+            return summary, fingerprint_of_emitted(callback), callback.received_at_ms, callback.replayed
         form = form_of(callback) if self.templates is not None else None
         if self.templates is None or form is None:
             return self._decode_by_reference(callback)

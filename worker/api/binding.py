@@ -6,14 +6,16 @@ from typing import Any, Final
 
 import msgspec
 
+from maskline.schemas.call_summary import CallSummary, Handled
+from maskline.schemas.emission import OtherGroupsSummary
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.events import EVENT_TYPES, Event, UnknownEvent
+from maskline.schemas.events import EVENT_TYPES, UnknownEvent
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.registry import DeadHandlerSpec, Handlers, HandlerSpec, ResourceSpec, is_async
 from maskline.worker.api.retry_schedule import OnGiveUp, RetryPolicy
 
-HANDLED_TYPES: Final[tuple[type[Event], ...]] = (*EVENT_TYPES.values(), UnknownEvent)
-"""The concrete types of events; a handler may be declared for a base of several."""
+HANDLED_TYPES: Final[tuple[type[Handled], ...]] = (*EVENT_TYPES.values(), UnknownEvent, CallSummary)
+"""The concrete types of what handlers are called with; a handler may be declared for a base of several."""
 
 
 class BoundHandler(msgspec.Struct, frozen=True, eq=False):
@@ -49,7 +51,7 @@ class BoundDeadHandler(msgspec.Struct, frozen=True, eq=False):
     timeout_s: float
 
 
-Table = dict[type[Event], tuple[BoundHandler, ...]]
+Table = dict[type[Handled], tuple[BoundHandler, ...]]
 """The handlers of every type of event, in the order of their declaration."""
 
 
@@ -69,10 +71,12 @@ def bind(handlers: Handlers, opened: dict[str, Any]) -> Table:
             options.rate,
         )
         bound.append((spec, handler))
-    return {
+    table: Table = {
         kind: tuple(handler for spec, handler in bound if issubclass(kind, spec.types))
         for kind in HANDLED_TYPES
     }
+    table[OtherGroupsSummary] = ()
+    return table
 
 
 def bind_dead(handlers: Handlers, opened: dict[str, Any]) -> tuple[BoundDeadHandler, ...]:

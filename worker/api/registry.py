@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
+from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import Event
 from maskline.worker.api.handler_options import HandlerOptions, check_name
@@ -34,7 +35,7 @@ class HandlerSpec(NamedTuple):
     name: str
     """The handler's name in logs, metrics, dead letters and the keys of what waits for it."""
     function: Callable[..., Any]
-    types: tuple[type[Event], ...]
+    types: tuple[type[Handled], ...]
     options: HandlerOptions
 
 
@@ -54,7 +55,7 @@ class _On:
 
     def __call__(
         self,
-        *types: type[Event],
+        *types: type[Handled],
         retries: int | None = RETRIES_DEFAULT,
         give_up_after_s: float = GIVE_UP_AFTER_S_DEFAULT,
         backoff_ms: int = BACKOFF_MS_DEFAULT,
@@ -65,7 +66,7 @@ class _On:
         rate: float | None = None,
         name: str | None = None,
     ) -> Callable[[Function], Function]:
-        """Mark a function as the handler of one or more types of events, subclasses included.
+        """Mark a function as the handler of one or more types of events, subclasses included, or of CallSummary.
 
         - `retries`: tries after the first. None: as many as the time allows.
         - `give_up_after_s`: the last try is made so long after the first failure. Seconds. After it, or after
@@ -85,7 +86,7 @@ class _On:
             raise ConfigError("@on needs at least one type of event; use @on.every for all of them")
         given: tuple[Any, ...] = types
         for kind in given:
-            if not (isinstance(kind, type) and issubclass(kind, Event)):
+            if not (isinstance(kind, type) and issubclass(kind, (Event, CallSummary))):
                 raise ConfigError(f"@on takes types of events from `maskline.events`, not {kind!r}")
         options = HandlerOptions(
             retries=retries,

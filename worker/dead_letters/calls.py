@@ -8,10 +8,10 @@ from typing import Final
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.known_numbers import KNOWN_NUMBERS
+from maskline.schemas.call_summary import Handled
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, decode_callback
 from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
 from maskline.schemas.errors import UndecodableEntryError
-from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundDeadHandler
 from maskline.worker.dispatch.clean_context import CleanContext
 from maskline.worker.entries.dead_letter import DeadLetter, group_key_of
@@ -47,12 +47,12 @@ def view_of(letter: DeadLetter, letter_id: str, decoder: EntryDecoder) -> DeadLe
     )
 
 
-def _event_of(letter: DeadLetter, decoder: EntryDecoder) -> Event | None:
+def _event_of(letter: DeadLetter, decoder: EntryDecoder) -> Handled | None:
     try:
         arrival = decoder.arrival_of(letter.entry_id, (CALLBACK_FIELD, letter.callback), False)
     except Exception:  # noqa: BLE001 - that it cannot be decoded may be why there is a letter
         return None
-    event: Event = arrival.payload.event
+    event: Handled = arrival.payload.event
     return event
 
 

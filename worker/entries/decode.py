@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from maskline.schemas.bounded_cache import BoundedCache
+from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.callback import CALLBACK_FIELD, decode_callback
 from maskline.schemas.decode import NONE_IGNORED
 from maskline.schemas.errors import UndecodableEntryError
@@ -60,10 +61,12 @@ DECODERS_MAX: Final = 8
 
 
 class EntryDecoder:
-    """Decodes stream entries. `ignored`: names of parameters that do not count in `Arrival.fingerprint`."""
+    """Decodes stream entries. `ignored`: names of parameters that do not count in `Arrival.fingerprint`. `group`: the
+    consumer group, whose own summaries of calls are told from others'; None takes all for its own.
+    """
 
-    def __init__(self, ignored: frozenset[str]) -> None:
-        self.callbacks = TemplateDecoder(ignored)
+    def __init__(self, ignored: frozenset[str], group: str | None = None) -> None:
+        self.callbacks = TemplateDecoder(ignored, group)
         self.unreadable = self.callbacks.unreadable
         """Values that could not be read since the partition took the last ones away: attribute, how often."""
         self.decode: DecodeEntries = self.decode_in_python
@@ -109,6 +112,10 @@ class EntryDecoder:
         if len(fields) != 2 or fields[0] != CALLBACK_FIELD:
             raise UndecodableEntryError("foreign_entry", "the entry's fields are not those of a callback")
         event, fingerprint, received_at_ms, replayed = self.callbacks.decode(fields[1])
+        arrived_ms = int(entry_id.partition("-")[0])
+        if isinstance(event, CallSummary):
+            entry = Entry(entry_id, fields[1], received_at_ms, replayed, event)
+            return Arrival(None, fingerprint, None, False, False, False, arrived_ms, entry)
         moment, kind = event.event_timestamp, event.__class__
         recording = not recording_shared and (
             kind in _RECORDING or (kind is UnknownEvent and _is_recording(event))
@@ -120,15 +127,15 @@ class EntryDecoder:
             recording,
             kind is SessionTimeout,
             kind in (MAY_OPEN_RECORDING if recording else MAY_OPEN_CALL),
-            int(entry_id.partition("-")[0]),
+            arrived_ms,
             Entry(entry_id, fields[1], received_at_ms, replayed, event),
         )
 
 
 @lru_cache(DECODERS_MAX)
-def entry_decoder(ignored: frozenset[str] = NONE_IGNORED) -> EntryDecoder:
+def entry_decoder(ignored: frozenset[str] = NONE_IGNORED, group: str | None = None) -> EntryDecoder:
     """The decoder that all partitions share: the templates that it learns serve them all."""
-    return EntryDecoder(ignored)
+    return EntryDecoder(ignored, group)
 
 
 def internal_refusal(error: Exception) -> UndecodableEntryError:

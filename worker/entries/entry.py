@@ -2,7 +2,7 @@
 
 import msgspec
 
-from maskline.schemas.events import Event
+from maskline.schemas.call_summary import Handled
 
 
 class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -15,7 +15,7 @@ class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
     received_at_ms: int
     """When ingest received the callback: milliseconds since the epoch."""
     replayed: bool
-    event: Event
+    event: Handled
 
     def __repr__(self) -> str:
         # The callback is left out, as it has phone numbers.

@@ -89,7 +89,7 @@ class JobExecutor:
             connections,
             keys,
             committer,
-            EntryDecoder(frozenset(settings.ignored_parameters)),
+            EntryDecoder(frozenset(settings.ignored_parameters), settings.group),
             {
                 kind: tuple(handler.name for handler in handlers) for kind, handlers in table.items()
             }.__getitem__,

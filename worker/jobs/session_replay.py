@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from maskline.schemas.events import Event
+from maskline.schemas.call_summary import Handled
 from maskline.schemas.jobs import Selection
 from maskline.worker.entries.entry import Entry
 from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, SessionOrder
@@ -22,7 +22,7 @@ END_OF_TIME_MS: Final = 2**62
 """A watermark that all gaps have passed."""
 
 
-HandlersOf = Callable[[type[Event]], Sequence[str]]
+HandlersOf = Callable[[type[Handled]], Sequence[str]]
 """The names of the handlers of a type of event."""
 
 

@@ -14,7 +14,7 @@ from maskline.worker.native.slots cimport at_slot, check_fields, slot_of
 
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import UndecodableEntryError
-from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, SessionTimeout, UnknownEvent
+from maskline.schemas.events import MAY_OPEN_CALL, MAY_OPEN_RECORDING, Event, OfSession, SessionTimeout, UnknownEvent
 from maskline.worker.ordering.reorder import Arrival
 from maskline.worker.entries.entry import Entry
 
@@ -26,7 +26,7 @@ check_fields(Entry, "entry_id encoded received_at_ms replayed event")
 
 cdef Py_ssize_t PAYLOAD = slot_of(Arrival, "payload")
 cdef Py_ssize_t EVENT = slot_of(Entry, "event")
-cdef Py_ssize_t SESSION_UUID = slot_of(Event, "session_uuid")
+cdef Py_ssize_t SESSION_UUID = slot_of(OfSession, "session_uuid")  # of a call summary as well
 cdef Py_ssize_t EVENT_TIMESTAMP = slot_of(Event, "event_timestamp")
 cdef Py_ssize_t SEQUENCE_NUMBER = slot_of(Event, "sequence_number")
 

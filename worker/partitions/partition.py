@@ -61,7 +61,7 @@ class Partition(RetryLedger):
     def __init__(
         self, lease: Lease, position: GroupPosition, settings: PartitionSettings, counters: Counters
     ) -> None:
-        self._decoder = entry_decoder(settings.ignored_parameters)
+        self._decoder = entry_decoder(settings.ignored_parameters, settings.group)
         super().__init__(
             lease,
             position,

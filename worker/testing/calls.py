@@ -19,6 +19,7 @@ class Call(NamedTuple):
     handler: str
     """The handler's name, as logs and dead letters show it."""
     event: Event
+    """The event; for a handler of CallSummary, that."""
     order: Order
     missing: tuple[int, ...]
     run: int

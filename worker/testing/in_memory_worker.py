@@ -227,7 +227,7 @@ class InMemoryWorker:
         fields = CALLBACK_FIELD, letter.callback
         settings = self._settings.partition()
         try:
-            arrival = entry_decoder(settings.ignored_parameters).arrival_of(
+            arrival = entry_decoder(settings.ignored_parameters, settings.group).arrival_of(
                 letter.entry_id, fields, settings.recording_shared
             )
         except (UndecodableEntryError, ValueError):

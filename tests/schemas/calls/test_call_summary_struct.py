@@ -18,14 +18,38 @@ def summary(**fields) -> CallSummary:
     return CallSummary(**(given | fields))
 
 
+MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
+SECONDS = st.none() | st.integers(0, 10**6)
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+LEGS = st.builds(
+    Leg,
+    initiated_at=MOMENTS,
+    answered_at=MOMENTS,
+    ring_s=SECONDS,
+    hangup_cause=TEXTS,
+    hangup_cause_code=SECONDS,
+)
+SUMMARIES = st.builds(
+    summary,
+    missing=st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
+    started_at=MOMENTS,
+    first_party_number=TEXTS,
+    first_party=LEGS,
+    second_party=LEGS,
+    amount=st.none() | st.decimals(allow_nan=False, allow_infinity=False),
+    duration_s=SECONDS,
+    recordings=st.lists(st.builds(RecordingSummary, url=TEXTS, status=st.just("completed")), max_size=2).map(
+        tuple
+    ),
+)
+
+
 @settings(max_examples=30)
-@given(st.from_type(CallSummary))
+@given(SUMMARIES)
 def test_json_of_a_summary_reads_back_equal_and_is_the_same_bytes_each_time(given_summary):
-    try:
-        written = encode_summary(given_summary)
-    except UnicodeEncodeError:  # a lone surrogate
-        return
+    written = encode_summary(given_summary)
     again = decode_summary(written)
+    assert again == given_summary
     assert encode_summary(again) == written
 
 

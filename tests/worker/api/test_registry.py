@@ -8,6 +8,8 @@ import pytest
 from registry_kit import handler, module, names_for, refused
 
 from maskline import on
+from maskline.schemas.call_summary import CallSummary
+from maskline.schemas.emission import OtherGroupsSummary
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import (
     EVENT_TYPES,
@@ -172,7 +174,7 @@ def test_one_type_several_types_and_none_else():
     assert [h.name for h in table[SessionTimeout]] == ["one", "both"]
     assert [h.name for h in table[SessionPartiesHangup]] == ["both"]
     assert table[SessionSecondPartyHangup] == ()
-    assert set(table) == {*EVENT_TYPES.values(), UnknownEvent}
+    assert set(table) == {*EVENT_TYPES.values(), UnknownEvent, CallSummary, OtherGroupsSummary}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ def test_one_type_several_types_and_none_else():
         (StatusEvent, {kind for kind in EVENT_TYPES.values() if issubclass(kind, StatusEvent)}),
         (RecordingEvent, {kind for kind in EVENT_TYPES.values() if issubclass(kind, RecordingEvent)}),
         (UnknownEvent, {UnknownEvent}),
+        (CallSummary, {CallSummary}),
         (SessionRecordingCompleted, {SessionRecordingCompleted}),
     ],
 )
@@ -212,8 +215,9 @@ def test_every_with_and_without_options():
         pass
 
     handlers = load_handlers([module(bare=bare, called=called, empty=empty)])
-    for bound in bind(handlers, {}).values():
-        assert [h.policy.retries for h in bound] == [None, 1, None]
+    for kind, bound in bind(handlers, {}).items():
+        expected = [None, 1, None] if issubclass(kind, Event) else []
+        assert [h.policy.retries for h in bound] == expected
     with pytest.raises(ConfigError, match="retries"):
         on.every(retries=-1)
 
