@@ -184,6 +184,10 @@ class Keys:
         """The ordering state of a session."""
         return self.of(partition).session + session_uuid
 
+    def timeline(self, partition: int, session_uuid: str) -> str:
+        """What the module `handlers.timeline` recorded of a session."""
+        return f"{{{self.namespace}:{partition}}}:timeline:{self.group}:{session_uuid}"
+
     def retry_queue(self, partition: int, handler: str, session_uuid: str) -> str:
         """The events of a session that wait for one handler. `handler`: its name as it is."""
         return f"{self.of(partition).retry}{encode_handler(handler)}:{session_uuid}"
