@@ -217,27 +217,29 @@ class Harness:
         """
         await self._pass_to(self._clock.now_ms + round(seconds * 1000))
 
-    async def replay(self, what: str | PathLike[str] | SessionExport | DeadLetter | DeadLetterView) -> None:
-        """Replay a session from a file of `maskline session UUID --export FILE`, or a dead letter of this harness.
+    async def replay(self, *what: str | PathLike[str] | SessionExport | DeadLetter | DeadLetterView) -> None:
+        """Replay sessions from files of `maskline session UUID --export FILE`, or dead letters of this harness.
 
         A session comes with its own arrival times and settings, where the harness was not given others; what it then
-        waits for is given up. A dead letter runs again as by `maskline dead replay`.
+        waits for is given up. Dead letters run again together, as by one `maskline dead replay`.
 
         Raises ConfigError for a file that is no export, OSError for one that cannot be read, and ValueError where a
-        session needs other settings than the harness has begun with, or the letter cannot run again.
+        session needs other settings than the harness has begun with, or a letter cannot run again.
         """
-        if isinstance(what, (DeadLetter, DeadLetterView)):
-            self._worker.replay(self._letter_id(what))
-            await self._settle()
-        else:
-            await self._replay_session(what if isinstance(what, SessionExport) else read_export(what))
+        for one in what:
+            if isinstance(one, (DeadLetter, DeadLetterView)):
+                self._worker.replay(self._letter_id(one))
+            else:
+                await self._replay_session(one if isinstance(one, SessionExport) else read_export(one))
+        await self._settle()
 
-    async def discard(self, letter: DeadLetter | DeadLetterView) -> None:
-        """Give a dead letter up for good, as `maskline dead discard` does: what waits behind it goes on.
+    async def discard(self, *letters: DeadLetter | DeadLetterView) -> None:
+        """Give dead letters up for good, as `maskline dead discard` does: what waits behind them goes on.
 
-        Raises ValueError if it is not there.
+        Raises ValueError if one is not there.
         """
-        self._worker.discard(self._letter_id(letter))
+        for letter in letters:
+            self._worker.discard(self._letter_id(letter))
         await self._settle()
 
     async def pause(self, handler: str, *, why: str = "") -> None:
