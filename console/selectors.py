@@ -98,9 +98,13 @@ def _check(arguments: argparse.Namespace, command: str, *, is_empty: bool, all_b
         raise ConfigError(f"{command}: nothing is selected: name ids, or select by --reason, … or --all")
 
 
-def callback_selection(arguments: argparse.Namespace, command: str) -> Selection:
-    """The kept callbacks that the arguments select. Raises ConfigError where there is neither session nor time."""
-    if arguments.session is None and arguments.since is None:
+def callback_selection(
+    arguments: argparse.Namespace, command: str, *, all_by_default: bool = False
+) -> Selection:
+    """The callbacks that the arguments select. Raises ConfigError where there is neither session nor time, unless
+    nothing selected means all of them (`all_by_default`).
+    """
+    if arguments.session is None and arguments.since is None and not all_by_default:
         raise ConfigError(f"{command}: nothing is selected: say --session, or --since")
     return Selection(
         handler=arguments.handler,

@@ -26,8 +26,9 @@ JOB_TTL_MS: Final = 7 * 86_400_000
 SELECTED_IDS_MAX: Final = 1_000
 """Dead letters that one job can name by their ids. More are better selected by what they have in common."""
 
-JobKind = Literal["dead", "discard", "callbacks"]
-"""`dead`: run dead letters again. `discard`: remove dead letters. `callbacks`: run kept callbacks again."""
+JobKind = Literal["dead", "discard", "callbacks", "archive"]
+"""`dead`: run dead letters again. `discard`: remove dead letters. `callbacks`: run kept callbacks again. `archive`: run
+those of an archive again, which a command feeds (`schemas.replay_feed`)."""
 
 JobState = Literal["running", "done", "stopped", "failing"]
 """`stopped`: an operator stopped it. `failing`: it stopped itself, as most of what it ran failed again."""
@@ -129,18 +130,20 @@ class PartitionJob(msgspec.Struct, frozen=True, omit_defaults=True):
     """As `Job.created_ms`: a record without a Job is removed some time after it."""
     end: str
     """The last entry of the stream (`{ns:p}:dead`, or `{ns:p}:callbacks` for `callbacks`) when the job was created; it
-    goes no further, so that what fails again is not run again by the same job. `0-0` if the stream was empty."""
+    goes no further, so that what fails again is not run again by the same job. `0-0` if the stream was empty, and for
+    `archive`, where the feed says where it ends."""
     state: JobState = "running"
     cursor: str = "0-0"
     """Everything up to this entry is dealt with: put into a retry queue, counted as gone or discarded, or not
-    selected. For `callbacks`: every session whose last entry in the window is at or before this one."""
+    selected. For `callbacks`: every session whose last entry in the window is at or before this one. For `archive`: an
+    entry of the job's feed."""
     scanned: bool = False
     """The cursor has reached the end: nothing more will be taken on."""
     window: tuple[str, str] | None = None
     """Only for `callbacks`: the entries after the first ID, up to the second, are worked on, session by session."""
     appended: int = 0
-    """Only for `callbacks`: so many events of the session after the cursor are in retry queues already. Only ever more
-    than 0 for a session with very many events, which takes several commits."""
+    """Only for `callbacks` and `archive`: so many events of the session after the cursor are in retry queues already.
+    Only ever more than 0 for a session with very many events, which takes several commits."""
     selected: int = 0
     """Runs taken on so far."""
     succeeded: int = 0

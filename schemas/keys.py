@@ -23,6 +23,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:jobs:<group>` | hash | job id: a job's progress in this partition |
 | `{ns:p}:call-summary:<group>:<session>` | hash | what `handlers.call_summary` keeps of a session; expires |
 | `{ns:p}:call-summary-due:<group>` | sorted set | sessions with a call under way, by when they are silent |
+| `{ns:p}:feed:<group>:<job id>` | stream | sessions of an archive for a job to run again; expires |
 | `{ns:p}:released` | set | keys of refused callbacks that were released into p, so that each goes in once; expires |
 | `{ns:fsync-i}:callbacks` | stream | nothing: written to test whether the server fsyncs before it confirms |
 | `{ns:refused}:requests` | stream | refused callbacks that are kept for release, of all nodes |
@@ -223,6 +224,14 @@ class Keys:
     def call_summary_due(self, partition: int) -> str:
         """When sessions with a call under way are silent."""
         return f"{{{self.namespace}:{partition}}}:call-summary-due:{self.group}"
+
+    def timeline(self, partition: int, session_uuid: str) -> str:
+        """What `handlers.timeline` keeps of a session."""
+        return f"{{{self.namespace}:{partition}}}:timeline:{self.group}:{session_uuid}"
+
+    def feed(self, partition: int, job_id: str) -> str:
+        """The sessions of an archive that a job runs again in a partition (`schemas.replay_feed`)."""
+        return f"{{{self.namespace}:{partition}}}:feed:{self.group}:{job_id}"
 
     def job_rate(self, job_id: str) -> str:
         """The rate of a job, from which all workers take."""

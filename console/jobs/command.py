@@ -24,14 +24,24 @@ def _replay(argv: list[str]) -> int:
     parser = CommandParser(
         prog="maskline replay",
         usage="maskline replay (--session UUID | --since TIME) [options]\n"
+        "       maskline replay --from-archive DIR [options]\n"
         "       maskline replay list [--json]\n"
         "       maskline replay stop ID [--json]",
         description="Run callbacks that are kept in the streams again, in order: for their handlers they have "
         "ctx.replayed and the same idempotency keys. `list` shows replays and discards, `stop` stops one.",
     )
     add_callback_selectors(parser)
+    parser.add_argument(
+        "--from-archive",
+        metavar="DIR",
+        help="those of this archive of maskline.handlers.archive, a folder or a URL as s3://bucket/prefix, instead",
+    )
     add_job_arguments(parser)
     arguments = parser.parse_args(argv)
+    if arguments.from_archive is not None:
+        from maskline.console.jobs.archive.command import replay_archive  # noqa: PLC0415 - needs the extra
+
+        return replay_archive(arguments)
     selection = callback_selection(arguments, "replay")
     request = Request(
         command="replay",

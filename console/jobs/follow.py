@@ -32,7 +32,7 @@ RECONNECT_MAX_S: Final = 5.0
 PLAIN_PROGRESS_S: Final = 5.0
 """Between two lines of progress if stderr is no terminal."""
 
-NAMES: Final = {"dead": "replay", "callbacks": "replay", "discard": "discard"}
+NAMES: Final = {"dead": "replay", "callbacks": "replay", "discard": "discard", "archive": "replay"}
 """What an operator calls a job, by its kind."""
 
 T = TypeVar("T")

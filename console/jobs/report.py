@@ -13,11 +13,17 @@ from maskline.console.output import printable, utc_time
 from maskline.console.tables import print_table
 from maskline.schemas.jobs import Job, JobKind, JobState, JobTotals, Selection
 
-_NOUNS: Final = {"dead": "dead letters", "discard": "dead letters", "callbacks": "callbacks"}
+_NOUNS: Final = {
+    "dead": "dead letters",
+    "discard": "dead letters",
+    "callbacks": "callbacks",
+    "archive": "archived callbacks",
+}
 _NOTHING: Final = {
     "dead": "no dead letters were left",
     "discard": "no dead letters were left",
     "callbacks": "no handler takes these callbacks",
+    "archive": "no handler takes these callbacks",
 }
 """What a report says of a job that found nothing to do."""
 

@@ -16,7 +16,7 @@ from maskline.console.jobs.records import JobError, create_job, new_job
 from maskline.console.jobs.report import all_well, report_lines, row_of
 from maskline.console.output import note, print_json
 from maskline.console.redis_reader import RedisReader, run_with_reader
-from maskline.schemas.jobs import Job, JobKind, Selection
+from maskline.schemas.jobs import Job, JobKind, JobTotals, Selection
 
 ID_TRIES_MAX: Final = 5
 """Ids drawn for a job: the first is taken by another with a chance of one in thousands."""
@@ -44,6 +44,22 @@ class Plan(Protocol):
         """The plan for a program."""
 
 
+class Feed(Protocol):
+    """What workers need of a command while they carry a job out, besides the job."""
+
+    async def open(self, reader: RedisReader, job: Job) -> None:
+        """Prepare a job that nobody knows yet. Harmless to repeat."""
+
+    async def run(self, job: Job) -> None:
+        """Feed the workers until cancelled."""
+
+    async def close(self, reader: RedisReader, job: Job) -> None:
+        """The job has ended."""
+
+    async def leave(self, reader: RedisReader, job: Job) -> list[str]:
+        """The operator leaves before that; what becomes of the job then, in lines for him."""
+
+
 class Request(NamedTuple):
     """What the operator asked for."""
 
@@ -55,6 +71,8 @@ class Request(NamedTuple):
     """Asked before it begins."""
     look: Callable[[RedisReader], Coroutine[Any, Any, Plan]]
     """Finds out what the job would do."""
+    feed: Feed | None = None
+    """Only for a job that needs the command."""
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,16 +117,19 @@ async def _start_and_follow(
     reader: RedisReader, request: Request, plan: Plan, arguments: argparse.Namespace
 ) -> int:
     job = await _create(reader, request, plan, arguments.rate)
-    name = NAMES[job.kind]
+    name, feed = NAMES[job.kind], request.feed
     try:
-        note(f"{name} {job.id} is started; Ctrl-C leaves it running")
+        note(f"{name} {job.id} is started; Ctrl-C " + ("ends it" if feed else "leaves it running"))
         if not await persistently(reader, lambda: count_workers(reader)):
             note(f"no worker of group {reader.keys.group!r} is alive: the {name} waits until one starts")
-        row = row_of(job, await follow_job(reader, job, plan.runs))
+        totals = await _followed(follow_job(reader, job, plan.runs), feed, job)
     except asyncio.CancelledError:
-        note(f"the {name} goes on without this command: `maskline replay list` shows it,")
-        note(f"`maskline replay stop {job.id}` stops it")
+        for line in await _left_lines(reader, job, feed):
+            note(line)
         raise
+    if feed is not None:
+        await persistently(reader, lambda: feed.close(reader, job))
+    row = row_of(job, totals)
     if arguments.json:
         print_json(row)
     else:
@@ -117,9 +138,33 @@ async def _start_and_follow(
     return 0 if all_well(row) else 1
 
 
+async def _followed(following: Coroutine[Any, Any, JobTotals], feed: Feed | None, job: Job) -> JobTotals:
+    """The totals of a job that has ended. What feeds it runs meanwhile; if that fails, so does the command."""
+    if feed is None:
+        return await following
+    async with asyncio.TaskGroup() as tasks:
+        feeding = tasks.create_task(feed.run(job))
+        totals = await following
+        feeding.cancel()
+    return totals
+
+
+async def _left_lines(reader: RedisReader, job: Job, feed: Feed | None) -> list[str]:
+    """What becomes of a job that the operator does not wait for."""
+    name = NAMES[job.kind]
+    if feed is not None:
+        return await feed.leave(reader, job)
+    return [
+        f"the {name} goes on without this command: `maskline replay list` shows it,",
+        f"`maskline replay stop {job.id}` stops it",
+    ]
+
+
 async def _create(reader: RedisReader, request: Request, plan: Plan, rate: float) -> Job:
     for _ in range(ID_TRIES_MAX):
         job = new_job(request.kind, request.selection, [*plan.ends], rate)
+        if request.feed is not None:
+            await persistently(reader, partial(request.feed.open, reader, job))
         if await persistently(reader, partial(create_job, reader, job, plan.ends)):
             return job
     raise JobError("no free id for a job was found: try again")

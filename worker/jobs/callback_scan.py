@@ -10,38 +10,22 @@ are done. Which sessions it has does not depend on time, then, but on the stream
 finds the same ones.
 """
 
-import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
 
-from maskline.runtime.clock import wall_clock_ms
-from maskline.runtime.redis.pipeline import pack
-from maskline.schemas.errors import UndecodableEntryError
-from maskline.schemas.jobs import PartitionJob
-from maskline.worker.entries.decode import StreamEntries
-from maskline.worker.entries.entry import EntryPosition, entry_id_at, entry_position
-from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem, decode_item
-from maskline.worker.jobs.job_run import CHECK_S, JobRun
-from maskline.worker.jobs.letter_scan import PARKED_WITHIN_MS, SESSION_BUSY_S, letter_in
-from maskline.worker.jobs.session_replay import Run, is_selected, runs_again, without
+from maskline.worker.entries.entry import entry_id_at, entry_position
+from maskline.worker.jobs.job_run import JobRun
+from maskline.worker.jobs.session_replay import is_selected
+from maskline.worker.jobs.session_runs import decoded, replay_session, wait_handled
 from maskline.worker.jobs.session_spans import WINDOW_ENTRIES_MAX, Batch, SessionSpans
 from maskline.worker.jobs.stream_pages import StreamPages
 from maskline.worker.ordering.reorder import Arrival
-from maskline.worker.ordering.state import NEW_SESSION, SessionState
-from maskline.worker.partitions.partition_jobs import queue_name, took_on
-from maskline.worker.partitions.session import LiveSession
 
 CLOCK_SKEW_MS: Final = 60_000
 """How far an ingest node's clock may be ahead of Redis's: entries older than the selected time by more are not read."""
-
-RUNS_PER_COMMIT_MAX: Final = 500
-"""Runs that one commit puts into queues. A session with more takes several, and live events may come in between."""
-
-QUEUE_PAGE_ITEMS: Final = 64
-"""Items of a retry queue that are read at a time, to see which entries wait there."""
 
 
 async def carry_out_callbacks(run: JobRun) -> None:
@@ -54,7 +38,7 @@ async def carry_out_callbacks(run: JobRun) -> None:
         for batch in spans.batches(entry_position(run.record.cursor)):
             arrivals = await _gather(run, batch)
             for session, at in zip(batch.sessions, batch.lasts, strict=True):
-                await _replay_session(run, session, arrivals.get(session, ()), at)
+                await replay_session(run, session, arrivals.get(session, ()), at)
         run.update(replace(run.record, cursor=last, window=None))
     run.update(replace(run.record, scanned=True))
 
@@ -71,22 +55,10 @@ async def _open_window(run: JobRun) -> tuple[SessionSpans, str] | None:
     last = min(record.end, partition.cursor, key=entry_position)
     if entry_position(after) >= entry_position(last):
         return None
-    await _wait_handled(run, last)
+    await wait_handled(run, last)
     spans, last = await _read_spans(run, after, last)
     run.update(replace(run.record, window=(after, last), cursor=after))
     return spans, last
-
-
-async def _wait_handled(run: JobRun, last: str) -> None:
-    """Wait until every entry up to `last` is done, and Redis knows."""
-    partition = run.partition
-    while partition.has_open_up_to(last):
-        await asyncio.sleep(CHECK_S)
-        run.require_active()
-    number = partition.last_commit_wanted
-    while not partition.is_confirmed(number):
-        await asyncio.sleep(CHECK_S)
-        run.require_active()
 
 
 async def _read_spans(run: JobRun, after: str, last: str) -> tuple[SessionSpans, str]:
@@ -96,7 +68,7 @@ async def _read_spans(run: JobRun, after: str, last: str) -> tuple[SessionSpans,
     while not pages.at_end:
         entries = await pages.next()
         run.require_active()
-        for arrival in _decode(run, entries):
+        for arrival in decoded(run, entries):
             entry = arrival.payload
             selected = is_selected(entry, run.job.selection)
             spans.add(entry.event.session_uuid, entry_position(entry.entry_id), selected=selected)
@@ -114,7 +86,7 @@ async def _gather(run: JobRun, batch: Batch) -> Mapping[str, Sequence[Arrival]]:
     while not pages.at_end:
         entries = await pages.next()
         run.require_active()
-        for arrival in _decode(run, entries):
+        for arrival in decoded(run, entries):
             if (session := arrival.payload.event.session_uuid) in wanted:
                 gathered[session].append(arrival)
     return gathered
@@ -123,138 +95,3 @@ async def _gather(run: JobRun, batch: Batch) -> Mapping[str, Sequence[Arrival]]:
 def _pages(run: JobRun, first: str, last: str) -> StreamPages:
     stream = run.tools.keys.callbacks(run.partition.number)
     return StreamPages(run.tools.connections, run.partition, stream, first=first, last=last)
-
-
-def _decode(run: JobRun, entries: StreamEntries) -> Iterable[Arrival]:
-    """The events of those entries that can be decoded; the others are dead letters."""
-    tools = run.tools
-    for entry_id, fields in entries:
-        try:
-            yield tools.decoder.arrival_of(entry_id.decode(), fields, tools.recording_shared)
-        except (UndecodableEntryError, ValueError):
-            continue
-
-
-async def _replay_session(run: JobRun, uuid: str, arrivals: Sequence[Arrival], last: EntryPosition) -> None:
-    """Put a session's runs into its retry queues. `last`: the session's last entry in the window."""
-    runs = _runs(run, arrivals, NEW_SESSION)
-    while True:
-        done = run.record.appended
-        some = _bounded(runs[done:])
-        if some:
-            await run.wait_admitted(*_size(uuid, some))
-        session, waiting = await _ready_session(
-            run, uuid, {handler for one in some for handler in one.handlers}
-        )
-        runs = _runs(run, arrivals, session.state)
-        record = _append(run, session, without(runs[done : done + len(some)], waiting))
-        if done + len(some) >= len(runs):
-            run.update(replace(record, appended=0, cursor=entry_id_at(last)))
-            return
-        run.update(replace(record, appended=done + len(some)))
-
-
-async def _ready_session(
-    run: JobRun, uuid: str, handlers: Iterable[str]
-) -> tuple[LiveSession, set[tuple[str, str]]]:
-    """The session, once its queues may be changed, and what waits in those of the handlers (`_waiting`)."""
-    partition = run.partition
-    while True:
-        waiting = await _waiting(run, uuid, handlers)
-        (state,) = await run.ask(pack("GET", run.tools.keys.session(partition.number, uuid)), 1)
-        session = partition.session_of(uuid, state)
-        if partition.may_change_queues(session):
-            return session, waiting
-        await asyncio.sleep(SESSION_BUSY_S)
-        run.require_active()
-
-
-def _runs(run: JobRun, arrivals: Sequence[Arrival], now: SessionState) -> list[Run]:
-    """What runs again of a session. `now`: its order as it is."""
-    tools = run.tools
-    return runs_again(arrivals, run.job.selection, tools.handlers_of, tools.policy, now)
-
-
-def _bounded(runs: Sequence[Run]) -> Sequence[Run]:
-    """As many of the runs, at least one, as one commit takes."""
-    count = 0
-    for place, one in enumerate(runs):
-        count += len(one.handlers)
-        if place and count > RUNS_PER_COMMIT_MAX:
-            return runs[:place]
-    return runs
-
-
-def _size(uuid: str, runs: Sequence[Run]) -> tuple[int, set[str]]:
-    """How many runs, of every handler, and in which retry queues."""
-    queues = {queue_name(handler, uuid) for one in runs for handler in one.handlers}
-    return sum(len(one.handlers) for one in runs), queues
-
-
-async def _waiting(run: JobRun, uuid: str, handlers: Iterable[str]) -> set[tuple[str, str]]:
-    """The handlers, each with the ID of an entry that waits in its retry queue of the session, or is parked there."""
-    found: set[tuple[str, str]] = set()
-    for handler in handlers:
-        found.update((handler, entry_id) for entry_id in await _given_up(run, uuid, handler))
-        key, first = run.tools.keys.retry_queue(run.partition.number, handler, uuid), 0
-        items: Sequence[bytes] = ()
-        while not first or len(items) == QUEUE_PAGE_ITEMS:
-            (items,) = await run.ask(pack("LRANGE", key, first, first + QUEUE_PAGE_ITEMS - 1), 1)
-            found.update((handler, _entry_of(item)) for item in items)
-            first += QUEUE_PAGE_ITEMS
-    return found
-
-
-async def _given_up(run: JobRun, uuid: str, handler: str) -> set[str]:
-    """The entry of the dead letter that the handler's queue of the session is parked behind; empty if it is not."""
-    keys, number = run.tools.keys, run.partition.number
-    (parked_ms,) = await run.ask(pack("ZSCORE", keys.retry_parked(number, handler), uuid), 1)
-    found: set[str] = set()
-    if parked_ms is None:
-        return found
-    last_ms = int(float(parked_ms))
-    first, last = str(last_ms - PARKED_WITHIN_MS), str(last_ms)
-    pages = StreamPages(run.tools.connections, run.partition, keys.dead(number), first=first, last=last)
-    wanted = run.partition.group, uuid, handler, True
-    while not pages.at_end:
-        for letter in (letter_in(fields) for _, fields in await pages.next()):
-            if letter and (letter.group, letter.session_uuid, letter.handler, letter.parked) == wanted:
-                found.add(letter.entry_id)
-    return found
-
-
-def _entry_of(item: bytes) -> str:
-    """The entry of an item; empty if this release cannot read it."""
-    try:
-        return decode_item(item).entry_id
-    except ValueError:
-        return ""
-
-
-def _append(run: JobRun, session: LiveSession, runs: Sequence[Run]) -> PartitionJob:
-    """Put runs into the session's retry queues, and return the job's record after that, its cursor where it was."""
-    items: defaultdict[str, list[QueueItem]] = defaultdict(list)
-    now_ms = wall_clock_ms()
-    for release, handlers in runs:
-        entry = release.arrival.payload
-        item = QueueItem(
-            ITEM_VERSION,
-            entry.entry_id,
-            entry.encoded,
-            release.order,
-            release.missing,
-            release.run,
-            now_ms,
-            replayed=True,
-            job=run.job.id,
-        )
-        for handler in handlers:
-            items[handler].append(item)
-    queued, parked = Counter[str](), 0
-    for handler, those in items.items():
-        run.partition.append_replayed(session, handler, those)
-        if session.retries is not None and session.retries[handler].parked:
-            parked += len(those)
-        else:
-            queued[queue_name(handler, session.uuid)] = len(those)
-    return took_on(run.record, cursor=run.record.cursor, queued=queued, parked=parked)

@@ -8,6 +8,7 @@ that do it. So a task that ends early, with its worker, its partition or its con
 | --- | --- |
 | JOBS_AT_ONCE | jobs carried out: the oldest first, the others wait |
 | WINDOWS_AT_ONCE | partitions in which kept callbacks are gone through, since that takes memory |
+| FEEDS_AT_ONCE | partitions in which those of an archive are, as they come |
 | `job_run.UNDER_WAY_QUEUES_MAX` | retry queues of a job under way in a partition |
 """
 
@@ -38,6 +39,7 @@ from maskline.worker.counters import Counters
 from maskline.worker.entries.decode import EntryDecoder
 from maskline.worker.jobs.callback_scan import carry_out_callbacks
 from maskline.worker.jobs.failure_watch import FailureWatch
+from maskline.worker.jobs.feed_scan import carry_out_archive
 from maskline.worker.jobs.job_run import JobInactiveError, JobRun, JobTools
 from maskline.worker.jobs.lag import MEASURE_S, LagWatch
 from maskline.worker.jobs.letter_scan import carry_out_letters
@@ -52,6 +54,9 @@ JOBS_AT_ONCE: Final = 4
 
 WINDOWS_AT_ONCE: Final = 4
 """Each holds the sessions of WINDOW_ENTRIES_MAX entries, and the callbacks of BATCH_ENTRIES_MAX."""
+
+FEEDS_AT_ONCE: Final = 4
+"""Each holds a session and a page of its feed. Apart from WINDOWS_AT_ONCE, since a feed may have to be waited for."""
 
 LOOK_S: Final = 15.0
 """Between two looks at the jobs if nothing is known to have changed: a failover may have lost the revision."""
@@ -114,6 +119,7 @@ class JobExecutor:
         """Jobs that have stopped themselves, as long as Redis does not know."""
         self._tasks: dict[tuple[Partition, str], asyncio.Task[None]] = {}
         self._windows = asyncio.Semaphore(WINDOWS_AT_ONCE)
+        self._feeds = asyncio.Semaphore(FEEDS_AT_ONCE)
         self._wake = asyncio.Event()
         self._failure_lines = LogRateLimit()
         owned.on_change(self._wake.set)
@@ -231,6 +237,9 @@ class JobExecutor:
                 if job.kind == "callbacks":
                     async with self._windows:
                         await carry_out_callbacks(run)
+                elif job.kind == "archive":
+                    async with self._feeds:
+                        await carry_out_archive(run)
                 else:
                     await carry_out_letters(run)
             except JobInactiveError:

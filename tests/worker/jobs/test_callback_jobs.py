@@ -7,7 +7,7 @@ from dispatch_kit import until
 from jobs_kit import Seen, job_worker
 
 from maskline.schemas.jobs import Selection
-from maskline.worker.jobs import callback_scan, session_spans
+from maskline.worker.jobs import callback_scan, session_runs, session_spans
 
 pytestmark = pytest.mark.server
 
@@ -70,7 +70,7 @@ async def test_every_session_runs_again_once_whatever_the_windows(
 
 
 async def test_a_large_session_takes_several_commits(redis_server, namespace, monkeypatch) -> None:
-    monkeypatch.setattr(callback_scan, "RUNS_PER_COMMIT_MAX", 7)
+    monkeypatch.setattr(session_runs, "RUNS_PER_COMMIT_MAX", 7)
     async with job_worker(redis_server, namespace) as worker:
         await worker.put("a", *range(1, 31))
         totals = await worker.carry_out("callbacks", Selection(session="a"))
