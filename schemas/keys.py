@@ -225,10 +225,6 @@ class Keys:
         """When sessions with a call under way are silent."""
         return f"{{{self.namespace}:{partition}}}:call-summary-due:{self.group}"
 
-    def timeline(self, partition: int, session_uuid: str) -> str:
-        """What `handlers.timeline` keeps of a session."""
-        return f"{{{self.namespace}:{partition}}}:timeline:{self.group}:{session_uuid}"
-
     def feed(self, partition: int, job_id: str) -> str:
         """The sessions of an archive that a job runs again in a partition (`schemas.replay_feed`)."""
         return f"{{{self.namespace}:{partition}}}:feed:{self.group}:{job_id}"

@@ -1,0 +1,103 @@
+"""`maskline replay --from-archive` with real workers, which do not see the archive."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from process_kit import PATIENCE_S, Fleet
+from servers import wait_until
+
+from maskline.schemas.jobs import decode_job
+from maskline.schemas.replay_feed import PART_FIELD
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "handlers"))
+
+from archive_kit import session_callbacks, write_archive
+
+SESSIONS = 40
+ORDER = (2, 1, 3, 5, 4, 6)
+
+pytestmark = pytest.mark.server
+
+
+def replay(crew: Fleet, *argv: str, code: int = 0, **environ):
+    """What the command prints."""
+    command = [str(Path(sys.executable).with_name("maskline")), "replay", *argv]
+    environment = crew.environment(TMPDIR=crew.directory) | environ
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "4155550123" not in done.stdout + done.stderr
+    return done
+
+
+def fed(crew: Fleet) -> int:
+    """Sessions in the feeds."""
+    keys = crew.client.keys(f"{{{crew.namespace}:*}}:feed:*")
+    return sum(PART_FIELD in fields for key in keys for _, fields in crew.client.xrange(key))
+
+
+def archive_of(crew: Fleet, *, repeat: int = 0, padding: int = 0) -> Path:
+    """An archive with SESSIONS sessions, interleaved; the first `repeat` callbacks are in two segments."""
+    sessions = [session_callbacks(f"old{number}", *ORDER, padding=padding) for number in range(SESSIONS)]
+    kept = [one for some in zip(*sessions, strict=True) for one in some]
+    write_archive(crew.directory / "archive", [*kept, *kept[:repeat]])
+    return crew.directory / "archive"
+
+
+def test_an_archive_runs_again_in_order_each_callback_once(crew: Fleet):
+    archive = archive_of(crew, repeat=30)
+    (archive / "2020" / "01" / "01").mkdir(parents=True)
+    (archive / "2020" / "01" / "01" / "20200101T000000000Z-20200101T000000000Z-x-000001.segment").write_text(
+        "no"
+    )
+    crew.start()
+    done = replay(crew, "--from-archive", str(archive), "--yes", "--json", code=1)  # as a file is damaged
+    report = json.loads(done.stdout)
+    assert (report["kind"], report["state"], report["selected"]) == ("archive", "done", SESSIONS * len(ORDER))
+    assert report["succeeded"] == SESSIONS * len(ORDER)
+    for number in range(SESSIONS):
+        calls = crew.calls(f"old{number}")
+        calls = [call for call in calls if call.session == f"old{number}"]
+        assert [(call.number, call.order) for call in calls] == [(n, "in_order") for n in range(1, 7)]
+    assert not crew.client.keys(f"{{{crew.namespace}:*}}:feed:*")
+
+    report = json.loads(
+        replay(crew, "--from-archive", str(archive), "--session", "old7", "--yes", "--json", code=1).stdout
+    )
+    assert report["succeeded"] == len(ORDER)
+    first, again = (crew.calls("old7")[: len(ORDER)], crew.calls("old7")[len(ORDER) :])
+    assert [call.key for call in first] == [call.key for call in again]
+    assert list(crew.directory.glob("maskline-replay-*")) == []
+
+
+@pytest.mark.parametrize(
+    ("padding", "last_lines"),
+    [
+        (20_000, "is not fed any more: the replay {} is stopped. Start it again to run all of it"),
+        (0, "`maskline replay stop {}` stops it"),
+    ],
+)
+def test_a_command_that_is_interrupted_says_what_becomes_of_the_rest(crew: Fleet, padding, last_lines):
+    archive = archive_of(crew, padding=padding)
+    command = [
+        str(Path(sys.executable).with_name("maskline")),
+        "replay",
+        "--from-archive",
+        str(archive),
+        "--yes",
+    ]
+    with subprocess.Popen(
+        command, env=crew.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        job_id = wait_until(lambda: crew.client.hkeys(crew.keys.jobs), within_s=PATIENCE_S, what="the job")[0]
+        wait_until(lambda: fed(crew) >= (7 if padding else SESSIONS), within_s=PATIENCE_S, what="the feeds")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == last_lines.format(job_id.decode())
+    job = decode_job(crew.client.hget(crew.keys.jobs, job_id))
+    assert job.stopped == bool(padding)
+    assert bool(fed(crew)) == (not padding)
