@@ -33,7 +33,7 @@ def test_partitions_fill_evenly():
     assert 60 < min(counts) <= max(counts) < 140
 
 
-GIVEN = {"session_uuid": "s{3}:", "handler": "{h}: 50%"}
+GIVEN = {"session_uuid": "s{3}:", "handler": "{h}: 50%", "job_id": "bado-kemi-tufa"}
 
 
 def of_partition(keys, partition):
