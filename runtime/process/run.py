@@ -17,7 +17,7 @@ from maskline.runtime.process import supervisor_pipe
 from maskline.runtime.process.event_loop import loop_factory
 from maskline.runtime.process.signals import StopSignals
 from maskline.runtime.process.stop_deadline import THREADS_GRACE_S, arm_deadline, disarm_deadline, exit_later
-from maskline.schemas.errors import ConfigError, MasklineError
+from maskline.schemas.errors import ConfigError, HandlerModulesError, MasklineError
 
 EXIT_PROBLEM: Final = 1
 EXIT_USAGE: Final = 2
@@ -125,7 +125,8 @@ class _Heartbeat:
 def run_command(main: Callable[[list[str]], int]) -> NoReturn:
     """Call `main` with the process's arguments and exit with its code.
 
-    An error of maskline's becomes one line on stderr, or of the supervisor: exit code 2 for a ConfigError, else 1.
+    An error of maskline's becomes one line on stderr, or of the supervisor: exit code 2 for a ConfigError, else 1. Each
+    mistake in handler modules has a line of its own on stderr.
     """
     supervisor_pipe.attach()
     try:
@@ -150,5 +151,8 @@ def run_command(main: Callable[[list[str]], int]) -> NoReturn:
 
 def _report_error(error: MasklineError) -> None:
     text = " ".join(str(error).split())
-    if not supervisor_pipe.report_failure(text):
-        write_to_stderr(f"maskline: {text}")
+    if supervisor_pipe.report_failure(text):
+        return
+    lines = map(str, error.mistakes) if isinstance(error, HandlerModulesError) else [text]
+    for line in lines:
+        write_to_stderr(f"maskline: {line}")

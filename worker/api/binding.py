@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,7 @@ from maskline.schemas.events import EVENT_TYPES, UnknownEvent
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.registry import DeadHandlerSpec, Handlers, HandlerSpec, ResourceSpec, is_async
 from maskline.worker.api.retry_schedule import OnGiveUp, RetryPolicy
+from maskline.worker.api.spelling import did_you_mean
 
 HANDLED_TYPES: Final[tuple[type[Handled], ...]] = (*EVENT_TYPES.values(), UnknownEvent, CallSummary)
 """The concrete types of what handlers are called with; a handler may be declared for a base of several."""
@@ -114,36 +115,71 @@ def only(handlers: Handlers, name: str) -> Handlers:
     return Handlers(specs, tuple(spec for spec in handlers.resources if spec.name in wanted))
 
 
+class WrongParameter(NamedTuple):
+    """A parameter of a handler that cannot be what it is."""
+
+    text: str
+    unfilled: bool = False
+    """No resource fills it: of those that are known."""
+
+
+class Fillings(NamedTuple):
+    """What fills a handler's parameters after the first two."""
+
+    resources: dict[str, str]
+    """The names of resources by those of the parameters."""
+    mistakes: list[WrongParameter]
+
+
 def resources_by_parameter(
     spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[ResourceSpec]
 ) -> dict[str, str]:
-    """The handler's parameters after the first two: by their names, the names of the resources that fill them.
+    """The names of the resources that fill a handler's parameters, by those of the parameters.
 
-    A resource fills a parameter of its name, else one annotated with the type that it alone yields. Raises ConfigError
-    where no resource, or several, fill a parameter without a default.
+    Raises ConfigError where no resource, or several, fill a parameter without a default.
+    """
+    fillings = parameter_fillings(spec, resources)
+    if fillings.mistakes:
+        raise ConfigError(fillings.mistakes[0].text)
+    return fillings.resources
+
+
+def parameter_fillings(spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[ResourceSpec]) -> Fillings:
+    """What fills a handler's parameters after the first two, and what is wrong with the others.
+
+    A resource fills a parameter of its name, else one annotated with the type that it alone yields.
     """
     parameters = list(signature_of(spec.function).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    wanted: dict[str, str] = {}
+    mistakes: list[WrongParameter] = []
     if len(positional) < 2:
         first = "an event" if isinstance(spec, HandlerSpec) else "a letter"
-        raise ConfigError(
+        text = (
             f"the handler {spec.name} must take {first} and a context: def handler({first.split()[1]}, ctx)"
         )
+        return Fillings(wanted, [WrongParameter(text)])
     names = {entry.name for entry in resources}
     hints = type_hints_of(spec.function)
-    wanted: dict[str, str] = {}
     for parameter in parameters:
         if parameter in positional[:2] or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         hint = hints.get(parameter.name)
         by_type = [entry.name for entry in resources if hint is not None and entry.yields == hint]
+        start = f"the handler {spec.name}: "
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise ConfigError(f"the handler {spec.name}: {parameter.name} must not be positional-only")
-        if parameter.name in names:
+            mistakes.append(WrongParameter(f"{start}{parameter.name} must not be positional-only"))
+        elif parameter.name in names:
             wanted[parameter.name] = parameter.name
         elif len(by_type) == 1:
             wanted[parameter.name] = by_type[0]
-        elif parameter.default is parameter.empty:
-            problem = "no resource fills" if not by_type else "several resources fill"
-            raise ConfigError(f"the handler {spec.name}: {problem} its parameter {parameter.name}")
-    return wanted
+        elif parameter.default is not parameter.empty:
+            continue
+        elif by_type:
+            text = f"several resources fill its parameter {parameter.name}: call it {' or '.join(by_type)}"
+            mistakes.append(WrongParameter(start + text))
+        else:
+            hint_of_name = did_you_mean(parameter.name, names) or "; write a @resource of this name"
+            text = f"no resource fills its parameter {parameter.name}{hint_of_name}"
+            mistakes.append(WrongParameter(start + text, unfilled=True))
+    return Fillings(wanted, mistakes)

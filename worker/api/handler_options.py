@@ -1,9 +1,10 @@
 """The options of `@on` and `@on.dead`, and which values they take. Pure."""
 
 import math
+import reprlib
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from maskline.schemas.errors import ConfigError
 from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
@@ -36,8 +37,8 @@ class HandlerOptions(NamedTuple):
         """Those that say how often, how soon and for how long a failed attempt is tried again."""
         return RetryPolicy(self.retries, self.backoff_ms, self.backoff_max_ms, self.give_up_after_s)
 
-    def check(self, decorator: str) -> None:
-        """Raise ConfigError, one line, if a value makes no sense. `decorator`: where it stands, as `@on`."""
+    def mistakes(self, decorator: str) -> Iterator[str]:
+        """One line for each value that makes no sense. `decorator`: where it stands, as `@on`."""
         # Whether None is a value, and the least number.
         whole_numbers = {
             "retries": (True, 0),
@@ -49,33 +50,35 @@ class HandlerOptions(NamedTuple):
         for option, (optional, least) in whole_numbers.items():
             value: Any = getattr(self, option)
             if not (optional and value is None) and (type(value) is not int or value < least):
-                raise ConfigError(
-                    f"{decorator}: {option} must be a whole number of at least {least}, not {value!r}"
-                )
+                yield f"{decorator}: {option} must be a whole number of at least {least}, not {_shown(value)}"
         if not _is_number(self.give_up_after_s) or self.give_up_after_s < 0:
-            raise ConfigError(
+            yield (
                 f"{decorator}: give_up_after_s must be a number of seconds, 0 or more,"
-                f" not {self.give_up_after_s!r}"
+                f" not {_shown(self.give_up_after_s)}"
             )
         if self.rate is not None and (not _is_number(self.rate) or self.rate <= 0):
-            raise ConfigError(
-                f"{decorator}: rate must be a number of events per second, more than 0, not {self.rate!r}"
+            yield (
+                f"{decorator}: rate must be a number of events per second, more than 0,"
+                f" not {_shown(self.rate)}"
             )
         if self.on_give_up not in ("park", "skip"):
-            raise ConfigError(f'{decorator}: on_give_up must be "park" or "skip", not {self.on_give_up!r}')
+            yield f'{decorator}: on_give_up must be "park" or "skip", not {_shown(self.on_give_up)}'
 
 
-def check_name(name: Any, decorator: str) -> None:
-    """Raise ConfigError, one line, if a handler cannot have this name. `decorator`: where it stands, as `@on`."""
+def name_mistake(name: Any, decorator: str) -> str | None:
+    """One line if a handler cannot have this name, else None. `decorator`: where it stands, as `@on`."""
     if type(name) is not str or not name.strip():
-        raise ConfigError(f"{decorator}: name must be a text, not {name!r}")
+        return f"{decorator}: name must be a text, not {_shown(name)}"
     if not name.isprintable():  # a lone surrogate is not, either
-        raise ConfigError(f"{decorator}: name must have printable characters only, unlike {name!r}")
+        return f"{decorator}: name must have printable characters only, unlike {_shown(name)}"
     if len(name.encode()) > NAME_MAX_BYTES:
-        raise ConfigError(
-            f"{decorator}: name must have at most {NAME_MAX_BYTES} bytes, unlike {name[:40]!r}…"
-        )
+        return f"{decorator}: name must have at most {NAME_MAX_BYTES} bytes, unlike {name[:40]!r}…"
+    return None
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)

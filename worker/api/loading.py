@@ -1,23 +1,21 @@
 """Loads handlers: imports the modules of MASKLINE_HANDLERS and collects what they declare.
 
-A module is named by its dotted name, or by the path of a `.py` file. Anything wrong with a module is a ConfigError, one
-line that names the module.
+`survey` finds all mistakes of all modules, each one line with its file and line; `load_handlers` raises them. So a
+worker's start and `maskline check` say the same.
 """
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
-from maskline.runtime.startup import search_path
-from maskline.schemas.errors import ConfigError
+from maskline.schemas.errors import HandlerModulesError, Mistake
 from maskline.worker.api.annotations import signature_of, type_hints_of
-from maskline.worker.api.binding import HANDLED_TYPES, resources_by_parameter
+from maskline.worker.api.binding import HANDLED_TYPES, parameter_fillings
+from maskline.worker.api.complaints import Marked
+from maskline.worker.api.modules import Imported, forget, import_named, modules_below
+from maskline.worker.api.places import Place, place_of, shown_path
 from maskline.worker.api.registry import (
     DeadHandlerSpec,
     Handlers,
@@ -26,145 +24,234 @@ from maskline.worker.api.registry import (
     dead_handler_spec,
     handler_specs,
     is_resource,
+    marked_functions,
 )
-from maskline.worker.api.source_loader import SourceLoader
+
+
+class Survey(NamedTuple):
+    """What handler modules declare, and what is wrong with them."""
+
+    handlers: Handlers
+    mistakes: tuple[Mistake, ...]
+    modules: tuple[ModuleType, ...]
+    """Those that could be imported."""
+    nested: tuple[Marked, ...]
+    """Functions inside others that were marked, and that no name of a module leads to: they never run."""
 
 
 def load_handlers(names: Iterable[str | ModuleType]) -> Handlers:
-    """Import handler modules, by dotted name or by the path of a `.py` file, and collect what they declare.
+    """Import handler modules and collect what they declare.
 
-    Raises ConfigError, one line, if a module cannot be imported or declares nothing, if two handlers or two resources
-    share a name, or if no resource fills a handler's parameter.
+    `names`: as MASKLINE_HANDLERS has them (dotted, the path of a `.py` file, or the name of an installed package's
+    entry point), or modules. Raises HandlerModulesError with all mistakes of all modules: one that cannot be imported
+    or declares nothing, handlers or resources that share a name, parameters that no resource fills.
     """
-    specs: list[HandlerSpec] = []
-    dead_specs: list[DeadHandlerSpec] = []
-    resources: dict[str, Callable[..., Any]] = {}
+    found = survey(names)
+    if found.mistakes:
+        raise HandlerModulesError(found.mistakes)
+    return found.handlers
+
+
+def survey(names: Iterable[str | ModuleType], source: str = "MASKLINE_HANDLERS") -> Survey:
+    """Import handler modules, collect what they declare, and find their mistakes.
+
+    `source`: where the names stand, for mistakes in them.
+    """
+    collecting = _Collecting(source)
     for name in names:
-        module = _import(name) if isinstance(name, str) else name
+        collecting.add(name)
+    return collecting.finish()
+
+
+class _Collecting:
+    """What has been found so far."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._mistakes: list[Mistake] = []
+        self._modules: list[ModuleType] = []
+        self._imported: list[Imported] = []
+        self._marked: list[Marked] = []
+        self._specs: list[HandlerSpec] = []
+        self._dead_specs: list[DeadHandlerSpec] = []
+        self._resources: dict[str, Callable[..., Any]] = {}
+        self._unusable = False
+        """A module could not be imported, or only in part: what it would declare is not known."""
+
+    def add(self, name: str | ModuleType) -> None:
+        """Import a module and collect what it declares."""
+        if isinstance(name, ModuleType):
+            module = name
+        else:
+            imported = import_named(name, self._source)
+            self._imported.append(imported)
+            self._mistakes += imported.notes.mistakes
+            self._marked += imported.notes.marked
+            self._unusable |= bool(imported.notes.mistakes)
+            if imported.module is None:
+                return
+            module = imported.module
+        self._modules.append(module)
+        if not self._collect(module) and not self._unusable:
+            self._mistakes.append(_declares_nothing(module, self._source))
+
+    def finish(self) -> Survey:
+        """All that was found."""
+        if not self._specs and not self._mistakes:
+            self._mistakes.append(
+                Mistake(
+                    f"{self._source}: there is no handler; mark a function with @on, or name a module that has one"
+                )
+            )
+        nested = self._check_marked()
+        self._check_dead_names()
+        resources = tuple(map(self._resource_spec, self._resources.values()))
+        handlers = Handlers(tuple(self._specs), resources, tuple(self._dead_specs))
+        takers: list[HandlerSpec | DeadHandlerSpec] = [*handlers.specs, *handlers.dead_specs]
+        for taker in takers:
+            for wrong in parameter_fillings(taker, resources).mistakes:
+                if not (wrong.unfilled and self._unusable):
+                    self._complain(wrong.text, taker.function)
+        if self._mistakes:
+            for imported in self._imported:
+                forget(imported.module, imported.new)
+        mistakes = tuple(dict.fromkeys(self._mistakes))  # a function under two @on has its mistakes twice
+        return Survey(handlers, mistakes, tuple(self._modules), nested)
+
+    def _collect(self, module: ModuleType) -> bool:
         found = False
         for value in list(vars(module).values()):
             for spec in handler_specs(value):
                 found = True
-                if spec not in specs:
-                    _check_name(spec, specs)
-                    specs.append(spec)
+                if spec not in self._specs:
+                    self._check_name(spec)
+                    self._specs.append(spec)
             if (dead_spec := dead_handler_spec(value)) is not None:
                 found = True
-                if dead_spec not in dead_specs:
-                    dead_specs.append(dead_spec)
+                if dead_spec not in self._dead_specs:
+                    self._dead_specs.append(dead_spec)
             if is_resource(value):
                 found = True
-                if resources.setdefault(value.__name__, value) is not value:
-                    raise ConfigError(f"two resources are called {value.__name__}: rename one of them")
-        if not found:
-            raise ConfigError(
-                f"MASKLINE_HANDLERS: {module.__name__} declares no handler (a function marked with @on)"
-            )
-    if not specs:
-        raise ConfigError("MASKLINE_HANDLERS: there is no handler (a function marked with @on)")
-    _check_dead_names(dead_specs, specs)
-    opened = tuple(_resource_spec(function) for function in resources.values())
-    handlers = Handlers(tuple(specs), opened, tuple(dead_specs))
-    taking: list[HandlerSpec | DeadHandlerSpec] = [*handlers.specs, *handlers.dead_specs]
-    for taker in taking:
-        resources_by_parameter(taker, handlers.resources)
-    return handlers
+                other = self._resources.setdefault(value.__name__, value)
+                if other is not value:
+                    self._complain(
+                        f"two resources are called {value.__name__}: rename one of them{_and_at(place_of(other))}",
+                        value,
+                    )
+        return found
 
+    def _complain(self, text: str, function: Callable[..., Any]) -> None:
+        place = place_of(function)
+        self._mistakes.append(Mistake(text, shown_path(place.file) if place.file else "", place.line))
 
-def _check_name(spec: HandlerSpec, others: Iterable[HandlerSpec]) -> None:
-    """Check a name. One function may have it under several @on, if no event belongs to two of them.
+    def _check_name(self, spec: HandlerSpec) -> None:
+        """Check a name. One function may have it under several @on, if no event belongs to two of them.
 
-    So a name means one handler for every event, and what waits for that handler in a session waits under its name.
-    """
-    for other in others:
-        if other.name != spec.name:
-            continue
-        if other.function is not spec.function:
-            raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
-        for kind in HANDLED_TYPES:
-            if issubclass(kind, spec.types) and issubclass(kind, other.types):
-                raise ConfigError(
-                    f"the handler {spec.name} is marked twice for {kind.__name__}: give one mark another name="
-                )
-        for option in ("concurrency", "rate"):  # bounds of all that runs under the name
-            if getattr(other.options, option) != getattr(spec.options, option):
-                raise ConfigError(
-                    f"the handler {spec.name} is marked twice with another {option}=: give one mark another name="
-                )
+        So a name means one handler for every event, and what waits for that handler in a session waits under its name.
+        """
+        for other in self._specs:
+            if other.name != spec.name:
+                continue
+            if other.function is not spec.function:
+                self._complain_of_name(spec, other)
+                return
+            for kind in HANDLED_TYPES:
+                if issubclass(kind, spec.types) and issubclass(kind, other.types):
+                    self._complain(
+                        f"the handler {spec.name} is marked twice for {kind.__name__}: give one mark another name=",
+                        spec.function,
+                    )
+                    return
+            for option in ("concurrency", "rate"):  # bounds of all that runs under the name
+                if getattr(other.options, option) != getattr(spec.options, option):
+                    self._complain(
+                        f"the handler {spec.name} is marked twice with another {option}=:"
+                        " give one mark another name=",
+                        spec.function,
+                    )
 
+    def _check_dead_names(self) -> None:
+        """Check that the handlers of dead letters have names of their own: logs tell handlers apart by name alone."""
+        named: dict[str, HandlerSpec | DeadHandlerSpec] = {spec.name: spec for spec in self._specs}
+        for spec in self._dead_specs:
+            if (other := named.setdefault(spec.name, spec)) is not spec:
+                self._complain_of_name(spec, other)
 
-def _check_dead_names(dead_specs: Iterable[DeadHandlerSpec], specs: Iterable[HandlerSpec]) -> None:
-    """Check that the handlers of dead letters have names of their own: logs tell handlers apart by name alone."""
-    names = {spec.name for spec in specs}
-    for spec in dead_specs:
-        if spec.name in names:
-            raise ConfigError(f"two handlers are called {spec.name}: give one of them another name=")
-        names.add(spec.name)
-
-
-def _import(name: str) -> ModuleType:
-    # A user's own module, and those that it imports, are in the directory where the worker is started.
-    search_path.add_working_directory()
-    try:
-        return _import_path(Path(name)) if name.endswith(".py") else _import_dotted(name)
-    except ConfigError as error:
-        raise ConfigError(f"MASKLINE_HANDLERS: {name}: {error}") from error
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"MASKLINE_HANDLERS: {name} cannot be imported: {type(error).__name__}: {text}{_hidden_module(error)}"
-        ) from error
-
-
-def _import_dotted(name: str) -> ModuleType:
-    if hidden := search_path.hidden_module(name):
-        file, other = hidden
-        raise ConfigError(
-            f"{file} cannot be imported under this name, {other} has it: rename it, or give its path"
+    def _complain_of_name(
+        self, spec: HandlerSpec | DeadHandlerSpec, other: HandlerSpec | DeadHandlerSpec
+    ) -> None:
+        self._complain(
+            f"two handlers are called {spec.name}: give one of them another name={_and_at(place_of(other.function))}",
+            spec.function,
         )
-    return importlib.import_module(name)
+
+    def _check_marked(self) -> tuple[Marked, ...]:
+        """Complain of functions that were marked and that no name of their module leads to; return those in others."""
+        modules = {module.__name__ for module in self._modules}
+        reached = {
+            id(function)
+            for module in self._modules
+            for value in list(vars(module).values())
+            for function in marked_functions(value)
+        }
+        marked: dict[int, Marked] = {id(it.function): it for it in self._marked}
+        lost = [it for key, it in marked.items() if key not in reached and it.function.__module__ in modules]
+        nested = tuple(it for it in lost if "<locals>" in it.function.__qualname__)
+        for it in lost:
+            if it in nested:
+                continue
+            name = it.function.__qualname__
+            later = [
+                other.function
+                for other in marked.values()
+                if other.function is not it.function and _full_name(other.function) == _full_name(it.function)
+            ]
+            if later:
+                at = _and_at(place_of(it.function))
+                self._complain(
+                    f"two handlers are called {name}, and the first would never run: rename one{at}",
+                    later[-1],
+                )
+            else:
+                self._complain(
+                    f"the handler {name} would never run, as its name means something else at the module's end:"
+                    " rename it, or let a decorator above @on use functools.wraps",
+                    it.function,
+                )
+        return nested
+
+    def _resource_spec(self, function: Callable[..., Any]) -> ResourceSpec:
+        name = function.__name__
+        is_generator = inspect.isasyncgenfunction(function)
+        if signature_of(function).parameters:
+            self._complain(f"the resource {name} must take no parameters: read settings inside", function)
+        if not (is_generator or hasattr(function, "__wrapped__")):
+            does = "is no async def" if not inspect.iscoroutinefunction(function) else "yields nothing"
+            self._complain(
+                f"the resource {name} must be an async generator function that yields once, but {does}",
+                function,
+            )
+        hint = type_hints_of(function).get("return")
+        yields = get_args(hint)[0] if get_origin(hint) is not None and get_args(hint) else None
+        return ResourceSpec(
+            name, asynccontextmanager(function) if is_generator else function, yields, function
+        )
 
 
-def _hidden_module(error: BaseException) -> str:
-    """A hint to add if a module imports one of the user's, and finds another of that name."""
-    hidden = search_path.hidden_module(error.name) if isinstance(error, ImportError) and error.name else None
-    return f" ({hidden[0]} cannot be imported under this name: rename it)" if hidden else ""
+def _declares_nothing(module: ModuleType, source: str) -> Mistake:
+    below = modules_below(module)
+    if below:
+        return Mistake(
+            f"{source}: {module.__name__} declares no handler: name a module in it, as {', '.join(below[:3])}"
+        )
+    text = f"{module.__name__} declares no handler: mark a function with @on"
+    file = getattr(module, "__file__", None)
+    return Mistake(text, shown_path(file), 1) if file else Mistake(f"{source}: {text}")
 
 
-def _import_path(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ConfigError("there is no such file")
-    path = path.resolve()
-    # A file imported by its dotted name as well, or named twice, is one module; else every event would be handled
-    # twice.
-    for known in list(sys.modules.values()):
-        if getattr(known, "__file__", None) == str(path) and known.__name__ != "__main__":
-            return known
-    # A file called queue.py must not take the place of the module queue, nor yarl.py that of the library.
-    name, count = path.stem, 0
-    while name in sys.modules or (count == 0 and name in search_path.NEEDED):
-        count += 1
-        name = f"handlers_file_{path.stem}" + (f"_{count}" if count > 1 else "")
-    loaded = importlib.util.spec_from_file_location(name, path, loader=SourceLoader(name, str(path)))
-    assert loaded is not None  # noqa: S101  it has a loader
-    assert loaded.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(loaded)
-    sys.modules[name] = module
-    try:
-        loaded.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+def _and_at(place: Place) -> str:
+    return f" (the other: {place.shown})" if place.file else ""
 
 
-def _resource_spec(function: Callable[..., Any]) -> ResourceSpec:
-    name = function.__name__
-    if signature_of(function).parameters:
-        raise ConfigError(f"the resource {name} must take no parameters")
-    opener = asynccontextmanager(function) if inspect.isasyncgenfunction(function) else function
-    if not (inspect.isasyncgenfunction(function) or hasattr(function, "__wrapped__")):
-        raise ConfigError(f"the resource {name} must be an async generator function that yields once")
-    hint = type_hints_of(function).get("return")
-    yields = get_args(hint)[0] if get_origin(hint) is not None and get_args(hint) else None
-    return ResourceSpec(name, opener, yields)
+def _full_name(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__

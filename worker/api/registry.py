@@ -1,18 +1,22 @@
 """Declares handlers, handlers of dead letters, and resources: `@on`, `@on.dead` and `@resource`.
 
 Both only mark functions, so a handler stays a plain function that a test can call. `worker.api.loading` collects the
-marked ones, `worker.api.binding` makes the table of handlers by type of event.
+marked ones, `worker.api.binding` makes the table of handlers by type of event. Mistakes go to `worker.api.complaints`:
+raised as ConfigError, or noted while a module is loaded.
 """
 
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Sequence
+import reprlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple, TypeVar, overload
+from types import FunctionType
+from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 
 from maskline.schemas.call_summary import CallSummary, Handled
-from maskline.schemas.errors import ConfigError
-from maskline.schemas.events import Event
-from maskline.worker.api.handler_options import HandlerOptions, check_name
+from maskline.schemas.events import EVENT_TYPES, Event
+from maskline.worker.api.complaints import complain, note_marked
+from maskline.worker.api.handler_options import HandlerOptions, name_mistake
 from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
     BACKOFF_MS_DEFAULT,
@@ -21,12 +25,15 @@ from maskline.worker.api.retry_schedule import (
     TIMEOUT_MS_DEFAULT,
     OnGiveUp,
 )
+from maskline.worker.api.spelling import did_you_mean
 
 _HANDLER_MARK: Final = "__maskline_handlers__"
 _DEAD_MARK: Final = "__maskline_dead_handler__"
 _RESOURCE_MARK: Final = "__maskline_resource__"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
 class HandlerSpec(NamedTuple):
@@ -48,11 +55,29 @@ class DeadHandlerSpec(NamedTuple):
     timeout_ms: int
 
 
+def _naming_unknown_options(method: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have a method of `on` complain of options that it does not have, with the name that may have been meant."""
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    known = [name for name, it in inspect.signature(method).parameters.items() if it.kind is keyword_only]
+    decorator = "@on" if method.__name__ == "__call__" else f"@on.{method.__name__}"
+
+    @functools.wraps(method)
+    def called(*arguments: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        for name in [name for name in options if name not in known]:
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            complain(f"{decorator} has no option {name}={hint}")
+            del options[name]
+        return method(*arguments, **options)
+
+    return called
+
+
 class _On:
     """The decorator `on`: `@on(Type, …, retries=…)` for types of events, `@on.every` for all of them, `@on.dead` for
     dead letters.
     """
 
+    @_naming_unknown_options
     def __call__(
         self,
         *types: type[Handled],
@@ -82,12 +107,8 @@ class _On:
 
         Raises ConfigError if a type is no event or an option makes no sense.
         """
-        if not types:
-            raise ConfigError("@on needs at least one type of event; use @on.every for all of them")
         given: tuple[Any, ...] = types
-        for kind in given:
-            if not (isinstance(kind, type) and issubclass(kind, (Event, CallSummary))):
-                raise ConfigError(f"@on takes types of events from `maskline.events`, not {kind!r}")
+        mistakes = [*_type_mistakes(given)]
         options = HandlerOptions(
             retries=retries,
             give_up_after_s=give_up_after_s,
@@ -98,17 +119,21 @@ class _On:
             concurrency=concurrency,
             rate=rate,
         )
-        options.check("@on")
-        if name is not None:
-            check_name(name, "@on")
+        mistakes += options.mistakes("@on")
+        if name is not None and (wrong := name_mistake(name, "@on")):
+            mistakes.append(wrong)
+        for mistake in mistakes:
+            complain(mistake)
 
         def mark(function: Function) -> Function:
-            _check_function(function)
-            spec = HandlerSpec(name or _full_name(function), function, types, options)
-            check_name(spec.name, "@on")
-            setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
+            if not mistakes and _may_be_marked(function, "@on", name):
+                spec = HandlerSpec(name or _full_name(function), function, types, options)
+                setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
+                note_marked(function)
             return function
 
+        if len(given) == 1 and type(given[0]) is FunctionType:
+            return given[0]  # @on without brackets, which was noted: the name in the module stays a function
         return mark
 
     @overload
@@ -130,6 +155,7 @@ class _On:
         self, *, timeout_ms: int = TIMEOUT_MS_DEFAULT, name: str | None = None
     ) -> Callable[[Function], Function]: ...
 
+    @_naming_unknown_options
     def dead(
         self, function: Any = None, *, timeout_ms: int = TIMEOUT_MS_DEFAULT, name: str | None = None
     ) -> Any:
@@ -140,17 +166,20 @@ class _On:
 
         Raises ConfigError if an option makes no sense.
         """
-        HandlerOptions(timeout_ms=timeout_ms).check("@on.dead")
-        if name is not None:
-            check_name(name, "@on.dead")
+        mistakes = [*HandlerOptions(timeout_ms=timeout_ms).mistakes("@on.dead")]
+        if name is not None and (wrong := name_mistake(name, "@on.dead")):
+            mistakes.append(wrong)
+        for mistake in mistakes:
+            complain(mistake)
 
         def mark(function: Function) -> Function:
-            _check_function(function, "@on.dead")
+            if mistakes or not _may_be_marked(function, "@on.dead", name):
+                return function
             if not is_async(function):
-                raise ConfigError(f"the handler {_full_name(function)} of dead letters must be an async def")
-            spec = DeadHandlerSpec(name or _full_name(function), function, timeout_ms)
-            check_name(spec.name, "@on.dead")
-            setattr(function, _DEAD_MARK, spec)
+                complain(f"the handler {_full_name(function)} of dead letters must be an async def")
+                return function
+            setattr(function, _DEAD_MARK, DeadHandlerSpec(name or _full_name(function), function, timeout_ms))
+            note_marked(function)
             return function
 
         return mark if function is None else mark(function)
@@ -164,7 +193,12 @@ def resource(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIt
 
     It is entered once when the worker starts, before any handler runs, and closed after the last one ended. A handler
     gets the yielded object by a parameter of the function's name, or by one annotated with its type.
+
+    Raises ConfigError if it is no function.
     """
+    if type(function) is not FunctionType:
+        complain(f"@resource marks functions, not {_shown(function)}: write an async def that yields once")
+        return function
     setattr(function, _RESOURCE_MARK, True)
     return function
 
@@ -176,6 +210,8 @@ class ResourceSpec(NamedTuple):
     open: Callable[[], AbstractAsyncContextManager[Any]]
     yields: Any
     """The annotated type of what it yields, None where there is no annotation."""
+    function: Callable[..., Any] | None = None
+    """As it was marked."""
 
 
 class Handlers(NamedTuple):
@@ -188,16 +224,28 @@ class Handlers(NamedTuple):
 
 def handler_specs(value: Any) -> list[HandlerSpec]:
     """The handlers that a value of a module's namespace declares; none if it is not a marked function."""
-    # Only functions: a mock or a proxy in the namespace claims to have every attribute.
-    marks: Sequence[HandlerSpec] = getattr(value, _HANDLER_MARK, ()) if inspect.isfunction(value) else ()
+    # Only functions: a mock or a proxy in the namespace claims to have every attribute, and some raise at isinstance().
+    marks: Sequence[HandlerSpec] = getattr(value, _HANDLER_MARK, ()) if type(value) is FunctionType else ()
     # A decorator above @on has copied the mark, and the decorated function runs. The last mark is the uppermost, and
     # reads first.
     return [spec._replace(function=value) for spec in reversed(marks)]
 
 
+def marked_functions(value: Any) -> list[Callable[..., Any]]:
+    """The functions that `@on` and `@on.dead` have marked, of a value that is one, or that a decorator has made of one.
+
+    A decorator that uses functools.wraps copies the marks.
+    """
+    if type(value) is not FunctionType:
+        return []
+    marks: list[HandlerSpec | DeadHandlerSpec] = [*getattr(value, _HANDLER_MARK, ())]
+    marks += filter(None, [getattr(value, _DEAD_MARK, None)])
+    return [mark.function for mark in marks]
+
+
 def dead_handler_spec(value: Any) -> DeadHandlerSpec | None:
     """The handler of dead letters that a value of a module's namespace declares; None if it declares none."""
-    spec: DeadHandlerSpec | None = getattr(value, _DEAD_MARK, None) if inspect.isfunction(value) else None
+    spec: DeadHandlerSpec | None = getattr(value, _DEAD_MARK, None) if type(value) is FunctionType else None
     return None if spec is None else spec._replace(function=value)  # as above
 
 
@@ -208,20 +256,58 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 def is_resource(value: Any) -> bool:
     """Whether a value of a module's namespace is a function that `@resource` has marked."""
-    return inspect.isfunction(value) and hasattr(value, _RESOURCE_MARK)
+    return type(value) is FunctionType and hasattr(value, _RESOURCE_MARK)
 
 
 def _full_name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _check_function(function: Any, decorator: str = "@on") -> None:
-    """Raise ConfigError for a function that would never be found or never run."""
-    if not inspect.isfunction(function):
-        raise ConfigError(f"{decorator} marks functions, not {function!r}: wrap it in a function")
+def _type_mistakes(types: Sequence[Any]) -> Iterator[str]:
+    """One line for each argument of `@on` that is no type of events."""
+    if not types:
+        yield "@on needs at least one type of event; use @on.every for all of them"
+    for kind in types:
+        if isinstance(kind, type) and issubclass(kind, (Event, CallSummary)):
+            continue
+        if type(kind) is FunctionType:
+            yield "@on stands without its events: write @on(SessionTimeout), or @on.every for all of them"
+        elif isinstance(kind, str):
+            known = (*EVENT_TYPES, "Event", "StatusEvent", "RecordingEvent", CallSummary.__name__)
+            meant = kind if kind in known else ""
+            hint = did_you_mean(kind, known) if not meant else ""
+            yield (
+                f"@on takes types of events from `maskline.events`, not the text {_shown(kind)}: "
+                f"import {meant or 'the class'} and name it without quotes{hint}"
+            )
+        elif isinstance(kind, (Event, CallSummary)):
+            yield f"@on takes types of events from `maskline.events`, not an event: write {type(kind).__name__}"
+        else:
+            yield (
+                f"@on takes types of events from `maskline.events`, not {_shown(kind)}:"
+                " name classes such as SessionTimeout, or use @on.every for all of them"
+            )
+
+
+def _may_be_marked(function: Any, decorator: str, name: str | None) -> bool:
+    """Whether a function would be found and run as a handler; complains where not."""
+    if type(function) is not FunctionType:
+        complain(f"{decorator} marks functions, not {_shown(function)}: wrap it in a function")
+        return False
     named = _full_name(function)
     scope = function.__qualname__.rpartition(".")[0]
+    wrong = name_mistake(name or named, decorator)
     if scope and not scope.endswith("<locals>"):
-        raise ConfigError(f"the handler {named} must be a function of its module, not a method")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"the handler {named} must not yield: nothing would run it")
+        wrong = (
+            f"the handler {named} must be a function of its module, not a method: move it out of the class"
+        )
+    elif inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        wrong = f"the handler {named} must not yield: nothing would run it; return instead"
+    if wrong is not None:
+        complain(wrong)
+    return wrong is None
+
+
+def _shown(value: Any) -> str:
+    """A value for an error line: short, whatever it is."""
+    return " ".join(reprlib.repr(value).split())

@@ -66,7 +66,7 @@ def test_one_that_several_modules_import_is_called_once():
 def test_a_module_of_them_alone_is_one_of_handlers_beside_another():
     handlers = load_handlers([module(h=handler()), module(a=dead())])
     assert (len(handlers.specs), len(handlers.dead_specs)) == (1, 1)
-    assert "there is no handler (a function marked with @on)" in refused(module(a=dead()))
+    assert "there is no handler; mark a function with @on" in refused(module(a=dead()))
 
 
 def test_names_are_not_shared_with_each_other_or_with_handlers_of_events():

@@ -39,35 +39,6 @@ def test_files_of_one_name_or_of_a_library_s_stay_apart(write):
     assert hasattr(sched, "scheduler")
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("def (", "SyntaxError"),
-        ("import no_such_library", "No module named 'no_such_library'"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
-        ("raise ValueError('one\\ntwo')", "ValueError: one two"),
-        ("from maskline import on\non()", "@on needs at least one type"),
-        (
-            "from maskline import on\nfrom maskline.events import Event\n@on(Event, retires=3)\nasync def f(e, c): ...",
-            "unexpected keyword argument 'retires'",
-        ),
-        ("x = 1", "declares no handler"),
-    ],
-)
-def test_modules_that_cannot_be_used_are_refused(write, source, said):
-    write("broken.py", source)
-    for name in ("broken", "broken.py"):
-        text = refused(name)
-        assert text.startswith("MASKLINE_HANDLERS: broken")
-        assert said in text
-
-
-def test_modules_that_do_not_exist_are_refused(write):
-    assert refused("no.such.module").startswith("MASKLINE_HANDLERS: no.such.module cannot be imported")
-    assert refused("no/such.py").startswith("MASKLINE_HANDLERS: no/such.py: there is no such file")
-
-
 def test_a_file_that_failed_leaves_nothing_behind(write):
     path = write("flaky.py", "1 / 0")
     refused(str(path))

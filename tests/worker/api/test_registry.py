@@ -153,7 +153,7 @@ def test_only_types_of_events(wrong):
 def test_on_without_types_or_brackets():
     with pytest.raises(ConfigError, match=r"use @on\.every"):
         on()
-    with pytest.raises(ConfigError, match="takes types of events"):
+    with pytest.raises(ConfigError, match=r"stands without its events: write @on\(SessionTimeout\)"):
 
         @on
         async def handle(event, ctx):
