@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,12 @@ def test_the_page_describes_every_key():
     keys = [first for row in re.findall(r"^\| (`[^|]+)\|", page, re.MULTILINE) for first in row.split()]
     for key in EndpointTable.__struct_fields__:
         assert {f"`{key}`", f"`{key}`,"} & set(keys), key
+
+
+def test_without_the_extra_one_line_names_it(configured, monkeypatch):
+    module = configured(public())
+    for name in [it for it in sys.modules if it.startswith("maskline.handlers.webhooks.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "standardwebhooks", None)
+    with pytest.raises(ConfigError, match=r"pip install 'maskline\[forward\]'"):
+        Harness(module)
