@@ -314,6 +314,11 @@ class WorkerNode:
         left.cancel()
         return rest
 
+    def take_free_partitions(self) -> None:
+        """Look at once for partitions that are free: another worker of this process has just given some back."""
+        if self._started:
+            self._manager.look_soon()
+
     async def _step(self, name: str, step: Awaitable[object]) -> None:
         try:
             await step

@@ -11,6 +11,7 @@
 import sys
 import sysconfig
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -19,6 +20,9 @@ _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _PYTHONS: Final = frozenset(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_FILES_MAX: Final = 16_384
+"""Files of which it is remembered where they really are: asking for each of a thousand modules takes 40 ms."""
+
 _OURS: Final = "maskline"
 _SHIPPED: Final = "maskline.handlers"
 
@@ -51,23 +55,44 @@ class OwnModules:
 
     def loaded(self) -> dict[str, ModuleType]:
         """Those that are loaded, by name. What an import has begun and not finished counts too."""
-        return {
-            name: module
-            for name, module in [*sys.modules.items()]
-            if name != "__main__" and (file := _source(module)) is not None and self.owns(name, file)
-        }
+        modules = [*sys.modules.items()]
+        return {name: module for name, module in modules if name != "__main__" and self._is_own(name, module)}
+
+    def _is_own(self, name: str, module: ModuleType) -> bool:
+        try:
+            files = _sources(module)
+        except KeyError:
+            return True  # a namespace package, and the import of the package that it is in has failed
+        return bool(files) and all(self.owns(name, file) for file in files)
 
     def files(self) -> set[Path]:
         """The sources of those that are loaded."""
         return {file for module in self.loaded().values() if (file := _source(module)) is not None}
 
 
+def _sources(module: ModuleType) -> list[Path]:
+    """The source of a module; of a namespace package, which has none, those that it could have in its folders."""
+    file = _source(module)
+    if file is not None:
+        return [file]
+    if getattr(module, "__file__", None) is not None:
+        return []  # in C
+    folders = getattr(module, "__path__", ())
+    return [_resolved(folder) / "__init__.py" for folder in folders if isinstance(folder, str)]
+
+
 def _source(module: ModuleType) -> Path | None:
-    """The source of a module; None for one of Python's or in C, and for a namespace package, which has none."""
+    """The source of a module; None for one of Python's or in C, and for a namespace package."""
     file = getattr(module, "__file__", None)
-    return Path(file).resolve() if isinstance(file, str) and file.endswith(".py") else None
+    return _resolved(file) if isinstance(file, str) and file.endswith(".py") else None
 
 
+@lru_cache(_FILES_MAX)
+def _resolved(file: str) -> Path:
+    return Path(file).resolve()
+
+
+@lru_cache(_FILES_MAX)
 def _is_installed(file: Path) -> bool:
     return not _INSTALLED.isdisjoint(file.parts) or not _PYTHONS.isdisjoint(file.parents)
 

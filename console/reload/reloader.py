@@ -115,8 +115,13 @@ class Reloader:
 
     async def _open(self, make_worker: Callable[[], WorkerNode]) -> WorkerNode:
         decimal.setcontext(decimal.getcontext().copy())
-        with sources_compiled(self._own):
-            worker = make_worker()
+        try:
+            with sources_compiled(self._own):
+                worker = make_worker()
+        except ConfigError:
+            raise
+        except BaseException as error:
+            raise ConfigError(f"{type(error).__name__}: {error}".removesuffix(": ")) from error
         await worker.open()
         return worker
 

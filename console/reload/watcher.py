@@ -4,6 +4,7 @@ The whole working directory, as others watch it, would not do: Valkey and the sp
 time, and each write would put off the moment at which nothing has changed for a while.
 """
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -22,6 +23,9 @@ LOOK_AGAIN_MS: Final = 2_000
 file system that does not tell."""
 NEW_FOLDERS_MAX: Final = 100
 """Folders that are made below the watched ones while dev runs, and watched from then on."""
+
+# It says of each change that it is one.
+logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 _IGNORED: Final = ("__pycache__", "node_modules", "site-packages")
 

@@ -29,9 +29,9 @@ class WorkerSlot:
         """Have `worker`, which is open, take the place of the one that runs. Raises ConfigError if it cannot start:
         there is no worker then.
         """
-        while len(self._leaving) >= LEAVING_MAX:
-            await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
         async with self._lock:
+            while len(self._leaving) >= LEAVING_MAX:
+                await asyncio.wait(self._leaving, return_when=asyncio.FIRST_COMPLETED)
             if self._stopped:
                 await worker.stop()
                 return
@@ -39,9 +39,13 @@ class WorkerSlot:
                 self._watch.cancel()
             rest = await self.worker.hand_over()
             self._leaving.add(rest)
-            rest.add_done_callback(self._leaving.discard)
+            rest.add_done_callback(self._left)
             self.worker = worker
             await worker.start()
+
+    def _left(self, rest: asyncio.Task[None]) -> None:
+        self._leaving.discard(rest)
+        self.worker.take_free_partitions()
 
     async def failed(self) -> None:
         """Wait until a part of the worker that runs has failed, and log it; return only then."""

@@ -1,7 +1,9 @@
 """What a reload imports anew, what a change is worth, and that a load that fails leaves everything as it was."""
 
+import asyncio
 import os
 import sys
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from prometheus_client import REGISTRY
 from maskline.console.reload.fresh_import import SetAside, default_metrics, sources_compiled
 from maskline.console.reload.own_modules import OwnModules
 from maskline.console.reload.sources import Source, read_sources, worth_a_reload
+from maskline.console.reload.watcher import Watcher
+from maskline.schemas.errors import ConfigError
 from maskline.worker.api.loading import load_handlers
 
 HANDLER = (
@@ -160,3 +164,42 @@ def test_content_decides_whether_a_file_has_changed(tmp_path):
     known = {file: Source(read_sources([tmp_path], {})[file].stat, b"another")}
     assert read_sources([tmp_path], known) == known  # not read again
     assert read_sources([tmp_path], known, {file})[file].digest == first[file].digest  # unless it is named
+
+
+def test_a_package_without_its_init_is_imported_anew_once_it_has_one(project):
+    own = OwnModules(["reloaded_fares"])
+    load(own)
+    (project / "reloaded_fares/tariffs").mkdir()
+    init = project / "reloaded_fares/__init__.py"
+    init.write_text("from reloaded_fares.tariffs import TARIFF\n" + HANDLER)
+    aside = SetAside(own, default_metrics())
+    with pytest.raises(ConfigError, match="TARIFF"):
+        load(own)
+    aside.put_back()
+    assert "reloaded_fares.tariffs" not in sys.modules
+    (project / "reloaded_fares/tariffs/__init__.py").write_text("TARIFF = 1\n")
+    SetAside(own, default_metrics())
+    load(own)
+    assert sys.modules["reloaded_fares"].TARIFF == 1
+
+
+async def test_a_folder_that_is_made_while_it_watches_is_watched(project):
+    own = OwnModules(["reloaded_fares"])
+    load(own)
+    watcher = Watcher(own)
+    assert watcher.folders() == {project, project / "reloaded_fares"}
+    async with asyncio.timeout(20), aclosing(watcher.changes()) as changes:
+        until = asyncio.ensure_future(anext(changes))
+        await asyncio.sleep(0)  # it has begun to watch, or looks again by itself
+        below = project / "tariffs" / "night"
+        below.mkdir(parents=True)
+        (project / "tariffs/__pycache__").mkdir()
+        while not await until:
+            until = asyncio.ensure_future(anext(changes))
+        assert watcher.folders() >= {project / "tariffs", below}
+        assert project / "tariffs/__pycache__" not in watcher.folders()
+        while True:
+            file = below / "price.py"
+            file.write_text("PRICE = 1\n")
+            if file in await anext(changes):
+                break

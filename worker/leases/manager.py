@@ -159,6 +159,10 @@ class PartitionManager:
         for task in list(self._tasks):
             task.cancel()
 
+    def look_soon(self) -> None:
+        """Send the next renewal request early: there may be free leases."""
+        self._early.set()
+
     def fenced(self, partition: Partition) -> None:
         """Forget a partition that another worker owns now."""
         self._forget(partition)
