@@ -117,6 +117,11 @@ class CallSummary(CallRecord, frozen=True, kw_only=True, gc=False, tag="CallSumm
         """`CallSummary`."""
         return "CallSummary"
 
+    @property
+    def sequence_number(self) -> None:
+        """None: a summary has no place among Plivo's numbers."""
+        return
+
 
 Handled = Event | CallSummary
 """What a handler is called with."""

@@ -16,10 +16,10 @@ ADDED_PREFIX: Final = b"c:"
 
 ANY_VERSION: Final = -1
 
-Status = Literal["stored", "known", "full", "fenced", "changed"]
+Status = Literal["stored", "known", "full", "fenced", "changed", "early"]
 """`stored`: the record was changed. `known`: there was nothing to change. `full`: the observation was counted, not
 kept. `fenced`: a later owner of the session has written. `changed`: the record has another version than the caller
-knows."""
+knows. `early`: the session is not due."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -62,6 +62,8 @@ class RecordChange(NamedTuple):
     emissions: tuple[EmittedEntry, ...] = ()
     due_in_ms: int | None = None
     """When the session is to be looked at again if nothing more comes; -1 for never, None: as it is."""
+    only_if_due: bool = False
+    """Change nothing unless the session's due time has come."""
 
 
 class Stored(NamedTuple):

@@ -100,6 +100,7 @@ class RedisRecordStore:
             self._ttl_ms,
             "" if change.due_in_ms is None else change.due_in_ms,
             session_uuid,
+            int(change.only_if_due),
             *emissions,
         )
         (reply,) = await self.client.send(partition, packed)

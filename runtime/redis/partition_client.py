@@ -168,7 +168,7 @@ class PartitionClient:
         return replies
 
     def every(
-        self, name: str, interval_s: float, work: Callable[[], Coroutine[Any, Any, None]]
+        self, name: str, interval_s: float, work: Callable[[], Coroutine[Any, Any, object]]
     ) -> asyncio.Task[None]:
         """Await `work()` again and again, `interval_s` after the end of the one before, until the client is closed.
 
