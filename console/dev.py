@@ -7,6 +7,7 @@ that are set are used as they are, so that dev behaves as production would.
 import asyncio
 import contextlib
 import importlib.util
+import os
 import shlex
 import shutil
 import signal
@@ -194,6 +195,9 @@ class Dev:
             await self._embedded.start()
             stack.push_async_callback(self._embedded.stop)
             changes["redis_url"] = self._embedded.url
+            # Handler modules that keep something in Redis read the setting themselves.
+            os.environ["MASKLINE_REDIS_URL"] = self._embedded.url
+            stack.callback(os.environ.pop, "MASKLINE_REDIS_URL", None)
         if not settings.auth_tokens:
             account = throw_away_account()
             changes["auth_tokens"] = ((account.auth_id, account.auth_token),)

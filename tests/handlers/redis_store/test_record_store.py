@@ -55,6 +55,7 @@ CHANGES = st.builds(
         max_size=2,
     ).map(tuple),
     due_in_ms=st.sampled_from([None, -1, 60_000]),
+    only_if_due=st.just(False),
 )
 
 
@@ -96,6 +97,17 @@ async def test_due_sessions_are_found_by_the_servers_clock_and_bounded(redis_ser
             await store.change(f"later-{count}", RecordChange(None, due_in_ms=60_000))
         assert sorted(await store.due(100)) == [f"due-{count}" for count in range(6)]
         assert len(await store.due(1)) <= 4
+
+
+async def test_a_sweep_changes_nothing_before_the_session_is_due(redis_server, namespace):
+    async with store_on(redis_server, namespace) as store:
+        sweep = RecordChange(observation(2), due_in_ms=-1, only_if_due=True)
+        assert (await store.change(SESSION, sweep)).status == "early"
+        await store.change(SESSION, RecordChange(observation(1), due_in_ms=60_000))
+        assert (await store.change(SESSION, sweep)).status == "early"
+        await store.change(SESSION, RecordChange(None, due_in_ms=0))
+        assert (await store.change(SESSION, sweep)).status == "stored"
+        assert (await store.change(SESSION, sweep)).status == "early"
 
 
 async def test_a_record_expires(redis_server, namespace):
