@@ -16,7 +16,7 @@ from typing import Final
 from maskline.runtime.startup import search_path
 from maskline.schemas.errors import ConfigError, Mistake
 from maskline.schemas.privacy import redact
-from maskline.worker.api.places import Place, deepest_users_line, is_users, shown_path
+from maskline.worker.api.places import Place, deepest_users_line, is_shipped, is_users, shown_path
 from maskline.worker.api.spelling import did_you_mean
 
 TEXT_MAX_CHARS: Final = 300
@@ -35,7 +35,9 @@ def mistake_of_import(error: BaseException, file: str, packages: Collection[Path
     `file`: the module's own, empty where it was not found. `packages`: as for `is_users`.
     """
     place = deepest_users_line(error.__traceback__, packages)
-    if isinstance(error, (SyntaxError, UnicodeDecodeError, ValueError)):
+    if isinstance(error, ConfigError) and place.file and is_shipped(place.file):
+        place = Place()  # a module that ships names the setting, or the file, in which the mistake is
+    elif isinstance(error, (SyntaxError, UnicodeDecodeError, ValueError)):
         place = _place_in_source(error, place, file, packages)
     text = _explained(error)
     return Mistake(text, shown_path(place.file) if place.file else "", place.line)

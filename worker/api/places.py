@@ -72,6 +72,11 @@ def _is_own(file: str) -> bool:
     return path.is_relative_to(_OWN) and not path.is_relative_to(_SHIPPED)
 
 
+def is_shipped(file: str) -> bool:
+    """Whether a source file belongs to a handler module that ships with maskline."""
+    return Path(file).absolute().is_relative_to(_SHIPPED)
+
+
 def deepest_users_line(traceback: TracebackType | None, packages: Collection[Path] = ()) -> Place:
     """The innermost line of the user's in a traceback: what they wrote, and not the library that it failed in."""
     found = Place()
