@@ -15,7 +15,7 @@ from rich.console import Console
 from bench import prepare
 from bench.machine import HOME, ROOT, BenchError, describe
 from bench.paired import Sample
-from bench.parts import failures, growth, ingest, latency, spool, worker
+from bench.parts import failures, growth, ingest, latency, postgres, spool, worker
 from bench.plan import Options, Plan
 from bench.plot import panels, svg
 from bench.results import Report, write_report
@@ -28,6 +28,7 @@ PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
     "growth": growth.plan,
     "spool": spool.plan,
     "failures": failures.plan,
+    "postgres": postgres.plan,
 }
 PARTS_WITH_PEERS: Final = {"ingest", "worker"}
 PLOT: Final = ROOT / "docs" / "bench.svg"

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal, NamedTuple, get_args, get_type_hin
 
 import msgspec
 
+from maskline.schemas.settings.postgres_types import POSTGRES_URL, SCHEMA_NAME
 from maskline.schemas.settings.sources import PREFIX, Setting
 from maskline.schemas.settings.value_types import (
     API_URL,
@@ -313,6 +314,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "`maskline.handlers.expire` ends a session where this function of yours, `module:function`, returns true",
         ),
     ] = ""
+    postgres_url: Annotated[
+        str,
+        Description(
+            POSTGRES_URL,
+            "where `maskline.handlers.postgres` stores events: `postgresql://user@host/database`; several "
+            "hosts, comma-separated, are tried until one takes writes",
+        ),
+    ] = ""
+    postgres_schema: Annotated[str, Description(SCHEMA_NAME, "the schema that has its tables and views")] = (
+        "maskline"
+    )
+    postgres_retention_days: Annotated[
+        # A century: whoever wants more wants 0.
+        int,
+        Description(
+            whole(0, 36_500), "it drops a day's events, and older calls, after so many days; 0 keeps all"
+        ),
+    ] = 0
+    postgres_numbers: Annotated[
+        Literal["tokens", "plain"],
+        Description(
+            choice("tokens", "plain"),
+            "what it stores of From, To, FirstParty and SecondParty: `tokens`, as logs show them, or the numbers",
+        ),
+    ] = "tokens"
     log_format: Annotated[
         Literal["auto", "json", "console"],
         Description(choice("auto", "json", "console"), "`json`, `console`, `auto` (console on a terminal)"),

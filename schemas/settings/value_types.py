@@ -347,7 +347,7 @@ def _read_redis_url(text: str) -> str:
 
 
 def hide_password(url: str) -> str:
-    """A Redis URL without its secrets. Errs on the side of hiding, as a password may hold any character."""
+    """A URL of Redis or PostgreSQL without its secrets. Errs on the side of hiding: a password may hold any sign."""
     scheme, separator, rest = url.partition("://")
     if "password" in rest.lower() or not separator:
         return f"{scheme}://***" if separator else "***"
