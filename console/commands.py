@@ -31,6 +31,9 @@ COMMANDS: Final[dict[str, Command]] = {
         "maskline.console.health", "are the processes of this machine, or container, well: for probes"
     ),
     "status": Command("maskline.console.status", "who owns which partitions and what waits"),
+    "session": Command(
+        "maskline.console.session.command", "one session: its calls, what waits in it; export it for a test"
+    ),
     "dead": Command(
         "maskline.console.dead.command", "list, show, replay and discard callbacks that could not be handled"
     ),

@@ -13,7 +13,7 @@ Redis Cluster, and the partitions spread over its nodes.
 | `{ns:p}:fence:<group>` | hash | the last `token`, its `owner` and `commit`; `clean`: the last token given back |
 | `{ns:p}:marks:<group>` | hash | `<entry id> <handler>`: crashes of a handler that may bring its worker down; expires |
 | `{ns:p}:session:<group>:<session>` | string | ordering state; expires, unless the session has a retry queue |
-| `{ns:p}:timeline:<group>:<session>` | hash | what `handlers.timeline` recorded (`schemas.timeline`); expires |
+| `{ns:p}:timeline:<group>:<session>` | hash | what `handlers.timeline` keeps of a session; expires |
 | `{ns:p}:retry:<group>:<H>:<session>` | list | *retry queue*: a session's events that wait for H, oldest first |
 | `{ns:p}:retry-due:<group>:<H>` | sorted set | sessions, by when their queue is to be tried; no parked ones |
 | `{ns:p}:retry-parked:<group>:<H>` | sorted set | sessions whose queue is parked, by since when; it may be empty |
@@ -186,7 +186,7 @@ class Keys:
         return self.of(partition).session + session_uuid
 
     def timeline(self, partition: int, session_uuid: str) -> str:
-        """What the module `handlers.timeline` recorded of a session."""
+        """What `handlers.timeline` keeps of a session."""
         return f"{{{self.namespace}:{partition}}}:timeline:{self.group}:{session_uuid}"
 
     def retry_queue(self, partition: int, handler: str, session_uuid: str) -> str:

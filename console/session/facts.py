@@ -5,8 +5,8 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from maskline.handlers.redis_store.records import Record
 from maskline.schemas.handler_control import Pause
-from maskline.schemas.timeline import Timeline
 from maskline.worker.entries.dead_letter import DeadLetter
 from maskline.worker.entries.entry import Entry
 from maskline.worker.entries.queue_item import QueueItem
@@ -92,7 +92,7 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     letters: Sequence[LetterFacts] = ()
     """The oldest first; of all groups."""
     letters_beyond: int = 0
-    timeline: Timeline | None = None
+    timeline: Record | None = None
     """What the module `handlers.timeline` has recorded of it."""
     pauses: Mapping[str, Pause] = {}
     """Handlers that an operator has paused."""

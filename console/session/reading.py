@@ -24,12 +24,12 @@ from maskline.console.session.facts import (
     StreamFacts,
 )
 from maskline.console.session.stream_search import find_callbacks
+from maskline.handlers.redis_store.records import Record, read_record
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.errors import RedisUnavailableError, UndecodableEntryError
 from maskline.schemas.events import Event
 from maskline.schemas.handler_control import read_control
 from maskline.schemas.keys import partition_of
-from maskline.schemas.timeline import Timeline, read_timeline
 from maskline.worker.entries.decode import EntryDecoder, entry_decoder, entry_ms
 from maskline.worker.entries.entry import entry_position
 from maskline.worker.entries.queue_item import QueueItem, decode_item
@@ -262,12 +262,12 @@ async def _read_letters(
     return letters, beyond
 
 
-async def _read_timeline(reader: RedisReader, partition: int, session_uuid: str) -> Timeline | None:
+async def _read_timeline(reader: RedisReader, partition: int, session_uuid: str) -> Record | None:
     key = reader.keys.timeline(partition, session_uuid)
     (reply,) = await reader.send([query_for(key, "HGETALL", key)])
     if isinstance(reply, hiredis.ReplyError):
         raise RedisUnavailableError(f"the timeline cannot be read: {reply}")
-    return read_timeline(_pairs(reply)) if reply else None
+    return read_record(_pairs(reply)) if reply else None
 
 
 async def _read_pauses(reader: RedisReader) -> Mapping[str, Any]:

@@ -100,9 +100,7 @@ def judge(facts: SessionFacts, policy: Policy, *, recording_shared: bool) -> Sta
     copies = Counter(map(_key, repeats))
     waiting = sorted(live.waiting, key=lambda it: (it.recording, it.number or 0))
     releases += [Release(it, "in_order", (), _run_of(it, live.state), after) for it in waiting]
-    recorded = (
-        {} if facts.timeline is None else {it.idempotency_key: it for it in facts.timeline.observations}
-    )
+    recorded = {} if facts.timeline is None else dict(facts.timeline.observations)
     events: list[KnownEvent] = []
     for release in releases:
         entry_id = release.arrival.payload.entry_id

@@ -386,6 +386,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Description(whole(1, MINUTE_MS), "and at the latest so long after its first callback"),
     ] = 5000
+    timeline_ttl_s: Annotated[
+        int,
+        Description(
+            whole(1, YEAR_S),
+            "`maskline.handlers.timeline`: how long a session's timeline is kept after its last event",
+        ),
+    ] = 604_800
     call_summary_ttl_s: Annotated[
         int,
         Description(

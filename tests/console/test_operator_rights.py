@@ -13,6 +13,8 @@ from test_replay import handled, keep
 from maskline.console.redis_reader import open_reader
 from maskline.console.trigger.facts import read_facts
 from maskline.console.trigger.snapshot import read_snapshot
+from maskline.schemas.keys import partition_of
+from maskline.worker.ordering.state import HandlerRetries, SessionState, encode_state
 
 DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 NAMESPACE = "maskline"
@@ -44,6 +46,8 @@ def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
         letter = put_letter(own_redis, NAMESPACE, 1, handler="fares", session_uuid="s1", parked=True)
         client.rpush(keys_of(NAMESPACE).retry_queue(1, "fares", "s1"), b"item")
         report_worker(client, NAMESPACE, "fares")
+        state = SessionState(retries={"fares": HandlerRetries(1, parked=True)})
+        client.set(keys_of(NAMESPACE).session(partition_of("s1", 64), "s1"), encode_state(state))
 
     def run(*argv, code=0):
         assert command(monkeypatch, WithLogin(own_redis), NAMESPACE, *argv) == code
@@ -61,6 +65,7 @@ def test_commands_work_with_the_documented_rights(own_redis, monkeypatch):
             run(*argv, "--yes")
     asyncio.run(follow_a_callback(WithLogin(own_redis)))
     run("replay", "list")
+    run("session", "s1")
     with own_redis.client() as client:
         (job_id, *_) = client.hkeys(keys_of(NAMESPACE).jobs)
     run("replay", "stop", job_id.decode())
