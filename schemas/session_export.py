@@ -7,7 +7,7 @@ is not stands as base64 in `query_base64` or `body_base64`, so that any bytes co
     {"maskline_session_export": 1,
      "session_uuid": "…",
      "settings": {"gap_timeout_ms": 5000, "first_sequence": 1, "recording_sequence": "own", "late": "deliver",
-                  "ignored_parameters": []},
+                  "held_max": 256, "ignored_parameters": []},
      "complete": true,
      "callbacks": [{"at_ms": 1767225600000, "received_at_ms": 1767225599998, "method": "POST", "query": "",
                     "content_type": "application/x-www-form-urlencoded", "body": "EventName=…", "auth_id": ""}]}
@@ -42,6 +42,7 @@ class ExportSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     first_sequence: Annotated[int, msgspec.Meta(ge=0)] = 1
     recording_sequence: Literal["own", "shared"] = "own"
     late: Literal["deliver", "dead"] = "deliver"
+    held_max: Annotated[int, msgspec.Meta(ge=1)] = 256
     ignored_parameters: tuple[str, ...] = ()
 
 

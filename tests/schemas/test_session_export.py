@@ -36,6 +36,7 @@ SETTINGS = st.builds(
     first_sequence=st.integers(0, 10**9),
     recording_sequence=st.sampled_from(["own", "shared"]),
     late=st.sampled_from(["deliver", "dead"]),
+    held_max=st.integers(1, 1_000),
     ignored_parameters=st.lists(TEXTS, max_size=3).map(tuple),
 )
 

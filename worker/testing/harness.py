@@ -384,12 +384,18 @@ class Harness:
             await worker.pass_to(at_ms)
 
     async def _replay_session(self, export: SessionExport) -> None:
-        await self._take_settings(export.settings)
         if not export.callbacks:
             return
         first_ms = export.callbacks[0].at_ms
+        settings = self._settings_of(export.settings)
         if not self._kept.stream:
-            self._clock.now_ms = first_ms
+            await self._worker.stop("a session is replayed")
+            self._clock.now_ms, self._settings = first_ms, settings
+            self._entered = InMemoryWorker(self._parts, settings, paused=self._paused)
+        elif settings != self._settings:
+            raise ValueError(
+                "the session was put in order by other settings: replay it in a harness of its own"
+            )
         shift_ms = max(self._clock.now_ms - first_ms, 0)
         for at_ms, those in groupby(export.callbacks, key=lambda one: one.at_ms + shift_ms):
             await self._pass_to(at_ms - 1)  # a gap that ends with this very ms is filled in time
@@ -398,20 +404,11 @@ class Harness:
         while (gap_ms := self._worker.next_gap_ms) is not None:
             await self._pass_to(max(gap_ms, self._clock.now_ms + 1))
 
-    async def _take_settings(self, exported: ExportSettings) -> None:
-        """Go on with the settings of an exported session, where the harness was not given others."""
+    def _settings_of(self, exported: ExportSettings) -> WorkerSettings:
+        """The settings of an exported session, where the harness was not given others."""
         taken = msgspec.structs.asdict(exported)
         taken["ignored_parameters"] = frozenset(exported.ignored_parameters)
-        settings = WorkerSettings(**taken | self._given)
-        if settings == self._settings:
-            return
-        if self._kept.stream:
-            raise ValueError(
-                "the session was put in order by other settings: replay it in a harness of its own"
-            )
-        await self._worker.stop("other settings")
-        self._settings = settings
-        self._entered = InMemoryWorker(self._parts, settings, paused=self._paused)
+        return WorkerSettings(**taken | self._given)
 
     def _raw(self, given: Mapping[str, str] | RawCallback) -> RawCallback:
         if isinstance(given, RawCallback):

@@ -33,10 +33,18 @@ from maskline.schemas.jobs import (
 )
 from maskline.schemas.keys import Keys
 from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.session_export import (
+    ExportedCallback,
+    ExportSettings,
+    SessionExport,
+    decode_export,
+    encode_export,
+)
 from maskline.schemas.settings import Settings
 from maskline.testing import Harness
 from maskline.worker.entries.dead_letter import DEAD_FIELD, DeadLetter, decode_dead_letter, public_id
 from maskline.worker.node import WorkerNode
+from maskline.worker.testing.harness import START_MS
 
 GAP_TIMEOUT_MS = 20_000
 STEPS_S = (0, 6, 11, 25)
@@ -131,6 +139,20 @@ async def through_harness(scenario: Scenario, prefix: str, *, retry_waits: bool,
         for doing in scenario.about_letters:
             deal_with = harness.replay if doing == "replay" else harness.discard
             await deal_with(*harness.dead_letters)
+        letters = sorted(map(_letter, harness.dead_letters), key=repr)
+        return Outcome(recorder.of_sessions(prefix), letters, harness.parked)
+
+
+async def through_file(scenario: Scenario, prefix: str, **settings: Any) -> Outcome:
+    """As an exported session, which brings its times and settings along. Operators do nothing."""
+    recorder, at_ms, callbacks = Recorder(), START_MS - 10**9, []
+    for step in scenario.steps:
+        at_ms += step.after_s * 1000
+        callbacks += [ExportedCallback(at_ms=at_ms, callback=raw(one)) for one in step.callbacks]
+    exported = ExportSettings(gap_timeout_ms=GAP_TIMEOUT_MS, **settings)
+    export = SessionExport(session_uuid=prefix, callbacks=tuple(callbacks), settings=exported)
+    async with Harness(recorder.module) as harness:
+        await harness.replay(decode_export(encode_export(export)))
         letters = sorted(map(_letter, harness.dead_letters), key=repr)
         return Outcome(recorder.of_sessions(prefix), letters, harness.parked)
 

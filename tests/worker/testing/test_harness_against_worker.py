@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from differential_kit import STEPS_S, Parameters, RealWorker, Scenario, Step, through_harness
+from differential_kit import STEPS_S, Parameters, RealWorker, Scenario, Step, through_file, through_harness
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
 
@@ -124,18 +124,21 @@ def test_harness_gives_what_a_worker_gives(real: tuple[asyncio.Runner, RealWorke
     examples = itertools.count()
 
     @settings(max_examples=EXAMPLES or FEW, deadline=None, phases=PHASES)
-    @given(st.data(), st.booleans())
-    def same(data: st.DataObject, retry_waits: bool) -> None:
+    @given(st.data(), st.sampled_from(["retries at once", "retries wait", "from a file"]))
+    def same(data: st.DataObject, way: str) -> None:
         prefix = f"e{next(examples)}"
         steps, about_letters = data.draw(scenarios("e"))
         renamed = Scenario(
             [Step(step.after_s, [_in_session(one, prefix) for one in step.callbacks]) for step in steps],
-            about_letters,
+            () if way == "from a file" else about_letters,
         )
         given_by_worker = runner.run(worker.through(renamed, f"{prefix}-"))
-        given_by_harness = runner.run(
-            through_harness(renamed, f"{prefix}-", retry_waits=retry_waits, **chosen)
-        )
+        if way == "from a file":
+            replayed = through_file(renamed, f"{prefix}-", **chosen)
+        else:
+            waits = way == "retries wait"
+            replayed = through_harness(renamed, f"{prefix}-", retry_waits=waits, **chosen)
+        given_by_harness = runner.run(replayed)
         note(f"worker:  {given_by_worker}")
         note(f"harness: {given_by_harness}")
         assert given_by_harness == given_by_worker
