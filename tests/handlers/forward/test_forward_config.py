@@ -159,7 +159,9 @@ def test_a_mistake_in_the_file_names_the_file(tmp_path):
 def test_the_module_without_a_file_does_not_start(configured, monkeypatch):
     module = configured(public())
     monkeypatch.delenv("MASKLINE_FORWARD_CONFIG")
-    with pytest.raises(ConfigError, match=r"\AMASKLINE_HANDLERS: maskline.handlers.forward: MASKLINE_FORWARD"):
+    with pytest.raises(
+        ConfigError, match=r"\AMASKLINE_HANDLERS: maskline.handlers.forward: MASKLINE_FORWARD"
+    ):
         Harness(module)
 
 
