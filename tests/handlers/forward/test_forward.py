@@ -5,15 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from aiohttp import web
 from forward_kit import NEXT_SECRET, SECRET, Received, endpoint, receiving
 
 from maskline import Retry
+from maskline.console.schema.json_schemas import forward_schema
 from maskline.schemas.privacy import number_token
 from maskline.testing import SESSION_UUID, Harness, callback
 
 CALLER = "+14155550123"
+VALIDATOR = jsonschema.Draft202012Validator(forward_schema())
 
 
 async def test_events_arrive_signed_and_in_order(configured):
@@ -70,6 +73,24 @@ async def test_each_endpoint_gets_what_it_asks_for_as_it_asks_for_it(configured)
     assert audit.received[0].headers["x-shop"] == "one"
     assert calls.received[0].message["data"]["to_number"] == number_token(CALLER)
     assert {it.handler for it in harness.calls} == {"forward audit", "forward recordings", "forward calls"}
+
+
+async def test_a_call_that_is_over_is_forwarded_as_its_summary(configured):
+    async with receiving() as receiver:
+        module = configured(endpoint(receiver.url, events=["CallSummary"]))
+        async with Harness("maskline.handlers.call_summary", module) as harness:
+            await harness.feed(
+                callback("SessionSecondPartyAnswer", sequence_number=1, from_number=CALLER),
+                callback("SessionPartiesHangup", sequence_number=2, amount="0.0170", duration=31),
+            )
+            await harness.pass_time(60)
+    (summary,) = [it.message for it in receiver.received]
+    VALIDATOR.validate(summary)
+    assert summary["type"] == "CallSummary"
+    assert summary["data"]["amount"] == "0.0170"
+    assert summary["delivery"]["session_uuid"] == SESSION_UUID
+    assert summary["delivery"]["order"] == "unsequenced"
+    assert CALLER[1:] not in str(summary)
 
 
 @pytest.mark.parametrize("receivers_secret", [SECRET, NEXT_SECRET])
