@@ -94,7 +94,8 @@ def _failed_alike(before: Call, call: Call) -> bool:
 
 def _call_row(at_ms: int, calls: Sequence[Call]) -> Row:
     event = calls[0].event
-    return Row(at_ms, event.session_uuid, event.event_name, event.sequence_number, _call_note(calls))
+    number = getattr(event, "sequence_number", None)  # a call summary has none
+    return Row(at_ms, event.session_uuid, event.event_name, number, _call_note(calls))
 
 
 def _call_note(calls: Sequence[Call]) -> str:
