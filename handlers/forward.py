@@ -46,7 +46,7 @@ ENDPOINTS: Final = _endpoints()
 
 
 @resource
-async def webhooks() -> AsyncIterator[WebhookClient]:
+async def forward_client() -> AsyncIterator[WebhookClient]:
     """The client that all endpoints share."""
     async with WebhookClient(ENDPOINTS) as client:
         yield client
@@ -65,11 +65,12 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[None]]:
         give_up_after_s=endpoint.give_up_after_s,
         on_give_up=endpoint.on_give_up,
     )
-    async def forward(event: Any, ctx: Context, webhooks: WebhookClient) -> None:
+    async def forward(event: Any, ctx: Context, forward_client: WebhookClient) -> None:
         message = message_of(event, ctx, endpoint.numbers)
         body = body_of(message)
         headers = message_headers(ctx, message.type, body, endpoint.signers, datetime.now(UTC))
-        answer = await webhooks.post(endpoint, body, headers)  # no answer: it raises, and is tried again
+        # Where no answer comes, this raises, and the event is tried again.
+        answer = await forward_client.post(endpoint, body, headers)
         outcome = outcome_of(answer.status)
         if outcome == "done":
             return

@@ -42,7 +42,7 @@ def read_endpoints(path: Path) -> tuple[Endpoint, ...]:
 
 def _tables(path: Path) -> list[Any]:
     try:
-        document = tomllib.loads(path.read_text())
+        document = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"MASKLINE_FORWARD_CONFIG: {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

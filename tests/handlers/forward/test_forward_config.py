@@ -137,6 +137,12 @@ def test_a_mistake_in_an_endpoint_names_file_endpoint_and_key(keys, key, what, t
     assert "secret@" not in text
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    file = write_config(tmp_path / "f.toml", public())
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert [it.name for it in read_endpoints(file)] == ["shop"]
+
+
 def test_a_mistake_in_the_file_names_the_file(tmp_path):
     file = tmp_path / "f.toml"
     assert "No such file" in refused(file)
