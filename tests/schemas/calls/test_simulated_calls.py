@@ -4,11 +4,19 @@ import os
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from calls_kit import Arrived, Delivery, Truth, deliver, truth_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from maskline.console.simulate.sessions import SessionOptions
 from maskline.schemas.calls.assembly import AssembledCall, SessionCalls, assemble
+from maskline.schemas.calls.observation import Observation, is_recording
+from maskline.schemas.calls.revisions import Emitted, digest_of, due_summaries
+from maskline.schemas.events import EVENT_TYPES
+
+encode = msgspec.json.encode  # a NaN is equal to itself there
 
 CALLS = int(os.environ.get("CALLS", "1000"))
 
@@ -107,3 +115,57 @@ def test_adding_an_event_never_loses_the_amount_of_a_call():
             now = total(coming[:count])
             assert before <= now
             before = now
+
+
+NAMES = [*EVENT_TYPES, "SessionNew", "SessionRecordingNew", "(silence)", "(silence after the legs)"]
+OBSERVATIONS = st.builds(
+    Observation,
+    idempotency_key=st.integers(0, 40).map("s:u:{}".format),
+    entry_id=st.just("1-0"),
+    event_name=st.sampled_from(NAMES),
+    number=st.none() | st.integers(0, 12),
+    run=st.integers(0, 2),
+    recording=st.booleans(),
+    own_lane=st.booleans(),
+    order=st.sampled_from(["in_order", "after_gap", "late", "unsequenced"]),
+    missing=st.lists(st.integers(0, 12), max_size=3).map(tuple),
+    received_at_ms=st.integers(0, 9).map(lambda at: at * 10_000),
+    event_timestamp_ms=st.none() | st.integers(0, 9).map(lambda at: at * 10_000),
+    amount=st.none() | st.sampled_from(["0.01", "2", "NaN", "x"]),
+    duration=st.none() | st.integers(0, 90),
+    recording_uuid=st.none() | st.sampled_from(["a", "b"]),
+).map(lambda one: msgspec.structs.replace(one, recording=is_recording(one.event_name), own_lane=_apart(one)))
+
+
+def _apart(one: Observation) -> bool:
+    return one.own_lane and is_recording(one.event_name)
+
+
+@settings(max_examples=60)
+@given(st.lists(OBSERVATIONS, max_size=25, unique_by=lambda one: one.idempotency_key), st.randoms())
+def test_any_observations_give_the_same_calls_in_any_order_of_arrival(observations, rng):
+    session = assemble(observations)
+    shuffled = list(observations)
+    rng.shuffle(shuffled)
+    assert encode(assemble(shuffled)) == encode(session)
+    keys = [key for call in session.calls for key in call.keys] + list(session.outside)
+    real = [one.idempotency_key for one in observations if not one.event_name.startswith("(")]
+    assert sorted(keys) == sorted(real)
+    assert [call.call for call in session.calls] == list(range(1, len(session.calls) + 1))
+    assert all(call.ended_by is not None for call in session.calls[:-1])
+    done = sum(one.event_name == "SessionPartiesHangup" and not one.recording for one in observations)
+    assert sum(call.ended_by == "parties_hangup" for call in session.calls) <= done
+
+
+@settings(max_examples=60)
+@given(st.lists(OBSERVATIONS, max_size=25, unique_by=lambda one: one.idempotency_key))
+def test_a_call_that_was_emitted_stays_over_and_is_emitted_again_only_if_it_changes(observations):
+    emitted: dict[int, Emitted] = {}
+    for count in range(1, len(observations) + 1):
+        session = assemble(observations[:count])
+        for summary in due_summaries("s", session, emitted):
+            assert summary.revision == (emitted[summary.call].revision if summary.call in emitted else 0) + 1
+            emitted[summary.call] = Emitted(summary.revision, digest_of(summary))
+        assert due_summaries("s", session, emitted) == []
+        over = {call.call for call in session.calls if call.ended_by is not None}
+        assert over <= set(emitted)
