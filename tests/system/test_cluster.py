@@ -1,5 +1,6 @@
 """Workers on a real Redis Cluster: failovers and a moving slot under load lose nothing and keep the order."""
 
+import asyncio
 import itertools
 import json
 import subprocess
@@ -16,8 +17,12 @@ from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, by_sess
 from servers import wait_until
 from system_kit import AUTH_ID, AUTH_TOKEN, Traffic, ingest, post_all
 
+from maskline.handlers.redis_store import RecordChange, RedisRecordStore
 from maskline.schemas.callback import CALLBACK_FIELD
-from maskline.schemas.keys import partition_of
+from maskline.schemas.calls.observation import Observation
+from maskline.schemas.errors import RedisUnavailableError
+from maskline.schemas.keys import Keys, partition_of
+from maskline.schemas.settings import Settings
 
 PARTITIONS = 12
 DURABLE_MS = 5_000
@@ -226,3 +231,35 @@ def test_callbacks_answered_through_a_failover_are_handled(crew: ClusterFleet, c
     assert set(traffic.answers) == {200}
     in_order(crew, traffic.taken)
     assert {call.order for call in crew.calls()} == {"in_order"}
+
+
+async def test_records_of_modules_follow_their_slots(crew: ClusterFleet, cluster: ClusterServers):
+    """What handlers keep beside the partitions, through a failover and a moved slot."""
+    sessions = [f"record{number}" for number in range(12)]
+    settings = Settings(redis_url=cluster.url, namespace=crew.namespace, partitions=PARTITIONS)
+    store = RedisRecordStore(settings, "test", Keys.call_summary, Keys.call_summary_due, ttl_ms=60_000)
+    async with store:
+
+        async def keep_all(count: int) -> None:
+            for session in sessions:
+                one = Observation(idempotency_key=f"{session}:{count}:a", entry_id="1-0", event_name="E")
+                async with asyncio.timeout(PATIENCE_S):
+                    while True:
+                        try:
+                            await store.change(session, RecordChange(one, due_in_ms=0))
+                        except RedisUnavailableError:
+                            await asyncio.sleep(0.05)
+                        else:
+                            break
+
+        await keep_all(1)
+        assert len({cluster.primary_of(crew.stream(session)).port for session in sessions}) == 3
+        moving = crew.stream(sessions[0])
+        await asyncio.to_thread(cluster.failover, cluster.primary_of(moving), graceful=True)
+        await keep_all(2)
+        source = cluster.primary_of(moving)
+        target = next(node for node in cluster.primaries() if node is not source)
+        await asyncio.to_thread(cluster.move_slot, slot_of(moving), target)
+        await keep_all(3)
+        assert [(await store.read(session)).count for session in sessions] == [3] * len(sessions)
+        assert sorted(await store.due(100)) == sorted(sessions)

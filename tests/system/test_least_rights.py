@@ -12,7 +12,10 @@ from retry_queues_kit import QueueStore, open_connection
 from servers import RedisServer, plain_reply, wait_until
 from system_kit import AUTH_ID, AUTH_TOKEN, ingest, post_all
 
+from maskline.handlers.redis_store import EmittedEntry, RecordChange, RedisRecordStore
+from maskline.schemas.calls.observation import Observation
 from maskline.schemas.keys import Keys
+from maskline.schemas.settings import Settings
 from maskline.worker.commands import scripts
 from maskline.worker.commands.retry_ops import (
     Again,
@@ -197,6 +200,21 @@ async def test_retry_queues_work_with_the_documented_rights(own_redis: RedisServ
         assert await store.index() == {}
         assert await store.run(scripts.take_runs(store.keys, "j", 1_000, 1)) == 0
         store.connection.close()
+    assert refused(own_redis.port) == []
+
+
+async def test_modules_keep_records_with_the_documented_rights(own_redis: RedisServer):
+    give_rights(own_redis.port)
+    settings = Settings(redis_url=with_login(own_redis.url, WORKER), namespace="maskline", partitions=4)
+    store = RedisRecordStore(settings, "test", Keys.call_summary, Keys.call_summary_due, ttl_ms=60_000)
+    async with store:
+        one = Observation(idempotency_key="s:1:a", entry_id="1-0", event_name="E")
+        change = RecordChange(one, 1, emissions=(EmittedEntry("1", b"v", b"e"),), due_in_ms=0)
+        assert (await store.change("s", change)).status == "stored"
+        assert await store.due(1) == ["s"]
+        assert (await store.change("s", RecordChange(None, due_in_ms=-1))).status == "known"
+        assert (await store.read("s")).count == 1
+        assert (await store.change("s", RecordChange(None, version=0))).status == "changed"
     assert refused(own_redis.port) == []
 
 
