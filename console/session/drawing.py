@@ -12,11 +12,16 @@ from typing import Final
 from rich.text import Text
 
 from maskline.console.handler_status import span as rough_span
-from maskline.console.output import counted, printable
+from maskline.console.output import counted, printable, shortened
 from maskline.console.session.call_bars import bars_of
 from maskline.console.session.event_words import numbers, span, words_of
 from maskline.console.session.report import CallRow, EventRow, SessionReport
 from maskline.console.session.waits import WaitRow
+
+WAITED_MAX: Final = 1_000
+"""Numbers of one gap that are looked at: a damaged number may be far ahead."""
+
+REASON_SHOWN_CHARS: Final = 60
 
 WIDTH_MIN: Final = 60
 WIDTH_MAX: Final = 120
@@ -77,17 +82,20 @@ _SOURCES: Final = {
 def _order(report: SessionReport) -> Iterator[Text]:
     """What was not as it should be with the order, in a line; or that all was."""
     parts = []
-    if report.missing:
-        parts.append(f"missing {numbers(report.missing)}")
+    waited = {it for gap in report.waits if gap.kind == "gap" and not gap.own_lane for it in _waited(gap)}
+    if missing := tuple(it for it in report.missing if it not in waited):
+        parts.append(f"missing {numbers(missing)}")
     if report.late:
         parts.append(f"{report.late:,} late")
     if report.doubled:
         parts.append(f"{report.doubled:,} doubled")
     if report.unrecorded:
         parts.append(f"{counted(report.unrecorded, 'event')} more than the timeline has room for")
+    if report.order_error is not None:
+        yield _loud(f"ITS ORDER CANNOT BE READ: {printable(report.order_error)}")
     if parts:
         yield Text(" · ".join(parts), style="yellow")
-    else:
+    elif report.events:
         yield Text("all in order", style="green")
     for handler, skipped in report.skipped.items():
         yield Text(f"{printable(handler)} never handled {numbers(skipped)}", style="yellow")
@@ -227,10 +235,10 @@ def _wait_words(wait: WaitRow, report: SessionReport) -> str:
     handler = "" if wait.handler is None else printable(wait.handler)
     match wait.kind:
         case "gap":
-            span_ = range(wait.sequence_number or 0, (wait.last_sequence_number or 0) + 1)
+            waited = _waited(wait)
             lane = " of the recordings" if wait.own_lane else ""
-            missing = numbers(tuple(span_)) if len(span_) < 1_000 else f"{span_[0]} to {span_[-1]}"
-            return f"{events} {verb} for number {missing}{lane}, {_given_up(wait.until, now)}"
+            noun = "number" if len(waited) == 1 else "numbers"
+            return f"{events} {verb} for {noun} {numbers(waited)}{lane}, {_given_up(wait.until, now)}"
         case "under_way":
             return f"{events} under way{since}"
         case "unread":
@@ -242,6 +250,12 @@ def _wait_words(wait: WaitRow, report: SessionReport) -> str:
             paused = ", which is paused" if wait.kind == "paused" else ""
             tried = f", tried {counted(wait.attempts, 'time')}" if wait.attempts else ""
             return f"{events} {verb} for {handler}{paused}{since}{tried}{_next_try(wait, now)}"
+
+
+def _waited(gap: WaitRow) -> tuple[int, ...]:
+    """The numbers that are waited for, WAITED_MAX at most."""
+    first = gap.sequence_number or 0
+    return tuple(range(first, min(gap.last_sequence_number or first, first + WAITED_MAX - 1) + 1))
 
 
 def _given_up(until: datetime | None, now: datetime | None) -> str:
@@ -267,10 +281,12 @@ def _letters(report: SessionReport) -> Iterator[Text]:
         yield Text(f"  {'reached no handler' if handler is None else printable(handler)}")
         for letter in letters:
             number = "" if letter.sequence_number is None else f" {letter.sequence_number}"
-            yield Text(
-                f"    {printable(letter.event_name or 'unreadable')}{number}: {printable(letter.reason)}"
-            )
-            yield Text(f"      maskline dead show {letter.id}")
+            event = printable(letter.event_name or "unreadable")
+            yield Text(f"    {event}{number}: {shortened(letter.reason, REASON_SHOWN_CHARS)}")
+            group = "" if letter.group == report.group else f", of group {printable(letter.group)}"
+            yield Text(f"      maskline dead show {letter.id}{group}")
+    if report.dead_letters_beyond:
+        yield _loud(f"  LEFT OUT: {counted(report.dead_letters_beyond, 'more dead letter')}")
 
 
 def _until(first: datetime, last: datetime) -> str:

@@ -145,6 +145,11 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     """Events that the timeline had no room for."""
     waits: tuple[WaitRow, ...]
     dead_letters: tuple[LetterRow, ...]
+    """The oldest first."""
+    dead_letters_beyond: int
+    """Those that are left out, as there are too many."""
+    order_error: str | None
+    """Why the session's order in the group cannot be read, if it cannot: what waits is not known then."""
 
 
 def report_of(facts: SessionFacts, standing: Standing) -> SessionReport:
@@ -188,6 +193,8 @@ def report_of(facts: SessionFacts, standing: Standing) -> SessionReport:
         unrecorded=0 if facts.timeline is None else facts.timeline.beyond,
         waits=tuple(waits_of(facts, standing)),
         dead_letters=tuple(_letter_rows(facts)),
+        dead_letters_beyond=facts.letters_beyond,
+        order_error=facts.state_error,
     )
 
 
