@@ -15,7 +15,7 @@ from process_kit import Fleet, load
 from servers import wait_until
 
 KILLS = int(os.environ.get("FORWARD_KILLS", "1"))
-SESSIONS, EVENTS = 30 * KILLS, 6
+SESSIONS, EVENTS = 20 * KILLS, 6
 PATIENCE_S = 60.0 + 20 * KILLS
 
 
