@@ -33,8 +33,10 @@ class PollerPool:
                 self._changed.clear()
                 changed = asyncio.ensure_future(self._changed.wait())
                 running = [*(task for _, task in self._pollers.values()), *self._retired]
-                done, _ = await asyncio.wait([changed, *running], return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                try:
+                    done, _ = await asyncio.wait([changed, *running], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
                 for task in done - {changed}:
                     if task in self._retired:
                         self._retired.discard(task)
