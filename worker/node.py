@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from time import monotonic
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
 from maskline.runtime.admin.port_notes import Note
-from maskline.runtime.admin.server import AdminServer, Health
-from maskline.runtime.admin.vitals import vital_details
+from maskline.runtime.admin.server import AdminServer
 from maskline.runtime.clock import wall_clock_ms
 from maskline.runtime.logs import get_logger
 from maskline.runtime.tasks import BackgroundTasks
@@ -36,9 +35,10 @@ from maskline.worker.gates.control import HandlerControl
 from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.jobs.executor import JobExecutor
 from maskline.worker.leases.manager import PartitionManager
-from maskline.worker.metrics import Gauges, HandlerGauges, WorkerCollector
+from maskline.worker.metrics import WorkerCollector
+from maskline.worker.node_state import NodeState, ShownParts
 from maskline.worker.partitions.committer import Committer
-from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts, QueuedEvents
+from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts
 from maskline.worker.partitions.history_check import HistoryVerifier
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, arrive_ordinary
@@ -103,6 +103,7 @@ class WorkerNode:
             on_change=self._servers_changed,
             on_open=self._connections_opened,
         )
+        self._state = NodeState(self.worker_id, self._connections, self._owned, self.background)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._resources.close)
             opened = await self._resources.open(self._handlers.resources)
@@ -116,15 +117,15 @@ class WorkerNode:
         """Begin to work, after `open` if need be. Raises ConfigError; everything is closed again then."""
         if self._opened is None:
             await self.open()
-        settings, undo = self.settings, self._opened
+        settings, state, undo = self.settings, self._state, self._opened
         assert undo is not None  # noqa: S101 - `open` has set it
         port = ADMIN_PORTS["worker"] if settings.admin_port is None else settings.admin_port
         registry = CollectorRegistry()
         self.admin = AdminServer(
             settings.admin_host,
             port + self._index if port else 0,
-            live=self._live,
-            ready=self._ready,
+            live=state.live,
+            ready=state.ready,
             registry=registry,
             search=settings.admin_port is None,
             avoid=settings.port,
@@ -135,7 +136,7 @@ class WorkerNode:
             undo.pop_all()
         self._opened = None
         self._assemble(*self._bound)
-        registry.register(WorkerCollector(self.counters, self._gauges))
+        registry.register(WorkerCollector(self.counters, state.gauges))
         self.background.start("retention", self.retention.run)
         self.background.start("dead letters", self.dead_letters.run)
         self.background.start("handler control", self._control.run)
@@ -150,7 +151,7 @@ class WorkerNode:
             asyncio.create_task(self._pollers.run(), name="pollers"),
             asyncio.create_task(self._verifier.run(), name="verification of histories"),
         ]
-        self._started = True
+        self._started = state.working = True
         _log.info(
             "worker started",
             worker=self.worker_id,
@@ -266,6 +267,10 @@ class WorkerNode:
             calls = DeadLetterCalls(dead_handlers, self._resources.context, decoder)
             self._dead_letter_sink = DeadLetterSink(connections, keys, self._owned, calls)
 
+        self._state.parts = ShownParts(
+            self._manager, self._dispatcher, self.gates, self.retention, self.dead_letters, self._pollers
+        )
+
     async def _keep_leases(self) -> None:
         # An event must not run that a pause holds.
         await self._control.wait_known()
@@ -281,7 +286,7 @@ class WorkerNode:
             await opened.aclose()
         if not self._started:
             return
-        self._started = False
+        self._started = self._state.working = False
         stop_timeout_s = self.settings.stop_timeout_ms / 1000
         deadline = monotonic() + stop_timeout_s
         sink = self._dead_letter_sink
@@ -353,68 +358,6 @@ class WorkerNode:
     def admin_url(self) -> str:
         """The address of the admin port, as a URL."""
         return self.admin.url
-
-    def _gauges(self) -> Gauges:
-        partitions = self._owned.open
-        return Gauges(
-            partitions_owned=len(self._owned),
-            live_workers=len(self._manager.live_workers),
-            redis_up=self._connections.up,
-            events_unfinished=sum(partition.unfinished for partition in partitions),
-            events_held=sum(partition.held for partition in partitions),
-            sessions_awaiting_spools=sum(
-                partition.gaps.count_waiting_for_spools() for partition in partitions
-            ),
-            sessions_cached=sum(partition.live_sessions for partition in partitions),
-            handlers_running=self._dispatcher.busy,
-            entries_retained=self.retention.retained,
-            held_back_s=self.retention.held_back_s(),
-            dead_letters=self.dead_letters.count,
-            dead_letters_bytes=self.dead_letters.size_bytes,
-            dead_letters_held_bytes=self.dead_letters.held_bytes,
-            dead_letters_max_bytes=self.dead_letters.max_bytes,
-            handlers=self._handler_gauges(),
-            threads=self._dispatcher.threads(),
-            servers=self._connections.monitor.reports,
-            background_failures=self.background.failures,
-        )
-
-    def _handler_gauges(self) -> dict[str, HandlerGauges]:
-        gates, queued = self.gates, self.dead_letters.queued
-        return {
-            name: HandlerGauges(
-                *queued.get(name, QueuedEvents()),
-                down=gates.state(name) == "down",
-                recovering=gates.state(name) == "recovering",
-                paused=gates.paused(name) is not None,
-            )
-            for name in {**dict.fromkeys(gates.handlers), **queued}
-        }
-
-    def _live(self) -> Health:
-        return Health(True, {"worker": self.worker_id})
-
-    def _ready(self) -> Health:
-        monitor = self._connections.monitor
-        details: dict[str, Any] = {
-            "worker": self.worker_id,
-            "redis": self._connections.error or "up",
-            "connected_to": self._connections.connected_to,
-            "servers": monitor.details(),
-            "background": self.background.failing,
-            **vital_details(),
-        }
-        if self._started:
-            details |= {
-                "partitions_owned": len(self._owned),
-                "live_workers": len(self._manager.live_workers),
-                "dead_letters": {"count": self.dead_letters.count, "bytes": self.dead_letters.size_bytes},
-                "reads": self._pollers.details(),
-                "threads": {
-                    name: use._asdict() for name, use in self._dispatcher.threads().items() if any(use)
-                },
-            }
-        return Health(self._started and self._connections.up and not monitor.errors, details)
 
     # What one part tells another
 
