@@ -42,7 +42,7 @@ async def test_failing_retention_is_restarted_and_shown_by_readyz(node, redis_se
 
     monkeypatch.setattr(node.retention, "_due", due)
     await until(lambda: node.background.failures["retention"] == 2)
-    assert node._ready().details["background"] == {"retention": "ZeroDivisionError"}
+    assert node._state.ready().details["background"] == {"retention": "ZeroDivisionError"}
     with redis_server.client() as client:
         stream = node._keys.callbacks(0)
         client.xadd(stream, {"c": "nothing"})
