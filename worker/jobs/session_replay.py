@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from maskline.schemas.call_summary import Handled
 from maskline.schemas.jobs import Selection
 from maskline.worker.entries.entry import Entry
+from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem
 from maskline.worker.ordering.reorder import Arrival, Duplicate, Policy, Release, SessionOrder
 from maskline.worker.ordering.state import LaneState, SessionState
 
@@ -68,6 +69,22 @@ def runs_again(
             earlier = _earlier_runs(_lane(after, recording=recording), _lane(now, recording=recording))
             runs.append(Run(replace(release, run=release.run + earlier) if earlier else release, handlers))
     return runs
+
+
+def replayed_item(release: Release, now_ms: int, job: str | None) -> QueueItem:
+    """The item of a retry queue for an event that runs again. `now_ms`: the worker's clock. `job`: which replays it."""
+    entry: Entry = release.arrival.payload
+    return QueueItem(
+        ITEM_VERSION,
+        entry.entry_id,
+        entry.encoded,
+        release.order,
+        release.missing,
+        release.run,
+        now_ms,
+        replayed=True,
+        job=job,
+    )
 
 
 def without(runs: Iterable[Run], waiting: Collection[tuple[str, str]]) -> list[Run]:

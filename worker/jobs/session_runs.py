@@ -18,10 +18,10 @@ from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.jobs import PartitionJob
 from maskline.worker.entries.decode import StreamEntries
 from maskline.worker.entries.entry import EntryPosition, entry_id_at
-from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem, decode_item
+from maskline.worker.entries.queue_item import QueueItem, decode_item
 from maskline.worker.jobs.job_run import CHECK_S, JobRun
 from maskline.worker.jobs.letter_scan import PARKED_WITHIN_MS, SESSION_BUSY_S, letter_in
-from maskline.worker.jobs.session_replay import Run, runs_again, without
+from maskline.worker.jobs.session_replay import Run, replayed_item, runs_again, without
 from maskline.worker.jobs.stream_pages import StreamPages
 from maskline.worker.ordering.reorder import Arrival
 from maskline.worker.ordering.state import NEW_SESSION, SessionState
@@ -162,18 +162,7 @@ def _append(run: JobRun, session: LiveSession, runs: Sequence[Run]) -> Partition
     items: defaultdict[str, list[QueueItem]] = defaultdict(list)
     now_ms = wall_clock_ms()
     for release, handlers in runs:
-        entry = release.arrival.payload
-        item = QueueItem(
-            ITEM_VERSION,
-            entry.entry_id,
-            entry.encoded,
-            release.order,
-            release.missing,
-            release.run,
-            now_ms,
-            replayed=True,
-            job=run.job.id,
-        )
+        item = replayed_item(release, now_ms, run.job.id)
         for handler in handlers:
             items[handler].append(item)
     queued, parked = Counter[str](), 0

@@ -1,6 +1,11 @@
 """Makes callbacks as a test writes them: by the attributes that handlers see."""
 
+from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlencode
+
+from maskline.schemas.callback import RawCallback
+from maskline.schemas.parameters import FORM_TYPE
 
 SESSION_UUID: Final = "5e551011-0000-4000-8000-000000000000"
 """The session of callbacks that name none."""
@@ -28,3 +33,10 @@ def callback(event_name: str, **attributes: object) -> dict[str, str]:
         for name, value in given.items()
         if value is not None
     }
+
+
+def raw_callback(given: Mapping[str, str] | RawCallback, received_at_ms: int) -> RawCallback:
+    """The callback as ingest would store it. `given`: its parameters, by Plivo's names, or all of it."""
+    if isinstance(given, RawCallback):
+        return given
+    return RawCallback("POST", b"", FORM_TYPE, urlencode(given).encode(), received_at_ms, "")

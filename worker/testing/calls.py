@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.dead_letter_view import DeadLetterContext, DeadLetterView
 from maskline.schemas.events import Event
 from maskline.worker.api.binding import BoundDeadHandler, BoundHandler
@@ -19,7 +20,7 @@ class Call(NamedTuple):
     handler: str
     """The handler's name, as logs and dead letters show it."""
     event: Event
-    """The event; for a handler of CallSummary, that."""
+    """The event; for a handler of CallSummary, that: see `summary`."""
     order: Order
     missing: tuple[int, ...]
     run: int
@@ -30,6 +31,12 @@ class Call(NamedTuple):
     skipped: tuple[int, ...] = ()
     replayed: bool = False
     fencing_token: int = 1
+
+    @property
+    def summary(self) -> CallSummary | None:
+        """The call summary that the handler got; None if it got an event."""
+        given: Handled = self.event
+        return given if isinstance(given, CallSummary) else None
 
 
 class DeadCall(NamedTuple):

@@ -13,71 +13,41 @@ handler without `retries=` gives an event up after ten attempts. As in a worker,
 context that the resources were opened in, which is a copy of the one that the harness was entered in.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from functools import partial
 from itertools import groupby
 from os import PathLike
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal, Protocol, Self
-from urllib.parse import urlencode
-
-import msgspec
+from typing import Any, Final, Literal, Self
 
 from maskline.schemas.callback import RawCallback, encode_callback
 from maskline.schemas.dead_letter_view import DeadLetterView
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.handler_control import Pause
-from maskline.schemas.parameters import FORM_TYPE
-from maskline.schemas.session_export import ExportSettings, SessionExport, decode_export
+from maskline.schemas.jobs import Selection
+from maskline.schemas.session_export import SessionExport
 from maskline.worker.api.binding import Table, bind, bind_dead
 from maskline.worker.api.loading import load_handlers
-from maskline.worker.api.registry import ResourceSpec
 from maskline.worker.api.resources import Resources
 from maskline.worker.counters import Counters
 from maskline.worker.dead_letters.calls import DeadLetterCalls
 from maskline.worker.entries.dead_letter import DeadLetter, public_id
 from maskline.worker.entries.decode import entry_decoder
 from maskline.worker.testing import in_use
+from maskline.worker.testing.callbacks import SESSION_UUID, raw_callback
 from maskline.worker.testing.calls import Call, DeadCall, dead_recorded, recorded
-from maskline.worker.testing.in_memory_worker import (
-    PARTITION,
-    Arrived,
-    Clock,
-    InMemoryWorker,
-    Parts,
-    WorkerSettings,
-    at_once,
-)
+from maskline.worker.testing.exports import read_export, settings_of
+from maskline.worker.testing.in_memory_worker import InMemoryWorker
 from maskline.worker.testing.kept import Kept
+from maskline.worker.testing.parts import PARTITION, Arrived, Clock, Parts, WorkerSettings, at_once
 from maskline.worker.testing.picture import Picture, draw
+from maskline.worker.testing.resources import check_overridden, to_open
 
 START_MS: Final = 1_767_225_600_000
 """Where the harness's time begins: 2026-01-01 00:00:00 UTC."""
 
 CLOSE_S: Final = 60.0
 """For closing the resources. One that takes longer is cancelled, and fails the test."""
-
-TWINS_ATTRIBUTE: Final = "__harness_resources__"
-"""The attribute of a handler module by which it brings twins of its resources, for harnesses: by the resource's name, a
-function that takes the harness and returns an async context manager."""
-
-
-class HarnessStream(Protocol):
-    """A harness, as the twin of a resource sees it."""
-
-    @property
-    def now_ms(self) -> int:
-        """The harness's time, milliseconds since the epoch."""
-
-    def emit(self, callback: RawCallback) -> None:
-        """Append an entry to the stream: it is handled before the running `feed` returns."""
-
-    def call_at(self, at_ms: int, function: Callable[[], None]) -> None:
-        """Call a plain function once the harness's time is `at_ms`."""
 
 
 class Harness:
@@ -123,7 +93,7 @@ class Harness:
         """Every call of a handler of dead letters, in the order they ended."""
         self._handlers = load_handlers(modules)
         self._overridden = dict(resources or {})
-        _check_resources(self._overridden, self._handlers.resources)
+        check_overridden(self._overridden, self._handlers.resources)
         given = {
             "gap_timeout_ms": gap_timeout_ms,
             "first_sequence": first_sequence,
@@ -150,9 +120,7 @@ class Harness:
         in_use.HARNESSES.append(self)
         self._resources = Resources()
         try:
-            specs = [
-                self._twin_or(spec) for spec in self._handlers.resources if spec.name not in self._overridden
-            ]
+            specs = to_open(self._handlers.resources, self._overridden, self)
             opened = await self._resources.open(specs) | self._overridden
         except ConfigError as error:
             await self._resources.close(CLOSE_S)
@@ -204,7 +172,7 @@ class Harness:
         all of it is handled twice.
         """
         for given in callbacks:
-            self._kept.append(encode_callback(self._raw(given)), self._clock.now_ms)
+            self._kept.append(encode_callback(raw_callback(given, self._clock.now_ms)), self._clock.now_ms)
         if crash:
             await self._worker.settle(commit=False)
             await self.restart()
@@ -228,7 +196,7 @@ class Harness:
         """
         for one in what:
             if isinstance(one, (DeadLetter, DeadLetterView)):
-                self._worker.replay(self._letter_id(one))
+                self._worker.operator.replay(self._letter_id(one))
             else:
                 await self._replay_session(one if isinstance(one, SessionExport) else read_export(one))
         await self._settle()
@@ -239,7 +207,18 @@ class Harness:
         Raises ValueError if one is not there.
         """
         for letter in letters:
-            self._worker.discard(self._letter_id(letter))
+            self._worker.operator.discard(self._letter_id(letter))
+        await self._settle()
+
+    async def run_again(
+        self, session_uuid: str = SESSION_UUID, *, handler: str | None = None, event_name: str | None = None
+    ) -> None:
+        """Run the callbacks of a session again that were handled, in order, as `maskline replay --session` does.
+
+        `handler`, `event_name`: only for this handler, only events of this name. Raises ValueError while events of the
+        session wait for a missing number.
+        """
+        self._worker.operator.run_again(Selection(session=session_uuid, handler=handler, event=event_name))
         await self._settle()
 
     async def pause(self, handler: str, *, why: str = "") -> None:
@@ -363,14 +342,6 @@ class Harness:
         self.calls.append(call)
         self._called.append((self._clock.now_ms, call))
 
-    def _twin_or(self, spec: ResourceSpec) -> ResourceSpec:
-        """The resource, or the twin that its module brings."""
-        module = sys.modules.get(spec.open.__module__)
-        twins: Mapping[str, Callable[[HarnessStream], AbstractAsyncContextManager[Any]]]
-        twins = getattr(module, TWINS_ATTRIBUTE, {})
-        twin = twins.get(spec.name)
-        return spec if twin is None else spec._replace(open=partial(twin, self))
-
     async def _settle(self) -> None:
         worker = None
         while worker is not self._worker:  # a crash meanwhile leaves the rest to the next
@@ -387,7 +358,7 @@ class Harness:
         if not export.callbacks:
             return
         first_ms = export.callbacks[0].at_ms
-        settings = self._settings_of(export.settings)
+        settings = settings_of(export.settings, self._given)
         if not self._kept.stream:
             await self._worker.stop("a session is replayed")
             self._clock.now_ms, self._settings = first_ms, settings
@@ -404,17 +375,6 @@ class Harness:
         while (gap_ms := self._worker.next_gap_ms) is not None:
             await self._pass_to(max(gap_ms, self._clock.now_ms + 1))
 
-    def _settings_of(self, exported: ExportSettings) -> WorkerSettings:
-        """The settings of an exported session, where the harness was not given others."""
-        taken = msgspec.structs.asdict(exported)
-        taken["ignored_parameters"] = frozenset(exported.ignored_parameters)
-        return WorkerSettings(**taken | self._given)
-
-    def _raw(self, given: Mapping[str, str] | RawCallback) -> RawCallback:
-        if isinstance(given, RawCallback):
-            return given
-        return RawCallback("POST", b"", FORM_TYPE, urlencode(given).encode(), self._clock.now_ms, "")
-
     def _letter_id(self, letter: DeadLetter | DeadLetterView) -> str:
         for letter_id, known in self._kept.letters.items():
             if known is letter or (
@@ -427,19 +387,3 @@ class Harness:
         names = self._worker.gates.handlers
         if handler not in names:
             raise ValueError(f"no handler is called {handler}; there are: {', '.join(names)}")
-
-
-def read_export(path: str | PathLike[str]) -> SessionExport:
-    """The session in a file of `maskline session UUID --export FILE`. Raises ConfigError and OSError."""
-    file = Path(path)
-    try:
-        return decode_export(file.read_bytes())
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-def _check_resources(overridden: Iterable[str], specs: Iterable[ResourceSpec]) -> None:
-    names = [spec.name for spec in specs]
-    for name in overridden:
-        if name not in names:
-            raise ConfigError(f"no resource is called {name}; there are: {', '.join(names) or 'none'}")

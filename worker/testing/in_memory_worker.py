@@ -9,131 +9,24 @@ do, `pass_to` moves the clock on, and runs what falls due on the way, in order.
 | commits | `_commit`, once all handlers under way have ended |
 | takes retry queues that are due (`retry_queues.runner`) | `_take_due` |
 | gives up what has waited too long behind a dead letter (`retry_queues.expiry`) | `_expire_parked` |
-| replays and discards dead letters (`jobs.letter_scan`) | `replay`, `discard` |
+| replays and discards (`jobs`) | `Operator` |
 """
 
 import asyncio
-import contextvars
 import math
-from collections.abc import Callable, Mapping, Sequence
-from heapq import heappop, heappush
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
 
 from maskline.schemas.callback import CALLBACK_FIELD
-from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.handler_control import HandlerReport, Pause
-from maskline.worker.api.binding import BoundHandler, Table
-from maskline.worker.api.retry_schedule import RetryPolicy
-from maskline.worker.commands.retry_ops import Requeue
-from maskline.worker.counters import Counters
-from maskline.worker.dead_letters.calls import DeadLetterCalls
 from maskline.worker.dispatch.dispatcher import Dispatcher
 from maskline.worker.dispatch.failed_attempts import RetryTiming
 from maskline.worker.entries.dead_letter import public_id
-from maskline.worker.entries.decode import entry_decoder
-from maskline.worker.entries.entry import entry_position
-from maskline.worker.gates.gates import HandlerGates
-from maskline.worker.jobs.letter_plan import plan_replay
-from maskline.worker.jobs.letter_replay import discard, put_back
-from maskline.worker.jobs.letter_scan import PARKED_WITHIN_MS
-from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.ledger import GroupPosition, Lease
-from maskline.worker.partitions.partition import Partition, PartitionSettings
+from maskline.worker.partitions.partition import Partition
 from maskline.worker.partitions.phase import Phase
-from maskline.worker.partitions.session import LiveSession
-from maskline.worker.testing.kept import Kept, Place
-
-PARTITION: Final = 0
-GROUP: Final = "workers"
-
-UNCOUNTED_RETRIES: Final = 9
-"""Retries of a handler without `retries=` while retries do not wait; a worker would try for a day. Ten attempts show a
-test as much."""
-
-SESSION_TTL_S: Final = 86_400
-SESSIONS_MAX: Final = 1_000_000
-"""Sessions in memory: what a test feeds stays there."""
-
-
-class WorkerSettings(NamedTuple):
-    """The settings of a worker that a harness has, with the meaning of the MASKLINE_ ones."""
-
-    gap_timeout_ms: int = 5_000
-    first_sequence: int = 1
-    recording_sequence: str = "own"
-    late: str = "deliver"
-    held_max: int = 256
-    concurrency: int = 256
-    ignored_parameters: frozenset[str] = frozenset()
-    dead_ttl_s: int = 604_800
-    retry_waits: bool = False
-    """Failures are handled in the harness's time as in a worker's; otherwise retries follow at once, no handler goes
-    down, and none has limits."""
-
-    def partition(self) -> PartitionSettings:
-        """Those that a partition needs."""
-        return PartitionSettings(
-            group=GROUP,
-            policy=Policy(self.gap_timeout_ms, self.first_sequence, self.held_max),
-            recording_shared=self.recording_sequence == "shared",
-            session_ttl_s=SESSION_TTL_S,
-            ignored_parameters=self.ignored_parameters,
-        )
-
-
-class Clock:
-    """The time of a harness, milliseconds since the epoch, and what is to be called when it gets there."""
-
-    def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms
-        self._timers: list[tuple[int, int, Callable[[], None]]] = []
-        self._timers_set = 0
-
-    def wall_ms(self) -> int:
-        """The time, ms."""
-        return self.now_ms
-
-    def seconds(self) -> float:
-        """The time, seconds."""
-        return self.now_ms / 1000
-
-    def call_at(self, at_ms: int, function: Callable[[], None]) -> None:
-        """Call a function once the time is `at_ms`."""
-        self._timers_set += 1
-        heappush(self._timers, (at_ms, self._timers_set, function))
-
-    @property
-    def next_timer_ms(self) -> int | None:
-        """When the next function is to be called; None if there is none."""
-        return self._timers[0][0] if self._timers else None
-
-    def run_timers(self) -> None:
-        """Call the functions that are due."""
-        while self._timers and self._timers[0][0] <= self.now_ms:
-            heappop(self._timers)[2]()
-
-
-class Arrived(NamedTuple):
-    """A callback that was read, and what it came to at once."""
-
-    at_ms: int
-    entry_id: str
-    encoded: bytes
-    became: str
-    """`released`, `waits` (for others, or it did), `duplicate`, or `dead letter`."""
-
-
-class Parts(NamedTuple):
-    """What a worker is made of that outlives it: another one goes on with the same."""
-
-    kept: Kept
-    clock: Clock
-    counters: Counters
-    table: Table
-    dead_calls: DeadLetterCalls
-    context: contextvars.Context
-    """The one that the resources were opened in."""
-    arrivals: list[Arrived]
+from maskline.worker.testing.kept import Place
+from maskline.worker.testing.operator import Operator
+from maskline.worker.testing.parts import PARTITION, SESSIONS_MAX, Arrived, Parts, WorkerSettings, gates_of
 
 
 class InMemoryWorker:
@@ -149,7 +42,7 @@ class InMemoryWorker:
         paused: Mapping[str, Pause] | None = None,
     ) -> None:
         self._kept, self._clock, self._counters = parts.kept, parts.clock, parts.counters
-        self._table, self._dead_calls = parts.table, parts.dead_calls
+        self._dead_calls = parts.dead_calls
         self._arrivals = parts.arrivals
         self._settings = settings
         self.token = token
@@ -157,7 +50,7 @@ class InMemoryWorker:
         self.crashed = False
         handlers = {handler.name: handler for bound in parts.table.values() for handler in bound}
         self._limited = [handler.name for handler in handlers.values() if handler.limited]
-        self.gates = _gates(handlers, parts.clock, settings)
+        self.gates = gates_of(handlers, parts.clock, settings)
         self.gates.set_paused(paused or {})
         for name, report in (known or {}).items():
             self.gates.take_over(name, report)
@@ -175,6 +68,7 @@ class InMemoryWorker:
         position = GroupPosition(parts.kept.cursor, -1)
         lease = Lease(PARTITION, token, f"{token} harness")
         self.partition = Partition(lease, position, settings.partition(), parts.counters)
+        self.operator = Operator(self.partition, parts.kept, parts.clock, parts.table, settings.partition())
         self.partition.lease_until = math.inf
         self.partition.session_cache = SESSIONS_MAX
         pending, self._read_to = parts.kept.unread()
@@ -218,49 +112,6 @@ class InMemoryWorker:
     def next_gap_ms(self) -> int | None:
         """When the next gap is given up; None if nothing waits for a number."""
         return self.partition.next_deadline_ms
-
-    # Dead letters
-
-    def replay(self, letter_id: str) -> None:
-        """Run the event of a dead letter again, as `maskline dead replay` does. Raises ValueError if that cannot be."""
-        letter = self._kept.letters[letter_id]
-        fields = CALLBACK_FIELD, letter.callback
-        settings = self._settings.partition()
-        try:
-            arrival = entry_decoder(settings.ignored_parameters, settings.group).arrival_of(
-                letter.entry_id, fields, settings.recording_shared
-            )
-        except (UndecodableEntryError, ValueError):
-            arrival = None
-        plan = plan_replay(letter, arrival, lambda kind: [handler.name for handler in self._table[kind]])
-        if plan.action == "gone":
-            raise ValueError("no handler takes the event of this dead letter any more")
-        if plan.action == "requeue":
-            self.partition.add_retry_op(Requeue(letter_id, letter.callback))
-            return
-        session = self._changeable_session(plan.session_uuid)
-        parks = self._parks(letter_id)
-        put_back(self.partition, session, letter_id, letter, plan, parks=parks, now_ms=self._clock.now_ms)
-
-    def discard(self, letter_id: str) -> None:
-        """Give a dead letter up for good, as `maskline dead discard` does: what waits behind it goes on."""
-        letter, parks = self._kept.letters[letter_id], self._parks(letter_id)
-        session = self._changeable_session(letter.session_uuid) if parks and letter.session_uuid else None
-        discard(self.partition, session, letter_id, letter, parks=parks)
-
-    def _changeable_session(self, uuid: str) -> LiveSession:
-        session = self.partition.session_of(uuid, self._kept.state(uuid, self._clock.now_ms))
-        if not self.partition.may_change_queues(session):
-            raise ValueError("events of the session wait for a number: let the time of the gap pass first")
-        return session
-
-    def _parks(self, letter_id: str) -> bool:
-        """Whether its handler's queue waits behind this letter, and not behind a later one."""
-        letter = self._kept.letters[letter_id]
-        if not letter.parked or letter.handler is None or letter.session_uuid is None:
-            return False
-        parked_ms = self._kept.queues.parked_ms(Place(letter.handler, letter.session_uuid))
-        return parked_ms is not None and parked_ms <= entry_position(letter_id)[0] + PARKED_WITHIN_MS
 
     # Inside
 
@@ -376,29 +227,3 @@ class InMemoryWorker:
                 if self.partition.may_change_queues(session):
                     items = kept.queues.items(place)
                     self.partition.give_up_waiting(session, place.handler, items, now_ms=now_ms)
-
-
-def at_once(handler: BoundHandler) -> BoundHandler:
-    """The handler, whose retries do not wait, and which has no limits."""
-    policy = handler.policy
-    retries = UNCOUNTED_RETRIES if policy.retries is None else policy.retries
-    return BoundHandler(
-        handler.name,
-        handler.call,
-        handler.in_thread,
-        RetryPolicy(retries, 0, 0, policy.give_up_after_s),
-        handler.timeout_s,
-        handler.on_give_up,
-    )
-
-
-def _gates(handlers: Mapping[str, BoundHandler], clock: Clock, settings: WorkerSettings) -> HandlerGates:
-    kind = HandlerGates if settings.retry_waits else _NeverDownGates
-    return kind(handlers.values(), wall_ms=clock.wall_ms, chance=lambda: 0.0, clock=clock.seconds)
-
-
-class _NeverDownGates(HandlerGates):
-    """Gates that only pauses close: a test wants to see each event handled or given up, however often one fails."""
-
-    def failed(self, handler: str, session: str) -> None:
-        """Nothing follows."""

@@ -11,9 +11,9 @@ from maskline.worker.gates.gates import HandlerGates
 from maskline.worker.ordering.reorder import Arrival
 from maskline.worker.partitions.session import LiveSession
 from maskline.worker.testing.calls import Call
-from maskline.worker.testing.in_memory_worker import Arrived
 from maskline.worker.testing.kept import Kept, Place
 from maskline.worker.testing.order_table import Block, Row, order_table
+from maskline.worker.testing.parts import Arrived
 
 
 class Picture(NamedTuple):

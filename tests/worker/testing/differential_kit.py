@@ -66,10 +66,13 @@ class Step(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """Callbacks, and what an operator does about all dead letters after the last of them, one thing after the other."""
+    """Callbacks, and what an operator does after the last of them, one thing after the other.
+
+    Replays and discards are of all dead letters; what runs again is the first session.
+    """
 
     steps: Sequence[Step]
-    about_letters: Sequence[Literal["replay", "discard"]] = ()
+    done_later: Sequence[Literal["replay", "discard", "run again"]] = ()
 
 
 class Outcome(NamedTuple):
@@ -136,9 +139,12 @@ async def through_harness(scenario: Scenario, prefix: str, *, retry_waits: bool,
             await harness.pass_time(step.after_s)
             await harness.feed(*step.callbacks)
         await harness.pass_time(FLUSH_S)
-        for doing in scenario.about_letters:
-            deal_with = harness.replay if doing == "replay" else harness.discard
-            await deal_with(*harness.dead_letters)
+        for doing in scenario.done_later:
+            if doing == "run again":
+                await harness.run_again(f"{prefix}s0")
+            else:
+                deal_with = harness.replay if doing == "replay" else harness.discard
+                await deal_with(*harness.dead_letters)
         letters = sorted(map(_letter, harness.dead_letters), key=repr)
         return Outcome(recorder.of_sessions(prefix), letters, harness.parked)
 
@@ -203,8 +209,13 @@ class RealWorker:
         self._at_ms += FLUSH_S * 1000
         await self._tick()
         await until(self._is_quiet)
-        for doing in scenario.about_letters:
-            await self._carry_out("dead" if doing == "replay" else "discard")
+        for doing in scenario.done_later:
+            if doing == "run again":
+                ((last, _),) = self._client.xrevrange(self._keys.callbacks(0), count=1)
+                await self._carry_out("callbacks", Selection(session=f"{prefix}s0"), last.decode())
+            elif ids := [letter_id for letter_id, _ in self._letters()]:
+                named = Selection(ids=tuple(public_id(0, letter_id) for letter_id in ids))
+                await self._carry_out("dead" if doing == "replay" else "discard", named, ids[-1])
             await self._tick()  # what was put back into the stream is read
             await until(self._is_quiet)
         letters = self._letters()
@@ -231,15 +242,11 @@ class RealWorker:
         counts = self._client.hgetall(self._keys.retry_counts(0))
         return sum(int(count) for field, count in counts.items() if field.startswith(b"parked "))
 
-    async def _carry_out(self, kind: JobKind) -> None:
-        """Replay or discard the dead letters of the example, as a command does, and wait until that is done."""
-        ids = [letter_id for letter_id, _ in self._letters()]
-        if not ids:
-            return
-        selected = Selection(ids=tuple(public_id(0, letter_id) for letter_id in ids))
+    async def _carry_out(self, kind: JobKind, selected: Selection, end: str) -> None:
+        """Have a job done, as a command does, and wait until that is so. `end`: the last entry that it looks at."""
         now_ms = time.time_ns() // 1_000_000
         job = Job(f"job{next(self._ticks)}", kind, selected, now_ms, (0,), by="ops@test")
-        record = encode_partition_job(PartitionJob(now_ms, ids[-1]))
+        record = encode_partition_job(PartitionJob(now_ms, end))
         self._client.hset(self._keys.partition_jobs(0), job.id, record)
         self._client.hset(self._keys.jobs, job.id, encode_job(job))
         self._node.jobs.revision_changed(self._client.hincrby(self._keys.control, REVISION_FIELD, 1))

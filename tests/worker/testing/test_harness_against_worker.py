@@ -18,7 +18,7 @@ from maskline.schemas.callback import RawCallback
 
 EXAMPLES = int(os.environ.get("MASKLINE_TEST_EXAMPLES", "0"))
 """0: a few. An example takes some 50 ms."""
-FEW = 20
+FEW = 15
 PHASES = [*Phase] if EXAMPLES else [Phase.explicit, Phase.reuse, Phase.generate]
 """Making an example smaller takes minutes, as each try goes through a worker."""
 
@@ -103,7 +103,7 @@ def scenarios(draw: st.DrawFn, prefix: str) -> Scenario:
             Step(after_s, draw(st.permutations(those)) if draw(st.booleans()) else those)
             for after_s, those in zip(steps, arriving, strict=True)
         ],
-        draw(st.lists(st.sampled_from(["replay", "replay", "discard"]), max_size=3)),
+        draw(st.lists(st.sampled_from(["replay", "replay", "discard", "run again"]), max_size=3)),
     )
 
 
@@ -127,10 +127,10 @@ def test_harness_gives_what_a_worker_gives(real: tuple[asyncio.Runner, RealWorke
     @given(st.data(), st.sampled_from(["retries at once", "retries wait", "from a file"]))
     def same(data: st.DataObject, way: str) -> None:
         prefix = f"e{next(examples)}"
-        steps, about_letters = data.draw(scenarios("e"))
+        steps, done_later = data.draw(scenarios("e"))
         renamed = Scenario(
             [Step(step.after_s, [_in_session(one, prefix) for one in step.callbacks]) for step in steps],
-            () if way == "from a file" else about_letters,
+            () if way == "from a file" else done_later,
         )
         given_by_worker = runner.run(worker.through(renamed, f"{prefix}-"))
         if way == "from a file":

@@ -258,6 +258,30 @@ async def test_a_letter_is_replayed_while_its_session_waits_for_a_number():
         assert harness.waiting == 1
 
 
+async def test_handled_callbacks_run_again_in_order_and_flagged():
+    fares = Fares(3, retries=0)
+    async with Harness(fares.module) as harness:
+        await harness.feed(ringing(2), ringing(1), ringing(3), ringing(1, session_uuid="other"))
+        keys = [call.idempotency_key for call in harness.calls[:2]]
+        await harness.discard(*harness.dead_letters)
+        harness.calls.clear()
+        fares.bad.clear()
+        await harness.run_again()
+        assert [(call.event.sequence_number, call.order) for call in harness.calls] == [
+            (1, "in_order"),
+            (2, "in_order"),
+            (3, "in_order"),
+        ]
+        assert {call.event.session_uuid for call in harness.calls} == {SESSION_UUID}
+        assert all(call.replayed for call in harness.calls)
+        assert [call.idempotency_key for call in harness.calls[:2]] == keys
+        await harness.run_again(event_name="SessionPartiesHangup")
+        assert len(harness.calls) == 3
+        await harness.feed(ringing(9))
+        with pytest.raises(ValueError, match="let the time of the gap pass first"):
+            await harness.run_again()
+
+
 def test_a_harness_must_be_entered():
     with pytest.raises(RuntimeError, match="enter the harness first"):
         _ = Harness(Fares().module).waiting
