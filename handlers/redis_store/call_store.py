@@ -17,6 +17,7 @@ from maskline.schemas.calls.assembly import OBSERVATIONS_MAX, SessionCalls, asse
 from maskline.schemas.calls.observation import ObservedContext, observe
 from maskline.schemas.calls.revisions import (
     Emitted,
+    call_only_begins,
     decode_emitted,
     digest_of,
     due_summaries,
@@ -86,15 +87,13 @@ class CallStore:
             kept = record.observations
             if one.idempotency_key not in kept and record.count < OBSERVATIONS_MAX:
                 kept = {**kept, one.idempotency_key: one}
-            session = assemble(kept.values())
-            summaries = due_summaries(session_uuid, session, _emitted(record))
-            change = RecordChange(
-                one,
-                ctx.fencing_token,
-                record.version,
-                self._entries(summaries),
-                self._due_in_ms(session),
-            )
+            summaries: list[CallSummary] = []
+            due_in_ms = self._silence_ms
+            if record.added or not call_only_begins(kept.values()):
+                session = assemble(kept.values())
+                summaries = due_summaries(session_uuid, session, _emitted(record))
+                due_in_ms = self._due_in_ms(session)
+            change = RecordChange(one, ctx.fencing_token, record.version, self._entries(summaries), due_in_ms)
             stored = await self._records.change(session_uuid, change)
             if stored.status == "fenced":
                 raise SessionLostError(f"the session {session_uuid} has a later owner")

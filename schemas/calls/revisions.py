@@ -1,6 +1,6 @@
 """Which summaries a session's calls call for, beside those that were emitted before. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -10,7 +10,7 @@ from maskline.schemas.call_summary import CallSummary, encode_summary
 from maskline.schemas.calls.assembly import SessionCalls
 from maskline.schemas.calls.call_end import LEGS_SILENCE_MS
 from maskline.schemas.calls.observation import Observation
-from maskline.schemas.calls.vocabulary import LEGS_SILENCE, SILENCE
+from maskline.schemas.calls.vocabulary import LANDED, LEGS_SILENCE, PIN, REPLACED, SILENCE, UPDATED
 
 DIGEST_BYTES: Final = 12
 
@@ -31,6 +31,56 @@ def digest_of(summary: CallSummary) -> bytes:
     """As `Emitted.digest`."""
     content = encode_summary(msgspec.structs.replace(summary, revision=0))
     return blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+_BESIDE: Final = frozenset(
+    {
+        PIN,
+        REPLACED,
+        UPDATED,
+        "SessionRecordingInitiated",
+        "SessionRecordingCompleted",
+        "SessionRecordingFailed",
+    }
+)
+"""Events that neither begin a call nor end one."""
+
+_BEGINNING: Final = {
+    name: rank
+    for rank, name in enumerate(
+        (
+            LANDED,
+            "SessionFirstPartyInitiated",
+            "SessionFirstPartyRinging",
+            "SessionFirstPartyAnswer",
+            "SessionSecondPartyInitiated",
+            "SessionSecondPartyRing",
+            "SessionSecondPartyAnswer",
+        )
+    )
+}
+"""The events of a call until both parties talk, in their order."""
+
+
+def call_only_begins(observations: Iterable[Observation]) -> bool:
+    """Whether a session has had nothing but the beginning of its first call, in order: then none is over.
+
+    It is the quick way to know what `assemble` would say, for many of all events: their kinds, numbers and times must
+    all grow. `observations`: as they came.
+    """
+    reached = (-1, -1, -1)
+    for one in observations:
+        rank, number, at_ms = _BEGINNING.get(one.event_name), one.number, one.event_timestamp_ms
+        if rank is None:
+            if one.event_name not in _BESIDE:
+                return False
+            continue
+        if number is None or at_ms is None or one.order == "late" or one.run:
+            return False
+        if rank <= reached[0] or number <= reached[1] or at_ms < reached[2]:
+            return False
+        reached = rank, number, at_ms
+    return reached[0] >= 0
 
 
 def due_summaries(

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from maskline.console.simulate.sessions import SessionOptions
 from maskline.schemas.calls.assembly import AssembledCall, SessionCalls, assemble
 from maskline.schemas.calls.observation import Observation, is_recording
-from maskline.schemas.calls.revisions import Emitted, digest_of, due_summaries
+from maskline.schemas.calls.revisions import (
+    Emitted,
+    call_only_begins,
+    digest_of,
+    due_summaries,
+    silent_after_ms,
+)
 from maskline.schemas.events import EVENT_TYPES
 
 encode = msgspec.json.encode  # a NaN is equal to itself there
@@ -169,3 +175,26 @@ def test_a_call_that_was_emitted_stays_over_and_is_emitted_again_only_if_it_chan
         assert due_summaries("s", session, emitted) == []
         over = {call.call for call in session.calls if call.ended_by is not None}
         assert over <= set(emitted)
+
+
+def agrees_that_it_only_begins(observations: list[Observation]) -> bool:
+    if call_only_begins(observations):
+        session = assemble(observations)
+        assert [call.ended_by for call in session.calls] == [None]
+        assert silent_after_ms(session, 9) == 9
+        return True
+    return False
+
+
+def test_quick_way_for_the_beginning_of_a_call_agrees_with_assembly():
+    quick = 0
+    for arrived, _, _ in play(LOSSY, 0.02):
+        prefixes = range(1, len(arrived.observations) + 1)
+        quick += sum(agrees_that_it_only_begins(arrived.observations[:count]) for count in prefixes)
+    assert quick > 20
+
+
+@settings(max_examples=40)
+@given(st.lists(OBSERVATIONS, max_size=6, unique_by=lambda one: one.idempotency_key))
+def test_quick_way_agrees_for_any_observations(observations):
+    agrees_that_it_only_begins(observations)
