@@ -208,7 +208,7 @@ def test_dead_letters_beyond_a_share_of_maxmemory_show_in_status_health_and_metr
                 while len(worker.owned) < PARTITIONS or worker.dead_letters.count < 100 * PARTITIONS:
                     await asyncio.sleep(0.01)
                     await worker.dead_letters.refresh()
-            return worker._ready().details, await asyncio.to_thread(read, f"{worker.admin_url}/metrics")
+            return worker._state.ready().details, await asyncio.to_thread(read, f"{worker.admin_url}/metrics")
         finally:
             await worker.stop()
 
