@@ -7,6 +7,7 @@ words, so that a pipe loses nothing.
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import groupby
+from textwrap import wrap
 from typing import Final
 
 from rich.text import Text
@@ -47,7 +48,7 @@ def draw(report: SessionReport, width: int) -> Iterator[Text]:
         yield Text()
         yield Text("of the session" if report.calls else "events", style="bold")
         yield from _events(others)
-    yield from _waits(report)
+    yield from _waits(report, width)
     yield from _letters(report)
 
 
@@ -217,13 +218,17 @@ def _flags(event: EventRow) -> Iterator[tuple[str, str]]:
         yield f"unreadable: {', '.join(map(printable, event.problems))}", "yellow"
 
 
-def _waits(report: SessionReport) -> Iterator[Text]:
+def _waits(report: SessionReport, width: int) -> Iterator[Text]:
     if not report.waits:
         return
     yield Text()
     yield Text("waits now", style="bold")
     for wait in report.waits:
-        yield Text(f"  {_wait_words(wait, report)}", style="magenta")
+        words = _wait_words(wait, report)
+        for line in wrap(
+            words, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        ):
+            yield Text(line, style="magenta")
         if wait.command is not None:
             yield Text(f"    {printable(wait.command)}")
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from maskline.console.output import printable
+from maskline.console.output import printable, shortened
 from maskline.console.session.report import EventRow
 
 WORDS: Final = {
@@ -33,6 +33,10 @@ PINS: Final = {"success": "PIN is right", "failed": "PIN is wrong", "authorizedc
 
 PARTS_MAX: Final = 8
 
+NAME_SHOWN_CHARS: Final = 40
+CAUSE_SHOWN_CHARS: Final = 30
+"""Of Plivo's names and causes, all are shorter."""
+
 _ENDS: Final = ("Hangup", "Complete", "Failed")
 
 
@@ -42,10 +46,10 @@ def words_of(event: EventRow) -> str:
         return _pin(event)
     words = WORDS.get(event.event_name)
     if words is None:
-        return printable(event.event_name)
+        return shortened(event.event_name, NAME_SHOWN_CHARS)
     details = []
     if event.event_name.endswith(_ENDS) and event.hangup_cause is not None:
-        details.append(printable(event.hangup_cause))
+        details.append(shortened(event.hangup_cause, CAUSE_SHOWN_CHARS))
     if event.event_name == "SessionPartiesHangup" and event.amount is not None:
         details.append(f"amount {printable(event.amount)}")
     if event.event_name == "SessionRecordingCompleted" and event.duration_s is not None:

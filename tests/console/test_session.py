@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -58,8 +59,6 @@ def read(run, *argv):
 
 
 def module_of(*handlers):
-    from types import ModuleType
-
     it = ModuleType("handlers_of_the_test")
     for at, handler in enumerate(handlers):
         setattr(it, f"handler{at}", handler)

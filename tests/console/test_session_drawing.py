@@ -1,19 +1,36 @@
 """A session is judged and drawn: what Redis has of it in, lines out."""
 
 import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
 from rich.cells import cell_len
-from session_kit import ANSWERED, FIRST, SECOND, START_MS, VIRTUAL, event, facts_of, kept, report
+from session_kit import (
+    ANSWERED,
+    FIRST,
+    POLICY,
+    SECOND,
+    START_MS,
+    VIRTUAL,
+    event,
+    facts_of,
+    kept,
+    report,
+    session_of_the_docs,
+)
 
 from maskline.console.session.drawing import draw
 from maskline.console.session.event_words import WORDS, numbers, span
 from maskline.console.session.facts import LetterFacts, QueueFacts, StreamFacts
+from maskline.console.session.report import CallRow, EventRow, GoneRow, LetterRow, SessionReport
+from maskline.console.session.waits import WaitKind, WaitRow
 from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.events import EVENT_TYPES
 from maskline.schemas.handler_control import Pause
-from maskline.schemas.privacy import number_token
+from maskline.schemas.privacy import number_token, set_token_key, token_key
 from maskline.worker.entries.dead_letter import DeadLetter
 from maskline.worker.entries.queue_item import ITEM_VERSION, QueueItem
 from maskline.worker.ordering.reorder import SessionOrder
@@ -31,8 +48,6 @@ def drawn(facts, width=80):
 def handled_state(*parameters):
     """The session's order after these callbacks."""
     order = SessionOrder()
-    from session_kit import POLICY
-
     for at, given in enumerate(parameters):
         order.arrive(kept(given, START_MS + at * 1000).arrival, POLICY)
     return order.state
@@ -191,3 +206,25 @@ def test_numbers_and_spans_are_written_as_people_do():
     assert [span(it) for it in (0, 59, 60, 192, 3600, 3780)] == [
         "0 s", "59 s", "1 min", "3 min 12 s", "1 h", "1 h 3 min",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def docs_key():
+    """The token key of the drawing in the docs."""
+    before = token_key()
+    set_token_key(b"the key of the docs, 32 bytes..!")
+    yield
+    set_token_key(before)
+
+
+def test_the_docs_show_this_drawing_and_these_keys(docs_key):
+    page = (Path(__file__).parents[2] / "docs" / "modules" / "timeline.md").read_text()
+    facts = session_of_the_docs()
+    assert f"```\n{drawn(facts, 80)}\n```" in page
+    keys = {
+        *SessionReport.__struct_fields__, *GoneRow.__struct_fields__, *EventRow.__struct_fields__,
+        *WaitRow.__struct_fields__, *LetterRow.__struct_fields__, *get_args(WaitKind),
+    }  # fmt: skip
+    assert sorted(key for key in keys if f"`{key}`" not in page) == []
+    summary = {*CallSummary.__struct_fields__} - {"revision", "session_uuid"}
+    assert {*CallRow.__struct_fields__} == summary

@@ -14,6 +14,7 @@ from maskline import on
 from maskline.console.simulate.sessions import SessionOptions, make_session
 from maskline.events import Event
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
+from maskline.schemas.decode import decode_event
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys, partition_of
 from maskline.testing import Harness
@@ -81,8 +82,6 @@ def run(redis_server, namespace, monkeypatch, capsys):
 
 def put(client, namespace, callbacks, *, start_ms=START_MS, step_ms=700):
     """Put the callbacks of a session into its stream, so far apart by the stream's clock; its SessionUUID."""
-    from maskline.schemas.decode import decode_event
-
     for at, callback in enumerate(callbacks):
         uuid = decode_event(callback).event.session_uuid
         stream = Keys(namespace).callbacks(partition_of(uuid, PARTITIONS))
@@ -106,8 +105,6 @@ def test_an_exported_session_replays_as_it_ran(redis_server, namespace, run, tmp
     settings = settings_for(
         redis_server, namespace, partitions=PARTITIONS, gap_timeout_ms=2000, retention_s=86_400 * 365
     )
-    from maskline.schemas.decode import decode_event
-
     for index, uuid in enumerate(uuids):
         expected[uuid] = len({decode_event(it).fingerprint for it in callbacks_of(index)})
     asyncio.run(run_worker(settings, calls, lambda: sum(expected.values())))
