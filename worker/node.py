@@ -181,15 +181,6 @@ class WorkerNode:
             background=self.background,
             context=self._resources.context,
         )
-        self._control = HandlerControl(
-            connections,
-            keys,
-            self.gates,
-            worker_id=self.worker_id,
-            lease_ttl_ms=settings.lease_ttl_ms,
-            events=event_names(table),
-            on_revision=self._revision_changed,
-        )
         self._watchdog = Watchdog(self._dispatcher.handler_on_loop, self._loop_blocked, self.background)
         self._committer = Committer(
             connections,
@@ -233,6 +224,15 @@ class WorkerNode:
             settings,
             counters=counters,
             on_fault=self.background.failed,
+        )
+        self._control = HandlerControl(
+            connections,
+            keys,
+            self.gates,
+            worker_id=self.worker_id,
+            lease_ttl_ms=settings.lease_ttl_ms,
+            events=event_names(table),
+            on_revision=self.jobs.revision_changed,
         )
         self._expiry = ParkedQueueExpiry(
             connections, keys, self._owned, self._committer, ttl_s=settings.dead_ttl_s
@@ -367,9 +367,6 @@ class WorkerNode:
 
     def _committed(self) -> None:
         self._pollers.progressed()
-
-    def _revision_changed(self, revision: int) -> None:
-        self.jobs.revision_changed(revision)
 
     def _retry_due(self, partition: Partition) -> None:
         self._retry_runner.due_changed(partition)

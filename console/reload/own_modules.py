@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from maskline.worker.api.entry_points import installed_handlers
+
 _INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 _PYTHONS: Final = frozenset(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -40,9 +42,10 @@ class OwnModules:
         """The folders below which the user's modules lie."""
 
     def find_folders(self) -> None:
-        """Note the folders of the handler modules that are loaded by a dotted name."""
+        """Note the folders of the handler modules that are loaded by a dotted name, or by an entry point."""
+        by_entry_point = {found.name: found.module for found in installed_handlers()}
         for name in self._names:
-            top = sys.modules.get(name.partition(".")[0])
+            top = sys.modules.get(by_entry_point.get(name, name).partition(".")[0])
             file = None if top is None or top.__name__ == _OURS else _source(top)
             if file is not None and not _is_installed(file):
                 self.roots.add(file.parent)

@@ -24,11 +24,13 @@ from maskline.console.reload.own_modules import OwnModules
 from maskline.console.reload.sources import Sources, read_sources, worth_a_reload
 from maskline.console.reload.watcher import Watcher
 from maskline.console.reload.worker_slot import WorkerSlot
-from maskline.schemas.errors import ConfigError
+from maskline.schemas.errors import ConfigError, HandlerModulesError
 from maskline.worker.node import WorkerNode
 
 SAVING_S: Final = 0.15
 NAMES_SHOWN_MAX: Final = 3
+MISTAKES_SHOWN_MAX: Final = 8
+"""After the first. One renamed import may be a mistake in every handler."""
 
 
 class Reloader:
@@ -76,7 +78,16 @@ class Reloader:
                 await asyncio.sleep(SAVING_S)
                 changed = self._changed(set(changed))
                 if not changed:
-                    self._write(f"not reloaded, the version before goes on: {error}")
+                    self._tell(error)
+
+    def _tell(self, error: ConfigError) -> None:
+        what = error.mistakes if isinstance(error, HandlerModulesError) else (error,)
+        first, *others = map(str, what)
+        self._write(f"not reloaded, the version before goes on: {first}")
+        for other in others[:MISTAKES_SHOWN_MAX]:
+            self._write(f"  {other}")
+        if len(others) > MISTAKES_SHOWN_MAX:
+            self._write(f"  and {len(others) - MISTAKES_SHOWN_MAX} more: `maskline check` shows them")
 
     def _changed(self, touched: set[Path]) -> list[Path]:
         """The files for which there is a reload now; they count as loaded from then on."""

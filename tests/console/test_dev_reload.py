@@ -137,7 +137,7 @@ def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
     # Mistakes: the version before goes on.
     fares.save("my_fares.py", "def settle(:\n")
     line = fares.until_said("not reloaded")
-    assert "my_fares.py" in line
+    assert line.startswith("not reloaded, the version before goes on: my_fares.py:1: ")
     assert "SyntaxError" in line
     fares.save("my_fares.py", MODULE.format(opening='raise OSError("no such database")'))
     assert "the resource store could not be opened: OSError: no such database" in fares.until_said(
