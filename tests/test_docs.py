@@ -6,11 +6,16 @@ import re
 import sys
 import types
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
 from maskline.console.commands import COMMANDS
+from maskline.schemas.callback import RawCallback
+from maskline.schemas.parameters import FORM_TYPE
+from maskline.schemas.session_export import ExportedCallback, SessionExport, encode_export
 from maskline.schemas.settings import SETTINGS
+from maskline.testing import SESSION_UUID, Harness, callback
 from maskline.worker.api.loading import load_handlers
 
 ROOT = Path(__file__).parent.parent
@@ -28,14 +33,33 @@ SNIPPETS = [
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
-def test_python_in_the_docs_runs(code, monkeypatch):
+def test_python_in_the_docs_runs(code, monkeypatch, tmp_path):
     module = types.ModuleType("docs_snippet")
+    module.__file__ = str(tmp_path / "docs_snippet.py")
+    (tmp_path / "double_hangup.json").write_bytes(double_hangup())
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(code, "docs_snippet", "exec"), vars(module))  # noqa: S102  the project's own text
     assert load_handlers([module]).specs
     for name, value in list(vars(module).items()):
         if name.startswith("test_") and inspect.iscoroutinefunction(value):
-            asyncio.run(value())
+            asyncio.run(run_test(value, module))
+
+
+async def run_test(test, module):
+    """Run a test of a snippet: with a harness, if it asks for the fixture."""
+    if "harness" not in inspect.signature(test).parameters:
+        await test()
+        return
+    async with Harness(module, **module.pytestmark.kwargs) as harness:
+        await test(harness)
+
+
+def double_hangup():
+    """The exported session of a snippet."""
+    hangup = callback("SessionPartiesHangup", sequence_number=1, amount="0.02")
+    raw = RawCallback("POST", b"", FORM_TYPE, urlencode(hangup).encode(), 1, "")
+    callbacks = tuple(ExportedCallback(at_ms=at_ms, callback=raw) for at_ms in (1_000, 9_000))
+    return encode_export(SessionExport(session_uuid=SESSION_UUID, callbacks=callbacks))
 
 
 def test_there_are_snippets_to_run():
