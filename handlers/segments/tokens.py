@@ -18,7 +18,7 @@ import msgspec
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.errors import NotDecodableError
 from maskline.schemas.parameters import Parameters, parse_parameters, unquote_plus
-from maskline.schemas.phone_numbers import PhoneNumbers
+from maskline.schemas.phone_numbers import SHORT_DIGITS, PhoneNumbers
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 NO_VALUES: Final = frozenset({"", "null", "none"})
@@ -26,6 +26,9 @@ NO_VALUES: Final = frozenset({"", "null", "none"})
 
 SPELLING_CHARS: Final = 6
 """Of a spelling's own token. A number has a few spellings, not millions."""
+
+_NUMBER_NAMES: Final = frozenset(name.encode() for name in NUMBER_ATTRIBUTES)
+_NO_DIGITS: Final = bytes(sign for sign in range(256) if sign not in b"0123456789")
 
 _PLAIN: Final = re.compile(r"\+[0-9]{8,}\Z")
 _DIGIT: Final = re.compile(r"\d")
@@ -73,7 +76,19 @@ def _is_number(value: Any) -> bool:
 
 def _form(encoded: bytes, numbers: PhoneNumbers) -> bytes:
     """A query or a form; the fields without a number keep their bytes."""
-    return b"&".join(_field(field, numbers) for field in encoded.split(b"&"))
+    return b"&".join(
+        field if _surely_without(field) else _field(field, numbers) for field in encoded.split(b"&")
+    )
+
+
+def _surely_without(field: bytes) -> bool:
+    """Whether a field has no number, as most: its name is plain, and too few digits are in it, even for one that is
+    escaped, since each escape has a digit or makes none.
+    """
+    if len(field.translate(None, _NO_DIGITS)) >= SHORT_DIGITS or not field.isascii():
+        return False
+    name = field.partition(b"=")[0]
+    return name.isalnum() and name not in _NUMBER_NAMES
 
 
 def _field(field: bytes, numbers: PhoneNumbers) -> bytes:
