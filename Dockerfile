@@ -13,11 +13,12 @@ COPY . .
 RUN --mount=type=cache,target=/root/.cache/pip REQUIRE_MASKLINE_C=1 /opt/maskline/bin/pip install ".[archive,forward,postgres]"
 
 FROM python:3.11-slim
-# The spool's directory belongs to the user before a volume is mounted there: a new volume takes that over. The default,
-# ./spool, leads there by a link: a setting of the image's own would win over the file that MASKLINE_CONFIG names.
+# The directories of the spool and of an archive belong to the user before a volume is mounted there: a new volume takes
+# that over. The default, ./spool, leads there by a link: a setting of the image's own would win over the file that
+# MASKLINE_CONFIG names.
 RUN groupadd --system --gid 10001 maskline \
     && useradd --system --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin maskline \
-    && install --directory --owner maskline --group maskline /var/lib/maskline/spool \
+    && install --directory --owner maskline --group maskline /var/lib/maskline/spool /var/lib/maskline/archive \
     && install --directory /app \
     && ln --symbolic /var/lib/maskline/spool /app/spool
 COPY --from=build /opt/maskline /opt/maskline

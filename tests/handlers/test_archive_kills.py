@@ -46,7 +46,7 @@ def settings_of(crew: Fleet, **more):
 
 def segments(crew: Fleet) -> int:
     """How many there are; those that are being written have another name."""
-    return len([*(crew.directory / "archive").glob("*/*/*/*.segment")])
+    return len([*(crew.directory / "archive").glob("*/*/*/[!.]*.segment")])
 
 
 def in_streams(crew: Fleet) -> Counter:
@@ -84,10 +84,9 @@ def test_killed_between_the_segment_and_the_commit_the_same_callbacks_come_under
     own_crew: Fleet,
 ):
     crew = own_crew
-    settings = settings_of(crew, archive_segment_max_age_ms=1_000)
+    settings = settings_of(crew, archive_segment_max_age_ms=2_000)  # time enough for what follows
     worker = crew.start(**settings)
     crew.put_all(load(SESSIONS, 1))
-
     wait_until(
         lambda: worker.metric("callbacks_read_total") == SESSIONS,
         within_s=PATIENCE_S,
@@ -96,6 +95,11 @@ def test_killed_between_the_segment_and_the_commit_the_same_callbacks_come_under
     crew.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")  # no commit from here on
     wait_until(lambda: segments(crew) == 1, within_s=PATIENCE_S, what="the segment to be durable")
     worker.kill()
+    wait_until(  # or the commit that the server holds would still be carried out
+        lambda: not any(one["name"].startswith("maskline") for one in crew.client.client_list()),
+        within_s=PATIENCE_S,
+        what="the server to have noticed",
+    )
     crew.client.execute_command("CLIENT", "UNPAUSE")
     crew.start(**settings)
     crew.until_drained()

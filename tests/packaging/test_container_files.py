@@ -56,6 +56,13 @@ def test_default_spool_directory_leads_to_the_volume():
     assert f"install --directory --owner maskline --group maskline {volume}" in DOCKERFILE
 
 
+def test_archive_of_the_docs_lies_where_the_image_s_user_may_write():
+    page = (ROOT / "docs" / "modules" / "archive.md").read_text()
+    (volume,) = re.findall(r"- archive:(\S+)", page)
+    (owned,) = re.findall(r"install --directory --owner maskline --group maskline (.+) \\", DOCKERFILE)
+    assert volume in owned.split()
+
+
 def test_admin_ports_are_exposed_to_the_containers_and_never_published():
     services = dict(re.findall(r"^  (ingest|worker):\n((?:    .*\n|\n)+)", COMPOSE, re.MULTILINE))
     for command, port in ADMIN_PORTS.items():

@@ -1,13 +1,15 @@
 """`maskline replay --from-archive` with real workers, which do not see the archive."""
 
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from process_kit import PATIENCE_S, Fleet
+from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order
 from servers import wait_until
 
 from maskline.schemas.jobs import decode_job
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "handlers"))
 from archive_kit import session_callbacks, write_archive
 
 SESSIONS = 40
+KILLS = int(os.environ.get("ARCHIVE_KILLS", "0"))
 ORDER = (2, 1, 3, 5, 4, 6)
 
 pytestmark = pytest.mark.server
@@ -71,6 +74,35 @@ def test_an_archive_runs_again_in_order_each_callback_once(crew: Fleet):
     first, again = (crew.calls("old7")[: len(ORDER)], crew.calls("old7")[len(ORDER) :])
     assert [call.key for call in first] == [call.key for call in again]
     assert list(crew.directory.glob("maskline-replay-*")) == []
+
+
+@pytest.mark.skipif(not KILLS, reason="ARCHIVE_KILLS=20 kills so many workers meanwhile")
+def test_workers_that_are_killed_meanwhile_leave_nothing_out(crew: Fleet):
+    archive = archive_of(crew)
+    rng = random.Random(KILLS)
+    workers = [crew.start(), crew.start()]
+    command = [
+        str(Path(sys.executable).with_name("maskline")),
+        "replay",
+        "--from-archive",
+        str(archive),
+        "--yes",
+    ]
+    for _ in range(KILLS):
+        calls = len(crew.calls())
+        with subprocess.Popen(
+            [*command, "--json"], env=crew.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            crew.until_calls(calls + rng.randrange(1, SESSIONS * len(ORDER) // 2))
+            victim = rng.randrange(2)
+            workers[victim].kill()
+            workers[victim] = crew.launch()
+            out, said = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, said
+        assert json.loads(out)["succeeded"] == SESSIONS * len(ORDER)
+        done = [call for call in crew.calls()[calls:] if call.outcome == "done"]
+        events = [(f"old{number}", place) for number in range(SESSIONS) for place in range(1, 7)]
+        assert_complete_and_in_order(done, events)
 
 
 @pytest.mark.parametrize(
