@@ -17,6 +17,7 @@ from maskline.console.known_handlers import read_known_handlers, require_known
 from maskline.console.output import counted, printable, utc_time
 from maskline.console.redis_reader import RedisReader, entry_order, query_for
 from maskline.schemas.decode import SEQUENCE_NUMBER_MAX
+from maskline.schemas.emission import OtherGroupsSummary
 from maskline.schemas.jobs import Selection
 from maskline.schemas.keys import partition_of
 from maskline.worker.entries.decode import entry_decoder, entry_ms
@@ -81,7 +82,7 @@ class CallbackPlan:
         """Count a callback if it is selected, and return whether it is. `finished`: every worker is done with it."""
         entry, selection, report = arrival.payload, self._selection, self.report
         event = entry.event
-        if selection.session not in (None, event.session_uuid):
+        if selection.session not in (None, event.session_uuid) or isinstance(event, OtherGroupsSummary):
             return False
         if arrival.number is not None and not arrival.recording:
             self._lowest_number = min(arrival.number, self._lowest_number)
@@ -214,7 +215,7 @@ async def _scan(reader: RedisReader, partition: int, selection: Selection, plan:
     if stream is None or stream.cursor is None:
         return
     unfinished = await _read_pending(reader, name, group)
-    decode = entry_decoder().decode
+    decode = entry_decoder(group=group).decode
     start, last, selected_any, at_end = _first_id(selection), "", False, False
     while not at_end:
         query = query_for(name, "XRANGE", name, start, "+", "COUNT", PAGE_ENTRIES)

@@ -21,8 +21,8 @@ from maskline.schemas.emission import emitted_summary
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
 
-SESSIONS = int(os.environ.get("CALL_KILL_SESSIONS", "40"))
-KILLS = int(os.environ.get("CALL_KILLS", "3"))
+SESSIONS = int(os.environ.get("CALL_KILL_SESSIONS", "30"))
+KILLS = int(os.environ.get("CALL_KILLS", "2"))
 SEED = int(os.environ.get("SEED", "11"))
 PATIENCE_S = 60.0
 
