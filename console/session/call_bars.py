@@ -44,6 +44,8 @@ def bars_of(call: CallRow, width: int) -> Iterator[Text]:
     gap = " " * (columns - 2 * CLOCK_CHARS)
     yield Text(f"{'':{LABEL_CHARS}}{began:%H:%M:%S}{gap}{ended:%H:%M:%S}", style="dim")
     for name, stretches in drawn:
+        if not stretches:
+            continue
         line = Text(f"  {name:{LABEL_CHARS - 2}}")
         line.append_text(_bar(stretches, began, ended, columns))
         line.rstrip()

@@ -23,6 +23,10 @@ PLAIN_WIDTH: Final = 80
 """Columns of the drawing where stdout is no terminal."""
 
 
+SLOW_CALLBACKS: Final = 500
+"""Rewriting so many for an export takes about a second."""
+
+
 class NoSuchSessionError(MasklineError):
     """Redis has nothing of the session that the operator named."""
 
@@ -70,6 +74,8 @@ async def _run(reader: RedisReader, arguments: argparse.Namespace) -> int:
     standing = judge(facts, policy, recording_shared=settings.recording_sequence == "shared")
     report = report_of(facts, standing)
     if arguments.export is not None:
+        if len(facts.callbacks) >= SLOW_CALLBACKS:
+            note(f"rewriting {len(facts.callbacks):,} callbacks")
         content = make_export(facts, settings, policy, complete=report.complete)
         write_file(arguments.export, content, force=arguments.force)
         _tell_export(report, arguments)

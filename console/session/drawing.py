@@ -4,6 +4,7 @@ The lines fit 80 columns, but for commands to copy, and grow with a wider termin
 words, so that a pipe loses nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import groupby
@@ -40,11 +41,13 @@ def draw(report: SessionReport, width: int) -> Iterator[Text]:
     """The lines of a session. `width`: of the terminal, in columns."""
     width = max(WIDTH_MIN, min(width, WIDTH_MAX))
     yield from _head(report)
+    events: defaultdict[int | None, list[EventRow]] = defaultdict(list)
+    for event in report.events:
+        events[event.call].append(event)
     for call in report.calls:
         yield Text()
-        yield from _call(report, call, width)
-    others = [event for event in report.events if event.call is None]
-    if others:
+        yield from _call(call, events[call.call], width)
+    if others := events[None]:
         yield Text()
         yield Text("of the session" if report.calls else "events", style="bold")
         yield from _events(others)
@@ -124,7 +127,7 @@ def _loud(line: str) -> Text:
     return Text(line, style="bold yellow")
 
 
-def _call(report: SessionReport, call: CallRow, width: int) -> Iterator[Text]:
+def _call(call: CallRow, events: list[EventRow], width: int) -> Iterator[Text]:
     yield Text(_call_title(call), style="bold")
     ends = _ENDED_BY.get(call.ended_by or "")
     if ends is not None:
@@ -132,7 +135,7 @@ def _call(report: SessionReport, call: CallRow, width: int) -> Iterator[Text]:
     yield from bars_of(call, width)
     yield from _legs(call)
     yield Text()
-    yield from _events([event for event in report.events if event.call == call.call])
+    yield from _events(events)
 
 
 def _call_title(call: CallRow) -> str:
@@ -178,7 +181,8 @@ def _legs(call: CallRow) -> Iterator[Text]:
 def _events(events: list[EventRow]) -> Iterator[Text]:
     last: datetime | None = None
     for event in events:
-        yield from _missing(event, events)
+        if event.missing:
+            yield from _missing(event, events)
         number = "" if event.sequence_number is None else str(event.sequence_number)
         if number and event.own_lane:
             number = f"r{number}"

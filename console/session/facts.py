@@ -1,6 +1,6 @@
 """What Redis has of one session: data alone, as `reading` gathers it and `standing` judges it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -84,6 +84,8 @@ class SessionFacts(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of the stream."""
     beyond: int = 0
     """Callbacks that are kept and were left out, as there are more than is read."""
+    emitted: Collection[bytes] = ()
+    """The fingerprints of what modules emitted for the session: it has its place in the order, and is no callback."""
     state: SessionState | None = None
     """The session's order in the group; None if it has none (any more)."""
     state_error: str | None = None

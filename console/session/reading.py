@@ -59,7 +59,7 @@ async def read_session(reader: RedisReader, session_uuid: str) -> SessionFacts:
     partition = partition_of(session_uuid, reader.partitions)
     decoder = entry_decoder(frozenset(reader.settings.ignored_parameters))
     stream = await _read_stream(reader, partition)
-    arrivals, beyond = await find_callbacks(reader, partition, session_uuid, decoder, stream.entries)
+    arrivals, beyond, emitted = await find_callbacks(reader, partition, session_uuid, decoder, stream.entries)
     letters, letters_beyond = await _read_letters(reader, partition, session_uuid)
     live = await _read_live(reader, partition, session_uuid, [it.payload.entry_id for it in arrivals])
     callbacks = [KeptCallback(it, "stream", _progress(it.payload.entry_id, live)) for it in arrivals]
@@ -71,6 +71,7 @@ async def read_session(reader: RedisReader, session_uuid: str) -> SessionFacts:
         stream=stream._replace(cursor=live.cursor),
         callbacks=_with_trimmed(reader, decoder, callbacks, live.queues, letters),
         beyond=beyond,
+        emitted=emitted,
         state=live.order.state,
         state_error=live.order.error,
         queues=live.queues,

@@ -158,7 +158,9 @@ def _gone(facts: SessionFacts, policy: Policy, recorded: Iterable[Observation]) 
     if state is not None:
         for lane, ring in enumerate((state.status.released, state.recording.released)):
             numbers[lane].update(set(released_numbers(ring)) - by_lane[lane])
-        fingerprints = {it.arrival.fingerprint for it in kept if it.arrival.number is None}
+        fingerprints = {it.arrival.fingerprint for it in kept if it.arrival.number is None}.union(
+            facts.emitted
+        )
         remembered = len(state.unsequenced) // 8
         others = remembered - sum(was_released_unsequenced(state.unsequenced, it) for it in fingerprints)
     keys = {_key(it.arrival) for it in kept}

@@ -39,6 +39,8 @@ class Found(NamedTuple):
     arrivals: list[Arrival]
     beyond: int
     """How many were left out, after CALLBACKS_MAX or CALLBACKS_MAX_BYTES."""
+    emitted: set[bytes]
+    """The fingerprints of what handler modules emitted for the session, as call summaries are: no callbacks."""
 
 
 async def find_callbacks(
@@ -49,7 +51,7 @@ async def find_callbacks(
     Raises RedisUnavailableError.
     """
     name, start, count, at_end = reader.keys.callbacks(partition), "-", PAGE_ENTRIES_FIRST, False
-    found, beyond, held_bytes, read = list[Arrival](), 0, 0, 0
+    found, emitted, beyond, held_bytes, read = list[Arrival](), set[bytes](), 0, 0, 0
     shared = reader.settings.recording_sequence == "shared"
     with _progress(entries) as show:
         while not at_end:
@@ -59,7 +61,11 @@ async def find_callbacks(
             _, arrivals, _, _ = decoder.decode(page, shared, {})
             for arrival in arrivals:
                 entry = arrival.payload
-                if not isinstance(entry.event, Event) or entry.event.session_uuid != session_uuid:
+                if entry.event.session_uuid != session_uuid:
+                    continue
+                if not isinstance(entry.event, Event):
+                    if len(emitted) < CALLBACKS_MAX:
+                        emitted.add(arrival.fingerprint)
                     continue
                 held_bytes += len(entry.encoded)
                 if len(found) >= CALLBACKS_MAX or held_bytes > CALLBACKS_MAX_BYTES:
@@ -74,7 +80,7 @@ async def find_callbacks(
                 count = max(1, min(fitting, 2 * count, PAGE_ENTRIES_MAX))
             read += len(page)
             show(read)
-    return Found(found, beyond)
+    return Found(found, beyond, emitted)
 
 
 @contextlib.contextmanager

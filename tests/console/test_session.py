@@ -15,7 +15,9 @@ from maskline import Reject, on
 from maskline.console.session.command import NoSuchSessionError
 from maskline.console.session.report import SessionReport
 from maskline.events import Event
+from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.callback import CALLBACK_FIELD, encode_callback
+from maskline.schemas.emission import emitted_callback
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.keys import Keys, partition_of
 from maskline.worker.node import WorkerNode
@@ -106,6 +108,15 @@ def test_a_session_without_a_worker_is_shown_from_its_stream(run, client, namesp
     assert "\x1b" not in drawing.out
     for out in (drawing.out, drawing.err, run("s1", "--json").out):
         assert FIRST.lstrip("+") not in out
+
+
+def test_what_modules_emit_for_the_session_is_no_callback_of_it(run, client, namespace):
+    put(client, namespace, *ANSWERED)
+    summary = CallSummary(session_uuid="s1", call=1, revision=1, ended_by="parties_hangup", complete=True)
+    stream = Keys(namespace).callbacks(partition_of("s1", PARTITIONS))
+    client.xadd(stream, {CALLBACK_FIELD: encode_callback(emitted_callback(summary, "workers", 1))})
+    shown = read(run, "s1")
+    assert (shown.callbacks, len(shown.events)) == (11, 11)
 
 
 @pytest.mark.parametrize("uuid", ["ride 7/ü:{x}*", "S-1\n", "0f3c:status:\\"])

@@ -187,6 +187,9 @@ def test_what_is_gone_is_said_loudly():
     assert not shown.complete
     assert "NO LONGER RETAINED: callbacks of number 1 to 4, 2 without a number" in drawn(facts)
     assert report(facts_of(*ANSWERED, state=state)).complete
+    emitted = replace(state, unsequenced=state.unsequenced + b"emitted!")
+    assert report(facts_of(*ANSWERED, state=emitted)).gone.others == 1
+    assert report(facts_of(*ANSWERED, state=emitted, emitted={b"emitted!"})).complete
 
 
 def test_texts_from_outside_are_harmless():
