@@ -23,6 +23,14 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     )
 
 
+def innermost(function: Any) -> Any:
+    """The function below all decorators that use functools.wraps; the function itself where they are a circle."""
+    try:
+        return inspect.unwrap(function)
+    except ValueError:
+        return function
+
+
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     if not _FORWARD_REFERENCES:
         return inspect.get_annotations(function)
@@ -34,6 +42,8 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
 
 def type_hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The function's annotations by parameter, evaluated; those that cannot be are left out."""
+    if hasattr(innermost(function), "__wrapped__"):  # a circle, in which get_type_hints would run for ever
+        return {}
     try:
         return get_type_hints(function)
     except Exception:  # noqa: BLE001  annotations that only a type checker can resolve are no reason not to run
@@ -41,13 +51,13 @@ def type_hints_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _resolvable_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    innermost = inspect.unwrap(function)
+    inner = innermost(function)
     hints: dict[str, Any] = {}
-    for name, annotation in _annotations(innermost).items():
+    for name, annotation in _annotations(inner).items():
 
         def alone() -> None: ...
 
         alone.__annotations__ = {name: annotation}
         with contextlib.suppress(Exception):
-            hints |= get_type_hints(alone, globalns=getattr(innermost, "__globals__", {}))
+            hints |= get_type_hints(alone, globalns=getattr(inner, "__globals__", {}))
     return hints

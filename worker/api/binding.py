@@ -149,7 +149,12 @@ def parameter_fillings(spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[
 
     A resource fills a parameter of its name, else one annotated with the type that it alone yields.
     """
-    parameters = list(signature_of(spec.function).parameters.values())
+    try:
+        parameters = list(signature_of(spec.function).parameters.values())
+    except (ValueError, TypeError) as error:  # a decorator has left something odd
+        return Fillings(
+            {}, [WrongParameter(f"the handler {spec.name}: its parameters cannot be read: {error}")]
+        )
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     wanted: dict[str, str] = {}
     mistakes: list[WrongParameter] = []

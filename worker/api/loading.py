@@ -14,7 +14,7 @@ from maskline.schemas.errors import HandlerModulesError, Mistake
 from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.binding import HANDLED_TYPES, parameter_fillings
 from maskline.worker.api.complaints import Marked
-from maskline.worker.api.modules import Imported, forget, import_named, modules_below
+from maskline.worker.api.modules import Imported, file_of, forget, import_named, modules_below, name_of
 from maskline.worker.api.places import Place, place_of, shown_path
 from maskline.worker.api.registry import (
     DeadHandlerSpec,
@@ -187,7 +187,7 @@ class _Collecting:
 
     def _check_marked(self) -> tuple[Marked, ...]:
         """Complain of functions that were marked and that no name of their module leads to; return those in others."""
-        modules = {module.__name__ for module in self._modules}
+        modules = {name_of(module) for module in self._modules}
         reached = {
             id(function)
             for module in self._modules
@@ -223,7 +223,7 @@ class _Collecting:
     def _resource_spec(self, function: Callable[..., Any]) -> ResourceSpec:
         name = function.__name__
         is_generator = inspect.isasyncgenfunction(function)
-        if signature_of(function).parameters:
+        if _has_parameters(function):
             self._complain(f"the resource {name} must take no parameters: read settings inside", function)
         if not (is_generator or hasattr(function, "__wrapped__")):
             does = "is no async def" if not inspect.iscoroutinefunction(function) else "yields nothing"
@@ -242,11 +242,18 @@ def _declares_nothing(module: ModuleType, source: str) -> Mistake:
     below = modules_below(module)
     if below:
         return Mistake(
-            f"{source}: {module.__name__} declares no handler: name a module in it, as {', '.join(below[:3])}"
+            f"{source}: {name_of(module)} declares no handler: name a module in it, as {', '.join(below[:3])}"
         )
-    text = f"{module.__name__} declares no handler: mark a function with @on"
-    file = getattr(module, "__file__", None)
+    text = f"{name_of(module)} declares no handler: mark a function with @on"
+    file = file_of(module)
     return Mistake(text, shown_path(file), 1) if file else Mistake(f"{source}: {text}")
+
+
+def _has_parameters(function: Callable[..., Any]) -> bool:
+    try:
+        return bool(signature_of(function).parameters)
+    except (ValueError, TypeError):  # a decorator has left something odd
+        return True
 
 
 def _and_at(place: Place) -> str:

@@ -9,6 +9,7 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Collection, Iterable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
@@ -82,10 +83,23 @@ def forget(module: ModuleType | None, new: Collection[str], files: Collection[st
             del sys.modules[name]
 
 
+def name_of(module: ModuleType) -> str:
+    """A module's name as it was imported, whatever the module has set `__name__` to."""
+    spec = vars(module).get("__spec__")
+    return spec.name if isinstance(spec, ModuleSpec) else str(vars(module).get("__name__", ""))
+
+
+def file_of(module: ModuleType) -> str:
+    """The file that a module was imported from; empty if it was made of none."""
+    spec = vars(module).get("__spec__")
+    return spec.origin or "" if isinstance(spec, ModuleSpec) and spec.has_location else ""
+
+
 def modules_below(module: ModuleType) -> list[str]:
     """The dotted names of the modules in a package, those without an underscore in front."""
-    folders = list(getattr(module, "__path__", ()))
-    return [f"{module.__name__}.{path.stem}" for folder in folders for path in _modules_in(Path(folder))]
+    spec = vars(module).get("__spec__")
+    folders = list(spec.submodule_search_locations or ()) if isinstance(spec, ModuleSpec) else []
+    return [f"{name_of(module)}.{path.stem}" for folder in folders for path in _modules_in(Path(folder))]
 
 
 def _find(name: str, source: str) -> _Found | Mistake:

@@ -9,12 +9,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection
-from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, NamedTuple
 
 from maskline.runtime.startup.search_path import OWN_NAME, ROOT
+from maskline.worker.api.annotations import innermost
 
 _OWN: Final = Path(ROOT, OWN_NAME)
 _SHIPPED: Final = _OWN / "handlers"
@@ -90,9 +90,10 @@ def deepest_users_line(traceback: TracebackType | None, packages: Collection[Pat
 
 def place_of(function: Callable[..., Any]) -> Place:
     """The line of a function's `def`; below its decorators, if it has any."""
-    code: CodeType | None = getattr(unwrap(function), "__code__", None)
+    code: CodeType | None = getattr(innermost(function), "__code__", None)
     if code is None:
         return Place()
+    linecache.checkcache(code.co_filename)
     definition = re.compile(rf"\s*(async\s+)?def\s+{re.escape(code.co_name)}\b")
     for line in range(code.co_firstlineno, code.co_firstlineno + DEFINITION_LINES_MAX):
         if definition.match(linecache.getline(code.co_filename, line)):

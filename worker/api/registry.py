@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 
 from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.events import EVENT_TYPES, Event
+from maskline.worker.api.annotations import innermost
 from maskline.worker.api.complaints import complain, note_marked
 from maskline.worker.api.handler_options import HandlerOptions, name_mistake
 from maskline.worker.api.retry_schedule import (
@@ -251,7 +252,7 @@ def dead_handler_spec(value: Any) -> DeadHandlerSpec | None:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a function is an `async def`, or decorates one."""
-    return inspect.iscoroutinefunction(inspect.unwrap(function)) or inspect.iscoroutinefunction(function)
+    return inspect.iscoroutinefunction(innermost(function)) or inspect.iscoroutinefunction(function)
 
 
 def is_resource(value: Any) -> bool:

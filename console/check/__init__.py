@@ -1,0 +1,1 @@
+"""`maskline check`: what handler modules declare, and every mistake in them, without Redis."""
