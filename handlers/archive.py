@@ -17,9 +17,10 @@ from typing import Final
 from maskline import Context, on, resource
 from maskline.events import DeadLetterContext, DeadLetterView, Event
 from maskline.handlers.segments.archive import CallbackArchive, open_archive
+from maskline.schemas.callback import EMITTED_METHOD
 
 WEEK_S: Final = 7 * 86_400
-TIMEOUT_MS: Final = 180_000
+TIMEOUT_MS: Final = 300_000
 """Longer than a segment gathers and an object store's retries take: an attempt that is cut off may have succeeded."""
 
 
@@ -42,6 +43,6 @@ async def keep_unread(letter: DeadLetterView, ctx: DeadLetterContext, archive: C
 
     If that fails it stays what it is, a dead letter with its callback; replaying it brings it here again.
     """
-    if letter.handler is None and letter.callback is not None:
+    if letter.handler is None and letter.callback is not None and letter.callback.method != EMITTED_METHOD:
         await archive.keep(letter.session_uuid or "", letter.entry_id, letter.callback, soon=True)
         ctx.log.info("dead letter archived", code=letter.code)
