@@ -4,6 +4,7 @@ A change follows from a version of the session's record; if that is another by t
 changed it, it is worked out anew. So each call has one chain of revisions, whoever emits them.
 """
 
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from maskline.schemas.calls.revisions import (
     silent_after_ms,
 )
 from maskline.schemas.emission import emitted_callback
-from maskline.schemas.errors import ConfigError, MasklineError
+from maskline.schemas.errors import ConfigError, MasklineError, RedisUnavailableError
 from maskline.schemas.events import Event
 from maskline.schemas.settings import Settings
 
@@ -106,11 +107,13 @@ class CallStore:
     async def sweep(self) -> list[CallSummary]:
         """End the calls of sessions that are silent, of each partition SWEPT_MAX at most; what was emitted.
 
-        Any worker may sweep any session: only the first one that does changes it.
+        Any worker may sweep any session: only the first one that does changes it. A session whose server is away has
+        its turn at a later sweep.
         """
         emitted: list[CallSummary] = []
         for session_uuid in await self._records.due(SWEPT_MAX):
-            emitted += await self._end_silent(session_uuid)
+            with contextlib.suppress(RedisUnavailableError):
+                emitted += await self._end_silent(session_uuid)
         return emitted
 
     async def _end_silent(self, session_uuid: str) -> list[CallSummary]:
