@@ -1,9 +1,14 @@
-"""`maskline dev --reload`, a real one, with traffic from `maskline simulate` while its handler module is saved."""
+"""`maskline dev --reload`, a real one, with traffic from `maskline simulate` while its handler module is saved.
+
+RELOADS=100 SEED=7 adds a hundred saves, at any moment, some of them with mistakes.
+"""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,11 +20,13 @@ from maskline.console.reload.reloader import Reloader
 from maskline.schemas.errors import ConfigError
 
 BIN = Path(sys.executable).parent
+RELOADS = int(os.environ.get("RELOADS", "0"))
+SEED = int(os.environ.get("SEED", "1"))
 
 MODULE = """\
 import asyncio
 from maskline import Context, on, resource
-from maskline.events import Event
+from maskline.events import Event, RecordingEvent
 from prometheus_client import Counter
 from prices import VERSION
 
@@ -43,7 +50,8 @@ async def store():
 async def settle(event: Event, ctx: Context, store) -> None:
     HANDLED.inc()
     await asyncio.sleep(0.05)  # some are always under way
-    note("handled", store, ctx.idempotency_key)
+    lane = "recording" if isinstance(event, RecordingEvent) else "status"
+    note("handled", store, ctx.idempotency_key, ctx.session_uuid, lane, ctx.sequence_number, ctx.order)
 """
 
 
@@ -126,7 +134,8 @@ def fares(tmp_path):
 
 def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
     fares.until_said("Play sessions")
-    simulate = fares.simulate("--sessions", "22", "--rate", "90", "--seed", "5")
+    sessions = 22 + 2 * RELOADS
+    simulate = fares.simulate("--sessions", f"{sessions}", "--rate", "90", "--seed", "5")
     fares.until_handled_by(1)
 
     # A module that the handler module imports, of the same size within the same second.
@@ -145,13 +154,19 @@ def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
     )
     fares.until_handled_by(2, more_than=fares.until_handled_by(2))
 
+    rng = random.Random(SEED)
+    for more in range(RELOADS):
+        fares.save("prices.py", rng.choice(("VERSION = (\n", f"VERSION = {100 + more}\n")))
+        time.sleep(rng.random() / 2)
+    reloads, mistakes = len(fares.said("reloaded")), len(fares.said("not reloaded"))
+
     # A file that is half there, and complete at once.
     (fares.directory / "my_fares.py").write_text("")
     fares.save("prices.py", "VERSION = 3\n")
     fares.save("my_fares.py", MODULE.format(opening="pass"))
-    fares.until_said("reloaded", 2)
+    fares.until_said("reloaded", reloads + 1)
     fares.until_handled_by(3)
-    assert len(fares.said("not reloaded")) == 2
+    assert len(fares.said("not reloaded")) == mistakes or RELOADS
 
     report = msgspec.json.decode(simulate.communicate(timeout=60)[0])
     assert report["answered"] == {"200": report["sent"]}
@@ -165,7 +180,8 @@ def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
     assert fares.process.wait(timeout=20) == 0, fares.output
 
     seen = fares.seen
-    keys = [key for word, _, *rest in seen if word == "handled" for key in rest]
+    handled = [words[2:] for words in seen if words[0] == "handled"]
+    keys = [key for key, *_ in handled]
     assert len(keys) == len(set(keys)) == events, fares.output
     last = [version for word, version, *_ in seen if word == "handled"][-1]
     assert last == "3"
@@ -175,6 +191,11 @@ def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
         assert of_version[0] == "open"
         assert of_version[-1] == "close"
         assert of_version.count("close") == 1
+    numbers = {}
+    for _, session, lane, number, order in handled:
+        if order == "in_order":
+            assert int(number) > numbers.get((session, lane), -1)
+            numbers[session, lane] = int(number)
     assert "Traceback" not in fares.output
 
 
