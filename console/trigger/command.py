@@ -29,7 +29,7 @@ from maskline.runtime.cli import CommandParser
 from maskline.runtime.process.run import run
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.parameters import FORM_TYPE, Parameters
+from maskline.schemas.parameters import FORM_TYPE, Pairs, Parameters
 from maskline.schemas.privacy import redact
 from maskline.schemas.settings import Settings, load_settings
 from maskline.worker.entries.decode import RECORDING_PREFIX
@@ -41,6 +41,9 @@ ANSWER_MAX_BYTES: Final = 4_096
 """Of an answer that is not 200, which says why."""
 
 ERROR_SHOWN_CHARS: Final = 200
+
+NUMBER_MAX_DIGITS: Final = 16
+"""Of a SequenceNumber that is remembered; a longer one is none."""
 
 
 class Answer(NamedTuple):
@@ -55,7 +58,7 @@ class Answer(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Run `maskline trigger` with these arguments; the exit code is 0 if every handler of the event has handled it."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     given = read_attributes(arguments.attributes)
     event_name = given.pop("EventName", arguments.event)
     if event_name != arguments.event:
@@ -85,18 +88,18 @@ class _Trigger:
 
     async def send_alone(self, settings: Settings) -> int:
         """Send the callback; how the node answers decides."""
-        return self._tell(await self._send(settings, None))
+        return self._tell(await self._send(self._pairs(settings, None), settings))
 
     async def send_and_follow(self, reader: RedisReader) -> int:
         """Send the callback, and follow it."""
         snapshot = await read_snapshot(reader, self._last.session_uuid)
-        report = await self._send(reader.settings, snapshot)
+        pairs = self._pairs(reader.settings, snapshot)
+        report = await self._send(pairs, reader.settings)
         if report.outcome == "refused":
             return self._tell(report)
-        body = self._body
 
         def is_it(callback: RawCallback) -> bool:
-            return callback.body == body and callback.method == "POST"
+            return callback.body == _body(pairs) and callback.method == "POST"
 
         def on_wait(followed: Followed) -> None:
             note(progress_line(with_followed(report, followed)))
@@ -105,18 +108,33 @@ class _Trigger:
         followed = await follower.follow(self._arguments.timeout)
         return self._tell(with_followed(report, followed))
 
-    async def _send(self, settings: Settings, snapshot: SessionSnapshot | None) -> TriggerReport:
-        recording = self._event_name.startswith(RECORDING_PREFIX) and settings.recording_sequence == "own"
-        number = self._number(settings, snapshot, recording=recording)
-        pairs = make_pairs(self._event_name, self._given, self._last.session_uuid, number, datetime.now(UTC))
-        self._body = urlencode(pairs).encode()
-        answer = await _post(self._target, pairs, self._body)
+    def _pairs(self, settings: Settings, snapshot: SessionSnapshot | None) -> Pairs:
+        number = self._number(settings, snapshot)
+        return make_pairs(self._event_name, self._given, self._last.session_uuid, number, datetime.now(UTC))
+
+    def _number(self, settings: Settings, snapshot: SessionSnapshot | None) -> int | None:
+        """The SequenceNumber after the session's last one, as Redis has it or this command has sent it."""
+        if self._event_name in UNSEQUENCED or "SequenceNumber" in self._given:
+            return None
+        recording, first = self._numbered_apart(settings), settings.first_sequence
+        sent = self._last.recording if recording else self._last.status
+        after_sent = first if sent is None else sent + 1
+        if snapshot is None:
+            return after_sent
+        return max(snapshot.next_number(recording=recording, first_sequence=first), after_sent)
+
+    def _numbered_apart(self, settings: Settings) -> bool:
+        return self._event_name.startswith(RECORDING_PREFIX) and settings.recording_sequence == "own"
+
+    async def _send(self, pairs: Pairs, settings: Settings) -> TriggerReport:
+        answer = await _post(self._target, pairs)
+        number = dict(pairs)["SequenceNumber"]
         if answer.error is None:
-            self._remember(dict(pairs)["SequenceNumber"], recording=recording)
+            self._remember(number, recording=self._numbered_apart(settings))
         return TriggerReport(
             event_name=self._event_name,
             session_uuid=self._last.session_uuid,
-            sequence_number=dict(pairs)["SequenceNumber"] or None,
+            sequence_number=number or None,
             url=str(self._target.url.with_user(None)),
             parameters=shown_parameters(pairs),
             status=answer.status,
@@ -125,21 +143,9 @@ class _Trigger:
             outcome="answered" if answer.error is None else "refused",
         )
 
-    def _number(self, settings: Settings, snapshot: SessionSnapshot | None, *, recording: bool) -> int | None:
-        """The SequenceNumber after the session's last one, as Redis has it or this command has sent it."""
-        if self._event_name in UNSEQUENCED or "SequenceNumber" in self._given:
-            return None
-        sent = self._last.recording if recording else self._last.status
-        after_sent = settings.first_sequence if sent is None else sent + 1
-        if snapshot is None:
-            return after_sent
-        return max(
-            snapshot.next_number(recording=recording, first_sequence=settings.first_sequence), after_sent
-        )
-
     def _remember(self, number: str, *, recording: bool) -> None:
         last = self._last
-        if number.isdecimal():
+        if number.isdecimal() and len(number) <= NUMBER_MAX_DIGITS:
             changed = {"recording": int(number)} if recording else {"status": int(number)}
             last = msgspec.structs.replace(last, **changed)
         if (problem := write_last_session(last)) is not None:
@@ -207,7 +213,11 @@ def _session(wanted: str, given: dict[str, str]) -> LastSession:
     return last if last is not None and last.session_uuid == session_uuid else LastSession(session_uuid)
 
 
-async def _post(target: Target, pairs: list[tuple[str, str]], body: bytes) -> Answer:
+def _body(pairs: Pairs) -> bytes:
+    return urlencode(pairs).encode()
+
+
+async def _post(target: Target, pairs: Pairs) -> Answer:
     nonce = uuid.uuid4().hex
     headers = {
         "Content-Type": FORM_TYPE,
@@ -219,7 +229,7 @@ async def _post(target: Target, pairs: list[tuple[str, str]], body: bytes) -> An
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as client,
-            client.post(target.url, data=body, headers=headers, allow_redirects=False) as response,
+            client.post(target.url, data=_body(pairs), headers=headers, allow_redirects=False) as response,
         ):
             text = await response.content.read(ANSWER_MAX_BYTES)
             took_ms = (time.perf_counter() - began) * 1000

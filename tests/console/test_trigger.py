@@ -72,7 +72,7 @@ def test_an_event_is_followed_to_the_handlers_that_take_it(trigger):
     assert lines[1].startswith("answered 200 in ")
     assert lines[2:] == ["in order", "  handled  fares.settle", "  handled  fares.tell"]
 
-    code, report = trigger("SessionPartiesHangup", "amount=0.03", "--session", "last", "--json")
+    code, report = trigger("--session", "last", "SessionPartiesHangup", "--json", "amount=0.03")
     assert code == 0
     assert (report.outcome, report.order, report.sequence_number) == ("handled", "in_order", "2")
     assert report.session_uuid in lines[0]
