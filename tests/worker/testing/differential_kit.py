@@ -131,13 +131,18 @@ class Recorder:
         return {key: calls for key, calls in self.calls.items() if key[0].startswith(prefix)}
 
 
-async def through_harness(scenario: Scenario, prefix: str, *, retry_waits: bool, **settings: Any) -> Outcome:
+async def through_harness(
+    scenario: Scenario, prefix: str, *, retry_waits: bool = False, crashes: bool = False, **settings: Any
+) -> Outcome:
+    """`crashes`: the worker crashes after every step, which must make no difference: all is committed then."""
     recorder = Recorder()
     harness = Harness(recorder.module, gap_timeout_ms=GAP_TIMEOUT_MS, retry_waits=retry_waits, **settings)
     async with harness:
         for step in scenario.steps:
             await harness.pass_time(step.after_s)
             await harness.feed(*step.callbacks)
+            if crashes:
+                await harness.restart()
         await harness.pass_time(FLUSH_S)
         for doing in scenario.done_later:
             if doing == "run again":

@@ -124,7 +124,7 @@ def test_harness_gives_what_a_worker_gives(real: tuple[asyncio.Runner, RealWorke
     examples = itertools.count()
 
     @settings(max_examples=EXAMPLES or FEW, deadline=None, phases=PHASES)
-    @given(st.data(), st.sampled_from(["retries at once", "retries wait", "from a file"]))
+    @given(st.data(), st.sampled_from(["at once", "retries wait", "from a file", "crashes"]))
     def same(data: st.DataObject, way: str) -> None:
         prefix = f"e{next(examples)}"
         steps, done_later = data.draw(scenarios("e"))
@@ -136,8 +136,8 @@ def test_harness_gives_what_a_worker_gives(real: tuple[asyncio.Runner, RealWorke
         if way == "from a file":
             replayed = through_file(renamed, f"{prefix}-", **chosen)
         else:
-            waits = way == "retries wait"
-            replayed = through_harness(renamed, f"{prefix}-", retry_waits=waits, **chosen)
+            how = {"retry_waits": way == "retries wait", "crashes": way == "crashes"}
+            replayed = through_harness(renamed, f"{prefix}-", **how, **chosen)
         given_by_harness = runner.run(replayed)
         note(f"worker:  {given_by_worker}")
         note(f"harness: {given_by_harness}")
