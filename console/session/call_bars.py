@@ -7,6 +7,7 @@ second party       ·╌╌╌━━━━━━━━━━━━━━━━�
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from rich.text import Text
@@ -76,8 +77,8 @@ def _bar(stretches: Iterable[_Stretch], began: datetime, ended: datetime, column
         for column in range(first, last + 1):
             signs[column] = sign
     bar = Text()
-    for sign in signs:
-        bar.append(sign, style=_STYLES.get(sign, ""))
+    for sign, run in groupby(signs):
+        bar.append("".join(run), style=_STYLES.get(sign, ""))
     return bar
 
 

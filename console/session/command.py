@@ -6,6 +6,7 @@ from typing import Final
 
 from maskline.console.output import counted, note, print_json, printable, utc_time
 from maskline.console.redis_reader import RedisReader, run_with_reader
+from maskline.console.session.call_bars import DIALLED, FAILED, RINGING, TALKING
 from maskline.console.session.drawing import draw, lines_of_gone
 from maskline.console.session.export import make_export, require_new, write_file
 from maskline.console.session.facts import SessionFacts
@@ -91,7 +92,20 @@ def print_lines(report: SessionReport) -> None:
     console = plain_console()
     width = console.width if console.is_terminal else PLAIN_WIDTH
     for line in draw(report, width):
+        line.plain = _writable(line.plain, console.encoding)
         console.print(line)
+
+
+def _writable(text: str, encoding: str) -> str:
+    """A text of the same length that stdout can write: without UTF-8 the drawing is made of ASCII."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII_SIGNS).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+_ASCII_SIGNS: Final = str.maketrans({DIALLED: ".", RINGING: "-", TALKING: "=", FAILED: "x", "…": "."})
 
 
 def _tell_export(report: SessionReport, arguments: argparse.Namespace) -> None:

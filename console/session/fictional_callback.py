@@ -8,8 +8,8 @@
 | times, amounts, durations, counters that can be read | as they are |
 | any other | with fictional numbers in place of the session's, and of all that could be dialled; account ids likewise |
 
-A field of a query or form that need not change keeps its bytes; so does a JSON body as a whole. What changes is written
-anew, with the same parameters in the same order.
+A field of a query or form that need not change keeps its bytes. What changes, and JSON in any case, is written anew,
+with the same parameters in the same order.
 """
 
 import re
@@ -58,12 +58,8 @@ def rewrite(callback: RawCallback, numbers: FictionalNumbers) -> RawCallback:
     parameters = parse_parameters(callback.method, callback.query, callback.content_type, callback.body)
     query, body = _rewrite_fields(callback.query, change), callback.body
     if parameters.json is not None:
-        members = {
-            _change_name(name, change): _rewrite_member(name, it, change)
-            for name, it in parameters.json.items()
-        }
-        if members != parameters.json:
-            body = _encode_json(members)
+        # Whatever has changed: the bytes may have a member twice, and only the last one of it was looked at.
+        body = _encode_json(_rewrite_member("", parameters.json, change))
     elif parameters.body:
         body = _rewrite_fields(body, change)
     elif body:

@@ -135,9 +135,7 @@ async def _read_live(
             now_ms=int(time[0]) * 1000 + int(time[1]) // 1000,
             order=order,
             cursor=_cursor_of(groups, group),
-            pending={
-                it for it, reply in zip(entry_ids, replies, strict=False) if isinstance(reply, list) and reply
-            },
+            pending={it for it, reply in zip(entry_ids, replies, strict=False) if _is_pending(reply)},
             queues=[_queue_of(name, answers[at * 5 : at * 5 + 5]) for at, name in enumerate(handlers)],
         )
         if before == after and wanted == handlers:
@@ -200,9 +198,20 @@ def _order_of(reply: Any) -> _Order:
         return _Order(None, str(error))
 
 
+def _is_pending(reply: Any) -> bool:
+    """Whether XPENDING has found an entry. Without a stream or a group, none is."""
+    if isinstance(reply, hiredis.ReplyError):
+        if "NOGROUP" in str(reply):
+            return False
+        raise RedisUnavailableError(f"what is pending cannot be read: {reply}")
+    return bool(reply)
+
+
 def _cursor_of(groups: Any, group: str) -> str | None:
     if isinstance(groups, hiredis.ReplyError):
-        return None  # there is no stream
+        if "no such key" in str(groups):
+            return None
+        raise RedisUnavailableError(f"the consumer groups cannot be read: {groups}")
     for facts in map(_pairs, groups):
         if facts[b"name"].decode(errors="replace") == group:
             return str(facts[b"last-delivered-id"].decode())

@@ -1,6 +1,8 @@
 """A session is judged and drawn: what Redis has of it in, lines out."""
 
+import io
 import re
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +23,7 @@ from session_kit import (
     session_of_the_docs,
 )
 
+from maskline.console.session.command import print_lines
 from maskline.console.session.drawing import draw
 from maskline.console.session.event_words import WORDS, numbers, span
 from maskline.console.session.facts import LetterFacts, QueueFacts, StreamFacts
@@ -190,6 +193,16 @@ def test_what_is_gone_is_said_loudly():
     emitted = replace(state, unsequenced=state.unsequenced + b"emitted!")
     assert report(facts_of(*ANSWERED, state=emitted)).gone.others == 1
     assert report(facts_of(*ANSWERED, state=emitted, emitted={b"emitted!"})).complete
+
+
+def test_a_terminal_without_utf_8_gets_ascii(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    print_lines(report(facts_of(*ANSWERED, event("Ünbekannt", 8, 300))))
+    out.flush()
+    text = out.buffer.getvalue().decode("ascii")
+    assert re.search(r"^  second party +\.?-+=+$", text, re.MULTILINE)
+    assert "Session?nbekannt" in text
 
 
 def test_texts_from_outside_are_harmless():
