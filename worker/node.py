@@ -168,7 +168,8 @@ class WorkerNode:
         settings, connections, keys, counters = self.settings, self._connections, self._keys, self.counters
         sandbox = Sandbox(settings, self._loadable, counters)
         quarantine = Quarantine(connections, keys, sandbox, counters, self._fenced)
-        handlers = {handler.name: handler for bound in table.values() for handler in bound}
+        by_name = {handler.name: handler for bound in table.values() for handler in bound}
+        handlers = {name: by_name[name] for name in self.handler_names}  # in calling order
         self.gates = HandlerGates(handlers.values(), wall_ms=wall_clock_ms, chance=random.random)
         self._dispatcher = Dispatcher(
             table,

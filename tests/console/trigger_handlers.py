@@ -3,7 +3,7 @@
 import asyncio
 
 from maskline import Context, Reject, on
-from maskline.events import Event, SessionPartiesHangup, SessionSecondPartyHangup
+from maskline.events import Event, SessionFirstPartyAnswer, SessionPartiesHangup, SessionSecondPartyHangup
 
 
 @on(SessionSecondPartyHangup, name="fares.settle")
@@ -18,3 +18,7 @@ async def settle(event: SessionSecondPartyHangup, ctx: Context) -> None:
 
 @on(SessionPartiesHangup, SessionSecondPartyHangup, name="fares.tell")
 async def tell(event: Event, ctx: Context) -> None: ...
+
+
+@on(SessionFirstPartyAnswer, SessionPartiesHangup, name="fares.alone")
+async def of_an_event_that_comes_before_the_others(event: Event, ctx: Context) -> None: ...
