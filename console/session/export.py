@@ -61,6 +61,7 @@ def make_export(facts: SessionFacts, settings: Settings, policy: Policy, *, comp
             first_sequence=settings.first_sequence,
             recording_sequence=settings.recording_sequence,
             late=settings.late,
+            held_max=settings.held_max,
             ignored_parameters=tuple(settings.ignored_parameters),
         ),
         callbacks=tuple(
