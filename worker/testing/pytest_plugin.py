@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from maskline.worker.testing.in_use import HARNESSES
+from maskline.worker.testing.in_use import HARNESSES, HasOrderTable
 
 if TYPE_CHECKING:
     from maskline.testing import Harness
@@ -115,13 +115,22 @@ def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, An
     """Add the order tables of the harnesses that the test has entered to the report of its failure."""
     report: pytest.TestReport = yield
     if call.when == "call" and report.failed:
-        for entered in HARNESSES:
+        # Of a property test that made its example smaller, the last ones are often alike.
+        for table in dict.fromkeys(map(_order_table, HARNESSES)):
             add_section = getattr(report.longrepr, "addsection", None)
             if add_section is not None:
-                add_section(SECTION, entered.order_table())
+                add_section(SECTION, table)
             else:
-                report.sections.append((SECTION, entered.order_table()))
+                report.sections.append((SECTION, table))
     return report
+
+
+def _order_table(entered: HasOrderTable) -> str:
+    """The order table; a line that says why, where it cannot be drawn: the report must not suffer."""
+    try:
+        return entered.order_table()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test has failed for another reason
+        return f"no order table: {type(error).__name__}"
 
 
 def _not_entered(item: pytest.Function) -> "list[Harness]":
