@@ -46,7 +46,7 @@ def order_table(blocks: Iterable[Block], *, start_ms: int, now_ms: int, hide: Ca
     Blocks without rows are left out.
     """
     drawn = [block for block in blocks if block.rows]
-    sessions = list(dict.fromkeys(row.session for block in drawn for row in block.rows))
+    sessions = list(dict.fromkeys(row.session for block in drawn for row in block.rows[-ROWS_MAX:]))
     short = {session: _letters(place) for place, session in enumerate(sessions)}
     lines = [f"at {_time(now_ms - start_ms)} of the harness's time"]
     for session in sessions:

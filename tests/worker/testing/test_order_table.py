@@ -27,12 +27,14 @@ def test_no_line_is_wider_than_a_terminal(blocks, now_ms):
 
 
 def test_of_many_rows_the_last_are_shown():
-    rows = [Row(number, "s", "SessionTimeout", number, "") for number in range(ROWS_MAX + 7)]
+    rows = [Row(number, f"ride-{number}", "SessionTimeout", number, "") for number in range(ROWS_MAX + 7)]
 
     table = order_table([Block("arrived", rows), Block("empty", [])], start_ms=0, now_ms=0, hide=str)
 
     assert "  … 7 before these" in table
     assert "empty" not in table
+    assert "session a is ride-7\n" in table
+    assert "ride-6\n" not in table
     assert table.count("SessionTimeout") == ROWS_MAX
 
 
