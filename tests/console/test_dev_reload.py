@@ -5,10 +5,12 @@ RELOADS=100 SEED=7 adds a hundred saves, at any moment, some of them with mistak
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -93,6 +95,11 @@ class Fares:
             env={"PATH": f"{BIN}:{os.environ['PATH']}"},
         )
 
+    def metrics(self):
+        (url,) = re.findall(r"^worker .* (http://\S+/metrics)$", self.output, re.MULTILINE)
+        with urllib.request.urlopen(url) as page:
+            return page.read().decode()
+
     @property
     def output(self):
         return (self.directory / "dev.out").read_text()
@@ -153,6 +160,7 @@ def test_saves_under_traffic_lose_no_event_and_handle_none_twice(fares):
         "not reloaded", 2
     )
     fares.until_handled_by(2, more_than=fares.until_handled_by(2))
+    assert "\nfares_handled_total " in fares.metrics()  # as that of the version before is
 
     rng = random.Random(SEED)
     for more in range(RELOADS):
