@@ -92,6 +92,10 @@ def judge(facts: SessionFacts, policy: Policy, *, recording_shared: bool) -> Sta
             outcomes = live.arrive(kept.arrival, policy)
             repeats += [it.arrival for it in outcomes if isinstance(it, Duplicate)]
     held = {it.payload.entry_id for it in live.waiting}
+    held_keys = {_key(it) for it in live.waiting}
+    for kept in facts.callbacks:  # one that repeats what is held was done at once
+        if kept.progress == "handled" and _key(kept.arrival) in held_keys:
+            repeats.append(kept.arrival)
     apart = held.union(it.payload.entry_id for it in repeats)
     in_order = [it.arrival for it in facts.callbacks if it.entry.entry_id not in apart]
     ordered, after = put_in_order(in_order, policy)

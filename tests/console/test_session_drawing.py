@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from rich.cells import cell_len
 from session_kit import (
@@ -48,11 +50,11 @@ def drawn(facts, width=80):
     return "\n".join(lines(facts, width))
 
 
-def handled_state(*parameters):
+def handled_state(*callbacks):
     """The session's order after these callbacks."""
     order = SessionOrder()
-    for at, given in enumerate(parameters):
-        order.arrive(kept(given, START_MS + at * 1000).arrival, POLICY)
+    for at, parameters in enumerate(callbacks):
+        order.arrive(kept(parameters, START_MS + at * 1000).arrival, POLICY)
     return order.state
 
 
@@ -123,6 +125,37 @@ def test_a_repeat_that_is_pending_beside_what_is_held_is_one_event():
     shown = report(facts)
     assert [(it.sequence_number, it.state, it.copies) for it in shown.events][-1] == (4, "held", 1)
     assert len(shown.events) == 2
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, len(ANSWERED) - 1), min_size=1, max_size=20),
+    st.integers(0, 20),
+    st.sampled_from([500, 3_000, 20_000]),
+)
+def test_every_callback_is_one_event_or_a_repeat_of_one(places, read, step_ms):
+    """A worker has read the first ones, by the stream's own clock; the rest is unread."""
+    order, callbacks, handled = SessionOrder(), [], set()
+    for at, place in enumerate(places):
+        callback = kept(ANSWERED[place], START_MS + at * step_ms, "unread")
+        if at < read:
+            outcomes = order.arrive(callback.arrival, POLICY)
+            handled.update(it.arrival.payload.entry_id for it in outcomes)
+            callback = callback._replace(progress="pending")
+        callbacks.append(callback)
+    callbacks = [it._replace(progress="handled") if it.entry.entry_id in handled else it for it in callbacks]
+    held = {it.payload.entry_id for it in order.waiting}
+    shown = report(facts_of(*callbacks, state=order.state))
+    assert len(shown.events) + shown.doubled == len(places)
+    assert sum(it.copies for it in shown.events) == shown.doubled
+    states = {it.entry_id: it.state for it in shown.events}
+    assert {it for it in states if it in handled} <= {
+        it for it, state in states.items() if state == "handled"
+    }
+    if read >= len(places):
+        assert {it for it, state in states.items() if state == "held"} == held
+    waits = [it for it in shown.waits if it.kind == "gap"]
+    assert sum(it.events for it in waits) == sum(state == "held" for state in states.values())
 
 
 def test_unread_callbacks_are_said():
