@@ -1,8 +1,8 @@
 """Makes the body of a webhook from an event and its context. Pure.
 
 Phone numbers stand in it as the endpoint's `numbers` says. With `tokens`, a number is also hidden where it stands
-within another text: parameters that are no attribute are redacted as in logs, and the event's own numbers wherever they
-are found.
+within another text: parameters that are no attribute are redacted as in logs, and the numbers of the event or the summary
+wherever they are found.
 """
 
 from typing import Any, Final
@@ -11,7 +11,7 @@ import msgspec
 
 from maskline import Context
 from maskline.events import EVENT_TYPES, CallSummary, Event, UnknownEvent
-from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS
+from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS, Leg
 from maskline.schemas.forward_message import (
     CallSummaryMessage,
     Delivery,
@@ -76,9 +76,33 @@ def body_of(message: ForwardMessage | CallSummaryMessage) -> str:
 
 
 def _without_numbers(summary: CallSummary) -> CallSummary:
-    numbers = {field: getattr(summary, field) for field in SUMMARY_NUMBER_FIELDS}
-    tokens = {field: None if number is None else number_token(number) for field, number in numbers.items()}
-    return msgspec.structs.replace(summary, **tokens)
+    """The summary with tokens in place of phone numbers."""
+    known = PhoneNumbers()
+    tokens: dict[str, str] = {}
+    for field in SUMMARY_NUMBER_FIELDS:
+        if (number := getattr(summary, field)) is not None:
+            known.add(number)
+            tokens[field] = number_token(number)
+    return msgspec.structs.replace(
+        summary,
+        **tokens,
+        hangup_cause=_redacted(summary.hangup_cause, known),
+        pin_status=_redacted(summary.pin_status, known),
+        first_party=_leg_without_numbers(summary.first_party, known),
+        second_party=_leg_without_numbers(summary.second_party, known),
+        recordings=tuple(
+            msgspec.structs.replace(recording, url=_redacted(recording.url, known))
+            for recording in summary.recordings
+        ),
+    )
+
+
+def _leg_without_numbers(leg: Leg, known: PhoneNumbers) -> Leg:
+    return msgspec.structs.replace(leg, hangup_cause=_redacted(leg.hangup_cause, known))
+
+
+def _redacted(text: str | None, known: PhoneNumbers) -> str | None:
+    return None if text is None else known.redact(text)
 
 
 def _hide_numbers(values: dict[str, Any]) -> PhoneNumbers:

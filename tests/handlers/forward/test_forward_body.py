@@ -1,9 +1,10 @@
 """Phone numbers stand in a webhook only where the endpoint's `numbers` is `plain`."""
 
 import json
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from maskline.console.schema.json_schemas import forward_schema
 from maskline.events import CallSummary, SessionRecordingCompleted, SessionSecondPartyHangup, UnknownEvent
 from maskline.handlers.webhooks.message import body_of, message_of
+from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS, Leg, RecordingSummary
 from maskline.schemas.privacy import number_token
 
 CALLER, CALLEE = "+14155550123", "+447700900123"
@@ -98,6 +100,39 @@ def test_a_call_summary_is_a_message_of_its_own(numbers):
     assert made["data"]["first_party_number"] == (CALLER if numbers == "plain" else number_token(CALLER))
     assert made["data"]["second_party_number"] is None
     assert made["data"]["amount"] == "0.0170"
+
+
+def test_with_tokens_no_number_is_left_in_any_text_of_a_summary():
+    said = f"of {CALLER} for 07700 900123"
+    texts = {
+        field.name: said
+        for field in msgspec.structs.fields(CallSummary)
+        if field.name not in (*SUMMARY_NUMBER_FIELDS, "session_uuid", "virtual_number")
+        and str in get_args(field.type)
+    }
+    assert texts
+    leg = Leg(hangup_cause=said)
+    summary = CallSummary(
+        session_uuid="s",
+        call=1,
+        revision=1,
+        ended_by="silence",
+        complete=True,
+        first_party_number=CALLER,
+        second_party_number=CALLEE,
+        virtual_number="+14155550199",
+        first_party=leg,
+        second_party=leg,
+        recordings=(
+            RecordingSummary(recording_uuid="r", url=f"https://x.example/{CALLEE}.mp3", status="completed"),
+        ),
+        **texts,
+    )
+    made = body(summary, "tokens")
+    assert not re.search("5550123|900123", made)
+    assert made.count(number_token(CALLEE)) == len(texts) + 4
+    assert "+14155550199" in made
+    assert body(summary, "plain").count("900123") == len(texts) + 4
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
