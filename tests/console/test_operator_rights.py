@@ -22,7 +22,7 @@ NAMESPACE = "maskline"
 
 async def follow_a_callback(server):
     """As `maskline trigger` does."""
-    reader = await open_reader(settings_for(server, NAMESPACE))
+    reader = await open_reader(settings_for(server, NAMESPACE, lease_ttl_ms=60_000))
     snapshot = await read_snapshot(reader, "s1")
     facts = await read_facts(reader, snapshot, "1-1", "SessionTimeout")
     assert facts.takers == ("fares",)
