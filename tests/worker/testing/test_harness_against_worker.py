@@ -1,6 +1,6 @@
 """The harness gives what a real worker gives, for any input: see `differential_kit`.
 
-MASKLINE_TEST_EXAMPLES=2000 runs so many examples for each setting.
+DIFFERENTIAL_EXAMPLES=2000 runs so many examples for each setting.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from maskline.schemas.callback import RawCallback
 
-EXAMPLES = int(os.environ.get("MASKLINE_TEST_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("DIFFERENTIAL_EXAMPLES", "0"))
 """0: a few. An example takes some 50 ms."""
 FEW = 15
 PHASES = [*Phase] if EXAMPLES else [Phase.explicit, Phase.reuse, Phase.generate]
