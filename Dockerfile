@@ -8,9 +8,10 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 RUN python -m venv /opt/maskline
 WORKDIR /src
 # Everything that .dockerignore lets through: the packages, and what builds them. The extras are those of the handler
-# modules that ship.
+# modules that ship. PACKAGES are those that your own modules need, and that bring handlers: "stripe acme-fares".
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip REQUIRE_MASKLINE_C=1 /opt/maskline/bin/pip install ".[archive,forward,postgres]"
+ARG PACKAGES=""
+RUN --mount=type=cache,target=/root/.cache/pip REQUIRE_MASKLINE_C=1 /opt/maskline/bin/pip install ".[archive,forward,postgres]" $PACKAGES
 
 FROM python:3.11-slim
 # The directories of the spool and of an archive belong to the user before a volume is mounted there: a new volume takes

@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "dev": Command("maskline.console.dev", "everything in one terminal, with an embedded Valkey"),
     "ingest": Command("maskline.ingest.__main__", "an ingest node: takes callbacks in"),
     "worker": Command("maskline.worker.__main__", "a worker: puts events in order and runs your handlers"),
+    "new": Command("maskline.console.new.command", "write a handler module to begin with, and its test"),
     "check": Command("maskline.console.check.command", "load handler modules, and say who handles what"),
     "simulate": Command("maskline.console.simulate.command", "play simulated masking sessions against a URL"),
     "trigger": Command(

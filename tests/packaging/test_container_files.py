@@ -114,5 +114,12 @@ def test_image_has_what_the_handler_modules_that_ship_need():
     assert set(installed.split(",")) == set(extras) - {"dev", "embedded", "reload"}
 
 
+def test_packages_of_the_users_are_installed_by_a_build_argument():
+    assert re.search(r'^ARG PACKAGES=""$', DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^      PACKAGES: \$\{PACKAGES:-\}$", COMPOSE, re.MULTILINE)
+
+
 def test_image_is_not_built_without_the_c_extensions():
-    assert re.search(r"^RUN .*REQUIRE_MASKLINE_C=1 .*pip install \"\.\[[\w,]+\]\"$", DOCKERFILE, re.MULTILINE)
+    assert re.search(
+        r"^RUN .*REQUIRE_MASKLINE_C=1 .*pip install \"\.\[[\w,]+\]\" \$PACKAGES$", DOCKERFILE, re.MULTILINE
+    )

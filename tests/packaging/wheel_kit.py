@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[2]
 
-WHEEL_SUFFIXES = {".py", ".pyi", ".lua", ".sql", ".so", ".typed"}
+WHEEL_SUFFIXES = {".py", ".pyi", ".lua", ".sql", ".yml", ".so", ".typed"}
 """`.typed` is the marker py.typed. No Cython source and no C: nothing of that is needed at run time."""
 
 SDIST_FILES = (
