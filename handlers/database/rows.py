@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -60,15 +60,10 @@ TOKENS_CACHED_MAX: Final = 4_096
 SIGN_FOR_NUL: Final = "\u2400"
 SIGN_FOR_SURROGATE: Final = "\ufffd"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_NO_RECORDING: Final = (None,) * 4
-_NO_RECORDING_FACTS: Final = (None,) * 3
 
 
-class SizedRow(NamedTuple):
-    """A row, and about how many bytes it takes."""
-
-    row: Row
-    size_bytes: int
+SizedRow = tuple[Row, int]
+"""A row, and about how many bytes it takes. No class: rows are made for every event."""
 
 
 class RowBuilder:
@@ -76,30 +71,39 @@ class RowBuilder:
 
     def __init__(self, *, plain_numbers: bool) -> None:
         self._plain = plain_numbers
-        self._number: Callable[[str | None], str | None] = (
-            _same if plain_numbers else lru_cache(TOKENS_CACHED_MAX)(_token)
+        self._number: Callable[[str], str] = (
+            str if plain_numbers else lru_cache(TOKENS_CACHED_MAX)(number_token)
         )
 
     def event_row(self, event: Event, ctx: Context) -> SizedRow:
         """The row of an event."""
         number, received_at = self._number, ctx.received_at
-        texts, facts = _NO_RECORDING, _NO_RECORDING_FACTS
+        recording_uuid = recording_url = recording_resource_url = recording_format = None
+        recording_duration = recording_start_time = recording_end_time = None
         if isinstance(event, (RecordingEvent, UnknownEvent)):
-            texts, facts = _recording(event)
+            recording_uuid, recording_url = event.recording_uuid, event.recording_url
+            recording_resource_url, recording_format = event.recording_resource_url, event.recording_format
+            recording_duration = event.recording_duration
+            recording_start_time, recording_end_time = event.recording_start_time, event.recording_end_time
+        from_number, to_number = event.from_number, event.to_number
+        first_party, second_party = event.first_party, event.second_party
         row: Row = (
             event.session_uuid,
             ctx.idempotency_key,
             event.event_name,
             ctx.order,
             ctx.entry_id,
-            number(event.from_number),
-            number(event.to_number),
-            number(event.first_party),
-            number(event.second_party),
+            None if from_number is None else number(from_number),
+            None if to_number is None else number(to_number),
+            None if first_party is None else number(first_party),
+            None if second_party is None else number(second_party),
             event.virtual_number,
             event.pin_authentication_status,
             event.plivo_hangup_cause,
-            *texts,
+            recording_uuid,
+            recording_url,
+            recording_resource_url,
+            recording_format,
             self._extra(event) if event.extra else None,
             received_at.date(),
             received_at,
@@ -116,11 +120,13 @@ class RowBuilder:
             event.billed_duration,
             event.duration,
             event.plivo_hangup_cause_code,
-            *facts,
+            recording_duration,
+            recording_start_time,
+            recording_end_time,
             event.problems or None,
             None,
         )
-        return SizedRow(row, ROW_BYTES + sum(map(len, filter(None, row[:DAY]))))
+        return row, ROW_BYTES + sum(map(len, filter(None, row[:DAY])))
 
     def summary_row(self, summary: CallSummary, ctx: Context) -> SizedRow:
         """The row of a call."""
@@ -130,8 +136,8 @@ class RowBuilder:
             summary.ended_by,
             summary.hangup_cause,
             summary.pin_status,
-            self._number(summary.first_party_number),
-            self._number(summary.second_party_number),
+            _applied(self._number, summary.first_party_number),
+            _applied(self._number, summary.second_party_number),
             summary.virtual_number,
             _json(msgspec.to_builtins(summary.recordings)) if summary.recordings else None,
             summary.call,
@@ -152,7 +158,7 @@ class RowBuilder:
             ctx.fencing_token,
             None,
         )
-        return SizedRow(row, ROW_BYTES + sum(len(value) for value in row if isinstance(value, str)))
+        return row, ROW_BYTES + sum(len(value) for value in row if isinstance(value, str))
 
     def _extra(self, event: Event) -> str:
         """`extra` as JSON, the numbers in it as tokens: any parameter may have one, also one that cannot be read."""
@@ -191,25 +197,13 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def _recording(event: RecordingEvent | UnknownEvent) -> tuple[Row, Row]:
-    """The attributes of a recording: the texts, and the others."""
-    return (
-        (event.recording_uuid, event.recording_url, event.recording_resource_url, event.recording_format),
-        (event.recording_duration, event.recording_start_time, event.recording_end_time),
-    )
-
-
 def _without_numbers(name: str, value: str | list[str]) -> str | list[str]:
     hide = number_token if name in NUMBER_ATTRIBUTES else redact
     return [hide(text) for text in value] if isinstance(value, list) else hide(value)
 
 
-def _token(number: str | None) -> str | None:
-    return None if number is None else number_token(number)
-
-
-def _same(number: str | None) -> str | None:
-    return number
+def _applied(number: Callable[[str], str], text: str | None) -> str | None:
+    return None if text is None else number(text)
 
 
 def _json(value: Any) -> str:

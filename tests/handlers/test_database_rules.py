@@ -147,7 +147,7 @@ def test_a_row_has_every_attribute_and_the_order_it_came_in():
 @given(st.text(st.characters(exclude_categories=[]), max_size=20), st.text(max_size=5))
 def test_substitutes_change_only_what_text_cannot_hold_and_say_where(text, name):
     event = hangup(plivo_hangup_cause=text, extra={name: text, "list": [text]})
-    row = RowBuilder(plain_numbers=True).event_row(event, context_of(event)).row
+    row = RowBuilder(plain_numbers=True).event_row(event, context_of(event))[0]
     mended = with_substitutes(EVENT_COLUMNS, row)
     holdable = "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
     if holdable and "\0" not in name:
@@ -186,3 +186,14 @@ def test_the_right_that_is_missing_is_named_with_what_gives_it():
         assert line is not None
         assert remedy in line
         assert "\n" not in line
+
+
+def test_a_batch_begins_at_once_alone_and_beside_another_only_with_many_rows():
+    batcher = Batcher[int](BatchLimits(rows_max=10, max_bytes=1_000, beside_rows_min=3))
+    assert not batcher.may_begin(under_way=0)
+    batcher.add(1, 1)
+    assert batcher.may_begin(under_way=0)
+    batcher.add(2, 1)
+    assert not batcher.may_begin(under_way=1)
+    batcher.add(3, 1)
+    assert batcher.may_begin(under_way=1)
