@@ -34,7 +34,7 @@ async def archive() -> AsyncIterator[CallbackArchive]:
 @on.every(name="archive", give_up_after_s=WEEK_S, timeout_ms=TIMEOUT_MS)
 async def keep(event: Event, ctx: Context, archive: CallbackArchive) -> None:
     """Keep the callback of an event. What is tried again comes alone, and does not wait for others."""
-    await archive.keep(event.session_uuid, ctx.entry_id, ctx.callback, soon=ctx.attempt > 1)
+    await archive.keep(event.session_uuid, ctx.entry_id, ctx.callback, alone=ctx.attempt > 1)
 
 
 @on.dead(name="archive of dead letters", timeout_ms=TIMEOUT_MS)
@@ -44,5 +44,5 @@ async def keep_unread(letter: DeadLetterView, ctx: DeadLetterContext, archive: C
     If that fails it stays what it is, a dead letter with its callback; replaying it brings it here again.
     """
     if letter.handler is None and letter.callback is not None and letter.callback.method != EMITTED_METHOD:
-        await archive.keep(letter.session_uuid or "", letter.entry_id, letter.callback, soon=True)
+        await archive.keep(letter.session_uuid or "", letter.entry_id, letter.callback, alone=True)
         ctx.log.info("dead letter archived", code=letter.code)

@@ -1,5 +1,6 @@
 """The archive as its handlers see it: keeps callbacks, and returns once they are durable."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -18,6 +19,10 @@ from maskline.schemas.settings import Settings, load_settings
 CONCURRENCY_MIN: Final = 1_024
 """Below it a segment has so few callbacks that its file costs more than they do. docs/modules/archive.md says 4,096."""
 
+LATE_MS: Final = 60_000
+"""What is so old has waited long enough: after an outage a session's events follow each other, each in a segment of its
+own, and the handler comes up again as they succeed."""
+
 _log = structlog.get_logger("maskline.handler")
 
 
@@ -29,13 +34,15 @@ class CallbackArchive:
         self._partitions = partitions
         self._tokens = tokens
 
-    async def keep(self, session_uuid: str, entry_id: str, callback: RawCallback, *, soon: bool) -> None:
-        """Return once the callback is durable. `soon`: do not wait for the segment to fill.
+    async def keep(self, session_uuid: str, entry_id: str, callback: RawCallback, *, alone: bool) -> None:
+        """Return once the callback is durable. `alone`: it comes by itself, so it does not wait for others; nor does
+        one that was received LATE_MS ago.
 
         Raises ArchiveError if it is not certain to be: it may be in the archive then, or not.
         """
         kept = with_tokens(callback) if self._tokens else callback
         record = ArchivedCallback(partition_of(session_uuid, self._partitions), entry_id, kept)
+        soon = alone or time.time_ns() // 1_000_000 - callback.received_at_ms > LATE_MS
         await self._writer.keep(encode_record(record), callback.received_at_ms, soon=soon)
 
 

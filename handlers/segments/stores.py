@@ -7,6 +7,7 @@ all of it or nothing.
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
@@ -31,6 +32,10 @@ RETRY_FOR_S: Final = 45
 
 ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT")
 """Where an operator names a server of his own; if it is named by `http://`, it is spoken to without TLS."""
+
+
+_REQUEST: Final = re.compile(r"Error performing \w+ \S+ in \S+(?:, | - )")
+"""How obstore begins what it says of a request: with an address whose times look like phone numbers in logs."""
 
 
 class ArchiveStore(Protocol):
@@ -205,7 +210,7 @@ class ObjectStore:
             if await self.get(path) != data:
                 raise ArchiveError(f"{path} is there already, with other bytes") from None
         except self._errors as error:
-            raise ArchiveError(f"{path} was not stored: {_first_line(error)}") from None
+            raise ArchiveError(f"a segment was not stored in {self._url}: {_first_line(error)}") from None
 
     async def get(self, path: str) -> bytes:
         """As `ArchiveStore.get`."""
@@ -269,4 +274,4 @@ def _obstore() -> Any:
 def _first_line(error: BaseException) -> str:
     """What went wrong, without the debug texts that obstore appends, which may repeat a request."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line[:200]
+    return _REQUEST.sub("", line)[:200]
