@@ -141,13 +141,14 @@ class ArchiveFeeder:
         """Add the next sessions of a partition, about SEND_MAX_BYTES of them at most, or the feed's end."""
         queries: list[Query] = []
         size = 0
-        while feed.has_room:
+        ends = False
+        while feed.has_room and not ends:
             session = self._sort.next_session(feed.partition, feed.fed_to)
             if session is None:
                 end = f"{feed.fed_to + 1}-0"
                 queries.append(query_for(feed.key, "XADD", feed.key, end, END_FIELD, b""))
-                feed.all_fed = True
-                break
+                ends = True
+                continue
             before = feed.bytes_ahead
             for number, (part, part_bytes) in enumerate(self._parts(session)):
                 entry_id = f"{session.id}-{number}"
@@ -162,6 +163,7 @@ class ArchiveFeeder:
             feed.fed_to = session.id
             self.sessions_fed += 1
         _checked_additions(await reader.send(queries))
+        feed.all_fed = ends
 
     def _parts(self, session: SortedSession) -> Iterator[tuple[FeedPart, int]]:
         """The parts of a session, each with its bytes."""
