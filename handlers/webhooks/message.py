@@ -1,8 +1,8 @@
 """Makes the body of a webhook from an event and its context. Pure.
 
 Phone numbers stand in it as the endpoint's `numbers` says. With `tokens`, a number is also hidden where it stands
-within another text: parameters that are no attribute are redacted as in logs, and the numbers of the event or the summary
-wherever they are found.
+within another text: parameters that are no attribute are redacted as in logs, and the numbers of the event or the
+summary wherever they are found.
 """
 
 from typing import Any, Final
