@@ -16,6 +16,7 @@ import msgspec
 
 from maskline import Context
 from maskline.events import CallSummary, Event, RecordingEvent, UnknownEvent
+from maskline.schemas.phone_numbers import PhoneNumbers
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
 Row = tuple[Any, ...]
@@ -161,10 +162,23 @@ class RowBuilder:
         return row, ROW_BYTES + sum(len(value) for value in row if isinstance(value, str))
 
     def _extra(self, event: Event) -> str:
-        """`extra` as JSON, the numbers in it as tokens: any parameter may have one, also one that cannot be read."""
+        """`extra` as JSON, without numbers: those of the event in any spelling, and whatever else looks like one."""
         if self._plain:
             return _json(event.extra)
-        return _json({redact(name): _without_numbers(name, value) for name, value in event.extra.items()})
+        known = PhoneNumbers()
+        for number in (event.from_number, event.to_number, event.first_party, event.second_party):
+            if number is not None:
+                known.add(number)
+
+        def hidden(text: str) -> str:
+            return redact(known.redact(text))
+
+        return _json(
+            {
+                hidden(name): _each(number_token if name in NUMBER_ATTRIBUTES else hidden, value)
+                for name, value in event.extra.items()
+            }
+        )
 
 
 def with_substitutes(columns: tuple[str, ...], row: Row) -> Row:
@@ -197,8 +211,7 @@ def _mended(value: Any) -> Any:
     return value
 
 
-def _without_numbers(name: str, value: str | list[str]) -> str | list[str]:
-    hide = number_token if name in NUMBER_ATTRIBUTES else redact
+def _each(hide: Callable[[str], str], value: str | list[str]) -> str | list[str]:
     return [hide(text) for text in value] if isinstance(value, list) else hide(value)
 
 

@@ -99,7 +99,12 @@ def column(row, name):
 def test_a_row_has_tokens_for_numbers_wherever_they_stand():
     event = hangup(
         first_party=NUMBER,
-        extra={"Caller": f"tel {NUMBER}", "From": ["anonymous", OTHER_NUMBER], "Mood": "good"},
+        extra={
+            "Caller": f"tel {NUMBER}",
+            "From": ["anonymous", OTHER_NUMBER],
+            "Mood": "good",
+            "Local": "07700/900_123",
+        },
         problems=("Duration",),
     )
     row, size_bytes = RowBuilder(plain_numbers=False).event_row(event, context_of(event))
@@ -110,6 +115,7 @@ def test_a_row_has_tokens_for_numbers_wherever_they_stand():
         "Caller": f"tel {number_token(NUMBER)}",
         "From": [number_token("anonymous"), number_token(OTHER_NUMBER)],
         "Mood": "good",
+        "Local": number_token(OTHER_NUMBER),
     }
     assert NUMBER[1:] not in repr(row)
     assert OTHER_NUMBER[1:] not in repr(row)
