@@ -134,7 +134,7 @@ def test_what_waits_beside_a_worker(redis_server, run, client, namespace):
         if ctx.sequence_number == 1:
             raise Reject("no such ride: +14155550123")
 
-    settings = settings_for(redis_server, namespace, gap_timeout_ms=600_000)
+    settings = settings_for(redis_server, namespace, gap_timeout_ms=600_000, lease_ttl_ms=60_000)
 
     keys, partition = Keys(namespace, "workers"), partition_of("s1", PARTITIONS)
 
@@ -194,7 +194,7 @@ def test_a_timeline_shows_what_is_no_longer_retained(redis_server, run, client, 
     put(client, namespace, *ANSWERED[6:], ANSWERED[4], ids=f"{now_ms - 590_000}-*")
     keys, partition = Keys(namespace, "workers"), partition_of("s1", PARTITIONS)
     key = keys.timeline(partition, "s1")
-    settings = settings_for(redis_server, namespace)
+    settings = settings_for(redis_server, namespace, lease_ttl_ms=60_000)
     asyncio.run(work(settings, timeline, lambda: client.hget(key, "count") == b"11"))
     kept = client.hgetall(key)
     stored = b"".join(kept.keys()) + b"".join(kept.values())

@@ -103,7 +103,12 @@ def test_an_exported_session_replays_as_it_ran(redis_server, namespace, run, tmp
         for found in NUMBERS.findall(it.query + it.body)
     }
     settings = settings_for(
-        redis_server, namespace, partitions=PARTITIONS, gap_timeout_ms=2000, retention_s=86_400 * 365
+        redis_server,
+        namespace,
+        partitions=PARTITIONS,
+        gap_timeout_ms=2000,
+        lease_ttl_ms=60_000,
+        retention_s=86_400 * 365,
     )
     for index, uuid in enumerate(uuids):
         expected[uuid] = len({decode_event(it).fingerprint for it in callbacks_of(index)})
