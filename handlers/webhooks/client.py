@@ -3,6 +3,9 @@
 The status is the answer: once it is there, nothing that its body does changes what it means. Of the body at most
 ANSWER_BYTES_MAX are read, for at most ANSWER_BODY_S. If it ends within both, the connection is used again, else it is
 closed.
+
+A connection that a receiver closes while it was idle may be used a moment before that is known here. Such a request
+is sent once more at once, over another connection: that is no failure of the receiver's.
 """
 
 import asyncio
@@ -15,14 +18,23 @@ from aiohttp import (
     ClientConnectorDNSError,
     ClientConnectorError,
     ClientError,
+    ClientOSError,
     ClientResponse,
     ClientSession,
     ClientSSLError,
+    ClientTimeout,
+    ConnectionTimeoutError,
+    ServerDisconnectedError,
 )
 from aiohttp.abc import AbstractResolver
 
 from maskline.handlers.webhooks.answers import Answer
-from maskline.handlers.webhooks.connections import AddressRefusedError, open_session
+from maskline.handlers.webhooks.connections import (
+    CONNECT_TIMEOUT_S,
+    AddressRefusedError,
+    Sending,
+    open_session,
+)
 from maskline.handlers.webhooks.endpoint import Endpoint
 from maskline.handlers.webhooks.headers import USER_AGENT
 from maskline.schemas.errors import MasklineError
@@ -30,6 +42,8 @@ from maskline.schemas.errors import MasklineError
 ANSWER_BYTES_MAX: Final = 65_536
 ANSWER_BODY_S: Final = 1.0
 """A body that drips in holds up the event for no longer."""
+STALE_WITHIN_S: Final = 1.0
+"""So soon a request over a closed connection fails. One that fails later was under way at the receiver."""
 
 
 class NotDeliveredError(MasklineError):
@@ -68,9 +82,7 @@ class WebhookClient:
             "Accept-Encoding": "identity",
         }
         try:
-            response = await self._sessions[endpoint.name].post(
-                endpoint.url, data=body.encode(), headers=sent, allow_redirects=False
-            )
+            response = await self._send(endpoint, body.encode(), sent)
         except (ClientError, TimeoutError, OSError) as error:
             raise NotDeliveredError(f"{endpoint.name}: {_failure_text(error, endpoint)}") from None
         try:
@@ -82,6 +94,29 @@ class WebhookClient:
             )
         finally:
             response.close()  # where the body has ended, its connection was given back before
+
+    async def _send(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> ClientResponse:
+        """The answer as soon as its head is there. Raises what aiohttp raises."""
+        post, sending = self._sessions[endpoint.name].post, Sending()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            return await post(
+                endpoint.url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=sending
+            )
+        except (ClientOSError, ServerDisconnectedError):
+            spent_s = clock() - began
+            if not sending.reused or spent_s > STALE_WITHIN_S:
+                raise
+        left = ClientTimeout(total=endpoint.timeout_ms / 1000 - spent_s, sock_connect=CONNECT_TIMEOUT_S)
+        return await post(
+            endpoint.url,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            trace_request_ctx=Sending(),
+            timeout=left,
+        )
 
 
 async def _read_start(response: ClientResponse) -> bytes:
@@ -105,6 +140,8 @@ def _failure_text(error: Exception, endpoint: Endpoint) -> str:
     match error:
         case _ if isinstance(cause, AddressRefusedError):
             text = f"not connected: {cause}"
+        case ConnectionTimeoutError():
+            text = f"no connection within {CONNECT_TIMEOUT_S:.0f} s"
         case TimeoutError():
             text = f"no answer within {endpoint.timeout_ms} ms"
         case ClientConnectorDNSError():

@@ -5,17 +5,28 @@ answer has of refused addresses is left out; aiohttp then races over the rest. E
 address that it is about to be connected to, so that an address in the URL, which no resolver sees, passes no other way.
 """
 
+import asyncio
 import socket
+from functools import partial
 from typing import Any, Final
 
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, ThreadedResolver
+from aiohttp import (
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+    ThreadedResolver,
+    TraceConfig,
+    TraceConnectionReuseconnParams,
+)
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from maskline.handlers.webhooks.addresses import AddressPolicy
 from maskline.handlers.webhooks.endpoint import Endpoint
 
 CONNECT_TIMEOUT_S: Final = 5.0
-"""For one address: a name has several, and a firewall that drops packets must not use up the whole time limit."""
+"""To the first of a name's addresses that answers: a firewall that drops packets says so before the time limit does."""
 KEEPALIVE_S: Final = 60.0
 """How long an idle connection is kept. One that the receiver closes earlier is left at once."""
 
@@ -48,11 +59,47 @@ class CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+class Sending:
+    """One request, as far as its connection is concerned: `trace_request_ctx` of the session that sends it."""
+
+    __slots__ = ("reused",)
+
+    def __init__(self) -> None:
+        self.reused = False
+        """It goes over a connection that was idle before."""
+
+
+async def _note_reuse(_: ClientSession, context: Any, __: TraceConnectionReuseconnParams) -> None:
+    context.trace_request_ctx.reused = True
+
+
+class _HeadFirst(ResponseHandler):
+    """Reads the head of an answer before what follows it.
+
+    aiohttp reads both at once if they arrive together, and takes an answer of which the rest is wrong for none: a body
+    after 204, where there can be none, or a chunk that cannot be read. Whether they do is chance.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        head, end, rest = data.partition(b"\r\n\r\n")
+        super().data_received(head + end)
+        if rest:
+            super().data_received(rest)
+
+
+class _Connector(TCPConnector):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        make: Any = partial(_HeadFirst, loop=asyncio.get_running_loop())
+        self._factory = make
+
+
 def open_session(endpoint: Endpoint, resolver: AbstractResolver | None = None) -> ClientSession:
     """An HTTP session for one endpoint, to be closed after use. `resolver`: by default the system's.
 
     Each endpoint has one of its own: connections that one endpoint may use are then never lent to another, and one that
-    hangs holds up no other. No proxy of the environment is used: it would connect to addresses that nobody checks.
+    hangs holds up no other. No proxy of the environment is used: it would connect to addresses that nobody checks. Each
+    request needs a `Sending` as its `trace_request_ctx`.
     """
     policy = endpoint.policy
 
@@ -62,15 +109,18 @@ def open_session(endpoint: Endpoint, resolver: AbstractResolver | None = None) -
             raise AddressRefusedError(refusal)
         return socket.socket(family, kind, protocol)
 
-    connector = TCPConnector(
+    connector = _Connector(
         limit=0,  # as many as attempts run at once: `concurrency` of the endpoint, or MASKLINE_CONCURRENCY
         ssl=True if endpoint.tls is None else endpoint.tls,
         resolver=CheckedResolver(policy, resolver or ThreadedResolver()),
         socket_factory=checked_socket,
         keepalive_timeout=KEEPALIVE_S,
     )
+    trace = TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
     return ClientSession(
         connector=connector,
+        trace_configs=[trace],
         timeout=ClientTimeout(total=endpoint.timeout_ms / 1000, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,  # a few bytes may unpack to gigabytes

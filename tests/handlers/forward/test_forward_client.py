@@ -5,6 +5,7 @@ import gzip
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,23 @@ def saying(*parts: bytes, then: Talk | None = None) -> Talk:
         ([b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"], 101, b""),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ncut"], 200, b"cut"),
         ([b"HTTP/1.1 302 Found\r\nLocation: http://x.example/\r\nContent-Length: 0\r\n\r\n"], 302, b""),
+        ([b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok"], 204, b""),
+        ([b"HTTP/1.0 204 No Content\r\n\r\nok"], 204, b""),
+        ([OK + b"rubbish"], 200, b""),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz"], 200, b""),
     ],
-    ids=["ordinary", "1.0", "early hints", "101", "cut", "redirect"],
+    ids=[
+        "ordinary",
+        "1.0",
+        "early hints",
+        "101",
+        "cut",
+        "redirect",
+        "204 with a body",
+        "204 with a body in 1.0",
+        "more than its length",
+        "bad chunk",
+    ],
 )
 async def test_the_status_is_the_answer(parts, status, start, make):
     async with raw_server(saying(*parts)) as port:
@@ -116,13 +132,67 @@ async def test_the_status_is_the_answer(parts, status, start, make):
         ([], "closed before an answer came"),
         ([b"SSH-2.0-OpenSSH\r\n"], "no answer that can be read"),
         ([b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"], "no answer that can be read"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz"], "no answer that can be read"),
     ],
-    ids=["closed", "no HTTP", "long header", "bad chunk"],
+    ids=["closed", "no HTTP", "long header"],
 )
 async def test_what_is_no_answer_is_a_failure(parts, what, make):
     async with raw_server(saying(*parts)) as port:
         assert what in await failure(make(port))
+
+
+def talking(*answers: bytes) -> tuple[Talk, list[int]]:
+    """Answers requests in order, an empty answer by closing. Also how many each connection had."""
+    left, requests = list(answers), list[int]()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(0)
+        mine = len(requests) - 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while left:
+                await reader.readuntil(BODY.encode())
+                requests[mine] += 1
+                if not (answer := left.pop(0)):
+                    break
+                writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+    return talk, requests
+
+
+async def test_a_connection_that_was_closed_while_idle_costs_no_attempt(make):
+    talk, requests = talking(OK, b"", OK)
+    async with raw_server(talk) as port:
+        to = make(port)
+        async with WebhookClient((to,)) as client:
+            assert [(await client.post(to, BODY, {})).status for _ in range(2)] == [200, 200]
+    assert requests == [2, 1]
+
+
+async def test_what_fails_over_a_new_connection_or_late_is_a_failure(make, monkeypatch):
+    talk, requests = talking(b"", OK, b"", OK)
+    async with raw_server(talk) as port:
+        to = make(port)
+        async with WebhookClient((to,)) as client:
+            with pytest.raises(NotDeliveredError, match="closed before an answer came"):
+                await client.post(to, BODY, {})
+            assert (await client.post(to, BODY, {})).status == 200
+            monkeypatch.setattr(client_module, "STALE_WITHIN_S", -1.0)
+            with pytest.raises(NotDeliveredError, match="closed before an answer came"):
+                await client.post(to, BODY, {})
+    assert requests == [1, 2]
+
+
+async def test_ipv6_and_the_other_addresses_of_a_name(make):
+    try:
+        server = await asyncio.start_server(saying(OK), "::1", 0)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        keys = {"allow_private": ["::1/128", "127.0.0.0/8"]}
+        assert (await post(make(port, "[::1]", **keys))).status == 200
+        assert (await post(make(port, "both.example", **keys), Resolver(["127.0.0.1", "::1"]))).status == 200
 
 
 async def test_nobody_listens(make):
