@@ -44,17 +44,30 @@ _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}\Z")
 _HEADER_VALUE: Final = re.compile(r"[!-~](?:[ -~]{0,4094}[!-~])?\Z")
 _OUR_HEADERS: Final = frozenset(
     {
+        "accept-encoding",
         "connection",
         "content-encoding",
         "content-length",
         "content-type",
+        "expect",
         "host",
         "keep-alive",
+        "te",
+        "trailer",
         "transfer-encoding",
+        "upgrade",
         "user-agent",
     }
 )
+"""They belong to the client: with `Expect`, for one, no request would go out before the receiver has asked for it."""
 _OUR_PREFIXES: Final = ("maskline-", "webhook-")
+
+_HOST: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\Z")
+"""A name that DNS can have. The underscore is in no name of a host, but in some of Docker's."""
+
+HIDDEN_CHARS_MIN: Final = 8
+"""Of a part of a URL or a header that no error text shows. A shorter one is no secret, and stands in many a word."""
+_PART_ENDS: Final = re.compile(r"[\s/?&=;,:\"']+")
 
 
 class MistakeError(MasklineError):
@@ -80,7 +93,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """None for `http://`."""
     policy: AddressPolicy
     hidden: tuple[str, ...]
-    """Texts that no error text may show: the URL's path and query, and the values of `headers`. Longest first."""
+    """Texts that no error text may show: the URL's path and query and the values of `headers`, and their parts, since a
+    receiver may complain of the token alone. Longest first."""
     timeout_ms: int
     concurrency: int | None
     rate: float | None
@@ -102,7 +116,6 @@ def make_endpoint(table: EndpointTable, folder: Path) -> Endpoint:
     policy = AddressPolicy(allowed, public=url.scheme == "https")
     _check_host(url, policy)
     headers = dict(_headers(table, folder))
-    shown_by_url = [text for text in (url.raw_path_qs, url.raw_path) if len(text) > 1]
     return Endpoint(
         name=table.name,
         url=url,
@@ -112,7 +125,7 @@ def make_endpoint(table: EndpointTable, folder: Path) -> Endpoint:
         headers=headers,
         tls=_tls_context(table.ca_file, folder) if url.scheme == "https" else None,
         policy=policy,
-        hidden=tuple(sorted({*shown_by_url, *headers.values()}, key=len, reverse=True)),
+        hidden=_hidden(url, headers),
         timeout_ms=table.timeout_ms,
         concurrency=table.concurrency,
         rate=table.rate,
@@ -141,7 +154,7 @@ def _read_url(text: str) -> URL:
 
 def _check_host(url: URL, policy: AddressPolicy) -> None:
     """Check an address that stands in the URL; that of a name is checked whenever it is connected to."""
-    host = url.host or ""
+    host = url.raw_host or ""
     if url.scheme == "http" and not policy.allow_private:
         raise MistakeError("url", "http:// is for private networks alone: list them in allow_private")
     try:
@@ -150,10 +163,23 @@ def _check_host(url: URL, policy: AddressPolicy) -> None:
         try:
             spelled = socket.inet_ntoa(socket.inet_aton(host))
         except OSError:
-            return  # a name
+            _check_name(host.removesuffix("."))
+            return
         raise MistakeError("url", f"write the address as {spelled}") from None
     if (refusal := policy.refusal(host)) is not None:
         raise MistakeError("url", refusal)
+
+
+def _check_name(host: str) -> None:
+    """Check a host that is no address, without a full stop at its end."""
+    if not _HOST.match(host) or host.rpartition(".")[2].isdigit():
+        raise MistakeError("url", f"{host[:64]!r} is neither an address nor a name that DNS can have")
+
+
+def _hidden(url: URL, headers: dict[str, str]) -> tuple[str, ...]:
+    whole = {url.raw_path_qs, url.path_qs, url.raw_path, url.path, *headers.values()} - {"/"}
+    parts = {part for text in whole for part in _PART_ENDS.split(text) if len(part) >= HIDDEN_CHARS_MIN}
+    return tuple(sorted(whole | parts, key=len, reverse=True))
 
 
 def _networks(texts: Iterable[str]) -> Iterator[Network]:
@@ -195,6 +221,7 @@ def _secrets(table: EndpointTable, folder: Path) -> Iterator[str]:
 
 
 def _headers(table: EndpointTable, folder: Path) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
     for name, given in table.headers.items():
         key = f"headers.{name}"
         value = given if isinstance(given, str) else _file_text(key, folder / given.file)
@@ -203,6 +230,9 @@ def _headers(table: EndpointTable, folder: Path) -> Iterator[tuple[str, str]]:
             raise MistakeError("headers", f"{name!r} cannot be the name of a header")
         if lower in _OUR_HEADERS or lower.startswith(_OUR_PREFIXES):
             raise MistakeError(key, "maskline sets this header itself")
+        if lower in seen:
+            raise MistakeError(key, "it is there already, in other letters")
+        seen.add(lower)
         if not _HEADER_VALUE.match(value):
             raise MistakeError(key, "its value must be printable ASCII, at most 4,096 characters, not empty")
         yield name, value

@@ -10,6 +10,7 @@ import pytest
 from forward_kit import NEXT_SECRET, SECRET, endpoint, write_config
 
 from maskline.events import CallSummary, Event, RecordingEvent, SessionTimeout
+from maskline.handlers.webhooks.answers import Answer, answer_text
 from maskline.handlers.webhooks.config import ENDPOINTS_MAX, read_endpoints
 from maskline.handlers.webhooks.table import EndpointTable
 from maskline.schemas.errors import ConfigError
@@ -90,6 +91,12 @@ def test_defaults_and_everything_that_can_be_set(tmp_path):
         ({"url": "https://2130706433/"}, "url", "write the address as 127.0.0.1"),
         ({"url": "https://0x7f.1/"}, "url", "write the address as 127.0.0.1"),
         ({"url": "https://0177.0.0.1/"}, "url", "write the address as 127.0.0.1"),
+        ({"url": "https://127.0.0.1./"}, "url", "neither an address nor a name"),
+        ({"url": "https://1.2.3.4.5/"}, "url", "neither an address nor a name"),
+        ({"url": "https://a..example/"}, "url", "neither an address nor a name"),
+        ({"url": f"https://{'a' * 64}.example/"}, "url", "neither an address nor a name"),
+        ({"url": f"https://{'a.' * 126}example/"}, "url", "neither an address nor a name"),
+        ({"url": "https://hooks%00.example/"}, "url", "neither an address nor a name"),
         ({"url": "http://8.8.8.8/", "allow_private": ["10.0.0.0/8"]}, "url", "is public, and http://"),
         ({"events": []}, "events", "length >= 1"),
         ({"events": ["SessionTimeOut"]}, "events", "'SessionTimeOut' is no event"),
@@ -107,6 +114,9 @@ def test_defaults_and_everything_that_can_be_set(tmp_path):
         ({"headers": {"Webhook-Id": "x"}}, "headers.Webhook-Id", "sets this header itself"),
         ({"headers": {"maskline-order": "x"}}, "headers.maskline-order", "sets this header itself"),
         ({"headers": {"Host": "x"}}, "headers.Host", "sets this header itself"),
+        ({"headers": {"Expect": "100-continue"}}, "headers.Expect", "sets this header itself"),
+        ({"headers": {"accept-encoding": "gzip"}}, "headers.accept-encoding", "sets this header itself"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "headers.x-a", "there already"),
         ({"headers": {"X-A": "a\r\nX-B: b"}}, "headers.X-A", "printable ASCII"),
         ({"headers": {"X-A": ""}}, "headers.X-A", "not empty"),
         ({"headers": {"X A": "x"}}, "headers", "cannot be the name"),
@@ -135,6 +145,23 @@ def test_a_mistake_in_an_endpoint_names_file_endpoint_and_key(keys, key, what, t
     assert what in text
     assert f": {key}" in text
     assert "secret@" not in text
+
+
+@pytest.mark.parametrize(
+    "host", ["hooks.example.com.", "xn--bcher-kva.example", "web_hooks", "HOOKS.EXAMPLE:8443"]
+)
+def test_names_of_hosts(host, tmp_path):
+    (made,) = read_endpoints(write_config(tmp_path / "f.toml", public(url=f"https://{host}/x")))
+    assert made.url.host
+
+
+def test_no_error_text_shows_a_part_of_what_may_be_a_secret(tmp_path):
+    url = "https://hooks.example.com/services/T0001/sEcReT%2Bpath?v=2&key=sEcReTkey"
+    headers = {"Authorization": "Bearer sEcReTtoken", "X-Version": "2026-11-30"}
+    (made,) = read_endpoints(write_config(tmp_path / "f.toml", public(url=url, headers=headers)))
+    said = b"Bad token 'sEcReTtoken' or key=sEcReTkey v=2 for sEcReT+path: see hooks.example.com"
+    text = answer_text("shop", Answer(401, None, None, said), made.hidden)
+    assert text == "shop answered 401: \"Bad token '***' or key=*** v=2 for ***: see hooks.example.com\""
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
