@@ -195,7 +195,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 86_400
     group: Annotated[str, Description(LABEL, "consumer group: each group gets every event")] = "workers"
     handlers: Annotated[
-        tuple[str, ...], Description(HANDLERS, "dotted modules and `.py` paths, comma-separated")
+        tuple[str, ...],
+        Description(HANDLERS, "dotted modules, `.py` paths, and names that installed packages bring"),
     ] = ("maskline.handlers.log",)
     gap_timeout_ms: Annotated[
         int, Description(whole(0, 24 * HOUR_MS), "how long an event waits for a missing number")

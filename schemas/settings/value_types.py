@@ -216,14 +216,20 @@ AUTH_TOKENS: Final = _comma_list(
 )
 
 
+_ENTRY_POINT: Final = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*\Z")
+"""What an installed package may call its handlers."""
+
+
 def _read_handler(text: str) -> str:
-    dotted = all(part.isidentifier() for part in text.split("."))
+    dotted = all(part.isidentifier() for part in text.split(".")) or _ENTRY_POINT.match(text)
     if not text.isprintable() or not (dotted or (text.endswith(".py") and "://" not in text)):
         raise ValueError
     return text
 
 
-HANDLERS: Final = _comma_list("dotted modules or .py paths, comma-separated", _read_handler)
+HANDLERS: Final = _comma_list(
+    "dotted modules, .py paths or names of installed packages' handlers, comma-separated", _read_handler
+)
 
 
 COUNTED_ALWAYS: Final = ("SessionUUID", "EventName", "SequenceNumber")

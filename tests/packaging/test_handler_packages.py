@@ -21,6 +21,7 @@ name = "acme-fares"
 version = "1.2"
 [project.entry-points."maskline.handlers"]
 acme = "acme_fares.handlers"
+acme-too = "acme_fares.handlers"
 broken = "acme_fares.broken"
 no-module = "acme_fares.handlers:settle"
 """
@@ -89,7 +90,7 @@ def run(installed, directory, *arguments, **environment):
 
 
 def test_handlers_are_loaded_by_the_entry_points_name_and_by_the_module_s(installed, tmp_path):
-    by_name = run(installed, tmp_path, "check", "--json", MASKLINE_HANDLERS="acme")
+    by_name = run(installed, tmp_path, "check", "--json", MASKLINE_HANDLERS="acme,acme-too")
     report = json.loads(by_name.stdout)
     assert by_name.returncode == 0, by_name.stderr
     assert report["events"]["SessionPartiesHangup"] == ["acme_fares.handlers.settle"]

@@ -175,7 +175,7 @@ WRONG = [
     ("SPOOL_MAX_BYTES", "-1 GiB"),
     ("SPOOL_DIR", "a\0b"),
     ("MAX_BODY_BYTES", "1 TiB"),
-    ("HANDLERS", "my-handlers"),
+    ("HANDLERS", "my handlers"),
     ("HANDLERS", "a..b"),
     ("GROUP", "ü"),
     ("LOG_LEVEL", "loud"),
