@@ -46,7 +46,8 @@ def mistake_of_import(error: BaseException, file: str, packages: Collection[Path
 def message_of(error: BaseException) -> str:
     """The message of an exception in one line: short, without phone numbers and without the log-in of a URL."""
     try:
-        text = " ".join(str(error).split())
+        # The text of a SyntaxError repeats the file and the line.
+        text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
     except Exception:  # noqa: BLE001  a user's exception, whose text may be anything
         text = ""
     text = redact(_URL_LOGIN.sub("://***@", text))

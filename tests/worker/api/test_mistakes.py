@@ -119,7 +119,7 @@ IMPORTS = {
     "error": ("x = 1\n1 / 0", 2, "ZeroDivisionError: division by zero; move what may fail out of"),
     "in a helper": ("def f():\n    int('x')\nf()", 2, "ValueError: invalid literal"),
     "in a library": ("import json\n\njson.loads('{')", 3, "JSONDecodeError"),
-    "syntax": ("x = 1\ndef (", 2, "SyntaxError: invalid syntax"),
+    "syntax": ("x = 1\ndef (", 2, "SyntaxError: invalid syntax; Python cannot read"),
     "indentation": ("def f():\nreturn 1", 2, "IndentationError"),
     "no module": ("import os\nimport no_such_library", 2, "no module no_such_library; correct the name, or install"),
     "no submodule": ("import json.nothing", 1, "there is no module json.nothing"),
