@@ -31,6 +31,7 @@ from aiohttp.abc import AbstractResolver
 from maskline.handlers.webhooks.answers import Answer
 from maskline.handlers.webhooks.connections import (
     CONNECT_TIMEOUT_S,
+    SENDING,
     AddressRefusedError,
     Sending,
     open_session,
@@ -98,25 +99,17 @@ class WebhookClient:
     async def _send(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> ClientResponse:
         """The answer as soon as its head is there. Raises what aiohttp raises."""
         post, sending = self._sessions[endpoint.name].post, Sending()
+        SENDING.set(sending)
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            return await post(
-                endpoint.url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=sending
-            )
+            return await post(endpoint.url, data=body, headers=headers, allow_redirects=False)
         except (ClientOSError, ServerDisconnectedError):
             spent_s = clock() - began
-            if not sending.reused or spent_s > STALE_WITHIN_S:
+            if sending.connected or spent_s > STALE_WITHIN_S:
                 raise
         left = ClientTimeout(total=endpoint.timeout_ms / 1000 - spent_s, sock_connect=CONNECT_TIMEOUT_S)
-        return await post(
-            endpoint.url,
-            data=body,
-            headers=headers,
-            allow_redirects=False,
-            trace_request_ctx=Sending(),
-            timeout=left,
-        )
+        return await post(endpoint.url, data=body, headers=headers, allow_redirects=False, timeout=left)
 
 
 async def _read_start(response: ClientResponse) -> bytes:

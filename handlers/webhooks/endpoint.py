@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -239,12 +240,20 @@ def _headers(table: EndpointTable, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _tls_context(ca_file: str | None, folder: Path) -> ssl.SSLContext:
+    if ca_file is None:
+        return _system_tls_context()
     try:
-        return ssl.create_default_context(cafile=None if ca_file is None else folder / ca_file)
+        return ssl.create_default_context(cafile=folder / ca_file)
     except FileNotFoundError:
         raise MistakeError("ca_file", f"there is no file {ca_file}") from None
     except (ssl.SSLError, OSError):
         raise MistakeError("ca_file", f"{ca_file} has no certificates in PEM") from None
+
+
+@cache
+def _system_tls_context() -> ssl.SSLContext:
+    """For all endpoints without `ca_file`: the system's certificates take long to read, and some memory."""
+    return ssl.create_default_context()
 
 
 def _file_text(key: str, path: Path) -> str:
