@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +7,7 @@ from postgres_kit import PostgresServer, postgres_server
 
 @pytest.fixture(scope="session")
 def shared_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL that tests share, each with a `database` of its own; never stop it."""
+    """A PostgreSQL that tests share, one after the other: see `database`; never stop it."""
     with postgres_server() as server:
         yield server
 
@@ -20,9 +20,11 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def database(shared_postgres: PostgresServer) -> str:
-    """The name of an empty database."""
-    return await shared_postgres.create_database()
+async def database(shared_postgres: PostgresServer) -> AsyncIterator[str]:
+    """The name of its database, which is empty."""
+    await shared_postgres.clear()
+    yield "postgres"
+    await shared_postgres.clear()
 
 
 @pytest.fixture
