@@ -59,6 +59,12 @@ class MemoryRecordStore:
         due = [session for session, at_ms in self._due.items() if at_ms <= self._harness.now_ms]
         return sorted(due, key=self._due.__getitem__)[:limit]
 
+    async def postpone(self, session_uuid: str, for_ms: int) -> None:
+        """As `RecordStore.postpone`."""
+        if session_uuid in self._due:
+            self._due[session_uuid] = self._harness.now_ms + for_ms
+            self._harness.call_at(self._due[session_uuid], self._run_sweep)
+
     def _run_sweep(self) -> None:
         if self.sweep is not None:
             work = self.sweep()

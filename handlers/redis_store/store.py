@@ -39,7 +39,12 @@ class RecordStore(Protocol):
         """Change the record of a session, and emit what follows, all or nothing."""
 
     async def due(self, limit: int) -> list[str]:
-        """Sessions whose due time has come, of each partition `limit` at most, the oldest first."""
+        """Sessions whose due time has come, of each partition `limit` at most, the oldest first. While the group is
+        behind with a partition, its time there is that of the last entry it has read.
+        """
+
+    async def postpone(self, session_uuid: str, for_ms: int) -> None:
+        """Make a session that is due so again only after `for_ms`, whatever its record is like."""
 
 
 class RedisRecordStore:
@@ -115,7 +120,12 @@ class RedisRecordStore:
         keys = self.client.keys
         replies = await asyncio.gather(
             *(
-                self.client.send(partition, _DUE.call([self._due_key_of(keys, partition)], limit))
+                self.client.send(
+                    partition,
+                    _DUE.call(
+                        [self._due_key_of(keys, partition), keys.callbacks(partition)], limit, keys.group
+                    ),
+                )
                 for partition in range(self.client.partitions)
             ),
             return_exceptions=True,
@@ -128,6 +138,14 @@ class RedisRecordStore:
                 raise reply
             found += [session.decode("utf-8", "surrogatepass") for session in reply[0]]
         return found
+
+    async def postpone(self, session_uuid: str, for_ms: int) -> None:
+        """As `RecordStore.postpone`."""
+        partition = self._partition(session_uuid)
+        due_key = self._due_key_of(self.client.keys, partition)
+        now_s, now_us = (await self.client.send(partition, pack("TIME")))[0]
+        due_ms = int(now_s) * 1000 + int(now_us) // 1000 + for_ms
+        await self.client.send(partition, pack("ZADD", due_key, "XX", due_ms, session_uuid))
 
     def _partition(self, session_uuid: str) -> int:
         return partition_of(session_uuid, self.client.partitions)

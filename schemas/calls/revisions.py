@@ -84,17 +84,23 @@ def call_only_begins(observations: Iterable[Observation]) -> bool:
 
 
 def due_summaries(
-    session_uuid: str, session: SessionCalls, emitted: Mapping[int, Emitted]
+    session_uuid: str,
+    session: SessionCalls,
+    emitted: Mapping[int, Emitted],
+    before: SessionCalls | None = None,
 ) -> list[CallSummary]:
     """The summaries to emit now: of calls that are over and were not emitted yet, or are otherwise than they were.
 
-    `emitted`: by call. A call that was emitted and is no more, since what arrived later belongs to another one after
-    all, is emitted once more without anything in it, so that a store does not count it twice.
+    `emitted`: by call. `before`: the session for which nothing was due any more when `emitted` was as it is; calls that
+    `assemble` has taken from it are passed over. A call that was emitted and is no more, since what arrived later
+    belongs to another one after all, is emitted once more without anything in it, so that a store does not count it
+    twice.
     """
+    settled = () if before is None else before.calls
     due = [
         summary
-        for call in session.calls
-        if call.ended_by is not None
+        for at, call in enumerate(session.calls)
+        if call.ended_by is not None and not (at < len(settled) and call is settled[at])
         for summary in _changed(call.summary(0), emitted)
     ]
     for call in sorted(set(emitted) - {one.call for one in session.calls}):

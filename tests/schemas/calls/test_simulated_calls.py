@@ -147,7 +147,7 @@ def _apart(one: Observation) -> bool:
     return one.own_lane and is_recording(one.event_name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(OBSERVATIONS, max_size=25, unique_by=lambda one: one.idempotency_key), st.randoms())
 def test_any_observations_give_the_same_calls_in_any_order_of_arrival(observations, rng):
     session = assemble(observations)
@@ -163,7 +163,36 @@ def test_any_observations_give_the_same_calls_in_any_order_of_arrival(observatio
     assert sum(call.ended_by == "parties_hangup" for call in session.calls) <= done
 
 
-@settings(max_examples=60)
+def test_calls_that_one_more_event_does_not_concern_are_not_assembled_anew():
+    options = SessionOptions(calls_min=20, calls_max=20)
+    observations = deliver(17, 1, options, LOSSY).observations
+    before, taken, calls = None, 0, 0
+    for count in range(1, len(observations) + 1):
+        now = assemble(observations[:count], before)
+        if before is not None:
+            calls += len(before.calls)
+            taken += sum(one is other for one, other in zip(before.calls, now.calls, strict=False))
+        before = now
+    assert taken > 0.85 * calls
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(OBSERVATIONS, max_size=20, unique_by=lambda one: one.idempotency_key),
+    st.lists(OBSERVATIONS, max_size=5, unique_by=lambda one: one.idempotency_key),
+)
+def test_what_is_known_of_calls_before_changes_nothing(observations, more):
+    known = {one.idempotency_key for one in observations}
+    all_of_them = [*observations, *(one for one in more if one.idempotency_key not in known)]
+    before = assemble(observations)
+    emitted = {one.call: Emitted(1, digest_of(one)) for one in due_summaries("s", before, {})}
+    session = assemble(all_of_them)
+    assert encode(assemble(all_of_them, before)) == encode(session)
+    due = due_summaries("s", assemble(all_of_them, before), emitted, before)
+    assert encode(due) == encode(due_summaries("s", session, emitted))
+
+
+@settings(max_examples=30)
 @given(st.lists(OBSERVATIONS, max_size=25, unique_by=lambda one: one.idempotency_key))
 def test_a_call_that_was_emitted_stays_over_and_is_emitted_again_only_if_it_changes(observations):
     emitted: dict[int, Emitted] = {}
