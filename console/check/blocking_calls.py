@@ -250,19 +250,19 @@ def _closure(function: FunctionType) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(source: str) -> ast.Module | None:
+def _definitions(source: str) -> dict[tuple[int, str], _Body]:
+    """The functions that a source defines, by the line of each, or of its first decorator, and its name."""
     try:
-        return ast.parse(source)
+        tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # it has changed since it was imported
-        return None
+        return {}
+    return {
+        (min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]), node.name): node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
 
 
 def _definition(file: str, line: int, name: str) -> _Body | None:
     """The `def` that a function's code was made of. `line`: its own, or that of its first decorator."""
-    tree = _parsed("".join(linecache.getlines(file)))
-    for node in ast.walk(tree) if tree else ():
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            if first == line:
-                return node
-    return None
+    return _definitions("".join(linecache.getlines(file))).get((line, name))

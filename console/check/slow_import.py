@@ -53,7 +53,8 @@ class SlowImportWatch:
         """The innermost line of the user's that the importing thread is at."""
         frame: Any = sys._current_frames().get(self._thread_id)  # noqa: SLF001  the documented way to it
         while frame is not None:
-            if is_users(frame.f_code.co_filename):
+            command = frame.f_globals.get("__name__") == "__main__"  # the script that runs maskline
+            if not command and is_users(frame.f_code.co_filename):
                 return Place(frame.f_code.co_filename, frame.f_lineno)
             frame = frame.f_back
         return Place()
