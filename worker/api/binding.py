@@ -10,8 +10,15 @@ from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.emission import OtherGroupsSummary
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.events import EVENT_TYPES, UnknownEvent
-from maskline.worker.api.annotations import signature_of, type_hints_of
-from maskline.worker.api.registry import DeadHandlerSpec, Handlers, HandlerSpec, ResourceSpec, is_async
+from maskline.worker.api.annotations import innermost, signature_of, type_hints_of
+from maskline.worker.api.registry import (
+    DeadHandlerSpec,
+    Handlers,
+    HandlerSpec,
+    ResourceSpec,
+    is_async,
+    is_resource,
+)
 from maskline.worker.api.retry_schedule import OnGiveUp, RetryPolicy
 from maskline.worker.api.spelling import did_you_mean
 
@@ -119,8 +126,8 @@ class WrongParameter(NamedTuple):
     """A parameter of a handler that cannot be what it is."""
 
     text: str
-    unfilled: bool = False
-    """No resource fills it: of those that are known."""
+    unfilled: str = ""
+    """Its name, if no resource fills it: of those that are known."""
 
 
 class Fillings(NamedTuple):
@@ -184,7 +191,24 @@ def parameter_fillings(spec: HandlerSpec | DeadHandlerSpec, resources: Sequence[
             text = f"several resources fill its parameter {parameter.name}: call it {' or '.join(by_type)}"
             mistakes.append(WrongParameter(start + text))
         else:
-            hint_of_name = did_you_mean(parameter.name, names) or "; write a @resource of this name"
+            hint_of_name = (
+                _resource_elsewhere(spec.function, parameter.name)
+                or did_you_mean(parameter.name, names)
+                or "; write a @resource of this name"
+            )
             text = f"no resource fills its parameter {parameter.name}{hint_of_name}"
-            mistakes.append(WrongParameter(start + text, unfilled=True))
+            mistakes.append(WrongParameter(start + text, unfilled=parameter.name))
     return Fillings(wanted, mistakes)
+
+
+def _resource_elsewhere(function: Callable[..., Any], name: str) -> str:
+    """What to do where the handler's own module has a resource of this name, and another one names the handler alone:
+    the `__init__.py` of a package, as a rule.
+    """
+    own = getattr(innermost(function), "__globals__", {})
+    if not is_resource(own.get(name)):
+        return ""
+    module = own.get("__name__", "")
+    return (
+        f", as {module}.{name} was not loaded: import it beside the handler, or name {module} as a module too"
+    )

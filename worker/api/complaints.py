@@ -30,6 +30,8 @@ class Notes:
         self.files: set[str] = set()
         """The files that the mistakes stand in, as their modules name them."""
         self.marked: list[Marked] = []
+        self.unusable_resources: set[str] = set()
+        """The names of what `@resource` could not mark: a handler that takes one has no mistake of its own."""
 
 
 _notes: contextvars.ContextVar[Notes | None] = contextvars.ContextVar("maskline_notes", default=None)
@@ -54,6 +56,13 @@ def complain(text: str) -> None:
     place = caller()
     notes.files.add(place.file)
     notes.mistakes.append(Mistake(text, shown_path(place.file) if place.file else "", place.line))
+
+
+def complain_of_resource(text: str, name: str) -> None:
+    """As `complain`, of what `@resource` stands on. `name`: what handlers would take it by."""
+    if (notes := _notes.get()) is not None:
+        notes.unusable_resources.add(name)
+    complain(text)
 
 
 def note_marked(function: Callable[..., Any]) -> None:

@@ -96,6 +96,8 @@ def _explained(error: BaseException) -> str:
             text = f"{said}; two modules import each other: move what both need into a third"
         case ImportError():
             text = _no_name(error, message, said)
+        case AttributeError() if hint := _attribute_meant(error):
+            text = f"{said}{hint}"
         case NameError():
             text = _undefined(error, said)
         case SystemExit() | KeyboardInterrupt():
@@ -159,6 +161,15 @@ def _undefined(error: NameError, said: str) -> str:
     names: list[str] = [name for module in PUBLIC_MODULES for name in _public_names(_imported(module))]
     hint = did_you_mean(error.name, names) if error.name else ""
     return f"{said}{hint or '; define or import it first'}"
+
+
+def _attribute_meant(error: AttributeError) -> str:
+    """`; did you mean X?` with what a module, or another object, has instead of a misspelled attribute."""
+    try:
+        known = [name for name in dir(error.obj) if not name.startswith("_")]
+    except Exception:  # noqa: BLE001  a user's object, whose attributes may be anything
+        return ""
+    return did_you_mean(error.name, known) if error.name else ""
 
 
 def _public_module_of(name: str) -> str | None:

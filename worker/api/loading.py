@@ -5,6 +5,7 @@ worker's start and `maskline check` say the same.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from types import ModuleType
@@ -75,11 +76,13 @@ class _Collecting:
         self._specs: list[HandlerSpec] = []
         self._dead_specs: list[DeadHandlerSpec] = []
         self._resources: dict[str, Callable[..., Any]] = {}
-        self._unusable = False
-        """A module could not be imported, or only in part: what it would declare is not known."""
+        self._unusable_resources: set[str] = set()
+        self._unread: list[str] = []
+        """The sources of modules that could not be imported: which resources they declare is not known."""
 
     def add(self, name: str | ModuleType) -> None:
         """Import a module and collect what it declares."""
+        wrong = False
         if isinstance(name, ModuleType):
             module = name
         else:
@@ -87,12 +90,14 @@ class _Collecting:
             self._imported.append(imported)
             self._mistakes += imported.notes.mistakes
             self._marked += imported.notes.marked
-            self._unusable |= bool(imported.notes.mistakes)
+            self._unusable_resources |= imported.notes.unusable_resources
             if imported.module is None:
+                self._unread.append(imported.source)
                 return
+            wrong = bool(imported.notes.mistakes)
             module = imported.module
         self._modules.append(module)
-        if not self._collect(module) and not self._unusable:
+        if not self._collect(module) and not wrong:
             self._mistakes.append(_declares_nothing(module, self._source))
 
     def finish(self) -> Survey:
@@ -110,7 +115,7 @@ class _Collecting:
         takers: list[HandlerSpec | DeadHandlerSpec] = [*handlers.specs, *handlers.dead_specs]
         for taker in takers:
             for wrong in parameter_fillings(taker, resources).mistakes:
-                if not (wrong.unfilled and self._unusable):
+                if not self._may_be_declared(wrong.unfilled):
                     self._complain(wrong.text, taker.function)
         if self._mistakes:
             for imported in self._imported:
@@ -139,6 +144,16 @@ class _Collecting:
                         value,
                     )
         return found
+
+    def _may_be_declared(self, resource: str) -> bool:
+        """Whether a resource is missing only as long as another mistake stands: its name is in the source of a module
+        that cannot be imported, or `@resource` could not mark it.
+        """
+        word = re.compile(rf"\b{re.escape(resource)}\b")
+        return bool(resource) and (
+            resource in self._unusable_resources
+            or any(not source or word.search(source) for source in self._unread)
+        )
 
     def _complain(self, text: str, function: Callable[..., Any]) -> None:
         place = place_of(function)

@@ -9,6 +9,7 @@ import importlib.util
 import signal
 import sys
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,8 @@ class Imported(NamedTuple):
     """What `@on` noted meanwhile, and `mistakes` of the import itself behind it."""
     new: Collection[str]
     """The names of all modules that were imported with it and had not been before."""
+    source: str = ""
+    """The text of a module that could not be imported, and of the file that it failed in; empty if not found."""
 
 
 class _Found(NamedTuple):
@@ -56,20 +59,32 @@ def import_named(name: str, source: str) -> Imported:
             notes.mistakes.append(found)
             return Imported(None, notes, set())
         before = set(sys.modules)
+        text = ""
         module: Any = None  # a module may put anything into sys.modules in its own place
         try:
             module = _import_file(found.file) if found.file else importlib.import_module(found.dotted)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and _interrupted_by_hand():
                 raise
-            notes.mistakes.append(_import_mistake(error, found, name, source))
+            mistake = _import_mistake(error, found, name, source)
+            notes.mistakes.append(mistake)
+            text = _text_of({str(found.file or _found_file(found.dotted)), mistake.file})
     if module is not None and not isinstance(module, ModuleType):
         notes.mistakes.append(Mistake(f"{source}: {name} puts another object in its place in sys.modules"))
         module = None
     new = set(sys.modules) - before
     if notes.mistakes:
         forget(module, new, notes.files)
-    return Imported(module, notes, new)
+    return Imported(module, notes, new, text)
+
+
+def _text_of(files: Iterable[str]) -> str:
+    """The text of sources, as far as they can be read."""
+    texts = []
+    for file in filter(None, files):
+        with suppress(OSError):
+            texts.append(Path(file).read_text(encoding="utf-8", errors="replace"))
+    return "\n".join(texts)
 
 
 def forget(module: ModuleType | None, new: Collection[str], files: Collection[str] = ()) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, overload
 from maskline.schemas.call_summary import CallSummary, Handled
 from maskline.schemas.events import EVENT_TYPES, Event
 from maskline.worker.api.annotations import innermost
-from maskline.worker.api.complaints import complain, note_marked
+from maskline.worker.api.complaints import complain, complain_of_resource, note_marked
 from maskline.worker.api.handler_options import HandlerOptions, name_mistake
 from maskline.worker.api.retry_schedule import (
     BACKOFF_MAX_MS_DEFAULT,
@@ -109,7 +109,6 @@ class _On:
         Raises ConfigError if a type is no event or an option makes no sense.
         """
         given: tuple[Any, ...] = types
-        mistakes = [*_type_mistakes(given)]
         options = HandlerOptions(
             retries=retries,
             give_up_after_s=give_up_after_s,
@@ -120,15 +119,20 @@ class _On:
             concurrency=concurrency,
             rate=rate,
         )
-        mistakes += options.mistakes("@on")
+        mistakes = [*options.mistakes("@on")]
+        if mistakes:
+            options = HandlerOptions()
         if name is not None and (wrong := name_mistake(name, "@on")):
             mistakes.append(wrong)
-        for mistake in mistakes:
+            name = None
+        for mistake in (*_type_mistakes(given), *mistakes):
             complain(mistake)
+        # Where mistakes are noted and not raised, the handler counts without them: so what else is wrong is found too.
+        events = tuple(kind for kind in types if _is_handled(kind))
 
         def mark(function: Function) -> Function:
-            if not mistakes and _may_be_marked(function, "@on", name):
-                spec = HandlerSpec(name or _full_name(function), function, types, options)
+            if events and _may_be_marked(function, "@on", name):
+                spec = HandlerSpec(name or _full_name(function), function, events, options)
                 setattr(function, _HANDLER_MARK, (*getattr(function, _HANDLER_MARK, ()), spec))
                 note_marked(function)
             return function
@@ -198,7 +202,10 @@ def resource(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], AsyncIt
     Raises ConfigError if it is no function.
     """
     if type(function) is not FunctionType:
-        complain(f"@resource marks functions, not {_shown(function)}: write an async def that yields once")
+        complain_of_resource(
+            f"@resource marks functions, not {_described(function)}: write an async def that yields once",
+            str(getattr(function, "__name__", "")),
+        )
         return function
     setattr(function, _RESOURCE_MARK, True)
     return function
@@ -264,12 +271,16 @@ def _full_name(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
+def _is_handled(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, (Event, CallSummary))
+
+
 def _type_mistakes(types: Sequence[Any]) -> Iterator[str]:
     """One line for each argument of `@on` that is no type of events."""
     if not types:
         yield "@on needs at least one type of event; use @on.every for all of them"
     for kind in types:
-        if isinstance(kind, type) and issubclass(kind, (Event, CallSummary)):
+        if _is_handled(kind):
             continue
         if type(kind) is FunctionType:
             yield "@on stands without its events: write @on(SessionTimeout), or @on.every for all of them"
@@ -281,6 +292,9 @@ def _type_mistakes(types: Sequence[Any]) -> Iterator[str]:
                 f"@on takes types of events from `maskline.events`, not the text {_shown(kind)}: "
                 f"import {meant or 'the class'} and name it without quotes{hint}"
             )
+        elif isinstance(kind, (list, tuple, set)) and kind and all(map(_is_handled, kind)):
+            names = ", ".join(one.__name__ for one in kind)
+            yield f"@on takes its types of events one by one: write @on({names})"
         elif isinstance(kind, (Event, CallSummary)):
             yield f"@on takes types of events from `maskline.events`, not an event: write {type(kind).__name__}"
         else:
@@ -293,7 +307,7 @@ def _type_mistakes(types: Sequence[Any]) -> Iterator[str]:
 def _may_be_marked(function: Any, decorator: str, name: str | None) -> bool:
     """Whether a function would be found and run as a handler; complains where not."""
     if type(function) is not FunctionType:
-        complain(f"{decorator} marks functions, not {_shown(function)}: wrap it in a function")
+        complain(f"{decorator} marks functions, not {_described(function)}: wrap it in a function")
         return False
     named = _full_name(function)
     scope = function.__qualname__.rpartition(".")[0]
@@ -307,6 +321,13 @@ def _may_be_marked(function: Any, decorator: str, name: str | None) -> bool:
     if wrong is not None:
         complain(wrong)
     return wrong is None
+
+
+def _described(value: Any) -> str:
+    """What stands in a function's place, for an error line."""
+    return (
+        f"the class {value.__name__}" if isinstance(value, type) else f"an object of {type(value).__name__}"
+    )
 
 
 def _shown(value: Any) -> str:

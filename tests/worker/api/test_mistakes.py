@@ -57,6 +57,12 @@ DECLARATIONS = {
         3,
         "rate must be a number of events per second",
     ),
+    "list": ("@on([Event, SessionTimeout])\nasync def f(e, c): ...", 3, "write @on(Event, SessionTimeout)"),
+    "partial": (
+        "import functools\n@on.every\n@functools.partial\ndef f(e, c): ...",
+        4,
+        "not an object of partial: wrap it in a function",
+    ),
     "name": ('@on(Event, name="")\nasync def f(e, c): ...', 3, "name must be a text"),
     "generator": ("@on.every\ndef f(e, c):\n    yield", 3, "must not yield"),
     "method": ("class C:\n    @on.every\n    def f(self, e, c): ...", 4, "move it out of the class"),
@@ -120,6 +126,7 @@ IMPORTS = {
     "in a helper": ("def f():\n    int('x')\nf()", 2, "ValueError: invalid literal"),
     "in a library": ("import json\n\njson.loads('{')", 3, "JSONDecodeError"),
     "syntax": ("x = 1\ndef (", 2, "SyntaxError: invalid syntax; Python cannot read"),
+    "decorator": ("from maskline import on\n@on.evry\ndef f(e, c): ...", 2, "no attribute 'evry'; did you mean every?"),
     "indentation": ("def f():\nreturn 1", 2, "IndentationError"),
     "no module": ("import os\nimport no_such_library", 2, "no module no_such_library; correct the name, or install"),
     "no submodule": ("import json.nothing", 1, "there is no module json.nothing"),
@@ -176,6 +183,46 @@ def test_all_mistakes_of_all_modules_are_found(write):
     write("c.py", HEAD + "@on.every\nasync def f(e): ...\n")
     starts = [line[:7] for line in mistakes("a", "nowhere", "b", "c")]
     assert starts == ["a.py:3:", "a.py:5:", "a.py:5:", "MASKLIN", "b.py:1:", "c.py:4:"]
+
+
+def test_wrong_option_hides_no_other_mistake_of_its_handler_or_its_module(write):
+    http = "@resource\nasync def http(): yield 1\n"
+    write("shop.py", HEAD + http + "@on.every(rate=0, name='')\nasync def f(event, ctx, htp): ...\n" + FINE)
+    write("void.py", "x = 1")
+    assert [line.split("; ")[0] for line in mistakes("shop", "void")] == [
+        "shop.py:5: @on: rate must be a number of events per second, more than 0, not 0",
+        "shop.py:5: @on: name must be a text, not ''",
+        "void.py:1: void declares no handler: mark a function with @on",
+        "shop.py:6: the handler shop.f: no resource fills its parameter htp",
+    ]
+
+
+def test_parameter_that_nothing_fills_is_told_beside_a_module_that_cannot_be_imported(write):
+    write("pools.py", "@resource\nasync def http(): yield 1\n")
+    write("shop.py", HEAD + "@on.every\nasync def f(event, ctx, http, stor): ...")
+    found = mistakes("shop", "pools")
+    assert [line[:11] for line in found] == ["pools.py:1:", "shop.py:4: "]
+    assert "parameter stor; write a @resource of this name" in found[1]
+
+
+def test_resource_that_cannot_be_marked_is_one_mistake(write):
+    write("shop.py", HEAD + "@resource\nclass pool: ...\n@on.every\nasync def f(event, ctx, pool): ...")
+    (found,) = mistakes("shop")
+    assert found.startswith("shop.py:3: @resource marks functions, not the class pool")
+
+
+def test_handler_that_a_package_names_without_its_resource(write):
+    write("pack/__init__.py", "from .fares import settle")
+    write(
+        "pack/fares.py",
+        HEAD + "@resource\nasync def http(): yield 1\n@on.every\nasync def settle(event, ctx, http): ...",
+    )
+    (found,) = mistakes("pack")
+    assert found.startswith(
+        "pack/fares.py:6: the handler pack.fares.settle: no resource fills its parameter http"
+    )
+    assert found.endswith("import it beside the handler, or name pack.fares as a module too")
+    load_handlers(["pack", "pack.fares"])
 
 
 def test_what_a_module_with_mistakes_would_declare_is_not_missed(write):
