@@ -1,7 +1,7 @@
 """Says after which events a masking session is to end, by the settings. Pure, but for a function of the user's own."""
 
+import importlib
 import inspect
-import pkgutil
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -37,7 +37,9 @@ class ExpiryRules(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     async def ends_session(self, event: Event, ctx: Context) -> bool:
-        """Whether the session ends after this event. Raises what the user's function raises."""
+        """Whether the session ends after this event. Raises what the user's function raises, and TypeError where it
+        returns something other than True that is not false.
+        """
         if isinstance(event, SessionPartiesHangup) and self._ends_after_call(event):
             return True
         if isinstance(event, SessionPinAuthenticationStatus) and self._ends_after_pin(event):
@@ -45,7 +47,15 @@ class ExpiryRules(msgspec.Struct, frozen=True, kw_only=True):
         if self.decider is None:
             return False
         decision: Any = self.decider(event, ctx)
-        return bool(await decision if inspect.isawaitable(decision) else decision)
+        if inspect.isawaitable(decision):
+            decision = await decision
+        if (
+            decision and decision is not True
+        ):  # ("no", "too short") is true to Python, and would part two people
+            raise TypeError(
+                f"MASKLINE_EXPIRE_FUNCTION must return True or False, not {type(decision).__name__}"
+            )
+        return bool(decision)
 
     def _ends_after_call(self, event: SessionPartiesHangup) -> bool:
         # A call that nobody answered has no duration, or one of 0: people try again, so the session must live on.
@@ -62,7 +72,8 @@ class ExpiryRules(msgspec.Struct, frozen=True, kw_only=True):
 def expiry_rules(settings: Settings) -> ExpiryRules:
     """The rules that the settings ask for.
 
-    Raises ConfigError, one line, if they ask for none, or if the user's function cannot be found.
+    Raises ConfigError, one line, if they ask for none, or if the user's function cannot be found or called; and what
+    the user's module raises at its import.
     """
     rules = ExpiryRules(
         after_call=settings.expire_after_call,
@@ -78,11 +89,33 @@ def expiry_rules(settings: Settings) -> ExpiryRules:
 
 
 def _decider(name: str) -> Decider:
+    """The function that MASKLINE_EXPIRE_FUNCTION names, as `module:function`."""
+    where, _, function = name.partition(":")
     try:
-        found: Any = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"MASKLINE_EXPIRE_FUNCTION: {name} cannot be found: {error}") from error
-    if not callable(found):
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # it is there, and what it imports is not
+        raise ConfigError(f"MASKLINE_EXPIRE_FUNCTION: {name}: there is no module {error.name}") from None
+    found: Any = getattr(module, function, None)
+    if found is None:
+        raise ConfigError(f"MASKLINE_EXPIRE_FUNCTION: {name}: the module has no {function}")
+    if not callable(found) or inspect.isclass(found):
         raise ConfigError(f"MASKLINE_EXPIRE_FUNCTION: {name} is no function")
+    yields = inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found)
+    if yields or not _takes_two(found):
+        raise ConfigError(
+            f"MASKLINE_EXPIRE_FUNCTION: {name} must be as in: def {function}(event, ctx) -> bool"
+        )
     decider: Decider = found
     return decider
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except ValueError:  # one written in C does not say
+        return True
+    except TypeError:
+        return False
+    return True

@@ -1,6 +1,7 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ def test_each_schema_is_a_schema(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(DOCUMENTS[name]())
 
 
-def checked(name: str, written: bytes) -> None:
-    schema = DOCUMENTS[name]()
-    validator = jsonschema.Draft202012Validator(
-        schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
+@cache
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(
+        DOCUMENTS[name](), format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )
-    validator.validate(json.loads(written))
+
+
+def checked(name: str, written: bytes) -> None:
+    validator(name).validate(json.loads(written))
 
 
 def full(kind: type[Event], **more: Any) -> Event:

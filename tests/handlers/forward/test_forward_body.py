@@ -9,7 +9,7 @@ from typing import Any, get_args
 import jsonschema
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline.console.schema.json_schemas import forward_schema
@@ -138,6 +138,7 @@ def test_with_tokens_no_number_is_left_in_any_text_of_a_summary():
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
+@settings(max_examples=30)
 @given(TEXTS, st.dictionaries(TEXTS, TEXTS | st.lists(TEXTS)), st.sampled_from(["tokens", "plain"]))
 def test_any_event_is_a_message_of_the_schema(text, extra, numbers):
     event = SessionSecondPartyHangup(
