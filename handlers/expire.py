@@ -55,11 +55,11 @@ async def end_session(event: Event, ctx: Context, plivo: PlivoClient) -> None:
     if account is None:
         raise Reject("MASKLINE_AUTH_TOKENS has no token of the account that the session belongs to")
     try:
-        await plivo.end_session(account, ctx.session_uuid)
+        status = await plivo.end_session(account, ctx.session_uuid)
     except PlivoRefusedError as error:
         raise Reject(str(error)) from error
     except PlivoApiError as error:
         if error.after_ms is None:
             raise
         raise Retry(str(error), after_ms=error.after_ms) from error
-    ctx.log.info("session ended", after=event.event_name)
+    ctx.log.info("session ended", after=event.event_name, plivo_status=status)

@@ -20,7 +20,7 @@ from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import load_settings
 
 try:
-    from maskline.handlers.webhooks.answers import answer_text, outcome_of, wait_ms
+    from maskline.handlers.webhooks.answers import outcome_of, problem_text, wait_ms
     from maskline.handlers.webhooks.client import ANSWER_BODY_S, WebhookClient
     from maskline.handlers.webhooks.config import read_endpoints
     from maskline.handlers.webhooks.endpoint import Endpoint
@@ -74,7 +74,7 @@ def _handler(endpoint: Endpoint) -> Callable[..., Awaitable[None]]:
         outcome = outcome_of(answer.status)
         if outcome == "done":
             return
-        problem = answer_text(endpoint.name, answer, endpoint.hidden)
+        problem = problem_text(endpoint.name, answer, endpoint.hidden)
         if outcome == "give_up":
             raise Reject(problem)
         raise Retry(problem, after_ms=wait_ms(answer, datetime.now(UTC)))

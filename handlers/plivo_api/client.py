@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from aiohttp import ClientResponse, ClientSession, ClientTimeout, encode_basic_auth
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, encode_basic_auth
 from yarl import URL
 
 from maskline.handlers.plivo_api.answers import outcome_of
+from maskline.schemas.answer_text import answer_text
 from maskline.schemas.errors import MasklineError
-from maskline.schemas.privacy import redact
 from maskline.schemas.retry_after import retry_after_ms
 
 TIMEOUT: Final = ClientTimeout(total=10)
@@ -23,8 +23,6 @@ TIMEOUT: Final = ClientTimeout(total=10)
 DETAIL_BYTES_MAX: Final = 2048
 """How much of an answer is read, for the error text."""
 
-DETAIL_CHARS_MAX: Final = 200
-
 _SESSION_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A session's name in the path. Anything else could name another resource, `..` for one."""
 
@@ -32,11 +30,12 @@ _SESSION_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class PlivoApiError(MasklineError):
     """Plivo did not end the session; another try may succeed.
 
-    `status`: that of its answer. `after_ms`: how long it asks to wait, in milliseconds; None if it does not say.
+    `status`: that of its answer; None if it was not asked. `after_ms`: how long it asks to wait, in milliseconds;
+    None if it does not say.
     """
 
-    def __init__(self, status: int, reason: str, after_ms: int | None = None) -> None:
-        super().__init__(f"Plivo answered {status}: {reason}")
+    def __init__(self, status: int | None, reason: str, after_ms: int | None = None) -> None:
+        super().__init__(reason if status is None else f"Plivo answered {status}: {reason}")
         self.status = status
         self.after_ms = after_ms
 
@@ -68,14 +67,14 @@ class PlivoClient:
             return next(iter(self._tokens))
         return auth_id if auth_id in self._tokens else None
 
-    async def end_session(self, auth_id: str, session_uuid: str) -> None:
+    async def end_session(self, auth_id: str, session_uuid: str) -> int:
         """End a session: `DELETE /v1/Account/{auth_id}/Masking/Session/{session_uuid}/`. Done if it has ended before.
 
-        Raises PlivoApiError, PlivoRefusedError where no further try can help, and what aiohttp raises while Plivo
-        cannot be reached.
+        Returns the status of Plivo's answer. Raises PlivoApiError, PlivoRefusedError where no further try can help, and
+        what aiohttp raises while Plivo cannot be reached.
         """
         if _SESSION_UUID.fullmatch(session_uuid) is None:
-            raise PlivoRefusedError(0, "nothing was sent, as this is no SessionUUID of Plivo's")
+            raise PlivoRefusedError(None, "nothing was sent, as this is no SessionUUID of Plivo's")
         url = URL(f"{self._api_url}/v1/Account/{auth_id}/Masking/Session/{session_uuid}/", encoded=True)
         tokens = self._tokens[auth_id]
         for last, token in ((token is tokens[-1], token) for token in tokens):
@@ -90,15 +89,23 @@ class PlivoClient:
                 if answer.status == 401 and not last:
                     continue
                 await _check(answer)
-                return
+                return answer.status
+        raise AssertionError("no account is without a token")
+
+
+async def _start(answer: ClientResponse) -> bytes:
+    """How the answer's body begins. Its status counts, whatever becomes of its body."""
+    try:
+        return await answer.content.read(DETAIL_BYTES_MAX)
+    except (ClientError, TimeoutError, OSError):
+        return b""
 
 
 async def _check(answer: ClientResponse) -> None:
     outcome, why = outcome_of(answer.status)
     if outcome == "done":
         return
-    detail = redact((await answer.content.read(DETAIL_BYTES_MAX)).decode("utf-8", "replace"))
-    detail = " ".join(detail.split())[:DETAIL_CHARS_MAX]
+    detail = answer_text(await _start(answer))
     reason = f"{why} ({detail})" if detail else why
     if outcome == "refused":
         raise PlivoRefusedError(answer.status, reason)

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from maskline.schemas.answer_text import answer_text
 from maskline.schemas.privacy import redact
 from maskline.schemas.retry_after import retry_after_ms
 
@@ -52,9 +53,6 @@ STATUSES: Final = (
 )
 """What follows a status: the first row that matches."""
 
-TEXT_CHARS_MAX: Final = 200
-"""Of an answer's body in error texts."""
-
 
 class Answer(NamedTuple):
     """What of an endpoint's answer matters."""
@@ -78,7 +76,7 @@ def wait_ms(answer: Answer, now: datetime) -> int | None:
     return retry_after_ms(answer.retry_after, now)
 
 
-def answer_text(endpoint: str, answer: Answer, hidden: Iterable[str]) -> str:
+def problem_text(endpoint: str, answer: Answer, hidden: Iterable[str]) -> str:
     """The answer in one line for dead letters and logs: its status, and how its body begins.
 
     `hidden`: texts to leave out, the longest first. What looks like a phone number is a token. The body stands in
@@ -87,14 +85,7 @@ def answer_text(endpoint: str, answer: Answer, hidden: Iterable[str]) -> str:
     text = f"{endpoint} answered {answer.status}"
     if answer.location is not None:
         text += f", a redirect to {_host(answer.location)}"
-    body = answer.start.decode("utf-8", "replace")
-    for secret in hidden:
-        body = body.replace(secret, "***")
-    # Numbers go before the end does: the first half of one would not be recognised.
-    shown = redact(" ".join("".join(sign if sign.isprintable() else " " for sign in body).split()))
-    shown = shown.replace('"', "'")
-    if len(shown) > TEXT_CHARS_MAX:
-        shown = shown[: TEXT_CHARS_MAX - 1] + "…"
+    shown = answer_text(answer.start, hidden).replace('"', "'")
     return f'{text}: "{shown}"' if shown else text
 
 

@@ -95,7 +95,7 @@ async def test_each_status_has_its_outcome(
     server.good_token = TOKEN if status != 401 else "another"
     outcome, _ = OUTCOMES.get(status, OTHERWISE)
     if outcome == "done":
-        await client().end_session(ACCOUNT, SESSION)
+        assert await client().end_session(ACCOUNT, SESSION) == status
     else:
         with pytest.raises(PlivoApiError) as raised:
             await client().end_session(ACCOUNT, SESSION)
@@ -128,7 +128,7 @@ async def test_while_a_token_is_rotated_each_is_tried(
 async def test_a_name_that_would_change_the_path_is_never_sent(
     server: PlivoServer, client: Callable[..., PlivoClient], name: str
 ) -> None:
-    with pytest.raises(PlivoRefusedError):
+    with pytest.raises(PlivoRefusedError, match=r"\Anothing was sent"):
         await client().end_session(ACCOUNT, name)
     assert not server.requests
 
@@ -137,14 +137,30 @@ async def test_errors_show_neither_token_nor_number_and_are_short(
     server: PlivoServer, client: Callable[..., PlivoClient]
 ) -> None:
     server.status = 500
-    server.body = b'{"error": "call of +1 415-555-0123 failed' + b"!" * 5_000
+    server.body = b'{"error": "call of +1 415-555-0123 failed\x1b[2J' + b"!" * 5_000
     with pytest.raises(PlivoApiError) as raised:
         await client().end_session(ACCOUNT, SESSION)
     text = str(raised.value)
     assert "call of" in text
     assert "555" not in text
+    assert text.isprintable()
     assert TOKEN not in text
     assert len(text) < 400
+
+
+async def test_a_refusal_whose_body_is_cut_is_one_all_the_same() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 422 No\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server, ClientSession() as http:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(PlivoRefusedError, match="Plivo answered 422"):
+            await PlivoClient(http, f"http://127.0.0.1:{port}", [(ACCOUNT, TOKEN)]).end_session(
+                ACCOUNT, SESSION
+            )
 
 
 async def test_plivo_that_cannot_be_reached_is_no_refusal(

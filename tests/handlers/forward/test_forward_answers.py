@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskline.handlers.webhooks.answers import (
-    STATUSES,
-    TEXT_CHARS_MAX,
-    Answer,
-    answer_text,
-    outcome_of,
-    wait_ms,
-)
+from maskline.handlers.webhooks.answers import STATUSES, Answer, outcome_of, problem_text, wait_ms
+from maskline.schemas.answer_text import ANSWER_CHARS_MAX
 from maskline.worker.entries.failure_group import normalised_message
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -65,24 +59,24 @@ def test_an_endpoint_says_when_to_come_back():
     ],
 )
 def test_an_answer_in_one_line(given, text):
-    shown = answer_text("shop", given, ("/hooks?key=k", "Bearer abc", "/hooks"))
+    shown = problem_text("shop", given, ("/hooks?key=k", "Bearer abc", "/hooks"))
     assert shown == text or (shown.startswith("shop answered 301, ") and shown.endswith(text))
 
 
 def test_no_phone_number_stands_in_it():
-    shown = answer_text("shop", answer(400, b"no rider with " + b"x" * 170 + b" +1 415-555-0123 here"), ())
+    shown = problem_text("shop", answer(400, b"no rider with " + b"x" * 170 + b" +1 415-555-0123 here"), ())
     assert "415" not in shown
     assert "0123" not in shown
 
 
 @given(st.binary(max_size=2_000))
 def test_any_body_is_one_printable_line(body):
-    shown = answer_text("shop", answer(500, body), ("secret",))
+    shown = problem_text("shop", answer(500, body), ("secret",))
     assert shown.isprintable()
-    assert len(shown) <= TEXT_CHARS_MAX + len('shop answered 500: ""')
+    assert len(shown) <= ANSWER_CHARS_MAX + len('shop answered 500: ""')
 
 
 @given(st.text(max_size=50), st.text(max_size=50))
 def test_letters_of_one_status_are_one_group(first, second):
-    texts = [answer_text("shop", answer(422, f"about {body}.".encode()), ()) for body in (first, second)]
+    texts = [problem_text("shop", answer(422, f"about {body}.".encode()), ()) for body in (first, second)]
     assert len({normalised_message(text) for text in texts}) == 1

@@ -10,7 +10,7 @@ import pytest
 from forward_kit import NEXT_SECRET, SECRET, endpoint, write_config
 
 from maskline.events import CallSummary, Event, RecordingEvent, SessionTimeout
-from maskline.handlers.webhooks.answers import Answer, answer_text
+from maskline.handlers.webhooks.answers import Answer, problem_text
 from maskline.handlers.webhooks.config import ENDPOINTS_MAX, read_endpoints
 from maskline.handlers.webhooks.table import EndpointTable
 from maskline.schemas.errors import ConfigError
@@ -160,7 +160,7 @@ def test_no_error_text_shows_a_part_of_what_may_be_a_secret(tmp_path):
     headers = {"Authorization": "Bearer sEcReTtoken", "X-Version": "2026-11-30"}
     (made,) = read_endpoints(write_config(tmp_path / "f.toml", public(url=url, headers=headers)))
     said = b"Bad token 'sEcReTtoken' or key=sEcReTkey v=2 for sEcReT+path: see hooks.example.com"
-    text = answer_text("shop", Answer(401, None, None, said), made.hidden)
+    text = problem_text("shop", Answer(401, None, None, said), made.hidden)
     assert text == "shop answered 401: \"Bad token '***' or key=*** v=2 for ***: see hooks.example.com\""
 
 
