@@ -8,7 +8,7 @@ from maskline.console.account import find_account
 from maskline.console.simulate.player import Target
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import Settings
-from maskline.schemas.settings.value_types import hide_secrets
+from maskline.schemas.settings.url_types import hide_secrets
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080/callbacks"
 

@@ -1,42 +1,38 @@
 """Defines every setting: name, type, default, meaning and bounds.
 
 The table of `maskline settings`, that of `docs/settings.md`, and the reading of what the operator set
-(`schemas.settings.sources`) all come from the definitions here. A new setting is one more field of `Settings`.
+(`schemas.settings.sources`) all come from the definitions here. A new setting is one more field of `Settings`,
+or of `ModuleSettings` (`schemas.settings.module_settings`) for a handler module that ships.
 """
 
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Final, Literal, get_args, get_type_hints
 
 import msgspec
 
-from maskline.schemas.settings.postgres_types import POSTGRES_URL, SCHEMA_NAME
+from maskline.schemas.settings.module_settings import ModuleSettings
 from maskline.schemas.settings.sources import PREFIX, Setting
+from maskline.schemas.settings.url_types import PUBLIC_URL, REDIS_URL
 from maskline.schemas.settings.value_types import (
-    API_URL,
-    ARCHIVE_KEYS,
-    ARCHIVE_URL,
     AUTH_TOKENS,
     DURABILITY,
     FLAG,
-    FUNCTION,
     HANDLERS,
     HOSTS,
+    HOUR_MS,
     LABEL,
+    MINUTE_MS,
     NETWORKS,
     PARAMETER_NAMES,
     PATH,
-    PUBLIC_URL,
-    REDIS_URL,
-    Kind,
+    YEAR_S,
+    Description,
     Network,
     choice,
     size,
     whole,
 )
 
-HOUR_MS: Final = 3_600_000
-MINUTE_MS: Final = 60_000
-YEAR_S: Final = 31_536_000
 GIB: Final = 1 << 30
 PORT: Final = whole(0, 65_535)  # 0 takes any free port
 ADMIN_PORTS: Final = {"ingest": 9090, "worker": 9091}
@@ -44,17 +40,7 @@ ADMIN_PORTS: Final = {"ingest": 9090, "worker": 9091}
 SEQUENCE_MAX: Final = 2**53 - 1  # what a JSON number holds exactly
 
 
-class Description(NamedTuple):
-    """Describes a setting beside its type: the kind of its values, its meaning and, if need be, its default in
-    words.
-    """
-
-    kind: Kind
-    meaning: str
-    default_text: str | None = None
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(ModuleSettings, frozen=True, kw_only=True):
     """All settings, checked. `Settings()` has every default, `load_settings()` what the operator has set."""
 
     config: Annotated[Path | None, Description(PATH, "the TOML file with settings, under the same names")] = (
@@ -292,54 +278,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_max_entries: Annotated[
         int, Description(whole(0, 10**12), "how many of them, over all partitions; whichever is less")
     ] = 1_000_000
-    plivo_api_url: Annotated[
-        str, Description(API_URL, "Plivo's REST API, which `maskline.handlers.expire` calls")
-    ] = "https://api.plivo.com"
-    expire_after_call: Annotated[
-        Literal["off", "answered", "any"],
-        Description(
-            choice("off", "answered", "any"),
-            "`maskline.handlers.expire` ends a session after its first call that was `answered`, or after `any` call",
-        ),
-    ] = "off"
-    expire_pin_failures: Annotated[
-        int,
-        Description(
-            whole(0, 100), "`maskline.handlers.expire` ends a session after so many wrong PINs; 0: never"
-        ),
-    ] = 0
-    expire_function: Annotated[
-        str,
-        Description(
-            FUNCTION,
-            "`maskline.handlers.expire` ends a session where this function of yours, `module:function`, returns true",
-        ),
-    ] = ""
-    postgres_url: Annotated[
-        str,
-        Description(
-            POSTGRES_URL,
-            "where `maskline.handlers.postgres` stores events: `postgresql://user@host/database`; several "
-            "hosts, comma-separated, are tried until one takes writes",
-        ),
-    ] = ""
-    postgres_schema: Annotated[str, Description(SCHEMA_NAME, "the schema that has its tables and views")] = (
-        "maskline"
-    )
-    postgres_retention_days: Annotated[
-        # A century: whoever wants more wants 0.
-        int,
-        Description(
-            whole(0, 36_500), "it drops a day's events, and older calls, after so many days; 0 keeps all"
-        ),
-    ] = 0
-    postgres_numbers: Annotated[
-        Literal["tokens", "plain"],
-        Description(
-            choice("tokens", "plain"),
-            "what it stores of From, To, FirstParty and SecondParty: `tokens`, as logs show them, or the numbers",
-        ),
-    ] = "tokens"
     log_format: Annotated[
         Literal["auto", "json", "console"],
         Description(choice("auto", "json", "console"), "`json`, `console`, `auto` (console on a terminal)"),
@@ -348,66 +286,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal["debug", "info", "warning", "error"],
         Description(choice("debug", "info", "warning", "error"), "the least severe level that is logged"),
     ] = "info"
-    forward_config: Annotated[
-        Path | None,
-        Description(
-            PATH, "`maskline.handlers.forward`: the TOML file with the endpoints, as tables `[[endpoint]]`"
-        ),
-    ] = None
-    archive_url: Annotated[
-        str,
-        Description(
-            ARCHIVE_URL,
-            "`maskline.handlers.archive`: where the segments go: a folder, or `s3://bucket/prefix`, `gs://…`, `az://…`",
-        ),
-    ] = ""
-    archive_key: Annotated[
-        tuple[bytes, ...],
-        Description(
-            ARCHIVE_KEYS,
-            "encrypts the segments of the archive; several keys, comma-separated: the first writes, all read",
-        ),
-    ] = ()
-    archive_numbers: Annotated[
-        Literal["plain", "tokens"],
-        Description(
-            choice("plain", "tokens"),
-            "phone numbers in the archive: as they came (`plain`), or the tokens of the logs in their place",
-        ),
-    ] = "plain"
-    archive_segment_max_bytes: Annotated[
-        # A reader holds a whole segment in memory.
-        int,
-        Description(
-            size(1 << 16, 64 << 20), "a segment of the archive is closed at so many bytes of callbacks"
-        ),
-    ] = 8 << 20
-    archive_segment_max_age_ms: Annotated[
-        # Handlers wait for their segment: their time limit, and a stop's, must be longer.
-        int,
-        Description(whole(1, MINUTE_MS), "and at the latest so long after its first callback"),
-    ] = 5000
-    timeline_ttl_s: Annotated[
-        int,
-        Description(
-            whole(1, YEAR_S),
-            "`maskline.handlers.timeline`: how long a session's timeline is kept after its last event",
-        ),
-    ] = 604_800
-    call_summary_ttl_s: Annotated[
-        int,
-        Description(
-            whole(1, YEAR_S),
-            "`maskline.handlers.call_summary`: what is kept of a session is forgotten after this silence",
-        ),
-    ] = 604_800
-    call_silence_s: Annotated[
-        int,
-        Description(
-            whole(1, YEAR_S),
-            "`maskline.handlers.call_summary`: a call whose end did not arrive is over after this silence",
-        ),
-    ] = 14_400
 
     def __repr__(self) -> str:
         shown = (f"{s.field}={s.show(getattr(self, s.field))!r}" for s in SETTINGS)
@@ -417,7 +295,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 def _table() -> tuple[Setting, ...]:
     hints = get_type_hints(Settings, include_extras=True)
     rows = []
-    for field in msgspec.structs.fields(Settings):
+    fields = msgspec.structs.fields(Settings)
+    of_modules = len(msgspec.structs.fields(ModuleSettings))
+    for field in (
+        *fields[of_modules:],
+        *fields[:of_modules],
+    ):  # the modules', which come first by inheritance, last
         (description,) = (extra for extra in get_args(hints[field.name]) if isinstance(extra, Description))
         row = Setting(
             field.name, PREFIX + field.name.upper(), field.default, description.kind, description.meaning, ""

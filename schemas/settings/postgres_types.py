@@ -3,7 +3,8 @@
 import re
 from typing import Final
 
-from maskline.schemas.settings.value_types import Kind, hide_password
+from maskline.schemas.settings.url_types import hide_password
+from maskline.schemas.settings.value_types import Kind
 
 _SCHEMA_NAME: Final = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}\Z")
 

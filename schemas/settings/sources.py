@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from maskline.schemas.errors import ConfigError
-from maskline.schemas.settings.value_types import PATH, Kind, hide_secrets
+from maskline.schemas.settings.url_types import hide_secrets
+from maskline.schemas.settings.value_types import PATH, Kind
 
 PREFIX: Final = "MASKLINE_"
 FILE_SUFFIX: Final = "_FILE"

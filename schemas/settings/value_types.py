@@ -4,16 +4,17 @@ A kind names in one phrase what is allowed. `read` raises ValueError; its text, 
 is wrong, and never repeats the value, which may be a secret.
 """
 
-import base64
-import binascii
 import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import SplitResult, urlsplit
 
 from maskline.schemas.hosts import read_hosts
+
+HOUR_MS: Final = 3_600_000
+MINUTE_MS: Final = 60_000
+YEAR_S: Final = 31_536_000
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -36,7 +37,7 @@ class Kind(NamedTuple):
     """Whether error lines never show a value; `show` then hides its secret parts."""
 
 
-_WHOLE: Final = re.compile(r"[0-9][0-9_]*\Z")
+WHOLE: Final = re.compile(r"[0-9][0-9_]*\Z")
 _SIZE: Final = re.compile(r"([0-9][0-9_]*) ?([kmgt]i?b|b)?\Z", re.IGNORECASE)
 _UNITS: Final = {"": 1, "b": 1} | {
     f"{letter}{binary}b": base ** (power + 1)
@@ -58,7 +59,7 @@ def _in_range(value: int, low: int, high: int) -> int:
 
 def _read_whole(text: str) -> int:
     text = text.strip()
-    if not _WHOLE.match(text):
+    if not WHOLE.match(text):
         raise ValueError
     # 20 digits lie outside every range, and int() of megabytes is slow.
     return int(text.replace("_", "")[:20])
@@ -158,9 +159,11 @@ def _items(text: str) -> list[str]:
     return [item for part in re.split(r"[,\n]", text) if (item := part.strip())]
 
 
-def _comma_list(
+def comma_list(
     allowed: str, read: Callable[[str], Any], show: Callable[[Any], str] = str, **options: Any
 ) -> Kind:
+    """A list whose items are of the kind that `read` and `show` make, without repeats. `options`: those of Kind."""
+
     def read_all(text: str) -> tuple[Any, ...]:
         items = _items(text)
         if text.strip() and not items:
@@ -197,7 +200,7 @@ def _read_network_item(text: str) -> Network:
         raise ValueError(str(error) if own_message else "") from None
 
 
-NETWORKS: Final = _comma_list("networks such as 10.0.0.0/8, comma-separated", _read_network_item)
+NETWORKS: Final = comma_list("networks such as 10.0.0.0/8, comma-separated", _read_network_item)
 
 
 def _read_token(text: str) -> tuple[str, str]:
@@ -211,7 +214,7 @@ def _read_token(text: str) -> tuple[str, str]:
     return auth_id, token
 
 
-AUTH_TOKENS: Final = _comma_list(
+AUTH_TOKENS: Final = comma_list(
     "auth_id:token pairs, comma-separated", _read_token, lambda pair: f"{pair[0]}:***", secret=True
 )
 
@@ -227,7 +230,7 @@ def _read_handler(text: str) -> str:
     return text
 
 
-HANDLERS: Final = _comma_list(
+HANDLERS: Final = comma_list(
     "dotted modules, .py paths or names of installed packages' handlers, comma-separated", _read_handler
 )
 
@@ -245,7 +248,7 @@ def _read_parameter_name(text: str) -> str:
     return text
 
 
-PARAMETER_NAMES: Final = _comma_list("names of parameters, comma-separated", _read_parameter_name)
+PARAMETER_NAMES: Final = comma_list("names of parameters, comma-separated", _read_parameter_name)
 
 
 def _read_durability(text: str) -> str:
@@ -261,47 +264,6 @@ def _read_durability(text: str) -> str:
 DURABILITY: Final = Kind(f"memory, fsync or replicas:N (N from 1 to {REPLICAS_MAX})", _read_durability)
 
 
-def _read_http_url(text: str) -> str:
-    text = text.strip()
-    url = _split_url(text)
-    if (
-        url.scheme not in {"http", "https"}
-        or not url.hostname
-        or not text.isascii()
-        or not text.isprintable()
-    ):
-        raise ValueError
-    if " " in text or "?" in text or "#" in text:
-        raise ValueError("it has a query, a fragment or a space")
-    if "@" in text:
-        raise ValueError("it has a user name, or an @ for another reason")
-    return f"{url.scheme}{text[len(url.scheme) :]}".rstrip("/")  # Plivo's SDK signs the scheme in lower case
-
-
-def _read_public_url(text: str) -> str:
-    base = _read_http_url(text)
-    if re.search(r"/callbacks(/[^/]*)?\Z", base):
-        raise ValueError("leave /callbacks and what follows away")
-    return base
-
-
-def _split_url(text: str) -> SplitResult:
-    """Split a URL. Raises ValueError with a text of our own: urllib's may repeat a password."""
-    try:
-        url = urlsplit(text)
-        url.port  # noqa: B018 - raises ValueError for a port that is none
-    except ValueError:
-        raise ValueError("host and port cannot be read") from None
-    if "[" in (host := url.netloc.rpartition("@")[2]) and not host.startswith("["):
-        # Before Python 3.11.9 urllib takes `user:password[::1]`, a password whose @ is missing, for a host.
-        raise ValueError("host and port cannot be read")
-    return url
-
-
-PUBLIC_URL: Final = Kind("the start of a URL such as https://hooks.example.com", _read_public_url)
-API_URL: Final = Kind("the start of a URL such as https://api.example.com", _read_http_url)
-
-
 def _read_function(text: str) -> str:
     module, colon, function = text.partition(":")
     if not colon or not all(part.isidentifier() for part in (*module.split("."), function)):
@@ -311,123 +273,12 @@ def _read_function(text: str) -> str:
 
 FUNCTION: Final = Kind("the name of a function as module:function", _read_function)
 
-REDIS_SCHEMES: Final = (
-    "redis",
-    "rediss",
-    "unix",
-    "redis+cluster",
-    "rediss+cluster",
-    "redis+sentinel",
-    "rediss+sentinel",
-)
 
-
-def _read_redis_url(text: str) -> str:
-    scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in REDIS_SCHEMES:
-        raise ValueError
-    if not text.isprintable() or " " in text:
-        raise ValueError("it has a space or a control character in it")
-    if scheme == "unix":
-        if not rest.rpartition("@")[2].startswith("/"):
-            raise ValueError("unix:// needs an absolute path")
-        return text
-    # Not by urllib: it takes one host, and some versions refuse a list with an IPv6 address in it.
-    netloc, _, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
-    hosts = netloc.rpartition("@")[2]
-    if not hosts:
-        raise ValueError("it names no host")
-    for host in hosts.split(","):
-        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+(%[\w.%-]+)?\]|[^\[\]:]+)(:[0-9]{1,5})?", host):
-            raise ValueError("host and port cannot be read (special characters in a password stand as %XX)")
-    path = path.strip("/")
-    if scheme.endswith("+sentinel"):
-        service, _, path = path.partition("/")
-        if not service:
-            raise ValueError("redis+sentinel:// needs a service: host:port,host:port/service")
-    elif "," in hosts and not scheme.endswith("+cluster"):
-        raise ValueError("several hosts need redis+cluster:// or redis+sentinel://")
-    if path and not _WHOLE.match(path):
-        raise ValueError("what follows the host is the number of a database")
-    return text
-
-
-def hide_password(url: str) -> str:
-    """A URL of Redis or PostgreSQL without its secrets. Errs on the side of hiding: a password may hold any sign."""
-    scheme, separator, rest = url.partition("://")
-    if "password" in rest.lower() or not separator:
-        return f"{scheme}://***" if separator else "***"
-    return f"{scheme}://***@{rest.rpartition('@')[2]}" if "@" in rest else url
-
-
-_PORT_OF_WORDS: Final = re.compile(r":/{1,2}[^:/?#\[]*:(?![0-9]{0,5}(?:[/?#]|$))")
-"""A user and a password whose @ is missing. There is one slash where the URL was normalised as a path."""
-_TOKEN_PAIR: Final = re.compile(r"\b([MS]A[A-Z0-9]*):[^,\s]*")
-
-
-def hide_secrets(text: str) -> str:
-    """A wrong value or path for an error line, without parts that may be a secret in the wrong place.
-
-    The text before an @, the query of a URL, and tokens behind their auth_id are hidden. The rest is shown, so that the
-    operator recognises the mistake.
+class Description(NamedTuple):
+    """Describes a setting beside its type: the kind of its values, its meaning and, if need be, its default in
+    words.
     """
-    scheme, separator, _ = text.partition("://")
-    start = f"{scheme}://" if separator else ""
-    before, at, after = text.rpartition("@")
-    if ("?" in text and (before or start)) or _PORT_OF_WORDS.search(text):
-        text = f"{start}***"
-    elif at:
-        text = f"{start}***@{after}"
-    return _TOKEN_PAIR.sub(r"\1:***", text)
 
-
-REDIS_URL: Final = Kind(
-    "a Redis URL (" + ", ".join(f"{scheme}://" for scheme in REDIS_SCHEMES) + ")",
-    _read_redis_url,
-    show=hide_password,
-    secret=True,
-)
-
-ARCHIVE_SCHEMES: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file", "memory")
-"""Those of object stores that obstore opens; `http://` is left out, as such a store lists nothing."""
-
-
-def _read_archive_url(text: str) -> str:
-    text = text.strip()
-    if not text.isprintable() or not text:
-        raise ValueError
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme not in ARCHIVE_SCHEMES:
-        raise ValueError
-    if separator and ("@" in rest.partition("/")[0] or "?" in rest):
-        raise ValueError("credentials and options come from the environment, as AWS_ACCESS_KEY_ID")
-    if separator and scheme not in {"file", "memory"} and not rest.strip("/"):
-        raise ValueError("it names no bucket")
-    return text
-
-
-ARCHIVE_URL: Final = Kind(
-    "a folder, or a URL such as s3://bucket/prefix, gs://bucket or az://account/container", _read_archive_url
-)
-
-ARCHIVE_KEY_BYTES: Final = 32
-"""AES-256."""
-
-
-def _read_archive_key(text: str) -> bytes:
-    try:
-        key = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raise ValueError from None
-    if len(key) != ARCHIVE_KEY_BYTES:
-        raise ValueError(f"it has {len(key)} bytes")
-    return key
-
-
-ARCHIVE_KEYS: Final = _comma_list(
-    f"{ARCHIVE_KEY_BYTES} bytes in base64, as `openssl rand -base64 {ARCHIVE_KEY_BYTES}` prints; several "
-    "comma-separated",
-    _read_archive_key,
-    lambda _key: "***",
-    secret=True,
-)
+    kind: Kind
+    meaning: str
+    default_text: str | None = None

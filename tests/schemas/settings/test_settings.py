@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from maskline.console import settings as settings_command
 from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import SETTINGS, Settings, load_settings, read_settings
-from maskline.schemas.settings.value_types import hide_password
+from maskline.schemas.settings.url_types import hide_password
 
 ROOT = Path(__file__).parents[3]
 SECRET = "s3cr3t-w0rd"
