@@ -11,13 +11,14 @@ import contextlib
 import functools
 import inspect
 import linecache
-from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, UnionType
+from typing import Any, Final, NamedTuple, Union, get_args, get_origin
 
 from maskline.console.check.blocking_table import CLIENTS, FUNCTIONS, HARMLESS_METHODS
 from maskline.worker.api.annotations import innermost, type_hints_of
 from maskline.worker.api.places import Place, is_users
+from maskline.worker.api.registry import is_async
 
 HELPERS_DEEP_MAX: Final = 5
 """How many calls deep helper functions are followed."""
@@ -68,6 +69,11 @@ def blocking_calls(handler: Callable[..., Any]) -> list[BlockingCall]:
     """The blocking calls that an `async def` handler makes, by itself or by its helpers, by their places."""
     search = _Search()
     search.function(innermost(handler), 0)
+    decorated, seen = handler, set[int]()
+    while is_async(decorated) and hasattr(decorated, "__wrapped__") and id(decorated) not in seen:
+        seen.add(id(decorated))
+        search.function(decorated, 0)  # what a decorator does before and after
+        decorated = decorated.__wrapped__
     return sorted(set(search.found))
 
 
@@ -97,7 +103,7 @@ class _Search:
         hints = type_hints_of(function)
         for argument in _arguments(body):
             hint = hints.get(argument.arg)
-            variables[argument.arg] = _Instance(hint) if isinstance(hint, type) else _UNKNOWN
+            variables[argument.arg] = _instance_of(hint)
         _Scope(self, code.co_filename, function.__globals__, variables, depth).search(body)
 
 
@@ -115,7 +121,7 @@ class _Scope:
 
     def search(self, body: _Body) -> None:
         """Search the statements of a function."""
-        nodes = [node for statement in body.body for node in _executed(statement)]
+        nodes = [node for statement in _reached(body.body) for node in _executed(statement)]
         for node in nodes:
             self._assign(node)
         for node in nodes:
@@ -135,11 +141,13 @@ class _Scope:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=func)) if (
                 name not in self._local
             ):
-                made = self._meaning(func)
-                self._local[name] = _Instance(made) if isinstance(made, (type, _Named)) else _UNKNOWN
+                self._local[name] = _result_of(self._meaning(func))
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Name() | ast.Attribute() as value) if (
+                name not in self._local
+            ):
+                self._local[name] = self._meaning(value)
             case ast.withitem(context_expr=ast.Call(func=func), optional_vars=ast.Name(id=name)):
-                made = self._meaning(func)
-                self._local[name] = _Instance(made) if isinstance(made, (type, _Named)) else _UNKNOWN
+                self._local[name] = _result_of(self._meaning(func))
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 self._local[name] = node
             case ast.Name(id=name, ctx=ast.Store()):
@@ -171,9 +179,24 @@ class _Scope:
             case ast.Attribute(value=value, attr=name):
                 return _attribute(self._meaning(value), name)
             case ast.Call(func=func):
-                made = self._meaning(func)
-                return _Instance(made) if isinstance(made, (type, _Named)) else _UNKNOWN
+                return _result_of(self._meaning(func))
         return _UNKNOWN
+
+
+def _result_of(called: Any) -> Any:
+    """What a call gives: an object of a class, or what a function of the user's is annotated to return."""
+    if isinstance(called, (type, _Named)):
+        return _Instance(called)
+    if type(called) is FunctionType and not is_async(called):
+        return _instance_of(type_hints_of(called).get("return"))
+    return _UNKNOWN
+
+
+def _instance_of(hint: Any) -> Any:
+    """An object of an annotated class; `Class | None` is one as well."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    is_class = len(kinds) == 1 and isinstance(kinds[0], type) and get_origin(hint) in (None, Union, UnionType)
+    return _Instance(kinds[0]) if is_class else _UNKNOWN
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -182,15 +205,18 @@ def _attribute(owner: Any, name: str) -> Any:
         return _Named(f"{owner.name}.{name}")
     if type(owner) is ModuleType:
         return vars(owner).get(name, _UNKNOWN)
-    if isinstance(owner, type):
-        return inspect.getattr_static(owner, name, _UNKNOWN)
     if isinstance(owner, ast.AST) or owner is _UNKNOWN:
         return _UNKNOWN
-    kind = owner.kind if isinstance(owner, _Instance) else type(owner)
-    client = next((known for known in _class_names(kind) if known in CLIENTS), None)
-    if client is not None:
-        return _UNKNOWN if name in HARMLESS_METHODS else _ClientMethod(f"{client}.{name}", CLIENTS[client])
-    return inspect.getattr_static(kind, name, _UNKNOWN) if isinstance(kind, type) else _UNKNOWN
+    if not isinstance(owner, type):
+        kind = owner.kind if isinstance(owner, _Instance) else type(owner)
+        client = next((known for known in _class_names(kind) if known in CLIENTS), None)
+        if client is not None:
+            return (
+                _UNKNOWN if name in HARMLESS_METHODS else _ClientMethod(f"{client}.{name}", CLIENTS[client])
+            )
+        owner = kind if isinstance(owner, _Instance) else owner
+    found = _UNKNOWN if isinstance(owner, _Named) else inspect.getattr_static(owner, name, _UNKNOWN)
+    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
 
 
 def _blocking(meaning: Any) -> tuple[str, str] | None:
@@ -226,12 +252,36 @@ def _runs_at_once(function: Any) -> bool:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """The node and all below it that run with it: not the bodies of functions defined there."""
+    """The node and all below it that run with it: not the bodies of functions defined there, nor dead code."""
     yield node
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
         return
-    for child in ast.iter_child_nodes(node):
-        yield from _executed(child)
+    never = node.body if isinstance(node, ast.If) and _is_false(node.test) else None
+    for _, value in ast.iter_fields(node):
+        if value is never:
+            continue
+        children = _reached(value) if isinstance(value, list) else [value]
+        for child in children:
+            if isinstance(child, ast.AST):
+                yield from _executed(child)
+
+
+def _reached(block: Iterable[Any]) -> Iterator[Any]:
+    """The statements of a block up to one that leaves it."""
+    for statement in block:
+        yield statement
+        if isinstance(statement, (ast.Return, ast.Raise, ast.Break, ast.Continue)):
+            return
+
+
+def _is_false(test: ast.expr) -> bool:
+    """Whether a condition never holds while the module runs."""
+    match test:
+        case ast.Constant(value=value):
+            return not value
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name == "TYPE_CHECKING"
+    return False
 
 
 def _arguments(body: _Body) -> list[ast.arg]:

@@ -27,6 +27,9 @@ FUNCTIONS: Final[dict[str, str]] = {
         for name in ("run", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
     },
     **{f"os.{name}": _PROCESS for name in ("system", "wait", "waitpid")},
+    **{f"subprocess.Popen.{name}": _PROCESS for name in ("wait", "communicate")},
+    "threading.Event.wait": "use asyncio.Event",
+    "threading.Thread.join": _IN_A_THREAD,
     "socket.create_connection": "await asyncio.open_connection(…)",
     **{
         f"socket.{name}": "await asyncio.get_running_loop().getaddrinfo(…)"
@@ -38,6 +41,7 @@ FUNCTIONS: Final[dict[str, str]] = {
         f"{module}.connect": _DATABASE
         for module in ("sqlite3", "sqlite3.dbapi2", "psycopg2", "pymysql", "MySQLdb")
     },
+    **{f"boto3.{name}": _IN_A_THREAD for name in ("client", "resource")},
     "psycopg.connect": _DATABASE,
     "psycopg.connection.Connection.connect": _DATABASE,
     "redis.from_url": _REDIS,
@@ -68,10 +72,18 @@ CLIENTS: Final[dict[str, str]] = {
     "plivo.rest.client.RestClient": _IN_A_THREAD,
     "pymongo.MongoClient": _DATABASE,
     "botocore.client.BaseClient": _IN_A_THREAD,
+    "boto3.resources.base.ServiceResource": _IN_A_THREAD,
+    **{
+        f"sqlalchemy.{name}": _DATABASE
+        for name in ("engine.base.Engine", "engine.base.Connection", "orm.session.Session")
+    },
 }
 """Classes whose methods block, and what to do instead. Making one in an async handler counts as well."""
 
 HARMLESS_METHODS: Final = frozenset(
-    {"register_script", "mount", "set_trace_callback", "create_function", "set_debuglevel", "pipeline"}
-)
+    {
+        "register_script", "mount", "set_trace_callback", "create_function", "set_debuglevel", "pipeline", "add",
+        "add_all",
+    }
+)  # fmt: skip
 """Methods of those classes that wait for nothing."""

@@ -7,7 +7,7 @@ import pytest
 from maskline.console.check.blocking_calls import HELPERS_DEEP_MAX, blocking_calls
 
 HEAD = """\
-import asyncio, functools, http.client, os, sqlite3, socket, subprocess, time, urllib.request
+import asyncio, functools, http.client, os, sqlite3, socket, subprocess, time, typing, urllib.request
 from time import sleep as nap
 from subprocess import run
 db = sqlite3.connect(":memory:")
@@ -47,6 +47,10 @@ BLOCKING = {
     "input()": "builtins.input",
     "asyncio.run(h(1, 2))": "asyncio.runners.run",
     "x = [time.sleep(1) for _ in event]": "time.sleep",
+    "x = nap; x(1)": "time.sleep",
+    "subprocess.Popen(['true']).wait()": "subprocess.Popen.wait",
+    "p = subprocess.Popen(['true']); p.communicate()": "subprocess.Popen.communicate",
+    "import boto3; boto3.client('s3')": "boto3.client",
     "import requests; requests.get('x')": "requests.get",
     "from requests import get as fetch; fetch('x')": "requests.get",
     "import redis; r = redis.Redis()": "redis.Redis",
@@ -70,6 +74,11 @@ def test_blocking_call_is_found(found, line):
         ["for nap in event: nap(1)"],
         ["open('x').read()"],
         ["subprocess.Popen(['true'])"],
+        ["if typing.TYPE_CHECKING: nap(1)"],
+        ["if 0: nap(1)", "else: pass"],
+        ["for _ in event:", "    continue", "    nap(1)", "return", "nap(1)"],
+        ["await asyncio.get_running_loop().run_in_executor(None, nap, 1)"],
+        ["import anyio; await anyio.to_thread.run_sync(nap, 1)"],
         ["import redis.asyncio as redis; r = redis.Redis(); await r.get('x')"],
         ["event.sleep(1); ctx.log.info('x')"],
     ],
@@ -96,6 +105,20 @@ def test_helpers_are_followed_where_they_are_called(found):
     assert found(taken) == [(3, "time.sleep")]
 
 
+def test_clients_are_known_wherever_they_come_from(found):
+    store = (
+        "class Store:\n    def __init__(self):\n        self.db = sqlite3.connect(':memory:')\n"
+        "    @staticmethod\n    def rest():\n        nap(1)\n    @classmethod\n    def doze(cls):\n        nap(1)\n"
+        "store = Store()\n"
+        "def opened() -> sqlite3.Connection: ...\n"
+    )
+    lines = body("store.db.execute('x')", "store.rest(); Store.doze()", "opened().execute('x')")
+    execute = "sqlite3.Connection.execute"
+    assert found(store + lines) == [(6, "time.sleep"), (9, "time.sleep"), (13, execute), (15, execute)]
+    optional = "async def h(event, ctx, db: sqlite3.Connection | None = None):\n    db.execute('x')\n"
+    assert found(optional) == [(2, execute)]
+
+
 def test_search_is_bounded(found):
     def chain(length):
         helpers = "def f0():\n    time.sleep(1)\n"
@@ -120,3 +143,16 @@ def traced(f):
 @traced
 """
     assert found(decorator + body("nap(1)")) == [(8, "time.sleep")]
+
+
+def test_what_a_decorator_does_is_searched_as_well(found):
+    decorator = """\
+def traced(f):
+    @functools.wraps(f)
+    async def wrapper(*a):
+        nap(1)
+        return await f(*a)
+    return wrapper
+@traced
+"""
+    assert found(decorator + body("pass")) == [(4, "time.sleep")]
