@@ -1,4 +1,4 @@
-"""Has the user's modules imported anew, all of them, and puts the old ones back if that fails.
+"""Has the user's modules, and those of maskline's that use them, imported anew; puts the old ones back if that fails.
 
 All of them, and not the changed one alone: a module that imports a name from a changed one would keep the old object.
 Functions of the old modules go on running with the old modules' globals, for as long as anything refers to them.
@@ -64,7 +64,7 @@ class SetAside:
     def __init__(self, own: OwnModules, library_metrics: Sequence[Any]) -> None:
         self._own = own
         self._library_metrics = library_metrics
-        self._modules = own.loaded()
+        self._modules = own.imported_anew()
         self._metrics = self._take_metrics()
         for name in self._modules:
             sys.modules.pop(name, None)
@@ -72,7 +72,7 @@ class SetAside:
 
     def put_back(self) -> None:
         """Have the old modules and metrics in place again, and nothing of what was imported since."""
-        for name in self._own.loaded():
+        for name in self._own.imported_anew():
             sys.modules.pop(name, None)
         self._take_metrics()
         for name, module in self._modules.items():

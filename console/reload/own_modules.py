@@ -1,4 +1,4 @@
-"""Which modules are the user's own: those that a reload imports anew. Pure but for asking where files really are.
+"""Which modules are the user's own: those that a reload is for. Pure but for asking where files really are.
 
 | a module is the user's own | |
 | --- | --- |
@@ -60,6 +60,13 @@ class OwnModules:
         """Those that are loaded, by name. What an import has begun and not finished counts too."""
         modules = [*sys.modules.items()]
         return {name: module for name, module in modules if name != "__main__" and self._is_own(name, module)}
+
+    def imported_anew(self) -> dict[str, ModuleType]:
+        """What a reload imports anew: the user's own, and the handler modules of maskline's that MASKLINE_HANDLERS
+        names. Those may have what a setting names of the user's: MASKLINE_EXPIRE_FUNCTION.
+        """
+        shipped = {name for name in self._names if name.startswith(f"{_SHIPPED}.")}
+        return self.loaded() | {name: sys.modules[name] for name in shipped if name in sys.modules}
 
     def _is_own(self, name: str, module: ModuleType) -> bool:
         try:

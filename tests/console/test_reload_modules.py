@@ -82,6 +82,25 @@ def test_a_change_of_the_same_size_within_a_second_is_seen(project, monkeypatch)
     assert sys.modules["reloaded_fares"].PRICE == 2
 
 
+def test_a_module_of_masklines_has_the_users_function_in_its_new_version(project, monkeypatch):
+    monkeypatch.setenv("MASKLINE_EXPIRE_FUNCTION", "reloaded_fares.rules:ends")
+    monkeypatch.delitem(sys.modules, "maskline.handlers.expire", raising=False)
+    rules = project / "reloaded_fares/rules.py"
+    rules.write_text("def ends(event, ctx): return 'before'\n")
+    own = OwnModules(["maskline.handlers.expire"])
+    load(own, "maskline.handlers.expire")
+    before = sys.modules["maskline.handlers.expire"]
+    assert rules in own.files()
+
+    rules.write_text("def ends(event, ctx): return 'after'\n")
+    aside = SetAside(own, default_metrics())
+    load(own, "maskline.handlers.expire")
+    assert sys.modules["maskline.handlers.expire"].RULES.decider(None, None) == "after"
+    aside.put_back()
+    assert sys.modules["maskline.handlers.expire"] is before
+    assert before.RULES.decider(None, None) == "before"
+
+
 @pytest.mark.parametrize("broken", ["PRICE = 1 / 0\n", "PRICE = (\n", "import sys; sys.exit()\n", None])
 def test_a_load_that_fails_leaves_the_version_before(project, broken):
     own = OwnModules(["reloaded_fares"])
