@@ -28,8 +28,8 @@ from maskline.console.demo import Demo
 from maskline.console.embedded_server import EmbeddedServer
 from maskline.console.live_view import Counts, LiveView
 from maskline.console.reload.worker_slot import WorkerSlot
+from maskline.console.running_dev import announced
 from maskline.console.simulate.player import Target
-from maskline.console.target_arguments import DEFAULT_URL
 from maskline.ingest.node import IngestNode
 from maskline.runtime.cli import CommandParser
 from maskline.runtime.logs import configure_logging, unblock_standard_streams
@@ -123,7 +123,8 @@ class Dev:
                 )
             await _until_ready(ingest.admin_url, worker.admin_url)
             account = find_account(settings, None, None)
-            self._greet(settings, account, ingest, worker)
+            is_found = stack.enter_context(announced(ingest.url))
+            self._greet(settings, account, ingest, worker, is_found=is_found)
             reloading = None if reloader is None else asyncio.create_task(reloader.run(slot, make_worker))
             target = _target(settings, account, ingest.url)
             return await self._serve(stop, settings, target, slot, view, reloading)
@@ -276,7 +277,10 @@ class Dev:
     def _print(self, line: str = "") -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    def _greet(self, settings: Settings, account: Account, ingest: IngestNode, worker: WorkerNode) -> None:
+    def _greet(
+        self, settings: Settings, account: Account, ingest: IngestNode, worker: WorkerNode, *, is_found: bool
+    ) -> None:
+        """`is_found`: commands in this directory find the URL by themselves."""
         server = (
             f"embedded, data in {STATE_DIRECTORY}/valkey"
             if self._embedded
@@ -291,10 +295,11 @@ class Dev:
             self._print(f"handlers    {', '.join(settings.handlers)}")
         self._print()
         self._print("Send one event by hand:")
-        self._print("  " + trigger_line(ingest.url))
+        url = None if is_found else ingest.url
+        self._print("  " + trigger_line(url))
         self._print("  " + curl_line(_target(settings, account, ingest.url)))
         self._print("Play sessions from another terminal in this directory:")
-        self._print("  " + simulate_line(ingest.url))
+        self._print("  " + simulate_line(url))
         self._print()
 
 
@@ -324,22 +329,22 @@ def curl_line(target: Target) -> str:
     )
 
 
-def trigger_line(url: str) -> str:
-    """A command line that sends a signed callback to `url`, from the same directory, and follows it."""
+def trigger_line(url: str | None) -> str:
+    """A command line that sends a signed callback to `url`, or to dev, from the same directory, and follows it."""
     return _command_line(url, "trigger", "SessionSecondPartyHangup")
 
 
-def simulate_line(url: str) -> str:
-    """A command line that plays sessions to `url`, from the same directory."""
+def simulate_line(url: str | None) -> str:
+    """A command line that plays sessions to `url`, or to dev, from the same directory."""
     return _command_line(url, "simulate")
 
 
-def _command_line(url: str, *arguments: str) -> str:
+def _command_line(url: str | None, *arguments: str) -> str:
     command = "maskline" if shutil.which("maskline") else sys.argv[0]
     with contextlib.suppress(ValueError):
         command = str(Path(command).relative_to(Path.cwd()))
     words = [command, *arguments]
-    if url != DEFAULT_URL:
+    if url is not None:
         words += ["--url", url]
     return shlex.join(words)
 

@@ -123,7 +123,7 @@ def test_printed_command_lines_work_from_a_second_terminal(dev, tmp_path):
         return done.stdout
 
     simulate = running.line("maskline simulate").strip()
-    assert f"--url http://127.0.0.1:{port}/callbacks" in simulate
+    assert "--url" not in simulate  # commands in this directory find the port by themselves
     report = msgspec.json.decode(
         run(f"{simulate} --sessions 5 --rate 0 --losses 0 --seed 3 --json --expect expected.jsonl")
     )
