@@ -127,6 +127,11 @@ async def _start_and_follow(
         for line in await _left_lines(reader, job, feed):
             note(line)
         raise
+    except Exception:
+        if feed is not None:  # without which the job would wait for what does not come
+            for line in await feed.leave(reader, job):
+                note(line)
+        raise
     if feed is not None:
         await persistently(reader, lambda: feed.close(reader, job))
     row = row_of(job, totals)
@@ -142,10 +147,13 @@ async def _followed(following: Coroutine[Any, Any, JobTotals], feed: Feed | None
     """The totals of a job that has ended. What feeds it runs meanwhile; if that fails, so does the command."""
     if feed is None:
         return await following
-    async with asyncio.TaskGroup() as tasks:
-        feeding = tasks.create_task(feed.run(job))
-        totals = await following
-        feeding.cancel()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            feeding = tasks.create_task(feed.run(job))
+            totals = await following
+            feeding.cancel()
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
     return totals
 
 

@@ -144,6 +144,17 @@ async def test_what_a_failover_has_lost_of_a_feed_is_fed_again(feeding, monkeypa
     assert feed.entries() == before
 
 
+async def test_a_feed_that_has_expired_is_not_begun_anew(feeding, monkeypatch):
+    """Its command slept for too long: what was in it is lost, and what follows must not look like all of it."""
+    monkeypatch.setattr(module, "FEED_MAX_BYTES", 10)
+    feed = await feeding(5)
+    await feed.until(lambda: len(feed.sessions()) == 1)
+    feed.client.delete(feed.key)
+    change_record(feed.client, feed.namespace, feed.job, 0, cursor="1-0")
+    await feed.until(lambda: feed.feeder.all_fed)
+    assert not feed.client.exists(feed.key)
+
+
 async def test_a_job_that_is_stopped_is_fed_no_more(feeding, monkeypatch):
     monkeypatch.setattr(module, "FEED_MAX_BYTES", 10)
     feed = await feeding(5)

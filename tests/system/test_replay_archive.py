@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order
 from servers import wait_until
 
 from maskline.schemas.jobs import decode_job
-from maskline.schemas.replay_feed import PART_FIELD
+from maskline.schemas.replay_feed import FEED_TTL_MS, PART_FIELD
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "handlers"))
 
@@ -34,6 +35,22 @@ def replay(crew: Fleet, *argv: str, code: int = 0, **environ):
     assert done.returncode == code, done.stdout + done.stderr
     assert "4155550123" not in done.stdout + done.stderr
     return done
+
+
+def command_of(archive: Path) -> list[str]:
+    return [
+        str(Path(sys.executable).with_name("maskline")),
+        "replay",
+        "--from-archive",
+        str(archive),
+        "--yes",
+    ]
+
+
+def ended_jobs(crew: Fleet) -> list[dict[str, Any]]:
+    """The ended jobs, as `maskline replay list` shows them, if all have ended."""
+    jobs = json.loads(replay(crew, "list", "--json").stdout)
+    return jobs if all(job["ended"] for job in jobs) else []
 
 
 def fed(crew: Fleet) -> int:
@@ -81,17 +98,13 @@ def test_workers_that_are_killed_meanwhile_leave_nothing_out(crew: Fleet):
     archive = archive_of(crew)
     rng = random.Random(KILLS)
     workers = [crew.start(), crew.start()]
-    command = [
-        str(Path(sys.executable).with_name("maskline")),
-        "replay",
-        "--from-archive",
-        str(archive),
-        "--yes",
-    ]
     for _ in range(KILLS):
         calls = len(crew.calls())
         with subprocess.Popen(
-            [*command, "--json"], env=crew.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*command_of(archive), "--json"],
+            env=crew.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         ) as process:
             crew.until_calls(calls + rng.randrange(1, SESSIONS * len(ORDER) // 2))
             victim = rng.randrange(2)
@@ -105,6 +118,35 @@ def test_workers_that_are_killed_meanwhile_leave_nothing_out(crew: Fleet):
         assert_complete_and_in_order(done, events)
 
 
+def test_a_command_that_is_killed_ends_its_job_once_the_feeds_expire(crew: Fleet):
+    archive = archive_of(crew, padding=20_000)
+    with subprocess.Popen(
+        command_of(archive), env=crew.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_until(lambda: fed(crew) >= 7, within_s=PATIENCE_S, what="the feeds")
+        process.kill()
+    feeds = crew.client.keys(f"{{{crew.namespace}:*}}:feed:*")
+    assert all(0 < crew.client.pttl(feed) <= FEED_TTL_MS for feed in feeds)
+    crew.start()
+    crew.until_calls(7)  # what it has fed is run
+    for feed in feeds:
+        crew.client.pexpire(feed, 1)
+    (job,) = wait_until(lambda: ended_jobs(crew), within_s=PATIENCE_S, what="the job to end")
+    assert job["state"] == "stopped"
+    assert job["selected"] == job["succeeded"] == len(crew.calls())
+
+
+def test_a_server_that_is_full_stops_the_replay_with_one_line(own_crew: Fleet):
+    archive = archive_of(own_crew, padding=20_000)
+    own_crew.client.config_set("maxmemory-policy", "noeviction")
+    own_crew.client.config_set("maxmemory", int(own_crew.client.info("memory")["used_memory"]) + (1 << 20))
+    said = replay(own_crew, "--from-archive", str(archive), "--yes", code=1).stderr
+    assert "Redis refuses: OOM" in said.splitlines()[-1]
+    assert "is not fed any more" in said
+    assert "Traceback" not in said
+    assert fed(own_crew) == 0
+
+
 @pytest.mark.parametrize(
     ("padding", "last_lines"),
     [
@@ -114,15 +156,12 @@ def test_workers_that_are_killed_meanwhile_leave_nothing_out(crew: Fleet):
 )
 def test_a_command_that_is_interrupted_says_what_becomes_of_the_rest(crew: Fleet, padding, last_lines):
     archive = archive_of(crew, padding=padding)
-    command = [
-        str(Path(sys.executable).with_name("maskline")),
-        "replay",
-        "--from-archive",
-        str(archive),
-        "--yes",
-    ]
     with subprocess.Popen(
-        command, env=crew.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command_of(archive),
+        env=crew.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         job_id = wait_until(lambda: crew.client.hkeys(crew.keys.jobs), within_s=PATIENCE_S, what="the job")[0]
         wait_until(lambda: fed(crew) >= (7 if padding else SESSIONS), within_s=PATIENCE_S, what="the feeds")

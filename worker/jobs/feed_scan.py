@@ -72,18 +72,24 @@ class _Feed:
         """Sessions taken on and not trimmed: the number of the commit that says so, and their last entry."""
 
     async def next(self) -> FedSession | None:
-        """The next session, waiting for it; None at the end of the feed, or if there is no feed any more."""
+        """The next session, waiting for it; None at the end of the feed, or if no more can come of it."""
         callbacks: list[tuple[str, bytes]] = []
+        parts = 0
         while True:
             while self._parts:
                 entry_id, field, value = self._parts.popleft()
                 if field == END_FIELD:
                     return None
                 if field == PART_FIELD:
+                    position = entry_position(entry_id)
+                    if position[1] != parts:
+                        self._stop("a part of a session is missing")
+                        return None
                     part: FeedPart = decode_part(value)
+                    parts += 1
                     callbacks += part.callbacks
                     if part.last:
-                        return FedSession(part.session_uuid, callbacks, entry_position(entry_id))
+                        return FedSession(part.session_uuid, callbacks, position)
             if not await self._read_on():
                 return None
 
@@ -92,7 +98,7 @@ class _Feed:
         self._taken.append((self._run.partition.last_commit_wanted, session.last))
 
     async def _read_on(self) -> bool:
-        """Read what follows, waiting for it. Returns False, and ends the job here, if the feed is gone."""
+        """Read what follows, waiting for it. Returns False, and stops the job here, if the feed is gone."""
         await self._trim()
         pages = StreamPages(
             self._run.tools.connections, self._run.partition, self._key, first=f"({self._read_to}", last="+"
@@ -108,9 +114,14 @@ class _Feed:
             await asyncio.sleep(FEED_POLL_S)
             self._run.require_active()
             return True
-        _log.warning("archive feed gone", job=self._run.job.id, partition=self._run.partition.number)
-        self._run.update(replace(self._run.record, state="stopped"))
+        self._stop("there is no feed any more")
         return False
+
+    def _stop(self, reason: str) -> None:
+        """Stop the job here: not all that was selected would come."""
+        job, partition = self._run.job.id, self._run.partition.number
+        _log.warning("archive feed broken", job=job, partition=partition, reason=reason)
+        self._run.update(replace(self._run.record, state="stopped"))
 
     async def _trim(self) -> None:
         """Remove what was taken on by commits that Redis has confirmed."""

@@ -63,10 +63,10 @@ class _ArchiveFeed:
                 "the workers have all of it: the replay goes on without this command, `maskline replay list` shows it,",
                 f"`maskline replay stop {job.id}` stops it",
             ]
-        with contextlib.suppress(RedisUnavailableError, JobError, TimeoutError):
-            async with asyncio.timeout(LEAVE_S):
-                await stop_job(reader, job.id)
-                await self._feeder.renew(reader, ttl_ms=1)
+        for step in (stop_job(reader, job.id), self._feeder.renew(reader, ttl_ms=1)):  # either stops it
+            with contextlib.suppress(RedisUnavailableError, JobError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await step
         return [
             f"{self._feeder.sessions_fed:,} sessions were fed to the workers, who end what they have begun; the rest",
             f"is not fed any more: the replay {job.id} is stopped. Start it again to run all of it",

@@ -2,7 +2,8 @@
 
 All partitions are fed at the same time, each session as a whole. How far the workers are stands in the job's records.
 A connection that breaks is opened again: what a failover has lost of a feed is added again, since an addition that is
-there already is refused by its ID.
+there already is refused by its ID. A feed that has expired (its command was suspended) is not begun anew, as what was
+in it is lost: the workers stop the job there.
 """
 
 import asyncio
@@ -145,25 +146,28 @@ class ArchiveFeeder:
         while feed.has_room and not ends:
             session = self._sort.next_session(feed.partition, feed.fed_to)
             if session is None:
-                end = f"{feed.fed_to + 1}-0"
-                queries.append(query_for(feed.key, "XADD", feed.key, end, END_FIELD, b""))
+                queries.append(_addition(feed, f"{feed.fed_to + 1}-0", END_FIELD, b""))
                 ends = True
                 continue
             before = feed.bytes_ahead
             for number, (part, part_bytes) in enumerate(self._parts(session)):
                 entry_id = f"{session.id}-{number}"
-                queries.append(query_for(feed.key, "XADD", feed.key, entry_id, PART_FIELD, encode_part(part)))
+                queries.append(_addition(feed, entry_id, PART_FIELD, encode_part(part)))
                 size += part_bytes
                 feed.bytes_ahead += part_bytes
                 self.callbacks_fed += len(part.callbacks)
                 if size >= SEND_MAX_BYTES:  # in the middle of a large session
-                    _checked_additions(await reader.send(queries))
+                    await self._add(reader, feed, queries)
                     queries, size = [], 0
             feed.ahead.append((session.id, feed.bytes_ahead - before))
             feed.fed_to = session.id
             self.sessions_fed += 1
-        _checked_additions(await reader.send(queries))
-        feed.all_fed = ends
+        await self._add(reader, feed, queries)
+        feed.all_fed = ends and not feed.ended
+
+    async def _add(self, reader: RedisReader, feed: _PartitionFeed, additions: list[Query]) -> None:
+        if None in _checked_additions(await reader.send(additions)):
+            feed.ended = True  # it is gone
 
     def _parts(self, session: SortedSession) -> Iterator[tuple[FeedPart, int]]:
         """The parts of a session, each with its bytes."""
@@ -200,13 +204,17 @@ class ArchiveFeeder:
             feed.rewind(max(last, 1))  # of that session parts may be missing
 
 
+def _addition(feed: _PartitionFeed, entry_id: str, field: bytes, value: bytes) -> Query:
+    return query_for(feed.key, "XADD", feed.key, "NOMKSTREAM", entry_id, field, value)
+
+
 def _renewal(feed: _PartitionFeed, ttl_ms: int = FEED_TTL_MS) -> Query:
     return query_for(feed.key, "PEXPIRE", feed.key, ttl_ms)
 
 
-def _checked_additions(replies: Iterable[Any]) -> None:
-    """Raises as `checked`, but not for what is in the feed already."""
-    checked(
+def _checked_additions(replies: Iterable[Any]) -> list[Any]:
+    """The replies but those to what is in the feed already; None where there is no feed. Raises as `checked`."""
+    return checked(
         [
             reply
             for reply in replies

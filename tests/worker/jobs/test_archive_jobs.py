@@ -133,6 +133,18 @@ async def test_a_feed_that_is_gone_before_its_end_stops_the_job_there(
         assert (totals.state, totals.succeeded) == ("stopped", 2)
 
 
+async def test_a_session_of_which_a_part_is_missing_is_not_run_and_stops_the_job_there(
+    redis_server, namespace, monkeypatch
+) -> None:
+    async with job_worker(redis_server, namespace, "well") as worker:
+        feed, job = create(worker, monkeypatch)
+        feed.sessions += 1
+        feed.add_part("a", archived("a", 1, 2, 3)[2:], part=1, last=True)  # Redis refused the first part
+        feed.end()
+        totals = await worker.until_ended(job)
+        assert (totals.state, totals.selected) == ("stopped", 0)
+
+
 async def test_the_next_owner_goes_on_where_the_last_one_was(redis_server, namespace, monkeypatch) -> None:
     async with job_worker(redis_server, namespace, "well") as worker:
         feed, job = create(worker, monkeypatch)
