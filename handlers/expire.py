@@ -53,7 +53,9 @@ async def end_session(event: Event, ctx: Context, plivo: PlivoClient) -> None:
         return
     account = plivo.account_of(ctx.callback.auth_id)
     if account is None:
-        raise Reject("MASKLINE_AUTH_TOKENS has no token of the account that the session belongs to")
+        if ctx.callback.auth_id:
+            raise Reject("MASKLINE_AUTH_TOKENS has no token of the account that signed the callback")
+        raise Reject("nobody signed the callback, and MASKLINE_AUTH_TOKENS has several accounts")
     try:
         status = await plivo.end_session(account, ctx.session_uuid)
     except PlivoRefusedError as error:

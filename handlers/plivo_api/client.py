@@ -17,7 +17,7 @@ from maskline.schemas.answer_text import answer_text
 from maskline.schemas.errors import MasklineError
 from maskline.schemas.retry_after import retry_after_ms
 
-TIMEOUT: Final = ClientTimeout(total=10)
+TIMEOUT_S: Final = 10
 """For one request, connecting included. Twice what Plivo's package waits."""
 
 DETAIL_BYTES_MAX: Final = 2048
@@ -30,7 +30,7 @@ _SESSION_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class PlivoApiError(MasklineError):
     """Plivo did not end the session; another try may succeed.
 
-    `status`: that of its answer; None if it was not asked. `after_ms`: how long it asks to wait, in milliseconds;
+    `status`: that of its answer; None without one. `after_ms`: how long it asks to wait, in milliseconds;
     None if it does not say.
     """
 
@@ -77,19 +77,21 @@ class PlivoClient:
             raise PlivoRefusedError(None, "nothing was sent, as this is no SessionUUID of Plivo's")
         url = URL(f"{self._api_url}/v1/Account/{auth_id}/Masking/Session/{session_uuid}/", encoded=True)
         tokens = self._tokens[auth_id]
-        for last, token in ((token is tokens[-1], token) for token in tokens):
-            headers = {"Authorization": encode_basic_auth(auth_id, token)}
-            async with self._http.delete(
-                url,
-                headers=headers,
-                json={"session_uuid": session_uuid},
-                allow_redirects=False,
-                timeout=TIMEOUT,
-            ) as answer:
-                if answer.status == 401 and not last:
-                    continue
-                await _check(answer)
-                return answer.status
+        try:
+            for last, token in ((token is tokens[-1], token) for token in tokens):
+                async with self._http.delete(
+                    url,
+                    headers={"Authorization": encode_basic_auth(auth_id, token)},
+                    json={"session_uuid": session_uuid},
+                    allow_redirects=False,
+                    timeout=ClientTimeout(total=TIMEOUT_S),
+                ) as answer:
+                    if answer.status == 401 and not last:
+                        continue
+                    await _check(answer)
+                    return answer.status
+        except TimeoutError:
+            raise PlivoApiError(None, f"Plivo has not answered within {TIMEOUT_S} s") from None
         raise AssertionError("no account is without a token")
 
 

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession, web
 from aiohttp.test_utils import TestServer
 
+from maskline.handlers.plivo_api import client as client_module
 from maskline.handlers.plivo_api.answers import OTHERWISE, OUTCOMES
 from maskline.handlers.plivo_api.client import PlivoApiError, PlivoClient, PlivoRefusedError
 
@@ -30,11 +31,14 @@ class PlivoServer:
         self.body = b""
         self.good_token = TOKEN
         self.requests: list[dict[str, Any]] = []
+        self.silent: asyncio.Event | None = None
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
         self.server = TestServer(app)
 
     async def _answer(self, request: web.Request) -> web.Response:
+        if self.silent is not None:
+            await self.silent.wait()
         scheme, _, encoded = request.headers["Authorization"].partition(" ")
         assert scheme == "Basic"
         account, _, token = base64.b64decode(encoded).decode().partition(":")
@@ -148,19 +152,22 @@ async def test_errors_show_neither_token_nor_number_and_are_short(
     assert len(text) < 400
 
 
-async def test_a_refusal_whose_body_is_cut_is_one_all_the_same() -> None:
-    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 422 No\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nno gzip")
-        await writer.drain()
-        writer.close()
+async def test_a_refusal_whose_body_cannot_be_read_is_one_all_the_same(
+    server: PlivoServer, client: Callable[..., PlivoClient]
+) -> None:
+    server.status, server.headers, server.body = 422, {"Content-Encoding": "gzip"}, b"no gzip"
+    with pytest.raises(PlivoRefusedError, match="Plivo answered 422"):
+        await client().end_session(ACCOUNT, SESSION)
 
-    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server, ClientSession() as http:
-        port = server.sockets[0].getsockname()[1]
-        with pytest.raises(PlivoRefusedError, match="Plivo answered 422"):
-            await PlivoClient(http, f"http://127.0.0.1:{port}", [(ACCOUNT, TOKEN)]).end_session(
-                ACCOUNT, SESSION
-            )
+
+async def test_plivo_that_does_not_answer_is_told_so(
+    server: PlivoServer, client: Callable[..., PlivoClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "TIMEOUT_S", 0.05)
+    server.silent = asyncio.Event()
+    with pytest.raises(PlivoApiError, match=r"has not answered within 0\.05 s"):
+        await client().end_session(ACCOUNT, SESSION)
+    server.silent.set()
 
 
 async def test_plivo_that_cannot_be_reached_is_no_refusal(
