@@ -22,7 +22,8 @@ class SegmentName(NamedTuple):
     """What the name of a segment says."""
 
     closed_ms: int
-    """When its writer closed it, by the writer's clock: milliseconds since the epoch."""
+    """When its writer closed it, by the writer's clock, and not before the latest `received_at_ms` in it: milliseconds
+    since the epoch."""
     earliest_ms: int
     """The least `received_at_ms` of its callbacks."""
     writer: str

@@ -44,9 +44,8 @@ class ArchiveReader:
         """A file of the archive. Raises ArchiveError if the store does not give it, and ArchiveKeyError."""
         if SegmentName.read(path) is None:
             return SegmentFile(path, (), problem="it has not the name of a segment")
-        data = await self._store.get(path)
         try:
-            segment = Segment(data, self._keys)
+            segment = Segment(await self._store.get(path), self._keys)
             return SegmentFile(path, [*segment.records()], segment.head.numbers == "tokens")
         except DamagedSegmentError as error:
             return SegmentFile(path, (), problem=str(error))

@@ -8,18 +8,21 @@ import asyncio
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from maskline.handlers.segments.errors import ArchiveError
+from maskline.handlers.segments.errors import ArchiveError, DamagedSegmentError
 from maskline.handlers.segments.names import SUFFIX
 from maskline.schemas.errors import ConfigError
 
 FILE_MAX_BYTES: Final = 192 << 20
 """Of a segment that is read: MASKLINE_ARCHIVE_SEGMENT_MAX_BYTES ends at 64 MiB, and a callback may be as large."""
+
+GONE: Final = "it is gone: somebody has removed it meanwhile, or it is a link to nothing"
 
 LEFT_BEHIND_S: Final = 3_600
 """A temporary file that is so old belongs to a writer that was killed: the next one removes it."""
@@ -45,7 +48,7 @@ class ArchiveStore(Protocol):
         """Keep a segment for good. Raises ArchiveError if that is not certain."""
 
     async def get(self, path: str) -> bytes:
-        """A segment's bytes. Raises ArchiveError."""
+        """A segment's bytes. Raises DamagedSegmentError if it is no file or is gone, ArchiveError if reading fails."""
 
     def days(self) -> AsyncIterator[str]:
         """The folders `2026/11/30`, the oldest first. Raises ArchiveError."""
@@ -72,6 +75,8 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._durable_folder: Path | None = None
+        """The day's folder that was written to last: it survives a loss of power."""
 
     def prepare(self, *, write: bool) -> None:
         """Check that the folder can be used. Raises ConfigError."""
@@ -87,7 +92,7 @@ class FolderStore:
     async def put(self, path: str, data: bytes) -> None:
         """As `ArchiveStore.put`: written under another name, fsynced, renamed, and the folder fsynced."""
         try:
-            await asyncio.to_thread(_write_durably, self._root / path, data)
+            await asyncio.to_thread(self._write, self._root / path, data)
         except OSError as error:
             raise ArchiveError(f"{self._root}: {error.strerror or error}") from None
 
@@ -95,26 +100,36 @@ class FolderStore:
         """As `ArchiveStore.get`."""
         try:
             return await asyncio.to_thread(_read, self._root / path)
+        except FileNotFoundError:
+            raise DamagedSegmentError(GONE) from None
         except OSError as error:
             raise ArchiveError(f"{path}: {error.strerror or error}") from None
 
     async def days(self) -> AsyncIterator[str]:
         """As `ArchiveStore.days`."""
         try:
-            found = await asyncio.to_thread(lambda: sorted(self._root.glob("[0-9]*/[0-9]*/[0-9]*")))
+            found = await asyncio.to_thread(_day_folders, self._root)
         except OSError as error:
-            raise ArchiveError(f"{self._root}: {error.strerror or error}") from None
-        for folder in found:
-            if folder.is_dir():
-                yield folder.relative_to(self._root).as_posix()
+            raise ArchiveError(f"{error.filename}: {error.strerror or error}") from None
+        for day in found:
+            yield day
 
     async def names(self, day: str) -> list[str]:
         """As `ArchiveStore.names`."""
         try:
             names = await asyncio.to_thread(os.listdir, self._root / day)
+        except FileNotFoundError:
+            return []  # its last segment was removed meanwhile
         except OSError as error:
             raise ArchiveError(f"{day}: {error.strerror or error}") from None
         return sorted(f"{day}/{name}" for name in names if not name.startswith("."))
+
+    def _write(self, path: Path, data: bytes) -> None:
+        folder = path.parent
+        if folder != self._durable_folder or not folder.is_dir():
+            _make_folders(folder, self._root)
+            self._durable_folder = folder
+        _write_durably(path, data)
 
     def _remove_left_behind(self) -> None:
         before = time.time() - LEFT_BEHIND_S
@@ -125,11 +140,14 @@ class FolderStore:
                         file.unlink()
 
 
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, for this user alone, so that they survive a loss of power."""
-    if folder.is_dir():
+def _make_folders(folder: Path, root: Path | None = None) -> None:
+    """Make a folder and those above it, for this user alone, so that they survive a loss of power.
+
+    `root`: it is there, and what is below it is fsynced even if it is there: another writer may be about to.
+    """
+    if folder == root or (root is None and folder.is_dir()):
         return
-    _make_folders(folder.parent)
+    _make_folders(folder.parent, root)
     folder.mkdir(mode=0o700, exist_ok=True)
     _fsync_folder(folder.parent)
 
@@ -142,8 +160,21 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _day_folders(root: Path) -> list[str]:
+    """The folders `2026/11/30` of an archive, sorted. Raises OSError for one that cannot be read."""
+    found = [""]
+    for _ in ("year", "month", "day"):
+        above, found = found, []
+        for folder in above:
+            with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                below = sorted(
+                    one for one in (root / folder).iterdir() if one.name.isdecimal() and one.is_dir()
+                )
+                found += [one.relative_to(root).as_posix() for one in below]
+    return found
+
+
 def _write_durably(path: Path, data: bytes) -> None:
-    _make_folders(path.parent)
     hidden = path.with_name(f".{path.name}")
     descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -166,6 +197,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _read(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DamagedSegmentError("it is no file")
     with path.open("rb") as file:
         return file.read(FILE_MAX_BYTES + 1)  # what is larger is no segment, and its end is missing
 
@@ -219,6 +252,8 @@ class ObjectStore:
             if found.meta["size"] > FILE_MAX_BYTES:
                 return b""
             return bytes(await found.bytes_async())
+        except (self._obstore.exceptions.NotFoundError, FileNotFoundError):
+            raise DamagedSegmentError(GONE) from None
         except self._errors as error:
             raise ArchiveError(f"{path} cannot be read: {_first_line(error)}") from None
 
@@ -242,7 +277,8 @@ class ObjectStore:
             found = await self._store.list_with_delimiter_async(above or None)
         except self._errors as error:
             raise ArchiveError(f"{self._url} cannot be listed: {_first_line(error)}") from None
-        return sorted(found["common_prefixes"])
+        folders = found["common_prefixes"]
+        return sorted(folder for folder in folders if folder.rpartition("/")[2].isdecimal())
 
     @property
     def _errors(self) -> tuple[type[BaseException], ...]:

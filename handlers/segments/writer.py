@@ -136,7 +136,8 @@ class SegmentWriter:
         reason = "the worker stops"
         try:
             async with self._slots:
-                closed_ms = self._now_ms()
+                # A reader goes by the name: nothing in a segment was received after it was closed, whatever clocks say.
+                closed_ms = max(self._now_ms(), segment.last_received_ms)
                 name = SegmentName(closed_ms, segment.first_received_ms, self._writer, number)
                 head = Head(VERSION, closed_ms, self._writer, number, self._group, self._numbers)
                 received = segment.first_received_ms, segment.last_received_ms

@@ -74,7 +74,9 @@ async def feeding(redis_server, namespace, monkeypatch):
             sort = stack.enter_context(SessionSort())
             for number in range(1, sessions + 1):
                 for place in range(CALLBACKS):
-                    sort.add(f"s{number}", 0, f"{number}-{place}", bytes(BYTES_EACH), selected=True)
+                    sort.add(
+                        f"s{number}", 0, f"{number}-{place}", bytes(BYTES_EACH), identity="", selected=True
+                    )
             reader = await open_reader(settings)
             stack.callback(reader.close)
             sort.partitions()

@@ -18,6 +18,7 @@ from process_kit import callback
 from maskline.console.jobs.archive import session_sort
 from maskline.console.jobs.archive.session_sort import SessionSort
 from maskline.handlers.segments.errors import ArchiveKeyError
+from maskline.handlers.segments.tokens import with_tokens
 from maskline.schemas.callback import decode_callback, encode_callback
 from maskline.schemas.errors import ConfigError
 
@@ -72,6 +73,19 @@ def test_the_plan_counts_each_callback_once_and_names_what_it_passes_over(
         assert jobs_in(client, namespace) == []
 
 
+def test_a_callback_that_is_archived_with_numbers_and_with_tokens_runs_once_with_its_numbers(run, tmp_path):
+    plain = [at(one, 1) for one in session_callbacks("s1", 1, 2)]
+    tokens = [(one, encode_callback(with_tokens(decode_callback(value)))) for one, value in plain]
+    with SessionSort() as sort:
+        for kept in (tokens[:1], plain, tokens):
+            write_archive(tmp_path / "archive", kept, numbers="plain" if kept is plain else "tokens")
+            for entry_id, value in kept:
+                sort.add("s1", 0, entry_id, value, identity="", selected=True, tokens=kept is not plain)
+        assert [*sort.callbacks_of(1)] == plain
+    found = plan(run)
+    assert (found["callbacks"], found["repeated"], found["tokens"]) == (2, 3, 2)
+
+
 def test_times_events_and_sessions_select(run, tmp_path):
     kept = [at(one, 100 * place) for place, one in enumerate(session_callbacks("s1", 1, 2, 3, 4))]
     other = ("9-0", callback("s2", 1, EventName="SessionTimeout"))
@@ -105,7 +119,8 @@ def test_sessions_come_out_whole_sorted_and_each_callback_once(given_callbacks):
     expected = {}
     with SessionSort() as sort:
         for session, (at_ms, counter, value), selected in given_callbacks:
-            added = sort.add(session, ord(session[0]) % 2, f"{at_ms}-{counter}", value, selected=selected)
+            partition, entry_id = ord(session[0]) % 2, f"{at_ms}-{counter}"
+            added = sort.add(session, partition, entry_id, value, identity=value.hex(), selected=selected)
             those = expected.setdefault(session, set())
             assert added == ((at_ms, counter, value) not in those)
             those.add((at_ms, counter, value))
@@ -133,4 +148,7 @@ def test_a_full_disk_says_what_to_do(tmp_path, monkeypatch):
         sort._db.execute("PRAGMA max_page_count = 8")
         big = bytes(100_000)
         with pytest.raises(ConfigError, match="do not fit into .*set TMPDIR"):
-            sort.add("s", 0, "1-0", big, selected=True)
+            sort.add("s", 0, "1-0", big, identity="", selected=True)
+    monkeypatch.setattr(session_sort.tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="do not fit into .*/none .*set TMPDIR"):
+        SessionSort()

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from s3_server import BUCKET, S3Server
 
 from maskline.handlers.segments import stores
-from maskline.handlers.segments.errors import ArchiveError
+from maskline.handlers.segments.errors import ArchiveError, DamagedSegmentError
 from maskline.handlers.segments.names import SegmentName, TimeRange
 from maskline.handlers.segments.reader import ArchiveReader
 from maskline.handlers.segments.record import ArchivedCallback, encode_record
@@ -58,7 +59,7 @@ async def test_what_was_put_is_listed_by_time_and_read(url):
     assert await paths_of(there) == [name.path for name in NAMES]
     assert await paths_of(there, TimeRange(since_ms=NAMES[1].closed_ms)) == [name.path for name in NAMES[1:]]
     assert await there.get(NAMES[1].path) == NAMES[1].path.encode()
-    with pytest.raises(ArchiveError):
+    with pytest.raises(DamagedSegmentError, match="it is gone"):
         await there.get("2026/11/30/none.segment")
 
 
@@ -102,9 +103,24 @@ async def test_a_segment_is_fsynced_before_it_has_its_name_and_then_its_folder(t
         ("rename", str(at / name)),
         ("fsync", str(at)),
     ]
-    made = [tmp_path / "a", tmp_path / "a" / folder[:4], tmp_path / "a" / folder[:7]]
-    assert done[:-3] == [("fsync", str(one)) for one in made]  # each new folder's name
+    made = [("fsync", str(tmp_path / "a" / one)) for one in ("", folder[:4], folder[:7])]
+    assert done[:-3] == made  # each new folder's name
     assert (at / name).stat().st_mode & 0o077 == 0
+    done.clear()
+    await store.put(NAMES[0]._replace(number=2).path, b"data")
+    assert len(done) == 3
+    done.clear()
+    await open_store(str(tmp_path / "a"), write=True).put(NAMES[0]._replace(number=3).path, b"data")
+    assert done[:-3] == made  # who made them may not have come so far
+
+
+async def test_a_folder_that_vanishes_fails_the_put_and_is_not_begun_anew(tmp_path):
+    store = open_store(str(tmp_path / "a"), write=True)
+    await store.put(NAMES[0].path, b"data")
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(ArchiveError, match="No such file or directory"):
+        await store.put(NAMES[1].path, b"data")
+    assert not (tmp_path / "a").exists()
 
 
 async def test_a_full_disk_fails_the_put_and_leaves_nothing(tmp_path, monkeypatch):
@@ -154,6 +170,31 @@ async def test_torn_and_foreign_files_are_named_and_passed_over(tmp_path):
         (0, "it is torn, or was changed"),
         (0, "it has not the name of a segment"),
     ]
+
+
+async def test_what_is_no_file_or_gone_is_named_and_passed_over(tmp_path):
+    store = open_store(str(tmp_path), write=True)
+    await SegmentWriter(store, NO_BOUNDS._replace(records_max=1), group="g").keep(RECORD, 1)
+    (whole,) = await paths_of(store)
+    folder, link, pipe, gone = (whole.replace("-000001.", f"-00000{number}.") for number in range(2, 6))
+    (tmp_path / folder).mkdir()
+    (tmp_path / link).symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / pipe)
+    (tmp_path / gone).touch()
+    reader = ArchiveReader(store)
+    found = []
+    async for path in reader.paths(TimeRange()):
+        (tmp_path / gone).unlink(missing_ok=True)
+        found.append(await reader.read(path))
+    assert [(len(one.records), one.problem) for one in found] == [
+        (1, ""),
+        (0, "it is no file"),
+        (0, stores.GONE),
+        (0, "it is no file"),
+        (0, stores.GONE),
+    ]
+    shutil.rmtree(tmp_path / whole[:10])
+    assert await store.names(whole[:10]) == []
 
 
 # An object store

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from maskline.handlers.segments.errors import ArchiveError
+from maskline.handlers.segments.names import SegmentName
 from maskline.handlers.segments.record import ArchivedCallback, encode_record
 from maskline.handlers.segments.segment import Segment
 from maskline.handlers.segments.writer import WRITES_MAX, SegmentBounds, SegmentWriter
@@ -111,3 +112,17 @@ async def test_closing_writes_what_has_gathered():
     await writer.close()
     await kept
     assert store.counts == [1]
+
+
+async def test_a_name_says_no_earlier_time_than_its_callbacks_whatever_the_clock_says():
+    """A reader that looks for a time goes by it."""
+    names = []
+
+    class Names(Store):
+        async def put(self, path, data):
+            names.append(SegmentName.read(path))
+
+    await SegmentWriter(Names(), BOUNDS._replace(records_max=1), group="g", now_ms=lambda: 1_000).keep(
+        RECORD, 5_000
+    )
+    assert names[0].closed_ms == names[0].earliest_ms == 5_000

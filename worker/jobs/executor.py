@@ -108,6 +108,8 @@ class JobExecutor:
         self._counters = counters
         self._on_fault = on_fault
         self._jobs: dict[str, Job] = {}
+        self._job_ids: set[str] = set()
+        """Those in Redis, of jobs that only a newer release can read as well."""
         self._revision = 0
         self._jobs_read_at = -1
         """The revision at which the jobs were read; -1 before the first time."""
@@ -171,12 +173,14 @@ class JobExecutor:
     async def _read_jobs(self) -> None:
         jobs: dict[str, Job] = {}
         key = self._tools.keys.jobs
-        for value in (await self._send(key, "HGETALL", key))[1::2]:
+        reply = await self._send(key, "HGETALL", key)
+        for value in reply[1::2]:
             with contextlib.suppress(msgspec.MsgspecError):  # of a newer release: its workers carry it out
                 job = decode_job(value)
                 known = self._jobs.get(job.id)
                 jobs[job.id] = replace(job, failing=job.failing or (known is not None and known.failing))
         self._jobs = jobs
+        self._job_ids = {job_id.decode() for job_id in reply[::2]}
         self._rates = {name: rate for name, rate in self._rates.items() if name in jobs}
         self._watches = {name: watch for name, watch in self._watches.items() if name in jobs}
 
@@ -192,7 +196,7 @@ class JobExecutor:
         jobs.on_failed_first = self._failed_first
         old_ms = wall_clock_ms() - FORGET_AFTER_MS
         for job_id, record in [*jobs.records.items()]:
-            if job_id not in self._jobs and record.created_ms < old_ms:
+            if job_id not in self._job_ids and record.created_ms < old_ms:
                 jobs.forget(job_id)
                 partition.add_retry_op(DeleteJob(job_id))
                 self._tools.committer.mark(partition)

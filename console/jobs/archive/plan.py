@@ -102,9 +102,9 @@ class ArchivePlan:
             except (UndecodableEntryError, ValueError):
                 report.undecodable += 1
                 continue
-            self._add(arrival, value, partitions)
+            self._add(arrival, value, partitions, tokens=file.tokens)
 
-    def _add(self, arrival: Arrival, value: bytes, partitions: int) -> None:
+    def _add(self, arrival: Arrival, value: bytes, partitions: int, *, tokens: bool) -> None:
         entry, selection = arrival.payload, self._selection
         event, received_ms = entry.event, entry.received_at_ms
         if selection.session not in (None, event.session_uuid) or not _near(selection, received_ms):
@@ -112,7 +112,17 @@ class ArchivePlan:
         uuid = event.session_uuid
         selected = is_selected(entry, selection)
         partition = partition_of(uuid, partitions)
-        if self.sort.add(uuid, partition, entry.entry_id, value, selected=selected) and selected:
+        added = self.sort.add(
+            uuid,
+            partition,
+            entry.entry_id,
+            value,
+            selected=selected,
+            # The same with tokens as with numbers: a group may have archived either, and another one the other.
+            identity=f"{received_ms} {event.event_name} {arrival.number} {arrival.timestamp_us}",
+            tokens=tokens,
+        )
+        if added and selected:
             self.report.callbacks += 1
             known = event.event_name in self._events or len(self._events) < EVENT_NAMES_MAX
             self._events[event.event_name if known else OTHER_EVENTS] += 1

@@ -9,7 +9,6 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -38,10 +37,16 @@ CREATE TABLE callbacks (
     session INTEGER NOT NULL,
     at_ms INTEGER NOT NULL,
     counter INTEGER NOT NULL,
-    digest BLOB NOT NULL,
+    identity TEXT NOT NULL,
+    tokens INTEGER NOT NULL,
     value BLOB NOT NULL,
-    PRIMARY KEY (session, at_ms, counter, digest)
+    PRIMARY KEY (session, at_ms, counter, identity)
 ) WITHOUT ROWID;
+"""
+
+_WITH_NUMBERS: Final = """
+UPDATE callbacks SET value = ?, tokens = 0
+WHERE session = ? AND at_ms = ? AND counter = ? AND identity = ? AND tokens
 """
 
 
@@ -60,14 +65,15 @@ class SessionSort:
     """
 
     def __init__(self) -> None:
-        descriptor, name = tempfile.mkstemp(prefix="maskline-replay-")
-        os.close(descriptor)
-        try:
-            self._db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
-            self._db.executescript(f"PRAGMA cache_size = -{CACHE_KIB};{_SCHEMA}")
-            self._db.execute("BEGIN")
-        finally:
-            Path(name).unlink()
+        with _room():
+            descriptor, name = tempfile.mkstemp(prefix="maskline-replay-")
+            os.close(descriptor)
+            try:
+                self._db = sqlite3.connect(name, isolation_level=None, check_same_thread=False)
+                self._db.executescript(f"PRAGMA cache_size = -{CACHE_KIB};{_SCHEMA}")
+                self._db.execute("BEGIN")
+            finally:
+                Path(name).unlink()
         self._known: dict[str, tuple[int, bool]] = {}
         """Sessions by SessionUUID: their number, and whether they are selected."""
         self.callbacks = 0
@@ -81,24 +87,33 @@ class SessionSort:
     def __exit__(self, *_: object) -> None:
         self._db.close()
 
-    def add(self, uuid: str, partition: int, entry_id: str, value: bytes, *, selected: bool) -> bool:
-        """Add a callback. Returns False, and drops it, if it is there already: the same bytes under the same ID.
+    def add(
+        self,
+        uuid: str,
+        partition: int,
+        entry_id: str,
+        value: bytes,
+        *,
+        selected: bool,
+        identity: str,
+        tokens: bool = False,
+    ) -> bool:
+        """Add a callback. Returns False if it is there already: under the same ID, with the same identity. Then it is
+        dropped, unless it has the phone numbers and the one that is there has `tokens`.
 
         `value`: the msgpack of its RawCallback. `selected`: it is to run again, so its session is fed.
         """
         with _room():
             session = self._session(uuid, partition, selected=selected)
             at_ms, _, counter = entry_id.partition("-")
-            row = (
-                session,
-                min(int(at_ms), ENTRY_MAX),
-                min(int(counter), ENTRY_MAX),
-                blake2b(value, digest_size=8).digest(),
-                value,
-            )
+            key = session, min(int(at_ms), ENTRY_MAX), min(int(counter), ENTRY_MAX), identity
+            row = (*key, tokens, value)
             added = (
-                self._db.execute("INSERT OR IGNORE INTO callbacks VALUES (?, ?, ?, ?, ?)", row).rowcount > 0
+                self._db.execute("INSERT OR IGNORE INTO callbacks VALUES (?, ?, ?, ?, ?, ?)", row).rowcount
+                > 0
             )
+            if not added and not tokens:
+                self._db.execute(_WITH_NUMBERS, (value, *key))
         if added:
             self.callbacks += 1
         else:
@@ -129,7 +144,7 @@ class SessionSort:
     def callbacks_of(self, session: int) -> Iterator[tuple[str, bytes]]:
         """Entry IDs and values of a session, by its number, in the order of the stream."""
         rows = self._db.execute(
-            "SELECT at_ms, counter, value FROM callbacks WHERE session = ? ORDER BY at_ms, counter, digest",
+            "SELECT at_ms, counter, value FROM callbacks WHERE session = ? ORDER BY at_ms, counter, identity",
             (session,),
         )
         return ((f"{at_ms}-{counter}", value) for at_ms, counter, value in rows)
@@ -156,11 +171,11 @@ class SessionSort:
 
 @contextlib.contextmanager
 def _room() -> Iterator[None]:
-    """Raises ConfigError where SQLite has no room for what it is to write."""
+    """Raises ConfigError where there is no room for what is to be written."""
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OSError) as error:
         raise ConfigError(
-            f"the callbacks do not fit into {tempfile.gettempdir()} to be sorted ({error}): "
+            f"the callbacks do not fit into {tempfile.tempdir or 'TMPDIR'} to be sorted ({error}): "
             "set TMPDIR to a directory with more room"
         ) from None

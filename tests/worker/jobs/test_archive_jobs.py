@@ -5,7 +5,8 @@ from dispatch_kit import until
 from jobs_kit import PARTITIONS, Seen, job_worker
 from process_kit import callback
 
-from maskline.schemas.jobs import NOTHING_SELECTED, Selection
+from maskline.schemas.handler_control import REVISION_FIELD
+from maskline.schemas.jobs import NOTHING_SELECTED, PartitionJob, Selection, encode_partition_job
 from maskline.schemas.keys import partition_of
 from maskline.schemas.replay_feed import (
     BEGIN_FIELD,
@@ -173,3 +174,14 @@ async def test_an_operator_stops_it_however_long_the_feed_lasts(redis_server, na
         _, job = create(worker, monkeypatch)
         worker.write(replace(job, stopped=True))
         assert (await worker.until_ended(job)).state == "stopped"
+
+
+async def test_a_job_of_a_newer_release_keeps_its_records(redis_server, namespace) -> None:
+    async with job_worker(redis_server, namespace) as worker:
+        records = worker.keys.partition_jobs(0)
+        worker.client.hset(worker.keys.jobs, "newer", b"\xc1")
+        for job_id in ("newer", "forgotten"):
+            worker.client.hset(records, job_id, encode_partition_job(PartitionJob(1, "0-0")))
+        worker.node.jobs.revision_changed(worker.client.hincrby(worker.keys.control, REVISION_FIELD, 1))
+        await until(lambda: not worker.client.hexists(records, "forgotten"))
+        assert worker.client.hexists(records, "newer")
