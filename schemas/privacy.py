@@ -69,7 +69,10 @@ def redact(text: str) -> str:
 
 
 def replace_dialable(text: str, replacement: Callable[[str], str]) -> str:
-    """As `redact`, with `replacement` of each number, as the text spells it, in place of its token."""
+    """As `redact`, with `replacement` of each number, as the text spells it, in place of its token.
+
+    Percent-encoded signs are blanks for `replacement`; where it returns what it was given, the text stays.
+    """
     if _CANDIDATE.search(text) is None:
         return text
     return _PARTS.sub(lambda match: _replace(match, replacement), text)
@@ -132,10 +135,16 @@ def _replace(match: re.Match[str], replacement: Callable[[str], str]) -> str:
     number = _ESCAPE.sub(" ", number)
     digits = len(_DIGIT.findall(number))
     if digits <= DIGITS_MAX:
-        return replacement(number)
+        return _unless_same(match[0], number, replacement(number))
     if number.isdigit():
         return number  # one run of digits, too long to be dialled
     pieces = number.split()
     if all(DIGITS_MIN <= len(_DIGIT.findall(piece)) <= DIGITS_MAX for piece in pieces):
-        return " ".join(map(replacement, pieces))  # a list of numbers
-    return replacement(number)
+        made = [*map(replacement, pieces)]  # a list of numbers
+        return match[0] if made == pieces else " ".join(made)
+    return _unless_same(match[0], number, replacement(number))
+
+
+def _unless_same(original: str, number: str, made: str) -> str:
+    """What was made of a number; the original, with its escapes, if it was to stay."""
+    return original if made == number else made

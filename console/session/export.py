@@ -6,11 +6,12 @@ that no number of the session is left in it. The format: `schemas.session_export
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from maskline.console.output import shortened
 from maskline.console.session.facts import KeptCallback, SessionFacts
-from maskline.console.session.fictional_callback import add_numbers, rewrite, texts_of
-from maskline.console.session.fictional_numbers import FictionalNumbers
+from maskline.console.session.fictional_callback import add_numbers, rewrite, rewrite_session, texts_of
+from maskline.console.session.fictional_text import FictionalTexts
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, decode_callback, encode_callback
 from maskline.schemas.errors import ConfigError, MasklineError
 from maskline.schemas.session_export import (
@@ -23,6 +24,9 @@ from maskline.schemas.settings import Settings
 from maskline.worker.entries.decode import entry_decoder
 from maskline.worker.jobs.session_replay import put_in_order
 from maskline.worker.ordering.reorder import Arrival, Policy, Release
+
+NAME_SHOWN_CHARS: Final = 40
+"""Of a parameter's name in an error."""
 
 
 class ExportError(MasklineError):
@@ -48,14 +52,16 @@ def make_export(facts: SessionFacts, settings: Settings, policy: Policy, *, comp
     """
     if not facts.callbacks:
         raise ExportError("no callback of the session is retained any more, so there is nothing to export")
-    numbers, raw = FictionalNumbers(), [decode_callback(it.entry.encoded) for it in facts.callbacks]
+    raw = [decode_callback(it.entry.encoded) for it in facts.callbacks]
+    accounts = {callback.auth_id for callback in raw}
+    texts = FictionalTexts(accounts.union(*settings.auth_tokens))
     for callback in raw:
-        add_numbers(numbers, callback)
-    rewritten = [rewrite(callback, numbers) for callback in raw]
+        add_numbers(texts, callback)
+    rewritten = [rewrite(callback, texts) for callback in raw]
     _check_order(facts.callbacks, rewritten, settings, policy)
-    _check_numbers(rewritten, numbers)
+    _check_texts(rewritten, texts)
     export = SessionExport(
-        session_uuid=facts.session_uuid,
+        session_uuid=rewrite_session(facts.session_uuid, texts),
         settings=ExportSettings(
             gap_timeout_ms=settings.gap_timeout_ms,
             first_sequence=settings.first_sequence,
@@ -119,10 +125,12 @@ def _ordered(arrivals: Sequence[Arrival], policy: Policy) -> list[OrderedCallbac
     return ordered
 
 
-def _check_numbers(rewritten: Iterable[RawCallback], numbers: FictionalNumbers) -> None:
+def _check_texts(rewritten: Iterable[RawCallback], texts: FictionalTexts) -> None:
     for callback in rewritten:
-        if any(numbers.known.find(text) for text in (*texts_of(callback), callback.content_type)):
-            raise ExportError(
-                "a phone number of the session would be left in the file, in a value that must stay as it is: "
-                "nothing is written"
-            )
+        for name, text in (*texts_of(callback), ("Content-Type", callback.content_type)):
+            if texts.is_left_in(text):
+                shown = "a parameter" if texts.is_left_in(name) else shortened(name, NAME_SHOWN_CHARS)
+                raise ExportError(
+                    f"a phone number or an account of the session would be left in the file, in {shown}: "
+                    "nothing is written"
+                )

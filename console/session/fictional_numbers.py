@@ -6,10 +6,11 @@
 | found | as `schemas.phone_numbers` finds known numbers: by their digits, in any spelling |
 | replaced by | +44 7700 900XXX for a number of country code 44, +1 XXX 555 01XX for all others: they reach nobody |
 | the same number | has the same fictional one wherever it stands; with the same token key in other files too |
-| two numbers | have two fictional ones, which differ in their last SURE_DIGITS digits |
+| two numbers | of one file have two fictional ones, which differ in their last SURE_DIGITS digits |
 | spelling | what stands between the digits stays, so that two spellings stay two: they make two callbacks |
 
 Only where a fictional number is taken already does the next one that is free depend on the other numbers of the file.
+There are a thousand British fictional numbers and some 72,000 others, so two numbers of two files may have the same.
 """
 
 import hmac
@@ -30,13 +31,15 @@ NATIONAL_DIGITS: Final = 10
 _AREA_CODES: Final = [code for code in range(200, 1000) if code // 10 % 10 != 9 and code % 100 != 11]
 """Those of the North American plan, without service codes and those kept for its expansion."""
 
-_ODD_NAMES: Final = frozenset(
+ODD_NAMES: Final = frozenset(
     {"anonymous", "unknown", "unavailable", "restricted", "private", "null", "none", ""}
 )
 """What stands in a number's place and is nobody's: a handler may look for it."""
 
 _PREFIX: Final = re.compile(r"[^\w]*(?:011|0{1,2})?(?=\d)")
 _SUFFIX: Final = re.compile(r"\.0+\Z")
+_ESCAPED_PREFIX: Final = re.compile(r"(?:%(?:25){0,8}(?:2[Bb]|20|28))+")
+"""A plus, blank or bracket before the number, percent-encoded once or more."""
 _ESCAPED: Final = re.compile(r"[%\\&\x1b]|[eE]\+")
 
 
@@ -100,7 +103,7 @@ class FictionalNumbers:
     def of_party(self, text: str) -> str:
         """The value of a parameter that names a party: as `in_text`, and one that is no number is replaced as well."""
         replaced = self.in_text(text)
-        if replaced != text or text.strip().lower() in _ODD_NAMES or self._is_fictional(text):
+        if replaced != text or text.strip().lower() in ODD_NAMES or self._is_fictional(text):
             return replaced
         return self.of(text)
 
@@ -128,8 +131,10 @@ class FictionalNumbers:
     def _spelled(self, text: str, there: NumberSpan) -> str:
         """The fictional number as the text spells the real one that it has `there`."""
         spelled, fictional = text[there.start : there.end], self.of(there.digits)
+        escaped = "" if (match := _ESCAPED_PREFIX.match(spelled)) is None else match[0]
+        spelled = spelled[len(escaped) :]
         if _ESCAPED.search(spelled):
-            return fictional
+            return escaped + fictional
         suffix = "" if (match := _SUFFIX.search(spelled)) is None else match[0]
         spelled = spelled.removesuffix(suffix)
         prefix = "" if (match := _PREFIX.match(spelled)) is None else match[0]
@@ -137,7 +142,7 @@ class FictionalNumbers:
         found = sum(sign.isdigit() for sign in rest)
         if found < len(there.digits):  # without the country code, or the beginning
             fictional = fictional[-SURE_DIGITS if found == SURE_DIGITS else -NATIONAL_DIGITS :]
-        return prefix + _laid_over(rest, found, fictional) + suffix
+        return escaped + prefix + _laid_over(rest, found, fictional) + suffix
 
     def _unless_fictional(self, number: str) -> str:
         return number if self._is_fictional(number) else self.of(number)

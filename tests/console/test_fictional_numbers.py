@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from maskline.console.session.fictional_callback import add_numbers, rewrite
 from maskline.console.session.fictional_numbers import NUMBERS_MAX, FictionalNumbers, TooManyNumbersError
+from maskline.console.session.fictional_text import FictionalTexts
 from maskline.schemas.callback import RawCallback
 from maskline.schemas.decode import decode_event
 from maskline.schemas.parameters import parse_parameters
@@ -18,6 +19,7 @@ from maskline.schemas.privacy import set_token_key, token_key
 
 FORM = "application/x-www-form-urlencoded"
 ACCOUNT = "MA" + "X" * 18
+TOKEN = "tOkEn-of-the-account"
 FIRST, SECOND, VIRTUAL = "14155550123", "447700900456", "14155550199"
 FICTIONAL = re.compile(r"1[2-9][0-8]\d55501\d\d|447700900\d{3}")
 
@@ -28,10 +30,10 @@ def form(*fields, query=b""):
 
 
 def rewritten(*callbacks):
-    numbers = FictionalNumbers()
+    texts = FictionalTexts({TOKEN})
     for callback in callbacks:
-        add_numbers(numbers, callback)
-    return numbers, [rewrite(callback, numbers) for callback in callbacks]
+        add_numbers(texts, callback)
+    return texts.numbers, [rewrite(callback, texts) for callback in callbacks]
 
 
 def one(*fields):
@@ -52,7 +54,9 @@ KNOWN = (f"From=%2B{FIRST}".encode(), f"To={SECOND}".encode(), f"VirtualNumber={
         ("415.555.0123", "234.567.8901"),
         ("0 415/555 0123", "0 234/567 8901"),
         ("call me at 415 555 0123 or so", "call me at 234 567 8901 or so"),
-        ("%2B14155550123", "12345678901"),
+        ("%2B14155550123", "%2B12345678901"),
+        ("%252b1 415 555 0123", "%252b1 234 567 8901"),
+        ("%31415555%30123", "12345678901"),
         ('{"a": [14155550123]}', '{"a": [12345678901]}'),
         ("14155550123.0", "12345678901.0"),
         ("1.4155550123e+10", "12345678901"),
