@@ -1,28 +1,41 @@
 """What commands print: JSON for programs, texts from outside made harmless for a terminal."""
 
+import json
+import re
 import sys
 from collections.abc import AsyncIterable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from maskline.schemas.call_summary import SUMMARY_NUMBER_FIELDS
 from maskline.schemas.privacy import NUMBER_ATTRIBUTES, number_token, redact
 
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
+
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout, indented."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    sys.stdout.write(_for_stdout(msgspec.json.format(msgspec.json.encode(value)).decode()) + "\n")
 
 
 async def print_json_array(values: AsyncIterable[Any]) -> None:
     """Print an array as JSON on stdout, a line for each value, as they come: however many there are."""
     before = "["
     async for value in values:
-        sys.stdout.write(f"{before}\n  {msgspec.json.encode(value).decode()}")
+        sys.stdout.write(f"{before}\n  {_for_stdout(msgspec.json.encode(value).decode())}")
         before = ","
     sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+
+
+def _for_stdout(text: str) -> str:
+    """JSON as stdout can hold it: with escapes, where its encoding lacks a character."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return text
 
 
 def shown_parameters(pairs: Iterable[tuple[str, str]], *, reveal: bool = False) -> list[list[str]]:

@@ -63,7 +63,7 @@ def _write(directory: Path, names: list[str]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for name in names:
             path = directory / f"{name}.json"
-            path.write_text(as_text(DOCUMENTS[name]()))
+            path.write_bytes(as_text(DOCUMENTS[name]()).encode())
             print(path)
     except OSError as error:
         raise ConfigError(f"schema: --directory {directory}: {error.strerror}") from error

@@ -5,6 +5,7 @@ import binascii
 import re
 import socket
 import ssl
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from functools import cache
 from ipaddress import ip_address
@@ -257,13 +258,13 @@ def _system_tls_context() -> ssl.SSLContext:
 
 
 def _file_text(key: str, path: Path) -> str:
-    """The text of a file without the blanks and line breaks around it."""
+    """The text of a file without the blanks, line breaks and the byte order mark around it."""
     try:
         with path.open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
         if len(content) > FILE_BYTES_MAX:
             raise MistakeError(key, f"{path} has more than {FILE_BYTES_MAX} bytes")
-        return content.decode("ascii").strip()
+        return content.removeprefix(BOM_UTF8).decode("ascii").strip()
     except OSError as error:
         raise MistakeError(key, f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

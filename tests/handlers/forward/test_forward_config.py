@@ -165,7 +165,8 @@ def test_no_error_text_shows_a_part_of_what_may_be_a_secret(tmp_path):
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
-    file = write_config(tmp_path / "f.toml", public())
+    (tmp_path / "secret").write_bytes(b"\xef\xbb\xbf" + NEXT_SECRET.encode() + b"\r\n")
+    file = write_config(tmp_path / "f.toml", public(secret_files=["secret"]))
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert [it.name for it in read_endpoints(file)] == ["shop"]
 
