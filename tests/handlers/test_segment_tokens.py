@@ -1,6 +1,7 @@
 """Tokens in place of phone numbers: none is left, and a replay decides the same."""
 
-from urllib.parse import parse_qsl, quote, urlencode
+import re
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 import pytest
@@ -82,6 +83,37 @@ def test_what_cannot_be_decoded_loses_whatever_looks_like_a_number():
     kept = with_tokens(RawCallback("POST", b"", JSON_TYPE, b'{"From": "+14155550123" \xff', 1, ""))
     assert b"4155550123" not in kept.body
     assert kept.body.endswith(b"\xff")
+
+
+ESCAPED = "".join(f"%{ord(sign):02X}" for sign in FIRST)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"EventName=A&from={quote(FIRST)}",
+        f"EventName=A;From={quote(FIRST)}",
+        f"EventName=A&Caller={ESCAPED}",
+        f"EventName=A&payload={quote(msgspec.json.encode({'From': FIRST}).decode())}",
+        f"EventName=A&X=%ff&From={ESCAPED}",
+        "EventName=A&X=%ff&From=0415%2F5550123",
+        '{"EventName":"A","From":["+14155550123"]}',
+        '{"EventName":"A","From":{"n":"+1 415/555/0123"}}',
+        '{"EventName":"A","From":14155550123.0}',
+        '{"EventName":"A","data":{"From":"415/555/0123","To":[14155550123],"+14155550123":0}}',
+        '{"EventName":"A","From":"+1 415/555-0123","To":"+1\\u0034155550123"',
+    ],
+)
+def test_odd_callbacks_leave_no_digits_of_a_number(body):
+    content_type = JSON_TYPE if body.startswith("{") else FORM_TYPE
+    kept = with_tokens(RawCallback("POST", b"", f"{content_type}; n={FIRST}", body.encode(), 1, ""))
+    digits = re.sub(r"[^0-9]", "", unquote(unquote(kept.body.decode())) + kept.content_type)
+    assert "5550123" not in digits
+
+
+def test_numbers_in_utf_16_are_found():
+    kept = with_tokens(RawCallback("POST", b"", FORM_TYPE, f"From={FIRST}".encode("utf-16"), 1, ""))
+    assert b"4155550123" not in kept.body.replace(b"\0", b"")
 
 
 spellings = st.sampled_from(
