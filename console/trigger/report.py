@@ -17,7 +17,7 @@ WHY_SHOWN_CHARS: Final = 160
 _WORDS: Final[dict[Outcome, str]] = {
     "not_seen": "not in Redis: the node may have spooled it, or use another Redis or namespace",
     "no_worker": "no worker of the group is alive: the next one that starts handles it",
-    "under_way": "no worker is done with it: it waits for one, or its handlers have not ended",
+    "under_way": "not handled yet: no worker has taken it on, or its handlers have not ended",
     "duplicate": "a duplicate: the same callback has come before, so no handler gets it again",
     "no_handler": "no handler of the group takes this event",
 }
