@@ -8,20 +8,25 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 
 from maskline.console.check.report import as_json, as_lines, verdict
 from maskline.console.check.slow_import import SlowImportWatch
-from maskline.console.check.warnings import warnings_of
+from maskline.console.check.warnings import thread_warnings, warnings_of
 from maskline.console.output import note, print_json, printable
 from maskline.runtime.cli import CommandParser
+from maskline.runtime.process.stop_deadline import exit_later
 from maskline.schemas.settings import load_settings
 from maskline.worker.api.entry_points import installed_handlers
 from maskline.worker.api.loading import Survey, survey
 
 IMPORT_LIMIT_S_DEFAULT = 10.0
 """A module that takes longer to be imported would keep a worker from starting for as long."""
+
+THREADS_WAIT_S = 0.1
+"""For threads that an import has left running, once everything is told."""
 
 _EXIT_PROBLEM = 1
 _EXIT_USAGE = 2
@@ -37,9 +42,11 @@ def main(argv: list[str]) -> int:
     names, source = arguments.module, "maskline check"
     if not names:
         names, source = load_settings().handlers, "MASKLINE_HANDLERS"
+    threads = {*threading.enumerate()}
     with _stdout_on_stderr(), _ctrl_c_ends(), SlowImportWatch(arguments.timeout):
         found = survey(names, source)
-    warnings = warnings_of(found)
+    left = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+    warnings = warnings_of(found) + thread_warnings(left)
     installed = installed_handlers()
     if arguments.json:
         print_json(as_json(found, warnings, installed))
@@ -52,7 +59,11 @@ def main(argv: list[str]) -> int:
         for warning in warnings:
             note(printable(str(warning._replace(text=f"warning: {warning.text}"))))
         note(verdict(found, warnings))
-    return _exit_code(found, strict=arguments.strict and bool(warnings))
+    code = _exit_code(found, strict=arguments.strict and bool(warnings))
+    if left:  # Python would wait for them
+        sys.stdout.flush()
+        exit_later(code, THREADS_WAIT_S)
+    return code
 
 
 def _exit_code(found: Survey, *, strict: bool) -> int:

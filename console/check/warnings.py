@@ -1,6 +1,7 @@
 """What handlers do that works, but surely not as they were meant to: each a line with its place and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from threading import Thread
 from typing import Any, get_args
 
 from maskline.console.check.blocking_calls import blocking_calls
@@ -11,7 +12,7 @@ from maskline.worker.api.annotations import signature_of, type_hints_of
 from maskline.worker.api.binding import HANDLED_TYPES
 from maskline.worker.api.context import Context
 from maskline.worker.api.loading import Survey
-from maskline.worker.api.places import Place, place_of, shown_path
+from maskline.worker.api.places import Place, is_users, place_of, shown_path
 from maskline.worker.api.registry import DeadHandlerSpec, HandlerSpec, is_async
 
 
@@ -29,6 +30,16 @@ def warnings_of(survey: Survey) -> list[Mistake]:
                 found += look(taker)
             except Exception:  # noqa: BLE001, S112  modules hold objects that raise when they are looked at
                 continue
+    return list(dict.fromkeys(found))
+
+
+def thread_warnings(threads: Iterable[Thread]) -> list[Mistake]:
+    """The warnings of threads that an import has left running, each at its function where that is the user's."""
+    found = []
+    for thread in threads:
+        place = place_of(getattr(thread, "_target", None) or thread.run)
+        text = "a thread that the import starts holds up the end of the worker: start it in a @resource, and end it there"
+        found.append(_warning(place if is_users(place.file) else Place(), text))
     return list(dict.fromkeys(found))
 
 

@@ -40,16 +40,16 @@ def disarm_deadline() -> None:
     _cancel_alarm()
 
 
-def exit_later(code: int) -> Callable[[], None]:
-    """Exit with `code` in THREADS_GRACE_S, even if threads still run. Returns a function that cancels that."""
-    timer = threading.Timer(THREADS_GRACE_S, os._exit, (code,))
+def exit_later(code: int, within_s: float = THREADS_GRACE_S) -> Callable[[], None]:
+    """Exit with `code` in `within_s`, even if threads still run. Returns a function that cancels that."""
+    timer = threading.Timer(within_s, os._exit, (code,))
     timer.daemon = True
     try:
         timer.start()
     except RuntimeError:  # no thread; Python's wait for other threads is interrupted by signals
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
-            signal.setitimer(signal.ITIMER_REAL, THREADS_GRACE_S)
+            signal.setitimer(signal.ITIMER_REAL, within_s)
         return _cancel_alarm
     return timer.cancel
 

@@ -226,6 +226,26 @@ def test_check_loads_nothing_of_a_node_and_no_client_of_redis(write, tmp_path):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_thread_that_an_import_starts_is_told_and_not_waited_for(write, tmp_path):
+    write(
+        "waits.py",
+        "import threading\nfrom maskline import on\ndef work():\n    threading.Event().wait(60)\n"
+        "threading.Thread(target=work).start()\n@on.every\nasync def h(event, ctx): ...\n",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "maskline", "check", "--strict", "waits"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 1
+    assert "waits.py:3: warning: a thread that the import starts" in done.stderr
+    assert "waits.h" in done.stdout
+
+
 BLOCKS = [
     "@on(SessionTimeout)\nasync def h(event, ctx):\n    time.sleep(1)\n    g(event)\n",
     "@on.every\ndef g(event, ctx, pool): ...\n", "@on\nasync def h(event, ctx): ...\n",
