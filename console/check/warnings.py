@@ -38,7 +38,7 @@ def thread_warnings(threads: Iterable[Thread]) -> list[Mistake]:
     found = []
     for thread in threads:
         place = place_of(getattr(thread, "_target", None) or thread.run)
-        text = "a thread that the import starts holds up the end of the worker: start it in a @resource, and end it there"
+        text = "a thread that the import starts holds up the worker's end: start it in a @resource, and end it there"
         found.append(_warning(place if is_users(place.file) else Place(), text))
     return list(dict.fromkeys(found))
 
