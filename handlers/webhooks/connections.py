@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from aiohttp import (
     ClientSession,
-    ClientTimeout,
     DummyCookieJar,
     TCPConnector,
     ThreadedResolver,
@@ -98,7 +97,7 @@ def open_session(endpoint: Endpoint, resolver: AbstractResolver | None = None) -
 
     Each endpoint has one of its own: connections that one endpoint may use are then never lent to another, and one that
     hangs holds up no other. No proxy of the environment is used: it would connect to addresses that nobody checks. A
-    request needs its SENDING.
+    request needs its SENDING, and a time limit.
     """
     policy = endpoint.policy
 
@@ -118,7 +117,6 @@ def open_session(endpoint: Endpoint, resolver: AbstractResolver | None = None) -
     )
     return ClientSession(
         connector=connector,
-        timeout=ClientTimeout(total=endpoint.timeout_ms / 1000, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,  # a few bytes may unpack to gigabytes
         trust_env=False,

@@ -169,6 +169,29 @@ async def test_a_connection_that_was_closed_while_idle_costs_no_attempt(make):
     assert requests == [2, 1]
 
 
+async def test_several_connections_may_have_been_closed(make):
+    all_there = asyncio.Barrier(client_module.STALE_MAX)
+    opened = 0
+
+    async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(BODY.encode())
+            if opened <= client_module.STALE_MAX:
+                await all_there.wait()
+            writer.write(OK)
+            await reader.readuntil(BODY.encode())
+        writer.close()
+
+    async with raw_server(one_answer) as port:
+        to = make(port)
+        async with WebhookClient((to,)) as client:
+            await asyncio.gather(*[client.post(to, BODY, {}) for _ in range(client_module.STALE_MAX)])
+            assert (await client.post(to, BODY, {})).status == 200
+    assert opened == client_module.STALE_MAX + 1
+
+
 async def test_what_fails_over_a_new_connection_or_late_is_a_failure(make, monkeypatch):
     talk, requests = talking(b"", OK, b"", OK)
     async with raw_server(talk) as port:
