@@ -46,6 +46,9 @@ from maskline.worker.testing.resources import check_overridden, to_open
 START_MS: Final = 1_767_225_600_000
 """Where the harness's time begins: 2026-01-01 00:00:00 UTC."""
 
+PASS_TIME_MAX_S: Final = 100 * 366 * 86_400
+"""A hundred years at a time: what is longer is a mistake, as milliseconds for seconds are."""
+
 CLOSE_S: Final = 60.0
 """For closing the resources. One that takes longer is cancelled, and fails the test."""
 
@@ -181,8 +184,10 @@ class Harness:
 
     async def pass_time(self, seconds: float) -> None:
         """Move the harness's time on, and run what falls due on the way, in order: gaps are given up, what was set
-        aside is tried again.
+        aside is tried again. Raises ValueError unless `seconds` is 0 to PASS_TIME_MAX_S: time does not go back.
         """
+        if not 0 <= seconds <= PASS_TIME_MAX_S:
+            raise ValueError(f"pass_time takes 0 to {PASS_TIME_MAX_S:,} seconds, not {seconds}")
         await self._pass_to(self._clock.now_ms + round(seconds * 1000))
 
     async def replay(self, *what: str | PathLike[str] | SessionExport | DeadLetter | DeadLetterView) -> None:

@@ -111,10 +111,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Add the order tables of the harnesses that the test has entered to the report of its failure."""
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    """Add the order tables of the harnesses that the test has entered to the report of its failure.
+
+    Also where a fixture fails, as one that compares what was billed after the test.
+    """
     report: pytest.TestReport = yield
-    if call.when == "call" and report.failed:
+    if report.failed:
         # Of a property test that made its example smaller, the last ones are often alike.
         for table in dict.fromkeys(map(_order_table, HARNESSES)):
             add_section = getattr(report.longrepr, "addsection", None)

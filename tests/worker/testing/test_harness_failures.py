@@ -285,3 +285,12 @@ async def test_handled_callbacks_run_again_in_order_and_flagged():
 def test_a_harness_must_be_entered():
     with pytest.raises(RuntimeError, match="enter the harness first"):
         _ = Harness(Fares().module).waiting
+
+
+@pytest.mark.parametrize("seconds", [-0.001, float("nan"), float("inf"), 1_767_225_600_000])
+async def test_time_passes_only_forward_and_no_further_than_dates_go(seconds):
+    async with Harness(Fares().module) as harness:
+        before = harness.now_ms
+        with pytest.raises(ValueError, match="pass_time takes 0 to 3,162,240,000 seconds"):
+            await harness.pass_time(seconds)
+        assert harness.now_ms == before

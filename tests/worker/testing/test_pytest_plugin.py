@@ -58,6 +58,7 @@ async def test_fixture_of_ones_own(retrying):
 
 BY_INI = """
 import sys
+import pytest
 
 LOADED = {*sys.modules}
 
@@ -82,6 +83,14 @@ def test_async_with_fails():
             assert not harness.calls
 
     asyncio.run(go())
+
+@pytest.fixture
+def billed(harness):
+    yield
+    assert not harness.calls, "of the fixture"
+
+async def test_whose_fixture_fails(billed, harness):
+    await harness.feed({"EventName": "SessionSecondPartyHangup", "SessionUUID": "afterwards"})
 
 def test_fails_without_a_harness():
     assert False
@@ -164,7 +173,9 @@ def test_they_run_alone_and_other_tests_are_left_alone(tmp_path):
         "test_async_with_fails": "failed",
         "test_fails_without_a_harness": "failed",
         "test_fails": "failed",
+        "test_whose_fixture_fails": "error",
     }, printed
     assert "the fixture `harness` is for `async def` tests" in printed
-    assert printed.count("what arrived, and what the handlers got") == 2
+    assert printed.count("what arrived, and what the handlers got") == 3
     assert "session a is inside" in printed
+    assert "session a is afterwards" in printed
