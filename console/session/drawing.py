@@ -95,11 +95,15 @@ def _order(report: SessionReport) -> Iterator[Text]:
         parts.append(f"{report.doubled:,} doubled")
     if report.unrecorded:
         parts.append(f"{counted(report.unrecorded, 'event')} more than the timeline has room for")
+    if report.unreadable:
+        yield _loud(
+            f"OF THE TIMELINE {counted(report.unreadable, 'event').upper()} CANNOT BE READ: another release wrote them"
+        )
     if report.order_error is not None:
         yield _loud(f"ITS ORDER CANNOT BE READ: {printable(report.order_error)}")
     if parts:
         yield Text(" · ".join(parts), style="yellow")
-    elif report.events:
+    elif report.events and not report.unreadable:
         yield Text("all in order", style="green")
     for handler, skipped in report.skipped.items():
         yield Text(f"{printable(handler)} never handled {numbers(skipped)}", style="yellow")

@@ -143,6 +143,8 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers that a handler never handled, by handler."""
     unrecorded: int
     """Events that the timeline had no room for."""
+    unreadable: int
+    """Events that another release recorded in the timeline, and this one cannot read."""
     waits: tuple[WaitRow, ...]
     dead_letters: tuple[LetterRow, ...]
     """The oldest first."""
@@ -191,6 +193,7 @@ def report_of(facts: SessionFacts, standing: Standing) -> SessionReport:
         late=len(assembled.late),
         skipped=skipped,
         unrecorded=0 if facts.timeline is None else facts.timeline.beyond,
+        unreadable=0 if facts.timeline is None else facts.timeline.unreadable,
         waits=tuple(waits_of(facts, standing)),
         dead_letters=tuple(_letter_rows(facts)),
         dead_letters_beyond=facts.letters_beyond,

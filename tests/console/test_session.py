@@ -26,8 +26,8 @@ PARTITIONS = 4
 REPORT_FIELDS = {
     "session_uuid", "partition", "group", "source", "complete", "gone", "now", "first_at", "last_at", "timed_out_at",
     "first_party_number", "second_party_number", "virtual_number", "callbacks", "doubled", "calls", "events",
-    "missing", "late", "skipped", "unrecorded", "waits", "dead_letters", "dead_letters_beyond",
-    "order_error",
+    "missing", "late", "skipped", "unrecorded", "unreadable", "waits", "dead_letters",
+    "dead_letters_beyond", "order_error",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from maskline.console.session.facts import LetterFacts, QueueFacts, StreamFacts
 from maskline.console.session.report import CallRow, EventRow, GoneRow, LetterRow, SessionReport
 from maskline.console.session.waits import WaitKind, WaitRow
 from maskline.console.simulate.sessions import SessionOptions, make_session
+from maskline.handlers.redis_store import Record
 from maskline.schemas.call_summary import CallSummary
 from maskline.schemas.events import EVENT_TYPES
 from maskline.schemas.handler_control import Pause
@@ -226,6 +227,16 @@ def test_what_is_gone_is_said_loudly():
     emitted = replace(state, unsequenced=state.unsequenced + b"emitted!")
     assert report(facts_of(*ANSWERED, state=emitted)).gone.others == 1
     assert report(facts_of(*ANSWERED, state=emitted, emitted={b"emitted!"})).complete
+
+
+def test_what_another_release_recorded_is_said_loudly():
+    callbacks = facts_of(*ANSWERED)
+    text = drawn(replace(callbacks, timeline=Record(count=11, unreadable=11)))
+    assert "OF THE TIMELINE 11 EVENTS CANNOT BE READ" in text
+    assert "all in order" not in text
+    assert "from the callbacks that are retained" in text
+    nothing_kept = facts_of(timeline=Record(count=1, unreadable=1))
+    assert "OF THE TIMELINE 1 EVENT CANNOT BE READ" in drawn(nothing_kept)
 
 
 def test_a_terminal_without_utf_8_gets_ascii(monkeypatch):
