@@ -143,7 +143,10 @@ class _Assembly:
         begun = sorted((span.began_ms, at) for at, span in enumerate(self.spans))
         self.begun_ms = [began_ms for began_ms, _ in begun]
         self.last_begun = list(accumulate((at for _, at in begun), max))
-        self.pins = self.place([one for one in kept if one.event_name == PIN])
+        repeated = self.division.repeated
+        self.pins = self.place(
+            [one for one in kept if one.event_name == PIN and one.idempotency_key not in repeated]
+        )
         self.recordings = self.place_recordings([one for one in kept if one.recording])
         self.missing, self.missing_of = _missing(self.division, kept)
 

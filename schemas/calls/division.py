@@ -1,9 +1,10 @@
 """Puts a session's observations in order, and divides them into calls. Pure.
 
-Rules of the order: numbered events by (run, number). A run is told by EventTimestamp: where an event has a number that
-an earlier one had reached, numbering has started again, whether or not the worker saw its opening. An event without
-EventTimestamp is of the run that the worker counted. Events without a number, or with one that is not believed, stand
-by their time. A single late event that repeats another one's number and name, stamped anew, says nothing new.
+Rules of the order: numbered events by (run, number). A run is told by time, by EventTimestamp or, without one, by the
+clock of ingest: where two events have one number, or one has a number that an earlier one had reached (both with an
+EventTimestamp), numbering has started again in between, whether or not the worker saw its opening. Events without a
+number, or with one that is not believed, stand by their time. A single late event that repeats another one's number and
+name, stamped anew, says nothing new; nor does one that was sent again as it was, but for a parameter of no call.
 
 Rules of the division: an event begins the next call where the present one cannot have it any more. They look at how
 far the legs have come, and at times, never at whether a number is missing: so a number that arrives late may add a
@@ -25,6 +26,7 @@ call, and never joins two into one.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from maskline.schemas.calls.observation import Observation
@@ -53,6 +55,10 @@ STAMPS_APART_MS: Final = 15_000
 next one, more time passes than that."""
 
 
+SENT_AGAIN_MS: Final = 60_000
+"""Plivo sends a callback again within 55 s, as its page on callback configuration says."""
+
+
 class Placed(NamedTuple):
     """An event in its place."""
 
@@ -69,12 +75,15 @@ class Division(NamedTuple):
     call_of: list[int | None]
     """For each: the place of its call, from 0; None for an event that is of no call."""
     calls: int
+    repeated: set[str]
+    """Idempotency keys of the events that only repeat another one, and say nothing new."""
 
 
 def divide(observations: Iterable[Observation]) -> Division:
     """Put observations in order and divide them into calls. Recordings and events of the session stand in no call."""
+    observations = list(observations)
     counted = [one for one in observations if not one.own_lane and one.event_name not in SILENCES]
-    repeated = _repeated(counted)
+    repeated = _sent_again(observations) | _repeated(counted)
     line = _in_line([one for one in counted if one.idempotency_key not in repeated])
     call_of: list[int | None] = []
     present: _Present | None = None
@@ -88,7 +97,30 @@ def divide(observations: Iterable[Observation]) -> Division:
             calls += 1
         present.add(placed)
         call_of.append(calls - 1 if calls <= CALLS_MAX else None)
-    return Division(line, call_of, min(calls, CALLS_MAX))
+    return Division(line, call_of, min(calls, CALLS_MAX), repeated)
+
+
+def _sent_again(observations: Sequence[Observation]) -> set[str]:
+    """Idempotency keys of callbacks that Plivo has sent again with another parameter that says nothing of a call: such
+    a one is no duplicate for the worker (MASKLINE_IGNORED_PARAMETERS).
+    """
+    alike: dict[tuple[Any, ...], list[Observation]] = defaultdict(list)
+    for one in observations:
+        if one.event_name not in SILENCES:
+            stamp = one.event_timestamp_ms
+            when = stamp if stamp is not None or one.number is None else f"run {one.run}"
+            alike[when, *_said(one)].append(one)
+    again: set[str] = set()
+    for those in alike.values():
+        if len(those) > 1:
+            those.sort(key=lambda one: (one.received_at_ms, one.idempotency_key))
+            first = those[0]
+            for one in those[1:]:
+                if one.received_at_ms - first.received_at_ms <= SENT_AGAIN_MS:
+                    again.add(one.idempotency_key)
+                else:
+                    first = one
+    return again
 
 
 def _repeated(observations: Sequence[Observation]) -> set[str]:
@@ -97,11 +129,11 @@ def _repeated(observations: Sequence[Observation]) -> set[str]:
     Two or more of them in one run of the worker's are no repeats: numbering has started again, and their opening was
     lost or came too late.
     """
-    first = {_said(one): one for one in observations if one.order != "late"}
+    first = {(one.run, *_said(one)): one for one in observations if one.order != "late"}
     found: dict[int, list[str]] = defaultdict(list)
     for one in observations:
         if one.order == "late" and one.number is not None and one.event_timestamp_ms is not None:
-            other = first.get(_said(one))
+            other = first.get((one.run, *_said(one)))
             if other is not None and one.at_ms > other.at_ms:
                 found[one.run].append(one.idempotency_key)
     return {keys[0] for keys in found.values() if len(keys) == 1}
@@ -110,7 +142,8 @@ def _repeated(observations: Sequence[Observation]) -> set[str]:
 def _said(one: Observation) -> tuple[Any, ...]:
     """What an event says, but for when."""
     charged = (one.amount, one.duration, one.billed_duration)
-    return one.run, one.number, one.event_name, *charged, one.cause, one.code, one.recording_uuid
+    pin = (one.pin_status, one.pin_counter)
+    return one.number, one.event_name, *charged, one.cause, one.code, one.recording_uuid, *pin
 
 
 class _Present:
@@ -202,35 +235,87 @@ def _numbered(observations: Sequence[Observation]) -> tuple[list[list[Observatio
             continue
         believed = one.order != "late" or highest is None or one.number <= highest
         (numbered if believed else by_time).append(one)
-    runs = _runs([one for one in numbered if one.event_timestamp_ms is not None])
-    for one in numbered:
+    return [part for events in _runs(numbered) for part in _without_repeats(events)], by_time
+
+
+def _runs(numbered: list[Observation]) -> list[list[Observation]]:
+    """Numbered events by run, as their times tell it."""
+    line = sorted(numbered, key=lambda one: (one.at_ms, one.run, one.number or 0, one.idempotency_key))
+    restarts = [pair for pair in _repeats(line) if line[pair[0]].at_ms < line[pair[1]].at_ms]
+    return _parts(line, [*restarts, *_falls(line)])
+
+
+def _without_repeats(events: list[Observation]) -> list[list[Observation]]:
+    """The events of a run in parts of which none has a number twice, by the order in which ingest received them.
+
+    A number that stands there twice shows that numbering has started again where EventTimestamp does not tell it: it
+    cannot be read, or is the same throughout.
+    """
+    if len({one.number for one in events}) == len(events):
+        return [events]
+    line = sorted(events, key=lambda one: (one.received_at_ms, one.number or 0, one.idempotency_key))
+    return _parts(line, _repeats(line))
+
+
+def _repeats(line: Sequence[Observation]) -> list[tuple[int, int]]:
+    """Places of two events with one number, without another of it between them."""
+    last: dict[int, int] = {}
+    found = []
+    for at, one in enumerate(line):
+        number = one.number or 0
+        if number in last:
+            found.append((last[number], at))
+        last[number] = at
+    return found
+
+
+def _falls(line: Sequence[Observation]) -> list[tuple[int, int]]:
+    """For each event the place of the last one that was surely before it and has its number or a higher one, if there
+    is one, and its own: of those with an EventTimestamp, since any other may have come late. `line`: by time.
+    """
+    found: list[tuple[int, int]] = []
+    # The events that were surely before, but for those with a later and higher one: numbers fall in it.
+    before: list[tuple[int, int]] = []
+    settled = 0
+    for at, one in enumerate(line):
+        while line[settled].at_ms < one.at_ms - STAMPS_APART_MS:
+            number = line[settled].number or 0
+            if line[settled].event_timestamp_ms is not None:
+                while before and -before[-1][0] <= number:
+                    before.pop()
+                before.append((-number, settled))
+            settled += 1
         if one.event_timestamp_ms is None:
-            _add_unstamped(runs, one)
-    return runs, by_time
+            continue
+        place = bisect_right(before, (-(one.number or 0), at))
+        if place:
+            found.append((before[place - 1][1], at))
+    return found
 
 
-def _runs(stamped: list[Observation]) -> list[list[Observation]]:
-    """Numbered events with an EventTimestamp, by run."""
-    runs: list[list[Observation]] = []
-    settled, reached = 0, -1
-    for one in sorted(stamped, key=lambda one: (one.at_ms, one.number or 0, one.idempotency_key)):
-        if runs:
-            present = runs[-1]
-            # The highest number of an event that was surely before this one.
-            while settled < len(present) and present[settled].at_ms < one.at_ms - STAMPS_APART_MS:
-                reached = max(reached, present[settled].number or 0)
-                settled += 1
-        if not runs or (one.number or 0) <= reached:
-            runs.append([])
-            settled, reached = 0, -1
-        runs[-1].append(one)
-    return runs
+def _parts(line: list[Observation], restarts: Iterable[tuple[int, int]]) -> list[list[Observation]]:
+    """The events in as few parts as can be, one behind the other. `restarts`: places of two events between which
+    numbering has started again.
+    """
+    cuts = [0]
+    lowest = highest = 0  # the places where the next cut may be
+    for first, last in sorted(restarts, key=lambda pair: pair[1]):
+        if first < highest:  # the same cut serves, also for this pair
+            lowest = max(lowest, first + 1)
+            continue
+        if highest:
+            cuts.append(_deepest_fall(line, lowest, highest))
+        lowest, highest = first + 1, last
+    if highest:
+        cuts.append(_deepest_fall(line, lowest, highest))
+    return [line[begin:end] for begin, end in pairwise([*cuts, len(line)])] if line else []
 
 
-def _add_unstamped(runs: list[list[Observation]], one: Observation) -> None:
-    """Add an event without EventTimestamp to the last run that has an event of the run that the worker counted."""
-    mine = [events for events in runs if any(other.run == one.run for other in events)]
-    if not mine:
-        runs.append([])
-        mine = runs[-1:]
-    mine[-1].append(one)
+def _deepest_fall(line: Sequence[Observation], lowest: int, highest: int) -> int:
+    """The event, of these places, before which numbering has most likely started again."""
+
+    def fall(at: int) -> tuple[int, int]:
+        before, after = line[at - 1], line[at]
+        return (before.number or 0) - (after.number or 0), after.at_ms - before.at_ms
+
+    return max(range(lowest, highest + 1), key=fall)
