@@ -22,6 +22,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(PYX) $(shell find -L masklin
 dev: $(STAMP)
 	@$(BIN)/maskline dev --demo
 
+# The tests' processes read hundreds of modules, and so do the hundreds of processes that they start: each would compile
+# them anew where no bytecode may be kept.
+test coverage matrix: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
