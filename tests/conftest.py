@@ -8,11 +8,14 @@ from hypothesis import HealthCheck, settings
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 
-from process_kit import Fleet, fleet  # noqa: E402 - found by the path above
+from example_counts import examples  # noqa: E402 - found by the path above
+from process_kit import Fleet, fleet  # noqa: E402 - the same
 from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, server_kinds  # noqa: E402 - the same
 
 # Deadlines measure the machine, not the code.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "default", deadline=None, max_examples=examples(100), suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("default")
 
 

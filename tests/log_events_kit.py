@@ -5,6 +5,7 @@ modules, keeps what is written by hand, and prints what it dropped.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,15 +35,16 @@ class Logged(NamedTuple):
         return self.package, self.event, self.level
 
 
-def logged_events() -> list[Logged]:
+@functools.cache
+def logged_events() -> tuple[Logged, ...]:
     """Every log call of maskline's packages."""
-    return [
+    return tuple(
         logged
         for package in PACKAGES
         for file in sorted((ROOT / package).rglob("*.py"))
         if "templates" not in file.parts  # what `maskline new` writes is the user's
         for logged in events_of(file.read_text(encoding="utf-8"), file.relative_to(ROOT))
-    ]
+    )
 
 
 def events_of(source: str, path: Path) -> Iterator[Logged]:

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 import msgspec
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +136,7 @@ def test_nothing_of_a_callback_is_readable_in_an_encrypted_segment():
 moments = st.integers(0, TIME_MAX_MS)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(moments, moments, st.from_regex(r"[a-z0-9]{1,10}", fullmatch=True), st.integers(0, 10**9))
 def test_names_say_what_they_were_given_and_sort_by_time(closed_ms, earliest_ms, writer, number):
     name = SegmentName(closed_ms, earliest_ms, writer, number)

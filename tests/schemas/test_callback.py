@@ -5,6 +5,7 @@ import json
 
 import msgspec
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.console import Console
 from maskline.schemas.callback import CALLBACK_VERSION, RawCallback, decode_callback, encode_callback
 from maskline.schemas.errors import UndecodableEntryError
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=examples(200), deadline=None)
 
 
 @many

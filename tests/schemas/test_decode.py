@@ -6,6 +6,7 @@ from decimal import Decimal
 from urllib.parse import urlencode
 
 import pytest
+from example_counts import examples
 from hypothesis import settings
 
 from maskline.schemas.callback import RawCallback
@@ -20,7 +21,7 @@ from maskline.schemas.errors import UndecodableEntryError
 from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, SessionTimeout, UnknownEvent
 
 FORM = "application/x-www-form-urlencoded"
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=examples(200), deadline=None)
 IDENTITY = [("SessionUUID", "s-1"), ("EventName", "SessionTimeout")]
 
 

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from urllib.parse import quote_plus, urlencode
 
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, STATUS_ATTRIBUTES, 
 from maskline.schemas.values import is_null, read_decimal, read_int, read_time
 
 FORM = "application/x-www-form-urlencoded"
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=examples(200), deadline=None)
 
 
 def form(pairs, query=b""):

@@ -4,12 +4,13 @@ import re
 from inspect import signature
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline.schemas.keys import Keys, decode_handler, encode_handler, partition_of
 
-many = settings(max_examples=200, deadline=None)
+many = settings(max_examples=examples(200), deadline=None)
 NAME = st.from_regex(r"[A-Za-z0-9_.-]{1,12}", fullmatch=True)
 
 

@@ -4,6 +4,7 @@ from decimal import Decimal
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from maskline.schemas.parameters import (
     parse_parameters,
 )
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=examples(300), deadline=None)
 FORM = "application/x-www-form-urlencoded"
 
 

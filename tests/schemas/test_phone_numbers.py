@@ -11,13 +11,14 @@ from decimal import Decimal
 from urllib.parse import quote, quote_plus, unquote_plus
 
 import pytest
+from example_counts import examples
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from maskline.schemas.phone_numbers import PhoneNumbers, digits_of
 from maskline.schemas.privacy import number_token
 
-many = settings(max_examples=100, deadline=None)
+many = settings(max_examples=examples(100), deadline=None)
 
 SEPARATORS = [
     *" -./_()·,|\t\n", "\u00a0", "\u2009", "\u202f", "\u2011", "\u200b", ", ", "', '", ") ", " / ", "\n│   ",

@@ -5,13 +5,14 @@ import uuid
 from datetime import UTC, datetime
 
 import pytest
+from example_counts import examples
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maskline.schemas import privacy
 from maskline.schemas.privacy import number_token, redact, set_token_key
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=examples(300), deadline=None)
 TOKEN = re.compile(r"num_[0-9a-f]{10}")
 
 

@@ -8,12 +8,13 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline.schemas.values import INT_MAX, INT_MIN, is_null, read_decimal, read_int, read_time
 
-quick = settings(max_examples=200, deadline=None)
+quick = settings(max_examples=examples(200), deadline=None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from example_counts import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def arrival_of(send, place, *, shared):
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     seed=st.integers(0, 2**32),
     shuffle=st.sampled_from((0.0, 0.3, 1.0)),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 import pytest
+from example_counts import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ingest_kit import FORM, MAIN, MAIN_TOKEN, NONCE, node_settings
@@ -168,7 +169,7 @@ sent_jsons = st.builds(
 @example(Sent(b'{"SessionUUID":"a"}', Parameters([], [], {"SessionUUID": "a"})), FORM)
 @example(Sent(b"=", Parameters([], [("", "")], None)), ";")
 @example(Sent(b"hello", Parameters([], [("hello", "")], None)), "text/plain")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_event_is_made_of_the_signed_parameters(sent, content_type):
     if sent.body:
         assert_read_as_signed(send(sent, content_type), sent.parameters)

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plivo.utils import validate_signature, validate_v3_signature
@@ -108,7 +109,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(bases, st.dictionaries(names | any_text, json_values, max_size=5), tokens)
 def test_json_bodies_agree_with_the_sdk_or_cannot_be_signed(base, members, token):
     body = json.dumps(members).encode()

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ingest_kit import MAIN, MAIN_TOKEN, NONCE, PAIRS, Request
@@ -206,7 +207,7 @@ ODDS = st.lists(ODD, max_size=4).map(b"".join)
     ODDS,
     ODDS,
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_anything_refused_can_be_kept_and_is_refused_for_the_same_reason_again(
     method, target, signatures, text, body
 ):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from example_counts import examples
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -211,7 +212,7 @@ def test_hostile_values_cost_a_line_at_most(out):
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=examples(100), deadline=None)
 def test_one_line_an_event_whatever_the_text(event, value):
     for log_format in ("json", "console"):
         with configured(log_format) as out:

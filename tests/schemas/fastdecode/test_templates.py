@@ -4,6 +4,7 @@ from string import ascii_letters, digits
 from urllib.parse import quote, quote_plus
 
 import pytest
+from example_counts import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -105,7 +106,7 @@ def test_ordinary_callback_needs_no_reference(monkeypatch, method):
 
 
 @needs_templates
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(
     st.frozensets(st.sampled_from([*ORDINARY, "Absent"])), st.lists(st.sampled_from([*ORDINARY]), max_size=3)
 )
@@ -217,7 +218,7 @@ def nearly_ordinary(draw):
 
 
 @given(nearly_ordinary())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_nearly_ordinary_callbacks_are_decoded_as_by_the_reference(made):
     decoder = learned(*made)
     for callback in made:
@@ -334,7 +335,7 @@ def test_body_counts_for_every_method_but_get():
 @example([post(form(ORDINARY))], [post(form(ORDINARY) + "é".encode())])
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"=somebody", b"=\xc3%A9"))])
 @example([post(form(ORDINARY))], [post(form(ORDINARY).replace(b"EventName", b"XEventName"))])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_decoding_agrees_with_the_reference_whatever_was_learned(first, second):
     decoder = learned(*first)
     for callback in (*second, *first, *second):

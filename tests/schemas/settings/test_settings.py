@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from example_counts import examples
 from hypothesis import assume, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -202,7 +203,7 @@ def test_secrets_never_stand_in_an_error_or_a_repr():
 
 @pytest.mark.parametrize("scheme", ["redis", "unix", "redis+cluster"])
 @given(password=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=20))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=examples(100), deadline=None)
 def test_no_part_of_a_password_is_shown(scheme, password):
     # Marked at both ends, as a cut could leave either.
     secret = f"<{password}>"
@@ -234,7 +235,7 @@ SOURCES = ["environment", "argument", "file", "TOML", "name of a file", "name in
     st.sampled_from(["", f"{SECRET}@", f"{SECRET}:é"]), st.sampled_from(SOURCES),
 )  # fmt: skip
 @example(PUBLIC_URL, "https://", "user:{}", "[::1]:80/x", "", "environment")
-@hypothesis_settings(max_examples=400, deadline=None)
+@hypothesis_settings(max_examples=examples(400), deadline=None)
 def test_no_error_repeats_a_password(setting, scheme, credentials, host, before, source):
     """Wherever a URL was put, and whichever setting it was put into by mistake."""
     assume(scheme or "@" in credentials)
@@ -402,7 +403,7 @@ def test_a_toml_file_that_cannot_be_read(tmp_path):
 
 
 @given(st.sampled_from([s for s in SETTINGS if s.field != "config"]), st.text(max_size=30))
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=examples(300), deadline=None)
 def test_any_text_is_a_value_or_one_clear_line(setting, text):
     try:
         value = getattr(load_settings({setting.name: text}), setting.field)

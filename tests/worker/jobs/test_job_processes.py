@@ -15,6 +15,8 @@ from maskline.schemas.jobs import decode_job
 from maskline.worker.entries.queue_item import decode_item
 
 HANDLERS = str(Path(__file__).parents[1] / "retrying_handlers.py")
+NOT_LOST_MS = 20_000
+"""The leases of a worker that is never killed: where it gets no turn for a second, its events must not run again."""
 MASKLINE = str(Path(sys.executable).with_name("maskline"))
 
 
@@ -127,7 +129,7 @@ def test_killed_replay_leaves_nothing_out_and_repeats_only_what_was_under_way(ni
 
 
 def test_replayed_session_is_never_mixed_with_its_live_events(night: Night) -> None:
-    night.start()
+    night.start(lease_ttl_ms=NOT_LOST_MS)
     night.crew.put_all([("ride", number) for number in range(1, 41)])
     night.crew.until_drained()
     command = night.command("replay", "--session", "ride", "--yes", "--json")
@@ -154,7 +156,7 @@ def test_replayed_session_is_never_mixed_with_its_live_events(night: Night) -> N
 
 
 def test_discarded_letters_let_the_rest_go_on(night: Night) -> None:
-    night.start()
+    night.start(lease_ttl_ms=NOT_LOST_MS)
     night.park(["reject0", "reject1"], range(1, 5))
     report = night.report(night.command("dead", "discard", "--session", "reject0", "--yes", "--json"), code=0)
     assert (report["discarded"], report["state"]) == (1, "done")

@@ -3,6 +3,7 @@
 from urllib.parse import urlencode
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -55,7 +56,7 @@ def agree(history):
         assert (ours.waiting is NONE_WAITING) == (theirs.waiting is NONE_WAITING)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(histories)
 def test_arrivals_are_taken_as_python_takes_them(history):
     agree(history)
@@ -207,7 +208,7 @@ def plainly(arrival):
 DECODERS = [EntryDecoder(frozenset(ignored)) for ignored in ((), ("Odd", "EventTimestamp", "a"))]
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     ENTRIES,
     st.booleans(),
@@ -256,7 +257,7 @@ def read(decode, encoded):
         return None
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(st.lists(st.one_of(PLAIN_STATES, STATES), max_size=5))
 def test_states_are_packed_as_python_packs_them(states):
     assert packing.pack_states(states) == packing.pack_states_in_python(states)
@@ -337,13 +338,13 @@ def test_ordinary_state_is_read_in_c_and_shares_its_empty_lane(state):
     assert found.recording is NEW_SESSION.recording
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(STATES)
 def test_a_state_is_read_as_python_reads_it_or_left_alone(state):
     assert packing_in_c.decode_ordinary_state(encode_state(state)) in (None, state)
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=examples(1_000))
 @given(
     PLAIN_STATES.map(encode_state), st.integers(0, 1_000), st.binary(min_size=0, max_size=3), st.booleans()
 )

@@ -5,6 +5,7 @@ from itertools import permutations
 from random import Random
 
 import pytest
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reorder_model import Model, Spooled
@@ -229,7 +230,7 @@ def agree(history: History, outcomes: list[Release | Duplicate]) -> None:
     assert doubled == [arrival.payload for arrival in model.duplicates]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(histories)
 def test_agrees_with_the_model(history: History) -> None:
     agree(history, play(history))
@@ -241,13 +242,13 @@ def test_agrees_with_the_model_about_what_is_forgotten(history: History) -> None
     agree(history, play(history))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(histories)
 def test_the_state_survives_its_encoding_at_every_step(history: History) -> None:
     agree(history, play(history, reencode=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(histories)
 def test_how_often_expire_is_called_makes_no_difference(history: History) -> None:
     never = replace(history, watermarks=((),) * (len(history.arrivals) + 1))
@@ -257,7 +258,7 @@ def test_how_often_expire_is_called_makes_no_difference(history: History) -> Non
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(histories)
 def test_nothing_is_lost_and_a_run_only_rises(history: History) -> None:
     outcomes = play(history)
@@ -284,7 +285,7 @@ def crash_and_go_on(
     return [(seen(release), encode_state(release.state)) for release in released(outcomes)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(histories)
 def test_a_crash_after_any_release_changes_nothing(history: History) -> None:
     outcomes = play(history)
@@ -312,7 +313,7 @@ def true_releases(arrivals: tuple[Arrival, ...], true: set[object]) -> list[tupl
     return [(at_ms, seen(one)) for at_ms, one in got if one.arrival.payload in true]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.integers(2, 9), st.integers(0, 1), st.floats(0, 6), st.sets(st.integers(1, 8)), st.randoms(), st.data()
 )

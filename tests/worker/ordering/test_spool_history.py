@@ -1,5 +1,6 @@
 """How long gaps and SessionTimeouts wait for spools: by what nodes have said, and by when Redis was away."""
 
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,7 +137,7 @@ def dated(drafts: list[tuple[str, int, int | None]]) -> list[tuple[str, int, int
     return notices
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(NOTICES.map(dated), st.lists(st.integers(-40_000, 200_000), min_size=2, max_size=8))
 def test_later_gaps_are_never_given_up_earlier_and_nothing_before_it_is_due(
     notices: list[tuple[str, int, int | None]], dues: list[int]
@@ -151,7 +152,7 @@ def test_later_gaps_are_never_given_up_earlier_and_nothing_before_it_is_due(
         assert [waits(it, end) for end in ends] == ends
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(NOTICES.map(dated), st.integers(0, 12))
 def test_it_makes_no_difference_in_how_many_looks_the_notices_come(
     notices: list[tuple[str, int, int | None]], cut: int

@@ -4,6 +4,7 @@ import random
 
 import pytest
 from dispatch_kit import START_MS
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
@@ -208,7 +209,7 @@ callbacks = st.lists(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(callbacks, st.randoms(use_true_random=False), st.booleans())
 def test_owner_that_dies_at_any_point_loses_nothing_and_repeats_nothing_committed(entries, rng, deleting):
     history = History(rng)
@@ -256,7 +257,7 @@ def test_owner_that_dies_at_any_point_loses_nothing_and_repeats_nothing_committe
     assert owner.next_deadline_ms is None
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(callbacks, st.randoms(use_true_random=False))
 def test_what_is_in_memory_stays_within_its_bounds_and_loses_no_work(entries, rng):
     history = History(rng)

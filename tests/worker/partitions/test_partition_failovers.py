@@ -11,6 +11,7 @@ import random
 
 import pytest
 from dispatch_kit import START_MS
+from example_counts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from partition_kit import GAP_MS, fields, make
@@ -231,7 +232,7 @@ callbacks = st.lists(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(250))
 @given(callbacks, st.randoms(use_true_random=False))
 def test_every_accepted_callback_is_handled_whichever_server_takes_over(numbered, rng):
     world = World(rng)
