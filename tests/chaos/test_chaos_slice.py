@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from servers import wait_until
 
 RUN = Path(__file__).with_name("run.py")
-DURATION_S, RATE = 14, 60
+DURATION_S, RATE = 24, 60
 LEASE_S = 2.5
 """A process that gets no turn for so long is not to be expected even beside all other tests."""
-SEEDS = [237, 473]
-"""Between them: a spool removed, descriptors used up, a log that nobody reads, a slow link, failovers, kills, cuts."""
+SEED = 361_338
+"""One fault of each kind, on every role: a spool removed, descriptors used up, a log that nobody reads, a slow link, a
+failover and the old primary's return, a kill, restarts, a cut, a server that stops."""
 
 
 def command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -47,12 +47,11 @@ def alive(directory: Path) -> list[int]:
     return pids
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_chaos_run_keeps_all_promises(tmp_path: Path, seed: int):
+def test_chaos_run_keeps_all_promises(tmp_path: Path):
     process = command(
         tmp_path,
         "--seed",
-        str(seed),
+        str(SEED),
         "--duration-s",
         str(DURATION_S),
         "--rate",
@@ -66,13 +65,25 @@ def test_chaos_run_keeps_all_promises(tmp_path: Path, seed: int):
     report: dict[str, Any] = json.loads(out)
     assert report["held"]
     assert not any(report["broken"].values())
-    assert sum(report["faults"].values()) >= 1
+    faults = {kind.partition(" ")[0] for kind in report["faults"]}
+    assert faults >= {
+        "spool",
+        "descriptors",
+        "log",
+        "slow",
+        "fail_over",
+        "come_back",
+        "kill",
+        "restart",
+        "cut",
+        "stop",
+    }
     assert report["counts"]["callbacks answered 200"] > DURATION_S * RATE / 2
     assert report["counts"]["calls"] >= report["counts"]["callbacks answered 200"]
     assert report["recovery"]["drained"]["count"] == 1
     assert report["recovery"]["replayed"]["count"] == 1
     assert report["counts"]["commands of operators"] > 5
-    assert f"SEED={seed}" in err
+    assert f"SEED={SEED}" in err
     assert not alive(tmp_path)
 
 
