@@ -25,6 +25,10 @@ LOCK_TIMEOUT_S: Final = 4.0
 WRITE_TIMEOUT_S: Final = 10.0
 """The client's, for a statement. Two of them, and a new connection, fit into a handler's `timeout_ms`."""
 CLOSE_TIMEOUT_S: Final = 1.0
+UNREADABLE_URL: Final = (
+    "MASKLINE_POSTGRES_URL cannot be read: a port is a number, and in its user and password, write "
+    "/ as %2F, ? as %3F, # as %23, @ as %40, [ as %5B, % as %25"
+)
 VERSION_MIN: Final = 140_000
 """PostgreSQL 14: older ones are no longer maintained."""
 
@@ -41,6 +45,9 @@ class Connection(Protocol):
     async def close(self, *, timeout: float) -> None: ...  # noqa: ASYNC109, D102
     def terminate(self) -> None: ...  # noqa: D102
 
+
+_SESSION_SETTINGS: Final = "SET statement_timeout = '{:g}s'; SET lock_timeout = '{:g}s'; SET jit = off"
+"""`jit`: compiling a statement costs more than it takes."""
 
 _log = structlog.get_logger("maskline.handlers")
 
@@ -85,25 +92,30 @@ async def close(connection: Connection) -> None:
 
 
 async def _connect_host(url: str) -> Connection:
-    options = {} if "target_session_attrs" in url else {"target_session_attrs": "read-write"}
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        connection: Connection = await asyncpg.connect(
-            url,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={
-                "application_name": "maskline",
-                "timezone": "UTC",
-                "statement_timeout": f"{STATEMENT_TIMEOUT_S:g}s",
-                "lock_timeout": f"{LOCK_TIMEOUT_S:g}s",
-                "jit": "off",  # compiling a statement costs more than it takes
-            },
-            **options,
-        )
+        connection = await _open(url)
         try:
+            await connection.execute(_SESSION_SETTINGS.format(STATEMENT_TIMEOUT_S, LOCK_TIMEOUT_S))
             await _make_durable(connection)
         except BaseException:
             connection.terminate()
             raise
+    return connection
+
+
+async def _open(url: str) -> Connection:
+    options = {} if "target_session_attrs" in url else {"target_session_attrs": "read-write"}
+    # No other settings here: PgBouncer refuses a connection that begins with one that it does not know.
+    settings = {"application_name": "maskline", "timezone": "UTC"}
+    try:
+        connection: Connection = await asyncpg.connect(
+            url, timeout=CONNECT_TIMEOUT_S, server_settings=settings, **options
+        )
+    except ValueError as error:
+        if isinstance(error, (OSError, asyncpg.ClientConfigurationError)):
+            raise  # a certificate, an option: they say which
+        # Without its text, which repeats a part of the URL: of a password with a '/', what is before it.
+        raise ConfigError(UNREADABLE_URL) from None
     return connection
 
 
@@ -135,7 +147,7 @@ def error_text(error: BaseException) -> str:
         return f"{text} (SQLSTATE {error.sqlstate})"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return redact(f"{type(error).__name__}: {error}".removesuffix(": "))
+    return redact(f"{type(error).__name__}: {error}".removesuffix(": ").partition("\n")[0])
 
 
 def sqlstate_of(error: BaseException) -> tuple[str | None, str]:

@@ -73,10 +73,16 @@ async def existing_days(connection: Connection, schema: str) -> set[date]:
 
 
 async def create_days(connection: Connection, schema: str, days: Iterable[date]) -> None:
-    """Make the partitions of days that lack one. Many workers may do so at once."""
-    async with connection.transaction():
-        await connection.execute(_LOCK, schema)
-        for day in sorted(set(days) - await existing_days(connection, schema)):
+    """Make the partitions of days that lack one. Many workers may do so at once.
+
+    Each in a transaction of its own: a replay of years may need more of them than fit into one statement's time, and
+    the next attempt goes on where this one ended.
+    """
+    for day in sorted(set(days) - await existing_days(connection, schema)):
+        async with connection.transaction():
+            await connection.execute(_LOCK, schema)
+            if day in await existing_days(connection, schema):
+                continue  # another worker has made it meanwhile
             name = f"{schema}.{partition_name(day)}"
             # Left behind detached, by hand: it has rows, and is attached again with them.
             await connection.execute(

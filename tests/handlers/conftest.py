@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -12,11 +13,19 @@ def shared_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL of the test's own, to kill and restart."""
+@pytest.fixture(scope="session")
+def mortal_postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         yield server
+
+
+@pytest.fixture
+def own_postgres(mortal_postgres: PostgresServer) -> PostgresServer:
+    """A PostgreSQL to kill and restart, which no other test uses meanwhile: it runs, and is empty."""
+    if mortal_postgres.process is None:
+        mortal_postgres.start()
+    asyncio.run(mortal_postgres.clear())
+    return mortal_postgres
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 from database_kit import context_of, hangup, store_of
-from postgres_kit import SUPERUSER, postgres_server
+from postgres_kit import SUPERUSER
 
 from maskline.handlers.database import connection, writer
 from maskline.handlers.database.connection import StoreUnavailableError
@@ -53,6 +53,8 @@ async def test_a_server_that_does_not_answer_fails_its_batch_in_time_and_no_even
     async with store_of(own_postgres, "postgres") as store:
         event = hangup()
         await store.add_event(event, context_of(event))
+        monkeypatch.setattr(writer, "WRITE_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 0.2)
         own_postgres.signal_all(signal.SIGSTOP)
         try:
             # Not before and after: a server that answers must have its time on a busy machine.
@@ -64,6 +66,7 @@ async def test_a_server_that_does_not_answer_fails_its_batch_in_time_and_no_even
                     outcomes = await asyncio.gather(*futures, return_exceptions=True)
         finally:
             own_postgres.signal_all(signal.SIGCONT)
+            monkeypatch.undo()
         assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
         assert {str(outcome) for outcome in outcomes} == {
             "PostgreSQL did not store the row: no answer in time"
@@ -85,9 +88,11 @@ async def test_a_lock_that_somebody_holds_fails_the_batch_with_its_reason(own_po
         await store_when_possible(store, hangup())
 
 
-async def test_when_the_first_host_becomes_read_only_the_next_one_is_written_to(own_postgres):
-    with postgres_server() as other:
-        hosts = f"127.0.0.1:{own_postgres.port},127.0.0.1:{other.port}"
+async def test_when_the_first_host_becomes_read_only_the_next_one_is_written_to(
+    own_postgres, shared_postgres, database
+):
+    hosts = f"127.0.0.1:{own_postgres.port},127.0.0.1:{shared_postgres.port}"
+    try:
         async with open_store(Settings(postgres_url=f"postgresql://{SUPERUSER}@{hosts}/postgres")) as store:
             await store_when_possible(store, hangup())
             sql = await own_postgres.connect()
@@ -96,7 +101,10 @@ async def test_when_the_first_host_becomes_read_only_the_next_one_is_written_to(
             await sql.close()
             await store_when_possible(store, hangup())
         assert await counted(own_postgres) == 1
-        assert await counted(other) == 1
+        assert await counted(shared_postgres, database) == 1
+    finally:
+        own_postgres.kill()
+        (own_postgres.data / "postgresql.auto.conf").write_text("")
 
 
 async def test_a_schema_that_is_dropped_fails_events_and_is_made_again_by_the_next_connection(own_postgres):

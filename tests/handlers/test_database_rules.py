@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 import asyncpg
 import pytest
 from database_kit import NUMBER, OTHER_NUMBER, context_of, hangup
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskline.events import SessionRecordingCompleted
@@ -150,6 +150,7 @@ def test_a_row_has_every_attribute_and_the_order_it_came_in():
     assert named["idempotency_key"] == ctx.idempotency_key
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=[]), max_size=20), st.text(max_size=5))
 def test_substitutes_change_only_what_text_cannot_hold_and_say_where(text, name):
     event = hangup(plivo_hangup_cause=text, extra={name: text, "list": [text]})

@@ -1,6 +1,8 @@
 """The start of `handlers.postgres`: migrations by many workers, rights, versions, URLs, and durable sessions."""
 
 import asyncio
+import re
+import struct
 
 import asyncpg
 import pytest
@@ -9,7 +11,7 @@ from postgres_kit import SUPERUSER
 from servers import free_port
 from structlog.testing import capture_logs
 
-from maskline.handlers.database.connection import connect
+from maskline.handlers.database.connection import LOCK_TIMEOUT_S, STATEMENT_TIMEOUT_S, connect
 from maskline.handlers.database.migrator import Migration, known_migrations, migrate
 from maskline.handlers.database.store import open_store
 from maskline.schemas.errors import ConfigError
@@ -128,8 +130,46 @@ async def test_commits_are_on_the_disk_whatever_the_role_has_set(shared_postgres
         connection = await connect(shared_postgres.url(database))
         assert await connection.fetchval("SHOW synchronous_commit") == effective
         assert await connection.fetchval("SHOW timezone") == "UTC"
+        assert await connection.fetchval("SHOW statement_timeout") == f"{STATEMENT_TIMEOUT_S:g}s"
+        assert await connection.fetchval("SHOW lock_timeout") == f"{LOCK_TIMEOUT_S:g}s"
         await connection.close()
     await admin.close()
+
+
+@pytest.mark.parametrize("secret", ["qx/zw", "qx#zw", "qx?zw", "[qxzw]", "qx@zw"])
+async def test_a_password_that_makes_the_url_unreadable_is_never_repeated(secret):
+    said = []
+    with capture_logs() as logs:
+        try:
+            await start(f"postgresql://{SUPERUSER}:{secret}@127.0.0.1:{free_port()}/x")
+        except ConfigError as error:
+            said.append(str(error))
+    # What follows an '@' is a host, which is nowhere.
+    assert ["cannot be read: " in text for text in said] == [True] * ("@" not in secret)
+    text = f"{said} {logs}"
+    assert not re.search("qx|zw", text)
+
+
+async def test_a_connection_begins_with_nothing_that_pgbouncer_refuses():
+    began = asyncio.get_running_loop().create_future()
+
+    async def pooler(reader, writer):
+        (length,) = struct.unpack("!I", await reader.readexactly(4))
+        packet = await reader.readexactly(length - 4)
+        if length == 8:  # whether it speaks TLS
+            writer.write(b"N")
+            (length,) = struct.unpack("!I", await reader.readexactly(4))
+            packet = await reader.readexactly(length - 4)
+        began.set_result(packet[4:].split(b"\0")[0:-2:2])
+        writer.close()
+
+    async with await asyncio.start_server(pooler, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises((OSError, asyncpg.PostgresError)):
+            await connect(f"postgresql://{SUPERUSER}@127.0.0.1:{port}/x")
+        # Those that PgBouncer hands on, whatever its ignore_startup_parameters.
+        known = {b"user", b"database", b"client_encoding", b"application_name", b"timezone"}
+        assert {name.lower() for name in await began} <= known
 
 
 async def test_the_schema_has_the_name_that_is_set(shared_postgres, database, sql):

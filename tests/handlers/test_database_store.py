@@ -6,6 +6,7 @@ import random
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
+import asyncpg
 import pytest
 from database_kit import NUMBER, context_of, hangup, store_of
 
@@ -211,6 +212,17 @@ async def test_many_make_the_same_partitions_at_once_and_one_that_was_detached_k
         assert await sql.fetchval("SELECT count(*) FROM events") == 1
         for one in connections:
             await one.close()
+
+
+async def test_partitions_that_are_made_stay_made_if_one_of_them_fails(shared_postgres, database, sql):
+    days = [date(2026, 2, day) for day in range(1, 5)]
+    async with store_of(shared_postgres, database) as store:
+        await sql.execute(f"CREATE TABLE {partition_name(days[2])} (n int)")  # it cannot be attached
+        with pytest.raises(asyncpg.PostgresError):
+            await create_days(sql, "maskline", days)
+        assert {*days[:2]} == await existing_days(sql, "maskline") & {*days}
+        await sql.execute(f"DROP TABLE {partition_name(days[2])}")
+        assert await stored(store, hangup(), received_at=datetime(2026, 2, 4, tzinfo=UTC)) == [None]
 
 
 async def test_retention_drops_whole_days_and_old_calls_and_nothing_that_is_younger(
