@@ -11,17 +11,23 @@ A row that PostgreSQL cannot hold is a dead letter.
 """
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from maskline import Context, on, resource
 from maskline.events import CallSummary, Event
 from maskline.handlers.database.store import Store, open_store
+from maskline.schemas.errors import ConfigError
 from maskline.schemas.settings import load_settings
+
+SETTINGS: Final = load_settings()
+if not SETTINGS.postgres_url:
+    raise ConfigError("MASKLINE_POSTGRES_URL is not set: maskline.handlers.postgres needs it")
 
 
 @resource
 async def postgres_store() -> AsyncIterator[Store]:
     """The database, its schema brought up to date. Raises ConfigError for what only an operator can mend."""
-    async with open_store(load_settings()) as store:
+    async with open_store(SETTINGS) as store:
         yield store
 
 

@@ -147,9 +147,7 @@ class Store:
 
 @contextlib.asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Store]:
-    """The store that the settings name. Raises ConfigError, one line, where it cannot be."""
-    if not settings.postgres_url:
-        raise ConfigError("MASKLINE_POSTGRES_URL is not set: maskline.handlers.postgres needs it")
+    """The store at `settings.postgres_url`. Raises ConfigError, one line, where it cannot be."""
     store = Store(settings)
     await store.start()
     running = asyncio.create_task(store.run())

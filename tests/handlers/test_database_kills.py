@@ -78,13 +78,6 @@ def test_after_kills_of_workers_and_of_postgres_every_event_has_one_row(
     assert crew.dead_letters() == []
 
 
-def test_a_worker_without_a_database_is_refused_and_one_line_says_what_is_wrong(crew: Fleet):
-    worker = crew.launch(handlers="maskline.handlers.postgres")
-    assert worker.process.wait(PATIENCE_S) == 2
-    assert "MASKLINE_POSTGRES_URL" in worker.log
-    assert "Traceback" not in worker.log
-
-
 def test_a_call_that_is_over_has_its_row(crew: Fleet, shared_postgres: PostgresServer, database: str):
     modules = "maskline.handlers.call_summary,maskline.handlers.postgres"
     worker = crew.start(

@@ -1,8 +1,10 @@
 """The start of `handlers.postgres`: migrations by many workers, rights, versions, URLs, and durable sessions."""
 
 import asyncio
+import importlib
 import re
 import struct
+import sys
 
 import asyncpg
 import pytest
@@ -102,8 +104,13 @@ async def test_what_only_an_operator_can_mend_stops_the_start_with_one_line(shar
         with pytest.raises(ConfigError, match=reason) as caught:
             await start(url)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="MASKLINE_POSTGRES_URL is not set"):
-        await start("")
+
+
+def test_the_module_is_not_loaded_without_a_url(monkeypatch):
+    monkeypatch.delenv("MASKLINE_POSTGRES_URL", raising=False)
+    monkeypatch.delitem(sys.modules, "maskline.handlers.postgres", raising=False)
+    with pytest.raises(ConfigError, match=r"MASKLINE_POSTGRES_URL is not set"):
+        importlib.import_module("maskline.handlers.postgres")
 
 
 async def test_a_worker_starts_while_postgres_is_away_and_uses_the_first_host_that_takes_writes(
