@@ -139,7 +139,7 @@ def _failure_text(error: Exception, endpoint: Endpoint) -> str:
         case _ if isinstance(cause, AddressRefusedError):
             text = f"not connected: {cause}"
         case ConnectionTimeoutError():
-            text = f"no connection within {CONNECT_TIMEOUT_S:.0f} s"
+            text = f"no connection within {CONNECT_TIMEOUT_S:g} s"
         case TimeoutError():
             text = f"no answer within {endpoint.timeout_ms} ms"
         case ClientConnectorDNSError():

@@ -2,10 +2,11 @@
 
 import asyncio
 import gzip
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,17 @@ async def test_nobody_listens(make):
         pass
     assert "no connection" in await failure(make(port))
     assert "does not resolve" in await failure(make(port, "name.invalid"))
+
+
+async def test_an_address_that_drops_packets_is_told_as_that(make, monkeypatch):
+    monkeypatch.setattr(client_module, "CONNECT_TIMEOUT_S", 0.1)
+    with ExitStack() as sockets:
+        full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # the kernel answers no more connections than the backlog and one
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        assert "no connection within 0.1 s" in await failure(make(full.getsockname()[1]))
 
 
 async def test_no_status_in_time_is_a_failure_and_leaves_no_connection_open(make):
