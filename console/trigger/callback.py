@@ -5,23 +5,23 @@ it is a typing error nearly always; `--unknown` sends it as Plivo may send it on
 that is kept for fiction, and the same for the whole session.
 """
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 from zlib import crc32
 
 from maskline.console.output import printable
 from maskline.console.simulate.sessions import FAILURES, NORMAL_HANGUP
-from maskline.schemas.errors import ConfigError
+from maskline.schemas.decode import event_from_pairs
+from maskline.schemas.errors import ConfigError, UndecodableEntryError
 from maskline.schemas.events import ATTRIBUTES, EVENT_TYPES, STATUS_ATTRIBUTES
+from maskline.worker.api.spelling import did_you_mean
 from maskline.worker.entries.decode import RECORDING_PREFIX
 
 UNSEQUENCED: Final = frozenset({"SessionPinAuthenticationStatus", "SessionParamUpdate", "SessionTimeout"})
 """Events whose SequenceNumber is null, by Plivo's documentation."""
 
 TALK_S: Final = 72
-CLOSE_NAMES_MAX: Final = 3
 VIRTUAL_NUMBER: Final = "+14155550150"
 REPLACED_NUMBER: Final = "+14155550151"
 _NEW_WORDS: Final = ("Initiated", "Complete", "Failed")
@@ -71,6 +71,14 @@ def make_pairs(
     if "Duration" in given and "BilledDuration" not in given and given["Duration"].isdecimal():
         values["BilledDuration"] = _billed(int(given["Duration"]))
     return list(values.items())
+
+
+def unreadable_names(pairs: Sequence[tuple[str, str]]) -> Sequence[str]:
+    """The attributes that handlers get as None, as their values cannot be read. By Plivo's names."""
+    try:
+        return event_from_pairs(list(pairs)).problems
+    except UndecodableEntryError:  # the outcome says that it is given up
+        return ()
 
 
 def _parties(event_name: str, session_uuid: str) -> dict[str, str]:
@@ -124,8 +132,5 @@ def _cause(cause: tuple[str, int]) -> dict[str, str]:
     return {"PlivoHangupCause": cause[0], "PlivoHangupCauseCode": str(cause[1])}
 
 
-def _unknown(what: str, name: str, known: Collection[str]) -> str:
-    by_lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, CLOSE_NAMES_MAX)
-    meant = f": did you mean {' or '.join(by_lower[one] for one in close)}?" if close else ""
-    return f"trigger: {what} {printable(name)!r}{meant} (--unknown sends it all the same)"
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    return f"trigger: {what} {printable(name)!r}{did_you_mean(name, known)} (--unknown sends it all the same)"

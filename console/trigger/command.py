@@ -20,7 +20,13 @@ from maskline.console.output import note, print_json, printable, shortened, show
 from maskline.console.redis_reader import RedisReader, run_with_reader
 from maskline.console.simulate.player import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, Target
 from maskline.console.target_arguments import add_target_arguments, read_target
-from maskline.console.trigger.callback import UNSEQUENCED, check_names, make_pairs, read_attributes
+from maskline.console.trigger.callback import (
+    UNSEQUENCED,
+    check_names,
+    make_pairs,
+    read_attributes,
+    unreadable_names,
+)
 from maskline.console.trigger.follow import Followed, Follower
 from maskline.console.trigger.last_session import LastSession, read_last_session, write_last_session
 from maskline.console.trigger.report import TriggerReport, lines, progress_line, with_followed
@@ -127,6 +133,8 @@ class _Trigger:
         return self._event_name.startswith(RECORDING_PREFIX) and settings.recording_sequence == "own"
 
     async def _send(self, pairs: Pairs, settings: Settings) -> TriggerReport:
+        for name in unreadable_names(pairs):
+            note(f"{printable(name)} cannot be read: handlers get None, and its name in event.problems")
         answer = await _post(self._target, pairs)
         number = dict(pairs)["SequenceNumber"]
         if answer.error is None:

@@ -90,6 +90,13 @@ def test_an_event_is_followed_to_the_handlers_that_take_it(trigger):
     assert "1415555" not in str(report)
 
 
+def test_a_value_that_handlers_cannot_read_is_told(trigger):
+    code, said = trigger("SessionTimeout", "Amount=2 cents", "EventTimestamp=soon", "--no-follow")
+    assert code == 0
+    told = [line.partition(" ")[0] for line in said.splitlines() if "event.problems" in line]
+    assert sorted(told) == ["Amount", "EventTimestamp"]
+
+
 def test_a_handler_that_fails_is_named_with_its_error_and_its_next_try(trigger):
     code, report = trigger("SessionSecondPartyHangup", "Amount=13", "From=+14155550123", "--json")
     assert (code, report.outcome) == (1, "failed")
@@ -161,8 +168,8 @@ def test_without_redis_the_answer_decides(trigger):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["SesionTimeout"], "no event 'SesionTimeout': did you mean SessionTimeout"),
-        (["SessionTimeout", "Amout=1"], "no attribute 'Amout': did you mean Amount"),
+        (["SesionTimeout"], "no event 'SesionTimeout'; did you mean SessionTimeout"),
+        (["SessionTimeout", "Amout=1"], "no attribute 'Amout'; did you mean Amount"),
         (["SessionTimeout", "RecordingURL=x"], "SessionTimeout has no attribute 'RecordingURL'"),
         (["SessionTimeout", "Amount"], "an attribute is Name=value, not 'Amount'"),
         (["SessionTimeout", "Amount=1", "amount=2"], "Amount is given twice"),
