@@ -6,7 +6,7 @@ second party       ·╌╌╌━━━━━━━━━━━━━━━━�
 """
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Final, NamedTuple
 
@@ -32,9 +32,15 @@ class _Stretch(NamedTuple):
     end: datetime
 
 
-def bars_of(call: CallRow, width: int) -> Iterator[Text]:
-    """The bars of a call that has a beginning and an end, `width` columns wide; else nothing."""
+UNDER_WAY_MAX: Final = timedelta(hours=4)
+"""A call whose end is missing is drawn up to the present for so long: later it is surely over."""
+
+
+def bars_of(call: CallRow, width: int, now: datetime | None) -> Iterator[Text]:
+    """The bars of a call, `width` columns wide: up to its end, or to the present; nothing where neither is known."""
     began, ended = call.started_at, call.ended_at
+    if began is not None and ended is None and now is not None and now - began <= UNDER_WAY_MAX:
+        ended = now
     if began is None or ended is None or began >= ended:
         return
     legs = (("first party", call.first_party), ("second party", call.second_party))

@@ -10,6 +10,7 @@ from maskline.console.session.call_bars import DIALLED, FAILED, RINGING, TALKING
 from maskline.console.session.drawing import draw, lines_of_gone
 from maskline.console.session.export import make_export, require_new, write_file
 from maskline.console.session.facts import SessionFacts
+from maskline.console.session.progress import progress
 from maskline.console.session.reading import is_known_as, read_session
 from maskline.console.session.report import SessionReport, report_of
 from maskline.console.session.standing import judge
@@ -22,10 +23,6 @@ from maskline.worker.ordering.reorder import Policy
 
 PLAIN_WIDTH: Final = 80
 """Columns of the drawing where stdout is no terminal."""
-
-
-SLOW_CALLBACKS: Final = 500
-"""Rewriting so many for an export takes about a second."""
 
 
 class NoSuchSessionError(MasklineError):
@@ -75,9 +72,8 @@ async def _run(reader: RedisReader, arguments: argparse.Namespace) -> int:
     standing = judge(facts, policy, recording_shared=settings.recording_sequence == "shared")
     report = report_of(facts, standing)
     if arguments.export is not None:
-        if len(facts.callbacks) >= SLOW_CALLBACKS:
-            note(f"rewriting {len(facts.callbacks):,} callbacks")
-        content = make_export(facts, settings, policy, complete=report.complete)
+        with progress("rewriting", len(facts.callbacks)) as show:
+            content = make_export(facts, settings, policy, complete=report.complete, on_progress=show)
         write_file(arguments.export, content, force=arguments.force)
         _tell_export(report, arguments)
     elif arguments.json:

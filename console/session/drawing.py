@@ -46,7 +46,7 @@ def draw(report: SessionReport, width: int) -> Iterator[Text]:
         events[event.call].append(event)
     for call in report.calls:
         yield Text()
-        yield from _call(call, events[call.call], width)
+        yield from _call(call, events[call.call], width, report.now)
     if others := events[None]:
         yield Text()
         yield Text("of the session" if report.calls else "events", style="bold")
@@ -131,12 +131,12 @@ def _loud(line: str) -> Text:
     return Text(line, style="bold yellow")
 
 
-def _call(call: CallRow, events: list[EventRow], width: int) -> Iterator[Text]:
+def _call(call: CallRow, events: list[EventRow], width: int, now: datetime | None) -> Iterator[Text]:
     yield Text(_call_title(call), style="bold")
     ends = _ENDED_BY.get(call.ended_by or "")
     if ends is not None:
         yield Text(f"  {ends}", style="yellow")
-    yield from bars_of(call, width)
+    yield from bars_of(call, width, now if call.ended_by is None else None)
     yield from _legs(call)
     yield Text()
     yield from _events(events)

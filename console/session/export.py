@@ -4,7 +4,7 @@ Rules: nothing is written before it was checked that the file gives the same ord
 that no number of the session is left in it. The format: `schemas.session_export`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,8 +45,16 @@ class OrderedCallback(NamedTuple):
     run: int
 
 
-def make_export(facts: SessionFacts, settings: Settings, policy: Policy, *, complete: bool) -> bytes:
-    """The bytes of the file. `complete`: whether every callback of the session is still retained.
+def make_export(
+    facts: SessionFacts,
+    settings: Settings,
+    policy: Policy,
+    *,
+    complete: bool,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The bytes of the file. `complete`: whether every callback of the session is still retained. `on_progress` gets
+    how many callbacks are rewritten, now and then.
 
     Raises ExportError where the file would not replay as the session did, and TooManyNumbersError.
     """
@@ -57,7 +65,10 @@ def make_export(facts: SessionFacts, settings: Settings, policy: Policy, *, comp
     texts = FictionalTexts(accounts.union(*settings.auth_tokens))
     for callback in raw:
         add_numbers(texts, callback)
-    rewritten = [rewrite(callback, texts) for callback in raw]
+    rewritten = list[RawCallback]()
+    for callback in raw:
+        rewritten.append(rewrite(callback, texts))
+        on_progress(len(rewritten))
     _check_order(facts.callbacks, rewritten, settings, policy)
     _check_texts(rewritten, texts)
     export = SessionExport(

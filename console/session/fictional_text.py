@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
@@ -31,6 +32,9 @@ SECRET_CHARS_MIN: Final = 8
 
 PARTY_CHARS_MIN: Final = 3
 """Of a party that is no number and is looked for in other texts."""
+
+TEXTS_REMEMBERED_MAX: Final = 4_096
+"""And what becomes of them; of a KiB each at most, as a rule."""
 
 PARTIES_MAX: Final = 1_000
 """Such parties of a session that are looked for; it has two."""
@@ -61,6 +65,16 @@ class FictionalTexts:
         self._secrets = re.compile("|".join(known), re.IGNORECASE) if known else None
         self._addresses = set[str]()
         self._parties = set[str]()
+        # Most texts stand in many callbacks of a session.
+        remembered = lru_cache(TEXTS_REMEMBERED_MAX)
+        self.add_all_of: Callable[[str], None] = remembered(self._add_all_of)
+        """Add everything in a text that could be dialled."""
+        self.in_text: _Rewrite = remembered(self._in_text)
+        """The text with made-up ones in place of the real ones."""
+        self.of_party: _Rewrite = remembered(self._of_party)
+        """The value of a parameter that names a party: also where it is no number, and the words beside a number."""
+        self.is_left_in: Callable[[str], bool] = remembered(self._is_left_in)
+        """Whether something that is known is in a text, in any encoding."""
 
     def add_party(self, text: str) -> None:
         """Add the value of a parameter that names a party. All are to be added before any text is rewritten."""
@@ -79,21 +93,18 @@ class FictionalTexts:
         if len(text.strip()) >= SECRET_CHARS_MIN:
             self._addresses.add(text.strip())
 
-    def add_all_of(self, text: str) -> None:
-        """Add everything in a text that could be dialled."""
+    def _add_all_of(self, text: str) -> None:
         for layer in layers(text):
             self.numbers.add_all_of(layer)
 
-    def in_text(self, text: str) -> str:
-        """The text with made-up ones in place of the real ones."""
+    def _in_text(self, text: str) -> str:
         return self._in_layers(text, self._plainly, LAYERS_MAX)
 
     def in_name(self, text: str) -> str:
         """As `in_text`, for the name of a parameter: a word that is also a party's stays."""
         return self._in_layers(text, self.of_secrets, LAYERS_MAX)
 
-    def of_party(self, text: str) -> str:
-        """The value of a parameter that names a party: also where it is no number, and the words beside a number."""
+    def _of_party(self, text: str) -> str:
         if text.strip().lower() in ODD_NAMES:
             return text
         replaced = self.numbers.of_party(text)
@@ -112,8 +123,7 @@ class FictionalTexts:
         """The value of a parameter that authenticates somebody."""
         return f"fictional-{self._letters(f'secret {text}')}" if text.strip() else text
 
-    def is_left_in(self, text: str) -> bool:
-        """Whether something that is known is in a text, in any encoding."""
+    def _is_left_in(self, text: str) -> bool:
         return any(
             self.numbers.known.find(layer) or (self._secrets is not None and self._secrets.search(layer))
             for layer in layers(text)

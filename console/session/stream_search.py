@@ -4,19 +4,13 @@ A stream has no index by session, so all of it is read: a million callbacks in 6
 takes more than a second, progress is shown on stderr.
 """
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import hiredis
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from maskline.console.output import note
 from maskline.console.redis_reader import RedisReader, query_for
 from maskline.console.session.facts import CALLBACKS_MAX, CALLBACKS_MAX_BYTES
+from maskline.console.session.progress import progress
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.events import Event
 from maskline.worker.entries.decode import EntryDecoder
@@ -27,10 +21,6 @@ PAGE_ENTRIES_MAX: Final = 2_000
 PAGE_MAX_BYTES: Final = 1024 * 1024
 """Of a page, roughly: Redis takes a count, which follows from the size of the entries before. The first page of the
 largest callbacks has 4 MB."""
-
-SHOWN_AFTER_S: Final = 1.0
-PLAIN_PROGRESS_S: Final = 5.0
-"""Between two lines of progress if stderr is no terminal."""
 
 
 class Found(NamedTuple):
@@ -53,7 +43,7 @@ async def find_callbacks(
     name, start, count, at_end = reader.keys.callbacks(partition), "-", PAGE_ENTRIES_FIRST, False
     found, emitted, beyond, held_bytes, read = list[Arrival](), set[bytes](), 0, 0, 0
     shared = reader.settings.recording_sequence == "shared"
-    with _progress(entries) as show:
+    with progress("searching the stream", entries) as show:
         while not at_end:
             (page,) = await reader.send([query_for(name, "XRANGE", name, start, "+", "COUNT", count)])
             if isinstance(page, hiredis.ReplyError):
@@ -81,29 +71,3 @@ async def find_callbacks(
             read += len(page)
             show(read)
     return Found(found, beyond, emitted)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how many entries were read, once it has taken SHOWN_AFTER_S."""
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    told_at, next_s = time.monotonic(), SHOWN_AFTER_S
-    columns = TextColumn("searching the stream"), BarColumn(), MofNCompleteColumn()
-    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True, redirect_stdout=False)
-    task = bar.add_task("", total=total)
-
-    def show(read: int) -> None:
-        nonlocal told_at, next_s
-        bar.update(task, completed=read, total=max(total, read))
-        if time.monotonic() - told_at < next_s:
-            return
-        told_at, next_s = time.monotonic(), PLAIN_PROGRESS_S
-        if terminal:
-            bar.start()
-        else:
-            note(f"searching the stream: {read:,} of {max(total, read):,} callbacks")
-
-    try:
-        yield show
-    finally:
-        bar.stop()

@@ -175,10 +175,11 @@ def test_memory_is_bounded_by_a_session_however_large_it_is(run, client, namespa
     assert "LEFT OUT: 7 more callbacks" in run("s1").out
 
 
-def test_a_long_search_says_how_far_it_is(run, client, namespace, monkeypatch):
-    monkeypatch.setattr("maskline.console.session.stream_search.SHOWN_AFTER_S", 0.0)
+def test_a_long_search_and_a_long_export_say_how_far_they_are(run, client, namespace, monkeypatch, tmp_path):
+    monkeypatch.setattr("maskline.console.session.progress.SHOWN_AFTER_S", 0.0)
     put(client, namespace, *ANSWERED)
     assert "searching the stream: 11 of 11 callbacks" in run("s1").err
+    assert "rewriting: 1 of 11 callbacks" in run("s1", "--export", str(tmp_path / "f.json")).err
     monkeypatch.undo()
 
 

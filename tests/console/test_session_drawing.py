@@ -288,3 +288,13 @@ def test_the_docs_show_this_drawing_and_these_keys(docs_key):
     assert sorted(key for key in keys if f"`{key}`" not in page) == []
     summary = {*CallSummary.__struct_fields__} - {"revision", "session_uuid"}
     assert {*CallRow.__struct_fields__} == summary
+
+
+def test_the_bars_of_a_call_under_way_end_at_the_present():
+    answered = facts_of(*ANSWERED[:7])
+    lines = drawn(replace(answered, now_ms=START_MS + 60_000)).splitlines()
+    (clocks,) = (line for line in lines if line.split() == ["08:00:00", "08:01:00"])
+    (bar,) = (line for line in lines if re.match(r"  second party .*━", line))
+    assert bar.rstrip().endswith("━")
+    assert len(bar) == len(clocks)
+    assert "━" not in drawn(replace(answered, now_ms=START_MS + 5 * 3_600_000))
