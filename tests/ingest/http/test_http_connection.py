@@ -125,12 +125,17 @@ async def test_answers_and_stored_callbacks_are_the_same_with_and_without_the_fa
     assert first == second
 
 
-@pytest.mark.parametrize("request_", [*TAKEN.values(), *(row[0] for row in REFUSED.values())],
-                         ids=[*TAKEN, *REFUSED])  # fmt: skip
-async def test_every_row_of_the_tables_is_the_same_behind_a_fast_request(both, request_):
+ROWS = [*TAKEN.items(), *((name, row[0]) for name, row in REFUSED.items())]
+AT_ONCE = 12
+"""Rows that two nodes answer one after the other: to start them takes far longer."""
+
+
+@pytest.mark.parametrize("begin", range(0, len(ROWS), AT_ONCE))
+async def test_every_row_of_the_tables_is_the_same_behind_a_fast_request(both, begin):
     fast, parsed, *_ = both
-    sent = (request_ if isinstance(request_, bytes) else request_.encode()) + LAST
-    assert await answers(fast, [sent], first=GOOD) == await answers(parsed, [sent], first=GOOD)
+    for name, request in ROWS[begin : begin + AT_ONCE]:
+        sent = (request if isinstance(request, bytes) else request.encode()) + LAST
+        assert await answers(fast, [sent], first=GOOD) == await answers(parsed, [sent], first=GOOD), name
 
 
 # The fast path

@@ -8,11 +8,12 @@ from random import Random
 from statistics import median
 
 import pytest
+from example_counts import LONG
 from lease_crowd import Crowd
 from lease_model import FLAWS, LEASE_S, ViolationError
 from lease_simulation import FAULTS, Simulation, Weather
 
-CHUNKS = 4
+CHUNKS = 4 if LONG else 2
 HISTORIES_PER_CHUNK = 300
 
 FLAW_HISTORIES_MAX = 400
