@@ -45,5 +45,8 @@ def emitted_summary(callback: RawCallback, group: str | None = None) -> CallSumm
 
 
 def fingerprint_of_emitted(callback: RawCallback) -> bytes:
-    """FINGERPRINT_BYTES bytes, equal for equal summaries."""
-    return blake2b(callback.body, digest_size=FINGERPRINT_BYTES).digest()
+    """FINGERPRINT_BYTES bytes, equal for equal summaries of one group: several groups may emit the same, each for its
+    own handlers.
+    """
+    group = blake2b(callback.auth_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return blake2b(group + callback.body, digest_size=FINGERPRINT_BYTES).digest()

@@ -1,12 +1,11 @@
 """Summaries with real workers: dead letters, replays and other groups, and no number in any output."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 from process_kit import PATIENCE_S, Fleet
 from servers import wait_until
+
+from maskline.console.main import main
 
 SESSION = "0f0f0f0f-aaaa-4bbb-8ccc-000000000001"
 FIRST, SECOND = "+14155550123", "+447700900123"  # as the kit's callbacks have them
@@ -28,47 +27,50 @@ async def bill(summary, ctx):
 """
 
 
-def run(crew: Fleet, *argv: str, code: int = 0) -> str:
-    command = [str(Path(sys.executable).with_name("maskline")), *argv]
-    done = subprocess.run(
-        command, env=crew.environment(), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
 def hides_numbers(text: str) -> bool:
     return FIRST.lstrip("+") not in text and SECOND.lstrip("+") not in text
 
 
-def test_dead_letters_replays_and_other_groups(crew: Fleet):
-    module = crew.directory / "billing.py"
+def test_dead_letters_replays_and_two_groups_that_both_sum_up(crew: Fleet, capsys, monkeypatch):
+    for name, value in crew.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def run(*argv: str) -> str:
+        code = main(list(argv))
+        out, err = capsys.readouterr()
+        assert code == 0, out + err
+        return out
+
+    module, other = crew.directory / "billing.py", crew.directory / "other.py"
     module.write_text(HANDLERS)
+    other.write_text(HANDLERS.replace('"billing"', '"others"').replace('"bug"', '"no bug"'))
     (crew.directory / "bug").touch()
-    worker = crew.start(handlers=f"maskline.handlers.call_summary,{module}")
-    other = crew.directory / "other.py"
-    other.write_text(HANDLERS.replace('"billing"', '"others"'))
-    crew.start(handlers=other, group="others", redis_url=crew.server.url)
+    worker = crew.launch(handlers=f"maskline.handlers.call_summary,{module}")
+    crew.launch(handlers=f"maskline.handlers.call_summary,{other}", group="others")
+    for one in crew.workers:
+        one.until_started()
     ended = {"Amount": "0.02", "Duration": "61"}
     crew.put(SESSION, 1)
     crew.put(SESSION, 2, EventName="SessionFirstPartyHangup")
     crew.put(SESSION, 3, EventName="SessionPartiesHangup", **ended)
-    wait_until(crew.dead_letters, within_s=PATIENCE_S, what="a dead letter")
+    file, others = (crew.directory / f"{name}.txt" for name in ("billing", "others"))
+    wait_until(lambda: crew.dead_letters() and others.exists(), within_s=PATIENCE_S, what="both summaries")
 
-    (row,) = json.loads(run(crew, "dead", "list", "--event", "CallSummary", "--json"))
+    (row,) = json.loads(run("dead", "list", "--event", "CallSummary", "--json"))
     assert (row["handler"], row["sequence_number"], row["session_uuid"]) == ("billing", None, SESSION)
     assert hides_numbers(row["reason"])
-    shown = run(crew, "dead", "show", row["id"])
+    shown = run("dead", "show", row["id"])
     assert hides_numbers(shown)
     assert "first_party_number = num_" in shown
+    handlers = {row["name"]: row for row in json.loads(run("status", "--json"))["handlers"]}
+    assert "billing" in handlers
 
     (crew.directory / "bug").unlink()
-    file = crew.directory / "billing.txt"
-    run(crew, "dead", "replay", "--event", "CallSummary", "--yes")
+    run("dead", "replay", "--event", "CallSummary", "--yes")
     assert file.read_text().splitlines() == [f"{SESSION}:call:1 1 True"]
-    run(crew, "replay", "--session", SESSION, "--handler", "billing", "--yes")
+    # Each handler again, also the one that sums up: what it has emitted stays as it is.
+    run("replay", "--session", SESSION, "--yes")
     assert file.read_text().splitlines() == [f"{SESSION}:call:1 1 True"] * 2
-    assert not (crew.directory / "others.txt").exists()
     wait_until(
         lambda: all(
             group["lag"] == 0
@@ -78,5 +80,6 @@ def test_dead_letters_replays_and_other_groups(crew: Fleet):
         within_s=PATIENCE_S,
         what="both groups to have read everything",
     )
+    assert others.read_text().splitlines() == [f"{SESSION}:call:1 1 False"]
     assert hides_numbers(worker.log)
     assert worker.log.count("billing num_") >= 3
