@@ -56,6 +56,8 @@ def test_fingerprint_is_that_of_the_summary_whenever_it_was_emitted(decode):
     assert one.fingerprint == other.fingerprint
     changed = CallSummary(session_uuid="s-1", call=1, revision=2, ended_by="silence", complete=True)
     assert decode(emitted_callback(changed, "calls", 7))[0][0].fingerprint != one.fingerprint
+    # Another group's is no duplicate that takes the place of one's own.
+    assert decode(emitted_callback(SUMMARY, "others", 7))[0][0].fingerprint != one.fingerprint
 
 
 def test_summary_of_another_group_has_a_type_that_no_handler_gets(decode):
