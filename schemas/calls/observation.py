@@ -114,16 +114,17 @@ def observe(
 ) -> Observation:
     """What an event says, for the record of its session.
 
-    `number_as`: what to keep in place of a party's phone number, as `schemas.privacy.number_token`; None keeps the
-    number. `recording_shared`: recording events are numbered with the others (MASKLINE_RECORDING_SEQUENCE).
+    `number_as`: what to keep in place of a phone number, as `schemas.privacy.number_token`, of which other texts are
+    cleared as well; None keeps numbers and texts as they are. `recording_shared`: recording events are numbered with
+    the others (MASKLINE_RECORDING_SEQUENCE).
     """
     recorded: Any = event if isinstance(event, (RecordingEvent, UnknownEvent)) else None
     recording = is_recording(event.event_name)
-    keep = number_as or _cut
+    keep, text = (_cut, _cut) if number_as is None else (number_as, _without_numbers)
     return Observation(
         idempotency_key=ctx.idempotency_key,
         entry_id=ctx.entry_id,
-        event_name=_cut(event.event_name),
+        event_name=text(event.event_name),
         number=ctx.sequence_number,
         run=ctx.run,
         recording=recording,
@@ -136,15 +137,15 @@ def observe(
         event_timestamp_ms=_ms(event.event_timestamp),
         first_party=_kept(event.first_party or event.from_number, keep),
         second_party=_kept(event.second_party or event.to_number, keep),
-        virtual_number=_kept(event.virtual_number, _cut),
-        pin_status=_kept(event.pin_authentication_status, _cut),
+        virtual_number=_kept(event.virtual_number, keep),
+        pin_status=_kept(event.pin_authentication_status, text),
         pin_counter=_storable(event.pin_retry_counter),
         amount=None if event.amount is None else str(event.amount),
         billed_duration=_storable(event.billed_duration),
         duration=_storable(event.duration),
-        cause=_kept(event.plivo_hangup_cause, _cut),
+        cause=_kept(event.plivo_hangup_cause, text),
         code=_storable(event.plivo_hangup_cause_code),
-        recording_uuid=None if recorded is None else _kept(recorded.recording_uuid, _cut),
+        recording_uuid=None if recorded is None else _kept(recorded.recording_uuid, text),
         recording_url=None if recorded is None else _kept(recorded.recording_url, _cut),
         recording_duration=None if recorded is None else _storable(recorded.recording_duration),
         recording_start_ms=None if recorded is None else _ms(recorded.recording_start_time),
@@ -182,6 +183,10 @@ def at(ms: int | None) -> datetime | None:
 
 def _ms(moment: datetime | None) -> int | None:
     return None if moment is None else (moment - EPOCH) // timedelta(milliseconds=1)
+
+
+def _without_numbers(text: str) -> str:
+    return _cut(redact(text))
 
 
 def _kept(text: str | None, keep: Callable[[str], str]) -> str | None:

@@ -56,6 +56,17 @@ async def test_each_event_is_kept_once_with_tokens_for_numbers(redis_server, sto
     assert not re.search(rb"4155550123|7700900456", stored)
 
 
+async def test_no_number_is_kept_wherever_an_event_has_one(redis_server, store, key):
+    async with harness_on(store) as harness:
+        spread = {"virtual_number": NUMBER, "plivo_hangup_cause": f"no answer of {NUMBER}"}
+        await harness.feed(one("SessionFirstPartyHangup", 1, **spread), one(f"SessionOf{NUMBER}", 2))
+    kept = (await store.read(SESSION_UUID)).observations.values()
+    assert [it.virtual_number for it in kept if it.number == 1] == [number_token(NUMBER)]
+    with redis_server.client() as client:
+        stored = b" ".join(part for pair in client.hgetall(key).items() for part in pair)
+    assert b"4155550123" not in stored
+
+
 async def test_an_event_that_comes_again_changes_nothing(redis_server, store, key):
     async with harness_on(store) as harness:
         await harness.feed(one("SessionVirtualNumberAnswer", 1))
