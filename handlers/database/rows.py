@@ -58,10 +58,15 @@ ROW_BYTES: Final = 400
 TOKENS_CACHED_MAX: Final = 4_096
 """Numbers whose token is remembered: the sessions under way have the same ones again and again."""
 
+CAUSES_CACHED_MAX: Final = 256
+"""Hangup causes: Plivo documents some thirty."""
+
 SIGN_FOR_NUL: Final = "\u2400"
 SIGN_FOR_SURROGATE: Final = "\ufffd"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
+
+_NO_RECORDING: Final[Row] = (None,) * 7
 
 SizedRow = tuple[Row, int]
 """A row, and about how many bytes it takes. No class: rows are made for every event."""
@@ -75,23 +80,23 @@ class RowBuilder:
         self._number: Callable[[str], str] = (
             str if plain_numbers else lru_cache(TOKENS_CACHED_MAX)(number_token)
         )
+        self._cause: Callable[[str], str] = str if plain_numbers else lru_cache(CAUSES_CACHED_MAX)(redact)
 
     def event_row(self, event: Event, ctx: Context) -> SizedRow:
         """The row of an event."""
         number, received_at = self._number, ctx.received_at
-        recording_uuid = recording_url = recording_resource_url = recording_format = None
-        recording_duration = recording_start_time = recording_end_time = None
-        if isinstance(event, (RecordingEvent, UnknownEvent)):
-            recording_uuid, recording_url = event.recording_uuid, event.recording_url
-            recording_resource_url, recording_format = event.recording_resource_url, event.recording_format
-            recording_duration = event.recording_duration
-            recording_start_time, recording_end_time = event.recording_start_time, event.recording_end_time
+        uuid, url, resource_url, recording_format, recording_duration, recording_begun, recording_ended = (
+            self._recording(event) if isinstance(event, (RecordingEvent, UnknownEvent)) else _NO_RECORDING
+        )
+        event_name, cause = event.event_name, event.plivo_hangup_cause
+        if not self._plain and isinstance(event, UnknownEvent):
+            event_name = redact(event_name)
         from_number, to_number = event.from_number, event.to_number
         first_party, second_party = event.first_party, event.second_party
         row: Row = (
             event.session_uuid,
             ctx.idempotency_key,
-            event.event_name,
+            event_name,
             ctx.order,
             ctx.entry_id,
             None if from_number is None else number(from_number),
@@ -100,10 +105,10 @@ class RowBuilder:
             None if second_party is None else number(second_party),
             event.virtual_number,
             event.pin_authentication_status,
-            event.plivo_hangup_cause,
-            recording_uuid,
-            recording_url,
-            recording_resource_url,
+            None if cause is None else self._cause(cause),
+            uuid,
+            url,
+            resource_url,
             recording_format,
             self._extra(event) if event.extra else None,
             received_at.date(),
@@ -122,8 +127,8 @@ class RowBuilder:
             event.duration,
             event.plivo_hangup_cause_code,
             recording_duration,
-            recording_start_time,
-            recording_end_time,
+            recording_begun,
+            recording_ended,
             event.problems or None,
             None,
         )
@@ -135,7 +140,7 @@ class RowBuilder:
             summary.call_key,
             summary.session_uuid,
             summary.ended_by,
-            summary.hangup_cause,
+            _applied(self._cause, summary.hangup_cause),
             summary.pin_status,
             _applied(self._number, summary.first_party_number),
             _applied(self._number, summary.second_party_number),
@@ -161,14 +166,26 @@ class RowBuilder:
         )
         return row, ROW_BYTES + sum(len(value) for value in row if isinstance(value, str))
 
+    def _recording(self, event: RecordingEvent | UnknownEvent) -> Row:
+        url, resource_url = event.recording_url, event.recording_resource_url
+        if not self._plain:  # only the event's own numbers are hidden: a link needs its other digits
+            hide = _known_numbers(event).redact
+            url, resource_url = _applied(hide, url), _applied(hide, resource_url)
+        return (
+            event.recording_uuid,
+            url,
+            resource_url,
+            event.recording_format,
+            event.recording_duration,
+            event.recording_start_time,
+            event.recording_end_time,
+        )
+
     def _extra(self, event: Event) -> str:
         """`extra` as JSON, without numbers: those of the event in any spelling, and whatever else looks like one."""
         if self._plain:
             return _json(event.extra)
-        known = PhoneNumbers()
-        for number in (event.from_number, event.to_number, event.first_party, event.second_party):
-            if number is not None:
-                known.add(number)
+        known = _known_numbers(event)
 
         def hidden(text: str) -> str:
             return redact(known.redact(text))
@@ -213,6 +230,15 @@ def _mended(value: Any) -> Any:
 
 def _each(hide: Callable[[str], str], value: str | list[str]) -> str | list[str]:
     return [hide(text) for text in value] if isinstance(value, list) else hide(value)
+
+
+def _known_numbers(event: Event) -> PhoneNumbers:
+    """The event's own numbers, which are found in any spelling."""
+    known = PhoneNumbers()
+    for number in (event.from_number, event.to_number, event.first_party, event.second_party):
+        if number is not None:
+            known.add(number)
+    return known
 
 
 def _applied(number: Callable[[str], str], text: str | None) -> str | None:

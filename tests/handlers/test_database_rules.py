@@ -9,7 +9,7 @@ from database_kit import NUMBER, OTHER_NUMBER, context_of, hangup
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskline.events import SessionRecordingCompleted
+from maskline.events import SessionRecordingCompleted, UnknownEvent
 from maskline.handlers.database import partitions, verdicts
 from maskline.handlers.database.batcher import Batcher, BatchLimits
 from maskline.handlers.database.connection import error_text, urls_by_host
@@ -120,6 +120,26 @@ def test_a_row_has_tokens_for_numbers_wherever_they_stand():
     assert NUMBER[1:] not in repr(row)
     assert OTHER_NUMBER[1:] not in repr(row)
     assert size_bytes > sum(len(value) for value in row if isinstance(value, str))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_texts_of_an_event_hide_its_numbers_and_a_link_keeps_its_other_digits(plain):
+    event = UnknownEvent(
+        session_uuid="s",
+        event_name=f"Session {OTHER_NUMBER}",
+        from_number=NUMBER,
+        plivo_hangup_cause=f"Busy {OTHER_NUMBER}",
+        recording_url=f"https://media.example/14155550199/{NUMBER[1:]}.mp3",
+    )
+    row, _ = RowBuilder(plain_numbers=plain).event_row(event, context_of(event))
+    for name, text in (
+        ("event_name", event.event_name),
+        ("plivo_hangup_cause", event.plivo_hangup_cause),
+        ("recording_url", event.recording_url),
+    ):
+        assert (column(row, name) == text) == plain, name
+    assert column(row, "recording_url").startswith("https://media.example/14155550199/")
+    assert plain or not any(number[1:] in repr(row) for number in (NUMBER, OTHER_NUMBER))
 
 
 def test_a_row_has_the_numbers_if_the_operator_says_so():
