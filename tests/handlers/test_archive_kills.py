@@ -61,7 +61,7 @@ def in_streams(crew: Fleet) -> Counter:
 def test_after_kills_every_callback_is_in_the_archive_and_known_by_its_entry(crew: Fleet):
     settings = settings_of(crew)
     rng = random.Random(KILLS)
-    workers = [crew.start(**settings), crew.launch(**settings)]
+    workers = [crew.start(**settings), *(crew.launch(**settings) for _ in range(KILLS > 1))]
     for kill in range(KILLS):
         before = segments(crew)
         crew.put_all(load(SESSIONS, EVENTS, name=f"k{kill}-", seed=kill))

@@ -30,9 +30,7 @@ callbacks = st.builds(
     st.text(max_size=5),
 )
 records = st.lists(
-    st.builds(
-        ArchivedCallback, st.integers(0, 16_383), st.from_regex(r"\d{1,13}-\d", fullmatch=True), callbacks
-    ),
+    st.builds(ArchivedCallback, st.integers(0, 16_383), st.integers(0, 10**13).map("{}-0".format), callbacks),
     min_size=1,
     max_size=8,
 )
@@ -52,7 +50,7 @@ def read(data, *keys):
     return [*Segment(data, keys).records()]
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(records, st.sampled_from([None, KEY]))
 def test_what_was_written_is_read(kept, key):
     assert read(segment_of(kept, key), OTHER, KEY) == kept
@@ -80,7 +78,7 @@ def test_no_record_is_taken_of_a_file_that_is_torn_or_changed(key):
         read(data + b"more", KEY)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_file_with_any_content_is_read_or_named_damaged(data):
     """Also where the checksum is right: then it is the encryption that notices, or the reading itself."""
@@ -137,7 +135,7 @@ moments = st.integers(0, TIME_MAX_MS)
 
 
 @settings(max_examples=examples(100))
-@given(moments, moments, st.from_regex(r"[a-z0-9]{1,10}", fullmatch=True), st.integers(0, 10**9))
+@given(moments, moments, st.text("az09", min_size=1, max_size=10), st.integers(0, 10**9))
 def test_names_say_what_they_were_given_and_sort_by_time(closed_ms, earliest_ms, writer, number):
     name = SegmentName(closed_ms, earliest_ms, writer, number)
     assert SegmentName.read(name.path) == name
