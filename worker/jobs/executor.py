@@ -8,12 +8,13 @@ that do it. So a task that ends early, with its worker, its partition or its con
 | --- | --- |
 | JOBS_AT_ONCE | jobs carried out: the oldest first, the others wait |
 | WINDOWS_AT_ONCE | partitions in which kept callbacks are gone through, since that takes memory |
-| FEEDS_AT_ONCE | partitions in which those of an archive are, as they come |
+| FEEDS_AT_ONCE | partitions in which those of an archive are, as they come, for each job |
 | `job_run.UNDER_WAY_QUEUES_MAX` | retry queues of a job under way in a partition |
 """
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -56,7 +57,7 @@ WINDOWS_AT_ONCE: Final = 4
 """Each holds the sessions of WINDOW_ENTRIES_MAX entries, and the callbacks of BATCH_ENTRIES_MAX."""
 
 FEEDS_AT_ONCE: Final = 4
-"""Each holds a session and a page of its feed. Apart from WINDOWS_AT_ONCE, since a feed may have to be waited for."""
+"""Each holds a session and a page of its feed. Apart from WINDOWS_AT_ONCE, and for each job, since a feed may pause."""
 
 LOOK_S: Final = 15.0
 """Between two looks at the jobs if nothing is known to have changed: a failover may have lost the revision."""
@@ -121,7 +122,9 @@ class JobExecutor:
         """Jobs that have stopped themselves, as long as Redis does not know."""
         self._tasks: dict[tuple[Partition, str], asyncio.Task[None]] = {}
         self._windows = asyncio.Semaphore(WINDOWS_AT_ONCE)
-        self._feeds = asyncio.Semaphore(FEEDS_AT_ONCE)
+        self._feeds: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            partial(asyncio.Semaphore, FEEDS_AT_ONCE)
+        )
         self._wake = asyncio.Event()
         self._failure_lines = LogRateLimit()
         owned.on_change(self._wake.set)
@@ -183,6 +186,8 @@ class JobExecutor:
         self._job_ids = {job_id.decode() for job_id in reply[::2]}
         self._rates = {name: rate for name, rate in self._rates.items() if name in jobs}
         self._watches = {name: watch for name, watch in self._watches.items() if name in jobs}
+        for name in self._feeds.keys() - jobs.keys():
+            del self._feeds[name]
 
     async def _read_records(self, partition: Partition) -> None:
         """Learn of the records that commands have created in a partition, and remove those of jobs that are gone."""
@@ -242,7 +247,7 @@ class JobExecutor:
                     async with self._windows:
                         await carry_out_callbacks(run)
                 elif job.kind == "archive":
-                    async with self._feeds:
+                    async with self._feeds[job.id]:
                         await carry_out_archive(run)
                 else:
                     await carry_out_letters(run)

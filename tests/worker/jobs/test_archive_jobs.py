@@ -17,6 +17,7 @@ from maskline.schemas.replay_feed import (
     encode_part,
 )
 from maskline.worker.entries.entry import entry_position
+from maskline.worker.jobs import executor
 
 pytestmark = pytest.mark.server
 
@@ -165,6 +166,22 @@ async def test_the_next_owner_goes_on_where_the_last_one_was(redis_server, names
         assert handlers.of("well", "half") == replays(1, 2)
         assert handlers.of("well", "a") == replays(1, 2, 3)
         assert handlers.of("well", "b") == replays(1, 2, 3)
+
+
+async def test_a_replay_whose_feed_has_a_pause_does_not_keep_another_one_waiting(
+    redis_server, namespace, monkeypatch
+) -> None:
+    monkeypatch.setattr(executor, "FEEDS_AT_ONCE", PARTITIONS)
+    async with job_worker(redis_server, namespace, "well") as worker:
+        feed, job = create(worker, monkeypatch)
+        feed.add("a", *archived("a", 1))
+        await until(lambda: worker.totals(job).succeeded == 1)
+        monkeypatch.setattr("jobs_kit._names", iter(["another"]))
+        other = Feed(worker, "another")
+        other.add("b", *archived("b", 1))
+        other.end()
+        totals = await worker.until_ended(worker.create("archive"))
+        assert (totals.state, totals.succeeded) == ("done", 1)
 
 
 async def test_an_operator_stops_it_however_long_the_feed_lasts(redis_server, namespace, monkeypatch) -> None:
