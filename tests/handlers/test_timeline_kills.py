@@ -14,7 +14,7 @@ from maskline.console.simulate.plan import PlanOptions, interleave, plan_session
 from maskline.console.simulate.sessions import SessionOptions
 from maskline.handlers.redis_store import Record, RedisRecordStore
 from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
-from maskline.schemas.keys import Keys
+from maskline.schemas.keys import Keys, partition_of
 from maskline.schemas.settings import Settings
 
 SESSIONS = int(os.environ.get("TIMELINE_KILL_SESSIONS", "25"))
@@ -47,7 +47,10 @@ async def records(crew: Fleet, sessions) -> dict[str, Record]:
 
 
 def kept(crew: Fleet, sessions) -> int:
-    return sum(record.count for record in asyncio.run(records(crew, sessions)).values())
+    pipeline = crew.client.pipeline(transaction=False)
+    for session in sessions:
+        pipeline.hget(crew.keys.timeline(partition_of(session, crew.partitions), session), "count")
+    return sum(int(count or 0) for count in pipeline.execute())
 
 
 def test_each_event_is_kept_once_however_often_workers_are_killed(crew):
