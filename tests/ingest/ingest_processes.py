@@ -55,7 +55,7 @@ class Process:
         return self.ended()[0]
 
     def ended(self) -> tuple[int, str]:
-        _, rest = self.process.communicate(timeout=20)
+        _, rest = self.process.communicate(timeout=60)
         self.log += rest
         return self.process.returncode, rest
 
