@@ -102,6 +102,8 @@ def test_times_events_and_sessions_select(run, tmp_path):
 def test_a_wrong_key_or_folder_is_one_line_and_the_right_key_reads(run, tmp_path):
     with pytest.raises(ConfigError, match="there is no archive at"):
         run("--dry-run")
+    (tmp_path / "archive" / "30").mkdir(parents=True)  # it is a month's
+    assert "that has a folder for each year" in run("--dry-run").out
     write_archive(tmp_path / "archive", session_callbacks("s1", 1), key=KEY, numbers="tokens")
     with pytest.raises(ArchiveKeyError, match="MASKLINE_ARCHIVE_KEY: the archive needs the key"):
         run("--dry-run")

@@ -170,6 +170,8 @@ class ArchivePlan:
             yield f"{counted(report.repeated, 'callback')} were found twice, and are run once"
         if not report.callbacks:
             yield f"no callback is selected in {counted(report.segments, 'segment')}"
+            if not report.segments:
+                yield "an archive is the folder, or the prefix in a bucket, that has a folder for each year"
             return
         if report.tokens:
             yield "phone numbers are tokens there: handlers get those, and other idempotency keys than before"
