@@ -36,8 +36,8 @@ OPTIONS = PlanOptions(
 )
 
 
-def start(crew: Fleet) -> None:
-    crew.start(handlers=MODULES, gap_timeout_ms=200, lease_ttl_ms=300, call_silence_s=2)
+def launch(crew: Fleet) -> None:
+    crew.launch(handlers=MODULES, gap_timeout_ms=200, lease_ttl_ms=300, call_silence_s=2)
 
 
 def put(crew: Fleet, sends) -> None:
@@ -71,16 +71,17 @@ async def records(crew: Fleet, sessions: set[str]) -> dict[str, Record]:
 def test_each_call_has_one_chain_of_revisions_however_often_workers_are_killed(crew):
     rng = random.Random(SEED)
     sends = list(interleave(plan_sessions(OPTIONS), OPTIONS))
-    start(crew)
-    start(crew)
+    launch(crew)
+    launch(crew)
     share = -(-len(sends) // (KILLS + 1))
     for begin in range(0, len(sends), share):
         put(crew, sends[begin : begin + share])
         if begin + share < len(sends):
             handled = len(crew.lines())
             wait_until(lambda: len(crew.lines()) > handled, within_s=PATIENCE_S, what="a summary")  # noqa: B023
-            rng.choice([worker for worker in crew.workers if worker.process.poll() is None]).kill()
-            start(crew)
+            running = [worker for worker in crew.workers if worker.process.poll() is None]
+            rng.choice([worker for worker in running if worker.logged("partitions owned")]).kill()
+            launch(crew)  # nobody waits for it: the other one goes on
     due = [crew.keys.call_summary_due(partition) for partition in range(crew.partitions)]
     settled = lambda: crew.drained() and not crew.client.exists(*due)  # noqa: E731
     wait_until(settled, within_s=PATIENCE_S, what="all calls to be over")
