@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, settings
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 
 from example_counts import examples  # noqa: E402 - found by the path above
-from long_tests import LONG_TESTS, spread  # noqa: E402 - the same
 from process_kit import Fleet, fleet  # noqa: E402 - the same
 from servers import ONLY_SERVER, RedisServer, binary_of, has_waitaof, server_kinds  # noqa: E402 - the same
 
@@ -37,9 +36,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         beyond = [item for item in items if item.get_closest_marker("waitaof")]
         items[:] = [item for item in items if item not in beyond]
         config.hook.pytest_deselected(items=beyond)
-    processes = int(getattr(config, "workerinput", {}).get("workercount", 1))
-    if processes > 1:
-        items[:] = spread(items, [item.name.partition("[")[0] in LONG_TESTS for item in items], processes)
 
 
 @pytest.fixture(scope="session")
