@@ -108,6 +108,13 @@ async def test_each_status_has_its_outcome(
     assert len(server.requests) == 1  # no redirect is followed, no second try is made here
 
 
+async def test_a_session_that_has_ended_before_is_done(
+    server: PlivoServer, client: Callable[..., PlivoClient]
+) -> None:
+    server.status = 404
+    await client().end_session(ACCOUNT, SESSION)
+
+
 async def test_too_many_requests_say_how_long_to_wait(
     server: PlivoServer, client: Callable[..., PlivoClient]
 ) -> None:
