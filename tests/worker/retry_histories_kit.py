@@ -42,7 +42,7 @@ QUICK = {
     "api.retry_schedule.INLINE_WINDOW_MS": 4,
     "api.retry_schedule.BACKOFF_MIN_MS": 1,
     "partitions.retry_ledger.JOINED_DELAY_MS": 4,
-    "retry_queues.runner.TAKE_AGAIN_S": 0.002,
+    "retry_queues.runner.TAKE_AGAIN_MS": 2,
     "gates.control.READ_INTERVAL_S": 0.01,
     "gates.gates.RECOVERING_RETRY_MS": 2,
     "gates.breaker.GROWTH_MIN_S": 0.002,

@@ -20,6 +20,7 @@ from maskline.worker.commands import scripts
 from maskline.worker.connections import ServerConnections, WorkerConnections
 from maskline.worker.counters import Counters
 from maskline.worker.dispatch.dispatcher import Dispatcher
+from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.leases.acquisition import Acquisition, LeaseAcquirer
 from maskline.worker.ordering.reorder import Policy
 from maskline.worker.partitions.committer import Committer
@@ -27,7 +28,8 @@ from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition, PartitionSettings
 from maskline.worker.partitions.phase import Phase
-from maskline.worker.streams.pipeline import StreamPipeline
+from maskline.worker.retry_queues.runner import RetryQueueRunner
+from maskline.worker.streams.pipeline import ReadEntries, StreamPipeline
 
 WORKER_ID = "me"
 
@@ -50,8 +52,10 @@ class Parts:
             on_fenced=self.fenced.append,
             on_diverged=self.diverged.append,
             on_committed=lambda: None,
+            on_retry_due=self._retry_due,
         )
-        table = bind(load_handlers([module_of(*functions)]), {}) if functions else {}
+        self._runner: RetryQueueRunner | None = None
+        self.table = table = bind(load_handlers([module_of(*functions)]), {}) if functions else {}
         self.gates = gates_of(table)
         self.dispatcher = Dispatcher(
             table,
@@ -76,6 +80,26 @@ class Parts:
         """The only server there is."""
         (server,) = self.connections
         return server
+
+    def retry_runner(self) -> RetryQueueRunner:
+        """The runner of the retry queues; whoever wants it to run starts it."""
+        self._runner = RetryQueueRunner(
+            self.connections,
+            self.keys,
+            self.owned,
+            self.dispatcher,
+            self.gates,
+            handlers={one.name: one for bound in self.table.values() for one in bound}.values(),
+            counters=self.counters,
+            on_progress=self.committer.mark,
+            on_fenced=self.fenced.append,
+            on_diverged=self.diverged.append,
+        )
+        return self._runner
+
+    def _retry_due(self, partition: Partition) -> None:
+        if self._runner is not None:
+            self._runner.due_changed(partition)
 
     def own(self, number: int) -> Partition:
         """An open partition without a lease in Redis: it may be read, and not committed."""
@@ -145,3 +169,25 @@ def add(client, keys: Keys, number: int, session: str, *sequence_numbers: int) -
         client.xadd(keys.callbacks(number), {CALLBACK_FIELD: callback(session, sequence_number)})
         for sequence_number in sequence_numbers
     ]
+
+
+def letters_of(client, parts: Parts) -> list[DeadLetter]:
+    return [decode_dead_letter(fields[b"d"]) for _, fields in client.xrange(parts.keys.dead(0))]
+
+
+async def owned_with(client, parts: Parts, *numbers: int) -> Partition:
+    """Partition 0, with events of session `s` read and released."""
+    partition, _ = await parts.acquire(0)
+    parts.owned.move(partition, Phase.OPEN)
+    if numbers:
+        await feed(client, parts, partition, *numbers)
+    return partition
+
+
+async def feed(client, parts: Parts, partition, *numbers: int) -> None:
+    ids = add(client, parts.keys, 0, "s", *numbers)
+    entries = [
+        (entry_id, [part for pair in fields.items() for part in pair])
+        for entry_id, fields in client.xrange(parts.keys.callbacks(0), ids[0], ids[-1])
+    ]
+    await parts.pipeline.process([ReadEntries(partition, entries, 0)])

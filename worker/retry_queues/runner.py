@@ -42,8 +42,10 @@ TAKE_MAX: Final = 32
 
 ITEMS_MAX: Final = 16
 
-TAKE_AGAIN_S: Final = 0.05
+TAKE_AGAIN_MS: Final = 50
 """Before the next try, when a queue is due and cannot be taken yet: a commit of it is under way."""
+
+RETRY_DELAY_MS: Final = int(RETRY_DELAY_S * 1000)
 
 LOOK_AGAIN_S: Final = 30.0
 """The longest wait. Nothing depends on it: whatever changes what is due wakes the runner."""
@@ -183,6 +185,7 @@ class RetryQueueRunner:
             excluded=partition.unavailable_queues(handler),
         )
         self._taking.add((partition, handler))
+        del self._due[partition][handler]  # what a commit makes due from here on is not in the reply
         self._active[handler] += count
         for _ in range(count):
             self._gates.queue_began(handler)
@@ -199,8 +202,8 @@ class RetryQueueRunner:
         try:
             if future.exception() is None:
                 begun = self._taken(partition, handler, future.result()[0])
-            else:
-                self._due.get(partition, {})[handler] = self._loop.time() + RETRY_DELAY_S
+            elif partition in self._due:
+                self.note_due(partition, {handler: RETRY_DELAY_MS})
         finally:
             self._active[handler] -= count - begun
             for _ in range(count - begun):
@@ -208,10 +211,9 @@ class RetryQueueRunner:
 
     def _taken(self, partition: Partition, handler: str, reply: Any) -> int:
         """Begin what was taken. Returns how many queues are in memory now."""
-        due = self._due.setdefault(partition, {})
         if isinstance(reply, hiredis.ReplyError):
             self._log_failure(partition, str(reply))
-            due[handler] = self._loop.time() + RETRY_DELAY_S
+            self.note_due(partition, {handler: RETRY_DELAY_MS})
             return 0
         if reply == scripts.DIVERGED:
             self._on_diverged(partition)
@@ -224,11 +226,9 @@ class RetryQueueRunner:
             return 0
         if partition.lost:
             return 0
-        if taken.next_due_ms is None:
-            due.pop(handler, None)
-        else:
-            wait_s = taken.next_due_ms / 1000 if taken.queues else max(taken.next_due_ms / 1000, TAKE_AGAIN_S)
-            due[handler] = self._loop.time() + wait_s
+        if taken.next_due_ms is not None:
+            wait_ms = taken.next_due_ms if taken.queues else max(taken.next_due_ms, TAKE_AGAIN_MS)
+            self.note_due(partition, {handler: wait_ms})
         opened: list[RetryQueue] = []
         for one in taken.queues:
             session = partition.session_of(one.session, one.state)

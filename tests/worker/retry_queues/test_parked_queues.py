@@ -3,39 +3,13 @@
 import asyncio
 
 from dispatch_kit import until
-from worker_parts_kit import Parts, add, worker_parts
+from worker_parts_kit import feed, letters_of, owned_with, worker_parts
 
 from maskline import Reject, on
-from maskline.worker.entries.dead_letter import DeadLetter, decode_dead_letter
 from maskline.worker.partitions.dead_letter_counts import DeadLetterCounts
-from maskline.worker.partitions.partition import Partition
-from maskline.worker.partitions.phase import Phase
 from maskline.worker.retry_queues.expiry import ParkedQueueExpiry
-from maskline.worker.streams.pipeline import ReadEntries
 
 FULL_BYTES = 1_000
-
-
-def letters_of(client, parts: Parts) -> list[DeadLetter]:
-    return [decode_dead_letter(fields[b"d"]) for _, fields in client.xrange(parts.keys.dead(0))]
-
-
-async def owned_with(client, parts: Parts, *numbers: int) -> Partition:
-    """Partition 0, with events of session `s` read and released."""
-    partition, _ = await parts.acquire(0)
-    parts.owned.move(partition, Phase.OPEN)
-    if numbers:
-        await feed(client, parts, partition, *numbers)
-    return partition
-
-
-async def feed(client, parts: Parts, partition, *numbers: int) -> None:
-    ids = add(client, parts.keys, 0, "s", *numbers)
-    entries = [
-        (entry_id, [part for pair in fields.items() for part in pair])
-        for entry_id, fields in client.xrange(parts.keys.callbacks(0), ids[0], ids[-1])
-    ]
-    await parts.pipeline.process([ReadEntries(partition, entries, 0)])
 
 
 async def test_what_waits_behind_a_letter_is_given_up_after_its_time_and_later_events_run(
