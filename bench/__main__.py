@@ -15,7 +15,7 @@ from rich.console import Console
 from bench import prepare
 from bench.machine import HOME, ROOT, BenchError, describe
 from bench.paired import Sample
-from bench.parts import failures, growth, ingest, latency, postgres, spool, worker
+from bench.parts import cost, failures, growth, ingest, latency, postgres, spool, worker
 from bench.plan import Options, Plan
 from bench.plot import panels, svg
 from bench.results import Report, write_report
@@ -25,6 +25,7 @@ PARTS: Final[dict[str, Callable[[Options], Plan]]] = {
     "ingest": ingest.plan,
     "worker": worker.plan,
     "latency": latency.plan,
+    "cost": cost.plan,
     "growth": growth.plan,
     "spool": spool.plan,
     "failures": failures.plan,
@@ -63,12 +64,21 @@ def run(arguments: argparse.Namespace, console: Console) -> Report:
     if PARTS_WITH_PEERS & set(names):
         prepare.prepare_peers(console)
         node = prepare.prepare_node(console)
-    options = Options(rounds=arguments.rounds, slice_s=arguments.slice_s, full=arguments.full, node=node)
+    options = Options(
+        rounds=arguments.rounds,
+        slice_s=arguments.slice_s,
+        full=arguments.full,
+        node=node,
+        cases=cost.cases(arguments.rates),
+        against=arguments.against,
+    )
     samples: list[Sample] = []
     plans = [PARTS[name](options) for name in names]
     for plan in plans:
         samples += interleaved(plan, options.rounds, console)
         console.print(part_table(plan, samples))
+        if plan.report is not None:
+            print(plan.report(samples))  # noqa: T201 - as it is, to be copied
     targets = target_table(samples)
     if targets is not None:
         console.print(targets)
@@ -99,7 +109,9 @@ def interleaved(plan: Plan, rounds: int, console: Console) -> list[Sample]:
 
 def _figures(values: dict[str, float]) -> str:
     return ", ".join(
-        f"{name} {value:,.4g}" if value < 1000 else f"{name} {value:,.0f}" for name, value in values.items()
+        f"{name} {value:,.4g}" if value < 1000 else f"{name} {value:,.0f}"
+        for name, value in values.items()
+        if ":" not in name
     )
 
 
@@ -117,6 +129,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--full", action="store_true", default=bool(environment("FULL")), help="the large sizes, too (FULL)"
+    )
+    parser.add_argument(
+        "--rates",
+        default=environment("RATES", ""),
+        help="of the part cost: some of 100,1000,4000,12000,idle,greatest (RATES)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        default=Path(environment("AGAINST", "")) if environment("AGAINST") else None,
+        help="of the part cost: another checkout, with a .venv, to compare with (AGAINST)",
     )
     parser.add_argument(
         "--json",

@@ -14,10 +14,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from bench import prepare
+from bench import prepare, whole_path
 from bench.machine import BenchError
 from bench.paired import Spread, spread
-from bench.parts import ingest, spool, worker
+from bench.parts import cost, ingest, spool, worker
 from bench.plan import Measure, Options
 
 ROUNDS: Final = 3
@@ -65,6 +65,12 @@ BOUNDS: Final = (
         "spool: CPU of a callback ÷ SQLite committing one by one",
         partial(spool.journal, spool.MASKLINE, OPTIONS), partial(spool.journal, spool.EACH, OPTIONS),
         "cpu_us", 0.2,
+    ),
+    Bound(
+        "cost: CPU of a callback at 1,000/s, request to commit ÷ hand-written pair",
+        partial(cost.at_rate, whole_path.MASKLINE, 1_000, OPTIONS),
+        partial(cost.at_rate, whole_path.HANDWRITTEN, 1_000, OPTIONS),
+        "cpu_us", 1.6,
     ),
 )  # fmt: skip
 

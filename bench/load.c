@@ -1,20 +1,24 @@
 /* The load generator: keep-alive HTTP/1.1 clients over epoll, on one core.
  *
- *   load --port P --clients N --requests FILE --warm-s W --slice-s S [--rate R] [--pid PID]...
+ *   load --port P --clients N --requests FILE --warm-s W --slice-s S [--rate R] [--random 1] [--skip K]
+ *        [--announce 1] [--pid PID]...
  *
  * FILE holds whole requests, each after its length in four bytes, least significant first; they are sent in
- * turn, again and again. Without --rate each client sends its next request once it has the answer. With --rate,
- * R requests a second are due at even distances, whatever the server does: one that finds no client free waits,
- * and its latency counts from when it was due, so that a server that stalls cannot hide it.
+ * turn from the K-th on, again and again. Without --rate each client sends its next request once it has the answer. With
+ * --rate, R requests a second are due, whatever the server does: one that finds no client free waits, and its latency
+ * counts from when it was due, so that a server that stalls cannot hide it. They are due at even distances, or, with
+ * --random, at those of a Poisson process, the same in every run.
  *
  * Nothing of the first W seconds is counted. After S more, one line of JSON: answers by status class, seconds,
- * latency percentiles in microseconds, and the CPU seconds that the given processes used meanwhile.
+ * latency percentiles in microseconds, and the CPU seconds that the given processes used meanwhile. With --announce,
+ * lines "counting" and "counted" come before it at the moments when the slice begins and ends.
  * Exit code 2 for wrong arguments, 1 where the server cannot be reached or answers what is not understood.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netinet/tcp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -54,7 +58,9 @@ static Request *requests;
 static size_t request_count, next_request;
 static int port, client_count = 64, epoll_fd, timer_fd, pid_count;
 static int pids[PIDS_MAX];
+static int is_random, announces;
 static double warm_s = 0.5, slice_s = 2, rate;
+static double due_after_ns; /* the start, of the next request */
 static uint64_t counted_from_ns, counted_to_ns;
 static uint64_t answered, good, refused, failed, reconnects;
 static uint32_t *latencies_us10; /* tenths of a microsecond */
@@ -160,6 +166,20 @@ static void ask(Client *client, uint64_t due_ns) {
     write_on(client);
 }
 
+/* The distance between the next request and the one after it. */
+static double step_ns(void) {
+    static uint64_t state = 0x9e3779b97f4a7c15ull;
+    if (!is_random) return 1e9 / rate;
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17; /* xorshift */
+    return -log(((double)(state >> 11) + 1) / 9007199254740993.0) * 1e9 / rate;
+}
+
+static void announce(const char *word) {
+    if (!announces) return;
+    puts(word);
+    fflush(stdout);
+}
+
 /* The length of the response in the buffer; 0 while it is not whole. */
 static uint32_t whole_response(Client *client) {
     client->response[client->received] = 0;
@@ -244,11 +264,15 @@ static void read_arguments(int count, char **arguments) {
         else if (!strcmp(name, "--warm-s")) warm_s = atof(value);
         else if (!strcmp(name, "--slice-s")) slice_s = atof(value);
         else if (!strcmp(name, "--rate")) rate = atof(value);
+        else if (!strcmp(name, "--random")) is_random = atoi(value);
+        else if (!strcmp(name, "--skip")) next_request = strtoul(value, NULL, 10);
+        else if (!strcmp(name, "--announce")) announces = atoi(value);
         else if (!strcmp(name, "--pid") && pid_count < PIDS_MAX) pids[pid_count++] = atoi(value);
         else die(2, "what is %s?", name);
     }
     if (!path || !port || client_count < 1 || client_count > CLIENTS_MAX || count % 2 == 0) die(2, "see load.c");
     read_requests(path);
+    next_request %= request_count;
 }
 
 int main(int count, char **arguments) {
@@ -264,8 +288,8 @@ int main(int count, char **arguments) {
     uint64_t start_ns = now_ns();
     counted_from_ns = start_ns + (uint64_t)(warm_s * 1e9);
     counted_to_ns = counted_from_ns + (uint64_t)(slice_s * 1e9);
-    double step_ns = rate > 0 ? 1e9 / rate : 0, cpu_before_s = 0, cpu_used_s = 0;
-    uint64_t sent = 0, real_from_ns = 0, real_to_ns = 0;
+    double cpu_before_s = 0, cpu_used_s = 0;
+    uint64_t real_from_ns = 0, real_to_ns = 0;
     struct epoll_event events[256];
     for (;;) {
         uint64_t now = now_ns();
@@ -273,20 +297,22 @@ int main(int count, char **arguments) {
             cpu_before_s = cpu_s();
             real_from_ns = counted_from_ns = now;
             counted_to_ns = now + (uint64_t)(slice_s * 1e9);
+            announce("counting");
         }
         if (!real_to_ns && real_from_ns && now >= counted_to_ns) {
             real_to_ns = now;
             cpu_used_s = cpu_s() - cpu_before_s;
+            announce("counted");
         }
         if (real_to_ns && (idle_count == client_count || rate <= 0 || now > real_to_ns + DRAIN_NS)) break;
         if (!real_to_ns) {
             uint64_t due_ns = now;
             while (idle_count) {
-                if (rate > 0 && (due_ns = start_ns + (uint64_t)((double)sent * step_ns)) > now) break;
+                if (rate > 0 && (due_ns = start_ns + (uint64_t)due_after_ns) > now) break;
                 /* the longest idle first, so that all take part */
                 Client *client = &clients[idle[0]];
                 memmove(idle, idle + 1, (size_t)--idle_count * sizeof *idle);
-                sent++;
+                if (rate > 0) due_after_ns += step_ns();
                 ask(client, due_ns);
             }
             if (rate > 0 && idle_count) set_timer(due_ns < counted_to_ns ? due_ns : counted_to_ns);
@@ -310,8 +336,8 @@ int main(int count, char **arguments) {
     uint64_t unanswered = 0, end_ns = now_ns();
     for (int i = 0; rate > 0 && i < client_count; i++)
         if (clients[i].busy && clients[i].due_ns >= counted_from_ns) unanswered++, note_latency(clients[i].due_ns, end_ns);
-    for (; rate > 0; sent++) {
-        uint64_t due_ns = start_ns + (uint64_t)((double)sent * step_ns);
+    for (; rate > 0; due_after_ns += step_ns()) {
+        uint64_t due_ns = start_ns + (uint64_t)due_after_ns;
         if (due_ns >= counted_to_ns) break;
         if (due_ns >= counted_from_ns) unanswered++, note_latency(due_ns, end_ns);
     }

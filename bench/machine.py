@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -85,6 +85,7 @@ class Process:
         *,
         core: int | None,
         environment: Mapping[str, str] | None = None,
+        root: Path = ROOT,
     ) -> None:
         self.log = log
         pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
@@ -96,9 +97,9 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd=ROOT,
+                cwd=root,
                 start_new_session=True,
-                env=inherited | {"PYTHONPATH": str(ROOT)} | dict(environment or {}),
+                env=inherited | {"PYTHONPATH": str(root)} | dict(environment or {}),
             )
 
     @property
@@ -136,12 +137,8 @@ class Process:
             raise BenchError(f"{self.log.name}: exit code {code}:\n{self.log.read_text()[-2000:]}")
 
     def cpu_s(self) -> float:
-        """CPU seconds that all of them used. Linux only: other systems have no clock of another process."""
-        used = 0.0
-        for pid in self.pids():
-            with contextlib.suppress(OSError):
-                used += time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) makes it
-        return used
+        """CPU seconds that all of them used."""
+        return cpu_s(self.pids())
 
     def memory_bytes(self) -> int:
         """Bytes of memory that all of them hold."""
@@ -169,12 +166,26 @@ class Process:
                 os.kill(pid, signum)
 
 
+def cpu_s(pids: Iterable[int]) -> float:
+    """CPU seconds that processes used. Linux only: other systems have no clock of another process."""
+    used = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            used += time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) makes it
+    return used
+
+
 @contextlib.contextmanager
 def process(
-    argv: Sequence[str], log: Path, *, core: int | None, environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    log: Path,
+    *,
+    core: int | None,
+    environment: Mapping[str, str] | None = None,
+    root: Path = ROOT,
 ) -> Iterator[Process]:
-    """Run a process, and kill it at the end."""
-    started = Process(argv, log, core=core, environment=environment)
+    """Run a process in the checkout `root`, and kill it at the end."""
+    started = Process(argv, log, core=core, environment=environment, root=root)
     try:
         yield started
     finally:

@@ -1,9 +1,10 @@
 """A part of the benchmark as data: its slices, what they are compared with, and the columns of its table."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from bench.paired import Key
+from bench.paired import Key, Sample
 
 Measure = Callable[[], dict[str, float]]
 
@@ -36,6 +37,8 @@ class Plan(NamedTuple):
     bases: dict[str, Key]
     """The variant that each case is compared with; a case without one shows figures alone."""
     columns: Sequence[Column]
+    report: Callable[[Sequence[Sample]], str] | None = None
+    """Makes what is printed below the table, as it is."""
 
 
 class Options(NamedTuple):
@@ -50,6 +53,10 @@ class Options(NamedTuple):
     """Whether there is a Node on the machine."""
     events: int = 100_000
     """Of a backlog in `worker` and `growth`; the peers that are slower get a tenth."""
+    cases: frozenset[str] = frozenset()
+    """Of the part `cost`: those that are measured; empty: all."""
+    against: Path | None = None
+    """Another checkout, with which `cost` compares."""
 
 
 RATE = Column("per_s", "a second")

@@ -33,7 +33,7 @@ def prepare_load(console: Console) -> None:
     made = load.BINARY.with_suffix(f".{os.getpid()}")
 
     def compile_it() -> None:
-        _run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(made), str(load.SOURCE)])
+        _run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(made), str(load.SOURCE), "-lm"])
         made.replace(load.BINARY)  # at once: another process may be using it
 
     _step(console, "compiling the load generator", "load", [load.SOURCE], compile_it)

@@ -1,11 +1,16 @@
-"""aiohttp and redis-py as one would first write it: parse, verify, one XADD, 200."""
+"""aiohttp and redis-py as one would first write it: parse, verify, one XADD, 200.
 
+It stores what `bench.worker.handwritten` reads.
+"""
+
+import time
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 from redis.asyncio import Redis
 
 from bench.ingest.plain import PORT, REDIS_URL, run, verified
+from maskline.schemas.callback import CALLBACK_FIELD, RawCallback, encode_callback
 
 redis = Redis.from_url(REDIS_URL)
 
@@ -14,7 +19,10 @@ async def callbacks(request: web.Request) -> web.Response:
     body = await request.read()
     if not verified(request.headers, parse_qsl(body.decode(), keep_blank_values=True)):
         return web.Response(status=403)
-    await redis.xadd("callbacks", {"body": body})
+    callback = RawCallback(
+        "POST", b"", request.headers.get("Content-Type", ""), body, time.time_ns() // 1_000_000, ""
+    )
+    await redis.xadd("callbacks", {CALLBACK_FIELD: encode_callback(callback)})
     return web.Response()
 
 

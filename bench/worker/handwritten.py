@@ -1,7 +1,7 @@
 """The base of the worker: a loop written by hand, without order, state or fencing.
 
 XREADGROUP of 500, `parse_qsl`, `msgspec.convert`, await the handler, XACK; redis-py with hiredis, on uvloop.
-BENCH_STREAMS: the streams, comma-separated.
+BENCH_STREAMS: the streams, comma-separated. BENCH_LATENCIES: where latencies are noted (`bench.worker.latency_notes`).
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import msgspec
 import uvloop
 from redis.asyncio import Redis
 
+from bench.worker.latency_notes import open_notes
 from bench.worker.tally import handled, pause, pauses
 from maskline.schemas.callback import RawCallback
 
@@ -44,16 +45,20 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     plivo_hangup_cause_code: int | None = None
 
 
+note = open_notes()
 decode_callback = msgspec.msgpack.Decoder(RawCallback).decode
 
 
-def decode(value: bytes) -> Event:
-    pairs = parse_qsl(decode_callback(value).body.decode())
+def decode(callback: RawCallback) -> Event:
+    pairs = parse_qsl(callback.body.decode())
     attributes = {name: text for name, text in pairs if text not in NULLS}
     return msgspec.convert(attributes, Event, strict=False)
 
 
-async def handle(event: Event) -> None:
+async def handle(event: Event, received_at_ms: int) -> None:
+    if note is not None:
+        note(received_at_ms)
+        return
     if pauses and not await pause(event.session_uuid):
         return
     handled()
@@ -69,7 +74,8 @@ async def main() -> None:
         acks = redis.pipeline(transaction=False)
         for name, entries in reply:
             for _, fields in entries:
-                await handle(decode(fields[b"c"]))
+                callback = decode_callback(fields[b"c"])
+                await handle(decode(callback), callback.received_at_ms)
             acks.xack(name, GROUP, *[entry_id for entry_id, _ in entries])
         await acks.execute()
 

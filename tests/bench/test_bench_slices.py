@@ -5,8 +5,8 @@ import shutil
 import pytest
 from rich.console import Console
 
-from bench import machine, prepare
-from bench.parts import failures, ingest, worker
+from bench import machine, prepare, whole_path
+from bench.parts import cost, failures, ingest, worker
 from bench.plan import Options
 
 OPTIONS = Options(slice_s=0.2, warm_s=0.1)
@@ -65,6 +65,17 @@ def test_a_server_that_keeps_nothing_is_not_measured_as_one_that_stores():
 )
 def test_worker_slice(consumer):
     assert worker.backlog(consumer, EVENTS)["per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "system", [whole_path.HANDWRITTEN, whole_path.MASKLINE], ids=lambda system: system.name
+)
+def test_cost_slice_counts_each_callback_once(system):
+    values = cost.at_rate(system, 500, OPTIONS)
+    assert min(values[name] for name in ("ingest_us", "valkey_us", "worker_us", "aof_bytes")) > 0
+    assert values["cpu_us"] == pytest.approx(values["ingest_us"] + values["valkey_us"] + values["worker_us"])
+    assert values["calls:xadd"] == pytest.approx(1, abs=0.2)
+    assert 0 <= values["p50_ms"] <= values["p99_ms"]
 
 
 def test_light_slice():

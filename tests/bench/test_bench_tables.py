@@ -5,13 +5,18 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
+from bench.cost_table import markdown
+from bench.load import Load
+from bench.machine import BenchError
 from bench.paired import Key, Sample
-from bench.parts.latency import figures, find_capacity
+from bench.parts.cost import cases, greatest
+from bench.parts.latency import find_capacity
 from bench.plan import CPU_RATIO, RATE, RATIO, Plan, Slice
 from bench.plot import panels, svg
 from bench.results import Report, read_report, write_report
 from bench.table import part_table, target_table
 from bench.targets import TARGETS, Target, outcome
+from bench.whole_path import Clocks, Window, figures
 
 SAMPLES = [
     Sample("ingest", "64 clients", variant, number, {"per_s": per_s * number, "cpu_us": 1e6 / per_s})
@@ -89,13 +94,90 @@ def test_the_greatest_sustained_rate_is_found_by_halving():
     assert find_capacity(lambda rate: rate <= 7_000) == pytest.approx(7_000, rel=0.07)
 
 
-def test_latencies_outside_of_the_slice_do_not_count():
-    noted = [
-        9.0,
-        500.0,
-        *(value for place in range(100) for value in (10 + place / 100, place + 1.0)),
-        11.0,
-        500.0,
+@pytest.mark.parametrize("capacity", [900.0, 6_700.0, 23_000.0])
+@pytest.mark.parametrize(("start", "step"), [(8_000.0, 2.0), (6_700.0, 1.2), (900.0, 1.2)])
+def test_the_greatest_rate_is_found_from_wherever_the_search_begins(capacity, start, step):
+    asked = []
+
+    def is_good(rate):
+        asked.append(rate)
+        return rate <= capacity
+
+    found = greatest(is_good, start, step)
+    assert capacity / 1.05 <= found <= capacity
+    assert found in asked
+
+
+def test_a_system_that_sustains_nothing_is_not_searched_for_ever():
+    with pytest.raises(BenchError, match="not even"):
+        greatest(lambda _: False, 8_000.0, 2.0)
+
+
+def test_a_system_that_sustains_everything_is_not_searched_for_ever():
+    assert greatest(lambda _: True, 8_000.0, 2.0) <= 64_000
+
+
+def test_the_cases_of_the_cost_are_chosen_by_short_words():
+    assert cases("1000,greatest,idle") == {"1,000/s", "greatest rate", "idle"}
+    assert cases("") == frozenset()
+    with pytest.raises(BenchError, match="RATES: 1001"):
+        cases("1001")
+
+
+def window(notes, unanswered=0):
+    load = Load(100, 100, 0, 0, unanswered, 0, 1.0, 0.0, 900.0, 4_000.0, 5_000.0, 6_000.0)
+    clocks = [
+        Clocks(at_s, {"ingest": used_s, "Valkey": used_s, "worker": used_s * 2})
+        for at_s, used_s in ((10.0, 1.0), (11.0, 1.01))
     ]
-    found = figures(noted, 10.0, 1.0)
-    assert found == {"per_s": 100.0, "p50_ms": 51.0, "p99_ms": 100.0, "p999_ms": 100.0}
+    return figures(Window(load, *clocks, 50_000, {"xadd": (100, 500)}), notes)
+
+
+def test_costs_and_latencies_are_of_what_came_in_and_was_handled_in_the_window():
+    inside = [value for place in range(100) for value in (10 + place / 100, 10 - place / 10)]
+    found = window([9.0, 500.0, *inside, 11.0, 500.0])
+    assert found["per_s"] == pytest.approx(100)
+    assert (found["p50_ms"], found["p99_ms"]) == (pytest.approx(5.0), pytest.approx(9.9))
+    assert found["cpu_us"] == pytest.approx(100 + 100 + 200)
+    assert (found["aof_bytes"], found["calls:xadd"], found["us:xadd"]) == (500, 1, 5)
+    assert found["kept_up"] == 1
+
+
+def test_what_is_handled_too_late_or_not_answered_did_not_keep_up():
+    late = [value for place in range(100) for value in (10 + place / 100, 300.0)]
+    assert window(late)["kept_up"] == 0
+    soon = [value for place in range(100) for value in (10 + place / 100, 1.0)]
+    assert [window(soon, unanswered)["kept_up"] for unanswered in (1, 5)] == [1, 0]
+
+
+def cost_sample(case, variant, number, cpu_us):
+    values = {
+        "per_s": 1000.0,
+        "kept_up": 1.0,
+        "cpu_us": cpu_us,
+        "ingest_us": cpu_us / 2,
+        "valkey_us": cpu_us / 4,
+    }
+    values |= {
+        "worker_us": cpu_us / 4,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+        "answer_p50_ms": 0.5,
+        "answer_p99_ms": 0.9,
+    }
+    values |= {"aof_bytes": 512.0, "calls:xadd": 1.0, "us:xadd": 4.0, "calls:ping": 0.1, "us:ping": 0.1}
+    return Sample("cost", case, variant, number, values)
+
+
+def test_the_cost_is_shown_as_markdown_by_rate_with_the_base_first():
+    samples = [
+        cost_sample("1,000/s", variant, number, cpu_us)
+        for number in (1, 2, 3)
+        for variant, cpu_us in (("maskline", 200.0), ("hand-written", 400.0))
+    ]
+    lines = markdown(samples).splitlines()
+    assert (
+        lines[2] == "| 1,000/s | hand-written | 200 + 100 + 100 = 400 | 1 | 1 | 1.0 / 2.0 | 0.5 / 0.9 | 512 |"
+    )
+    assert lines[3].startswith("| 1,000/s | maskline | 100 + 50 + 50 = 200 | 0.50 (0.50\u20130.50) | 0.50")
+    assert lines[-1] == "| 1,000/s | maskline | xadd 1.00 (4.0) |"

@@ -1,0 +1,96 @@
+"""What a callback costs, as Markdown: the tables of docs/scaling.md."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from bench.paired import Key, Sample, by_round, ratios, spread
+
+PART: Final = "cost"
+BASE: Final = "hand-written"
+COST_HEAD: Final = (
+    "| rate | | CPU µs: ingest + Valkey + worker | ÷ hand-written | Valkey ÷ hand-written's "
+    "| received to handled, p50 / p99 ms | answered, p50 / p99 ms | AOF bytes |"
+)
+COMMAND_US_MIN: Final = 0.5
+"""Commands that take less of a callback are left out."""
+
+
+def markdown(samples: Sequence[Sample]) -> str:
+    """Two tables: the costs of each rate and system, and Valkey's commands. Medians of the rounds."""
+    keys = _keys(samples)
+    loaded = [key for key in keys if _median(samples, key, "cpu_us") is not None]
+    idle = [key for key in keys if _median(samples, key, "cpu_percent") is not None]
+    lines = [
+        COST_HEAD,
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_cost_row(samples, key) for key in loaded),
+        *(_idle_row(samples, key) for key in idle),
+        "",
+        "| rate | | Valkey's calls a callback (µs a callback) |",
+        "| --- | --- | --- |",
+        *(f"| {key.case} | {key.variant} | {', '.join(_commands(samples, key))} |" for key in loaded),
+    ]
+    return "\n".join(lines)
+
+
+def _keys(samples: Sequence[Sample]) -> list[Key]:
+    """What was measured, case by case, the base of each first."""
+    keys = list(dict.fromkeys(Key(one.case, one.variant) for one in samples if one.part == PART))
+    cases = [key.case for key in keys]
+    return sorted(keys, key=lambda key: (cases.index(key.case), key.variant != BASE, key.variant))
+
+
+def _cost_row(samples: Sequence[Sample], key: Key) -> str:
+    def figure(metric: str, form: str = ".0f") -> str:
+        return f"{_median(samples, key, metric) or 0:{form}}"
+
+    kept_up = (_median(samples, key, "kept_up") or 0) == 1
+    rate = figure("per_s", ",.0f")
+    case = key.case if kept_up else f"{key.case}: falls behind at {rate}/s"
+    parts = " + ".join(map(figure, ("ingest_us", "valkey_us", "worker_us")))
+    cells = [
+        f"{case}: {rate}/s" if kept_up and not key.case[0].isdigit() else case,
+        key.variant,
+        f"{parts} = {figure('cpu_us')}",
+        _ratio(samples, key, "cpu_us"),
+        _ratio(samples, key, "valkey_us"),
+        f"{figure('p50_ms', '.1f')} / {figure('p99_ms', '.1f')}",
+        f"{figure('answer_p50_ms', '.1f')} / {figure('answer_p99_ms', '.1f')}",
+        figure("aof_bytes"),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _idle_row(samples: Sequence[Sample], key: Key) -> str:
+    names = ("ingest_percent", "valkey_percent", "worker_percent")
+    parts = " + ".join(f"{_median(samples, key, name) or 0:.2f}" for name in names)
+    ratios_shown = [_ratio(samples, key, name) for name in ("cpu_percent", "valkey_percent")]
+    return f"| {key.case} | {key.variant} | {parts} % of a core | {' | '.join(ratios_shown)} | | | |"
+
+
+def _commands(samples: Sequence[Sample], key: Key) -> Iterator[str]:
+    """Commands with their calls and microseconds, the dearest first. A script's time includes that of its commands."""
+    names = {
+        name.partition(":")[2]
+        for one in samples
+        if (one.part, one.case, one.variant) == (PART, *key)
+        for name in one.values
+        if name.startswith("us:")
+    }
+    costs = {name: _median(samples, key, f"us:{name}") or 0 for name in names}
+    for name, cost_us in sorted(costs.items(), key=lambda item: -item[1]):
+        if cost_us >= COMMAND_US_MIN:
+            yield f"{name} {_median(samples, key, f'calls:{name}') or 0:.2f} ({cost_us:.1f})"
+
+
+def _median(samples: Sequence[Sample], key: Key, metric: str) -> float | None:
+    found = spread(list(by_round(samples, PART, key, metric).values()))
+    return None if found is None else found.median
+
+
+def _ratio(samples: Sequence[Sample], key: Key, metric: str) -> str:
+    if key.variant == BASE:
+        return "1"
+    base = by_round(samples, PART, Key(key.case, BASE), metric)
+    found = spread(ratios(by_round(samples, PART, key, metric), base))
+    return "" if found is None else f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
