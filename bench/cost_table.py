@@ -1,9 +1,15 @@
-"""What a callback costs, as Markdown: the tables of docs/scaling.md."""
+"""What a callback costs, as Markdown: the tables of docs/scaling.md.
 
+`python -m bench.cost_table RESULTS.json …` prints them again from the results of a run, or of runs of different rates.
+"""
+
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from bench.paired import Key, Sample, by_round, ratios, spread
+from bench.results import read_report
 
 PART: Final = "cost"
 BASE: Final = "hand-written"
@@ -94,3 +100,12 @@ def _ratio(samples: Sequence[Sample], key: Key, metric: str) -> str:
     base = by_round(samples, PART, Key(key.case, BASE), metric)
     found = spread(ratios(by_round(samples, PART, key, metric), base))
     return "" if found is None else f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
+
+
+def main(argv: Sequence[str]) -> int:
+    print(markdown([sample for path in argv for sample in read_report(Path(path)).samples]))  # noqa: T201 - its purpose
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

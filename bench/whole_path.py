@@ -276,7 +276,7 @@ def requests_in(rate: float, seconds: float) -> int:
 
 def requests_once(number: int) -> Path:
     """A file of at least `number` requests, each of another event; made once for each size."""
-    thousands = 1 << max(4, (-(-number // 1_000) - 1).bit_length())
+    thousands = 1 << (-(-number // 1_000) - 1).bit_length()
     sessions = -(-thousands * 1_000 // data.SESSION_EVENTS)
     path = HOME / "data" / f"requests-once-{thousands}k.bin"
     return data.write_requests(path, data.session_events(sessions, out_of_order=False, under_way=UNDER_WAY))
