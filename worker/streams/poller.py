@@ -8,11 +8,11 @@
 A combined read is cheaper and quicker. A cluster refuses it, since the keys lie in several slots. And where one
 partition cannot be read (another type of key in its place), single reads let the others go on.
 
-`worker.streams.read_size` decides how much a read asks for. If that is less than READ_PARTITION_MIN entries of every
-partition, and there is a backlog, the partitions take turns.
+`worker.streams.read_pace` decides when the next read is sent, `worker.streams.read_size` how much it asks for. If that
+is less than READ_PARTITION_MIN entries of every partition, and there is a backlog, the partitions take turns.
 
 Every read begins with TIME. A partition that brings less than was asked for has been read to its end as of that time:
-so its watermark moves on even without entries. The next read is sent before the last one's entries are processed.
+so its watermark moves on even without entries. The next read does not wait until the last one's entries are processed.
 
 Only its poller knows the entries of a partition that were read and are not processed yet: `read_id` is past them, and
 Redis does not know. So a partition has one poller at a time (`Partition.poller`), even while it moves to another
@@ -20,8 +20,8 @@ server, and a poller whose server is gone is not cancelled before it has process
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -33,7 +33,9 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.streams.next_read import NextRead
 from maskline.worker.streams.pipeline import StreamPipeline
+from maskline.worker.streams.read_pace import next_read_at
 from maskline.worker.streams.read_request import ReadRequest
 from maskline.worker.streams.read_size import SLOW_S, ReadSize
 
@@ -91,6 +93,7 @@ class Poller:
         self._processing = False
         self._retired = False
         self._read_size = ReadSize()
+        self._next = NextRead()
         self._last_read: ReadRequest | None = None
         self._turn = 0
         """Where the next turn begins, while the partitions take turns."""
@@ -123,6 +126,7 @@ class Poller:
     def wake(self) -> None:
         """End a read that waits, as the partitions to read or the room for entries have changed."""
         self._woken.set()
+        self._next.hasten()
         commands = self._server.commands
         if self._blocking and commands is not None:
             self._blocking = False
@@ -137,11 +141,13 @@ class Poller:
                     await self._read_while_connected(reads)
                 except RedisUnavailableError:
                     self._blocking = False
+                    self._next.cancel()
                     self._on_interrupted()
                     self._claim_only(())  # no reply of this connection is read any more
                     # The task that keeps the connection needs a turn to see the loss before `ready` may return again.
                     await asyncio.sleep(RETRY_DELAY_S)
         finally:
+            self._next.cancel()
             self._claim_only(())
 
     async def _read_while_connected(self, reads: PipelinedConnection) -> None:
@@ -167,26 +173,34 @@ class Poller:
             now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000 if streams else 0
             # From here until all that was read is processed nothing may cancel this task: see `retire`.
             processed = self._pipeline.process(self._pipeline.receive(streams, read.count, now_ms))
-            if read.combined or any(entries for _, entries in streams):
-                # After the request for states, which would wait behind it.
-                read = self._send_read(reads)
-                await self._finish(processed)
-                # The entries just processed may have been what left no room.
-                if read is None:
-                    read = self._send_read(reads)
-            else:
-                await self._finish(processed)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await self._woken.wait()
+            # After the request for states, which would wait behind it.
+            following = self._schedule(reads, read, sum(len(entries) for _, entries in streams))
+            if not await self._finish(processed):
+                return
+            read = await following
+            # The entries just processed may have been what left no room.
+            if read is None:
                 read = self._send_read(reads)
 
-    async def _finish(self, processed: Awaitable[None]) -> None:
+    def _schedule(
+        self, reads: PipelinedConnection, last: ReadRequest, entries: int
+    ) -> asyncio.Future[ReadRequest | None]:
+        """Schedule the read after `last`, which brought so many entries. The future holds what `_send_read` returns."""
+        earliest_at = next_read_at(last.sent_at, entries, more=self._backlog)
+        waits_here = not last.combined and not entries
+        latest_at = monotonic() + POLL_S if waits_here else earliest_at
+        return self._next.schedule(
+            partial(self._send_read, reads), earliest_at=earliest_at, latest_at=latest_at
+        )
+
+    async def _finish(self, processed: Awaitable[None]) -> bool:
+        """Wait until what was read is processed. Returns whether to read on: the poller is not retired."""
         self._processing = True
         try:
             await processed
         finally:
             self._processing = False
+        return not self._retired
 
     def _claim_only(self, partitions: Sequence[Partition]) -> None:
         """Keep only these partitions, which have a read under way: all others are processed, and other pollers may read

@@ -19,12 +19,12 @@ class ReadRequest:
         "_before_bytes",
         "_future",
         "_reads",
-        "_sent_at",
         "_wanted_at",
         "combined",
         "count",
         "incarnation",
         "partitions",
+        "sent_at",
         "took_s",
         "transfer_s",
     )
@@ -46,7 +46,8 @@ class ReadRequest:
         self.combined = combined
         self._future = future
         self._before_bytes = reads.received_bytes
-        self._sent_at = monotonic()
+        self.sent_at = monotonic()
+        """When it was sent, by `time.monotonic`."""
         self._wanted_at: float | None = None
         """When the last read's entries were processed, so that the poller began to wait for this read."""
         self.took_s: float | None = None
@@ -57,7 +58,7 @@ class ReadRequest:
         future.add_done_callback(self._replied)
 
     def _replied(self, _future: asyncio.Future[list[Any]]) -> None:
-        self.took_s = monotonic() - self._sent_at
+        self.took_s = monotonic() - self.sent_at
         self.transfer_s = self._reads.transfer_s
 
     async def replies(self) -> list[Any]:
@@ -70,7 +71,7 @@ class ReadRequest:
         """How long the poller has waited for it with nothing else to do, also while it is under way."""
         if self._wanted_at is None:
             return 0.0
-        ended_at = monotonic() if self.took_s is None else self._sent_at + self.took_s
+        ended_at = monotonic() if self.took_s is None else self.sent_at + self.took_s
         return max(0.0, ended_at - self._wanted_at)
 
     @property

@@ -1,7 +1,9 @@
 """A poller reads all partitions of its server, one by one where it must, and processes what it has read to the end."""
 
 import asyncio
+import itertools
 from contextlib import asynccontextmanager
+from time import monotonic
 
 import pytest
 from dispatch_kit import PATIENCE_S, until
@@ -9,8 +11,10 @@ from worker_parts_kit import add, worker_parts
 
 from maskline import on
 from maskline.worker.partitions.phase import Phase
+from maskline.worker.streams import read_pace
 from maskline.worker.streams.poller import Poller
 from maskline.worker.streams.poller_pool import PollerPool
+from maskline.worker.streams.read_pace import READ_INTERVAL_S
 
 
 @asynccontextmanager
@@ -124,3 +128,51 @@ async def test_pool_polls_each_server_and_is_woken_by_a_partition_that_opens(red
             await until(lambda: handled == [("a", 1), ("a", 2)])
         task.cancel()
         await asyncio.wait([task], timeout=PATIENCE_S)
+
+
+def xread_calls(client):
+    return client.info("commandstats").get("cmdstat_xread", {"calls": 0})["calls"]
+
+
+async def test_reads_of_a_steady_stream_keep_their_distance_and_bring_what_has_gathered(own_redis, namespace):
+    handled, handler = recorder()
+    async with worker_parts(own_redis, namespace, handler) as parts:
+        parts.own(0), parts.own(1)
+        async with polling(parts):
+            with own_redis.client() as client:
+                calls, began_at = xread_calls(client), monotonic()
+                for number in range(1, 201):
+                    add(client, parts.keys, 0, "a", number)
+                    await asyncio.sleep(0)
+                await until(lambda: len(handled) == 200)
+                calls = xread_calls(client) - calls
+                assert calls <= (monotonic() - began_at) / READ_INTERVAL_S + 2
+
+
+async def test_first_callback_after_a_quiet_time_is_read_without_a_pause(own_redis, namespace, monkeypatch):
+    monkeypatch.setattr(read_pace, "READ_INTERVAL_S", 3_600.0)
+    handled, handler = recorder()
+    async with worker_parts(own_redis, namespace, handler) as parts:
+        parts.own(0)
+        async with polling(parts):
+            with own_redis.client() as client:
+                await until(lambda: xread_calls(client) > 0)  # one that brought nothing
+                add(client, parts.keys, 0, "a", 1)
+                await until(lambda: handled == [("a", 1)])
+
+
+async def test_gap_is_given_up_in_time_while_other_sessions_keep_their_poller_busy(redis_server, namespace):
+    handled, handler = recorder()
+    async with worker_parts(redis_server, namespace, handler, gap_timeout_ms=50) as parts:
+        partition, _ = await parts.acquire(0)
+        parts.owned.move(partition, Phase.OPEN)
+        numbers = itertools.count(1)
+        async with polling(parts):
+            with redis_server.client() as client:
+                add(client, parts.keys, 0, "with a gap", 1, 3)
+
+                def given_up():
+                    add(client, parts.keys, 0, "busy", next(numbers))
+                    return ("with a gap", 3) in handled
+
+                await until(given_up)
