@@ -9,7 +9,7 @@ Each read is a wake-up of the server and of the worker, and names every partitio
 a second, one for each callback costs more than the callback itself. So there is at most one small read in an interval,
 and it brings what has gathered. The interval counts from when the last read was sent: one that waited at the server for
 longer, as it does at modest rates, is followed by the next at once, without a timer. So a callback that comes after a
-quiet time, of READ_INTERVAL_S or longer, waits for nothing.
+quiet time, of two intervals or longer, waits for nothing.
 """
 
 from typing import Final
