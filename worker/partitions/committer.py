@@ -1,8 +1,8 @@
 """Commits what partitions have done to Redis: one commit of a partition under way at a time, many partitions a round
 trip.
 
-While a commit is under way, finished work gathers for the next one, so batches grow with the load. A commit whose reply
-was lost is sent again unchanged: the script recognises it by its number.
+`commit_pace` decides when they go. While a commit is under way, finished work gathers for the next one, so batches grow
+with the load. A commit whose reply was lost is sent again unchanged: the script recognises it by its number.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from maskline.worker.commands.scripts import COMMITTED, DIVERGED, FENCED
 from maskline.worker.commands.scripts import commit as pack_commit
 from maskline.worker.connections import RETRY_DELAY_S, WorkerConnections
 from maskline.worker.counters import Counters
+from maskline.worker.partitions.commit_pace import CommitPace
 from maskline.worker.partitions.partition import Partition
 
 CURSOR_CHECK_INTERVAL_S: Final = 0.5
@@ -64,36 +65,71 @@ class Committer:
         self._on_retry_due = on_retry_due
         self._on_dead_letters = on_dead_letters
         self._on_fault = on_fault
-        self._dirty: dict[Partition, None] = {}
+        self._pace = CommitPace()
+        self._dirty: dict[Partition, int] = {}
+        """The partitions that the next flush commits, with the entries taken in that `_pace` has counted of each."""
+        self._timer: asyncio.TimerHandle | None = None
+        """For the next flush, where it does not go at once."""
+        self._flushing = False
+        """The next flush goes in the loop's next turn."""
         self._waits: dict[Partition, asyncio.Future[None]] = {}
         self._context = contextvars.copy_context()
         """Commits are sent in this context, not in the caller's: a handler may have bound log values in its own."""
         self._failure_lines = LogRateLimit()
 
-    def mark(self, partition: Partition) -> None:
-        """Commit the partition's finished work with the next round trip, unless a commit of it is under way."""
-        if partition.commit_in_flight is None:
-            if not self._dirty:
-                self._loop.call_soon(self._flush, context=self._context)
-            self._dirty[partition] = None
+    @property
+    def flush_at(self) -> float | None:
+        """When the next flush goes by its pace, by the loop's clock; None where none is due, or it goes at once."""
+        return None if self._timer is None else self._timer.when()
+
+    def mark(self, partition: Partition, *, at_once: bool = False) -> None:
+        """Commit the partition's finished work with the next flush, unless a commit of it is under way.
+
+        `at_once`: the flush goes with the loop's next turn, as something waits for it.
+        """
+        if partition.commit_in_flight is not None:
+            return
+        run_ahead = partition.run_ahead
+        self._pace.gather(run_ahead - self._dirty.get(partition, 0))
+        self._dirty[partition] = run_ahead
+        if not self._flushing:
+            at_once = at_once or partition.commit_is_urgent or self._pace.is_full(run_ahead)
+            if at_once or self._timer is None:
+                self._schedule(at_once=at_once)
 
     async def wait_committed(self, partition: Partition) -> None:
         """Wait until all finished work is committed, or the partition is lost."""
         while partition.uncommitted and not partition.lost:
-            self.mark(partition)
+            self.mark(partition, at_once=True)
             future = self._waits.setdefault(partition, self._loop.create_future())
             await future
 
     def abandon(self, partition: Partition) -> None:
         """Commit nothing more of a partition, which is lost."""
-        self._dirty.pop(partition, None)
+        self._pace.gather(-self._dirty.pop(partition, 0))
         self._end_wait(partition)
 
+    def _schedule(self, *, at_once: bool) -> None:
+        """Have the next flush go with the loop's next turn, or when the pace says."""
+        now = self._loop.time()
+        due = now if at_once else self._pace.due_s(now)
+        if due > now:
+            self._timer = self._loop.call_at(due, self._flush, context=self._context)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._flushing = True
+        self._loop.call_soon(self._flush, context=self._context)
+
     def _flush(self) -> None:
+        """Send a commit of each partition that has something to commit."""
+        self._timer, self._flushing = None, False
         dirty, self._dirty = self._dirty, {}
         taken = [partition for partition in dirty if partition.wants_commit and not partition.lost]
         for partition in taken:
             partition.take_commit()
+        self._pace.flushed(self._loop.time())
         self._send(taken)
 
     def _send(self, partitions: Iterable[Partition]) -> None:

@@ -68,7 +68,7 @@ class EntryLedger:
         """Entries taken in beyond the committed cursor."""
         self.commit_in_flight: Commit | None = None
         self.commit_requested = False
-        """The committer knows that something is done, and has not taken the next commit yet."""
+        """The committer knows that something is done, and how urgent it is, and has not taken the next commit yet."""
         self.suspects: Suspects | None = None
         """Entries that may have crashed the last owner; None once there are none."""
         self._session_ttl_s = session_ttl_s
@@ -106,6 +106,13 @@ class EntryLedger:
         return self._uncommitted or self.commit_in_flight is not None
 
     @property
+    def commit_is_urgent(self) -> bool:
+        """Something waits for the next commit: a retry queue or a job, whose next step follows it; the handlers of dead
+        letters; or a mark, which would count as a crash of a handler that is done.
+        """
+        return bool(self._retry_ops or self._dead or self._jobs or self._unmarked)
+
+    @property
     def last_commit_wanted(self) -> int:
         """The number of the commit with which all that is done by now will be written."""
         return self._confirmed[0] + (self.commit_in_flight is not None) + self._uncommitted
@@ -117,7 +124,7 @@ class EntryLedger:
     def add_dead_letter(self, letter: DeadLetter) -> None:
         """Write a dead letter with the next commit."""
         self._dead.append(encode_dead_letter(letter))
-        self._uncommitted = True
+        self._set_urgent()
         self._counters.dead[letter.code] += 1
         if letter.handler is not None:
             self._counters.gave_up[letter.handler] += 1
@@ -125,7 +132,7 @@ class EntryLedger:
     def add_retry_op(self, op: RetryOp) -> None:
         """Change a retry queue with the next commit, after what was added before."""
         self._retry_ops.append(op)
-        self._uncommitted = True
+        self._set_urgent()
 
     def letters_being_deleted(self) -> set[str]:
         """The dead letters that a commit deletes which Redis has not confirmed, by their entries in `{ns:p}:dead`."""
@@ -139,7 +146,7 @@ class EntryLedger:
         `record`: as `schemas.jobs.encode_partition_job` writes it.
         """
         self._jobs[job_id] = record
-        self._uncommitted = True
+        self._set_urgent()
 
     def take_commit(self) -> Commit:
         """The finished work since the last commit; it is `commit_in_flight` until `committed` is called."""
@@ -235,5 +242,12 @@ class EntryLedger:
     def _unmark(self, fields: Iterable[str]) -> None:
         """Delete marks with the next commit; forget the suspects once there are none."""
         self._unmarked += fields
+        if self._unmarked:
+            self.commit_requested = False
         if self.suspects is not None and self.suspects.over:
             self.suspects = None
+
+    def _set_urgent(self) -> None:
+        """Something is to be committed that is waited for: whoever reports what is done tells the committer again."""
+        self._uncommitted = True
+        self.commit_requested = False
