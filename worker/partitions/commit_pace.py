@@ -8,7 +8,7 @@ waits for an ordinary one: handlers have been called. So commits go together, in
 | the last one is longer ago than COMMIT_INTERVAL_S | at once |
 | else | COMMIT_INTERVAL_S after the last one |
 | GATHERED_MAX entries have been taken in since | at once |
-| one partition has COMMIT_AHEAD of them (`partitions.ledger`) | at once, or reading it would have to stop |
+| one partition has COMMIT_AHEAD of them | at once, or reading it would have to stop (`ledger.RUN_AHEAD_MAX`) |
 | something waits for the commit (`EntryLedger.commit_is_urgent`, `Committer.wait_committed`) | at once |
 
 What was handled since the last flush comes again after a crash, so the interval bounds that too.
@@ -17,14 +17,16 @@ What was handled since the last flush comes again after a crash, so the interval
 import math
 from typing import Final
 
-from maskline.worker.partitions.ledger import COMMIT_AHEAD
-
 COMMIT_INTERVAL_S: Final = 0.015
 """Between two flushes, unless something makes one go at once."""
 
 COMMIT_WINDOW_MAX_S: Final = 0.05
 """Events that were handled longer ago are committed, if Redis answers at once and the event loop runs: those of such a
 time, and no more, come again after a crash. COMMIT_INTERVAL_S leaves two thirds of it to the loop and to Redis."""
+
+COMMIT_AHEAD: Final = 256
+"""So many entries taken in by one partition are worth a commit, even if none is done: the pending list then has those
+that wait."""
 
 GATHERED_MAX: Final = 512
 """So many entries taken in, over all partitions, are committed at once: a backlog is worked off as fast as ever."""

@@ -25,9 +25,6 @@ RUN_AHEAD_MAX: Final = 1_024
 """Entries taken in beyond the committed cursor. After a crash nobody can tell which of them were under way, so this
 bounds how many become suspects."""
 
-COMMIT_AHEAD: Final = 256
-"""So many fresh entries are worth a commit, even if none is done: the pending list then has those that wait."""
-
 CLOSED_SESSION_TTL_S: Final = 3_600
 """A session whose SessionTimeout was handled is remembered for an hour, for late callbacks."""
 

@@ -22,9 +22,10 @@ from maskline.worker.entries.decode import StreamEntries, dead_letter_of_undecod
 from maskline.worker.ordering.reorder import NO_SPOOLS, NONE_WAITING, Arrival, Policy, Release
 from maskline.worker.ordering.spool_history import SpoolHistory
 from maskline.worker.ordering.state import NEW_SESSION, decode_state
+from maskline.worker.partitions.commit_pace import COMMIT_AHEAD
 from maskline.worker.partitions.decoded_batch import DecodedBatch
 from maskline.worker.partitions.gap_deadlines import GapDeadlines
-from maskline.worker.partitions.ledger import COMMIT_AHEAD, GroupPosition, Lease
+from maskline.worker.partitions.ledger import GroupPosition, Lease
 from maskline.worker.partitions.phase import Phase, next_phase
 from maskline.worker.partitions.queue_item_reader import QueueItemReader
 from maskline.worker.partitions.retry_ledger import RetryLedger

@@ -13,12 +13,12 @@ from worker_parts_kit import add, owned_with, worker_parts
 from maskline import Reject, on
 from maskline.worker.partitions import commit_pace, committer
 from maskline.worker.partitions.commit_pace import (
+    COMMIT_AHEAD,
     COMMIT_INTERVAL_S,
     COMMIT_WINDOW_MAX_S,
     GATHERED_MAX,
     CommitPace,
 )
-from maskline.worker.partitions.ledger import COMMIT_AHEAD
 from maskline.worker.streams.pipeline import ReadEntries
 
 gaps = st.lists(st.floats(0, 4 * COMMIT_INTERVAL_S), min_size=1, max_size=60)

@@ -3,7 +3,7 @@
 from partition_kit import entry, finish_all, make, take_in
 
 from maskline.worker.commands.retry_ops import Append, Pop
-from maskline.worker.partitions.ledger import COMMIT_AHEAD
+from maskline.worker.partitions.commit_pace import COMMIT_AHEAD
 
 
 def test_entries_are_open_from_their_arrival_until_they_are_done():
