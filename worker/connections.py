@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Final, cast
 
-from redis.exceptions import ResponseError
+import hiredis
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.cluster import Cluster
@@ -196,7 +196,7 @@ class ServerConnections:
     async def _ask_time(self, connection: PipelinedConnection) -> None:
         """Note when the connections were opened, and when the last ones were lost."""
         self.opened_ms = self.lost_ms = None
-        with contextlib.suppress(ResponseError):  # this user may not ask
+        with contextlib.suppress(hiredis.ReplyError):  # this user may not ask
             seconds, microseconds = await connection.execute("TIME")
             self.opened_ms = int(seconds) * 1000 + int(microseconds) // 1000
             if self._lost_at is not None:

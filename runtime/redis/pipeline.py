@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
-from redis.exceptions import ResponseError
 
 from maskline.runtime.redis.addresses import ServerAddress
 from maskline.schemas.errors import RedisUnavailableError
@@ -135,10 +134,10 @@ class PipelinedConnection(asyncio.Protocol):
         return future
 
     async def execute(self, *arguments: Argument, timeout_s: float = REPLY_TIMEOUT_S) -> Any:
-        """Send one command and return its reply. Raises ResponseError for an error reply."""
+        """Send one command and return its reply. Raises hiredis.ReplyError for an error reply."""
         (reply,) = await self.send(pack(*arguments), 1, timeout_s=timeout_s)
         if isinstance(reply, hiredis.ReplyError):
-            raise ResponseError(str(reply))
+            raise reply
         return reply
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
 
-from redis.exceptions import ResponseError
+import hiredis
 
 from maskline.schemas.errors import MasklineError
 
@@ -36,7 +36,7 @@ async def keep_connected(
     while True:
         try:
             await connect()
-        except (MasklineError, ResponseError) as error:
+        except (MasklineError, hiredis.ReplyError) as error:
             on_unavailable(str(error), error)
         except Exception as error:
             on_unavailable(f"a fault in maskline: {type(error).__name__}", None)

@@ -1,15 +1,25 @@
 """Which server of a Redis Cluster has which key, from its reply to CLUSTER SLOTS. Pure."""
 
+from binascii import crc_hqx
 from collections.abc import Sequence
 from typing import Any, Final
-
-from redis.crc import key_slot
 
 from maskline.runtime.redis.url import Server
 
 SLOTS: Final = 16_384  # of every cluster: the cluster specification
 
-__all__ = ["SLOTS", "SlotMap", "read_slots"]
+
+def slot_of(key: bytes) -> int:
+    """The slot of a key: the CRC-16 of its hash tag, of the whole key where there is none (the cluster specification).
+
+    The hash tag is what stands between the first `{` and the first `}` after it, unless that is nothing.
+    """
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return crc_hqx(key, 0) % SLOTS
 
 
 class SlotMap:
@@ -23,7 +33,7 @@ class SlotMap:
 
     def server_of(self, key: str) -> Server | None:
         """The primary that serves the key's slot; None where none does."""
-        return self._owners.get(key_slot(key.encode()))
+        return self._owners.get(slot_of(key.encode()))
 
     @property
     def complete(self) -> bool:

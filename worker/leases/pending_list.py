@@ -8,7 +8,7 @@ import asyncio
 from time import monotonic, time_ns
 from typing import Any, Final
 
-from redis.exceptions import ResponseError
+import hiredis
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.logs.rate_limit import LogRateLimit
@@ -60,7 +60,7 @@ class PendingListReader:
             except RedisUnavailableError:
                 await asyncio.sleep(RETRY_DELAY_S)
                 continue
-            except ResponseError as error:
+            except hiredis.ReplyError as error:
                 self._connections.handle_error_reply(partition.number, str(error))
                 self._log_failure(partition.number, str(error))
                 return False

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 
+import hiredis
 import pytest
-from redis.exceptions import ResponseError
 
 from maskline.runtime.redis.reconnect import (
     RECONNECT_FIRST_S,
@@ -24,7 +24,7 @@ def test_wait_before_reconnecting_grows_to_its_bound(chance):
 
 
 async def test_failed_and_lost_connections_are_reported_and_opened_again():
-    errors = [RedisUnavailableError("away"), ResponseError("NOPERM"), None, None]
+    errors = [RedisUnavailableError("away"), hiredis.ReplyError("NOPERM"), None, None]
     opened, reported, attempted, enough = [], [], asyncio.Event(), asyncio.Event()
 
     async def connect():
@@ -48,7 +48,7 @@ async def test_failed_and_lost_connections_are_reported_and_opened_again():
     assert opened == [False, True, True, True]
     assert [(why, type(error)) for why, error in reported] == [
         ("away", RedisUnavailableError),
-        ("NOPERM", ResponseError),
+        ("NOPERM", hiredis.ReplyError),
         ("lost", type(None)),
     ]
 
