@@ -30,6 +30,10 @@ APPENDFSYNC = "no"
 """What is answered is in the kernel's hands, so a killed process loses none of it. `everysec` does not promise that:
 while a slow disk is still at the last fsync, answers go out up to two seconds before what they confirm is written."""
 
+POLL_S = 0.01
+POLL_SHARE = 0.2
+"""What waiting may take of a core: what is waited for needs the core more than whoever asks for it."""
+
 SETTLE_S = 30.0
 """For what is sure to come: a loaded machine must not fail a test."""
 
@@ -54,16 +58,24 @@ def free_port() -> int:
     raise AssertionError("the ports never end")
 
 
-def wait_until(condition: Callable[[], Any], *, within_s: float = 10.0, what: str = "the condition") -> Any:
+def wait_until(
+    condition: Callable[[], Any], *, within_s: float = SETTLE_S, what: str = "the condition"
+) -> Any:
     """Poll until the condition is truthy and return its value; fail the test after the deadline."""
     deadline = time.monotonic() + within_s
     while True:
+        asked_at = time.thread_time()
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {within_s} s for {what}")
-        time.sleep(0.01)
+        time.sleep(poll_pause_s(asked_at))
+
+
+def poll_pause_s(asked_at: float, least_s: float = POLL_S) -> float:
+    """How long to wait before the next question, where this thread began the last at `asked_at` (`thread_time`)."""
+    return max(least_s, (time.thread_time() - asked_at) * (1 / POLL_SHARE - 1))
 
 
 def plain_reply(port: int, *command: Any) -> Any:

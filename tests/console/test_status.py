@@ -31,7 +31,7 @@ async def status_of(settings):
 
 
 async def until(settings, condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             status = await status_of(settings)
             if condition(status):

@@ -37,7 +37,7 @@ class Store:
 
 
 async def spin(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import urlencode
 
 import msgspec
+from servers import SETTLE_S, poll_pause_s
 
 from maskline.ingest.auth.signatures import sign_v3
 from maskline.ingest.node import IngestNode
@@ -171,8 +173,11 @@ def stored(client: Any, settings: Settings) -> list[RawCallback]:
     ]
 
 
-async def until(condition: Callable[[], Any], *, within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], *, within_s: float = SETTLE_S) -> None:
     """Wait for a condition that nothing announces."""
     async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
+        while True:
+            asked_at = time.thread_time()
+            if condition():
+                return
+            await asyncio.sleep(poll_pause_s(asked_at, 0.005))

@@ -130,15 +130,15 @@ async def test_node_starts_without_redis(own_redis, namespace):
 
 
 async def test_silent_redis_costs_one_timeout(own_redis, namespace):
-    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=400)
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=1_000)
     async with started(settings) as node:
         own_redis.pause()
-        assert (await asyncio.wait_for(ask(node.port, GOOD), 2)).status == 200
+        assert (await ask(node.port, GOOD)).status == 200
         assert node.metrics.spooled == {"redis_timeout": 1}
         began = asyncio.get_running_loop().time()
         for _ in range(20):
             assert (await ask(node.port, GOOD)).status == 200
-        assert asyncio.get_running_loop().time() - began < 0.4
+        assert asyncio.get_running_loop().time() - began < 1.0, "one more timeout"
         own_redis.resume()
         await until(lambda: not node.metrics.gauges().spool_callbacks)
         assert (await ask(node.port, GOOD)).status == 200

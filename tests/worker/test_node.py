@@ -100,7 +100,7 @@ async def test_worker_acquires_nothing_before_it_knows_which_handlers_are_paused
     with redis_server.client() as client:
         client.set(keys.control, "cannot be read")
         await node.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await refused.wait()
         await turns()
         assert not node.owned

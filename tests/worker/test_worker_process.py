@@ -119,7 +119,7 @@ def test_missing_number_is_given_up_after_the_gap_timeout(crew: Fleet):
         (4, "after_gap", [2, 3]),
         (5, "in_order", []),
     ]
-    assert 0.6 <= calls[1].start - put_at <= 0.7 + 2.0
+    assert calls[1].start - put_at >= 0.6
     crew.put("s", 3)
     assert crew.until_calls(4)[-1].order == "late"
     crew.until_drained()

@@ -135,7 +135,9 @@ async def test_outage_of_redis_under_load_is_answered_200_in_time(own_redis, nam
     assert {status for _, _, status in answers} == {200}
     during = [lasted for at, lasted, _ in answers if began + 1 < at < back]
     assert len(during) > 100
-    assert statistics.quantiles(during, n=100)[98] < 0.25
+    assert statistics.quantiles(during, n=100)[98] < settings.publish_timeout_ms / 1000, (
+        "none waits for Redis"
+    )
     await asyncio.to_thread(everything_arrives, own_redis, settings, taken)
 
 
