@@ -80,9 +80,12 @@ class RunningLoad:
             raise BenchError(f"the load generator said {line!r} where {word!r} was due")
 
     def result(self) -> Load:
-        """Wait for the end; its result. Raises BenchError if any answer was not 200."""
+        """Wait for the end; its result. Raises BenchError if any answer was not 200.
+
+        A server that falls behind may have answered none of the requests that were due in the slice, only earlier ones.
+        """
         load = msgspec.json.decode(self._output.read(), type=Load)
-        if load.failed or load.refused or not load.good:
+        if load.failed or load.refused:
             raise BenchError(f"not all requests were answered 200: {load}")
         return load
 
