@@ -8,9 +8,13 @@ the batch is checked again DEADLINE_RECHECK_S later, when replies that have come
 """
 
 import asyncio
+from collections.abc import Callable
+from math import inf
 from typing import Any, Final
 
 from maskline.ingest.outcome import Completions
+from maskline.runtime.redis.pipeline import PipelinedConnection
+from maskline.schemas.errors import RedisUnavailableError
 
 DEADLINE_RECHECK_S: Final = 0.05
 """Between two checks of an overdue batch: time to read what has come while the loop stood still."""
@@ -22,25 +26,31 @@ Refused = tuple[Completions, list[int], list[bytes]]
 
 
 class Batch:
-    """Callbacks that go out together, and who awaits them. `first_at`: when it was begun, by the loop's clock."""
+    """Callbacks that go out together, and who awaits them. It is the ReplyReceiver of its commands.
+
+    `first_at`: when it was begun, by the loop's clock. `on_replies`: called once with the batch and its replies, or
+    None if its connection was lost.
+    """
 
     __slots__ = (
+        "_on_replies",
+        "answered",
         "check_at",
         "checks",
         "completions",
+        "connection",
         "first_at",
         "given_up",
         "known",
         "page",
         "partition_hashes",
-        "replies",
         "sent_at",
         "size_bytes",
-        "timer",
         "values",
     )
 
-    def __init__(self, first_at: float) -> None:
+    def __init__(self, first_at: float, on_replies: "Callable[[Batch, list[Any] | None], None]") -> None:
+        self._on_replies = on_replies
         self.partition_hashes: list[int] = []
         self.values: list[bytes] = []
         self.completions: Completions = []
@@ -51,29 +61,41 @@ class Batch:
         self.size_bytes = 0
         self.first_at = first_at
         self.sent_at = first_at
-        self.timer: asyncio.TimerHandle | None = None
-        self.replies: asyncio.Future[list[Any]] | None = None
+        self.connection: PipelinedConnection | None = None
+        """Over which it was sent; None before."""
+        self.answered = False
+        """Whether its replies have come, or never will."""
         self.checks = 0
         """How often its deadline was checked."""
-        self.check_at = 0.0
+        self.check_at = inf
+        """When its deadline is checked, by the loop's clock; infinite where it has none."""
         self.given_up = False
         """Its callbacks went elsewhere; its replies only show whether the server still answers."""
 
-    @property
-    def answered(self) -> bool:
-        """Whether its replies have come, though perhaps not handled yet."""
-        return self.replies is not None and self.replies.done()
+    def done(self) -> bool:
+        """Whether its replies have come, or never will."""
+        return self.answered
 
-    def next_check_at(self, now: float, timeout_s: float) -> float | None:
-        """Check the deadline: when to check again, by the loop's clock; None where the batch is overdue.
+    def set_result(self, replies: list[Any], /) -> None:
+        """Its replies have come."""
+        self.answered = True
+        self._on_replies(self, replies)
+
+    def set_exception(self, _: RedisUnavailableError, /) -> None:
+        """Its connection was lost."""
+        self.answered = True
+        self._on_replies(self, None)
+
+    def is_overdue(self, now: float, timeout_s: float) -> bool:
+        """Check the deadline, once `check_at` has come: whether the batch is overdue, else `check_at` is moved.
 
         It is checked again where this was the first check, or where the loop was late for this one.
         """
         if self.checks >= DEADLINE_CHECKS_MAX or (self.checks and now <= self.check_at + DEADLINE_RECHECK_S):
-            return None
+            return True
         self.checks += 1
         self.check_at = max(now + DEADLINE_RECHECK_S, self.sent_at + timeout_s / 2)
-        return self.check_at
+        return False
 
     def complete_page(self, codes: list[str], known_code: str) -> None:
         """Complete a page: `codes` has one for each row that was appended, `known_code` is that of all others."""

@@ -17,8 +17,8 @@ a deadline is believed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any, Final
 
 import hiredis
@@ -40,6 +40,7 @@ from maskline.ingest.outcome import (
 )
 from maskline.ingest.publish.batch import Batch
 from maskline.ingest.publish.circuit_breaker import CircuitBreaker
+from maskline.ingest.publish.deadline_timer import DeadlineTimer
 from maskline.ingest.publish.durability import Durability
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.callback import CALLBACK_FIELD
@@ -85,6 +86,7 @@ class Publisher:
         """Rows of pages that this connection has appended, and the server has not confirmed as durable."""
         self._gathering: Batch | None = None
         self._sending_soon = False
+        self._deadlines = DeadlineTimer(self._loop, self._check_deadlines)
         self.on_refused: OnRefused = fail_all
         """Takes over callbacks that were not taken."""
         self.on_attached: Callable[[], object] = lambda: None
@@ -196,7 +198,7 @@ class Publisher:
         if self._connection is None:
             page.set_result([AWAY] * len(rows))
             return page
-        batch = Batch(self._loop.time())
+        batch = Batch(self._loop.time(), self._on_replies)
         batch.page = page
         batch.known = [row in self._unconfirmed for row in rows]
         fresh = [row for row, known in zip(rows, batch.known, strict=True) if not known]
@@ -219,10 +221,11 @@ class Publisher:
         return max(SILENCE_TIMEOUTS_S[self._silence_level], 2 * self._timeout_s)
 
     def _begin(self) -> Batch:
-        batch = Batch(self._loop.time())
+        batch = Batch(self._loop.time(), self._on_replies)
         # A slow server is asked only by requests that the spool cannot help: late is better than not at all.
         timeout_s = max(self._timeout_s, SILENCE_TIMEOUTS_S[0]) if self.slow else self._timeout_s
-        batch.timer = self._loop.call_later(timeout_s, self._on_deadline, batch)
+        batch.check_at = batch.first_at + timeout_s
+        self._deadlines.watch(batch.check_at)
         return batch
 
     def _send_gathered(self) -> None:
@@ -248,25 +251,23 @@ class Publisher:
         if confirm:
             commands.append(confirm)
             count += 1
+        batch.connection = connection
         silence_s = self.silence_timeout_s()
-        batch.replies = connection.send(b"".join(commands), count, timeout_s=silence_s, at_once=True)
-        batch.replies.add_done_callback(partial(self._on_replies, batch, connection))
+        connection.send_for(batch, b"".join(commands), count, timeout_s=silence_s, at_once=True)
 
-    def _on_replies(
-        self, batch: Batch, connection: PipelinedConnection, future: asyncio.Future[list[Any]]
-    ) -> None:
-        """Decide the outcome of a batch that was sent."""
+    def _on_replies(self, batch: Batch, replies: list[Any] | None) -> None:
+        """Decide the outcome of a batch that was sent; `replies` is None if the connection was lost."""
         self._sent.remove(batch)
         self._given_up -= batch.given_up
         self._release(batch)
-        if future.exception() is not None:
-            loss = _loss_code(connection)
+        if replies is None:
+            loss = _loss_code(batch.connection)
             self._refuse(batch, [loss] * len(batch.values), loss)
             self._metrics.batch_failures[loss] += 1
             self._on_failure(loss)
         else:
             self._metrics.publish_s.observe(self._loop.time() - batch.first_at)
-            self._read_replies(batch, future.result())
+            self._read_replies(batch, replies)
         if self._gathering is not None and not self._sending_soon and len(self._sent) < self._batches_max:
             self._send_gathered()
 
@@ -357,30 +358,29 @@ class Publisher:
             self.on_slow()
 
     def _release(self, batch: Batch) -> None:
-        """Stop the batch's deadline, and subtract its callbacks from those in flight."""
-        if batch.timer is not None:
-            batch.timer.cancel()
-            batch.timer = None
+        """Drop the batch's deadline, and subtract its callbacks from those in flight."""
+        batch.check_at = inf
         self.in_flight.callbacks -= len(batch.completions)
         self.in_flight.size_bytes -= batch.size_bytes
 
-    def _on_deadline(self, batch: Batch) -> None:
-        """A batch seems to have no replies in time: check again, or give up all that is under way."""
-        batch.timer = None
-        if batch.answered:
-            return  # `_on_replies` is about to run
-        check_at = batch.next_check_at(self._loop.time(), self._timeout_s)
-        if check_at is not None:
-            batch.timer = self._loop.call_at(check_at, self._on_deadline, batch)
-            return
-        self._metrics.batch_failures[TIMEOUT] += 1
-        for under_way in list(self._sent):
-            self._give_up(under_way)
-        self._on_failure(TIMEOUT)
+    def _awaited(self) -> Iterable[Batch]:
+        """All batches that have no outcome yet, in order of arrival."""
+        return self._sent if self._gathering is None else [*self._sent, self._gathering]
+
+    def _check_deadlines(self) -> float:
+        """Give up all that is under way if a batch has no replies in time. Returns when to check again."""
+        now = self._loop.time()
+        due = [batch for batch in self._awaited() if batch.check_at <= now]
+        if [batch for batch in due if batch.is_overdue(now, self._timeout_s)]:
+            self._metrics.batch_failures[TIMEOUT] += 1
+            for under_way in list(self._sent):
+                self._give_up(under_way)
+            self._on_failure(TIMEOUT)
+        return min((batch.check_at for batch in self._awaited()), default=inf)
 
     def _give_up(self, batch: Batch) -> None:
         """Hand on a request's batch that the server has not answered. In order of arrival: before what gathers."""
-        if batch.page is not None or batch.given_up or batch.answered:
+        if batch.page is not None or batch.given_up:
             return
         self._release(batch)
         self._refuse(batch, [TIMEOUT] * len(batch.values), "")

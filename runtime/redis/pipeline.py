@@ -21,7 +21,7 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 
@@ -48,15 +48,30 @@ def pack(*arguments: Argument) -> bytes:
     return packed
 
 
+class ReplyReceiver(Protocol):
+    """Receives the replies of a batch: a future, or an object with the same methods, which costs no loop turn.
+
+    It is completed once, while it is not `done`, in the loop turn in which the last reply is read. What it raises ends
+    the connection. It may close the connection, and send on it.
+    """
+
+    def done(self) -> bool:
+        """Whether nobody awaits the replies any more."""
+
+    def set_result(self, replies: list[Any], /) -> None:
+        """Take the replies of all commands, in their order."""
+
+    def set_exception(self, error: RedisUnavailableError, /) -> None:
+        """The connection is lost; nobody knows which of the commands were carried out."""
+
+
 class _Batch:
     """Commands that were sent together: their replies so far, and when they are overdue without progress."""
 
-    __slots__ = ("begun_at", "count", "deadline", "future", "replies", "timeout_s")
+    __slots__ = ("begun_at", "count", "deadline", "receiver", "replies", "timeout_s")
 
-    def __init__(
-        self, future: asyncio.Future[list[Any]], count: int, deadline: float, timeout_s: float
-    ) -> None:
-        self.future = future
+    def __init__(self, receiver: ReplyReceiver, count: int, deadline: float, timeout_s: float) -> None:
+        self.receiver = receiver
         self.count = count
         self.deadline = deadline
         self.timeout_s = timeout_s
@@ -119,19 +134,30 @@ class PipelinedConnection(asyncio.Protocol):
         connection is lost, or when there is no progress for `timeout_s`, which closes the connection.
         """
         future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self.send_for(future, packed, count, timeout_s=timeout_s, at_once=at_once)
+        return future
+
+    def send_for(
+        self,
+        receiver: ReplyReceiver,
+        packed: bytes,
+        count: int,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        at_once: bool = False,
+    ) -> None:
+        """Like `send`, but the replies go to an existing receiver. It may fail before this returns."""
         if self._lost is not None or self._transport is None:
-            future.set_exception(RedisUnavailableError(str(self._lost or "not connected to Redis")))
-            future.exception()  # as in _fail
-            return future
-        self._waiting.append(_Batch(future, count, self._loop.time() + timeout_s, timeout_s))
+            _fail_receiver(receiver, str(self._lost or "not connected to Redis"))
+            return
+        self._waiting.append(_Batch(receiver, count, self._loop.time() + timeout_s, timeout_s))
         self._sent_bytes += len(packed)
         if at_once and not self._out:
             self._transport.write(packed)
-            return future
+            return
         if not self._out:
             self._loop.call_soon(self._flush, context=self._context)
         self._out.append(packed)
-        return future
 
     async def execute(self, *arguments: Argument, timeout_s: float = REPLY_TIMEOUT_S) -> Any:
         """Send one command and return its reply. Raises hiredis.ReplyError for an error reply."""
@@ -159,11 +185,11 @@ class PipelinedConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse replies and hand them to their batches."""
-        reader, waiting = self._reader, self._waiting
+        reader = self._reader
         self.received_bytes += len(data)
         reader.feed(data)
         try:
-            while waiting:
+            while waiting := self._waiting:  # a receiver that closes the connection replaces it
                 batch = waiting[0]
                 replies, count = batch.replies, batch.count
                 while len(replies) < count:
@@ -176,8 +202,8 @@ class PipelinedConnection(asyncio.Protocol):
                 waiting.popleft()
                 self._answered += 1
                 self.transfer_s = self._loop.time() - batch.begun_at if batch.begun_at else 0.0
-                if not batch.future.done():
-                    batch.future.set_result(replies)
+                if not batch.receiver.done():
+                    batch.receiver.set_result(replies)
         except hiredis.ProtocolError:
             self._fail("Redis sent something that is not its protocol")
 
@@ -236,9 +262,17 @@ class PipelinedConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         for batch in waiting:
             batch.replies = []
-            if not batch.future.done():
-                batch.future.set_exception(RedisUnavailableError(why))
-                # asyncio must not warn, at collection, about a future whose owner has gone.
-                batch.future.exception()
+            try:
+                _fail_receiver(batch.receiver, why)
+            except Exception as error:  # noqa: BLE001 - a fault of one receiver: the others must hear of the loss
+                message = "a receiver of replies failed"
+                self._loop.call_exception_handler({"message": message, "exception": error})
         if self._on_lost is not None:
             self._on_lost()
+
+
+def _fail_receiver(receiver: ReplyReceiver, why: str) -> None:
+    if not receiver.done():
+        receiver.set_exception(RedisUnavailableError(why))
+        if isinstance(receiver, asyncio.Future):
+            receiver.exception()  # asyncio must not warn, at collection, about a future whose owner has gone

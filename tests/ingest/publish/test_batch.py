@@ -5,12 +5,17 @@ import asyncio
 import pytest
 
 from maskline.ingest.publish.batch import DEADLINE_CHECKS_MAX, DEADLINE_RECHECK_S, Batch
+from maskline.schemas.errors import RedisUnavailableError
 
 TIMEOUT_S = 0.5
 
 
+def batch_at(first_at: float) -> Batch:
+    return Batch(first_at, lambda *_: None)
+
+
 def batch_of(*values: bytes) -> Batch:
-    batch = Batch(10.0)
+    batch = batch_at(10.0)
     loop = asyncio.get_running_loop()
     for number, value in enumerate(values):
         batch.partition_hashes.append(number)
@@ -33,7 +38,7 @@ async def test_complete_groups_refused_callbacks_by_code_in_their_order():
 
 
 async def test_complete_page_gives_rows_that_were_not_appended_again_their_own_code():
-    batch = Batch(10.0)
+    batch = batch_at(10.0)
     batch.page = page = asyncio.get_running_loop().create_future()
     batch.known = [True, False, True, False]
     batch.complete_page(["", "redis_oom"], "not_durable")
@@ -43,19 +48,30 @@ async def test_complete_page_gives_rows_that_were_not_appended_again_their_own_c
 
 
 def test_first_check_of_a_deadline_is_never_believed():
-    batch = Batch(10.0)
+    batch = batch_at(10.0)
     batch.sent_at = 10.4
-    check_at = batch.next_check_at(10.5, TIMEOUT_S)
-    assert check_at == pytest.approx(10.65)  # half the timeout after it was sent
-    assert batch.next_check_at(check_at, TIMEOUT_S) is None
+    assert not batch.is_overdue(10.5, TIMEOUT_S)
+    assert batch.check_at == pytest.approx(10.65)  # half the timeout after it was sent
+    assert batch.is_overdue(batch.check_at, TIMEOUT_S)
 
 
 def test_check_by_a_late_loop_is_repeated_a_bounded_number_of_times():
-    batch, now, checks = Batch(10.0), 20.0, 0
-    while (check_at := batch.next_check_at(now, TIMEOUT_S)) is not None:
+    batch, now, checks = batch_at(10.0), 20.0, 0
+    while not batch.is_overdue(now, TIMEOUT_S):
         checks += 1
-        now = check_at + 2 * DEADLINE_RECHECK_S
+        now = batch.check_at + 2 * DEADLINE_RECHECK_S
     assert checks == DEADLINE_CHECKS_MAX
+
+
+def test_replies_and_a_lost_connection_are_reported_once_with_the_batch():
+    told: list[tuple[Batch, list[bytes] | None]] = []
+    taken, lost = (Batch(10.0, lambda *outcome: told.append(outcome)) for _ in range(2))
+    assert not taken.done()
+    taken.set_result([b"1-0"])
+    lost.set_exception(RedisUnavailableError("lost"))
+    assert told == [(taken, [b"1-0"]), (lost, None)]
+    assert taken.done()
+    assert lost.done()
 
 
 async def test_batch_that_was_given_up_holds_no_callbacks():

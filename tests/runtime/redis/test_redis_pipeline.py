@@ -127,6 +127,50 @@ async def test_batch_sent_at_once_keeps_its_order(connection, namespace):
     assert [reply for future in sent for reply in await future] == [None, b"1", b"2", b"3", b"4"]
 
 
+class Receiver:
+    """A ReplyReceiver that notes what it was told, and then does what the test wants."""
+
+    def __init__(self, then=lambda: None):
+        self.told, self.then = [], then
+
+    def done(self):
+        return bool(self.told)
+
+    def set_result(self, replies):
+        self.told.append(replies)
+        self.then()
+
+    def set_exception(self, error):
+        self.told.append(error)
+        self.then()
+
+
+async def test_receiver_that_closes_the_connection_ends_the_reading(connection):
+    receivers = [Receiver(connection.close), Receiver(), Receiver()]
+    for receiver in receivers:
+        connection.send_for(receiver, pack("PING"), 1)  # the replies come together
+    await asyncio.to_thread(wait_until, lambda: all(receiver.done() for receiver in receivers))
+    assert receivers[0].told == [[b"PONG"]]
+    assert [type(each.told[0]) for each in receivers[1:]] == [RedisUnavailableError] * 2
+    late = Receiver()
+    connection.send_for(late, pack("PING"), 1)
+    assert isinstance(late.told[0], RedisUnavailableError)
+
+
+async def test_fault_of_one_receiver_hides_the_loss_from_no_other(connection):
+    def fail():
+        raise ZeroDivisionError
+
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    receivers = [Receiver(fail), Receiver()]
+    for receiver in receivers:
+        connection.send_for(receiver, pack("BLPOP", "never", 0), 1)
+    connection.close()
+    assert [len(each.told) for each in receivers] == [1, 1]
+    assert [type(fault) for fault in faults] == [ZeroDivisionError]
+
+
 async def test_error_replies_stand_in_the_list_and_stop_nothing(connection, namespace):
     key = f"{namespace}:k"
     replies = await connection.send(
