@@ -17,11 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         order_search_path()
         if sys.argv[1:2] and sys.argv[1] in NODES:
-            from maskline.runtime.startup import early_signals, lean_structlog  # noqa: PLC0415
+            from maskline.runtime.startup import early_signals  # noqa: PLC0415
 
             early_signals.exit_on_signals()
-            if sys.argv[1] != "dev":  # which shows its own lines by rich
-                lean_structlog.import_structlog()
         if sys.argv[1:2] == ["health"]:
             # A probe runs every few seconds, so it loads nothing that only other commands need, as the event loop.
             from maskline.console.health import run_and_exit  # noqa: PLC0415

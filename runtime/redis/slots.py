@@ -1,6 +1,5 @@
 """Which server of a Redis Cluster has which key, from its reply to CLUSTER SLOTS. Pure."""
 
-from binascii import crc_hqx
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -8,32 +7,25 @@ from maskline.runtime.redis.url import Server
 
 SLOTS: Final = 16_384  # of every cluster: the cluster specification
 
-
-def slot_of(key: bytes) -> int:
-    """The slot of a key: the CRC-16 of its hash tag, of the whole key where there is none (the cluster specification).
-
-    The hash tag is what stands between the first `{` and the first `}` after it, unless that is nothing.
-    """
-    start = key.find(b"{")
-    if start >= 0:
-        end = key.find(b"}", start + 1)
-        if end > start + 1:
-            key = key[start + 1 : end]
-    return crc_hqx(key, 0) % SLOTS
+__all__ = ["SLOTS", "SlotMap", "read_slots"]
 
 
 class SlotMap:
     """The primaries of a cluster and the slots each of them serves. Immutable; a slot may have no server."""
 
-    __slots__ = ("_owners", "primaries")
+    __slots__ = ("_owners", "_slot_of", "primaries")
 
     def __init__(self, owners: dict[int, Server]) -> None:
+        # Only with a cluster, since redis-py makes a node's start longer by a fifth.
+        from redis.crc import key_slot  # noqa: PLC0415
+
+        self._slot_of = key_slot
         self._owners = owners
         self.primaries = tuple(sorted(set(owners.values())))
 
     def server_of(self, key: str) -> Server | None:
         """The primary that serves the key's slot; None where none does."""
-        return self._owners.get(slot_of(key.encode()))
+        return self._owners.get(self._slot_of(key.encode()))
 
     @property
     def complete(self) -> bool:

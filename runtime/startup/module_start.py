@@ -19,7 +19,6 @@ def prepare(module: str) -> None:
 
     order_search_path()
     # Only now, as its own imports must not be found in the working directory.
-    from maskline.runtime.startup import early_signals, lean_structlog  # noqa: PLC0415
+    from maskline.runtime.startup import early_signals  # noqa: PLC0415
 
     early_signals.exit_on_signals()
-    lean_structlog.import_structlog()

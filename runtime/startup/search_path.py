@@ -1,6 +1,6 @@
 """Orders the search path for modules: maskline first, then the libraries, the working directory last.
 
-A user's project may well have a `msgspec.py` or a `maskline.py`. None of them may take the place of maskline, or of a
+A user's project may well have a `redis.py` or a `maskline.py`. None of them may take the place of maskline, or of a
 library that it needs, however a process was started. If one does all the same, because PYTHONPATH has it first, the
 start ends with one line that names it.
 
@@ -19,7 +19,7 @@ OWN_NAME = "maskline"
 LIBRARIES = frozenset(
     {
         "aiohappyeyeballs", "aiohttp", "aiosignal", "async_timeout", "attr", "attrs", "frozenlist", "hiredis", "idna",
-        "markdown_it", "mdurl", "msgspec", "multidict", "prometheus_client", "propcache", "pygments", "rich",
+        "markdown_it", "mdurl", "msgspec", "multidict", "prometheus_client", "propcache", "pygments", "redis", "rich",
         "structlog", "typing_extensions", "uvloop", "yarl",
     }
 )  # fmt: skip

@@ -99,7 +99,7 @@ def install(wheel: Path, directory: Path) -> Installation:
 
 
 def run_modules(newcomer: Newcomer) -> None:
-    """In the project's folder, which has a `worker.py`, a `schemas/`, a `handlers/` and a `msgspec.py`."""
+    """In the project's folder, which has a `worker.py`, a `schemas/`, a `handlers/` and a `redis.py`."""
     for options in ((), ("-P",)):
         for module in ("maskline", "maskline.ingest", "maskline.worker"):
             with step(f"python {' '.join([*options, '-m', module])} --help"):

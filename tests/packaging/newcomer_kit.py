@@ -26,7 +26,7 @@ INSIDE = ("console", "handlers", "ingest", "runtime", "schemas", "worker")
 PROJECT = {
     "schemas/__init__.py": "CURRENCY = 'EUR'\n",
     "worker.py": "RATE = 2\n",
-    "msgspec.py": "raise SystemExit('msgspec.py of the project was imported')\n",
+    "redis.py": "raise SystemExit('redis.py of the project was imported')\n",
     "handlers/__init__.py": "",
     "handlers/fares.py": """
 import os
@@ -46,7 +46,7 @@ async def book(event: Event, ctx: Context) -> None:
         file.write(f"{event.session_uuid} {event.sequence_number} {RATE} {CURRENCY}\\n")
 """,
 }
-"""A folder with handlers: maskline must neither import its modules nor be in their way, nor import its msgspec.py."""
+"""A folder with handlers: maskline must neither import its modules nor be in their way, nor import its redis.py."""
 
 PYTEST_PROJECT = {
     "schemas.py": "CURRENCY = 'EUR'\n",

@@ -27,7 +27,7 @@ SAFE_PATH = [sys.executable, "-P", "-m"]
 """Python leaves the working directory out of its path: handlers are found there all the same."""
 
 LIBRARIES = [
-    "msgspec.py", "aiohttp/__init__.py", "queue.py", "concurrent/__init__.py", "yarl.py", "uvloop.py", "structlog.py",
+    "redis.py", "aiohttp/__init__.py", "queue.py", "concurrent/__init__.py", "yarl.py", "uvloop.py", "structlog.py",
     "json.py", "selectors.py", "typing.py",
 ]  # fmt: skip
 """Files with the names of libraries, of Python's and of others."""
@@ -204,7 +204,7 @@ def test_module_start_imports_no_file_with_the_name_of_a_standard_module(tmp_pat
 @pytest.mark.parametrize(
     ("name", "command"),
     [
-        ("msgspec.py", [MASKLINE, "worker"]),
+        ("redis.py", [MASKLINE, "worker"]),
         ("queue.py", [*AS_MODULE, "maskline.ingest"]),
         ("aiohttp/__init__.py", [*AS_MODULE, "maskline.worker"]),
         ("concurrent/__init__.py", [MASKLINE, "ingest", "--processes", "2"]),
@@ -226,7 +226,7 @@ def test_files_on_pythonpath_with_names_of_maskline_inside_are_allowed(tmp_path)
 
 @pytest.mark.parametrize(
     ("handlers", "file"),
-    [("msgspec", "msgspec.py"), ("queue", "queue.py"), ("maskline.fares", "maskline/fares.py")],
+    [("redis", "redis.py"), ("queue", "queue.py"), ("maskline.fares", "maskline/fares.py")],
 )
 def test_handler_module_with_the_name_of_a_library_or_of_maskline_is_refused(project, handlers, file):
     (project / file).parent.mkdir(exist_ok=True)
@@ -236,9 +236,9 @@ def test_handler_module_with_the_name_of_a_library_or_of_maskline_is_refused(pro
 
 
 def test_handler_module_that_imports_a_hidden_file_is_refused_and_told_to_rename_it(project):
-    (project / "fares" / "calls.py").write_text("from msgspec import Order")
+    (project / "fares" / "calls.py").write_text("from redis import Order")
     line = refused([MASKLINE, "worker"], directory=project, MASKLINE_HANDLERS="fares.calls")
-    assert f"{project / 'msgspec.py'} cannot be imported under this name: rename it" in line
+    assert f"{project / 'redis.py'} cannot be imported under this name: rename it" in line
 
 
 def test_handler_file_with_the_name_of_a_library_is_loaded_by_its_path(redis_server, namespace, project):
@@ -258,12 +258,12 @@ def test_handler_file_with_the_name_of_a_library_is_loaded_by_its_path(redis_ser
 
 
 def test_installed_copy_of_a_library_hides_nothing(tmp_path, monkeypatch):
-    (tmp_path / "msgspec").mkdir()
-    (tmp_path / "msgspec" / "__init__.py").touch()
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "msgspec")
-    assert list(search_path.hiding_modules()) == [("msgspec", str(tmp_path / "msgspec"))]
-    (tmp_path / "msgspec-9.0.dist-info").mkdir()
+    monkeypatch.delitem(sys.modules, "redis")
+    assert list(search_path.hiding_modules()) == [("redis", str(tmp_path / "redis"))]
+    (tmp_path / "redis-9.0.dist-info").mkdir()
     assert list(search_path.hiding_modules()) == []
 
 

@@ -1,11 +1,8 @@
 """The map of a cluster's slots, from the reply to CLUSTER SLOTS."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from redis.crc import key_slot
 
-from maskline.runtime.redis.slots import SLOTS, read_slots, slot_of
+from maskline.runtime.redis.slots import SLOTS, read_slots
 from maskline.runtime.redis.url import Server
 
 ASKED = Server("asked", 7)
@@ -24,11 +21,6 @@ def test_ranges_are_read_and_replicas_left_out():
     # 12739 and 5061 are in the cluster specification; so the tag alone counts.
     assert slots.server_of("123456789") == Server("b", 2)
     assert slots.server_of("foo{bar}zap") == slots.server_of("{bar}") == Server("a", 1)
-
-
-@given(st.lists(st.sampled_from([b"{", b"}", b"a", b"bc"]) | st.binary(max_size=3), max_size=8).map(b"".join))
-def test_slot_of_a_key_is_that_of_redis_py(key):
-    assert slot_of(key) == key_slot(key)
 
 
 @pytest.mark.parametrize("host", [b"", b"?", None])
