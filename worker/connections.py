@@ -26,6 +26,7 @@ from maskline.runtime.redis.namespace import NamespaceCheck
 from maskline.runtime.redis.pipeline import REPLY_TIMEOUT_S, PipelinedConnection
 from maskline.runtime.redis.reconnect import LOG_AGAIN_S, keep_connected
 from maskline.runtime.redis.server_monitor import ServerMonitor
+from maskline.runtime.redis.tracking import track_reads
 from maskline.runtime.redis.url import Server
 from maskline.runtime.tasks import BackgroundTasks
 from maskline.schemas.errors import ConfigError, RedisRefusesError
@@ -81,6 +82,9 @@ class ServerConnections:
         """For leases and heartbeats, in the order in which they are sent."""
         self.reads_client_id = 0
         """The client ID of the reading connection, to end a blocking read early."""
+        self.notifies = False
+        """The reading connection is told when a stream changes that it has read (`runtime.redis.tracking`)."""
+        self._notify_refusal = ""
         self.incarnation = object()
         """A new object each time the connections are opened: the server may have lost what was seen before."""
         self.opened_ms: int | None = None
@@ -160,6 +164,8 @@ class ServerConnections:
             await self._monitor.require_supported(self.commands, self.address)
             await load_scripts(self.commands)
             self.reads_client_id = int(await reads.execute("CLIENT", "ID"))
+            if self._endpoint.is_cluster:  # one server lets a read of all its partitions wait instead
+                await self._ask_for_notifications(reads)
             await self._ask_time(reads)
         except BaseException:
             self._close()
@@ -192,6 +198,13 @@ class ServerConnections:
             if isinstance(other, BaseException):
                 raise other
         return cast("PipelinedConnection", self.reads)
+
+    async def _ask_for_notifications(self, reads: PipelinedConnection) -> None:
+        refusal = await track_reads(reads)
+        self.notifies = not refusal
+        if refusal and refusal != self._notify_refusal:
+            _log.warning("stream notifications refused", redis=self.address, reply=refusal)
+        self._notify_refusal = refusal
 
     async def _ask_time(self, connection: PipelinedConnection) -> None:
         """Note when the connections were opened, and when the last ones were lost."""

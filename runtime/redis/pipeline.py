@@ -2,8 +2,8 @@
 
 redis-py sends a command, or a pipeline, and waits for its reply; intake and dispatch instead have many batches under
 way on one connection. This connection takes commands that are already packed, writes what gathered during a loop tick
-with one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2: none of the replies read
-here gains by RESP3.
+with one call, and hands the replies to their batches as hiredis parses them. It speaks RESP2, unless its owner asks the
+server for RESP3, for its push messages: they come between replies, and go to `on_push`.
 
 A deadline counts silence, not the time to the last byte of a reply: through a thin pipe a big one may take a minute,
 and cutting it would only have it sent again. PROGRESS_MIN_BYTES says what counts as progress.
@@ -40,6 +40,8 @@ a kilobyte a second nothing gets done, and a trickle must not keep a connection 
 WATCH_INTERVAL_S: Final = 0.25
 
 _NOTHING: Final = object()
+
+_PushMessage: Final = hiredis.PushNotification
 
 
 def pack(*arguments: Argument) -> bytes:
@@ -96,6 +98,8 @@ class PipelinedConnection(asyncio.Protocol):
         self._context = contextvars.copy_context()
         """The context for callbacks of the loop, not the sender's: a user's code may have bound log values in its
         own."""
+        self.on_push: Callable[[list[Any]], None] | None = None
+        """Takes each push message of RESP3: its kind, and what it says."""
         self.server_address: ServerAddress | None = None
         """The server's address; None before it is connected."""
         self.timed_out = False
@@ -184,7 +188,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._watch = self._loop.call_later(WATCH_INTERVAL_S, self._check_deadline)
 
     def data_received(self, data: bytes) -> None:
-        """Parse replies and hand them to their batches."""
+        """Parse replies and hand them to their batches, push messages to `on_push`."""
         reader = self._reader
         self.received_bytes += len(data)
         reader.feed(data)
@@ -198,12 +202,18 @@ class PipelinedConnection(asyncio.Protocol):
                         if replies and not batch.begun_at:
                             batch.begun_at = self._loop.time()
                         return
+                    if reply.__class__ is _PushMessage:
+                        self._handle_push(reply)
+                        continue
                     replies.append(reply)
                 waiting.popleft()
                 self._answered += 1
                 self.transfer_s = self._loop.time() - batch.begun_at if batch.begun_at else 0.0
                 if not batch.receiver.done():
                     batch.receiver.set_result(replies)
+            if self.on_push is not None:  # else nothing comes unasked
+                while (message := reader.gets()) is not _NOTHING:
+                    self._handle_push(message)
         except hiredis.ProtocolError:
             self._fail("Redis sent something that is not its protocol")
 
@@ -214,6 +224,10 @@ class PipelinedConnection(asyncio.Protocol):
         )
 
     # Inside
+
+    def _handle_push(self, message: Any) -> None:
+        if self.on_push is not None and message.__class__ is _PushMessage:
+            self.on_push(message)
 
     def _flush(self) -> None:
         if self._out and self._transport is not None and self._lost is None:

@@ -1,6 +1,7 @@
 """Sends the read that follows another one: at once, at a time, or earlier when there is a reason to."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from time import monotonic
 
@@ -19,7 +20,8 @@ class NextRead:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._send: Callable[[], ReadRequest | None] | None = None
-        self._result: asyncio.Future[ReadRequest | None] | None = None
+        """None while no read waits."""
+        self._result: asyncio.Future[ReadRequest | None] = self._loop.create_future()
         self._earliest_at = 0.0
 
     def schedule(
@@ -27,34 +29,36 @@ class NextRead:
     ) -> asyncio.Future[ReadRequest | None]:
         """Call `send` at `latest_at`, or after `hasten`, but not before `earliest_at`; now if the time has passed.
 
-        The future holds what `send` returns or raises.
+        `latest_at`: infinite if only `hasten` may send it. The future holds what `send` returns or raises.
         """
         self.cancel()
         self._send, self._earliest_at = send, earliest_at
         self._result = result = self._loop.create_future()
         wait_s = max(earliest_at, latest_at) - monotonic()
-        if wait_s > 0:
-            self._timer = self._loop.call_later(wait_s, self._fire)
-        else:
+        if wait_s <= 0:
             self._fire()
+        elif wait_s < math.inf:
+            self._timer = self._loop.call_later(wait_s, self._fire)
         return result
 
     def hasten(self) -> None:
         """Send the read that waits, if one does, as soon as it may be sent; not before the next turn of the loop."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._send is not None:
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = self._loop.call_later(max(0.0, self._earliest_at - monotonic()), self._fire)
 
     def cancel(self) -> None:
         """Do not send the read that waits, if one does."""
+        self._send = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _fire(self) -> None:
-        self._timer = None
         send, result = self._send, self._result
-        if send is None or result is None or result.done():
+        self.cancel()
+        if send is None or result.done():
             return
         try:
             result.set_result(send())

@@ -96,13 +96,17 @@ class StreamPipeline:
 
     # What a poller may read
 
+    def open_at(self, server: ServerConnections) -> list[Partition]:
+        """The partitions of a server that are open, whether or not they may be read now."""
+        of_partition = self._connections.of_partition
+        return [partition for partition in self._owned.open if of_partition(partition.number) is server]
+
     def readable(self, server: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
         """The partitions that a poller may read at a server now, and whether others of that server must wait.
 
         The others wait for their commits, for another poller, or until their history on the server is checked.
         """
-        of_partition, incarnation = self._connections.of_partition, server.incarnation
-        open_here = [p for p in self._owned.open if of_partition(p.number) is server]
+        incarnation, open_here = server.incarnation, self.open_at(server)
         readable = [
             p
             for p in open_here

@@ -1,12 +1,13 @@
 """Reads the new entries of one server, again and again, and passes them to the pipeline.
 
-| reads | how | waits |
+| reads | how | if the server does not tell which streams have changed |
 | --- | --- | --- |
-| combined | one XREAD over all partitions owned | at the server, until an entry comes or BLOCK_MAX_MS are over |
-| single | an XREAD a partition, in one round trip | here, POLL_S between round trips that brought nothing |
+| combined | one XREAD over partitions with news | over all; it waits at the server, for BLOCK_MAX_MS at most |
+| single | an XREAD a partition with news, in one round trip | a partition, POLL_S after one that brought nothing |
 
-A combined read is cheaper and quicker. A cluster refuses it, since the keys lie in several slots. And where one
-partition cannot be read (another type of key in its place), single reads let the others go on.
+A combined read is cheaper. A cluster refuses it, since the keys lie in several slots. And where one partition cannot be
+read (another type of key in its place), single reads let the others go on. Which partitions have news is kept in
+`worker.streams.stream_news`.
 
 `worker.streams.read_pace` decides when the next read is sent, `worker.streams.read_size` how much it asks for. If that
 is less than READ_PARTITION_MIN entries of every partition, and there is a backlog, the partitions take turns.
@@ -20,6 +21,7 @@ server, and a poller whose server is gone is not cancelled before it has process
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
@@ -29,6 +31,7 @@ import hiredis
 
 from maskline.runtime.logs import get_logger
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
+from maskline.runtime.redis.tracking import changed_keys
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections
@@ -36,8 +39,10 @@ from maskline.worker.partitions.partition import Partition
 from maskline.worker.streams.next_read import NextRead
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.read_pace import next_read_at
+from maskline.worker.streams.read_replies import ReadReplies, ReadStreams
 from maskline.worker.streams.read_request import ReadRequest
 from maskline.worker.streams.read_size import SLOW_S, ReadSize
+from maskline.worker.streams.stream_news import StreamNews
 
 READ_PARTITION_MIN: Final = 4
 READ_PARTITION_MAX: Final = 256
@@ -53,17 +58,14 @@ commands a second."""
 TURN_BLOCK_MS: Final = 1
 """How long a read waits at the server while partitions take turns: others have something to read."""
 
-SINGLE_FOR_S: Final = 5.0
-"""How long single reads are sent after the server has refused a combined one."""
-
 _log = get_logger("maskline.worker")
 
 
 class Poller:
     """Reads the partitions that the worker owns on one server.
 
-    `combined`: whether one XREAD may read several partitions. `on_released()`: called when partitions may be read by
-    another poller.
+    `combined`: whether one XREAD may read several partitions. `on_released(partitions)`: called when another poller may
+    read these.
     """
 
     def __init__(
@@ -73,17 +75,18 @@ class Poller:
         pipeline: StreamPipeline,
         *,
         combined: bool,
-        on_released: Callable[[], None],
+        on_released: Callable[[Sequence[Partition]], None],
     ) -> None:
         self._server = server
         self._keys = keys
         self._pipeline = pipeline
-        self._combined = combined
         self._on_released = on_released
-        self._single_until = 0.0
-        self._errors: dict[int, str] = {}
-        """The last error of each partition that could not be read, by number."""
-        self._woken = asyncio.Event()
+        self._replies = ReadReplies(server, keys, combined=combined)
+        self._notified = False
+        """The server tells what has changed."""
+        self._news = StreamNews()
+        self._numbers: dict[bytes, int] = {}
+        """The number of each partition that was read, by the key of its stream."""
         self._blocking = False
         """A read is waiting at the server."""
         self.starved = False
@@ -114,7 +117,8 @@ class Poller:
             "waited_s": round(waited_s, 1),
             "read_bytes": size.read_bytes,
             "reads_cut": self.reads_cut,
-            "refused_partitions": sorted(self._errors),
+            "refused_partitions": self._replies.refused_partitions,
+            "notified": self._notified,
         }
 
     def retire(self, task: asyncio.Task[None]) -> None:
@@ -125,12 +129,20 @@ class Poller:
 
     def wake(self) -> None:
         """End a read that waits, as the partitions to read or the room for entries have changed."""
-        self._woken.set()
+        self._news.note_all_soon()
         self._next.hasten()
         commands = self._server.commands
         if self._blocking and commands is not None:
             self._blocking = False
             commands.send(pack("CLIENT", "UNBLOCK", self._server.reads_client_id), 1)
+
+    def progressed(self) -> None:
+        """Read on if that waits for room, or for a partition's commits: something was finished or committed."""
+        if self.starved:
+            if self._notified:
+                self._next.hasten()
+            else:
+                self.wake()
 
     async def run(self) -> None:
         """Read until cancelled or retired, over any number of connections."""
@@ -151,30 +163,35 @@ class Poller:
             self._claim_only(())
 
     async def _read_while_connected(self, reads: PipelinedConnection) -> None:
+        self._notified, reads.on_push = self._server.notifies, self._on_push
+        self._news.note_all_soon()
         read = self._send_read(reads)
         while not self._retired:
             self._claim_only(() if read is None else read.partitions)
             if read is None:
-                await self._woken.wait()
-                read = self._send_read(reads)
+                latest_at = self._news.all_at if self._notified else math.inf
+                read = await self._next.schedule(
+                    partial(self._send_read, reads), earliest_at=0.0, latest_at=latest_at
+                )
                 continue
-            self._blocking = read.combined
+            self._blocking = read.combined and not self._notified
             time_reply, *replies = await read.replies()
             self._blocking = False
             # If this user may not ask for TIME, the entries have no date.
             if isinstance(time_reply, hiredis.ReplyError):
                 replies = [time_reply] * len(replies)
-            streams = self._streams(read, replies)
+            streams = self._replies.streams(read, replies)
             self._on_read(read, streams or ())
             if streams is None:
                 await asyncio.sleep(RETRY_DELAY_S)
+                self._news.note_all_soon()
                 read = self._send_read(reads)
                 continue
             now_ms = int(time_reply[0]) * 1000 + int(time_reply[1]) // 1000 if streams else 0
             # From here until all that was read is processed nothing may cancel this task: see `retire`.
             processed = self._pipeline.process(self._pipeline.receive(streams, read.count, now_ms))
             # After the request for states, which would wait behind it.
-            following = self._schedule(reads, read, sum(len(entries) for _, entries in streams))
+            following = self._schedule(reads, read, sum(len(entries) for _, entries in streams), now_ms)
             if not await self._finish(processed):
                 return
             read = await following
@@ -183,15 +200,39 @@ class Poller:
                 read = self._send_read(reads)
 
     def _schedule(
-        self, reads: PipelinedConnection, last: ReadRequest, entries: int
+        self, reads: PipelinedConnection, last: ReadRequest, entries: int, now_ms: int
     ) -> asyncio.Future[ReadRequest | None]:
-        """Schedule the read after `last`, which brought so many entries. The future holds what `_send_read` returns."""
-        earliest_at = next_read_at(last.sent_at, entries, more=self._backlog)
-        waits_here = not last.combined and not entries
-        latest_at = monotonic() + POLL_S if waits_here else earliest_at
+        """Schedule the read after `last`, which brought so many entries. The future holds what `_send_read` returns.
+
+        `now_ms`: Redis's time at that read; 0 if it brought nothing of any partition, not even that.
+        """
+        now = monotonic()
+        latest_at = earliest_at = next_read_at(last.sent_at, entries, more=self._backlog)
+        if self._notified:
+            if now_ms:
+                self._read_gaps_in_time(now, now_ms)
+            latest_at = self._news.next_read_at(earliest_at)
+        elif not last.combined and not entries:
+            latest_at = now + POLL_S
         return self._next.schedule(
             partial(self._send_read, reads), earliest_at=earliest_at, latest_at=latest_at
         )
+
+    def _read_gaps_in_time(self, now: float, now_ms: int) -> None:
+        """Have all partitions read when the first of their gaps may be given up. `now_ms`: `now` by Redis's clock."""
+        for partition in self._pipeline.readable(self._server, self)[0]:
+            if partition.gaps and (deadline := partition.next_deadline_ms) is not None:
+                wait_ms = max(deadline - partition.stream_now_ms(now_ms), 1)
+                self._news.read_all_by(now + wait_ms / 1000)
+
+    def _on_push(self, message: Sequence[Any]) -> None:
+        """Note which streams have changed."""
+        keys = changed_keys(message)
+        if keys is None:
+            self._news.note_all_soon()
+        else:
+            self._news.noted.update(self._numbers[key] for key in keys if key in self._numbers)
+        self._next.hasten()
 
     async def _finish(self, processed: Awaitable[None]) -> bool:
         """Wait until what was read is processed. Returns whether to read on: the poller is not retired."""
@@ -212,13 +253,14 @@ class Poller:
             partition.poller = None
         self._claimed = list(partitions)
         if released:
-            self._on_released()
+            self._on_released(released)
 
     def _send_read(self, reads: PipelinedConnection) -> ReadRequest | None:
         """Send the next read; None if there is nothing to read or no room for it."""
-        self._woken.clear()
         size, pipeline = self._read_size, self._pipeline
         partitions, others_wait = pipeline.readable(self._server, self)
+        if self._notified:
+            partitions, others_wait = self._with_news(partitions)
         room = pipeline.room()
         room = min(room, size.room(pipeline.outstanding_max - room))
         # If the bound is below the least that a read asks for, the read is sent once nothing is unfinished.
@@ -230,17 +272,13 @@ class Poller:
         readable_count, partitions = len(partitions), self._of_this_turn(partitions, entries)
         of_each = max(min(entries, room) // len(partitions), min(entries, READ_PARTITION_MIN))
         count = min(of_each, READ_PARTITION_MAX)
-        combined = self._combined and monotonic() >= self._single_until
-        keys = [self._keys.callbacks(partition.number) for partition in partitions]
-        read_ids = [partition.read_id for partition in partitions]
-        if combined:
+        combined = self._replies.combined
+        waits = combined and not self._notified
+        block_ms = None
+        if waits:
             block_ms = TURN_BLOCK_MS if len(partitions) < readable_count else self._block_ms(partitions)
-            packed = [pack("XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", *keys, *read_ids)]
-        else:
-            packed = [
-                pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
-                for key, read_id in zip(keys, read_ids, strict=True)
-            ]
+        packed = self._pack(partitions, count, combined=combined, block_ms=block_ms)
+        self._news.noted.difference_update([partition.number for partition in partitions])
         for partition in partitions:
             if partition.poller is None:
                 partition.poller = self
@@ -250,6 +288,30 @@ class Poller:
             reads, self._server.incarnation, partitions, count, future, combined=combined
         )
         return self._last_read
+
+    def _with_news(self, readable: list[Partition]) -> tuple[list[Partition], bool]:
+        """Those of the readable partitions that are to be read now, and whether others wait to be readable."""
+        news = self._news
+        open_here = self._pipeline.open_at(self._server)
+        news.note_all_if_due([partition.number for partition in open_here], monotonic())
+        chosen = [partition for partition in readable if partition.number in news.noted]
+        return chosen, len(chosen) < len(news.noted)
+
+    def _pack(
+        self, partitions: Sequence[Partition], count: int, *, combined: bool, block_ms: int | None
+    ) -> list[bytes]:
+        """The commands that read these partitions. `block_ms`: None if they must not wait at the server."""
+        keys = [self._keys.callbacks(partition.number) for partition in partitions]
+        read_ids = [partition.read_id for partition in partitions]
+        if self._notified:
+            self._numbers |= {key.encode(): p.number for key, p in zip(keys, partitions, strict=True)}
+        if combined:
+            block = () if block_ms is None else ("BLOCK", block_ms)
+            return [pack("XREAD", "COUNT", count, *block, "STREAMS", *keys, *read_ids)]
+        return [
+            pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
+            for key, read_id in zip(keys, read_ids, strict=True)
+        ]
 
     def _of_this_turn(self, partitions: list[Partition], entries: int) -> list[Partition]:
         """All partitions, or as many as may be read now with so many entries; the others have the next turns."""
@@ -263,11 +325,13 @@ class Poller:
             self._turn = 0
         return chosen
 
-    def _on_read(self, read: ReadRequest, streams: Sequence[tuple[Partition, Sequence[Any]]]) -> None:
+    def _on_read(self, read: ReadRequest, streams: ReadStreams) -> None:
         """Learn from a read how much to ask for next."""
         counts = [len(entries) for _, entries in streams]
         size, was_slow, took_s = self._read_size, self._read_size.slow, read.transfer_s
         full = read.count in counts
+        if full:
+            self._news.noted.update(p.number for p, entries in streams if len(entries) == read.count)
         size.completed(sum(counts), read.size_bytes, took_s, min(read.waited_s, took_s), full=full)
         if size.slow and not was_slow:
             _log.warning(
@@ -293,39 +357,3 @@ class Poller:
             if (deadline := partition.next_deadline_ms) is not None:
                 block_ms = min(block_ms, max(deadline - partition.watermark_ms, 1))
         return block_ms
-
-    def _streams(
-        self, read: ReadRequest, replies: Sequence[Any]
-    ) -> list[tuple[Partition, Sequence[Any]]] | None:
-        """The entries that came, by partition, also if there are none; None if the streams could not be read.
-
-        Entries that came over an earlier connection are left out: the server may have lost them since.
-        """
-        if read.combined:
-            reply = replies[0]
-            if isinstance(reply, hiredis.ReplyError):
-                self._single_until = monotonic() + SINGLE_FOR_S
-                self._server.handle_error_reply(str(reply))
-                return None
-            by_key = dict(reply or ())
-            return [
-                (partition, by_key.get(self._keys.callbacks(partition.number).encode(), ()))
-                for partition in read.partitions
-                if partition.verified_at is read.incarnation
-            ]
-        streams: list[tuple[Partition, Sequence[Any]]] = []
-        for partition, reply in zip(read.partitions, replies, strict=True):
-            if isinstance(reply, hiredis.ReplyError):
-                self._on_failure(partition, str(reply))
-            elif partition.verified_at is read.incarnation:
-                streams.append((partition, reply[0][1] if reply else ()))
-                if self._errors:
-                    self._errors.pop(partition.number, None)
-        return streams
-
-    def _on_failure(self, partition: Partition, reply: str) -> None:
-        self._server.handle_error_reply(reply)
-        kind = reply.partition(" ")[0]
-        if self._errors.get(partition.number) != kind:
-            self._errors[partition.number] = kind
-            _log.error("partition read failed", partition=partition.number, reply=reply)

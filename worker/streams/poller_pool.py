@@ -1,11 +1,14 @@
 """Keeps one poller for each server, as the servers come and go."""
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import ServerConnections, WorkerConnections
 from maskline.worker.partitions.owned_partitions import OwnedPartitions
+from maskline.worker.partitions.partition import Partition
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.poller import Poller
 
@@ -67,10 +70,16 @@ class PollerPool:
             poller.wake()
 
     def progressed(self) -> None:
-        """Wake pollers that wait for room, as something was finished, committed or released by a poller."""
+        """Wake pollers that wait for room, as something was finished or committed."""
         for poller, _ in self._pollers.values():
-            if poller.starved:
-                poller.wake()
+            poller.progressed()
+
+    def _released(self, by: ServerConnections, partitions: Sequence[Partition]) -> None:
+        """Have partitions read that their poller has released, if they are another server's by now."""
+        for partition in partitions:
+            server = self._connections.of_partition(partition.number)
+            if server is not None and server is not by and server in self._pollers:
+                self._pollers[server][0].wake()
 
     def _match_servers(self) -> None:
         present = set(self._connections)
@@ -84,6 +93,6 @@ class PollerPool:
                 self._keys,
                 self._pipeline,
                 combined=not self._connections.is_cluster,
-                on_released=self.progressed,
+                on_released=partial(self._released, server),
             )
             self._pollers[server] = poller, asyncio.create_task(poller.run())

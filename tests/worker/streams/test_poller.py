@@ -10,8 +10,9 @@ from dispatch_kit import PATIENCE_S, until
 from worker_parts_kit import add, worker_parts
 
 from maskline import on
+from maskline.runtime.redis.tracking import track_reads
 from maskline.worker.partitions.phase import Phase
-from maskline.worker.streams import read_pace
+from maskline.worker.streams import read_pace, stream_news
 from maskline.worker.streams.poller import Poller
 from maskline.worker.streams.poller_pool import PollerPool
 from maskline.worker.streams.read_pace import READ_INTERVAL_S
@@ -20,9 +21,7 @@ from maskline.worker.streams.read_pace import READ_INTERVAL_S
 @asynccontextmanager
 async def polling(parts, *, combined=True):
     released = []
-    poller = Poller(
-        parts.server, parts.keys, parts.pipeline, combined=combined, on_released=lambda: released.append(1)
-    )
+    poller = Poller(parts.server, parts.keys, parts.pipeline, combined=combined, on_released=released.append)
     task = asyncio.create_task(poller.run())
     try:
         yield poller, task
@@ -176,3 +175,86 @@ async def test_gap_is_given_up_in_time_while_other_sessions_keep_their_poller_bu
                     return ("with a gap", 3) in handled
 
                 await until(given_up)
+
+
+@asynccontextmanager
+async def told_parts(redis_server, namespace, handler, *, lost=False, **settings):
+    """Parts whose server tells what has changed; `lost`: no message arrives."""
+    async with worker_parts(redis_server, namespace, handler, **settings) as parts:
+        assert lost or await track_reads(parts.server.reads) == ""
+        parts.server.notifies = True
+        yield parts
+
+
+@pytest.mark.parametrize("combined", [True, False], ids=["combined", "single"])
+async def test_partition_with_news_is_read_at_once_and_no_other(own_redis, namespace, monkeypatch, combined):
+    monkeypatch.setattr(stream_news, "READ_ALL_S", 3_600.0)
+    handled, handler = recorder()
+    async with told_parts(own_redis, namespace, handler) as parts:
+        partitions = parts.own(0), parts.own(1)
+        async with polling(parts, combined=combined):
+            with own_redis.client() as client:
+                await until(lambda: all(p.watermark_ms for p in partitions))  # all were read once
+                calls = xread_calls(client)
+                for number in (1, 2, 3):
+                    add(client, parts.keys, 0, "a", number)
+                    await until(lambda: len(handled) == number)  # noqa: B023 - asked at once
+                assert xread_calls(client) - calls == 3
+
+
+async def test_lost_message_is_made_up_for_by_the_next_read_of_all(redis_server, namespace):
+    handled, handler = recorder()
+    async with told_parts(redis_server, namespace, handler, lost=True) as parts:
+        partition = parts.own(0)
+        async with polling(parts):
+            await until(lambda: partition.watermark_ms)
+            with redis_server.client() as client:
+                add(client, parts.keys, 0, "a", 1)
+                await until(lambda: handled == [("a", 1)])
+
+
+async def test_more_than_a_read_brings_is_read_on_without_another_message(
+    redis_server, namespace, monkeypatch
+):
+    monkeypatch.setattr(stream_news, "READ_ALL_S", 3_600.0)
+    handled, handler = recorder()
+    async with told_parts(redis_server, namespace, handler) as parts:
+        with redis_server.client() as client:
+            add(client, parts.keys, 0, "a", *range(1, 600))
+            parts.own(0)
+            async with polling(parts):
+                await until(lambda: len(handled) == 599)
+
+
+async def test_partition_that_may_not_be_read_yet_keeps_its_news(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr(stream_news, "READ_ALL_S", 3_600.0)
+    handled, handler = recorder()
+    async with told_parts(redis_server, namespace, handler) as parts:
+        partition, other = parts.own(0), parts.own(1)
+        partition.poller = object()
+        async with polling(parts) as (poller, _):
+            await until(lambda: other.watermark_ms)
+            assert poller.starved
+            with redis_server.client() as client:
+                add(client, parts.keys, 0, "a", 1)
+            partition.poller = None
+            poller.progressed()
+            await until(lambda: handled == [("a", 1)])
+
+
+async def test_gap_is_given_up_in_time_where_the_server_tells_what_has_changed(
+    redis_server, namespace, monkeypatch
+):
+    monkeypatch.setattr(stream_news, "READ_ALL_S", 3_600.0)
+    handled, handler = recorder()
+    async with told_parts(redis_server, namespace, handler, gap_timeout_ms=50) as parts:
+        partition, _ = await parts.acquire(0)
+        other, _ = await parts.acquire(1)
+        parts.owned.move(partition, Phase.OPEN)
+        parts.owned.move(other, Phase.OPEN)
+        async with polling(parts):
+            with redis_server.client() as client:
+                add(client, parts.keys, 0, "a", 1, 3)
+                await until(lambda: partition.held)
+                add(client, parts.keys, 1, "b", 1)  # from now on its deadline is known
+                await until(lambda: ("a", 3) in handled)
