@@ -217,16 +217,16 @@ def test_callbacks_answered_through_a_failover_are_handled(crew: ClusterFleet, c
     crew.start()
     with ingest(crew, durability="replicas:1") as url:
         with Traffic(url) as traffic:
-            traffic.until(500)
+            traffic.until(200)
             killed = cluster.primary_of(crew.keys.callbacks(0))
             cluster.failover(killed, graceful=False)
-            traffic.until(500)
+            traffic.until(200)
             cluster.restart(killed)
-            traffic.until(500)
+            traffic.until(200)
             moving = crew.stream("s0")
             target = next(node for node in cluster.primaries() if node is not cluster.primary_of(moving))
             cluster.move_slot(slot_of(moving), target, keys_a_step=1)
-            traffic.until(500)
+            traffic.until(200)
         traffic.until_handled(crew)
     assert set(traffic.answers) == {200}
     in_order(crew, traffic.taken)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from example_counts import LONG
 from process_kit import Call, Fleet, by_session
 from system_kit import AUTH_ID, AUTH_TOKEN, ingest
 
-SESSIONS = 1_000
+SESSIONS = 1_000 if LONG else 300
 
 
 @pytest.fixture

@@ -76,9 +76,9 @@ def test_callbacks_answered_around_a_paused_primary_are_handled(crew: SentinelFl
     crew.start()
     with ingest(crew, durability="replicas:1") as url:
         with Traffic(url) as traffic:
-            traffic.until(300)
+            traffic.until(200)
             crew.sentinels.pause_past_a_failover()
-            traffic.until(300)
+            traffic.until(200)
         traffic.until_handled(crew)
     crew.follow()
     assert set(traffic.answers) == {200}
@@ -91,12 +91,12 @@ def test_callbacks_answered_through_a_failover_are_handled(crew: SentinelFleet):
     crew.start()
     with ingest(crew, durability="replicas:1") as url:
         with Traffic(url) as traffic:
-            traffic.until(500)
+            traffic.until(200)
             crew.sentinels.kill_primary()
             crew.sentinels.until_failed_over()
-            traffic.until(500)
+            traffic.until(200)
             crew.sentinels.restart_killed()
-            traffic.until(500)
+            traffic.until(200)
         traffic.until_handled(crew)
     crew.follow()
     assert set(traffic.answers) == {200}

@@ -3,11 +3,12 @@
 import time
 from pathlib import Path
 
+from example_counts import LONG
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, fleet, load
 from servers import RedisServer, wait_until
 
 KEEP = 500
-SOAK = 18_000
+SOAK = 18_000 if LONG else 8_000
 BATCH_SESSIONS = 20
 BATCH_EVENTS = 50
 HOUR_MS = 3_600_000

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 import redis.asyncio
+from example_counts import LONG
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from retry_histories_kit import HANDLERS, QUICK, SESSIONS, Step, World
@@ -55,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(
-    max_examples=15,
+    max_examples=15 if LONG else 5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     # Not shrunk: that takes minutes, as what happens depends on time. A failure says which history it was.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
