@@ -14,7 +14,7 @@ class NextRead:
     It is sent by a timer of the loop, so also while the entries of the last read are processed.
     """
 
-    __slots__ = ("_earliest_at", "_loop", "_result", "_send", "_timer")
+    __slots__ = ("_earliest_at", "_hastened", "_loop", "_result", "_send", "_timer")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -23,18 +23,21 @@ class NextRead:
         """None while no read waits."""
         self._result: asyncio.Future[ReadRequest | None] = self._loop.create_future()
         self._earliest_at = 0.0
+        self._hastened = False
+        """Since the last read was sent."""
 
     def schedule(
         self, send: Callable[[], ReadRequest | None], *, earliest_at: float, latest_at: float
     ) -> asyncio.Future[ReadRequest | None]:
         """Call `send` at `latest_at`, or after `hasten`, but not before `earliest_at`; now if the time has passed.
 
-        `latest_at`: infinite if only `hasten` may send it. The future holds what `send` returns or raises.
+        A `hasten` since the last call of a `send` counts. `latest_at`: infinite if only `hasten` may send it.
+        The future holds what `send` returns or raises.
         """
         self.cancel()
         self._send, self._earliest_at = send, earliest_at
         self._result = result = self._loop.create_future()
-        wait_s = max(earliest_at, latest_at) - monotonic()
+        wait_s = (earliest_at if self._hastened else max(earliest_at, latest_at)) - monotonic()
         if wait_s <= 0:
             self._fire()
         elif wait_s < math.inf:
@@ -42,7 +45,8 @@ class NextRead:
         return result
 
     def hasten(self) -> None:
-        """Send the read that waits, if one does, as soon as it may be sent; not before the next turn of the loop."""
+        """Send the read that waits, or else the next one, as soon as it may be sent; not within this call."""
+        self._hastened = True
         if self._send is not None:
             if self._timer is not None:
                 self._timer.cancel()
@@ -58,6 +62,7 @@ class NextRead:
     def _fire(self) -> None:
         send, result = self._send, self._result
         self.cancel()
+        self._hastened = False
         if send is None or result.done():
             return
         try:

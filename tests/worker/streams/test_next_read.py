@@ -1,6 +1,7 @@
 """The next read is sent when it is due, earlier when it is hastened, never before it may be, and never twice."""
 
 import asyncio
+import math
 from time import monotonic
 
 import pytest
@@ -31,6 +32,17 @@ async def test_read_that_may_wait_is_sent_once_it_is_hastened_and_only_once(sent
     following.hasten()
     await asyncio.sleep(0)
     assert sent == [1]
+
+
+async def test_read_is_hastened_by_what_came_before_it_was_scheduled(sent):
+    following = NextRead()
+    await following.schedule(lambda: sent.append(1), earliest_at=0.0, latest_at=0.0)
+    following.hasten()  # before the poller has seen that there was nothing to read
+    future = following.schedule(lambda: sent.append(2), earliest_at=0.0, latest_at=math.inf)
+    await until(future.done)
+    following.schedule(lambda: sent.append(3), earliest_at=0.0, latest_at=math.inf)
+    await asyncio.sleep(0)
+    assert sent == [1, 2]
 
 
 async def test_read_is_not_hastened_beyond_its_earliest_time(sent):
