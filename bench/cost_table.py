@@ -15,7 +15,7 @@ PART: Final = "cost"
 BASE: Final = "hand-written"
 COST_HEAD: Final = (
     "| rate | | CPU µs: ingest + Valkey + worker | ÷ hand-written | Valkey ÷ hand-written's "
-    "| received to handled, p50 / p99 ms | answered, p50 / p99 ms | AOF bytes |"
+    "| received to handled, p50 / p99 ms | answered, p50 / p99 ms | bytes: AOF, to Redis, from Redis |"
 )
 COMMAND_US_MIN: Final = 0.5
 """Commands that take less of a callback are left out."""
@@ -62,7 +62,7 @@ def _cost_row(samples: Sequence[Sample], key: Key) -> str:
         _ratio(samples, key, "valkey_us"),
         f"{figure('p50_ms', '.1f')} / {figure('p99_ms', '.1f')}",
         f"{figure('answer_p50_ms', '.1f')} / {figure('answer_p99_ms', '.1f')}",
-        figure("aof_bytes"),
+        ", ".join(map(figure, ("aof_bytes", "to_redis_bytes", "from_redis_bytes"))),
     ]
     return f"| {' | '.join(cells)} |"
 

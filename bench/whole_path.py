@@ -170,13 +170,21 @@ class Clocks(NamedTuple):
     cpu_s: dict[str, float]
 
 
+class Traffic(NamedTuple):
+    """Bytes that Valkey has written to its append-only file, received and sent."""
+
+    aof: int
+    received: int
+    sent: int
+
+
 class Window(NamedTuple):
     """A window of load."""
 
     load: Load
     begin: Clocks
     end: Clocks
-    aof_bytes: int
+    traffic: Traffic
     commands: dict[str, tuple[int, int]]
     """Valkey's calls and microseconds in the window, by command."""
 
@@ -200,13 +208,14 @@ def measure(
     with start_load(path.port, requests, rate=rate, warm_s=warm_s, slice_s=slice_s, skip=skip) as load:
         load.wait_for("counting")
         store.client.config_resetstat()
-        aof_bytes, begin = _aof_bytes(store), _clocks(pids)
+        before, begin = _traffic(store), _clocks(pids)
         load.wait_for("counted")
-        end, aof_bytes = _clocks(pids), _aof_bytes(store) - aof_bytes
+        end, after = _clocks(pids), _traffic(store)
+        traffic = Traffic(*(now - then for now, then in zip(after, before, strict=True)))
         commands = _commands(store)
         result = load.result()
     path.wait_until_committed()
-    return figures(Window(result, begin, end, aof_bytes, commands), path.notes.read())
+    return figures(Window(result, begin, end, traffic, commands), path.notes.read())
 
 
 def idle(path: Running, seconds: float, *, settle_s: float) -> dict[str, float]:
@@ -261,7 +270,9 @@ def figures(window: Window, notes: "array[float]") -> dict[str, float]:
         "p999_ms": p999_ms,
         "answer_p50_ms": load.p50_us / 1000,
         "answer_p99_ms": late_ms,
-        "aof_bytes": window.aof_bytes / received,
+        "aof_bytes": window.traffic.aof / received,
+        "to_redis_bytes": window.traffic.received / received,
+        "from_redis_bytes": window.traffic.sent / received,
     }
     for command, (calls, spent_us) in window.commands.items():
         values |= {f"calls:{command}": calls / received, f"us:{command}": spent_us / received}
@@ -286,9 +297,10 @@ def _clocks(pids: dict[str, list[int]]) -> Clocks:
     return Clocks(time.time(), {name: cpu_s(them) for name, them in pids.items()})
 
 
-def _aof_bytes(store: Valkey) -> int:
-    found: Any = store.client.info("persistence")
-    return int(found.get("aof_current_size", 0))
+def _traffic(store: Valkey) -> Traffic:
+    found: dict[str, Any] = store.client.info("persistence") | store.client.info("stats")
+    names = ("aof_current_size", "total_net_input_bytes", "total_net_output_bytes")
+    return Traffic(*(int(found.get(name, 0)) for name in names))
 
 
 def _commands(store: Valkey) -> dict[str, tuple[int, int]]:

@@ -72,7 +72,8 @@ def test_worker_slice(consumer):
 )
 def test_cost_slice_counts_each_callback_once(system):
     values = cost.at_rate(system, 500, OPTIONS)
-    assert min(values[name] for name in ("ingest_us", "valkey_us", "worker_us", "aof_bytes")) > 0
+    assert min(values[name] for name in ("ingest_us", "valkey_us", "worker_us")) > 0
+    assert min(values[name] for name in ("aof_bytes", "to_redis_bytes", "from_redis_bytes")) > 300
     assert values["cpu_us"] == pytest.approx(values["ingest_us"] + values["valkey_us"] + values["worker_us"])
     assert values["calls:xadd"] == pytest.approx(1, abs=0.2)
     assert 0 <= values["p50_ms"] <= values["p99_ms"]

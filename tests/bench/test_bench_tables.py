@@ -16,7 +16,7 @@ from bench.plot import panels, svg
 from bench.results import Report, read_report, write_report
 from bench.table import part_table, target_table
 from bench.targets import TARGETS, Target, outcome
-from bench.whole_path import Clocks, Window, figures
+from bench.whole_path import Clocks, Traffic, Window, figures
 
 SAMPLES = [
     Sample("ingest", "64 clients", variant, number, {"per_s": per_s * number, "cpu_us": 1e6 / per_s})
@@ -130,7 +130,7 @@ def window(notes, unanswered=0):
         Clocks(at_s, {"ingest": used_s, "Valkey": used_s, "worker": used_s * 2})
         for at_s, used_s in ((10.0, 1.0), (11.0, 1.01))
     ]
-    return figures(Window(load, *clocks, 50_000, {"xadd": (100, 500)}), notes)
+    return figures(Window(load, *clocks, Traffic(50_000, 90_000, 80_000), {"xadd": (100, 500)}), notes)
 
 
 def test_costs_and_latencies_are_of_what_came_in_and_was_handled_in_the_window():
@@ -139,6 +139,7 @@ def test_costs_and_latencies_are_of_what_came_in_and_was_handled_in_the_window()
     assert found["per_s"] == pytest.approx(100)
     assert (found["p50_ms"], found["p99_ms"]) == (pytest.approx(5.0), pytest.approx(9.9))
     assert found["cpu_us"] == pytest.approx(100 + 100 + 200)
+    assert (found["to_redis_bytes"], found["from_redis_bytes"]) == (900, 800)
     assert (found["aof_bytes"], found["calls:xadd"], found["us:xadd"]) == (500, 1, 5)
     assert found["kept_up"] == 1
 
@@ -165,7 +166,8 @@ def cost_sample(case, variant, number, cpu_us):
         "answer_p50_ms": 0.5,
         "answer_p99_ms": 0.9,
     }
-    values |= {"aof_bytes": 512.0, "calls:xadd": 1.0, "us:xadd": 4.0, "calls:ping": 0.1, "us:ping": 0.1}
+    values |= {"aof_bytes": 512.0, "to_redis_bytes": 900.0, "from_redis_bytes": 800.0}
+    values |= {"calls:xadd": 1.0, "us:xadd": 4.0, "calls:ping": 0.1, "us:ping": 0.1}
     return Sample("cost", case, variant, number, values)
 
 
@@ -177,7 +179,8 @@ def test_the_cost_is_shown_as_markdown_by_rate_with_the_base_first():
     ]
     lines = markdown(samples).splitlines()
     assert (
-        lines[2] == "| 1,000/s | hand-written | 200 + 100 + 100 = 400 | 1 | 1 | 1.0 / 2.0 | 0.5 / 0.9 | 512 |"
+        lines[2]
+        == "| 1,000/s | hand-written | 200 + 100 + 100 = 400 | 1 | 1 | 1.0 / 2.0 | 0.5 / 0.9 | 512, 900, 800 |"
     )
     assert lines[3].startswith("| 1,000/s | maskline | 100 + 50 + 50 = 200 | 0.50 (0.50\u20130.50) | 0.50")
     assert lines[-1] == "| 1,000/s | maskline | xadd 1.00 (4.0) |"
