@@ -140,10 +140,9 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, check_cursor
     at = keys.of(partition)
     states, closed = pack_states(what.states.values())
     ops = pack_retry_ops(what.retry_ops, at)
-    keys_count = 5 + len(what.states) + len(ops.keys)
-    heads = "EVALSHA", SHA["commit"], keys_count, at.lease, at.fence, at.callbacks, at.dead, at.marks
     cursor = "" if not what.moved else f"?{what.cursor}" if check_cursor else what.cursor
     arguments = value, what.number, keys.group, cursor, what.entries_read, what.life_s
+    rest_keys: list[str] = []
     rest: list[int | str | bytes] = []
     lives = _other_lives(what, closed) if closed or what.lasting else {}
     if what.waiting or what.done or what.dead or what.unmarked or lives or what.retry_ops:
@@ -152,11 +151,14 @@ def commit(keys: Keys, partition: int, value: str, what: Commit, *, check_cursor
         for place, life_s in lives.items():
             rest += place + 1, life_s  # the script counts from 1
         rest += ops.arguments
+        rest_keys = [at.dead, at.marks, *ops.keys]
+    keys_count = 3 + len(what.states) + len(rest_keys)
+    heads = "EVALSHA", SHA["commit"], keys_count, at.lease, at.fence, at.callbacks
     return packed_command(
-        len(heads) + len(arguments) + 2 * len(what.states) + len(ops.keys) + len(rest),
+        len(heads) + len(arguments) + 2 * len(what.states) + len(rest_keys) + len(rest),
         pack_arguments(*heads),
         pack_keys(at.session, what.states),
-        pack_arguments(*ops.keys),
+        pack_arguments(*rest_keys),
         pack_arguments(*arguments),
         states,
         pack_arguments(*rest),

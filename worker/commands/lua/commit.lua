@@ -2,7 +2,8 @@
 -- Commit what an owner has done to a partition, if it still owns it. Runs also when the server is out of memory
 -- (allow-oom): only committed entries can ever be trimmed.
 --
--- KEYS  1 lease   2 fence   3 stream   4 dead letters   5 marks   6 … session states
+-- KEYS  1 lease   2 fence   3 stream   4 … session states
+--       then, if ARGV have a consumer: dead letters   marks
 --       then, if retry queues change, what part_retry_ops.lua lists
 -- ARGV  1 lease value (fencing token, worker id)   2 commit number: 1, 2, … under a token   3 group
 --       4 cursor: everything up to it was read; empty where the last commit, or the acquisition, said the same; with
@@ -29,15 +30,16 @@
 -- time.
 --
 -- A lease that has lapsed, and that nobody has taken since, still fences: no other owner has begun.
-local holder = redis.call('GET', KEYS[1])
+local call = redis.call
+local holder = call('GET', KEYS[1])
 if holder ~= ARGV[1] then
-    local given = redis.call('HMGET', KEYS[2], 'token', 'owner', 'clean')
+    local given = call('HMGET', KEYS[2], 'token', 'owner', 'clean')
     local mine = given[1] and given[2] and given[1] .. ' ' .. given[2] == ARGV[1] and given[3] ~= given[1]
     if holder or not mine then
         return 0
     end
 end
-local last = redis.call('HGET', KEYS[2], 'commit')
+local last = call('HGET', KEYS[2], 'commit')
 if last == ARGV[2] then
     return 1
 end
@@ -48,15 +50,20 @@ end
 -- unpack() takes at most about 8,000 values.
 local CHUNK = 1000
 local group = ARGV[3]
--- Every argument costs the server a fifth of a microsecond: most commits have no more than states.
-local last_state, queues_change = #KEYS, ARGV[#ARGV] == 'retry-ops'
+-- Every key and argument costs the server a fifth of a microsecond: most commits have no more than states.
+local last_state, more, queues_change = #KEYS, #ARGV > #KEYS + 3, ARGV[#ARGV] == 'retry-ops'
 if queues_change then
     last_state = last_state - ARGV[#ARGV - 1]
 end
-local at = 7 + last_state - 5
+local dead_letters, marks_key
+if more then
+    last_state = last_state - 2
+    dead_letters, marks_key = KEYS[last_state + 1], KEYS[last_state + 2]
+end
+local at = last_state + 4
 local consumer = ARGV[at]
 local waiting, done, dead, marks, others = 0, 0, 0, 0, 0
-if consumer then
+if more then
     waiting, done = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
     dead, marks, others = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
 end
@@ -72,18 +79,18 @@ if group_there.err then
     return redis.error_reply(group_there.err)
 end
 if dead > 0 then
-    redis.call('XLEN', KEYS[4]) -- fails where the key is of another type
+    call('XLEN', dead_letters) -- fails where the key is of another type
 end
 local retries
 if queues_change then
     -- include part_retry_ops.lua
-    retries = retry_ops(last_state, first_mark + marks + 2 * others)
+    retries = retry_ops(last_state + 2, dead_letters, first_mark + marks + 2 * others)
     retries.check()
 end
 local cursor = ARGV[4]
 if string.byte(cursor) == 63 then -- ?
     cursor = string.sub(cursor, 2)
-    if #redis.call('XRANGE', KEYS[3], cursor, cursor) == 0 then
+    if #call('XRANGE', KEYS[3], cursor, cursor) == 0 then
         return 2
     end
 end
@@ -94,16 +101,16 @@ for i = first_waiting, first_done - 1, CHUNK do
     local ids = { unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1) }
     ids[#ids + 1] = 'FORCE'
     ids[#ids + 1] = 'JUSTID'
-    claimed = claimed + #redis.call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
+    claimed = claimed + #call('XCLAIM', KEYS[3], group, consumer, 0, unpack(ids))
 end
 if claimed < waiting then
     for i = first_waiting, first_done - 1, CHUNK do
-        redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1))
+        call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_done) - 1))
     end
     return 2
 end
 for i = first_dead, first_mark - 1 do
-    redis.call('XADD', KEYS[4], '*', 'd', ARGV[i])
+    call('XADD', dead_letters, '*', 'd', ARGV[i])
 end
 if retries then
     retries.apply()
@@ -113,26 +120,24 @@ local first_life = first_mark + marks
 for i = first_life, first_life + 2 * others - 1, 2 do
     lives[tonumber(ARGV[i])] = ARGV[i + 1]
 end
-for i = 6, last_state do
-    local life = lives[i - 5]
-    if not life then
-        redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[6])
-    elseif life == '0' then
-        redis.call('SET', KEYS[i], ARGV[i + 1])
+for i = 4, last_state do
+    local life = lives[i - 3] or ARGV[6]
+    if life == '0' then
+        call('SET', KEYS[i], ARGV[i + 3])
     else
-        redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', life)
+        call('SET', KEYS[i], ARGV[i + 3], 'EX', life)
     end
 end
 if cursor ~= '' and ARGV[5] == '-1' then
-    redis.call('XGROUP', 'SETID', KEYS[3], group, cursor)
+    call('XGROUP', 'SETID', KEYS[3], group, cursor)
 elseif cursor ~= '' then
-    redis.call('XGROUP', 'SETID', KEYS[3], group, cursor, 'ENTRIESREAD', ARGV[5])
+    call('XGROUP', 'SETID', KEYS[3], group, cursor, 'ENTRIESREAD', ARGV[5])
 end
 for i = first_done, first_dead - 1, CHUNK do
-    redis.call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
+    call('XACK', KEYS[3], group, unpack(ARGV, i, math.min(i + CHUNK, first_dead) - 1))
 end
 for i = first_mark, first_mark + marks - 1, CHUNK do
-    redis.call('HDEL', KEYS[5], unpack(ARGV, i, math.min(i + CHUNK, first_mark + marks) - 1))
+    call('HDEL', marks_key, unpack(ARGV, i, math.min(i + CHUNK, first_mark + marks) - 1))
 end
-redis.call('HSET', KEYS[2], 'commit', ARGV[2])
+call('HSET', KEYS[2], 'commit', ARGV[2])
 return 1

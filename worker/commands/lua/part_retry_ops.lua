@@ -11,8 +11,8 @@
 --
 -- Counts are added up here and written once. They are there as long as the handler has a queue: so one whose queue an
 -- operator has deleted by hand is right again as soon as nothing waits.
-local function retry_ops(last_key, first)
-    -- `last_key`: the last of KEYS before these; `first`: the first of ARGV
+local function retry_ops(last_key, dead_letters, first)
+    -- `last_key`: the last of KEYS before these; `dead_letters`: the key; `first`: the first of ARGV
     local counts, taken, jobs = KEYS[last_key + 1], KEYS[last_key + 2], KEYS[last_key + 3]
     local first_op = first + 1 + ARGV[first]
     local first_queue = last_key + 3 + 3 * ARGV[first]
@@ -30,7 +30,7 @@ local function retry_ops(last_key, first)
             { 'RPUSH', counts, '' }, { 'LPUSH', counts, '' }, { 'LSET', counts, 0, '' }, { 'LTRIM', counts, 0, 0 },
             { 'ZADD', counts, 0, '' }, { 'ZREM', counts, '' }, { 'ZSCORE', counts, '' }, { 'ZCARD', counts },
             { 'HSET', counts, '', '' }, { 'HDEL', counts, '' }, { 'XADD', KEYS[3], '*', '', '' },
-            { 'XDEL', KEYS[4], '0-1' },
+            { 'XDEL', dead_letters, '0-1' },
         }) do
             if not redis.acl_check_cmd(unpack(command)) then
                 error({ err = 'NOPERM commits need the command ' .. command[1] })
@@ -38,7 +38,7 @@ local function retry_ops(last_key, first)
         end
         redis.call('HLEN', taken)
         redis.call('HLEN', jobs)
-        redis.call('XLEN', KEYS[4])
+        redis.call('XLEN', dead_letters)
         for place = 1, tonumber(ARGV[first]) do
             local name, key = ARGV[first + place], last_key + 1 + 3 * place
             local found = redis.call('HMGET', counts, 'waiting ' .. name, 'parked ' .. name)
@@ -105,7 +105,7 @@ local function retry_ops(last_key, first)
         end
     end
     local function delete_letter(id)
-        local deleted = redis.pcall('XDEL', KEYS[4], id) -- fails where an operator's text is no ID
+        local deleted = redis.pcall('XDEL', dead_letters, id) -- fails where an operator's text is no ID
         return type(deleted) == 'number' and deleted > 0
     end
 
