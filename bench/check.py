@@ -70,7 +70,7 @@ BOUNDS: Final = (
         "cost: CPU of a callback at 1,000/s, request to commit ÷ hand-written pair",
         partial(cost.at_rate, whole_path.MASKLINE, 1_000, OPTIONS),
         partial(cost.at_rate, whole_path.HANDWRITTEN, 1_000, OPTIONS),
-        "cpu_us", 1.6,
+        "cpu_us", 1.1,
     ),
 )  # fmt: skip
 

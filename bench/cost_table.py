@@ -1,6 +1,7 @@
 """What a callback costs, as Markdown: the tables of docs/scaling.md.
 
 `python -m bench.cost_table RESULTS.json …` prints them again from the results of a run, or of runs of different rates.
+With `docs/scaling.md` at the end it writes them there, between two comments, without those of another checkout.
 """
 
 import sys
@@ -13,6 +14,10 @@ from bench.results import read_report
 
 PART: Final = "cost"
 BASE: Final = "hand-written"
+OTHER: Final = "before"
+"""Another checkout: of interest while something is changed, not in a page."""
+BEGIN: Final = "<!-- make bench ONLY=cost -->"
+END: Final = "<!-- end of make bench -->"
 COST_HEAD: Final = (
     "| rate | | CPU µs: ingest + Valkey + worker | ÷ hand-written | Valkey ÷ hand-written's "
     "| received to handled, p50 / p99 ms | answered, p50 / p99 ms | bytes: AOF, to Redis, from Redis |"
@@ -102,8 +107,25 @@ def _ratio(samples: Sequence[Sample], key: Key, metric: str) -> str:
     return "" if found is None else f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
 
 
+def put_between_marks(page: str, tables: str) -> str:
+    """A page with the tables between BEGIN and END, in place of what was there. Raises ValueError without the two."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no {BEGIN} … {END}")
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+
+
 def main(argv: Sequence[str]) -> int:
-    print(markdown([sample for path in argv for sample in read_report(Path(path)).samples]))  # noqa: T201 - its purpose
+    """Print the tables, or write them to the page that the last argument names; the exit code."""
+    results = [path for path in map(Path, argv) if path.suffix == ".json"]
+    pages = [path for path in map(Path, argv) if path.suffix == ".md"]
+    samples = [sample for path in results for sample in read_report(path).samples]
+    if not pages:
+        print(markdown(samples))  # noqa: T201 - its purpose
+    for page in pages:
+        tables = markdown([sample for sample in samples if sample.variant != OTHER])
+        page.write_text(put_between_marks(page.read_text(), tables))
     return 0
 
 

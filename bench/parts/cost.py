@@ -5,6 +5,7 @@ each validly signed and of another event. `AGAINST=DIR` adds the maskline of ano
 """
 
 import contextlib
+import time
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -36,6 +37,8 @@ SLICES: Final = 1.5
 IDLE_S: Final = 5.0
 """Three renewals of the leases."""
 SETTLE_S: Final = 1.0
+"""After the start, before a slice under load: what a start leaves to do is no callback's cost."""
+SETTLE_IDLE_S: Final = 3.0
 
 SEARCH_WARM_S: Final = 0.3
 SEARCH_S: Final = 1.5
@@ -102,13 +105,14 @@ def at_rate(system: System, rate: float, options: Options) -> dict[str, float]:
     slice_s = options.slice_s * SLICES
     requests = requests_once(requests_in(rate, options.warm_s + slice_s))
     with running(system) as path:
+        time.sleep(SETTLE_S)
         return measure(path, requests, rate, warm_s=options.warm_s, slice_s=slice_s)
 
 
 def at_rest(system: System) -> dict[str, float]:
     """The figures of a slice without load."""
     with running(system) as path:
-        return idle(path, IDLE_S, settle_s=SETTLE_S)
+        return idle(path, IDLE_S, settle_s=SETTLE_IDLE_S)
 
 
 class GreatestRate:

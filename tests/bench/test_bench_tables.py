@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench.cost_table import markdown
+from bench.cost_table import markdown, put_between_marks
 from bench.load import Load
 from bench.machine import BenchError
 from bench.paired import Key, Sample
@@ -184,3 +184,12 @@ def test_the_cost_is_shown_as_markdown_by_rate_with_the_base_first():
     )
     assert lines[3].startswith("| 1,000/s | maskline | 100 + 50 + 50 = 200 | 0.50 (0.50\u20130.50) | 0.50")
     assert lines[-1] == "| 1,000/s | maskline | xadd 1.00 (4.0) |"
+
+
+def test_tables_replace_those_that_a_page_has():
+    page = "above\n<!-- make bench ONLY=cost -->\nold\n<!-- end of make bench -->\nbelow\n"
+    once = put_between_marks(page, "| a |")
+    assert once == "above\n<!-- make bench ONLY=cost -->\n\n| a |\n\n<!-- end of make bench -->\nbelow\n"
+    assert put_between_marks(once, "| b |") == once.replace("| a |", "| b |")
+    with pytest.raises(ValueError, match="no <!-- make bench"):
+        put_between_marks("a page of another kind", "| a |")
