@@ -8,7 +8,7 @@ returns again.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Final, cast
 
@@ -301,6 +301,11 @@ class WorkerConnections:
     def of_partition(self, number: int) -> ServerConnections | None:
         """The server that has the partition; None while it is not known which."""
         return self._cluster.of_partition(number)
+
+    @property
+    def placement(self) -> Sequence[ServerConnections | None]:
+        """What `of_partition` returns for each partition, by number; another object whenever any of it has changed."""
+        return self._cluster.placement
 
     def commands(self, number: int) -> PipelinedConnection | None:
         """For commands about the partition; None while its server is away."""

@@ -10,7 +10,7 @@ by itself. No primary delays the partitions of another.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 from maskline.runtime.logs import get_logger
@@ -117,6 +117,11 @@ class Cluster(Generic[PrimaryT]):
     def of_partition(self, partition: int) -> PrimaryT | None:
         """What is kept for the primary that has the partition; None while that is not known."""
         return self._of_partition[partition]
+
+    @property
+    def placement(self) -> Sequence[PrimaryT | None]:
+        """What `of_partition` returns for each partition, by number; another object whenever any of it has changed."""
+        return self._of_partition
 
     def of_key(self, key: str) -> PrimaryT | None:
         """What is kept for the primary that has a key of no partition; None while that is not known."""

@@ -17,7 +17,8 @@ Waiting for each reply took an eighth of a busy worker's time.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from maskline.runtime.logs import get_logger
@@ -93,26 +94,39 @@ class StreamPipeline:
         self._wait_lines = LogRateLimit()
         self._unordered = 0
         """Entries that were read and are not ordered yet."""
+        self._open_at: defaultdict[ServerConnections | None, list[Partition]] = defaultdict(list)
+        """The open partitions by their server, as long as `_open_known_for` are what is the case."""
+        self._open_known_for: tuple[object, object] = None, None
 
     # What a poller may read
 
-    def open_at(self, server: ServerConnections) -> list[Partition]:
+    def open_at(self, server: ServerConnections) -> Sequence[Partition]:
         """The partitions of a server that are open, whether or not they may be read now."""
-        of_partition = self._connections.of_partition
-        return [partition for partition in self._owned.open if of_partition(partition.number) is server]
+        known_for = self._owned.open, self._connections.placement
+        if self._open_known_for[0] is not known_for[0] or self._open_known_for[1] is not known_for[1]:
+            self._open_known_for = known_for
+            self._open_at.clear()
+            for partition in known_for[0]:
+                self._open_at[known_for[1][partition.number]].append(partition)
+        return self._open_at.get(server, ())
 
-    def readable(self, server: ServerConnections, poller: object) -> tuple[list[Partition], bool]:
+    def readable(
+        self, server: ServerConnections, poller: object, among: Container[int] | None = None
+    ) -> tuple[list[Partition], bool]:
         """The partitions that a poller may read at a server now, and whether others of that server must wait.
 
-        The others wait for their commits, for another poller, or until their history on the server is checked.
+        The others wait for their commits, for another poller, or until their history on the server is checked. `among`:
+        the numbers of those in question; None for all.
         """
-        incarnation, open_here = server.incarnation, self.open_at(server)
+        incarnation, candidates = server.incarnation, self.open_at(server)
+        if among is not None:
+            candidates = [partition for partition in candidates if partition.number in among]
         readable = [
             p
-            for p in open_here
+            for p in candidates
             if p.run_ahead < RUN_AHEAD_MAX and p.verified_at is incarnation and p.poller in (None, poller)
         ]
-        return readable, len(readable) < len(open_here)
+        return readable, len(readable) < len(candidates)
 
     def room(self) -> int:
         """How many more entries may be read."""
@@ -139,7 +153,7 @@ class StreamPipeline:
                 watermark_ms = max(stream_now_ms, entry_ms(last_id)) if at_end else entry_ms(last_id)
                 received.append(ReadEntries(partition, entries, watermark_ms))
                 continue
-            deadline = partition.next_deadline_ms
+            deadline = partition.next_deadline_ms if partition.held else None
             if deadline is not None and deadline <= stream_now_ms:
                 received.append(ReadEntries(partition, (), stream_now_ms))
             else:

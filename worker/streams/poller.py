@@ -39,7 +39,7 @@ from maskline.worker.partitions.partition import Partition
 from maskline.worker.streams.next_read import NextRead
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.read_pace import next_read_at
-from maskline.worker.streams.read_replies import ReadReplies, ReadStreams
+from maskline.worker.streams.read_replies import ReadReplies, ReadStreams, StreamKeys
 from maskline.worker.streams.read_request import ReadRequest
 from maskline.worker.streams.read_size import SLOW_S, ReadSize
 from maskline.worker.streams.stream_news import StreamNews
@@ -78,10 +78,10 @@ class Poller:
         on_released: Callable[[Sequence[Partition]], None],
     ) -> None:
         self._server = server
-        self._keys = keys
+        self._keys = StreamKeys(keys)
         self._pipeline = pipeline
         self._on_released = on_released
-        self._replies = ReadReplies(server, keys, combined=combined)
+        self._replies = ReadReplies(server, self._keys, combined=combined)
         self._notified = False
         """The server tells what has changed."""
         self._news = StreamNews()
@@ -220,8 +220,9 @@ class Poller:
 
     def _read_gaps_in_time(self, now: float, now_ms: int) -> None:
         """Have all partitions read when the first of their gaps may be given up. `now_ms`: `now` by Redis's clock."""
-        for partition in self._pipeline.readable(self._server, self)[0]:
-            if partition.gaps and (deadline := partition.next_deadline_ms) is not None:
+        held = {partition.number for partition in self._pipeline.open_at(self._server) if partition.held}
+        for partition in self._pipeline.readable(self._server, self, held)[0] if held else ():
+            if (deadline := partition.next_deadline_ms) is not None:
                 wait_ms = max(deadline - partition.stream_now_ms(now_ms), 1)
                 self._news.read_all_by(now + wait_ms / 1000)
 
@@ -258,9 +259,8 @@ class Poller:
     def _send_read(self, reads: PipelinedConnection) -> ReadRequest | None:
         """Send the next read; None if there is nothing to read or no room for it."""
         size, pipeline = self._read_size, self._pipeline
-        partitions, others_wait = pipeline.readable(self._server, self)
-        if self._notified:
-            partitions, others_wait = self._with_news(partitions)
+        among = self._with_news() if self._notified else None
+        partitions, others_wait = pipeline.readable(self._server, self, among)
         room = pipeline.room()
         room = min(room, size.room(pipeline.outstanding_max - room))
         # If the bound is below the least that a read asks for, the read is sent once nothing is unfinished.
@@ -289,22 +289,20 @@ class Poller:
         )
         return self._last_read
 
-    def _with_news(self, readable: list[Partition]) -> tuple[list[Partition], bool]:
-        """Those of the readable partitions that are to be read now, and whether others wait to be readable."""
-        news = self._news
-        open_here = self._pipeline.open_at(self._server)
-        news.note_all_if_due([partition.number for partition in open_here], monotonic())
-        chosen = [partition for partition in readable if partition.number in news.noted]
-        return chosen, len(chosen) < len(news.noted)
+    def _with_news(self) -> set[int]:
+        """The numbers of the partitions that are to be read now."""
+        numbers = (partition.number for partition in self._pipeline.open_at(self._server))
+        self._news.note_all_if_due(numbers, monotonic())
+        return self._news.noted
 
     def _pack(
         self, partitions: Sequence[Partition], count: int, *, combined: bool, block_ms: int | None
     ) -> list[bytes]:
         """The commands that read these partitions. `block_ms`: None if they must not wait at the server."""
-        keys = [self._keys.callbacks(partition.number) for partition in partitions]
+        keys = [self._keys[partition.number] for partition in partitions]
         read_ids = [partition.read_id for partition in partitions]
         if self._notified:
-            self._numbers |= {key.encode(): p.number for key, p in zip(keys, partitions, strict=True)}
+            self._numbers |= {key: p.number for key, p in zip(keys, partitions, strict=True)}
         if combined:
             block = () if block_ms is None else ("BLOCK", block_ms)
             return [pack("XREAD", "COUNT", count, *block, "STREAMS", *keys, *read_ids)]
@@ -354,6 +352,6 @@ class Poller:
     def _block_ms(self, partitions: Sequence[Partition]) -> int:
         block_ms = BLOCK_MAX_MS
         for partition in partitions:
-            if (deadline := partition.next_deadline_ms) is not None:
+            if partition.held and (deadline := partition.next_deadline_ms) is not None:
                 block_ms = min(block_ms, max(deadline - partition.watermark_ms, 1))
         return block_ms

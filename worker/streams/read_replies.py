@@ -21,10 +21,23 @@ ReadStreams = Sequence[tuple[Partition, Sequence[Any]]]
 """The entries that a read brought, by partition, none for those without."""
 
 
+class StreamKeys(dict[int, bytes]):
+    """The key of each partition's stream, by number, as bytes; made when it is first asked for."""
+
+    def __init__(self, keys: Keys) -> None:
+        super().__init__()
+        self._keys = keys
+
+    def __missing__(self, number: int) -> bytes:
+        """Make the key."""
+        key = self[number] = self._keys.callbacks(number).encode()
+        return key
+
+
 class ReadReplies:
     """The replies of one server. `combined`: whether one XREAD may read several partitions."""
 
-    def __init__(self, server: ServerConnections, keys: Keys, *, combined: bool) -> None:
+    def __init__(self, server: ServerConnections, keys: StreamKeys, *, combined: bool) -> None:
         self._server = server
         self._keys = keys
         self._combined = combined
@@ -53,9 +66,9 @@ class ReadReplies:
                 self._single_until = monotonic() + SINGLE_FOR_S
                 self._server.handle_error_reply(str(reply))
                 return None
-            by_key = dict(reply or ())
+            by_key, keys = dict(reply or ()), self._keys
             return [
-                (partition, by_key.get(self._keys.callbacks(partition.number).encode(), ()))
+                (partition, by_key.get(keys[partition.number], ()))
                 for partition in read.partitions
                 if partition.verified_at is read.incarnation
             ]
