@@ -94,7 +94,7 @@ class PostgresServer:
                 start_new_session=True,
                 **self._user,
             )
-        wait_until(self._answers, within_s=30, what="PostgreSQL to answer")
+        wait_until(self._answers, within_s=60, what="PostgreSQL to answer")
         return self
 
     def _answers(self) -> bool:

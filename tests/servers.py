@@ -34,7 +34,7 @@ POLL_S = 0.01
 POLL_SHARE = 0.2
 """What waiting may take of a core: what is waited for needs the core more than whoever asks for it."""
 
-SETTLE_S = 30.0
+SETTLE_S = 60.0
 """For what is sure to come: a loaded machine must not fail a test."""
 
 

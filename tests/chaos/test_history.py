@@ -122,7 +122,7 @@ def test_processes_that_write_at_once_and_are_killed_mix_no_lines(tmp_path: Path
     try:
         wait_until(
             lambda: path.exists() and all(b'"%d-2000"' % number in path.read_bytes() for number in range(3)),
-            within_s=30,
+            within_s=60,
         )
     finally:
         for process in writers:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 import pytest
 from proxy import QUEUED_MAX_BYTES, Proxy
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 DELAY_S = 0.15
 
 READ_AT_ONCE_BYTES = 256 << 10

@@ -67,7 +67,7 @@ def put_dead(crew: Fleet) -> None:
 
 
 def readiness(admin: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{admin}/readyz", timeout=10) as response:  # noqa: S310 our own
+    with urllib.request.urlopen(f"{admin}/readyz", timeout=60) as response:  # noqa: S310 our own
         return dict(json.load(response))
 
 

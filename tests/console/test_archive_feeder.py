@@ -56,7 +56,7 @@ class Feeding:
         self.client.xtrim(self.key, minid=f"{int(last.partition('-')[0]) + 1}-0", approximate=False)
 
     async def until(self, condition):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 

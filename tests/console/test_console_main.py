@@ -18,7 +18,7 @@ def maskline(*argv, cwd=None, **environ):
         [MASKLINE, *argv],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         cwd=cwd,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environ},
         check=False,

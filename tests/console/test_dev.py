@@ -44,7 +44,7 @@ class Dev:
 
     def until_ready(self):
         wait_until(
-            lambda: self.process.poll() is not None or self.line("maskline simulate"), within_s=30, what="dev"
+            lambda: self.process.poll() is not None or self.line("maskline simulate"), within_s=60, what="dev"
         )
         assert self.process.poll() is None, self.output
         return self
@@ -135,7 +135,7 @@ def test_printed_command_lines_work_from_a_second_terminal(dev, tmp_path):
     def shown():
         return [m for m in map(LINE.match, running.output.splitlines()) if m]
 
-    wait_until(lambda: len(shown()) == count, within_s=20, what="all events in the view")
+    wait_until(lambda: len(shown()) == count, within_s=60, what="all events in the view")
     for session in expected:
         seen = [m.groups() for m in shown() if m[1] == session["session_uuid"][:8]]
         for lane, word in (("status", "   "), ("recording", "rec")):
@@ -152,7 +152,7 @@ def test_printed_command_lines_work_from_a_second_terminal(dev, tmp_path):
     body = curl[curl.index("-d") + 1]
     headers["Content-Type"] = "application/x-www-form-urlencoded"
     request = urllib.request.Request(curl[2], body.encode(), headers)  # noqa: S310 - our own http URL
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the same
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - the same
         assert answer.status == 200
     wait_until(lambda: len(shown()) == count + 1, what="the event sent by hand")
 
@@ -168,7 +168,7 @@ def test_printed_command_lines_work_from_a_second_terminal(dev, tmp_path):
         env=environ,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert second.returncode == 2
@@ -208,15 +208,15 @@ def test_unread_output_does_not_block_dev(tmp_path):
         assert dev.poll() is None
         with contextlib.suppress(OSError):
             url = f"http://127.0.0.1:{admin_port}/metrics"
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 found = re.search(rb'requests_total\{reason="taken",status="200"\} (\S+)', answer.read())
                 return found and float(found[1])
         return 0
 
     try:
-        wait_until(lambda: taken() > 300, within_s=30, what="the demo's callbacks to be taken")
+        wait_until(lambda: taken() > 300, within_s=60, what="the demo's callbacks to be taken")
         dev.send_signal(signal.SIGTERM)
-        assert dev.wait(timeout=20) == 0
+        assert dev.wait(timeout=60) == 0
     finally:
         dev.kill()
         dev.wait()
@@ -229,7 +229,7 @@ def test_closed_output_pipe_ends_dev(tmp_path):
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}", "MASKLINE_PORT": str(free_port())}
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environ) as piped:
         piped.stdout.close()
-        assert piped.wait(timeout=30) == 1
+        assert piped.wait(timeout=60) == 1
 
 
 def test_default_port_that_is_taken_is_replaced_by_the_next_free_one(dev):

@@ -106,7 +106,7 @@ async def test_orphaned_server_is_shut_down_by_the_next_dev(tmp_path):
     first._lock.close()  # as when its dev is gone
     second = EmbeddedServer(tmp_path)
     await second.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await orphan.wait() == 0
     with client(second) as connection:
         assert connection.get("kept") == b"yes"

@@ -207,7 +207,7 @@ async def test_a_folder_that_is_made_while_it_watches_is_watched(project):
     load(own)
     watcher = Watcher(own)
     assert watcher.folders() == {project, project / "reloaded_fares"}
-    async with asyncio.timeout(20), aclosing(watcher.changes()) as changes:
+    async with asyncio.timeout(60), aclosing(watcher.changes()) as changes:
         until = asyncio.ensure_future(anext(changes))
         await asyncio.sleep(0)  # it has begun to watch, or looks again by itself
         below = project / "tariffs" / "night"

@@ -31,7 +31,7 @@ async def status_of(settings):
 
 
 async def until(settings, condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             status = await status_of(settings)
             if condition(status):
@@ -204,7 +204,7 @@ def test_dead_letters_beyond_a_share_of_maxmemory_show_in_status_health_and_metr
         worker = WorkerNode(settings, handler_modules=[handler_module(lambda event, ctx: None)])
         await worker.start()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(worker.owned) < PARTITIONS or worker.dead_letters.count < 100 * PARTITIONS:
                     await asyncio.sleep(0.01)
                     await worker.dead_letters.refresh()
@@ -213,7 +213,7 @@ def test_dead_letters_beyond_a_share_of_maxmemory_show_in_status_health_and_metr
             await worker.stop()
 
     def read(url):
-        with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 our own
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310 our own
             return response.read().decode()
 
     details, metrics = asyncio.run(health())

@@ -12,7 +12,7 @@ from maskline.handlers.database.connection import StoreUnavailableError
 from maskline.handlers.database.store import open_store
 from maskline.schemas.settings import Settings
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 async def store_when_possible(store, event):

@@ -37,7 +37,7 @@ class Store:
 
 
 async def spin(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -25,7 +25,7 @@ MAIN_TOKEN = "main-account-token"
 SUB_TOKEN = "subaccount-token"
 FORM = "application/x-www-form-urlencoded"
 NONCE = "05429567804466091622"
-EXCHANGE_TIMEOUT_S = 20.0
+EXCHANGE_TIMEOUT_S = 60.0
 SPOOL_DIR = Path("set-by-conftest")
 
 PAIRS = [

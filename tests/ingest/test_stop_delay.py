@@ -24,7 +24,7 @@ async def started(run_ingest, *arguments, **settings):
 
 async def until_it_stops(admin):
     """Wait until /readyz is 503."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (answer := await ask(admin, READY)).status == 200:
             await asyncio.sleep(0.01)
     assert answer.status == 503

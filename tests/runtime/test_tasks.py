@@ -14,7 +14,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _within(condition, what: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 

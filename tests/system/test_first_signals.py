@@ -40,7 +40,7 @@ def test_node_stopped_while_importing_exits_0_without_output(tmp_path, command, 
         command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stderr=subprocess.PIPE
     )
     with process:
-        wait_until((tmp_path / "importing").exists, within_s=20, what="the import to begin")
+        wait_until((tmp_path / "importing").exists, within_s=60, what="the import to begin")
         process.send_signal(signum)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")

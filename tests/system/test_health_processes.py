@@ -57,7 +57,7 @@ def test_health_covers_each_of_several_processes(crew: Fleet, tmp_path: Path) ->
     own = {"TMPDIR": str(tmp_path)}
     supervisor = crew.launch("--processes", "2", **own)
     answers = wait_until(
-        lambda: (found := ask(crew, **own)[1]["processes"])[1:] and found, within_s=30, what="two workers"
+        lambda: (found := ask(crew, **own)[1]["processes"])[1:] and found, within_s=60, what="two workers"
     )
     child = answers[0]["pid"]
     assert child != supervisor.pid

@@ -126,7 +126,7 @@ async def test_metrics_show_background_failures_and_unreadable_values(node):
     node.counters.unreadable.update(("EventTimestamp", "EventTimestamp", "Amount"))
 
     def read():
-        with urllib.request.urlopen(f"{node.admin_url}/metrics", timeout=10) as response:  # noqa: S310 our own
+        with urllib.request.urlopen(f"{node.admin_url}/metrics", timeout=60) as response:  # noqa: S310 our own
             return response.read().decode()
 
     text = await asyncio.to_thread(read)

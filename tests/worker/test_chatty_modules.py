@@ -37,10 +37,10 @@ def test_worker_keeps_the_numbers_whatever_its_modules_log_with(redis_server, na
         )
         for number in (1, 2):
             it.put("session", number)
-        wait_until(lambda: "the last 2" in worker.log, within_s=30, what="both events to be handled")
+        wait_until(lambda: "the last 2" in worker.log, within_s=60, what="both events to be handled")
         it.until_drained()
         admin = re.search(r'"admin": "([^"]+)"', worker.log)[1]
-        with urllib.request.urlopen(f"{admin}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+        with urllib.request.urlopen(f"{admin}/metrics", timeout=60) as answer:  # noqa: S310 - our own
             metrics = answer.read().decode()
         assert worker.terminate() == 0
         letters = it.dead_letters()
@@ -87,7 +87,7 @@ def test_sandbox_keeps_the_numbers_whatever_its_modules_log_with(tmp_path):
             env=os.environ | {"CHATTY_FILE": str(tmp_path / "file")},
         )  # fmt: skip
         ours.sendall(encode(request))
-        written, _ = process.communicate(timeout=30)
+        written, _ = process.communicate(timeout=60)
     assert "the last 1" in written
     assert TOKEN.search(written)
     assert_none(written)

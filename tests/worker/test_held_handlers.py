@@ -83,7 +83,7 @@ def workers(crew: Fleet, tmp_path: Path) -> Iterator[Crew]:
 
 def ready(worker: WorkerProcess) -> int:
     started: dict[str, Any] = worker.logged("worker started") or {}
-    with urllib.request.urlopen(f"{started['admin']}/readyz", timeout=10) as response:  # noqa: S310 our own
+    with urllib.request.urlopen(f"{started['admin']}/readyz", timeout=60) as response:  # noqa: S310 our own
         return int(response.status)
 
 

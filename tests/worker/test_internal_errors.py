@@ -204,7 +204,7 @@ async def test_fault_after_an_event_is_done_does_not_run_it_again(monkeypatch):
         failing = raising_for(progressed, OSError("odd"), lambda *_: len(calls) == 1)
         monkeypatch.setattr(d.dispatcher, "_on_progress", failing)
         d.feed(("s", 1), ("s", 2), ("s", 3))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while d.partition.unfinished:
                 await asyncio.sleep(0.001)
         assert calls == [1, 2, 3]
@@ -230,11 +230,11 @@ async def test_sweep_of_time_limits_survives_a_fault(monkeypatch):
         failing = raising_for(stuck, RuntimeError("odd"), lambda attempt: True)
         monkeypatch.setattr(d.dispatcher._attempts, "_on_abandon", failing)
         d.feed(("stubborn", 1))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not d.background.failures["time limits"]:
                 await asyncio.sleep(0.005)
         d.feed(("s", 1))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while "s" not in ended:
                 await asyncio.sleep(0.005)
         assert [letter.code for letter in d.letters()] == ["timed_out"]

@@ -28,7 +28,7 @@ async def test_lease_task_woken_just_before_its_cancellation_stops(
         await asyncio.sleep(0)
     leases, *_ = node._tasks
     leases.cancel()
-    done, _ = await asyncio.wait([leases], timeout=5)
+    done, _ = await asyncio.wait([leases], timeout=60)
     await node.stop()
     assert done
     assert leases.cancelled()
@@ -100,7 +100,7 @@ async def test_worker_acquires_nothing_before_it_knows_which_handlers_are_paused
     with redis_server.client() as client:
         client.set(keys.control, "cannot be read")
         await node.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await refused.wait()
         await turns()
         assert not node.owned

@@ -251,7 +251,7 @@ def readiness(worker: WorkerProcess) -> tuple[int, str]:
     started = worker.logged("worker started")
     assert started is not None
     try:
-        with urllib.request.urlopen(f"{started['admin']}/readyz", timeout=10) as response:  # noqa: S310 our own
+        with urllib.request.urlopen(f"{started['admin']}/readyz", timeout=60) as response:  # noqa: S310 our own
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -127,7 +127,7 @@ def receiving_in_thread() -> Iterator[Receiver]:
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
     try:
-        yield started.get(timeout=10)
+        yield started.get(timeout=60)
     finally:
         loop.call_soon_threadsafe(stopping.set)
         thread.join(10)

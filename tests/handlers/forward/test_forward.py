@@ -139,7 +139,7 @@ async def test_two_hundred_requests_are_under_way_at_once(configured):
         async def answer(_: Received) -> web.Response:
             if receiver.under_way == count:
                 all_there.set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await all_there.wait()
             return web.Response()
 

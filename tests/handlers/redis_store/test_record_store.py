@@ -149,7 +149,7 @@ async def test_it_connects_again_after_a_restart_that_forgets_the_scripts(own_re
         with pytest.raises(RedisUnavailableError):
             await store.change(SESSION, RecordChange(observation(2)))
         own_redis.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     stored = await store.change(SESSION, RecordChange(observation(2)))
@@ -163,7 +163,7 @@ async def test_it_connects_again_after_a_restart_that_forgets_the_scripts(own_re
 async def test_scripts_are_loaded_again_after_script_flush(own_redis, namespace):
     async with store_on(own_redis, namespace) as store:
         own_redis.client().script_flush()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await store.change(SESSION, RecordChange(observation(1)))

@@ -179,6 +179,6 @@ async def test_redis_that_answers_too_late_gets_few_duplicates(own_redis, namesp
                 )
             )
         own_redis.resume()
-        await until(lambda: not it.spool.callbacks, within_s=20)
+        await until(lambda: not it.spool.callbacks, within_s=60)
         with own_redis.client() as client:
             assert set(streams(client, settings)) == set(VALUES)

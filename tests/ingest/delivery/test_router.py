@@ -42,7 +42,7 @@ async def test_broken_stream_does_not_open_the_breaker(redis_server, namespace):
             assert it.publisher.ready
             client.delete(f"{{{namespace}:0}}:callbacks")
             assert await it.store("s", b"b") == ""
-            await until(lambda: it.metrics.drained == 2, within_s=15)
+            await until(lambda: it.metrics.drained == 2, within_s=60)
             assert streams(client, settings) == [b"a", b"b"]  # the second waited behind the first
 
 
@@ -138,6 +138,6 @@ async def test_silent_redis_sends_all_callbacks_to_the_spool(own_redis, namespac
         assert set(await asyncio.wait_for(asyncio.gather(*waiting), 5)) == {""}
         assert it.metrics.spooled == {"redis_timeout": 50}
         own_redis.resume()
-        await until(lambda: not it.spool.callbacks, within_s=15)
+        await until(lambda: not it.spool.callbacks, within_s=60)
         with own_redis.client() as client:
             assert set(streams(client, settings)) == {b"%d" % number for number in range(50)}

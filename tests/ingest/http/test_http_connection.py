@@ -57,7 +57,7 @@ def open_connections(node: IngestNode) -> int:
 
 async def answers(node: IngestNode, pieces: list[bytes], *, first: Request | None = None) -> bytes:
     """Everything that comes back until the node closes the connection, dates aside."""
-    async with await Client.connect(node.port) as client, asyncio.timeout(20):
+    async with await Client.connect(node.port) as client, asyncio.timeout(60):
         if first is not None:
             assert (await client.ask(first.encode())).status == 200
         for piece in pieces:

@@ -62,7 +62,7 @@ async def statuses(node: IngestNode, sent: bytes, cuts: list[int]) -> list[int]:
             await client.writer.drain()
             for _ in range(3):  # so that the node may read it alone
                 await asyncio.sleep(0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             received = await client.reader.read()
     while received:
         head, _, received = received.partition(b"\r\n\r\n")

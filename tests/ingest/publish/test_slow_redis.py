@@ -83,7 +83,7 @@ async def test_redis_slower_than_the_silence_timeout_gets_few_copies(redis_serve
     async with behind_proxy(redis_server, namespace, publish_timeout_ms=50) as (it, proxy):
         proxy.delay(0.35)
         assert await it.store_all("s", VALUES) == {""}
-        await until(lambda: not it.spool.callbacks, within_s=30)
+        await until(lambda: not it.spool.callbacks, within_s=60)
         with redis_server.client() as client:
             copies = Counter(streams(client, it.settings))
         assert set(copies) == set(VALUES)
@@ -97,7 +97,7 @@ async def test_error_says_who_closed_a_mute_connection(redis_server, namespace, 
         assert await it.store("s", b"a") == ""
         await until(lambda: "this process has closed the connection" in it.pool.details().get("reason", ""))
         await proxy.heal()
-        await until(lambda: not it.spool.callbacks, within_s=20)
+        await until(lambda: not it.spool.callbacks, within_s=60)
 
 
 async def test_unconfirmed_callback_is_appended_once_a_connection(redis_server, namespace, monkeypatch):

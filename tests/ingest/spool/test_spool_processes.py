@@ -27,7 +27,7 @@ async def stopped(tasks):
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def everything_arrives(server, settings, taken, *, within_s=30.0):
+def everything_arrives(server, settings, taken, *, within_s=60):
     with server.client() as client:
         wait_until(
             lambda: set(taken) <= marks(client, settings), within_s=within_s, what="all that was answered 200"

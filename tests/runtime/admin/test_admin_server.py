@@ -151,7 +151,7 @@ async def test_connection_whose_head_does_not_come_is_closed(monkeypatch, sent):
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(sent)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not reader.at_eof():
                 if sent:
                     with contextlib.suppress(ConnectionError):
@@ -167,6 +167,6 @@ async def test_connection_whose_body_does_not_come_is_closed(monkeypatch):
     async with serving() as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /readyz HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
         writer.close()

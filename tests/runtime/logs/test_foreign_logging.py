@@ -513,7 +513,7 @@ def test_value_of_any_kind_is_taken():
 def run_alone(source: str) -> subprocess.CompletedProcess[str]:
     """Run it in a process of its own, which must end well."""
     command = [sys.executable, "-c", textwrap.dedent(source)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
 
 def test_child_of_a_fork_hides_them_too():

@@ -277,16 +277,16 @@ def test_closed_or_broken_stderr_does_no_harm():
     broken = start("wait", stderr=writer)
     os.close(writer)
     os.close(reader)
-    broken.communicate("", timeout=20)
+    broken.communicate("", timeout=60)
     assert broken.returncode == 0
     closed = start(preexec_fn=lambda: os.close(2))
-    closed.communicate("", timeout=20)
+    closed.communicate("", timeout=60)
     assert closed.returncode == 0
 
 
 def test_crash_is_one_line_without_the_number():
     process = start("raise", stderr=subprocess.PIPE)
-    text = process.communicate("", timeout=20)[1]
+    text = process.communicate("", timeout=60)[1]
     assert process.returncode == 1
     found = [json.loads(line) for line in text.splitlines()]
     assert [line["event"] for line in found] == ["x", "y", "uncaught exception"]

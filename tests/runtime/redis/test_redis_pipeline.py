@@ -19,7 +19,7 @@ from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.settings import Settings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def connect(server, on_lost=None):

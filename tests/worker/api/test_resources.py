@@ -145,7 +145,7 @@ async def test_resources_that_hang_share_the_time_and_the_last_has_its_part(monk
     names = [spec(name, lambda name=name: Hangs(name, log)) for name in "bcde"]
     await it.open([spec("a", lambda: Here("a", log)), *names])
     with capture_logs() as logs:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await it.close()
     assert [entry["resource"] for entry in logs] == ["e", "d", "c", "b"]
     assert log[-1][:2] == ("closed", "a")

@@ -558,7 +558,7 @@ async def test_a_server_that_refuses_scripts_is_unavailable(store):
 async def test_many_partitions_travel_in_one_trip(store):
     partitions = range(50)
     packed = [scripts.acquire(store.keys, number, "a", TTL_MS) for number in partitions]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         replies = await store.connection.send(b"".join(packed) + pack("PING"), len(packed) + 1)
     assert replies.pop() == b"PONG"
     assert all(scripts.read_acquired(reply) is not None for reply in replies)

@@ -488,7 +488,7 @@ def test_worker_whose_threads_hang_logs_it_goes_on_and_stops(crew, tmp_path):
     wait_until(lambda: len(crew.lines()) == len(hanging) + 2, within_s=PATIENCE_S)
     assert worker.metric("handlers_running") == 0
     admin = worker.logged("worker started")["admin"]
-    with urllib.request.urlopen(f"{admin}/readyz", timeout=10) as answer:  # noqa: S310 our own
+    with urllib.request.urlopen(f"{admin}/readyz", timeout=60) as answer:  # noqa: S310 our own
         shown = json.load(answer)["threads"]
     assert shown["hangs"]["under_way"] == 0
     assert shown["hangs"]["hung"] == thread_shares.HANDLER_THREADS_MAX

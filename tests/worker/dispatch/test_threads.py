@@ -11,7 +11,7 @@ from servers import wait_until
 
 from maskline.worker.dispatch.threads import HandlerThreads
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 variable = contextvars.ContextVar("variable", default="unset")
 

@@ -24,7 +24,7 @@ from maskline.worker.gates.breaker import FAILURES_MAX
 from maskline.worker.gates.control import HandlerControl
 from maskline.worker.gates.gates import HandlerGates
 
-PATIENCE_S = 20
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.server
 
 
 def read_metrics(admin_url: str) -> bytes:
-    with urllib.request.urlopen(f"{admin_url}/metrics", timeout=10) as page:  # noqa: S310 our own
+    with urllib.request.urlopen(f"{admin_url}/metrics", timeout=60) as page:  # noqa: S310 our own
         shown: bytes = page.read()
     return shown
 
