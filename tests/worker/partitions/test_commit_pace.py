@@ -5,7 +5,7 @@ from itertools import pairwise
 from time import monotonic
 
 import pytest
-from dispatch_kit import until
+from dispatch_kit import PATIENCE_S, until
 from hypothesis import given
 from hypothesis import strategies as st
 from worker_parts_kit import add, owned_with, worker_parts
@@ -131,7 +131,8 @@ async def test_first_event_after_a_quiet_time_is_committed_at_once_and_the_secon
             await read(client, parts, partition, "s", 2)
             await until(lambda: partition.wants_commit and not partition.running)
             assert parts.committer.flush_at is not None
-            await parts.committer.wait_committed(partition)
+            async with asyncio.timeout(PATIENCE_S):
+                await parts.committer.wait_committed(partition)
             assert parts.counters.commits == 2
             assert parts.committer.flush_at is None
 
