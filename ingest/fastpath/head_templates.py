@@ -33,7 +33,7 @@ _SIGNATURE_LIST: Final = "[!-~](?:[ -~]*[!-~])?"
 """One signature, or several with commas and blanks between."""
 
 _CAPTURED: Final = {
-    b"content-length": "(?P<length>[0-9]{1,9})",
+    b"content-length": "(?P<length>0|[1-9][0-9]{0,8})",
     SIGNATURE_V3.lower().encode(): f"(?P<signature>{_SIGNATURE_LIST})",
     SIGNATURE_MA_V3.lower().encode(): f"(?P<main_signature>{_SIGNATURE_LIST})",
     NONCE_V3.lower().encode(): "(?P<nonce>[!-~]+)",
