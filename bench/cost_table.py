@@ -1,6 +1,6 @@
 """What a callback costs, as Markdown: the tables of docs/scaling.md.
 
-`python -m bench.cost_table RESULTS.json …` prints them again from the results of a run, or of runs of different rates.
+`python -m bench.cost_table RESULTS.json …` prints them again from the results of one run or of several.
 With `docs/scaling.md` at the end it writes them there, between two comments, without those of another checkout.
 """
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
+
+from msgspec import structs
 
 from bench.paired import Key, Sample, by_round, ratios, spread
 from bench.results import read_report
@@ -107,6 +109,15 @@ def _ratio(samples: Sequence[Sample], key: Key, metric: str) -> str:
     return "" if found is None else f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
 
 
+def joined(runs: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """The samples of several runs as those of one: rounds are numbered on."""
+    found: list[Sample] = []
+    for samples in runs:
+        last = max((sample.round for sample in found), default=0)
+        found += [structs.replace(sample, round=last + sample.round) for sample in samples]
+    return found
+
+
 def put_between_marks(page: str, tables: str) -> str:
     """A page with the tables between BEGIN and END, in place of what was there. Raises ValueError without the two."""
     before, begin, rest = page.partition(BEGIN)
@@ -120,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the tables, or write them to the page that the last argument names; the exit code."""
     results = [path for path in map(Path, argv) if path.suffix == ".json"]
     pages = [path for path in map(Path, argv) if path.suffix == ".md"]
-    samples = [sample for path in results for sample in read_report(path).samples]
+    samples = joined([read_report(path).samples for path in results])
     if not pages:
         print(markdown(samples))  # noqa: T201 - its purpose
     for page in pages:

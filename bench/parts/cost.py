@@ -18,6 +18,7 @@ from bench.plan import Column, Measure, Options, Plan, Slice
 from bench.whole_path import (
     HANDWRITTEN,
     MASKLINE,
+    SUSTAINED_P99_MS,
     Running,
     System,
     idle,
@@ -46,6 +47,8 @@ SEARCH_REQUESTS: Final = 256_000
 """Of different events, which one start is asked for at most."""
 ATTEMPTS: Final = 2
 """One may fail because the machine was busy with something else."""
+HOPELESS_P99_MS: Final = 4 * SUSTAINED_P99_MS
+"""Above it no second attempt is made: a failed one takes seconds, until its backlog is worked off."""
 FIRST_STEP: Final = 2.0
 STEP: Final = 1.2
 """By which the search goes on from what it found the round before."""
@@ -135,6 +138,8 @@ class GreatestRate:
                         if found["kept_up"]:
                             good[rate] = found
                             return True
+                        if max(found["p99_ms"], found["answer_p99_ms"]) > HOPELESS_P99_MS:
+                            return False
                 return False
 
             rate = greatest(is_good, self._start, self._step)

@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench.cost_table import markdown, put_between_marks
+from bench.cost_table import joined, markdown, put_between_marks
 from bench.load import Load
 from bench.machine import BenchError
 from bench.paired import Key, Sample
@@ -184,6 +184,14 @@ def test_the_cost_is_shown_as_markdown_by_rate_with_the_base_first():
     )
     assert lines[3].startswith("| 1,000/s | maskline | 100 + 50 + 50 = 200 | 0.50 (0.50\u20130.50) | 0.50")
     assert lines[-1] == "| 1,000/s | maskline | xadd 1.00 (4.0) |"
+
+
+def test_the_rounds_of_several_runs_are_paired_each_in_its_run():
+    runs = [
+        [cost_sample("1,000/s", "maskline", 1, ours), cost_sample("1,000/s", "hand-written", 1, theirs)]
+        for ours, theirs in ((100.0, 200.0), (300.0, 400.0), (90.0, 100.0))
+    ]
+    assert "0.75 (0.50\u20130.90)" in markdown(joined(runs))
 
 
 def test_tables_replace_those_that_a_page_has():
