@@ -11,7 +11,9 @@ from ingest_kit import Client, Request, ask, node_settings, stored, until
 GOOD = Request().encode()
 READY = b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n"
 WRONG = Request(token="wrong").encode()
-DELAY_MS = 1_500
+DELAY_MS = 3_000
+BUSY_SHARE = 0.4
+"""Of the delay: what follows has the rest of it, also on a busy machine."""
 
 
 async def started(run_ingest, *arguments, **settings):
@@ -46,12 +48,13 @@ async def test_callbacks_are_taken_for_the_delay_after_sigterm(
         await until_it_stops(admin)
         assert (await ask(admin, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")).status == 200
         taken = 1
-        while time.monotonic() < began + DELAY_MS / 1000 * 0.6:
+        while time.monotonic() < began + DELAY_MS / 1000 * BUSY_SHARE:
             async with await Client.connect(port) as fresh:
                 answer = await fresh.ask(GOOD)
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await fresh.ended()
                 taken += 1
+            await asyncio.sleep(0.02)
         # They were open all the while, and end with their next answer.
         for client, request, status in ((idle, GOOD, 200), (general, WRONG, 403)):
             answer = await client.ask(request)

@@ -13,7 +13,9 @@ from ingest_kit import Client, Request, ask, node_settings, until
 from ingest_processes import hammer, marks
 from servers import wait_until
 
-OUTAGE_S = 3.0
+OUTAGE_S = 4.0
+PUBLISH_TIMEOUT_MS = 1_500
+"""Longer than any answer takes that does not wait for Redis, also on a busy machine."""
 GOOD = Request()
 
 
@@ -118,7 +120,7 @@ async def timed_hammer(port, name, taken, answers):
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_outage_of_redis_under_load_is_answered_200_in_time(own_redis, namespace, run_ingest, fault):
     settings = node_settings(own_redis.url, namespace)
-    process = run_ingest(redis_url=own_redis.url, namespace=namespace)
+    process = run_ingest(redis_url=own_redis.url, namespace=namespace, publish_timeout_ms=PUBLISH_TIMEOUT_MS)
     port = await port_of(process)
     taken: list[str] = []
     answers: list[tuple[float, float, int]] = []
@@ -133,11 +135,9 @@ async def test_outage_of_redis_under_load_is_answered_200_in_time(own_redis, nam
     await until(lambda: len(taken) > after + 200)
     await stopped(clients)
     assert {status for _, _, status in answers} == {200}
-    during = [lasted for at, lasted, _ in answers if began + 1 < at < back]
+    during = [lasted for at, lasted, _ in answers if began + 2 < at < back]
     assert len(during) > 100
-    assert statistics.quantiles(during, n=100)[98] < settings.publish_timeout_ms / 1000, (
-        "none waits for Redis"
-    )
+    assert statistics.quantiles(during, n=100)[98] < PUBLISH_TIMEOUT_MS / 1000, "none waits for Redis"
     await asyncio.to_thread(everything_arrives, own_redis, settings, taken)
 
 
