@@ -1,4 +1,3 @@
-import os
 import sys
 import uuid
 from collections.abc import Iterator
@@ -6,10 +5,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-# aiohttp reads the machine's certificates whenever it is imported, which is a tenth of the start of each process that
-# tests start. No test talks to a server that these vouch for.
-os.environ["SSL_CERT_FILE"] = os.devnull
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "worker")]
 

@@ -40,6 +40,10 @@ SLICE_ENTRIES: Final = 256
 
 HELD_FACTOR: Final = 5
 
+QUIET_WATERMARK_MS: Final = 100
+"""How far the watermark of a partition may stay behind where nothing comes and nothing is held, so that nothing waits
+for it."""
+
 _log = get_logger("maskline.worker")
 
 _NO_STATES: Final[Mapping[str, bytes | None]] = {}
@@ -130,7 +134,7 @@ class StreamPipeline:
 
     def room(self) -> int:
         """How many more entries may be read."""
-        unfinished = sum(partition.unfinished for partition in self._owned.open)
+        unfinished = sum([partition.unfinished for partition in self._owned.open])
         return self.outstanding_max - self._unordered - unfinished
 
     # Entries in
@@ -144,6 +148,13 @@ class StreamPipeline:
         """
         received: list[ReadEntries] = []
         for partition, entries in streams:
+            # Most have nothing, where a read names many partitions: so this comes first, and costs little.
+            if (
+                not entries
+                and not partition.held
+                and 0 <= now_ms - partition.watermark_ms < QUIET_WATERMARK_MS
+            ):
+                continue
             stream_now_ms = partition.stream_now_ms(now_ms)
             if entries:
                 last_id = entries[-1][0].decode()

@@ -36,6 +36,7 @@ from maskline.schemas.errors import RedisUnavailableError
 from maskline.schemas.keys import Keys
 from maskline.worker.connections import RETRY_DELAY_S, ServerConnections
 from maskline.worker.partitions.partition import Partition
+from maskline.worker.streams.combined_read import CombinedRead
 from maskline.worker.streams.next_read import NextRead
 from maskline.worker.streams.pipeline import StreamPipeline
 from maskline.worker.streams.read_pace import next_read_at
@@ -57,6 +58,8 @@ commands a second."""
 
 TURN_BLOCK_MS: Final = 1
 """How long a read waits at the server while partitions take turns: others have something to read."""
+
+_TIME: Final = pack("TIME")
 
 _log = get_logger("maskline.worker")
 
@@ -81,6 +84,7 @@ class Poller:
         self._keys = StreamKeys(keys)
         self._pipeline = pipeline
         self._on_released = on_released
+        self._combined = CombinedRead(self._keys)
         self._replies = ReadReplies(server, self._keys, combined=combined)
         self._notified = False
         """The server tells what has changed."""
@@ -191,7 +195,7 @@ class Poller:
             # From here until all that was read is processed nothing may cancel this task: see `retire`.
             processed = self._pipeline.process(self._pipeline.receive(streams, read.count, now_ms))
             # After the request for states, which would wait behind it.
-            following = self._schedule(reads, read, sum(len(entries) for _, entries in streams), now_ms)
+            following = self._schedule(reads, read, sum([len(entries) for _, entries in streams]), now_ms)
             if not await self._finish(processed):
                 return
             read = await following
@@ -278,12 +282,13 @@ class Poller:
         if waits:
             block_ms = TURN_BLOCK_MS if len(partitions) < readable_count else self._block_ms(partitions)
         packed = self._pack(partitions, count, combined=combined, block_ms=block_ms)
-        self._news.noted.difference_update([partition.number for partition in partitions])
+        if self._notified:
+            self._news.noted.difference_update([partition.number for partition in partitions])
         for partition in partitions:
             if partition.poller is None:
                 partition.poller = self
                 self._claimed.append(partition)
-        future = reads.send(pack("TIME") + b"".join(packed), 1 + len(packed), at_once=True)
+        future = reads.send(b"".join((_TIME, *packed)), 1 + len(packed), at_once=True)
         self._last_read = ReadRequest(
             reads, self._server.incarnation, partitions, count, future, combined=combined
         )
@@ -299,16 +304,16 @@ class Poller:
         self, partitions: Sequence[Partition], count: int, *, combined: bool, block_ms: int | None
     ) -> list[bytes]:
         """The commands that read these partitions. `block_ms`: None if they must not wait at the server."""
+        if combined and not self._notified:
+            return [self._combined.pack(partitions, count, block_ms)]
         keys = [self._keys[partition.number] for partition in partitions]
-        read_ids = [partition.read_id for partition in partitions]
         if self._notified:
             self._numbers |= {key: p.number for key, p in zip(keys, partitions, strict=True)}
         if combined:
-            block = () if block_ms is None else ("BLOCK", block_ms)
-            return [pack("XREAD", "COUNT", count, *block, "STREAMS", *keys, *read_ids)]
+            return [self._combined.pack(partitions, count, block_ms)]
         return [
-            pack("XREAD", "COUNT", count, "STREAMS", key, read_id)
-            for key, read_id in zip(keys, read_ids, strict=True)
+            pack("XREAD", "COUNT", count, "STREAMS", key, partition.read_id)
+            for key, partition in zip(keys, partitions, strict=True)
         ]
 
     def _of_this_turn(self, partitions: list[Partition], entries: int) -> list[Partition]:

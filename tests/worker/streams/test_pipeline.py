@@ -7,7 +7,7 @@ from worker_parts_kit import add, worker_parts
 
 from maskline import on
 from maskline.worker.partitions.ledger import RUN_AHEAD_MAX
-from maskline.worker.streams.pipeline import HELD_FACTOR
+from maskline.worker.streams.pipeline import HELD_FACTOR, QUIET_WATERMARK_MS
 
 COUNT = 1_000
 """Entries asked for: more than any test adds."""
@@ -122,6 +122,19 @@ async def test_watermark_of_a_full_read_is_its_last_entry_and_of_a_short_one_the
         assert short.watermark_ms == last_ms + 500
         assert parts.pipeline.receive([(partition, [])], 3, last_ms + 900) == []
         assert partition.watermark_ms == last_ms + 900
+
+
+async def test_watermark_of_a_quiet_partition_keeps_near_the_servers_time(redis_server, namespace):
+    async with worker_parts(redis_server, namespace) as parts:
+        partition = parts.own(0)
+        for now_ms in range(1_000_000, 1_001_000, 7):
+            assert parts.pipeline.receive([(partition, [])], COUNT, now_ms) == []
+            assert 0 <= now_ms - partition.watermark_ms < QUIET_WATERMARK_MS
+        # Where the server's clock goes back, the stream's time goes on from there.
+        was_ms = partition.watermark_ms
+        for now_ms in range(500_000, 500_500, 7):
+            parts.pipeline.receive([(partition, [])], COUNT, now_ms)
+        assert partition.watermark_ms >= was_ms + 400
 
 
 async def test_gap_whose_time_is_over_is_given_up_by_a_read_that_brings_nothing(redis_server, namespace):
