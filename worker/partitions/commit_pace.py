@@ -17,13 +17,13 @@ What was handled since the last flush comes again after a crash, so the interval
 import math
 from typing import Final
 
-COMMIT_INTERVAL_S: Final = 0.02
+COMMIT_INTERVAL_S: Final = 0.025
 """Between two flushes, unless something makes one go at once. 10 to 30 ms cost Valkey and the worker about the same at
 1,000 callbacks a second; from 4,000 on a longer one saves a few percent more."""
 
 COMMIT_WINDOW_MAX_S: Final = 0.05
 """Events that were handled longer ago are committed, if Redis answers at once and the event loop runs: those of such a
-time, and no more, come again after a crash. COMMIT_INTERVAL_S leaves more than half of it to the loop and to Redis."""
+time, and no more, come again after a crash. COMMIT_INTERVAL_S leaves half of it to the loop and to Redis."""
 
 COMMIT_AHEAD: Final = 256
 """So many entries taken in by one partition are worth a commit, even if none is done: the pending list then has those
