@@ -2,7 +2,7 @@
 
 | the last read | the next is sent |
 | --- | --- |
-| brought a few entries, and left nothing behind | READ_INTERVAL_S after the last was sent; sooner, the more it brought |
+| brought a few entries, and left nothing behind | READ_INTERVAL_S after the last was sent, sooner if it brought more |
 | brought nothing, or READ_FULL entries, or left something behind | at once |
 
 Each read is a wake-up of the server and of the worker, and names every partition of the server: at a thousand callbacks
