@@ -46,6 +46,8 @@ class NextRead:
 
     def hasten(self) -> None:
         """Send the read that waits, or else the next one, as soon as it may be sent; not within this call."""
+        if self._hastened:
+            return  # the timer is set: setting it anew with each turn of the loop would put the read off for ever
         self._hastened = True
         if self._send is not None:
             if self._timer is not None:

@@ -45,6 +45,21 @@ async def test_read_is_hastened_by_what_came_before_it_was_scheduled(sent):
     assert sent == [1, 2]
 
 
+async def test_read_is_sent_though_each_turn_of_the_loop_hastens_it(sent):
+    following, loop = NextRead(), asyncio.get_running_loop()
+    following.schedule(lambda: sent.append(1), earliest_at=0.0, latest_at=math.inf)
+
+    def hasten(turns_left):
+        if turns_left and not sent:
+            loop.call_soon(hasten, turns_left - 1)
+            following.hasten()
+
+    hasten(turns_left=100)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert sent == [1]
+
+
 async def test_read_is_not_hastened_beyond_its_earliest_time(sent):
     following = NextRead()
     earliest_at = monotonic() + 0.02
