@@ -56,6 +56,11 @@ POLL_S: Final = 0.02
 """The pause between single reads: the most that they add to the latency. Twenty partitions then take a thousand small
 commands a second."""
 
+ROOM_CHECK_S: Final = 0.004
+"""How often a poller that has no room for a read looks whether there is any. It is told only of the first event that is
+done after a commit, and of commits, which may be `commit_pace.COMMIT_INTERVAL_S` apart: with a small
+MASKLINE_OUTSTANDING_MAX everything would be done long before."""
+
 TURN_BLOCK_MS: Final = 1
 """How long a read waits at the server while partitions take turns: others have something to read."""
 
@@ -174,6 +179,8 @@ class Poller:
             self._claim_only(() if read is None else read.partitions)
             if read is None:
                 latest_at = self._news.all_at if self._notified else math.inf
+                if self.starved:
+                    latest_at = min(latest_at, monotonic() + ROOM_CHECK_S)
                 read = await self._next.schedule(
                     partial(self._send_read, reads), earliest_at=0.0, latest_at=latest_at
                 )

@@ -92,6 +92,21 @@ async def test_partition_has_one_poller_until_its_read_is_over(redis_server, nam
         assert partition.poller is None
 
 
+@pytest.mark.parametrize("notified", [False, True], ids=["reads wait", "the server tells"])
+async def test_reading_goes_on_once_there_is_room_though_no_commit_tells_of_it(
+    redis_server, namespace, monkeypatch, notified
+):
+    monkeypatch.setattr(stream_news, "READ_ALL_S", 3_600.0)
+    handled, handler = recorder()
+    some_parts = told_parts if notified else worker_parts
+    async with some_parts(redis_server, namespace, handler, outstanding_max=4) as parts:
+        parts.own(0)  # its commits are refused
+        with redis_server.client() as client:
+            add(client, parts.keys, 0, "a", *range(1, 41))
+            async with polling(parts):
+                await until(lambda: len(handled) == 40)
+
+
 async def test_reading_goes_on_over_a_new_connection_and_the_lost_read_is_counted(own_redis, namespace):
     handled, handler = recorder()
     async with worker_parts(own_redis, namespace, handler) as parts:
