@@ -13,6 +13,7 @@ from servers import RedisServer, plain_reply, wait_until
 from system_kit import AUTH_ID, AUTH_TOKEN, ingest, post_all
 
 from maskline.handlers.redis_store import EmittedEntry, RecordChange, RedisRecordStore
+from maskline.runtime.redis.tracking import track_reads
 from maskline.schemas.calls.observation import Observation
 from maskline.schemas.keys import Keys
 from maskline.schemas.settings import Settings
@@ -216,6 +217,16 @@ async def test_modules_keep_records_with_the_documented_rights(own_redis: RedisS
         assert (await store.read("s")).count == 1
         assert (await store.change("s", RecordChange(None, version=0))).status == "changed"
     assert refused(own_redis.port) == []
+
+
+async def test_worker_of_a_cluster_is_told_what_has_changed_with_the_documented_rights(
+    own_redis: RedisServer,
+):
+    for purposes, told in (((), False), (("Redis Cluster",), True)):
+        give_rights(own_redis.port, *purposes)
+        connection = await open_connection(with_login(own_redis.url, WORKER))
+        assert (await track_reads(connection) == "") is told
+        connection.close()
 
 
 def test_documented_users_may_do_nothing_else(own_redis: RedisServer):
