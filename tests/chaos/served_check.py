@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 
 from evidence import Evidence
-from history import Fault
+from history import Fault, Said
 
 from maskline.schemas.keys import partition_of
 
@@ -58,16 +58,25 @@ class ServedCheck:
         ingest: defaultdict[str, list[Fault]] = defaultdict(list)
         for fault in self.evidence.history.of(Fault):
             ingest[fault.target].append(fault)
+        # A spool that is drained is a backlog of the partition, and what is answered meanwhile comes behind it.
+        drained: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        holding: dict[tuple[str, int], float] = {}
+        for said in sorted(self.evidence.history.of(Said), key=lambda it: it.at):
+            began = holding.pop((said.node, said.partition), said.at)
+            drained[said.partition].append((began, said.at))
+            if said.held:
+                holding[said.node, said.partition] = began
         waits: defaultdict[int, list[tuple[float, str, float]]] = defaultdict(list)
         for tag, asked in self.evidence.answered.items():
             at = asked.ended
             if any(fault.began <= at <= fault.ended + SETTLE_S for fault in ingest[asked.node]):
                 continue
+            partition = partition_of(asked.session, self.evidence.terms.partitions)
+            if any(began <= at <= ended for began, ended in drained[partition]):
+                continue
             calls = self.evidence.by_tag.get(tag)
             served = calls[0].began.at if calls else float("inf")
-            waits[partition_of(asked.session, self.evidence.terms.partitions)].append(
-                (at, asked.session, served)
-            )
+            waits[partition].append((at, asked.session, served))
         for arrivals in waits.values():
             arrivals.sort()
         came: defaultdict[int, list[float]] = defaultdict(list)

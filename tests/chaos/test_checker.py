@@ -544,6 +544,19 @@ def test_a_fault_explains_that_nobody_was_served(builder: HistoryBuilder, target
     assert builder.broken == {}
 
 
+@pytest.mark.parametrize(
+    ("drained_at", "broken"), [(12.0, {}), (9.9, {"held_up": 1})], ids=["after", "before"]
+)
+def test_callbacks_that_come_while_a_spool_is_drained_may_wait_behind_it(
+    builder: HistoryBuilder, drained_at: float, broken: dict
+):
+    slow_beside(builder, others=SERVED_MIN, served_at=12.1)
+    builder.said("ingest-0", 5.0)
+    builder.said("ingest-0", 7.0)
+    builder.said("ingest-0", drained_at, held=False)
+    assert builder.broken == broken
+
+
 @pytest.mark.parametrize(("asked_at", "broken"), [(10.02, {}), (11.9, {"held_up": 1})], ids=["soon", "late"])
 def test_an_owner_that_is_asked_to_stop_serves_nobody_beside_it(
     builder: HistoryBuilder, asked_at: float, broken: dict
