@@ -181,21 +181,27 @@ def test_worker_paused_past_its_lease_is_fenced_off(crew: Fleet, twice: bool):
     assert call.token == tokens[partition_of(session, 8)]
 
 
-def test_commit_after_the_lease_was_lost_changes_nothing(
+def test_what_ends_after_the_lease_was_lost_changes_nothing(
     redis_server: RedisServer, namespace: str, tmp_path: Path
 ):
-    """Not even the first of an owner, where the next one has not committed anything either."""
+    """Not even what an owner did first, where the next one has not committed anything either.
+
+    Its commit is refused (`test_committer`), unless it learns first from a renewal that the lease is lost.
+    """
+    until_first, until_next = tmp_path / "until-first", tmp_path / "until-next"
     with fleet(redis_server, namespace, tmp_path, partitions=1) as crew:
-        sleeper = crew.start(RECORD_MS=300)
-        entry_id = crew.put("s", 1)
+        sleeper = crew.start(HELD_UNTIL_FILE=str(until_first))
+        entry_id = crew.put("held", 1)
         wait_until(lambda: sleeper.metric("handlers_running") == 1, what="the handler to start")
         sleeper.pause()
-        heir = crew.start(RECORD_MS=3_000)
+        heir = crew.start(HELD_UNTIL_FILE=str(until_next))
         wait_until(lambda: heir.metric("handlers_running") == 1, within_s=PATIENCE_S, what="the takeover")
+        until_first.touch()
         sleeper.signal(signal.SIGCONT)
-        wait_until(lambda: sleeper.metric("commits_fenced_total"), within_s=PATIENCE_S, what="the commit")
+        wait_until(lambda: sleeper.logged("lease lost"), within_s=PATIENCE_S, what="the loss to be seen")
         assert crew.uncommitted(0)(entry_id)
-        assert not crew.client.exists(crew.keys.session(0, "s"))
+        assert not crew.client.exists(crew.keys.session(0, "held"))
+        until_next.touch()
         crew.until_drained()
         assert [c.pid for c in crew.calls()] == [sleeper.pid, heir.pid]
 
