@@ -21,6 +21,7 @@ pytestmark = pytest.mark.server
 
 def test_events_handled_before_the_crash_window_are_committed_at_a_kill(crew: Fleet):
     worker = crew.start(lease_ttl_ms=60_000)
+    crew.until_balanced(1)
     count, end = 0, time.monotonic() + PATIENCE_S
     while sum(call.end < time.monotonic() - WINDOW_S for call in crew.calls()) < OLD_MIN:
         assert time.monotonic() < end, "the worker handles next to nothing"
