@@ -7,6 +7,7 @@ with the load. A commit whose reply was lost is sent again unchanged: the script
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -65,9 +66,7 @@ class Committer:
         self._on_retry_due = on_retry_due
         self._on_dead_letters = on_dead_letters
         self._on_fault = on_fault
-        self._pace = CommitPace()
-        self._dirty: dict[Partition, int] = {}
-        """The partitions that the next flush commits, with the entries taken in that `_pace` has counted of each."""
+        self._pace: CommitPace[Partition] = CommitPace()
         self._timer: asyncio.TimerHandle | None = None
         """For the next flush, where it does not go at once."""
         self._flushing = False
@@ -79,23 +78,19 @@ class Committer:
 
     @property
     def flush_at(self) -> float | None:
-        """When the next flush goes by its pace, by the loop's clock; None where none is due, or it goes at once."""
+        """When the next flush goes, by the loop's clock; None if no partition waits for one, or it goes at once."""
         return None if self._timer is None else self._timer.when()
 
     def mark(self, partition: Partition, *, at_once: bool = False) -> None:
-        """Commit the partition's finished work with the next flush, unless a commit of it is under way.
+        """Commit the partition's finished work when its turn has come, unless a commit of it is under way.
 
-        `at_once`: the flush goes with the loop's next turn, as something waits for it.
+        `at_once`: with the loop's next turn, as something waits for it.
         """
         if partition.commit_in_flight is not None:
             return
-        run_ahead = partition.run_ahead
-        self._pace.gather(run_ahead - self._dirty.get(partition, 0))
-        self._dirty[partition] = run_ahead
-        if not self._flushing:
-            at_once = at_once or partition.commit_is_urgent or self._pace.is_full(run_ahead)
-            if at_once or self._timer is None:
-                self._schedule(at_once=at_once)
+        urgent = at_once or partition.commit_is_urgent
+        if self._pace.add(partition, partition.run_ahead, self._loop.time(), urgent=urgent):
+            self._schedule()
 
     async def wait_committed(self, partition: Partition) -> None:
         """Wait until all finished work is committed, or the partition is lost."""
@@ -106,31 +101,36 @@ class Committer:
 
     def abandon(self, partition: Partition) -> None:
         """Commit nothing more of a partition, which is lost."""
-        self._pace.gather(-self._dirty.pop(partition, 0))
+        self._pace.remove(partition)
         self._end_wait(partition)
 
-    def _schedule(self, *, at_once: bool) -> None:
+    def _schedule(self) -> None:
         """Have the next flush go with the loop's next turn, or when the pace says."""
-        now = self._loop.time()
-        due = now if at_once else self._pace.due_s(now)
-        if due > now:
-            self._timer = self._loop.call_at(due, self._flush, context=self._context)
+        if self._flushing:
             return
+        now = self._loop.time()
+        due = self._pace.due_s(now)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._flushing = True
-        self._loop.call_soon(self._flush, context=self._context)
+        if due <= now:
+            self._flushing = True
+            self._loop.call_soon(self._flush, context=self._context)
+        elif due < math.inf:
+            self._timer = self._loop.call_at(due, self._flush, context=self._context)
 
     def _flush(self) -> None:
-        """Send a commit of each partition that has something to commit."""
+        """Send a commit of each partition whose turn has come, and that has something to commit."""
         self._timer, self._flushing = None, False
-        dirty, self._dirty = self._dirty, {}
-        taken = [partition for partition in dirty if partition.wants_commit and not partition.lost]
+        taken = [
+            partition
+            for partition in self._pace.take(self._loop.time())
+            if partition.wants_commit and not partition.lost
+        ]
         for partition in taken:
             partition.take_commit()
-        self._pace.flushed(self._loop.time())
         self._send(taken)
+        self._schedule()
 
     def _send(self, partitions: Iterable[Partition]) -> None:
         """Send the commits under way of these partitions, those of one server together."""

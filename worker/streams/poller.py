@@ -58,7 +58,7 @@ commands a second."""
 
 ROOM_CHECK_S: Final = 0.004
 """How often a poller that has no room for a read looks whether there is any. It is told only of the first event that is
-done after a commit, and of commits, which may be `commit_pace.COMMIT_INTERVAL_S` apart: with a small
+done after a commit, and of commits, which may be `commit_pace.COMMIT_WAIT_MAX_S` apart: with a small
 MASKLINE_OUTSTANDING_MAX everything would be done long before."""
 
 TURN_BLOCK_MS: Final = 1

@@ -1,8 +1,9 @@
 """When finished work is committed: the pace by itself, and a committer that follows it."""
 
 import asyncio
-from itertools import pairwise
+import math
 from time import monotonic
+from typing import NamedTuple
 
 import pytest
 from dispatch_kit import PATIENCE_S, until
@@ -14,72 +15,128 @@ from maskline import Reject, on
 from maskline.worker.partitions import commit_pace, committer
 from maskline.worker.partitions.commit_pace import (
     COMMIT_AHEAD,
-    COMMIT_INTERVAL_S,
+    COMMIT_WAIT_MAX_S,
+    COMMIT_WAIT_MIN_S,
     COMMIT_WINDOW_MAX_S,
     GATHERED_MAX,
     CommitPace,
 )
 from maskline.worker.streams.pipeline import ReadEntries
 
-gaps = st.lists(st.floats(0, 4 * COMMIT_INTERVAL_S), min_size=1, max_size=60)
+CLOCK = 1e-9
+"""What the clock's arithmetic may be off by, in seconds."""
+
+arrivals = st.lists(
+    st.tuples(st.floats(0, 3 * COMMIT_WAIT_MAX_S), st.integers(0, 4)), min_size=1, max_size=60
+)
+"""How long after the one before, and of which partition."""
 
 
-def flush_times(gaps_s: list[float]) -> list[tuple[float, float]]:
-    """When each event was done, and when the flush went that has it, if the loop is never late."""
-    pace, now, due, waiting, flushed = CommitPace(), 0.0, None, [], []
+class Flush(NamedTuple):
+    """A flush, and since when the partitions that it took had waited."""
 
-    def flush(at: float) -> None:
-        pace.flushed(at)
-        flushed.extend((done, at) for done in waiting)
-        waiting.clear()
+    at_s: float
+    taken: dict[int, float]
+    left: dict[int, float]
 
-    for gap in gaps_s:
-        now += gap
-        if due is not None and due <= now:
-            flush(due)
-            due = None
-        waiting.append(now)
-        due = pace.due_s(now) if due is None else due
-    flush(due)
+
+def flushes(events: list[tuple[float, int]]) -> list[Flush]:
+    """The flushes that go where an event of a partition is done at each of these times, and the loop is never late."""
+    pace: CommitPace[int] = CommitPace()
+    waiting: dict[int, float] = {}
+    flushed: list[Flush] = []
+
+    def flush_until(end_s: float) -> None:
+        while waiting and pace.due_s(now) <= end_s:
+            at_s = pace.due_s(now)
+            taken = {partition: waiting.pop(partition) for partition in pace.take(at_s)}
+            flushed.append(Flush(at_s, taken, dict(waiting)))
+
+    now = 0.0
+    for gap_s, partition in events:
+        flush_until(now + gap_s)
+        now += gap_s
+        waiting.setdefault(partition, now)
+        due_before = pace.due_s(now)
+        assert pace.add(partition, 1, now) or pace.due_s(now) == due_before
+    flush_until(math.inf)
     return flushed
 
 
-@given(gaps)
-def test_what_is_done_is_committed_within_the_interval_and_no_two_flushes_are_closer(gaps_s):
-    flushed = flush_times(gaps_s)
-    assert len(flushed) == len(gaps_s)
-    assert all(done <= at <= done + COMMIT_INTERVAL_S + 1e-9 for done, at in flushed)
-    times = sorted({at for _, at in flushed})
-    assert all(later - earlier >= COMMIT_INTERVAL_S - 1e-9 for earlier, later in pairwise(times))
+@given(arrivals)
+def test_work_of_a_partition_waits_for_a_bounded_time_and_is_committed_with_that_of_others(events):
+    flushed = flushes(events)
+    assert {partition for flush in flushed for partition in flush.taken} == {of for _, of in events}
+    for flush in flushed:
+        assert flush.taken
+        assert all(flush.at_s - since <= COMMIT_WAIT_MAX_S + CLOCK for since in flush.taken.values())
+        assert all(flush.at_s - since < COMMIT_WAIT_MIN_S + CLOCK for since in flush.left.values())
 
 
-@given(gaps)
-def test_what_is_done_after_a_quiet_time_is_committed_at_once(gaps_s):
-    last = None
-    for done, at in flush_times(gaps_s):
-        if last is None or done - last >= COMMIT_INTERVAL_S:
-            assert at == done
-        last = at
+@given(arrivals)
+def test_flush_goes_when_a_partition_has_waited_for_long_or_at_once_after_a_quiet_time(events):
+    last_s = -math.inf
+    for flush in flushes(events):
+        oldest_s = min(flush.taken.values())
+        if oldest_s == flush.at_s:
+            assert flush.at_s - last_s >= COMMIT_WAIT_MAX_S - CLOCK
+            assert not flush.left
+        else:
+            assert flush.at_s == pytest.approx(oldest_s + COMMIT_WAIT_MAX_S)
+            assert all(flush.at_s - since >= COMMIT_WAIT_MIN_S - CLOCK for since in flush.taken.values())
+        last_s = flush.at_s
 
 
-def test_the_interval_leaves_half_of_the_crash_window_to_redis():
+def test_the_longest_wait_leaves_some_of_the_crash_window_to_redis():
     assert COMMIT_WINDOW_MAX_S <= 0.05
-    assert 2 * COMMIT_INTERVAL_S <= COMMIT_WINDOW_MAX_S
+    assert COMMIT_WAIT_MIN_S <= COMMIT_WAIT_MAX_S <= 0.75 * COMMIT_WINDOW_MAX_S
 
 
-@given(st.lists(st.integers(0, COMMIT_AHEAD - 1), max_size=20))
-def test_flush_is_full_by_all_that_gathered_since_the_last_or_by_one_partition(counts):
-    pace = CommitPace()
-    pace.gather(GATHERED_MAX - 1)
-    pace.flushed(1.0)
-    gathered = 0
-    for count in counts:
-        pace.gather(count)
-        gathered += count
-        assert pace.is_full(count) == (gathered >= GATHERED_MAX)
-        assert pace.is_full(COMMIT_AHEAD)
-    pace.gather(-gathered)
-    assert not pace.is_full(COMMIT_AHEAD - 1)
+def busy_pace() -> CommitPace[str]:
+    """A pace whose last flush went at 1.0."""
+    pace: CommitPace[str] = CommitPace()
+    pace.add("any", 1, 1.0)
+    assert pace.take(1.0) == ["any"]
+    return pace
+
+
+@pytest.mark.parametrize("why", ["something waits for it", "it is far ahead"])
+def test_urgent_partition_goes_at_once_with_those_that_have_waited_for_long(why):
+    pace, later_s = busy_pace(), 1.001 + COMMIT_WAIT_MIN_S
+    pace.add("old", 1, 1.001)
+    pace.add("young", 1, later_s)
+    assert pace.due_s(later_s) > later_s
+    if why == "something waits for it":
+        assert pace.add("urgent", 1, later_s, urgent=True)
+    else:
+        assert not pace.add("urgent", COMMIT_AHEAD - 1, later_s)
+        assert pace.add("urgent", COMMIT_AHEAD, later_s)
+    assert pace.due_s(later_s) == later_s
+    assert pace.take(later_s) == ["old", "urgent"]
+    assert pace.due_s(later_s) == later_s + COMMIT_WAIT_MAX_S
+    assert pace.take(later_s + COMMIT_WAIT_MAX_S) == ["young"]
+    assert pace.due_s(2.0) == math.inf
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, COMMIT_AHEAD - 1)), max_size=20), st.booleans())
+def test_all_go_at_once_when_enough_has_gathered(counts, lost):
+    pace, entries = busy_pace(), {}
+    pace.add("lost", COMMIT_AHEAD - 1, 1.0)
+    if lost:
+        pace.remove("lost")
+        pace.remove("never seen")
+    else:
+        entries["lost"] = COMMIT_AHEAD - 1
+    for number, more in counts:
+        name = str(number)
+        entries[name] = min(entries.get(name, 0) + more, COMMIT_AHEAD - 1)
+        pace.add(name, entries[name], 1.001)
+        if sum(entries.values()) >= GATHERED_MAX:
+            assert pace.due_s(1.001) == 1.001
+            assert {*pace.take(1.001)} == {*entries}
+            entries.clear()
+        else:
+            assert pace.due_s(1.001) > 1.001
 
 
 # A committer on a real server
@@ -115,7 +172,7 @@ async def test_events_that_come_one_by_one_are_committed_together(redis_server, 
                 await read(client, parts, partition, "s", number)
                 await asyncio.sleep(0.001)
             await until(lambda: not partition.uncommitted)
-            paced = (monotonic() - begun) / COMMIT_INTERVAL_S
+            paced = (monotonic() - begun) / COMMIT_WAIT_MAX_S
             assert 1 <= parts.counters.commits <= paced + 2
             assert client.xinfo_groups(parts.keys.callbacks(0))[0]["lag"] == 0
 
