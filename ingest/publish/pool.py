@@ -9,6 +9,7 @@ from typing import Any
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.outcome import InFlight, OnRefused, fail_all
 from maskline.ingest.publish.connection import ConnectionContext, PublisherConnection
+from maskline.ingest.publish.linger import Linger
 from maskline.ingest.publish.publisher import Publisher
 from maskline.runtime.redis.cluster import Cluster
 from maskline.runtime.redis.connect import RedisEndpoint
@@ -45,8 +46,9 @@ class PublisherPool:
             name=name,
             on_stale=self._on_stale,
         )
+        self.linger = Linger(asyncio.get_running_loop())
         # A partition whose server is not known is treated like one whose server is away.
-        self._disconnected = Publisher(settings, metrics, in_flight)
+        self._disconnected = Publisher(settings, metrics, in_flight, self.linger)
         self._cluster: Cluster[PublisherConnection] = Cluster(
             self._endpoint, Keys(settings.namespace), settings.partitions, tasks, self._new_connection
         )
@@ -150,7 +152,7 @@ class PublisherPool:
         return details | {"servers": self._server_monitor.details()}
 
     def _new_connection(self, server: Server | None) -> PublisherConnection:
-        publisher = Publisher(self._settings, self._metrics, self._in_flight)
+        publisher = Publisher(self._settings, self._metrics, self._in_flight, self.linger)
         publisher.on_refused, publisher.on_attached = self._fallback, self._on_attached
         return PublisherConnection(self._context, server, publisher)
 

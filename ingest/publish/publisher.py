@@ -1,7 +1,7 @@
 """Group commit: appends callbacks to their partition's stream, many in one round trip.
 
 - Callbacks of one loop tick are sent together; while BATCHES_MAX are under way, more gather. So many callbacks cost one
-  write, one read and one wake-up, and no timer adds to the latency.
+  write, one read and one wake-up. Where they come often, the loop waits for more of them (`ingest.publish.linger`).
 - A callback counts as taken only by its own reply: one can be refused (OOM) while others are taken. Where
   MASKLINE_DURABILITY asks for more, the reply of the batch's last command must say so too.
 - A request's batch without replies in time is given up: its callbacks go elsewhere. The connection stays open, since
@@ -42,6 +42,7 @@ from maskline.ingest.publish.batch import Batch
 from maskline.ingest.publish.circuit_breaker import CircuitBreaker
 from maskline.ingest.publish.deadline_timer import DeadlineTimer
 from maskline.ingest.publish.durability import Durability
+from maskline.ingest.publish.linger import Linger
 from maskline.runtime.redis.pipeline import PipelinedConnection, pack
 from maskline.schemas.callback import CALLBACK_FIELD
 from maskline.schemas.keys import Keys
@@ -65,10 +66,11 @@ UNCONFIRMED_ROWS_MAX: Final = 8192
 class Publisher:
     """Appends callbacks to their streams on one server, over the connection it was given last.
 
-    `in_flight`: counts the process's callbacks that await an outcome, these among them.
+    `in_flight`: counts the process's callbacks that await an outcome, these among them. `linger`: the pauses of the
+    process's event loop.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, in_flight: InFlight) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, in_flight: InFlight, linger: Linger) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._timeout_s = settings.publish_timeout_ms / 1000
@@ -95,6 +97,7 @@ class Publisher:
         """Called when the server says that a partition is on another one."""
         self.breaker = CircuitBreaker()
         self.in_flight = in_flight
+        self._linger = linger
         # A confirmation blocks later commands on the connection, and covers all before it. So one at a time: callbacks
         # that come meanwhile wait for one more confirmation, and not for one after the other.
         self._batches_max = 1 if self._durability.command else BATCHES_MAX
@@ -236,6 +239,10 @@ class Publisher:
         self._gathering = None
         self._metrics.batch_size.observe(len(batch.values))
         self._send(batch, connection)
+        if (
+            len(self._sent) == 1
+        ):  # else replies are awaited that are due sooner, or Redis is slow: they gather anyway
+            self._linger.sent(len(batch.values))
 
     def _send(self, batch: Batch, connection: PipelinedConnection) -> None:
         batch.sent_at = self._loop.time()
