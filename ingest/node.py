@@ -81,8 +81,9 @@ class IngestNode:
             if settings.refused_max_bytes
             else None
         )
-        self._http = CallbackServer(settings, verifier, router, self.metrics, self._refused_keeper)
-        self._pool.linger.count_connections = lambda: self._http.connections
+        self._http = CallbackServer(
+            settings, verifier, router, self.metrics, self._refused_keeper, self._pool.linger
+        )
         self._spool_may_vanish = spool_may_vanish
         self._spool_risk = ""
         """Why the spool does not outlive a crash; empty if it does, or that is not known."""

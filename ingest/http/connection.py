@@ -21,6 +21,7 @@ is a duplicate.
 
 import asyncio
 import contextlib
+import math
 import socket
 from time import time
 from typing import cast
@@ -37,6 +38,7 @@ from maskline.ingest.http.responses import CONTINUE, OK, OK_AND_CLOSE, refusal_r
 from maskline.ingest.outcome import NotStoredError
 from maskline.ingest.parser.aiohttp_parser import HEAD_END, HEAD_LINE_MAX_BYTES
 from maskline.ingest.parser.request_head import RequestHead, list_members, read_head
+from maskline.ingest.publish.linger import WAITING_SENDER_S
 from maskline.ingest.refusal import Refusal
 from maskline.runtime.logs import get_logger
 
@@ -47,9 +49,10 @@ class HttpConnection(asyncio.Protocol):
     """The protocol of one client connection. It is in `connections` from its beginning to its end."""
 
     __slots__ = (
-        "_awaits_body", "_client_ended", "_closer", "_connections", "_context", "_decider", "_fast_verifier",
-        "_finished", "_idle_timer", "_is_resuming", "_peer", "_pending", "_read_timer", "_reader", "_reading_paused",
-        "_silent", "_template", "_transport", "_turn_scheduled", "_waiting", "_write_timer", "idle_since",
+        "_answered_s", "_awaits_body", "_client_ended", "_closer", "_connections", "_context", "_decider",
+        "_fast_verifier", "_finished", "_idle_timer", "_is_resuming", "_peer", "_pending", "_read_timer", "_reader",
+        "_reading_paused", "_silent", "_template", "_transport", "_turn_scheduled", "_waiting", "_write_timer",
+        "idle_since",
     )  # fmt: skip
 
     def __init__(self, context: ServerContext, connections: set["HttpConnection"]) -> None:
@@ -76,6 +79,8 @@ class HttpConnection(asyncio.Protocol):
         self._read_timer: asyncio.TimerHandle | None = None
         """Runs while a request is incomplete."""
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._answered_s = -math.inf
+        """When the last answer was written, by the loop's clock."""
         self.idle_since = 0.0
         """The time of the last answer, by the loop's clock."""
 
@@ -203,12 +208,14 @@ class HttpConnection(asyncio.Protocol):
 
     def _store(self, accepted: AcceptedCallback, data: bytes, closes: bool) -> None:
         """Have a callback stored; later requests wait. `data` begins with the request's head."""
-        self._context.requests_under_way += 1
+        context = self._context
+        context.requests_under_way += 1
+        context.linger.from_waiting += context.loop.time() - self._answered_s < WAITING_SENDER_S
         if self._read_timer is not None:
             self._stop_awaiting()
         request = self._pending = PendingRequest(self, data, closes)
         try:
-            self._context.router.store_for(request, *accepted)
+            context.router.store_for(request, *accepted)
         except NotStoredError as error:
             request.set_exception(error)
 
@@ -247,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
         if transport is None or self._silent or transport.is_closing():
             return
         transport.write(response)
-        self.idle_since = self._context.loop.time()
+        self.idle_since = self._answered_s = self._context.loop.time()
         if ends or self._context.stopping:
             self._finish()
             self._close_our_side(transport)

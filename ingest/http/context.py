@@ -11,6 +11,7 @@ from maskline.ingest.http.request_reader import ReceivedRequest
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import NO_HEADERS
 from maskline.ingest.parser.request_head import RequestHead
+from maskline.ingest.publish.linger import Linger
 from maskline.ingest.refusal import Refusal
 from maskline.ingest.refused.could_be_plivos import awaits_body
 from maskline.ingest.refused.keeper import RefusedKeeper
@@ -19,7 +20,8 @@ from maskline.ingest.refused.keeper import RefusedKeeper
 class ServerContext:
     """The collaborators and shared state of connections; one for all connections of a node.
 
-    `max_body_bytes`: MASKLINE_MAX_BODY_BYTES. `idle_timeout_s`: how long a connection may be idle between requests.
+    `linger`: counts requests of senders that wait for answers. `max_body_bytes`: MASKLINE_MAX_BODY_BYTES.
+    `idle_timeout_s`: how long a connection may be idle between requests.
     `fast_path`: whether templates of requests are learned. `keeper`: keeps refused requests; None if none are kept.
     """
 
@@ -28,6 +30,7 @@ class ServerContext:
         verifier: CallbackVerifier,
         router: DeliveryRouter,
         metrics: Metrics,
+        linger: Linger,
         *,
         max_body_bytes: int,
         idle_timeout_s: float,
@@ -38,6 +41,7 @@ class ServerContext:
         self.verifier = verifier
         self.router = router
         self.metrics = metrics
+        self.linger = linger
         self.max_body_bytes = max_body_bytes
         self.idle_timeout_s = idle_timeout_s
         self.stopping = False

@@ -18,6 +18,7 @@ from maskline.ingest.http.connection import HttpConnection
 from maskline.ingest.http.context import ServerContext
 from maskline.ingest.metrics import Metrics
 from maskline.ingest.parser.aiohttp_parser import check_parser
+from maskline.ingest.publish.linger import Linger
 from maskline.ingest.refused.keeper import RefusedKeeper
 from maskline.runtime.net.descriptors import descriptors_max, for_clients
 from maskline.schemas.settings import Settings
@@ -41,7 +42,8 @@ FAST_PATH: Final = True
 
 
 class CallbackServer:
-    """The HTTP side of a node. `keeper`: keeps refused requests; None if none are kept.
+    """The HTTP side of a node. `keeper`: keeps refused requests; None if none are kept. `linger`: counts requests of
+    senders that wait for answers.
 
     Raises ConfigError where the installed aiohttp has another parser.
     """
@@ -53,6 +55,7 @@ class CallbackServer:
         router: DeliveryRouter,
         metrics: Metrics,
         keeper: RefusedKeeper | None,
+        linger: Linger,
     ) -> None:
         check_parser()
         self._connections: set[HttpConnection] = set()
@@ -61,6 +64,7 @@ class CallbackServer:
             verifier,
             router,
             metrics,
+            linger,
             max_body_bytes=settings.max_body_bytes,
             idle_timeout_s=settings.keepalive_s,
             fast_path=FAST_PATH,

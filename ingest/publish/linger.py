@@ -10,7 +10,7 @@ coalescing), and producers of message queues with records (`linger.ms`).
 | --- | --- |
 | a request after a quiet time, LINGER_MAX_S or longer | stands still for nothing |
 | LINGER_FULL callbacks and more in that time | never stands still: they gather by themselves |
-| requests of half of the open connections or more | never: most senders wait for an answer, and send nothing |
+| half of the requests or more from senders that wait for answers | never: these would send nothing meanwhile |
 | others | stands still after each batch |
 
 A callback's `received_at` is when its request is read.
@@ -18,7 +18,6 @@ A callback's `received_at` is when its request is read.
 
 import asyncio
 import time
-from collections.abc import Callable
 from math import inf
 from typing import Final
 
@@ -26,16 +25,21 @@ LINGER_MAX_S: Final = 0.002
 """The longest that the loop stands still. An answer comes later by twice that at most: the request waits to be read,
 and then Redis's reply."""
 
+WAITING_SENDER_S: Final = 2 * LINGER_MAX_S
+"""A sender waits for answers if its next request comes so soon after one, on the same connection. Plivo sends what
+happens in other sessions meanwhile; a program that measures, or sends again what it has kept, may not."""
+
 LINGER_FULL: Final = 16
 """So many callbacks share a wake-up well enough: what it costs each of them is little already."""
 
 
-def linger_until_s(woke_s: float, callbacks: int, connections: int) -> float:
+def linger_until_s(woke_s: float, callbacks: int, from_waiting: int) -> float:
     """Until when to stand still, by the clock of `woke_s`; a time that has passed means not at all. Pure.
 
-    `woke_s`: when the loop woke up last. `callbacks`: how many it has sent since, on how many open `connections`.
+    `woke_s`: when the loop woke up last. `callbacks`: how many it has sent since, and `from_waiting`: how many requests
+    came from senders that wait for answers.
     """
-    if 2 * callbacks >= connections:
+    if 2 * from_waiting >= callbacks:
         return woke_s
     return woke_s + LINGER_MAX_S * max(0.0, 1 - callbacks / LINGER_FULL)
 
@@ -43,16 +47,16 @@ def linger_until_s(woke_s: float, callbacks: int, connections: int) -> float:
 class Linger:
     """The pauses of one event loop, for all that publish on it."""
 
-    __slots__ = ("_callbacks", "_loop", "_scheduled", "_woke_s", "count_connections")
+    __slots__ = ("_callbacks", "_loop", "_scheduled", "_woke_s", "from_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._woke_s = -inf
         self._callbacks = 0
         """Sent since then."""
+        self.from_waiting = 0
+        """Requests since then from senders that wait for answers: whoever reads requests counts them."""
         self._scheduled = False
-        self.count_connections: Callable[[], int] = lambda: 0
-        """How many connections of senders are open. The loop does not stand still before that is known."""
 
     def sent(self, callbacks: int) -> None:
         """Stand still, if it is worth it, now that a batch was sent: as soon as the loop has nothing else to do."""
@@ -75,8 +79,8 @@ class Linger:
         self._awake(time.monotonic())
 
     def _until_s(self) -> float:
-        return linger_until_s(self._woke_s, self._callbacks, self.count_connections())
+        return linger_until_s(self._woke_s, self._callbacks, self.from_waiting)
 
     def _awake(self, now_s: float) -> None:
         self._woke_s = now_s
-        self._callbacks = 0
+        self._callbacks = self.from_waiting = 0

@@ -4,7 +4,8 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from hypothesis import assume, given
@@ -24,22 +25,20 @@ from maskline.schemas.keys import Keys
 counts = st.integers(1, 2 * LINGER_FULL)
 
 
-@given(st.floats(0, 1e6), counts, st.integers(0, 200))
-def test_loop_stands_still_for_a_bounded_time_and_for_less_the_more_callbacks_there_were(
-    woke_s, callbacks, connections
-):
-    until_s = linger_until_s(woke_s, callbacks, connections)
+@given(st.floats(0, 1e6), counts)
+def test_loop_stands_still_for_a_bounded_time_and_for_less_the_more_callbacks_there_were(woke_s, callbacks):
+    until_s = linger_until_s(woke_s, callbacks, 0)
     assert until_s < woke_s + LINGER_MAX_S
-    assert until_s >= linger_until_s(woke_s, callbacks + 1, connections)
+    assert until_s >= linger_until_s(woke_s, callbacks + 1, 0)
     assert until_s >= woke_s
     if callbacks >= LINGER_FULL:
         assert until_s == woke_s
 
 
 @given(counts, st.integers(0, 200))
-def test_loop_stands_still_only_if_most_senders_do_not_wait_for_an_answer(callbacks, connections):
+def test_loop_stands_still_only_if_most_senders_do_not_wait_for_answers(callbacks, from_waiting):
     assume(callbacks < LINGER_FULL)
-    assert (linger_until_s(1.0, callbacks, connections) > 1.0) == (callbacks < connections / 2)
+    assert (linger_until_s(1.0, callbacks, from_waiting) > 1.0) == (from_waiting < callbacks / 2)
 
 
 class Clock:
@@ -69,14 +68,8 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def busy() -> Linger:
-    linger = Linger(asyncio.get_running_loop())
-    linger.count_connections = lambda: 100
-    return linger
-
-
 async def test_callbacks_far_apart_are_not_waited_for(clock):
-    linger = busy()
+    linger = Linger(asyncio.get_running_loop())
     for _ in range(5):
         linger.sent(1)
         await turns()
@@ -85,7 +78,7 @@ async def test_callbacks_far_apart_are_not_waited_for(clock):
 
 
 async def test_loop_stands_still_once_for_all_that_was_sent_in_its_turn(clock):
-    linger = busy()
+    linger = Linger(asyncio.get_running_loop())
     linger.sent(1)
     await turns()
     assert not clock.slept_s
@@ -99,7 +92,7 @@ async def test_loop_stands_still_once_for_all_that_was_sent_in_its_turn(clock):
 
 
 async def test_time_counts_from_the_last_wake_up(clock):
-    linger = busy()
+    linger = Linger(asyncio.get_running_loop())
     linger.sent(1)
     for _ in range(3):
         linger.sent(1)
@@ -107,12 +100,16 @@ async def test_time_counts_from_the_last_wake_up(clock):
     assert clock.slept_s == [pytest.approx(LINGER_MAX_S * (1 - 1 / LINGER_FULL))] * 3
 
 
-async def test_loop_does_not_stand_still_before_the_connections_are_known(clock):
+async def test_senders_that_wait_for_answers_are_counted_from_the_last_wake_up(clock):
     linger = Linger(asyncio.get_running_loop())
-    for _ in range(3):
-        linger.sent(1)
-        await turns()
+    linger.sent(1)
+    linger.from_waiting += 1
+    linger.sent(2)
+    await turns()
     assert not clock.slept_s
+    linger.sent(1)
+    await turns()
+    assert len(clock.slept_s) == 1
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])
@@ -134,7 +131,6 @@ def test_batch_is_with_redis_before_the_loop_stands_still(runner, redis_server, 
     async def publish_two() -> float:
         settings = node_settings(redis_server.url, namespace)
         pool = PublisherPool(settings, Metrics(), InFlight(), BackgroundTasks(), name="test")
-        pool.linger.count_connections = lambda: 100
         await pool.start()
         try:
             (publisher,) = pool.publishers
@@ -151,21 +147,34 @@ def test_batch_is_with_redis_before_the_loop_stands_still(runner, redis_server, 
     assert seen_at[0] < answered_at - 0.3, "it stood still for about a second, less what the start took"
 
 
+async def ask_in_turn(port: int, number: int, count: int, pause_s: Callable[[], float]) -> None:
+    """Send callbacks over one connection, each after a pause, and wait for their answers."""
+    request = Request(pairs=[("SessionUUID", f"s{number}"), ("EventName", "e")]).encode()
+    async with await Client.connect(port) as client:
+        for _ in range(count):
+            await asyncio.sleep(pause_s())
+            assert (await client.ask(request)).status == 200
+
+
 @pytest.mark.server
-async def test_requests_of_many_connections_share_appends(own_redis, namespace, run_ingest):
-    """A request that is not waited for costs Redis a read of its socket."""
+async def test_requests_that_come_often_share_appends(own_redis, namespace, run_ingest):
+    """Each append on its own would cost Redis a read of its socket."""
     port = await asyncio.to_thread(run_ingest(redis_url=own_redis.url, namespace=namespace).port)
     senders, each, chance = 32, 12, random.Random(1)
-
-    async def send(number: int) -> None:
-        async with await Client.connect(port) as client:
-            request = Request(pairs=[("SessionUUID", f"s{number}"), ("EventName", "e")]).encode()
-            for _ in range(each):
-                await asyncio.sleep(chance.uniform(0, 0.032))
-                assert (await client.ask(request)).status == 200
-
     with own_redis.client() as client:
         before = client.info("stats")["total_reads_processed"]
-        await asyncio.gather(*(send(number) for number in range(senders)))
+        pause_s = partial(chance.uniform, 0, 0.032)
+        await asyncio.gather(*(ask_in_turn(port, number, each, pause_s) for number in range(senders)))
         reads = client.info("stats")["total_reads_processed"] - before
     assert reads < 0.52 * senders * each, "0.6 and more without"
+
+
+@pytest.mark.server
+async def test_sender_that_waits_for_each_answer_is_not_waited_for(redis_server, namespace, run_ingest):
+    port = await asyncio.to_thread(run_ingest(redis_url=redis_server.url, namespace=namespace).port)
+    took_s = []
+    for _ in range(20):
+        began = time.monotonic()
+        await ask_in_turn(port, 1, 20, lambda: 0)
+        took_s.append((time.monotonic() - began) / 20)
+    assert min(took_s) < LINGER_MAX_S * (1 - 1 / LINGER_FULL), "else each answer would take that at least"
