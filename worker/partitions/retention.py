@@ -1,5 +1,7 @@
 """Trims the streams of owned partitions: entries that every group has handled, after retention or beyond its count.
 
+A partition is looked at every ROUND_S while there is much to trim, and else every `calm_pause_s`.
+
 The script decides and trims at once, so no lease is needed for safety; the owner does it because one worker must.
 Entries that the owner has read and not committed are beyond its group's cursor or in the pending list, since only the
 commit moves the cursor: the script never takes them.
@@ -29,7 +31,14 @@ from maskline.worker.partitions.owned_partitions import OwnedPartitions
 from maskline.worker.partitions.partition import Partition
 
 ROUND_S: Final = 1.0
-"""How often each partition is trimmed, roughly."""
+"""How often a partition is trimmed, roughly, while there is much to trim."""
+
+PAUSE_MAX_S: Final = 5.0
+"""How often it is trimmed, at least: where there is little, a look costs the server more than what it trims. At a
+thousand callbacks a second over 64 partitions, looks at all of them every second were a fortieth of its work."""
+
+TRIM_MANY: Final = 100
+"""So many entries trimmed with one call are worth the next call soon: a whole node of a stream."""
 
 STEPS: Final = 4
 """Round trips over which the trimming of all partitions is spread."""
@@ -65,6 +74,9 @@ class Retention:
         self._retention_ms = settings.retention_s * 1000
         self._keep = settings.retention_max_entries // settings.partitions
         self._counters = counters
+        self._pause_s = calm_pause_s(self._retention_ms, self._keep)
+        self._calm_until: dict[int, float] = {}
+        """Until when partitions that had little to trim are passed over, by number."""
         self._next = 0
         self._last_replies: dict[int, scripts.TrimReply] = {}
         """The last reply to a trim, by partition."""
@@ -109,9 +121,12 @@ class Retention:
             self._last_replies = {
                 number: reply for number, reply in self._last_replies.items() if number in present
             }
+            self._calm_until = {number: at for number, at in self._calm_until.items() if number in present}
         first = self._next
         self._next += count
-        return [partition.number for partition in owned[first : first + count]]
+        now = monotonic()
+        numbers = [partition.number for partition in owned[first : first + count]]
+        return [number for number in numbers if self._calm_until.get(number, 0.0) <= now]
 
     async def _trim(self, connection: PipelinedConnection, numbers: Sequence[int]) -> None:
         packed = [
@@ -141,6 +156,9 @@ class Retention:
             return
         trimmed = self._last_replies[number] = scripts.read_trimmed(reply)
         self._counters.trimmed += trimmed.trimmed
+        # Half a round less, or rounds that are a little early would make it one more.
+        pause_s = 0.0 if trimmed.trimmed >= TRIM_MANY else self._pause_s - ROUND_S / 2
+        self._calm_until[number] = monotonic() + pause_s
 
     def _warn(self) -> None:
         now = monotonic()
@@ -162,3 +180,12 @@ class Retention:
                 callbacks_not_handled=sum(max(count, 0) for count in waiting),
                 hint="start the group's workers, or remove the group if nobody needs it (docs/operating.md)",
             )
+
+
+def calm_pause_s(retention_ms: int, keep: int) -> float:
+    """How often a partition is trimmed that has little to trim: pure. `keep`: how many entries may stay in it.
+
+    So that what outstays retention in between is small beside it: a tenth of the time, or what comes in a second for
+    each thousand entries that may stay.
+    """
+    return max(ROUND_S, min(retention_ms / 10_000, keep / 1_000, PAUSE_MAX_S))

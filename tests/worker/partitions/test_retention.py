@@ -3,9 +3,12 @@
 import time
 from pathlib import Path
 
+import pytest
 from example_counts import LONG
 from process_kit import PATIENCE_S, Fleet, assert_complete_and_in_order, fleet, load
 from servers import RedisServer, wait_until
+
+from maskline.worker.partitions.retention import PAUSE_MAX_S, ROUND_S, calm_pause_s
 
 KEEP = 500
 SOAK = 18_000 if LONG else 8_000
@@ -52,7 +55,7 @@ def test_handled_callbacks_are_trimmed_after_retention(crew: Fleet):
     for number in range(1, 51):
         crew.put("s", number, entry_id=f"{start_ms + number}-0")
     crew.put("s", 51)
-    crew.start(retention_s=600)
+    crew.start(retention_s=600, retention_max_entries=1_000 * crew.partitions)
     crew.until_drained()
     wait_until(lambda: retained(crew) == 1, within_s=PATIENCE_S, what="the old ones to go")
     assert_complete_and_in_order(crew.calls(), [("s", number) for number in range(1, 52)])
@@ -134,3 +137,32 @@ def test_every_group_handles_a_callback_before_it_is_trimmed(crew: Fleet):
     )
     wait_until(lambda: retained(crew) == 0, within_s=PATIENCE_S, what="everything to go")
     assert len(crew.calls("t")) == 39
+
+
+def test_partitions_with_little_to_trim_are_looked_at_less_often(crew: Fleet):
+    crew.start(retention_max_entries=100 * 1_000 * crew.partitions)
+    crew.until_balanced(1)
+
+    def looks() -> int:
+        return int(crew.client.info("commandstats").get("cmdstat_xinfo|groups", {"calls": 0})["calls"])
+
+    crew.put_all(load(20, 5))
+    crew.until_drained()
+    wait_until(lambda: looks() >= crew.partitions, within_s=PATIENCE_S, what="a look at all partitions")
+    before, began = looks(), time.monotonic()
+    wait_until(lambda: looks() >= before + 2 * crew.partitions, within_s=PATIENCE_S, what="two more")
+    assert time.monotonic() - began >= PAUSE_MAX_S
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "keep", "pause_s"),
+    [
+        (HOUR_MS, 15_625, PAUSE_MAX_S),
+        (30_000, 15_625, 3.0),
+        (HOUR_MS, 2_000, 2.0),
+        (HOUR_MS, 62, ROUND_S),
+        (0, 15_625, ROUND_S),
+    ],
+)
+def test_pause_is_short_where_little_may_stay(retention_ms: int, keep: int, pause_s: float):
+    assert calm_pause_s(retention_ms, keep) == pause_s
