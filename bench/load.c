@@ -9,9 +9,10 @@
  * counts from when it was due, so that a server that stalls cannot hide it. They are due at even distances, or, with
  * --random, at those of a Poisson process, the same in every run.
  *
- * Nothing of the first W seconds is counted. After S more, one line of JSON: answers by status class, seconds,
- * latency percentiles in microseconds, and the CPU seconds that the given processes used meanwhile. With --announce,
- * lines "counting" and "counted" come before it at the moments when the slice begins and ends.
+ * Nothing of the first W seconds is counted, but in how many were sent in all. After S more, one line of JSON: that,
+ * answers by status class, seconds, latency percentiles in microseconds, and the CPU seconds that the given processes
+ * used meanwhile. With --announce, lines "counting" and "counted" come before it at the moments when the slice begins
+ * and ends.
  * Exit code 2 for wrong arguments, 1 where the server cannot be reached or answers what is not understood.
  */
 #define _GNU_SOURCE
@@ -62,7 +63,7 @@ static int is_random, announces;
 static double warm_s = 0.5, slice_s = 2, rate;
 static double due_after_ns; /* the start, of the next request */
 static uint64_t counted_from_ns, counted_to_ns;
-static uint64_t answered, good, refused, failed, reconnects;
+static uint64_t sent, answered, good, refused, failed, reconnects;
 static uint32_t *latencies_us10; /* tenths of a microsecond */
 static size_t latency_count, latency_room;
 
@@ -162,6 +163,7 @@ static void ask(Client *client, uint64_t due_ns) {
     next_request = next_request + 1 == request_count ? 0 : next_request + 1;
     client->sent = 0;
     client->busy = 1;
+    sent++;
     client->due_ns = due_ns;
     write_on(client);
 }
@@ -342,9 +344,10 @@ int main(int count, char **arguments) {
         if (due_ns >= counted_from_ns) unanswered++, note_latency(due_ns, end_ns);
     }
     qsort(latencies_us10, latency_count, sizeof *latencies_us10, by_size);
-    printf("{\"answered\":%llu,\"good\":%llu,\"refused\":%llu,\"failed\":%llu,\"unanswered\":%llu,\"reconnects\":%llu,"
+    printf("{\"sent\":%llu,\"answered\":%llu,\"good\":%llu,\"refused\":%llu,\"failed\":%llu,\"unanswered\":%llu,"
+           "\"reconnects\":%llu,"
            "\"seconds\":%.6f,\"cpu_s\":%.6f,\"p50_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,\"max_us\":%.1f}\n",
-           (unsigned long long)answered, (unsigned long long)good, (unsigned long long)refused,
+           (unsigned long long)sent, (unsigned long long)answered, (unsigned long long)good, (unsigned long long)refused,
            (unsigned long long)failed, (unsigned long long)unanswered, (unsigned long long)reconnects,
            (double)(real_to_ns - real_from_ns) / 1e9, cpu_used_s, percentile_us(0.5), percentile_us(0.99),
            percentile_us(0.999), percentile_us(1));

@@ -17,6 +17,8 @@ GRACE_S = 30.0
 class Load(msgspec.Struct, frozen=True):
     """The result of one slice of load; see load.c."""
 
+    sent: int
+    """In all, those of the warm-up and after the slice too: the next load goes on after them."""
     answered: int
     good: int
     refused: int

@@ -261,6 +261,7 @@ def figures(window: Window, notes: "array[float]") -> dict[str, float]:
     )
     values = {
         "per_s": received / window.seconds,
+        "sent": float(load.sent),
         "kept_up": float(kept_up),
         "cpu_us": sum(cost.values()),
     } | cost

@@ -198,5 +198,6 @@ class Probes:
         found = measure(
             path, requests_once(SEARCH_REQUESTS), rate, warm_s=SEARCH_WARM_S, slice_s=SEARCH_S, skip=skip
         )
-        self._path, self._sent = path, skip + number
+        # Exactly: an event that is left out would be a gap in its session, and hold up the later ones.
+        self._path, self._sent = path, skip + int(found["sent"])
         return found

@@ -125,7 +125,7 @@ def test_the_cases_of_the_cost_are_chosen_by_short_words():
 
 
 def window(notes, unanswered=0):
-    load = Load(100, 100, 0, 0, unanswered, 0, 1.0, 0.0, 900.0, 4_000.0, 5_000.0, 6_000.0)
+    load = Load(150, 100, 100, 0, 0, unanswered, 0, 1.0, 0.0, 900.0, 4_000.0, 5_000.0, 6_000.0)
     clocks = [
         Clocks(at_s, {"ingest": used_s, "Valkey": used_s, "worker": used_s * 2})
         for at_s, used_s in ((10.0, 1.0), (11.0, 1.01))
