@@ -48,6 +48,15 @@ def test_a_constant_rate_is_kept():
     assert load.answered + load.unanswered == pytest.approx(100, abs=1)
 
 
+def test_load_says_how_many_requests_it_has_sent_in_all():
+    """The next slice of a search goes on there: an event left out would be a gap that others wait for."""
+    with ingest.running(ingest.MASKLINE) as (port, _, store):
+        load = ingest.run_load(port, ingest.requests_file(), core=None, warm_s=0.2, slice_s=0.3, rate=300)
+        stored = sum(store.client.xlen(key) for key in store.client.scan_iter(match="*:callbacks"))
+    tried_before = 1
+    assert load.sent == stored - tried_before > load.answered
+
+
 def test_a_server_that_lets_everything_in_is_not_measured_as_one_that_verifies():
     lax = ingest.EMPTY._replace(verifies=True)
     with pytest.raises(machine.BenchError, match="bad signature"):

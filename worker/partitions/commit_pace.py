@@ -12,11 +12,15 @@ together, in a *flush*:
 | a partition has taken in COMMIT_AHEAD entries: at `ledger.RUN_AHEAD_MAX` its reads would stop | at once | it |
 | else | when a partition has waited for COMMIT_WAIT_MAX_S | those that have waited for COMMIT_WAIT_MIN_S |
 
-Each flush takes along those that have waited for COMMIT_WAIT_MIN_S. What was handled and is not committed comes
-again after a crash, so the longest wait bounds that too.
+Each flush takes along those that have waited for COMMIT_WAIT_MIN_S. Unless it takes all, it leaves those that have
+entries under way (`EntryLedger.whole`), for COMMIT_GRACE_S at most: most are done within milliseconds, and what is
+under way goes into the group's pending list with a commit, and out again with the next.
+
+What was handled and is not committed comes again after a crash, so the longest wait bounds that too.
 """
 
 import math
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 COMMIT_WAIT_MAX_S: Final = 0.035
@@ -26,15 +30,22 @@ COMMIT_WAIT_MIN_S: Final = 0.025
 """A partition that has waited for less is left for a later flush, unless that is to take all: its commit would be
 smaller, and there would be more of them."""
 
+COMMIT_GRACE_S: Final = 0.005
+"""How much longer a partition waits that has entries under way."""
+
+COMMIT_RETRY_S: Final = 0.001
+"""How long after a flush the next one goes, where it had to leave some that were due."""
+
 COMMIT_WINDOW_MAX_S: Final = 0.05
 """Events that were handled longer ago are committed, if Redis answers at once and the event loop runs: those of such a
-time, and no more, come again after a crash. COMMIT_WAIT_MAX_S leaves the rest of it to the loop and to Redis."""
+time, and no more, come again after a crash. COMMIT_WAIT_MAX_S and COMMIT_GRACE_S leave the rest of it to the loop and
+to Redis."""
 
 COMMIT_AHEAD: Final = 256
 """So many entries taken in by one partition are worth a commit, even if none is done: the pending list then has those
 that wait."""
 
-GATHERED_MAX: Final = 512
+GATHERED_MAX: Final = 1024
 """So many entries taken in, over all partitions, are committed at once: a backlog is worked off as fast as ever."""
 
 P = TypeVar("P")
@@ -62,6 +73,8 @@ class CommitPace(Generic[P]):
         """Those that are not urgent stand in the order of their `since_s`."""
         self._gathered = 0
         self._flushed_s = -math.inf
+        self._earliest_s = -math.inf
+        """When those may be taken that the last flush has left though they were due."""
         self._at_once = False
         self._takes_all = False
 
@@ -99,14 +112,22 @@ class CommitPace(Generic[P]):
         if self._at_once or self._takes_all:
             return now_s
         oldest = next(iter(self._waiting.values()))
-        return max(now_s, oldest.since_s + self._wait_max_s)
+        return max(now_s, oldest.since_s + self._wait_max_s, self._earliest_s)
 
-    def take(self, now_s: float) -> list[P]:
-        """The partitions of the flush that goes now."""
-        until_s = math.inf if self._takes_all else now_s - self._wait_min_s
-        taken = [partition for partition, waiting in self._waiting.items() if waiting.since_s <= until_s]
+    def take(self, now_s: float, is_whole: Callable[[P], bool]) -> list[P]:
+        """The partitions of the flush that goes now. `is_whole`: of a partition, that it has no entries under way."""
+        waited_s = now_s - self._wait_min_s
+        waited_long_s = now_s - self._wait_max_s - COMMIT_GRACE_S
+        taken = [
+            partition
+            for partition, waiting in self._waiting.items()
+            if self._takes_all
+            or waiting.since_s <= waited_long_s
+            or (waiting.since_s <= waited_s and is_whole(partition))
+        ]
         for partition in taken:
             self.remove(partition)
         self._at_once = self._takes_all = False
         self._flushed_s = now_s
+        self._earliest_s = now_s + COMMIT_RETRY_S
         return taken

@@ -124,7 +124,7 @@ class Committer:
         self._timer, self._flushing = None, False
         taken = [
             partition
-            for partition in self._pace.take(self._loop.time())
+            for partition in self._pace.take(self._loop.time(), _is_whole)
             if partition.wants_commit and not partition.lost
         ]
         for partition in taken:
@@ -215,3 +215,7 @@ class Committer:
         future = self._waits.pop(partition, None)
         if future is not None and not future.done():  # the task that waited may have been cancelled
             future.set_result(None)
+
+
+def _is_whole(partition: Partition) -> bool:
+    return partition.whole

@@ -98,6 +98,11 @@ class EntryLedger:
         return self._uncommitted and self.commit_in_flight is None
 
     @property
+    def whole(self) -> bool:
+        """All that was taken in since the last commit is done: a commit now puts nothing into the pending list."""
+        return not self._fresh
+
+    @property
     def uncommitted(self) -> bool:
         """Something is done that Redis has not confirmed."""
         return self._uncommitted or self.commit_in_flight is not None

@@ -15,6 +15,8 @@ from maskline import Reject, on
 from maskline.worker.partitions import commit_pace, committer
 from maskline.worker.partitions.commit_pace import (
     COMMIT_AHEAD,
+    COMMIT_GRACE_S,
+    COMMIT_RETRY_S,
     COMMIT_WAIT_MAX_S,
     COMMIT_WAIT_MIN_S,
     COMMIT_WINDOW_MAX_S,
@@ -30,6 +32,11 @@ arrivals = st.lists(
     st.tuples(st.floats(0, 3 * COMMIT_WAIT_MAX_S), st.integers(0, 4)), min_size=1, max_size=60
 )
 """How long after the one before, and of which partition."""
+
+
+def whole(_partition: object) -> bool:
+    """Of a partition that has no entries under way."""
+    return True
 
 
 class Flush(NamedTuple):
@@ -49,7 +56,7 @@ def flushes(events: list[tuple[float, int]]) -> list[Flush]:
     def flush_until(end_s: float) -> None:
         while waiting and pace.due_s(now) <= end_s:
             at_s = pace.due_s(now)
-            taken = {partition: waiting.pop(partition) for partition in pace.take(at_s)}
+            taken = {partition: waiting.pop(partition) for partition in pace.take(at_s, whole)}
             flushed.append(Flush(at_s, taken, dict(waiting)))
 
     now = 0.0
@@ -89,14 +96,15 @@ def test_flush_goes_when_a_partition_has_waited_for_long_or_at_once_after_a_quie
 
 def test_the_longest_wait_leaves_some_of_the_crash_window_to_redis():
     assert COMMIT_WINDOW_MAX_S <= 0.05
-    assert COMMIT_WAIT_MIN_S <= COMMIT_WAIT_MAX_S <= 0.75 * COMMIT_WINDOW_MAX_S
+    assert COMMIT_WAIT_MIN_S <= COMMIT_WAIT_MAX_S
+    assert COMMIT_WAIT_MAX_S + COMMIT_GRACE_S <= 0.8 * COMMIT_WINDOW_MAX_S
 
 
 def busy_pace() -> CommitPace[str]:
     """A pace whose last flush went at 1.0."""
     pace: CommitPace[str] = CommitPace()
     pace.add("any", 1, 1.0)
-    assert pace.take(1.0) == ["any"]
+    assert pace.take(1.0, whole) == ["any"]
     return pace
 
 
@@ -112,10 +120,39 @@ def test_urgent_partition_goes_at_once_with_those_that_have_waited_for_long(why)
         assert not pace.add("urgent", COMMIT_AHEAD - 1, later_s)
         assert pace.add("urgent", COMMIT_AHEAD, later_s)
     assert pace.due_s(later_s) == later_s
-    assert pace.take(later_s) == ["old", "urgent"]
+    assert pace.take(later_s, whole) == ["old", "urgent"]
     assert pace.due_s(later_s) == later_s + COMMIT_WAIT_MAX_S
-    assert pace.take(later_s + COMMIT_WAIT_MAX_S) == ["young"]
+    assert pace.take(later_s + COMMIT_WAIT_MAX_S, whole) == ["young"]
     assert pace.due_s(2.0) == math.inf
+
+
+@given(st.floats(0, 0.1), st.booleans())
+def test_partition_with_entries_under_way_is_left_for_a_bounded_time(late_s, urgent):
+    pace = busy_pace()
+    pace.add("under way", 1, 1.001, urgent=urgent)
+    pace.add("whole", 1, 1.002)
+    due_s = pace.due_s(1.002)
+    assert due_s == (1.002 if urgent else 1.001 + COMMIT_WAIT_MAX_S)
+    at_s = max(due_s, 1.002 + COMMIT_WAIT_MIN_S) + late_s
+    taken = pace.take(at_s, lambda partition: partition == "whole")
+    bound_s = 1.001 + COMMIT_WAIT_MAX_S + COMMIT_GRACE_S
+    assert taken == (["under way", "whole"] if urgent or at_s >= bound_s else ["whole"])
+    while "under way" not in taken:
+        again_s = pace.due_s(at_s)
+        assert at_s < again_s <= max(at_s, bound_s) + COMMIT_RETRY_S
+        at_s = again_s
+        taken = pace.take(at_s, lambda _: False)
+    assert pace.due_s(at_s) == math.inf
+
+
+def test_all_go_together_whatever_is_under_way():
+    pace = busy_pace()
+    pace.add("a", COMMIT_AHEAD - 1, 1.001)
+    for number in range(GATHERED_MAX // (COMMIT_AHEAD - 1)):
+        pace.add(str(number), COMMIT_AHEAD - 1, 1.001)
+    assert pace.due_s(1.001) == 1.001
+    assert "a" in pace.take(1.001, lambda _: False)
+    assert pace.due_s(1.001) == math.inf
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, COMMIT_AHEAD - 1)), max_size=20), st.booleans())
@@ -133,7 +170,7 @@ def test_all_go_at_once_when_enough_has_gathered(counts, lost):
         pace.add(name, entries[name], 1.001)
         if sum(entries.values()) >= GATHERED_MAX:
             assert pace.due_s(1.001) == 1.001
-            assert {*pace.take(1.001)} == {*entries}
+            assert {*pace.take(1.001, whole)} == {*entries}
             entries.clear()
         else:
             assert pace.due_s(1.001) > 1.001
@@ -223,3 +260,29 @@ async def test_commit_that_something_waits_for_goes_at_once(redis_server, namesp
                 await read(client, parts, partition, "t", 1)
                 parts.committer.mark(partition)
             await until(lambda: parts.counters.commits == 2)
+
+
+async def test_flush_waits_for_entries_under_way(redis_server, namespace, monkeypatch):
+    monkeypatch.setattr(commit_pace, "COMMIT_GRACE_S", PATIENCE_S)
+    go_on = asyncio.Event()
+
+    @on.every
+    async def handler(event, ctx):
+        if event.session_uuid == "slow":
+            await go_on.wait()
+
+    async with worker_parts(redis_server, namespace, handler) as parts:
+        with redis_server.client() as client:
+            partition = await owned_with(client, parts, 1)
+            await until(lambda: parts.counters.commits == 1)
+            await read(client, parts, partition, "slow", 1)
+            await read(client, parts, partition, "s", 2)
+            await until(lambda: partition.running == 1 and partition.wants_commit)
+            end = monotonic() + 3 * COMMIT_WAIT_MAX_S
+            await until(lambda: monotonic() > end)
+            assert parts.counters.commits == 1
+            go_on.set()
+            await until(lambda: not partition.uncommitted)
+            assert parts.counters.commits == 2
+            group = client.xinfo_groups(parts.keys.callbacks(0))[0]
+            assert (group["lag"], group["pending"]) == (0, 0)
