@@ -239,9 +239,8 @@ class Publisher:
         self._gathering = None
         self._metrics.batch_size.observe(len(batch.values))
         self._send(batch, connection)
-        if (
-            len(self._sent) == 1
-        ):  # else replies are awaited that are due sooner, or Redis is slow: they gather anyway
+        # With others under way, replies are due sooner, or Redis is slow: then callbacks gather anyway.
+        if len(self._sent) == 1:
             self._linger.sent(len(batch.values))
 
     def _send(self, batch: Batch, connection: PipelinedConnection) -> None:

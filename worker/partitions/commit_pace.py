@@ -33,8 +33,9 @@ smaller, and there would be more of them."""
 COMMIT_GRACE_S: Final = 0.005
 """How much longer a partition waits that has entries under way."""
 
-COMMIT_RETRY_S: Final = 0.001
-"""How long after a flush the next one goes, where it had to leave some that were due."""
+COMMIT_RETRY_S: Final = COMMIT_GRACE_S / 2
+"""How long after a flush the next one goes, where it had to leave some that were due: with handlers that take long,
+flushes find entries under way all the time."""
 
 COMMIT_WINDOW_MAX_S: Final = 0.05
 """Events that were handled longer ago are committed, if Redis answers at once and the event loop runs: those of such a
