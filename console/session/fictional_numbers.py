@@ -80,6 +80,10 @@ class FictionalNumbers:
 
         replace_dialable(text, add)
 
+    def has_number(self, text: str) -> bool:
+        """Whether a text has a number that is known, or that could be dialled. Chooses no fictional one for it."""
+        return bool(self._known.find(text)) or replace_dialable(text, lambda _number: "") != text
+
     def of(self, number: str) -> str:
         """The digits of the fictional number, with its country code. Raises TooManyNumbersError."""
         digits = digits_of(number)

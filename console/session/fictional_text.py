@@ -83,7 +83,7 @@ class FictionalTexts:
         if (
             len(name) >= PARTY_CHARS_MIN
             and name.lower() not in ODD_NAMES
-            and self.numbers.in_text(text) == text
+            and not self.numbers.has_number(text)
             and len(self._parties) < PARTIES_MAX
         ):
             self._parties.add(name)

@@ -141,6 +141,19 @@ def test_fictional_numbers_follow_from_the_key():
         set_token_key(key)
 
 
+def test_no_fictional_number_is_a_real_one_of_a_later_callback():
+    """Whatever is drawn: of a thousand British numbers, one of these keys draws the third for the second."""
+    key = token_key()
+    later = form(f"From=%2B{FIRST}".encode(), b"Note=%2B447700900502")
+    try:
+        for drawn in range(300):
+            set_token_key(drawn.to_bytes(32, "big"))
+            numbers, changed = rewritten(form(b"From=%2B447700900444"), later)
+            assert not any(numbers.known.find(it.body.decode()) for it in changed)
+    finally:
+        set_token_key(key)
+
+
 def test_too_many_numbers_are_an_error():
     numbers = FictionalNumbers()
     for at in range(NUMBERS_MAX):
