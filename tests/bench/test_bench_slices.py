@@ -1,5 +1,6 @@
 """A tiny slice of ingest and worker, of the base and of maskline: real servers, real load, a few seconds."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -55,6 +56,22 @@ def test_load_says_how_many_requests_it_has_sent_in_all():
         stored = sum(store.client.xlen(key) for key in store.client.scan_iter(match="*:callbacks"))
     tried_before = 1
     assert load.sent == stored - tried_before > load.answered
+
+
+def test_each_slice_of_a_search_begins_after_what_the_last_one_has_sent(monkeypatch):
+    skipped: list[int] = []
+
+    def measure(_path, _requests, _rate, *, skip, **_rest):
+        skipped.append(skip)
+        return {"sent": 700.0}
+
+    monkeypatch.setattr(cost, "running", lambda _system: contextlib.nullcontext("started"))
+    monkeypatch.setattr(cost, "requests_once", lambda _number: "a file")
+    monkeypatch.setattr(cost, "measure", measure)
+    with cost.Probes(whole_path.MASKLINE) as probes:
+        for _ in range(3):
+            probes.measure(500)
+    assert skipped == [0, 700, 1400]
 
 
 def test_a_server_that_lets_everything_in_is_not_measured_as_one_that_verifies():

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ingest_kit import Client, Request, node_settings
+from ingest_kit import Client, Request, node_settings, until
 from servers import wait_until
 
 from maskline.ingest.metrics import Metrics
@@ -145,6 +145,27 @@ def test_batch_is_with_redis_before_the_loop_stands_still(runner, redis_server, 
     answered_at = runner.run(publish_two())
     watcher.join()
     assert seen_at[0] < answered_at - 0.3, "it stood still for about a second, less what the start took"
+
+
+@pytest.mark.server
+async def test_loop_does_not_stand_still_while_earlier_replies_are_awaited(own_redis, namespace, monkeypatch):
+    sent: list[int] = []
+    monkeypatch.setattr(Linger, "sent", lambda _linger, callbacks: sent.append(callbacks))
+    settings = node_settings(own_redis.url, namespace, publish_timeout_ms=10_000)
+    pool = PublisherPool(settings, Metrics(), InFlight(), BackgroundTasks(), name="test")
+    await pool.start()
+    try:
+        (publisher,) = pool.publishers
+        own_redis.pause()
+        completions = []
+        for number in range(3):
+            completions.append(publisher.publish(0, b"value"))
+            await until(lambda n=number: publisher.batches_under_way > n)
+        own_redis.resume()
+        await asyncio.gather(*completions)
+        assert sent == [1]
+    finally:
+        await pool.stop()
 
 
 async def ask_in_turn(port: int, number: int, count: int, pause_s: Callable[[], float]) -> None:
